@@ -1,0 +1,19 @@
+"""What the library says when it is given something that it cannot work with."""
+
+
+class BilevelError(ValueError):
+    """Bad input, told in one line: what is wrong, why, and the remedy.
+
+    Applications print the line and end with exit status 2; a library user catches it as the
+    :class:`ValueError` that it is.
+
+    Example:
+        >>> raise BilevelError("steps is -1: a solve cannot have fewer than 0 steps; give steps=0")
+        Traceback (most recent call last):
+        ...
+        bilevel.errors.BilevelError: steps is -1: a solve cannot have fewer than 0 steps; give steps=0
+    """
+
+
+class NonFiniteError(BilevelError, FloatingPointError):
+    """A quantity of the game became NaN or infinite: the line names the step and the term."""

@@ -1,0 +1,62 @@
+"""A follower's variable y is a tensor or a dict of tensors: the few operations that do not care which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Value = Tensor | dict[str, Tensor]
+"""A follower's variable: one tensor, or named tensors (a network's parameters)."""
+
+
+def leaves(y: Value) -> list[Tensor]:
+    """The tensors of ``y``, in a fixed order.
+
+    Args:
+        y: A tensor or a dict of tensors.
+
+    Returns:
+        One tensor, or the dict's values.
+
+    Example:
+        >>> len(leaves({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}))
+        2
+    """
+    return [y] if isinstance(y, Tensor) else list(y.values())
+
+
+def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value:
+    """Applies ``function`` to the tensors of ``y``, and of ``others`` beside them.
+
+    Args:
+        function: Takes one tensor of each tree and returns a tensor.
+        y: A tensor or a dict of tensors; it decides the shape of the result.
+        *others: Trees of the same kind and with the same names.
+
+    Returns:
+        A tree of the kind of ``y``.
+
+    Example:
+        >>> tree_map(torch.add, {"a": torch.ones(2)}, {"a": torch.ones(2)})
+        {'a': tensor([2., 2.])}
+    """
+    if isinstance(y, Tensor):
+        return function(y, *others)
+    return {
+        name: function(leaf, *(other[name] for other in others))  # type: ignore[call-overload]
+        for name, leaf in y.items()
+    }
+
+
+def detach(y: Value) -> Value:
+    """``y`` cut from the graph that computed it.
+
+    Args:
+        y: A tensor or a dict of tensors.
+
+    Returns:
+        The same numbers, sharing memory, without history.
+    """
+    return tree_map(torch.Tensor.detach, y)
