@@ -1,0 +1,49 @@
+"""Updates: the step rules of the follower, hand-designed and learned.
+
+An :class:`Update` is one step ``(y, gradient, context, state) -> (y', state)``. The gradient ∇
+points to where the follower's objective improves; a tensor y has a slice for each sample, a dict
+is shared by the batch; N is a network.
+
+==========================  ==========================================  ==========================
+update                      y'                                          y
+==========================  ==========================================  ==========================
+:class:`Gradient`           y + step · ∇                                tensor or dict
+:class:`SignGradient`       y + step · sign ∇                           tensor or dict
+:class:`NormalizedGradient` y + step · ∇ / ‖∇‖₂                         tensor or dict
+:class:`Momentum`           another update, fed m ← decay · m + ∇       as that update
+:class:`CNN`                y + scale · tanh(N(context, ∇))             images (B, C, H, W)
+:class:`ConvRNN`            y + scale · tanh(N(context, ∇, memory))     images (B, C, H, W)
+:class:`CoordinateRNN`      y + scale · N(∇ᵢ, memoryᵢ) for each i       tensor or dict
+:class:`MLP`                y + N(y, ∇)                                 tensor or dict of m numbers
+==========================  ==========================================  ==========================
+
+The last four are learned. Given ``gradient_skip`` they start as the hand-designed step and learn
+to improve on it: the image updates as ``y + scale · tanh(s · sign ∇)``, the others as
+``y + η · ∇``. For a network of your own subclass :class:`ImageUpdate`, :class:`VectorUpdate` or
+:class:`Update`.
+"""
+
+from bilevel.updates.base import State, Update
+from bilevel.updates.cnn import CNN
+from bilevel.updates.gradient import Gradient, Momentum, NormalizedGradient, SignGradient
+from bilevel.updates.learned import ImageUpdate, VectorUpdate
+from bilevel.updates.mlp import MLP
+from bilevel.updates.normalize import max_abs, unit_norm
+from bilevel.updates.rnn import ConvRNN, CoordinateRNN
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "ConvRNN",
+    "CoordinateRNN",
+    "Gradient",
+    "ImageUpdate",
+    "Momentum",
+    "NormalizedGradient",
+    "SignGradient",
+    "State",
+    "Update",
+    "VectorUpdate",
+    "max_abs",
+    "unit_norm",
+]

@@ -1,0 +1,67 @@
+"""Bilevel optimization with learned optimizers, in PyTorch.
+
+A leader trains against a follower, and the follower's optimizer may itself be trained:
+
+    min over θ   L(θ, y*)     s.t.   y* ∈ argmax over y ∈ Y of q(θ, y)
+
+Six nouns, one a module, make every algorithm:
+
+    LeaderProblem     θ and its loss             ZeroSum(model, follower), or your own
+    FollowerProblem   what y must optimise       your own: init, objective, project
+    Update            one step rule              updates.SignGradient, .CNN, .ConvRNN, .MLP, …
+    Solver            the loop that answers      Iterative(update, steps), Parametric(y)
+    Adjoint           how y*(θ) is differentiated   Detached
+    Schedule          in which order θ, φ move   Simultaneous, Alternating
+
+Named algorithms are compositions, so one is swapped for another in one line:
+
+    pgm(step, steps)        = Iterative(SignGradient(step), steps)
+    fgsm(eps)               = pgm(eps, 1)
+    no follower at all      = pgm(step, 0)
+    Naive L2L attacker      = Iterative(CNN(..., inputs=("context",)), steps=1)
+    Grad L2L attacker       = Iterative(CNN(...), steps=1)
+    2-Step L2L attacker     = Iterative(CNN(...), steps=2)
+    L2L-GAIL                = Iterative(MLP(m), steps=1, warm_start=True)
+    gradient descent–ascent = Simultaneous with Parametric(y)
+
+and ``Bilevel(leader, follower, solver, leader_opt=…, solver_opt=…)`` plays the game.
+The kits (``bilevel.robustness``) are imported by name; the core knows none of them.
+"""
+
+from bilevel import updates
+from bilevel.adjoint import Adjoint, Detached
+from bilevel.alias import fgsm, pgm
+from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.frozen import frozen
+from bilevel.game import Bilevel
+from bilevel.metrics import MetricLog
+from bilevel.oracle import Oracle
+from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
+from bilevel.schedule import Alternating, Schedule, Simultaneous
+from bilevel.solver import Iterative, Parametric, Solution, Solver
+from bilevel.updates import Update
+
+__all__ = [
+    "Adjoint",
+    "Alternating",
+    "Bilevel",
+    "BilevelError",
+    "Detached",
+    "FollowerProblem",
+    "Iterative",
+    "LeaderProblem",
+    "MetricLog",
+    "NonFiniteError",
+    "Oracle",
+    "Parametric",
+    "Schedule",
+    "Simultaneous",
+    "Solution",
+    "Solver",
+    "Update",
+    "ZeroSum",
+    "fgsm",
+    "frozen",
+    "pgm",
+    "updates",
+]

@@ -1,0 +1,45 @@
+"""Named algorithms: each is a composition of the six nouns in one line, not a class."""
+
+from __future__ import annotations
+
+from bilevel.frozen import Mode
+from bilevel.solver import Iterative
+from bilevel.updates import SignGradient
+
+
+def pgm(step: float, steps: int, *, leader_mode: Mode = "eval") -> Iterative:
+    r"""Projected sign-gradient method (Kurakin et al., 2016; Madry et al., 2017), also called PGD.
+
+    .. math:: \delta \leftarrow \Pi_Y(\delta + \eta\,\mathrm{sign}\,\nabla_\delta q(\theta, \delta))
+
+    Eq. 4 of Jiang et al. (2021). The start and the set Y are the follower's.
+
+    Args:
+        step: η, in the units of y.
+        steps: Iterations.
+        leader_mode: See :class:`~bilevel.Solver`.
+
+    Returns:
+        A solver without parameters.
+
+    Example:
+        >>> pgm(2 / 255, 10)
+        Iterative(
+          steps=10
+          (update): SignGradient(step=0.00784)
+        )
+    """
+    return Iterative(SignGradient(step), steps, leader_mode=leader_mode)
+
+
+def fgsm(eps: float, *, leader_mode: Mode = "eval") -> Iterative:
+    """Fast gradient sign method (Goodfellow et al., 2014): projected sign-gradient, one step of size ε.
+
+    Args:
+        eps: ε, in the units of y.
+        leader_mode: See :class:`~bilevel.Solver`.
+
+    Returns:
+        A solver without parameters.
+    """
+    return pgm(eps, 1, leader_mode=leader_mode)

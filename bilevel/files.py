@@ -1,0 +1,74 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bilevel.errors import BilevelError
+
+
+def make_folder(path: Path) -> Path:
+    """Makes a folder and those above it, where they are missing.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The same path.
+
+    Raises:
+        BilevelError: If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BilevelError(
+            f"cannot make the folder {path} ({error.strerror}): write to another folder"
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Within the block a file is written beside ``path``; at its end the file takes that name.
+
+    So ``path`` holds the old file or the new one, never a part of it.
+
+    Args:
+        path: The file; its folder is made.
+
+    Yields:
+        The name to write to.
+
+    Raises:
+        BilevelError: If it cannot be written (a full disk, a missing permission); an older file at
+            ``path`` is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with replacing(file) as part:
+        ...     _ = part.write_text("whole")
+        >>> file.read_text()
+        'whole'
+    """
+    part = make_folder(path.parent) / f".{path.name}.part"
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        if isinstance(error, BilevelError):
+            raise
+        kept = "; the older file there is kept" if path.exists() else ""
+        raise BilevelError(
+            f"cannot write {path} ({str(error).splitlines()[0]}){kept}: free some space, or write to "
+            "another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

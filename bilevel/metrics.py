@@ -1,0 +1,56 @@
+"""Reading the metrics of many steps without a device synchronisation at each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import NonFiniteError
+
+
+class MetricLog:
+    """Keeps the metrics of :meth:`Bilevel.step` as tensors, and reads them all at once.
+
+    Example:
+        >>> log = MetricLog()
+        >>> for loss in (1.0, 3.0):
+        ...     log.add({"loss": torch.tensor(loss)})
+        >>> log.means()
+        {'loss': 2.0}
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[dict[str, Tensor]] = []
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Keeps the metrics of one step.
+
+        Args:
+            metrics: Scalars, on any device.
+        """
+        self._steps.append(metrics)
+
+    def means(self) -> dict[str, float]:
+        """Reads and forgets what was kept, in one synchronisation a metric.
+
+        Returns:
+            The mean of each metric; nothing if nothing was kept.
+
+        Raises:
+            NonFiniteError: If a metric is NaN or infinite, with its name and the step.
+        """
+        steps, self._steps = self._steps, []
+        return {name: _mean(name, [step[name] for step in steps]) for name in (steps[:1] or [{}])[0]}
+
+
+def _mean(name: str, scalars: list[Tensor]) -> float:
+    values = torch.stack(scalars).cpu()
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        raise NonFiniteError(
+            f"{name} is {values[first].item()} at step {first + 1} of the last {len(values)}: training "
+            "has diverged or the batch is not finite; lower the learning rate, or go back to the last "
+            "checkpoint"
+        )
+    return float(values.mean())

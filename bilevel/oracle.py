@@ -1,0 +1,130 @@
+"""What a solver may ask of the follower's problem, for one leader held fixed and one batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import BilevelError
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.tree import Value, detach, leaves, tree_map
+
+
+class Oracle:
+    """A first-order oracle: start, gradient, context, projection; it remembers what it has seen.
+
+    Args:
+        follower: The problem.
+        leader: The leader, held fixed.
+        batch: The data.
+    """
+
+    def __init__(self, follower: FollowerProblem, leader: LeaderProblem, batch: Batch) -> None:
+        self._follower = follower
+        self._leader = leader
+        self._batch = batch
+        self._start: Value | None = None
+        self._before: Tensor | None = None
+        self._after: Tensor | None = None
+        self._gradient: Value | None = None
+
+    def init(self) -> Value:
+        """Where the solve starts.
+
+        Returns:
+            The follower's start.
+
+        Raises:
+            BilevelError: If the batch lacks what the follower reads.
+        """
+        try:
+            self._start = self._follower.init(self._batch)
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise BilevelError(
+                f"{type(self._follower).__name__}.init cannot read a batch of type "
+                f"{type(self._batch).__name__} ({error}): a batch must have the fields that the "
+                "problem's own methods use; wrap what the loader yields, as in Batch(x=images, y=labels)"
+            ) from error
+        return self._start
+
+    def gradient(self, y: Value) -> Value:
+        """The direction in which each sample's objective improves fastest, without weight gradients.
+
+        Args:
+            y: Where.
+
+        Returns:
+            A constant of the shape of ``y``.
+
+        Raises:
+            BilevelError: If the objective does not depend on ``y``.
+        """
+        with torch.enable_grad():
+            point = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
+            gain = self._follower.gain(self._leader, point, self._batch)
+            if not gain.requires_grad:
+                raise BilevelError(
+                    f"{type(self._follower).__name__}.objective does not depend on y: its gradient "
+                    "cannot be taken; compute it from y without detach() or no_grad(), or use an "
+                    "update with needs_gradient = False"
+                )
+            slopes = iter(torch.autograd.grad(gain.sum(), leaves(point), materialize_grads=True))
+        if self._before is None:
+            self._before = gain.detach()
+        self._gradient = tree_map(lambda _: next(slopes), point)
+        return self._gradient
+
+    def judge(self, y: Value) -> None:
+        """Evaluates the objective at the answer, and at the start if no gradient was taken there.
+
+        Args:
+            y: The answer.
+        """
+        with torch.no_grad():
+            if self._before is None and self._start is not None:
+                self._before = self._follower.gain(self._leader, self._start, self._batch)
+            self._after = self._follower.gain(self._leader, detach(y), self._batch)
+
+    def stats(self) -> dict[str, Tensor]:
+        """What was seen on the way.
+
+        Returns:
+            The statistics of :class:`~bilevel.Solution` that are known.
+        """
+        stats = {}
+        for name, gain in (("objective_before", self._before), ("objective_after", self._after)):
+            if gain is not None:
+                stats[name] = self._follower.sign * gain.mean()
+        if self._gradient is not None and self._before is not None:
+            stats["gradient_norm"] = _norms(self._gradient, by_sample=self._before.dim() == 1).mean()
+        return stats
+
+    def context(self, y: Value) -> Tensor | None:
+        """What a learned update may read at ``y`` beside the gradient.
+
+        Args:
+            y: Where.
+
+        Returns:
+            The follower's context.
+        """
+        return self._follower.context(y, self._batch)
+
+    def project(self, y: Value) -> Value:
+        """The point of Y nearest to ``y``.
+
+        Args:
+            y: Any point.
+
+        Returns:
+            A point of Y.
+        """
+        return self._follower.project(y, self._batch)
+
+
+def _norms(gradient: Value, *, by_sample: bool) -> Tensor:
+    """The Euclidean norm a sample, ``(B,)``, or over everything that the batch shares."""
+    squares = [leaf.square() for leaf in leaves(gradient)]
+    if by_sample:
+        return torch.stack([square.flatten(1).sum(1) for square in squares]).sum(0).sqrt()
+    return torch.stack([square.sum() for square in squares]).sum().sqrt()

@@ -1,0 +1,205 @@
+"""The two problems: `LeaderProblem` (θ and its loss) and `FollowerProblem` (what y must optimise).
+
+    min over θ   L(θ, y*)     s.t.   y* ∈ argmax (or argmin) over y ∈ Y of q(θ, y)
+
+A task of one's own is a subclass of :class:`FollowerProblem`; nothing else in the library has to
+know about it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from bilevel.errors import BilevelError
+from bilevel.tree import Value, leaves
+
+Batch = Any
+"""Whatever object the problem's own methods understand."""
+
+
+class LeaderProblem(nn.Module):
+    """The leader: an ``nn.Module`` whose parameters are θ, and its loss L(θ, y).
+
+    A subclass registers the modules that it trains and writes :meth:`loss`.
+
+    Example:
+        >>> import torch
+        >>> class Quadratic(LeaderProblem):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.x = nn.Parameter(torch.tensor(2.0))
+        ...     def loss(self, y, batch):
+        ...         return self.x * y
+        >>> Quadratic().loss(torch.tensor(3.0), batch=None).item()
+        6.0
+    """
+
+    @abstractmethod
+    def loss(self, y: Value, batch: Batch) -> Tensor:
+        """L(θ, y), which the leader minimises.
+
+        Args:
+            y: The follower's answer.
+            batch: The data of this step.
+
+        Returns:
+            A scalar.
+        """
+
+
+class FollowerProblem(ABC):
+    """What y must optimise while the leader is held fixed.
+
+    A subclass sets :attr:`sense` and writes :meth:`init` and :meth:`objective`;
+    :meth:`project` and :meth:`context` are optional.
+
+    Attributes:
+        sense: ``"max"`` or ``"min"``, what y does to the objective.
+
+    Example:
+        The perturbation of adversarial training (eq. 3 of Jiang et al., 2021), as a user writes it:
+
+        >>> import torch, torch.nn.functional as F
+        >>> class Linf(FollowerProblem):
+        ...     sense = "max"
+        ...     def __init__(self, eps): self.eps = eps
+        ...     def init(self, batch): return torch.zeros_like(batch.x)
+        ...     def context(self, delta, batch): return batch.x + delta
+        ...     def objective(self, leader, delta, batch):
+        ...         return F.cross_entropy(leader.model(batch.x + delta), batch.y, reduction="none")
+        ...     def project(self, delta, batch):
+        ...         return (batch.x + delta.clamp(-self.eps, self.eps)).clamp(0, 1) - batch.x
+    """
+
+    sense: Literal["min", "max"]
+
+    @abstractmethod
+    def init(self, batch: Batch) -> Value:
+        """Where a solve starts.
+
+        Args:
+            batch: The data of this step.
+
+        Returns:
+            A point of Y: a tensor ``(B, ...)`` where each sample has its own y, or a tensor or dict
+            of tensors that the whole batch shares.
+        """
+
+    @abstractmethod
+    def objective(self, leader: Any, y: Value, batch: Batch) -> Tensor:
+        """q(θ, y), in its natural sign.
+
+        Args:
+            leader: The leader, frozen while the follower is solved.
+            y: The follower's variable.
+            batch: The data of this step.
+
+        Returns:
+            One value a sample, ``(B,)``, where each sample has its own y, so that its gradient
+            never depends on the other samples; a scalar where the batch shares one y.
+        """
+
+    def project(self, y: Value, batch: Batch) -> Value:
+        """The point of Y nearest to ``y``; Y is everything unless a subclass says otherwise.
+
+        Args:
+            y: Any point.
+            batch: The data of this step.
+
+        Returns:
+            A point of Y.
+        """
+        return y
+
+    def context(self, y: Value, batch: Batch) -> Tensor | None:
+        """What a learned update may read beside the gradient: A(x, y) in the paper.
+
+        Args:
+            y: The current point.
+            batch: The data of this step.
+
+        Returns:
+            A tensor, for a perturbation the perturbed image; None where there is nothing to read.
+        """
+        return None
+
+    def gain(self, leader: Any, y: Value, batch: Batch) -> Tensor:
+        """The objective turned so that more is better for the follower: q to maximise, −q to minimise.
+
+        Args:
+            leader: The leader.
+            y: The follower's variable.
+            batch: The data of this step.
+
+        Returns:
+            A tensor of the objective's shape.
+
+        Raises:
+            BilevelError: If the sense or the objective's shape is wrong.
+        """
+        value = self.objective(leader, y, batch)
+        self._check_shape(value, y)
+        return value if self.sign > 0 else -value
+
+    @property
+    def sign(self) -> int:
+        """+1 where y maximises the objective, −1 where it minimises it.
+
+        Returns:
+            The sign of the gain's objective.
+
+        Raises:
+            BilevelError: If :attr:`sense` is neither "min" nor "max".
+        """
+        sense = getattr(self, "sense", None)
+        if sense not in ("min", "max"):
+            raise BilevelError(
+                f"{type(self).__name__}.sense is {sense!r}: a follower minimises or maximises; "
+                'set sense = "min" or sense = "max" on the class'
+            )
+        return 1 if sense == "max" else -1
+
+    def _check_shape(self, value: Tensor, y: Value) -> None:
+        samples = {leaf.shape[0] for leaf in leaves(y) if leaf.dim() > 0}
+        if value.dim() == 0 or (value.dim() == 1 and samples == {len(value)}):
+            return
+        raise BilevelError(
+            f"{type(self).__name__}.objective returned shape {tuple(value.shape)} for y of shape "
+            f"{[tuple(leaf.shape) for leaf in leaves(y)]}: it must be one value a sample, (B,), where "
+            'each sample has its own y (cross_entropy(..., reduction="none")), or a scalar where the '
+            "batch shares one y"
+        )
+
+
+class ZeroSum(LeaderProblem):
+    r"""A leader that minimises exactly what its follower maximises: L(θ, y) = mean of the follower's gain.
+
+    .. math:: \min_\theta \max_{y \in Y} q(\theta, y)
+
+    The one game in which treating y* as a constant gives the right gradient (Danskin, 1967), and in
+    which one backward pass serves both players. If the follower minimises q, the leader maximises it.
+
+    Args:
+        model: The network that the follower's objective reads as ``leader.model``.
+        follower: The follower's problem.
+    """
+
+    def __init__(self, model: nn.Module, follower: FollowerProblem) -> None:
+        super().__init__()
+        self.model = model
+        self.follower = follower
+
+    def loss(self, y: Value, batch: Batch) -> Tensor:
+        """The mean of the follower's gain at ``y``.
+
+        Args:
+            y: The follower's answer.
+            batch: The data of this step.
+
+        Returns:
+            A scalar.
+        """
+        return self.follower.gain(self, y, batch).mean()

@@ -1,0 +1,29 @@
+"""The image kit: threat models, classifiers, data, training methods and their evaluation.
+
+    Linf, L2                 what an adversary may do: followers of a classifier
+    build_model              classifiers that take images in [0, 1]
+    load_images              images as bytes on the training device
+    make_solver, Attacker    the paper's training methods by name
+    Recipe, make_game        how they are trained
+    Trainer                  epochs, validation, checkpoints
+    accuracy, attack         what a classifier gets right
+"""
+
+from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
+from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images
+from bilevel.robustness.evaluation import accuracy, attack
+from bilevel.robustness.figures import draw_attacks
+from bilevel.robustness.methods import (
+    EVALUATION_STEP,
+    METHODS,
+    TRAINING_STEP,
+    Attacker,
+    check_method,
+    is_learned,
+    make_solver,
+)
+from bilevel.robustness.models import build_model, resnet18, small_cnn, wide_resnet
+from bilevel.robustness.recipe import RECIPES, Recipe, make_game
+from bilevel.robustness.threats import L2, Linf, Perturbation
+from bilevel.robustness.training import Progress, Trainer
+from bilevel.robustness.weights import load_weights, read_about, save_weights

@@ -1,0 +1,56 @@
+"""What a classifier gets right, on clean images and under attack."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bilevel import FollowerProblem, Solver, ZeroSum, frozen
+from bilevel.robustness.batches import Batch, batches
+from bilevel.robustness.data import ImageSet
+
+
+def attack(model: nn.Module, follower: FollowerProblem, solver: Solver, batch: Batch) -> Batch:
+    """The images as an adversary changes them.
+
+    Args:
+        model: The classifier, left as it was.
+        follower: The threat model.
+        solver: The attack; a learned one computes in evaluation mode.
+        batch: Clean images.
+
+    Returns:
+        Adversarial images with the same labels.
+    """
+    with torch.no_grad(), frozen(solver):
+        solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
+    return Batch(batch.x + solution.value, batch.y)
+
+
+def accuracy(
+    model: nn.Module,
+    images: ImageSet,
+    follower: FollowerProblem | None = None,
+    solver: Solver | None = None,
+    *,
+    batch_size: int = 256,
+) -> float:
+    """The share of images whose largest logit is the right one.
+
+    Args:
+        model: The classifier; it computes in evaluation mode and is left as it was.
+        images: The images.
+        follower: The threat model; with ``solver``.
+        solver: The attack; None for clean accuracy.
+        batch_size: Images a batch.
+
+    Returns:
+        A number in [0, 1].
+    """
+    right = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+    with torch.no_grad(), frozen(model):
+        for batch in batches(images, batch_size):
+            if follower is not None and solver is not None:
+                batch = attack(model, follower, solver, batch)
+            right += (model(batch.x).argmax(1) == batch.y).sum()
+    return right.item() / len(images)

@@ -1,0 +1,248 @@
+"""A folder of images, one subfolder a class, decoded once into a cache of bytes.
+
+It reads what ``torchvision.datasets.ImageFolder`` reads, in the same order and with the same
+labels, but needs Pillow alone, and names the file where something is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bilevel.errors import BilevelError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Files that count as images, as for ``ImageFolder``."""
+
+CACHE_NAME = ".bilevel-cache.npz"
+_CACHE_FORMAT = "bilevel images 1"
+_CHUNK = 256  # images a task of the thread pool: enough to make the pool's own cost vanish
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """The images of a folder, listed but not decoded.
+
+    Args:
+        root: The folder that holds the class folders.
+        classes: The names of the class folders, sorted.
+        files: Paths of the images, relative to ``root``, sorted by class.
+        labels: The class of each file, ``(N,)`` int64.
+        fingerprint: A digest of the files' names, sizes and times of change.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    fingerprint: str
+
+    def read(self) -> Bytes:
+        """The pixels of the images, from the cache or else decoded and then cached.
+
+        The cache is the file ``.bilevel-cache.npz`` in ``root`` or, where that cannot be written,
+        a file in the user's cache folder. It holds the fingerprint of the files that it was made
+        from, and counts only as long as they have that fingerprint.
+
+        Returns:
+            RGB, ``(N, 3, H, W)``.
+
+        Raises:
+            BilevelError: An image cannot be decoded, or the images differ in size.
+        """
+        places = (self.root / CACHE_NAME, _user_cache(self.root))
+        for place in places:
+            images = _load(place, self.fingerprint)
+            if images is not None:
+                return images
+        images = _decode([self.root / file for file in self.files])
+        if not any(_save(place, self.fingerprint, images) for place in places):
+            warnings.warn(
+                f"neither {places[0]} nor {places[1]} can be written: "
+                "the images will be decoded again in the next run",
+                stacklevel=2,
+            )
+        return images
+
+
+def find_trees(root: Path) -> tuple[ImageTree, ...]:
+    """Finds the images below a folder, in ``root/{train,test}/CLASS/`` or in ``root/CLASS/``.
+
+    Args:
+        root: The folder that the user gave.
+
+    Returns:
+        The training and the test images, with the same classes, or all images where the folder
+        does not part them.
+
+    Raises:
+        BilevelError: A folder is missing or empty, or training and test classes differ.
+    """
+    parts = [part for part in (root / "train", root / "test") if part.is_dir()]
+    if not parts:
+        return (list_images(root),)
+    if len(parts) == 1:
+        raise BilevelError(
+            f"folder {root} holds {parts[0].name}/ but not both train/ and test/: add the other, "
+            f"or give {parts[0]}, and a test set is held out of it"
+        )
+    train, test = (list_images(part) for part in parts)
+    for here, there in ((train, test), (test, train)):
+        missing = sorted(set(here.classes) - set(there.classes))
+        if missing:
+            raise BilevelError(
+                f"class {missing[0]} is in {here.root} but not in {there.root}: "
+                "training and test images need the same class folders; add it or remove it"
+            )
+    return train, test
+
+
+def list_images(root: Path) -> ImageTree:
+    """Lists the images below a folder, one subfolder a class.
+
+    Args:
+        root: The folder that holds the class folders.
+
+    Returns:
+        Its images, in the order of ``ImageFolder``.
+
+    Raises:
+        BilevelError: The folder is missing, or holds fewer than two classes, or an empty class.
+    """
+    if not root.is_dir():
+        raise BilevelError(
+            f"there is no folder {root}: images are read from its class folders, {root}/CLASS/; "
+            "give the folder that holds them"
+        )
+    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+    if len(classes) < 2:
+        found = f"one class folder ({classes[0]})" if classes else "no class folders"
+        raise BilevelError(
+            f"folder {root} holds {found}: a classifier needs two classes or more; "
+            f"put the images of each class in {root}/CLASS/"
+        )
+    digest = hashlib.sha256(_CACHE_FORMAT.encode())
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found_here = _image_files(root / name)
+        if not found_here:
+            raise BilevelError(
+                f"class folder {root / name} holds no image ({', '.join(EXTENSIONS)}); "
+                "put images in it or remove it"
+            )
+        for path in found_here:
+            status = os.stat(path)
+            files.append(os.path.relpath(path, root))
+            digest.update(f"{files[-1]}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        labels += [label] * len(found_here)
+    return ImageTree(root, classes, tuple(files), np.array(labels, np.int64), digest.hexdigest())
+
+
+def _image_files(folder: Path) -> list[str]:
+    """The images anywhere below ``folder``, in the order of ``ImageFolder``."""
+    return [
+        os.path.join(place, name)
+        for place, _, names in sorted(os.walk(folder, followlinks=True))
+        for name in sorted(names)
+        if name.lower().endswith(EXTENSIONS)
+    ]
+
+
+def _decode(paths: list[Path]) -> Bytes:
+    """Decodes all images, with a progress bar on the standard error."""
+    from rich.console import Console
+    from rich.progress import track
+
+    first = _pixels(paths[0])
+    images = np.empty((len(paths), *first.shape), np.uint8)
+
+    def decode(begin: int) -> None:
+        for index, path in enumerate(paths[begin : begin + _CHUNK], start=begin):
+            pixels = _pixels(path)
+            if pixels.shape != first.shape:
+                raise BilevelError(
+                    f"images differ in size: {paths[0]} is {_size(first)} and {path} is "
+                    f"{_size(pixels)} pixels; bring all images to one size"
+                )
+            images[index] = pixels
+
+    begins = range(0, len(paths), _CHUNK)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in track(
+            pool.map(decode, begins),
+            description=f"Decoding {len(paths)} images",
+            total=len(begins),
+            console=Console(stderr=True),
+            transient=True,
+        ):
+            pass
+    return images
+
+
+def _pixels(path: Path) -> Bytes:
+    """One image as RGB, ``(3, H, W)``."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    except Exception as error:  # decoders raise more kinds than Pillow documents
+        raise BilevelError(
+            f"image {path} cannot be decoded: {error}; repair it or remove it"
+        ) from error
+    if mode.startswith(("I", "F")):  # Pillow would cut the values at 255 without a word
+        raise BilevelError(
+            f"image {path} has more than 8 bits a channel (mode {mode}); convert it to 8 bits"
+        )
+    return pixels
+
+
+def _size(pixels: Bytes) -> str:
+    """Width × height, as image viewers say it."""
+    return f"{pixels.shape[2]}x{pixels.shape[1]}"
+
+
+def _user_cache(root: Path) -> Path:
+    """The cache file of ``root`` in the user's cache folder."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bilevel"
+    return folder / (hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32] + ".npz")
+
+
+def _load(path: Path, fingerprint: str) -> Bytes | None:
+    """The images of a cache file; ``None`` where it is absent, stale or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["fingerprint"]) == fingerprint:
+                images: Bytes = file["images"]
+                return images
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        pass
+    return None
+
+
+def _save(path: Path, fingerprint: str, images: Bytes) -> bool:
+    """Writes a cache file in one piece, so that no reader sees half of it; tells if it could."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, fingerprint=np.array(fingerprint), images=images)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True

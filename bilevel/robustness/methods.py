@@ -1,0 +1,145 @@
+"""The training methods of the paper by name: each is a follower's solver, made in one line.
+
+plain                     no follower                       pgm(η, 0)
+fgsm, pgm                 hand-designed                     pgm(ε, 1), pgm(η, 10)
+naive-l2l                 δ = g(x)                          Iterative(CNN(image), 1)
+grad-l2l, grad-only-l2l   δ = g(x, ∇), δ = g(∇)             Iterative(CNN(…), 1)
+K-step-l2l, …             δ ← Π(δ + g(x + δ, ∇)), K times   Iterative(CNN(…), K)
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from bilevel import Iterative, Solver, fgsm, pgm
+from bilevel.errors import BilevelError
+from bilevel.updates import CNN, ConvRNN, Update
+
+METHODS = (
+    "plain",
+    "fgsm",
+    "pgm",
+    "naive-l2l",
+    "grad-l2l",
+    "two-step-l2l",
+    "grad-only-l2l",
+    "two-step-grad-only-l2l",
+)
+"""The methods of Table 2; ``K-step-l2l`` and ``K-step-grad-only-l2l`` take any number K."""
+
+# The paper's step sizes, 0.007 in training and 0.003 in evaluation, as shares of its ε = 0.031.
+TRAINING_STEP = 0.007 / 0.031
+EVALUATION_STEP = 0.003 / 0.031
+
+_MULTI_STEP = re.compile(r"(two|[1-9]\d*)-step-(grad-only-)?l2l")
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """The network that a learned method trains as its attacker.
+
+    Args:
+        form: A form of :class:`~bilevel.updates.CNN`, or ``"conv-rnn"``.
+        width: Channels of its first layer; in proportion to the classifier's cost.
+        normalize: Gradients are divided by the maximum of each ``"sample"``, or of the ``"batch"``
+            as in the authors' code.
+        gradient_skip: Start of the learnable factor s in tanh(net + s·sign ∇); None without.
+    """
+
+    form: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] = "wide"
+    width: int = 64
+    normalize: Literal["sample", "batch"] = "sample"
+    gradient_skip: float | None = None
+
+    def update(
+        self, channels: int, eps: float, inputs: tuple[Literal["context", "gradient"], ...]
+    ) -> Update:
+        """The attacker as an update rule.
+
+        Args:
+            channels: Channels of the images.
+            eps: ε, the reach of one step.
+            inputs: What it reads: the image, the gradient, or both.
+
+        Returns:
+            A new network.
+        """
+        if self.form == "conv-rnn":
+            network = partial(ConvRNN, hidden=self.width)
+        else:
+            network = partial(CNN, form=self.form, width=self.width)
+        skip = self.gradient_skip if "gradient" in inputs else None
+        return network(channels, eps, inputs=inputs, normalize=self.normalize, gradient_skip=skip)
+
+
+def is_learned(method: str) -> bool:
+    """Whether the method trains an attacker.
+
+    Args:
+        method: A name that :func:`make_solver` knows.
+
+    Returns:
+        False for the hand-designed ones.
+    """
+    return method.endswith("l2l")
+
+
+def make_solver(
+    method: str, *, eps: float, channels: int, attacker: Attacker, pgm_steps: int = 10
+) -> Solver:
+    """The solver of the follower in a training method.
+
+    Args:
+        method: One of :data:`METHODS`, or with another number of steps such as ``"3-step-l2l"``.
+        eps: ε of the threat model.
+        channels: Channels of the images.
+        attacker: The attacker of a learned method.
+        pgm_steps: Steps of ``pgm``, of size 0.007/0.031·ε as in the paper.
+
+    Returns:
+        A new solver.
+
+    Raises:
+        BilevelError: If there is no such method; the nearest name is given.
+
+    Example:
+        >>> solver = make_solver("two-step-l2l", eps=0.031, channels=3, attacker=Attacker())
+        >>> solver.steps
+        2
+    """
+    check_method(method)
+    fixed = {
+        "plain": lambda: pgm(TRAINING_STEP * eps, 0),
+        "fgsm": lambda: fgsm(eps),
+        "pgm": lambda: pgm(TRAINING_STEP * eps, pgm_steps),
+    }
+    if method in fixed:
+        return fixed[method]()
+    multi_step = _MULTI_STEP.fullmatch(method)
+    steps = int(multi_step[1].replace("two", "2")) if multi_step else 1
+    inputs: tuple[Literal["context", "gradient"], ...] = ("context", "gradient")
+    if method == "naive-l2l":
+        inputs = ("context",)
+    elif "grad-only" in method:
+        inputs = ("gradient",)
+    return Iterative(attacker.update(channels, eps, inputs), steps)
+
+
+def check_method(method: str) -> None:
+    """Says which name was meant if there is no such method.
+
+    Args:
+        method: A name.
+
+    Raises:
+        BilevelError: If no method has that name.
+    """
+    if method in METHODS or _MULTI_STEP.fullmatch(method):
+        return
+    near = difflib.get_close_matches(method, METHODS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(METHODS)}"
+    raise BilevelError(f"there is no method {method!r}: {hint}")

@@ -1,0 +1,130 @@
+"""How a classifier is trained: the paper's recipe, and what the small datasets need instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from bilevel import Alternating, Bilevel, FollowerProblem, Schedule, Simultaneous, Solver, ZeroSum
+from bilevel.robustness.batches import Augment
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a training run; the defaults are the paper's (Sec. 4.1).
+
+    Args:
+        model: Name of the classifier, see :func:`~bilevel.robustness.build_model`.
+        epsilon: ε of the L∞ threat model, in units of the pixel range.
+        epochs: Passes over the training set.
+        batch_size: Images a step.
+        lr: The classifier's learning rate (SGD, momentum 0.9), times 0.1 at each milestone.
+        milestones: When, as shares of the run; 30, 60 and 90 of the paper's 100 epochs.
+        weight_decay: Of both networks.
+        attacker_lr: The attacker's learning rate (Adam); it does not decay.
+        attacker: See :class:`~bilevel.robustness.Attacker`.
+        attacker_width: Likewise.
+        padding: Pixels of the random crop.
+        flip: Whether images are mirrored.
+    """
+
+    model: str = "wrn-34-10"
+    epsilon: float = 0.031
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 0.1
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
+    weight_decay: float = 2e-4
+    attacker_lr: float = 1e-3
+    attacker: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] = "wide"
+    attacker_width: int = 64
+    padding: int = 4
+    flip: bool = True
+
+    def lr_at(self, epoch: int) -> float:
+        """The classifier's learning rate in an epoch.
+
+        Args:
+            epoch: From 0.
+
+        Returns:
+            ``lr`` · 0.1 to the number of milestones passed.
+
+        Example:
+            >>> [round(Recipe().lr_at(epoch), 6) for epoch in (0, 29, 30, 60, 90)]
+            [0.1, 0.1, 0.01, 0.001, 0.0001]
+        """
+        passed = sum(epoch >= round(share * self.epochs) for share in self.milestones)
+        return self.lr * 0.1**passed
+
+    @property
+    def augment(self) -> Augment | None:
+        """The augmentation, or None where there is none.
+
+        Returns:
+            A crop and a flip.
+        """
+        return Augment(self.padding, flip=self.flip) if self.padding or self.flip else None
+
+
+SMALL = Recipe(
+    model="small-cnn",
+    epsilon=0.2,
+    epochs=30,
+    batch_size=64,
+    milestones=(0.5, 0.8),
+    attacker="two-layer",
+    attacker_width=32,
+    padding=0,
+    flip=False,
+)
+
+RECIPES = {
+    "digits": SMALL,
+    "fashion-mnist": SMALL,
+    "cifar10": Recipe(),
+    "cifar100": Recipe(),
+    "folder": Recipe(),
+}
+"""The recipe of each dataset: the paper's for CIFAR, a small one for small images."""
+
+
+def make_game(
+    model: nn.Module,
+    follower: FollowerProblem,
+    solver: Solver,
+    recipe: Recipe,
+    schedule: Literal["simultaneous", "alternating"] = "simultaneous",
+) -> Bilevel:
+    """Adversarial training as a zero-sum game with the paper's optimizers.
+
+    Args:
+        model: The classifier.
+        follower: The threat model.
+        solver: A training method's solver.
+        recipe: Learning rates and weight decay.
+        schedule: One pass for both networks (Algorithm 3), or one each as the authors' code runs.
+
+    Returns:
+        The game.
+    """
+    leader = ZeroSum(model, follower)
+    schedules: dict[str, Schedule] = {"simultaneous": Simultaneous(), "alternating": Alternating()}
+    attacker = list(solver.parameters())
+    return Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(
+            leader.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
+        ),
+        solver_opt=torch.optim.Adam(
+            attacker, lr=recipe.attacker_lr, weight_decay=recipe.weight_decay
+        )
+        if attacker
+        else None,
+        schedule=schedules[schedule],
+    )

@@ -1,0 +1,210 @@
+"""Training a classifier against a follower, epoch by epoch, so that it can be stopped and resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bilevel import Bilevel, MetricLog, checkpoint, pgm
+from bilevel.errors import BilevelError
+from bilevel.robustness.batches import shuffled_batches
+from bilevel.robustness.data import Splits
+from bilevel.robustness.evaluation import accuracy
+from bilevel.robustness.methods import TRAINING_STEP
+from bilevel.robustness.recipe import Recipe
+from bilevel.robustness.threats import Linf
+
+WINDOW = 50
+"""Steps between two readings of the metrics: each is one device synchronisation."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the networks and the optimizers it is all that a checkpoint holds.
+
+    Args:
+        epoch: The epoch under way, from 0.
+        position: Batches of it that are done.
+        seconds: Training time of each finished epoch, without evaluation.
+        elapsed: Training seconds of the epoch under way.
+        history: A record for each finished epoch.
+        best: The highest validation score so far.
+        best_epoch: The epoch that had it.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    seconds: list[float] = field(default_factory=list)
+    elapsed: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float = -1.0
+    best_epoch: int = -1
+
+
+class Trainer:
+    """Runs the epochs of a game on images and keeps the weights that validate best.
+
+    The score is the mean of clean accuracy and accuracy under PGM-10 on the validation split; the
+    test set has no say (the paper's code chooses on it).
+
+    Args:
+        game: The game, see :func:`make_game`.
+        data: The images, on the training device.
+        recipe: Epochs, batch size, learning rates and augmentation.
+        seed: Of the order of the batches and their augmentation.
+        path: The checkpoint's file.
+        config: Plain values that tell this run from others; a checkpoint of another run is refused.
+        precision: ``"bf16"`` trains under autocast; evaluation stays in float32.
+        report: Called with the number of steps done and metrics, at each reading of the metrics.
+        save_every: Seconds after which a checkpoint is written within an epoch.
+    """
+
+    def __init__(
+        self,
+        game: Bilevel,
+        data: Splits,
+        recipe: Recipe,
+        *,
+        seed: int,
+        path: Path,
+        config: dict[str, Any],
+        precision: Literal["float32", "bf16"] = "float32",
+        report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
+        save_every: float = 60.0,
+    ) -> None:
+        self.game = game
+        self.data = data
+        self.recipe = recipe
+        self.seed = seed
+        self.path = path
+        self.config = {**config, **asdict(recipe), "seed": seed, "precision": precision}
+        self.precision = precision
+        self.report = report
+        self.save_every = save_every
+        self.progress = Progress()
+        self.best_weights: dict[str, Any] = {}
+        self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
+
+    def fit(self) -> Progress:
+        """Trains from where the run stands to its last epoch, and puts the best weights in place.
+
+        Returns:
+            The history of the run.
+
+        Raises:
+            NonFiniteError: If a loss becomes NaN; the last checkpoint is kept.
+            BilevelError: If a checkpoint cannot be written.
+        """
+        while self.progress.epoch < self.recipe.epochs:
+            self._train_epoch()
+            self._close_epoch()
+            self.save()
+        for name, weights in self.best_weights.items():
+            getattr(self.game, name).load_state_dict(weights)
+        return self.progress
+
+    def save(self) -> None:
+        """Writes everything that the rest of the run depends on."""
+        state = {
+            "config": self.config,
+            "game": self.game.state_dict(),
+            "progress": asdict(self.progress),
+            "best_weights": self.best_weights,
+            "random": checkpoint.random_state(),
+        }
+        checkpoint.save(self.path, state)
+
+    def resume(self) -> None:
+        """Goes back to the state of the checkpoint.
+
+        Raises:
+            BilevelError: If there is none, or it belongs to another run.
+        """
+        state = checkpoint.load(self.path, self.data.train.images.device)
+        try:
+            saved = state["config"]
+            for key in {**self.config, **saved}:
+                if saved.get(key) != self.config.get(key):
+                    raise BilevelError(
+                        f"{self.path} is a run with {key} = {saved.get(key)}, this one has "
+                        f"{self.config.get(key)}: a run is resumed as it was begun; give the same "
+                        "arguments, or another --out"
+                    )
+            self.game.load_state_dict(state["game"])
+            self.progress = Progress(**state["progress"])
+            self.best_weights = state["best_weights"]
+            checkpoint.set_random_state(state["random"])
+        except (KeyError, TypeError) as error:
+            raise BilevelError(
+                f"{self.path} is not the checkpoint of a training run ({error}): it was written by "
+                "something else; give another --out"
+            ) from error
+
+    def _train_epoch(self) -> None:
+        now = self.progress
+        for group in self.game.leader_opt.param_groups:
+            group["lr"] = self.recipe.lr_at(now.epoch)
+        self.game.leader.train()
+        self.game.solver.train()
+        saved = time.monotonic()
+        for window in self._windows():
+            now.elapsed += window
+            if time.monotonic() - saved > self.save_every:
+                self.save()
+                saved = time.monotonic()
+
+    def _windows(self) -> Iterator[float]:
+        """Trains the rest of the epoch; yields the seconds of each run of steps between two readings."""
+        now, log = self.progress, MetricLog()
+        stream = shuffled_batches(
+            self.data.train,
+            self.recipe.batch_size,
+            seed=self.seed,
+            epoch=now.epoch,
+            augment=self.recipe.augment,
+            start=now.position,
+        )
+        begun = time.perf_counter()
+        autocast = torch.autocast(
+            self.data.train.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+        for batch in stream:
+            with autocast:
+                log.add(self.game.step(batch))
+            now.position += 1
+            if now.position % WINDOW == 0 or now.position == self.steps_per_epoch:
+                self.report(self.game.steps, log.means())
+                yield time.perf_counter() - begun
+                begun = time.perf_counter()
+
+    def _close_epoch(self) -> None:
+        now, game = self.progress, self.game
+        record = {"epoch": now.epoch, "lr": self.recipe.lr_at(now.epoch), **self._validate()}
+        score = (record["validation_clean"] + record["validation_pgm"]) / 2
+        if score > now.best:
+            now.best, now.best_epoch = score, now.epoch
+            self.best_weights = {
+                name: {
+                    key: value.clone() if isinstance(value, torch.Tensor) else value
+                    for key, value in getattr(game, name).state_dict().items()
+                }
+                for name in ("leader", "solver")
+            }
+        now.history.append(record)
+        now.seconds.append(now.elapsed)
+        now.epoch, now.position, now.elapsed = now.epoch + 1, 0, 0.0
+        self.report(game.steps, record)
+
+    def _validate(self) -> dict[str, float]:
+        model, images = self.game.leader.model, self.data.validation
+        eps = self.recipe.epsilon
+        pgm10 = pgm(TRAINING_STEP * eps, 10)
+        return {
+            "validation_clean": accuracy(model, images),
+            "validation_pgm": accuracy(model, images, Linf(eps), pgm10),
+        }

@@ -1,0 +1,80 @@
+"""Trained networks as safetensors files: numbers and a few words about them, never code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.errors import BilevelError
+from bilevel.files import replacing
+
+
+def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
+    """Writes the parameters and buffers of ``module``.
+
+    Args:
+        path: The file; its folder is made.
+        module: The network.
+        about: What is needed to build it again, such as the model's name.
+
+    Raises:
+        BilevelError: If it cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {
+        name: value.detach().cpu().contiguous()
+        for name, value in module.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+    with replacing(path) as part:
+        part.write_bytes(save(tensors, metadata=about))
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Puts the weights of a file into ``module``.
+
+    Args:
+        path: The file.
+        module: A network of the architecture that was saved.
+
+    Raises:
+        BilevelError: If the file is missing, unreadable or of another architecture.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BilevelError(
+            f"cannot read weights from {path} ({error}): name a file that a training run wrote"
+        ) from error
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    for name in {**own, **tensors}:
+        shapes = [tuple(side[name].shape) if name in side else None for side in (tensors, own)]
+        if shapes[0] != shapes[1]:
+            raise BilevelError(
+                f"{path} is of another architecture: {name} is {shapes[0]} there and {shapes[1]} "
+                "here; build the network that was saved"
+            )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """What :func:`save_weights` wrote about the network.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The words; nothing if there are none.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})

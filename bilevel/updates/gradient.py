@@ -1,0 +1,157 @@
+"""Hand-designed updates: steps along the gradient, without parameters.
+
+They differ in the direction d(g) of the step ``y' = y + step · d(g)``; :class:`Momentum` changes
+the gradient that another update is fed:
+
+    PGM, L∞  = Iterative(SignGradient(step), steps)
+    PGM, L2  = Iterative(NormalizedGradient(step), steps)
+    MI-FGSM  = Iterative(Momentum(SignGradient(step), 1.0, normalize=True), steps)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import BilevelError
+from bilevel.tree import Value, tree_map
+from bilevel.updates.base import State, Update
+from bilevel.updates.checks import given, positive
+from bilevel.updates.normalize import unit_norm
+
+
+class _Step(Update):
+    """``y' = y + step · direction(gradient)``."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.step = positive("step", step)
+
+    @abstractmethod
+    def direction(self, gradient: Value) -> Value:
+        """Where to go, in the shape of the gradient."""
+
+    def forward(
+        self, y: Value, gradient: Value | None, context: Tensor | None, state: State
+    ) -> tuple[Value, State]:
+        direction = self.direction(given("gradient", gradient))
+        return tree_map(partial(torch.add, alpha=self.step), y, direction), state
+
+    def extra_repr(self) -> str:
+        return f"step={self.step}"
+
+
+class Gradient(_Step):
+    """Gradient ascent: ``y' = y + step · g``.
+
+    Args:
+        step: η > 0, in units of y² per unit of the objective.
+
+    Raises:
+        BilevelError: If ``step`` is not positive and finite.
+
+    Example:
+        >>> Gradient(0.5)(torch.zeros(1, 2), torch.tensor([[2.0, -4.0]]), None, None)
+        (tensor([[ 1., -2.]]), None)
+    """
+
+    def direction(self, gradient: Value) -> Value:
+        """The gradient itself."""
+        return gradient
+
+
+class SignGradient(_Step):
+    """The step of FGSM and PGM: ``y' = y + step · sign(g)`` (eq. 4).
+
+    The steepest ascent of a linear function in the L∞ norm.
+
+    Args:
+        step: η > 0, in units of y (0.007 in the paper's training, for pixels in [0, 1]).
+
+    Raises:
+        BilevelError: If ``step`` is not positive and finite.
+
+    Example:
+        >>> SignGradient(0.5)(torch.zeros(1, 3), torch.tensor([[2.0, -4.0, 0.0]]), None, None)
+        (tensor([[ 0.5000, -0.5000,  0.0000]]), None)
+    """
+
+    def direction(self, gradient: Value) -> Value:
+        """+1, -1 or 0, as the gradient's sign."""
+        return tree_map(torch.sign, gradient)
+
+
+class NormalizedGradient(_Step):
+    """A step of constant length: ``y' = y + step · g / ‖g‖₂``, for each sample.
+
+    The steepest ascent of a linear function in the L2 norm. Where the gradient is zero, y stays.
+
+    Args:
+        step: η > 0, the Euclidean length of the step, in units of y.
+
+    Raises:
+        BilevelError: If ``step`` is not positive and finite.
+
+    Example:
+        >>> NormalizedGradient(5.0)(torch.zeros(1, 2), torch.tensor([[0.3, -0.4]]), None, None)
+        (tensor([[ 3., -4.]]), None)
+    """
+
+    def direction(self, gradient: Value) -> Value:
+        """The gradient with Euclidean norm 1, see :func:`~bilevel.updates.unit_norm`."""
+        return unit_norm(gradient, 2)
+
+
+class Momentum(Update):
+    """Feeds another update the sum of the gradients so far: ``m ← decay · m + g``.
+
+    With ``normalize`` it is ``m ← decay · m + g / ‖g‖₁`` and, around :class:`SignGradient` with
+    decay 1, the attack MI-FGSM of Dong et al., "Boosting Adversarial Attacks with Momentum",
+    CVPR 2018, eq. 6 and 7.
+
+    The state is ``(m, state of the other update)``.
+
+    Args:
+        update: The update that is fed m in the place of the gradient.
+        decay: μ ≥ 0, what is kept of m from one step to the next.
+        normalize: Whether each sample's gradient is first divided by its L1 norm, so that every
+            step of the sum weighs the same.
+
+    Raises:
+        BilevelError: If ``decay`` is negative or not finite.
+
+    Example:
+        >>> update = Momentum(Gradient(1.0), 0.5)
+        >>> y, state = update(torch.zeros(1, 1), torch.ones(1, 1), None, None)
+        >>> update(y, torch.ones(1, 1), None, state)[0]
+        tensor([[2.5000]])
+    """
+
+    def __init__(self, update: Update, decay: float, *, normalize: bool = False) -> None:
+        super().__init__()
+        if not 0 <= decay < math.inf:
+            raise BilevelError(f"decay is {decay}: m would not stay a sum; give 0 ≤ decay, say 1.0")
+        self.update = update
+        self.decay = decay
+        self.normalize = normalize
+
+    def forward(
+        self, y: Value, gradient: Value | None, context: Tensor | None, state: State
+    ) -> tuple[Value, State]:
+        """Adds the gradient to m, and takes the other update's step along m."""
+        moment = given("gradient", gradient)
+        if self.normalize:
+            moment = unit_norm(moment, 1)
+        previous, inner = (None, None) if state is None else state
+        if previous is not None:
+            moment = tree_map(partial(torch.add, alpha=self.decay), moment, previous)
+        y, inner = self.update(y, moment, context, inner)
+        return y, (moment, inner)
+
+    def extra_repr(self) -> str:
+        """The settings, as ``repr`` shows them."""
+        return f"decay={self.decay}, normalize={self.normalize}"

@@ -1,0 +1,234 @@
+"""What learned updates share: how their networks are fed, and how the gradient skips them.
+
+A learned update adds to y what its network proposes. Two bases do everything but the network:
+
+    ImageUpdate    y' = y + scale · tanh(network + s · sign ∇)     y is a batch of images
+    VectorUpdate   y' = y + network + η · ∇                        y is any numbers
+
+The gradient's skip (s, η) is there where it is asked for. It is learned, and the network's last
+layer then starts at zero: training starts from the hand-designed step and improves on it, where a
+random network would first have to find the gradient's direction.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.errors import BilevelError
+from bilevel.tree import Value, leaves, tree_map
+from bilevel.updates.base import State, Update
+from bilevel.updates.checks import at_least_one, given, one_of, positive
+from bilevel.updates.normalize import OVER, Over, max_abs
+
+Inputs = tuple[Literal["context", "gradient"], ...]
+"""What an attacker reads."""
+
+# In the paper's words: Naive, Grad-only and Grad L2L.
+INPUTS: tuple[Inputs, ...] = (("context",), ("gradient",), ("context", "gradient"))
+
+
+class LearnedUpdate(Update):
+    """An update with a network and, where it is asked for, the gradient's skip.
+
+    Args:
+        gradient_skip: The skip's first value, or None for no skip.
+
+    Raises:
+        BilevelError: If ``gradient_skip`` is not finite.
+    """
+
+    gradient_skip: nn.Parameter | None
+
+    def __init__(self, gradient_skip: float | None) -> None:
+        super().__init__()
+        if gradient_skip is None:
+            self.gradient_skip = None
+        elif math.isfinite(gradient_skip):
+            self.gradient_skip = nn.Parameter(torch.tensor(float(gradient_skip)))
+        else:
+            raise BilevelError(
+                f"gradient_skip is {gradient_skip}: nothing can be learned from there; "
+                "give a finite number, or None for no skip"
+            )
+
+    def _start_at_skip(self, last: nn.Conv2d | nn.Linear) -> None:
+        """Where there is a skip, the network's ``last`` layer starts at zero."""
+        if self.gradient_skip is not None:
+            nn.init.zeros_(last.weight)
+            if last.bias is not None:
+                nn.init.zeros_(last.bias)
+
+
+class ImageUpdate(LearnedUpdate):
+    """Moves images: ``y' = y + scale · tanh(network([context, ∇ / max|∇|]) + s · sign ∇)``.
+
+    A subclass writes :meth:`propose`.
+
+    Args:
+        channels: C of the images ``(B, C, H, W)``.
+        scale: The largest move of a coordinate, in units of y.
+        inputs: What the network reads: the context, the gradient, or both.
+        normalize: Over what the gradient is divided by its largest value, see
+            :func:`~bilevel.updates.max_abs`.
+        gradient_skip: s at the start, or None for no skip.
+
+    Raises:
+        BilevelError: If an argument is out of its range.
+
+    Example:
+        >>> class Linear(ImageUpdate):
+        ...     def __init__(self, channels, scale):
+        ...         super().__init__(channels, scale, ("gradient",), "sample", None)
+        ...         self.network = nn.Conv2d(channels, channels, kernel_size=1)
+        ...     def propose(self, features, state):
+        ...         return self.network(features), state
+        >>> delta, _ = Linear(3, 0.1)(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4), None, None)
+        >>> delta.shape
+        torch.Size([2, 3, 4, 4])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        scale: float,
+        inputs: Inputs,
+        normalize: Over,
+        gradient_skip: float | None,
+    ) -> None:
+        super().__init__(gradient_skip)
+        self.channels = at_least_one("channels", channels)
+        self.scale = positive("scale", scale)
+        self.inputs = one_of("inputs", inputs, INPUTS)
+        self.normalize = one_of("normalize", normalize, OVER)
+        self.needs_gradient = "gradient" in inputs or gradient_skip is not None
+
+    @abstractmethod
+    def propose(self, features: Tensor, state: State) -> tuple[Tensor, State]:
+        """What the network makes of its inputs.
+
+        Args:
+            features: ``(B, channels · len(inputs), H, W)``.
+            state: What the previous step returned; None at the first step.
+
+        Returns:
+            The move before tanh, ``(B, channels, H, W)``, and the state for the next step.
+        """
+
+    def forward(
+        self, y: Value, gradient: Value | None, context: Tensor | None, state: State
+    ) -> tuple[Value, State]:
+        """Moves each coordinate of the images ``y`` by at most ``scale``."""
+        y = self._images("y", y)
+        features = []
+        if "context" in self.inputs:
+            features.append(self._images("context", given("context", context), like=y))
+        if "gradient" in self.inputs:
+            normalized = max_abs(given("gradient", gradient), self.normalize)
+            features.append(self._images("gradient", normalized, like=y))
+        output, state = self.propose(torch.cat(features, dim=1), state)
+        if self.gradient_skip is not None:
+            slope = self._images("gradient", given("gradient", gradient), like=y)
+            output = output + self.gradient_skip * torch.sign(slope)
+        return y + self.scale * torch.tanh(output), state
+
+    def _images(self, name: str, value: Value, like: Tensor | None = None) -> Tensor:
+        """``value``, which must be a tensor ``(B, channels, H, W)`` of the shape of ``like``."""
+        update = f"{type(self).__name__}(channels={self.channels})"
+        if isinstance(value, dict):
+            raise BilevelError(f"{name} is a dict: {update} moves images; use MLP or CoordinateRNN")
+        shape = tuple(value.shape)
+        if value.dim() != 4 or value.shape[1] != self.channels:
+            raise BilevelError(
+                f"{name} has shape {shape}: {update} reads (B, {self.channels}, H, W); "
+                "give the channels that your images have"
+            )
+        if like is not None and value.shape != like.shape:
+            raise BilevelError(
+                f"{name} has shape {shape}: y has {tuple(like.shape)}; give both the same shape"
+            )
+        return value
+
+
+class VectorUpdate(LearnedUpdate):
+    """Moves the numbers of a tensor or of a dict of tensors: ``y' = y + network + η · ∇``.
+
+    A subclass writes :meth:`propose`.
+
+    Args:
+        gradient_skip: η at the start, or None for no skip.
+
+    Raises:
+        BilevelError: If ``gradient_skip`` is not finite.
+
+    Example:
+        >>> class Shrink(VectorUpdate):
+        ...     def propose(self, y, gradient, state):
+        ...         return -ravel(y) / 2, state
+        >>> y, _ = Shrink(None)(torch.ones(2, 1), torch.zeros(2, 1), None, None)
+        >>> y.flatten()
+        tensor([0.5000, 0.5000])
+    """
+
+    @abstractmethod
+    def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
+        """What the network makes of y and its gradient.
+
+        Args:
+            y: The follower's variable, of m numbers.
+            gradient: Same shape as ``y``, its tensors in the order of ``y``.
+            state: What the previous step returned; None at the first step.
+
+        Returns:
+            The move of each number, ``(m,)``, and the state for the next step.
+        """
+
+    def forward(
+        self, y: Value, gradient: Value | None, context: Tensor | None, state: State
+    ) -> tuple[Value, State]:
+        """Adds to each number of ``y`` what the network and the skip propose for it."""
+        # By name, since the network tells the numbers of a dict apart by their place alone.
+        gradient = tree_map(lambda _, leaf: leaf, y, given("gradient", gradient))
+        move, state = self.propose(y, gradient, state)
+        if self.gradient_skip is not None:
+            move = move + self.gradient_skip * ravel(gradient)
+        return tree_map(torch.add, y, unravel(move, like=y)), state
+
+
+def ravel(y: Value) -> Tensor:
+    """All numbers of ``y`` in one row.
+
+    Args:
+        y: A tensor or a dict of tensors, of m numbers.
+
+    Returns:
+        ``(m,)``, the tensors of a dict one after the other.
+
+    Example:
+        >>> ravel({"weight": torch.ones(2, 1), "bias": torch.zeros(1)})
+        tensor([1., 1., 0.])
+    """
+    return torch.cat([leaf.reshape(-1) for leaf in leaves(y)])
+
+
+def unravel(row: Tensor, like: Value) -> Value:
+    """The inverse of :func:`ravel`.
+
+    Args:
+        row: ``(m,)``.
+        like: A tensor or a dict of tensors, of m numbers.
+
+    Returns:
+        The numbers of ``row`` in the shape of ``like``.
+
+    Example:
+        >>> unravel(torch.arange(3), {"weight": torch.ones(2, 1), "bias": torch.zeros(1)})
+        {'weight': tensor([[0],
+                [1]]), 'bias': tensor([2])}
+    """
+    pieces = iter(torch.split(row, [leaf.numel() for leaf in leaves(like)]))
+    return tree_map(lambda leaf: next(pieces).view_as(leaf), like)

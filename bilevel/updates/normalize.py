@@ -1,0 +1,97 @@
+"""Gradients freed of their scale, one sample at a time.
+
+The size of a sample's gradient says how sure the leader is, not where to go, and it spans many
+orders of magnitude. Updates therefore read directions:
+
+    max_abs(g)      = g / max|g|      what learned updates are fed
+    unit_norm(g, p) = g / ‖g‖ₚ        the direction of steepest ascent for p = 2
+
+A tensor ``(B, ...)`` is normalised sample by sample, so that a sample's answer does not depend on
+its batch-mates. A dict is one value shared by the batch: all its tensors are divided by *one*
+number, their joint norm, because a number for each tensor would turn the gradient's direction.
+
+A zero gradient stays zero. An infinite or NaN one gives NaN in its own sample and leaves the
+others alone: it must not pass for a direction.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from bilevel.tree import Value, leaves, tree_map
+from bilevel.updates.checks import one_of
+
+Over = Literal["sample", "batch"]
+"""What is divided by one number: a sample, or all samples of the batch."""
+
+OVER: tuple[Over, ...] = ("sample", "batch")
+
+
+def max_abs(gradient: Value, over: Over = "sample") -> Value:
+    """The gradient divided by its largest absolute value: ``g / max|g|``.
+
+    Args:
+        gradient: A tensor ``(B, ...)`` with a slice a sample, or a dict shared by the batch,
+            which is divided by the largest value of all its tensors.
+        over: ``"sample"`` divides each sample by its own maximum; ``"batch"`` divides a tensor by
+            the maximum over the batch, as the code of the paper does, so that an attack then
+            depends on which images share its batch. A dict has no samples: both are the same.
+
+    Returns:
+        The same shape, largest absolute value 1; zeros where the gradient is zero.
+
+    Raises:
+        BilevelError: If ``over`` is neither.
+
+    Example:
+        >>> max_abs(torch.tensor([[1e-30, -2e-30], [4.0, 1.0], [0.0, 0.0]]))
+        tensor([[ 0.5000, -1.0000],
+                [ 1.0000,  0.2500],
+                [ 0.0000,  0.0000]])
+    """
+    return _divide(gradient, _norm(gradient, math.inf, one_of("over", over, OVER)))
+
+
+def unit_norm(gradient: Value, order: float) -> Value:
+    """The gradient divided by its p-norm: ``g / ‖g‖ₚ``.
+
+    Args:
+        gradient: A tensor ``(B, ...)`` with a slice a sample, or a dict shared by the batch,
+            which is divided by the norm of all its tensors together.
+        order: p, at least 1.
+
+    Returns:
+        The same shape, p-norm 1; zeros where the gradient is zero.
+
+    Example:
+        >>> unit_norm(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]), 2)
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    gradient = max_abs(gradient)  # the powers of very small and large numbers leave float's range
+    return _divide(gradient, _norm(gradient, order, "sample"))
+
+
+def _norm(gradient: Value, order: float, over: Over) -> Tensor:
+    """The p-norm, in a shape that broadcasts against the gradient."""
+    norm: Tensor
+    if isinstance(gradient, dict):
+        norm = vector_norm(torch.stack([vector_norm(g, order) for g in leaves(gradient)]), order)
+    elif over == "batch":
+        norm = vector_norm(gradient, order)
+    elif gradient.dim() > 1:
+        norm = vector_norm(gradient, order, tuple(range(1, gradient.dim())), keepdim=True)
+    else:  # one number a sample
+        norm = gradient.abs()
+    return norm
+
+
+def _divide(gradient: Value, norm: Tensor) -> Value:
+    # Not norm + floor or max(norm, floor): the derivative at zero would be 1 / floor, and NaN soon.
+    safe = torch.where(norm == 0, 1, norm)
+    return tree_map(lambda leaf: leaf / safe, gradient)

@@ -1,0 +1,173 @@
+"""Recurrent updates: what they remember of one step they use in the next.
+
+The memory travels in the update's ``state``, ``(y, state) -> (y', state')``, so that a solver can
+start afresh for each batch or continue where it was. Cells are written in differentiable layers
+(no cuDNN recurrence, which has no second derivative).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.errors import BilevelError
+from bilevel.tree import Value
+from bilevel.updates.base import State
+from bilevel.updates.checks import at_least_one, positive
+from bilevel.updates.learned import ImageUpdate, Inputs, VectorUpdate, ravel
+from bilevel.updates.normalize import Over, max_abs
+
+
+class ConvRNN(ImageUpdate):
+    """A recurrent attacker: ``y' = y + scale · tanh(last(h'))``, ``h' = cell([context, ∇], h)``.
+
+    The cell is a convolutional :class:`GRU <ConvGRUCell>`. Unlike
+    ``Iterative(CNN(...), steps=K)``, the paper's multi-step attacker, it hands its features on
+    from step to step. It has no batch normalisation: a sample's move never depends on its
+    batch-mates.
+
+    The state is h, ``(B, hidden, H, W)``.
+
+    Args:
+        channels: C of the images ``(B, C, H, W)``.
+        scale: The largest move of a coordinate in a step, in units of y.
+        hidden: Channels of the memory h.
+        inputs: What the cell reads, as in :class:`~bilevel.updates.CNN`.
+        normalize: As in :class:`~bilevel.updates.CNN`.
+        gradient_skip: As in :class:`~bilevel.updates.CNN`.
+
+    Raises:
+        BilevelError: If an argument is out of its range; in the call, if y, the gradient or the
+            context is missing or not of ``channels`` channels, or the state is of other images.
+
+    Example:
+        >>> attacker = ConvRNN(channels=1, scale=0.1, gradient_skip=1.0)
+        >>> x, gradient = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
+        >>> delta, state = attacker(torch.zeros_like(x), gradient, x, None)
+        >>> delta, state = attacker(delta, gradient, x + delta, state)
+        >>> state.shape
+        torch.Size([2, 32, 8, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        scale: float,
+        *,
+        hidden: int = 32,
+        inputs: Inputs = ("context", "gradient"),
+        normalize: Over = "sample",
+        gradient_skip: float | None = None,
+    ) -> None:
+        super().__init__(channels, scale, inputs, normalize, gradient_skip)
+        self.hidden = at_least_one("hidden", hidden)
+        self.cell = ConvGRUCell(channels * len(inputs), hidden)
+        self.last = nn.Conv2d(hidden, channels, 3, padding=1)
+        self._start_at_skip(self.last)
+
+    def propose(self, features: Tensor, state: State) -> tuple[Tensor, State]:
+        """The last layer's view of the cell's new memory, which is the next state."""
+        batch, _, height, width = features.shape
+        memory = self.cell(features, _memory(state, features, (batch, self.hidden, height, width)))
+        return self.last(memory), memory
+
+
+class ConvGRUCell(nn.Module):
+    """The formulas of :class:`torch.nn.GRUCell` with 3×3 convolutions as its matrices.
+
+    Args:
+        inputs: Channels of what is read.
+        hidden: Channels of the memory.
+
+    Example:
+        >>> cell = ConvGRUCell(3, 8)
+        >>> cell(torch.randn(2, 3, 5, 5), torch.zeros(2, 8, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.input = nn.Conv2d(inputs, 3 * hidden, 3, padding=1)
+        self.memory = nn.Conv2d(hidden, 3 * hidden, 3, padding=1)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """``(B, inputs, H, W)`` and ``(B, hidden, H, W)`` to the new ``(B, hidden, H, W)``."""
+        reset_x, keep_x, new_x = self.input(x).chunk(3, dim=1)
+        reset_h, keep_h, new_h = self.memory(memory).chunk(3, dim=1)
+        new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return torch.lerp(new, memory, torch.sigmoid(keep_x + keep_h))
+
+
+class CoordinateRNN(VectorUpdate):
+    """A small GRU for each coordinate: ``y' = y + scale · last(h') + η · ∇``, ``h' = cell(∇, h)``.
+
+    All coordinates share the cell and each has a memory of its own, so that one cell moves a
+    tensor or a dict of any size: Andrychowicz et al., "Learning to learn by gradient descent by
+    gradient descent", NeurIPS 2016, with a GRU in place of two LSTMs. A coordinate reads the
+    logarithm and the sign of its gradient, as in their appendix A, after division by the largest
+    gradient of its sample (see :func:`~bilevel.updates.max_abs`): like Adam's, the cell's step does
+    not depend on the scale of the objective.
+
+    The state is h, ``(m, hidden)`` for the m numbers of y.
+
+    Args:
+        scale: What the cell's output is multiplied by, in units of y.
+        hidden: Size of a coordinate's memory, 20 as in Andrychowicz et al.
+        gradient_skip: η at the start, in units of y² per unit of the objective; None for no skip.
+            With it the last layer starts at zero: untrained, the update is gradient ascent.
+
+    Raises:
+        BilevelError: If an argument is out of its range; in the call, if the gradient is missing
+            or the state is of a y of another size.
+
+    Example:
+        >>> update = CoordinateRNN(scale=0.01, gradient_skip=0.5)
+        >>> y = {"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}
+        >>> gradient = {"weight": torch.tensor([[2.0, 4.0]]), "bias": torch.tensor([6.0])}
+        >>> y, state = update(y, gradient, None, None)
+        >>> {name: leaf.detach() for name, leaf in y.items()}
+        {'weight': tensor([[1., 2.]]), 'bias': tensor([3.])}
+        >>> state.shape
+        torch.Size([3, 20])
+    """
+
+    def __init__(
+        self, scale: float, *, hidden: int = 20, gradient_skip: float | None = None
+    ) -> None:
+        super().__init__(gradient_skip)
+        self.scale = positive("scale", scale)
+        self.cell = nn.GRUCell(2, at_least_one("hidden", hidden))
+        self.last = nn.Linear(hidden, 1)
+        self._start_at_skip(self.last)
+
+    def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
+        """The last layer's view of each coordinate's new memory, which is the next state."""
+        features = _log_sign(ravel(max_abs(gradient)))
+        memory = _memory(state, features, (len(features), self.cell.hidden_size))
+        memory = self.cell(features, memory)
+        return self.scale * self.last(memory).squeeze(-1), memory
+
+
+def _log_sign(gradient: Tensor) -> Tensor:
+    """``(log|g| / p, sign g)`` where ``|g| ≥ exp(-p)``, else ``(-1, exp(p) · g)``, with p = 10.
+
+    The clamps say the same and, unlike a choice by ``where``, have a finite derivative at g = 0.
+    """
+    power = 10
+    floor = math.exp(-power)
+    magnitude = gradient.abs().clamp(min=floor).log() / power
+    return torch.stack([magnitude, (gradient / floor).clamp(-1, 1)], dim=-1)
+
+
+def _memory(state: State, features: Tensor, shape: Sequence[int]) -> Tensor:
+    """The memory of the previous step, at the first step zeros."""
+    memory: Tensor = features.new_zeros(shape) if state is None else state
+    if memory.shape != torch.Size(shape):
+        raise BilevelError(
+            f"the state has shape {tuple(memory.shape)}: y needs {tuple(shape)}; "
+            "give state=None to start with another y"
+        )
+    return memory

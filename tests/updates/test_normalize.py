@@ -1,0 +1,147 @@
+"""Normalised gradients: scale-free, one sample at a time, zero where the gradient is zero."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bilevel.errors import BilevelError
+from bilevel.updates import max_abs, unit_norm
+
+NORMALIZERS = {
+    "max_abs": (max_abs, math.inf),
+    "L2": (lambda g: unit_norm(g, 2), 2),
+    "L1": (lambda g: unit_norm(g, 1), 1),
+}
+each_normalizer = pytest.mark.parametrize(
+    ("normalize", "order"), NORMALIZERS.values(), ids=NORMALIZERS
+)
+
+
+@st.composite
+def gradients(draw: st.DrawFn) -> Tensor:
+    """Gradients (B, 2, 2) whose samples are of very different sizes, some of them zero."""
+    numbers = st.floats(-1, 1, width=32)
+    samples = draw(st.lists(st.lists(numbers, min_size=4, max_size=4), min_size=1, max_size=4))
+    exponents = st.integers(-96, 96)
+    scales = draw(st.lists(exponents, min_size=len(samples), max_size=len(samples)))
+    scaled = torch.tensor(samples).reshape(-1, 2, 2).double()
+    return (scaled * 2.0 ** torch.tensor(scales).reshape(-1, 1, 1)).float()
+
+
+@each_normalizer
+@given(gradient=gradients())
+def test_norm_is_one_and_zero_stays_zero(normalize, order, gradient):
+    result = normalize(gradient).flatten(1)
+    zero = (gradient == 0).flatten(1).all(1)
+    norms = torch.linalg.vector_norm(result.double(), order, dim=1)
+    torch.testing.assert_close(norms, (~zero).double(), rtol=1e-5, atol=0)
+    assert torch.equal(result[zero], torch.zeros_like(result[zero]))
+
+
+@each_normalizer
+@given(gradient=gradients())
+def test_direction_is_kept(normalize, order, gradient):
+    exact = gradient.double().flatten(1)
+    norm = torch.linalg.vector_norm(exact, order, dim=1, keepdim=True)
+    expected = torch.where(norm > 0, exact / norm, 0)
+    torch.testing.assert_close(normalize(gradient).flatten(1).double(), expected)
+
+
+@each_normalizer
+@given(gradient=gradients(), exponent=st.integers(-20, 20))
+def test_scale_makes_no_difference(normalize, order, gradient, exponent):
+    scaled = gradient * 2.0**exponent
+    survives = scaled / 2.0**exponent == gradient  # nothing was rounded away
+    if survives.all():
+        torch.testing.assert_close(normalize(scaled), normalize(gradient))
+
+
+@each_normalizer
+@given(gradient=gradients())
+def test_batch_mates_make_no_difference(normalize, order, gradient):
+    alone = torch.cat([normalize(sample) for sample in gradient.split(1)])
+    torch.testing.assert_close(normalize(gradient), alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_smallest_numbers_are_normalized(dtype):
+    smallest = torch.finfo(dtype).smallest_normal / 4
+    gradient = torch.tensor([[smallest, -2 * smallest]], dtype=dtype)
+    assert max_abs(gradient).tolist() == [[0.5, -1.0]]
+
+
+def test_largest_numbers_do_not_overflow():
+    largest = torch.finfo(torch.float32).max
+    assert unit_norm(torch.tensor([[largest, -largest]]), 1).tolist() == [[0.5, -0.5]]
+
+
+@each_normalizer
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_bad_number_shows_in_its_own_sample_alone(normalize, order, bad):
+    result = normalize(torch.tensor([[bad, 1.0], [2.0, 0.0]]))
+    assert result[0].isnan().any()
+    assert result[1].tolist() == [1.0, 0.0]
+
+
+@each_normalizer
+def test_one_number_a_sample(normalize, order):
+    assert normalize(torch.tensor([-3.0, 0.0, 0.1])).tolist() == [-1.0, 0.0, 1.0]
+
+
+@each_normalizer
+def test_dict_is_divided_by_its_joint_norm(normalize, order):
+    gradient = {"weight": torch.tensor([[3.0, -4.0]]), "bias": torch.tensor([[12.0]])}
+    joint = torch.linalg.vector_norm(torch.tensor([3.0, -4.0, 12.0]), order)
+    result = normalize(gradient)
+    assert list(result) == ["weight", "bias"]
+    torch.testing.assert_close(result["weight"], torch.tensor([[3.0, -4.0]]) / joint)
+    torch.testing.assert_close(result["bias"], torch.tensor([[12.0]]) / joint)
+
+
+@each_normalizer
+def test_zero_dict_stays_zero(normalize, order):
+    assert normalize({"weight": torch.zeros(2, 2)})["weight"].tolist() == [[0, 0], [0, 0]]
+
+
+@given(gradient=gradients())
+def test_over_the_batch_divides_by_the_batch_maximum(gradient):
+    maximum = gradient.abs().max()
+    expected = gradient / maximum if maximum > 0 else gradient
+    assert torch.equal(max_abs(gradient, over="batch"), expected)
+
+
+@each_normalizer
+def test_derivative_is_finite_at_zero(normalize, order):
+    gradient = torch.zeros(1, 2, requires_grad=True)
+    (slope,) = torch.autograd.grad(normalize(gradient).sum(), gradient)
+    assert slope.isfinite().all()
+
+
+@each_normalizer
+def test_derivatives_are_exact(normalize, order):
+    gradient = torch.tensor([[0.3, -0.7], [2.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(normalize, gradient)
+    assert torch.autograd.gradgradcheck(normalize, gradient)
+
+
+@each_normalizer
+def test_is_one_graph_without_synchronisation(normalize, order):
+    compiled = torch.compile(normalize, backend="eager", fullgraph=True)
+    gradient = torch.randn(3, 2, 2)
+    torch.testing.assert_close(compiled(gradient), normalize(gradient))
+    games = torch.randn(2, 3, 2, 2)
+    torch.testing.assert_close(
+        torch.func.vmap(normalize)(games), torch.stack([normalize(game) for game in games])
+    )
+    assert normalize(gradient.to("meta")).shape == gradient.shape
+
+
+def test_unknown_over_is_an_error():
+    with pytest.raises(BilevelError, match="over is 'image'.*'sample', 'batch'"):
+        max_abs(torch.ones(1, 1), over="image")
