@@ -42,6 +42,7 @@ from bilevel.robustness import (
     load_images,
     make_game,
     make_solver,
+    sample,
     save_weights,
 )
 
@@ -64,6 +65,8 @@ class Args:
     """Fetch a missing torchvision dataset."""
     train_size: int | None = None
     """Train on this many images only."""
+    validation_size: int = 1000
+    """Choose the epoch on at most this many images, held out of the training images."""
     test_size: int | None = None
     """Attack this many test images only."""
 
@@ -148,11 +151,8 @@ def load(args: Args, device: torch.device) -> Splits:
         train_size=256 if args.smoke else args.train_size,
         download=args.download,
     )
-    validation, test = data.validation, data.test
-    if args.smoke:
-        validation, test = (part.subset(range(min(64, len(part)))) for part in (validation, test))
-    elif args.test_size is not None:
-        test = test.subset(range(min(args.test_size, len(test))))
+    validation = sample(data.validation, 64 if args.smoke else args.validation_size)
+    test = sample(data.test, 64 if args.smoke else args.test_size)
     return Splits(data.train.to(device), validation.to(device), test.to(device))
 
 
@@ -163,7 +163,7 @@ def train(
     images, folder = data.train.images, args.out / method
     channels, classes = images.shape[1], len(data.train.classes)
     torch.manual_seed(args.seed)
-    model = build_model(recipe.model, channels=channels, classes=classes).to(images.device)
+    model = build_model(recipe.model, channels=channels, classes=classes)
     skip, normalize = args.gradient_skip, args.normalize
     attacker = Attacker(recipe.attacker, recipe.attacker_width, normalize, skip)
     solver = make_solver(
@@ -172,7 +172,9 @@ def train(
         channels=channels,
         attacker=attacker,
         pgm_steps=args.pgm_steps,
-    ).to(images.device)
+    )
+    for network in (model, solver):
+        network.to(images.device, memory_format=torch.channels_last)  # convolutions' fastest layout
     game = make_game(model, Linf(recipe.epsilon), solver, recipe, args.schedule)
     config = {"method": method, "dataset": args.dataset, "images": len(images)}
     with experiment.Journal(method, folder) as journal:
@@ -181,6 +183,7 @@ def train(
             data,
             recipe,
             seed=args.seed,
+            choose_by="validation_clean" if method == "plain" else "validation_pgm",
             precision=args.precision,
             path=folder / "checkpoint.pt",
             config=config | asdict(attacker) | {"schedule": args.schedule},

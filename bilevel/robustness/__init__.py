@@ -10,7 +10,7 @@
 """
 
 from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
-from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images
+from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images, sample
 from bilevel.robustness.evaluation import accuracy, attack
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.methods import (

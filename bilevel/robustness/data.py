@@ -172,6 +172,32 @@ def load_images(
     return Splits(train, held_out, test)
 
 
+def sample(images: ImageSet, size: int | None, *, seed: int = 0) -> ImageSet:
+    """A stratified sample: the classes keep their proportions.
+
+    Args:
+        images: The images.
+        size: How many to draw; all of them if None, or if there are no more.
+        seed: Decides which.
+
+    Returns:
+        The sample, in the order of ``images``.
+
+    Raises:
+        BilevelError: If ``size`` is less than 1.
+
+    Example:
+        >>> digits = load_images("digits", ".", seed=0).test
+        >>> sample(digits, 20).labels.bincount()
+        tensor([2, 2, 2, 2, 2, 2, 2, 2, 2, 2])
+    """
+    if size is None or size >= len(images):
+        return images
+    if size < 1:
+        raise BilevelError(f"a sample of {size} images is empty: give a size of 1 or more")
+    return _split(images, size, seed)[0]
+
+
 def _split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Draws ``size`` images, stratified: what was drawn, and the rest.
 

@@ -135,28 +135,27 @@ def list_images(root: Path) -> ImageTree:
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found_here = _image_files(root / name)
-        if not found_here:
+        members = _image_files(root, name)
+        if not members:
             raise BilevelError(
                 f"class folder {root / name} holds no image ({', '.join(EXTENSIONS)}); "
                 "put images in it or remove it"
             )
-        for path in found_here:
-            status = os.stat(path)
-            files.append(os.path.relpath(path, root))
-            digest.update(f"{files[-1]}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        labels += [label] * len(found_here)
+        for file in members:
+            status = os.stat(os.path.join(root, file))
+            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        files += members
+        labels += [label] * len(members)
     return ImageTree(root, classes, tuple(files), np.array(labels, np.int64), digest.hexdigest())
 
 
-def _image_files(folder: Path) -> list[str]:
-    """The images anywhere below ``folder``, in the order of ``ImageFolder``."""
-    return [
-        os.path.join(place, name)
-        for place, _, names in sorted(os.walk(folder, followlinks=True))
-        for name in sorted(names)
-        if name.lower().endswith(EXTENSIONS)
-    ]
+def _image_files(root: Path, name: str) -> list[str]:
+    """The images anywhere in a class folder, relative to ``root``, in ``ImageFolder``'s order."""
+    files: list[str] = []
+    for place, _, names in sorted(os.walk(root / name, followlinks=True)):
+        inside = os.path.relpath(place, root)
+        files += [os.path.join(inside, n) for n in sorted(names) if n.lower().endswith(EXTENSIONS)]
+    return files
 
 
 def _decode(paths: list[Path]) -> Bytes:

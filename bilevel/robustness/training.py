@@ -33,7 +33,7 @@ class Progress:
         seconds: Training time of each finished epoch, without evaluation.
         elapsed: Training seconds of the epoch under way.
         history: A record for each finished epoch.
-        best: The highest validation score so far.
+        best: The highest validation accuracy so far.
         best_epoch: The epoch that had it.
     """
 
@@ -49,8 +49,8 @@ class Progress:
 class Trainer:
     """Runs the epochs of a game on images and keeps the weights that validate best.
 
-    The score is the mean of clean accuracy and accuracy under PGM-10 on the validation split; the
-    test set has no say (the paper's code chooses on it).
+    Epochs are compared on the validation split; the test set has no say (the paper's code chooses
+    on it).
 
     Args:
         game: The game, see :func:`make_game`.
@@ -59,6 +59,8 @@ class Trainer:
         seed: Of the order of the batches and their augmentation.
         path: The checkpoint's file.
         config: Plain values that tell this run from others; a checkpoint of another run is refused.
+        choose_by: The record that the best epoch has the highest of: ``"validation_pgm"``, accuracy
+            under PGM-10, or ``"validation_clean"`` for a method that does not defend.
         precision: ``"bf16"`` trains under autocast; evaluation stays in float32.
         report: Called with the number of steps done and metrics, at each reading of the metrics.
         save_every: Seconds after which a checkpoint is written within an epoch.
@@ -73,6 +75,7 @@ class Trainer:
         seed: int,
         path: Path,
         config: dict[str, Any],
+        choose_by: Literal["validation_pgm", "validation_clean"] = "validation_pgm",
         precision: Literal["float32", "bf16"] = "float32",
         report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
         save_every: float = 60.0,
@@ -83,6 +86,7 @@ class Trainer:
         self.seed = seed
         self.path = path
         self.config = {**config, **asdict(recipe), "seed": seed, "precision": precision}
+        self.choose_by = choose_by
         self.precision = precision
         self.report = report
         self.save_every = save_every
@@ -185,7 +189,7 @@ class Trainer:
     def _close_epoch(self) -> None:
         now, game = self.progress, self.game
         record = {"epoch": now.epoch, "lr": self.recipe.lr_at(now.epoch), **self._validate()}
-        score = (record["validation_clean"] + record["validation_pgm"]) / 2
+        score = record[self.choose_by]
         if score > now.best:
             now.best, now.best_epoch = score, now.epoch
             self.best_weights = {

@@ -1,8 +1,7 @@
 """The convolutional attackers of the paper: Table 1, Table 5 and their relatives.
 
-Two of the paper's rows need no class of their own: its K-step attacker, "a length-K RNN whose
-cells share their parameters", is ``Iterative(CNN(...), steps=K)``; Naive, Grad-only and Grad L2L
-are the three values of ``inputs``.
+The paper's Naive, Grad-only and Grad attackers are the three values of ``inputs``, and its K-step
+attacker, an RNN whose cell is this network, is ``Iterative(CNN(...), steps=K)``.
 
 Batch normalisation makes a move depend on its batch-mates while the attacker is in training mode;
 in evaluation mode it does not.

@@ -96,11 +96,15 @@ def test_start_resumes_an_epoch_bit_for_bit(augment: Augment | None) -> None:
 
 
 def test_start_makes_no_batch_that_it_skips(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    call = Augment.__call__
-    monkeypatch.setattr(Augment, "__call__", lambda *args: made.append(1) or call(*args))
+    augmented = []
+
+    def spy(augment: Augment, images: Tensor, drawn: Tensor) -> Tensor:
+        augmented.append(len(images))
+        return images
+
+    monkeypatch.setattr(Augment, "__call__", spy)
     list(shuffled_batches(numbered(10), 2, seed=0, epoch=0, augment=Augment(), start=4))
-    assert len(made) == 1
+    assert augmented == [2]
 
 
 def test_seed_and_epoch_decide_the_batches_and_nothing_else() -> None:
@@ -117,6 +121,15 @@ def test_seed_and_epoch_decide_the_batches_and_nothing_else() -> None:
     assert not equal(epoch(0, 1), first)
     assert not equal(epoch(1, 0), first)
     assert not equal(epoch(0, 1), epoch(1, 0))
+
+
+def test_the_batch_size_only_cuts_the_epoch() -> None:
+    whole, parts = (
+        list(shuffled_batches(numbered(20), size, seed=3, epoch=1, augment=Augment(2)))
+        for size in (20, 6)
+    )
+    assert torch.equal(whole[0].x, torch.cat([batch.x for batch in parts]))
+    assert torch.equal(whole[0].y, torch.cat([batch.y for batch in parts]))
 
 
 def test_augmentation_differs_between_epochs_and_leaves_the_order() -> None:

@@ -52,13 +52,15 @@ def test_step_out_of_range_is_an_error(kind, step):
 
 
 def test_step_of_normalized_gradient_has_its_length_however_small_the_gradient():
-    y, _ = NormalizedGradient(0.25)(torch.zeros(1, 3, 4, 4), 1e-30 * torch.randn(1, 3, 4, 4), None, None)
+    y, _ = NormalizedGradient(0.25)(
+        torch.zeros(1, 3, 4, 4), 1e-30 * torch.randn(1, 3, 4, 4), None, None
+    )
     assert y.norm().item() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("update", [*STEPS, lambda step: Momentum(SignGradient(step), 1.0)])
 def test_missing_gradient_is_an_error(update):
-    with pytest.raises(BilevelError, match="the gradient is None.*needs_gradient"):
+    with pytest.raises(BilevelError, match=r"the gradient is None.*needs_gradient"):
         update(1.0)(Y, None, None, None)
 
 
@@ -113,7 +115,9 @@ def test_is_one_graph_without_synchronisation(update):
         return update(y, gradient, None, state)[0]
 
     expected = two_steps(Y, G)
-    torch.testing.assert_close(torch.compile(two_steps, backend="eager", fullgraph=True)(Y, G), expected)
+    torch.testing.assert_close(
+        torch.compile(two_steps, backend="eager", fullgraph=True)(Y, G), expected
+    )
     mapped = torch.func.vmap(two_steps)(torch.stack([Y, Y]), torch.stack([G, -G]))
     torch.testing.assert_close(mapped, torch.stack([expected, 2 * Y - expected]))
     assert two_steps(Y.to("meta"), G.to("meta")).shape == Y.shape

@@ -1,0 +1,21 @@
+"""What every test and doctest starts from: one thread a worker, a seed, and torch by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """A test gives the same result alone, in any order and on any worker."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _names_for_examples(doctest_namespace: dict[str, Any]) -> None:
+    doctest_namespace["torch"] = torch

@@ -1,0 +1,53 @@
+"""How Sphinx builds the documentation: ``sphinx-build -W docs docs/_build``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "ext"))
+
+project = "bilevel"
+author = "The bilevel authors"
+project_copyright = author
+release = importlib.metadata.version("bilevel")
+
+extensions = [
+    "coverage_check",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "tutorials"]
+templates_path = ["_templates"]
+html_theme = "furo"
+html_title = "bilevel"
+
+# Attributes are described in the class docstring; entries of their own would describe them twice.
+napoleon_use_ivar = True
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
+
+# A reference to a name of ours has to lead somewhere; other projects' names need the network.
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!bilevel\.).*|.*\._\w+|.*\.LearnedUpdate")]
+
+coverage_check_modules = ["bilevel", "bilevel.updates", "bilevel.robustness", "bilevel.testing"]
+
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"\.py$",  # run every file, whatever its name
+    "abort_on_example_error": True,
+    "copyfile_regex": r".*\.(csv|json)",
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "write_computation_times": False,
+}

@@ -1,0 +1,375 @@
+"""The attackers against the paper's tables, written out once more in plain functions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.flop_counter import FlopCounterMode
+
+from bilevel.errors import BilevelError
+from bilevel.updates import CNN
+from bilevel.updates.cnn import FORMS, ResBlock
+
+EPS = 8 / 255
+BOTH, CONTEXT, GRADIENT = ("context", "gradient"), ("context",), ("gradient",)
+each_form = pytest.mark.parametrize("form", FORMS)
+
+
+def batch(*shape):
+    """Images and their gradients, of very different sizes."""
+    torch.manual_seed(0)
+    sizes = 10.0 ** torch.arange(shape[0]).reshape(-1, 1, 1, 1)
+    return torch.rand(shape), sizes * torch.randn(shape)
+
+
+def move(attacker, x, gradient):
+    """The step from y = 0."""
+    return attacker(torch.zeros_like(x), gradient, x, None)[0]
+
+
+def bn(x, weight=None, bias=None, eps=1e-5):
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+
+
+def stem(x, take, stride=1):
+    """BN + ReLU behind a convolution without bias."""
+    return bn(F.conv2d(x, take(), stride=stride, padding=1), take(), take(), eps=1e-3).relu()
+
+
+def block(x, take):
+    """Figure 9, channels changing."""
+    h = F.conv2d(F.prelu(bn(x), take()), take(), take(), padding=1)
+    h = F.conv2d(F.prelu(bn(h), take()), take(), take(), padding=1)
+    return h + F.conv2d(x, take(), take())
+
+
+def table_1(x, take):
+    h = stem(x, take)
+    for _ in range(4):
+        h = block(h, take)
+    return F.conv2d(bn(h), take(), take(), padding=1)
+
+
+def table_5(x, take, skip):
+    h = stem(x, take, stride=2)
+    h = bn(block(block(h, take), take))
+    h = F.conv_transpose2d(h, take(), stride=2, padding=1)
+    h = bn(h, take(), take(), eps=1e-3).relu()[:, :, : x.shape[2], : x.shape[3]]
+    h = torch.cat([h, x], 1) if skip else h
+    gain, weight = take("gain"), take()
+    return gain * F.conv2d(h, weight, padding=1)
+
+
+def two_layer(x, take):
+    return F.conv2d(stem(x, take), take(), take(), padding=1)
+
+
+TABLES = {
+    "wide": table_1,
+    "slim": lambda x, take: table_5(x, take, skip=True),
+    "slim-no-skip": lambda x, take: table_5(x, take, skip=False),
+    "two-layer": two_layer,
+}
+
+
+def taker(attacker):
+    """Hands out the parameters in the order of the layers; a block's PReLU before its conv."""
+    named = dict(attacker.network.named_parameters())
+
+    def take(suffix=None):
+        name = next(name for name in named if suffix is None or name.endswith(suffix))
+        return named.pop(name)
+
+    return take, named
+
+
+@each_form
+@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
+def test_network_is_the_table(form, size):
+    x, gradient = batch(4, 3, *size)
+    attacker = CNN(3, EPS, form=form, width=8)
+    for parameter in attacker.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    take, left = taker(attacker)
+    features = torch.cat([x, gradient / gradient.abs().amax((1, 2, 3), keepdim=True)], 1)
+    expected = EPS * torch.tanh(TABLES[form](features, take))
+    torch.testing.assert_close(move(attacker, x, gradient), expected)
+    assert not left
+
+
+# (output, input, kernel height, kernel width) of each layer at width 64, by hand.
+def block_shapes(inputs, outputs):
+    first, second = (outputs, inputs, 3, 3), (outputs, outputs, 3, 3)
+    return [first, second, (outputs, inputs, 1, 1)]
+
+
+SLIM = [(128, 6, 3, 3), *block_shapes(128, 256), *block_shapes(256, 128), (128, 16, 4, 4)]
+SHAPES = {
+    "wide": [
+        (64, 6, 3, 3),
+        *block_shapes(64, 128),
+        *block_shapes(128, 256),
+        *block_shapes(256, 128),
+        *block_shapes(128, 64),
+        (3, 64, 3, 3),
+    ],
+    "slim": [*SLIM, (3, 16 + 6, 3, 3)],
+    "slim-no-skip": [*SLIM, (3, 16, 3, 3)],
+    "two-layer": [(64, 6, 3, 3), (3, 64, 3, 3)],
+}
+# Weights + biases + affine BN + PReLU slopes (+ gain).
+PARAMETERS = {
+    "wide": 1_745_984 + (2 * 3 * (128 + 256 + 128 + 64) // 2 + 3) + 128 + 8,
+    "slim": (6_912 + 917_504 + 475_136 + 32_768 + 594) + 3 * (256 + 128) + (256 + 32) + 4 + 1,
+    "slim-no-skip": (6_912 + 917_504 + 475_136 + 32_768 + 432) + 1_152 + 288 + 4 + 1,
+    "two-layer": 3_456 + 1_728 + 3 + 128,
+}
+DOCUMENTED = {
+    "wide": 1_747_851,
+    "slim": 1_434_359,
+    "slim-no-skip": 1_434_197,
+    "two-layer": 5_315,
+}
+
+
+@each_form
+def test_size_is_the_tables(form):
+    parameters = list(CNN(3, EPS, form=form).parameters())
+    assert [tuple(p.shape) for p in parameters if p.dim() == 4] == SHAPES[form]
+    assert sum(p.numel() for p in parameters) == PARAMETERS[form] == DOCUMENTED[form]
+
+
+@each_form
+def test_width_scales_all_layers(form):
+    parameters = CNN(3, EPS, form=form, width=16).parameters()
+    convolutions = [tuple(p.shape) for p in parameters if p.dim() == 4]
+    kept = {3, 6}  # of the images
+    assert convolutions[:-1] == [
+        (o // 4, i if i in kept else i // 4, *kernel) for o, i, *kernel in SHAPES[form][:-1]
+    ]
+
+
+def test_multiply_adds_of_the_wide_form():
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        move(CNN(3, EPS).eval(), torch.empty(1, 3, 32, 32), torch.empty(1, 3, 32, 32))
+    weights = 3_456 + 229_376 + 917_504 + 475_136 + 118_784 + 1_728
+    multiply_adds = counter.get_total_flops() / 2
+    assert multiply_adds == weights * 32 * 32 == 1_787_887_616
+    wrn_34_10 = 432 * 1024 + 2_099_200 * 1024 + 8_806_400 * 256 + 35_225_600 * 64 + 6_400
+    assert multiply_adds / wrn_34_10 == pytest.approx(0.27, abs=0.005)
+
+
+def test_res_block_starts_xavier_uniform():
+    torch.manual_seed(0)
+    block = ResBlock(32, 64)
+    first, second = block.residual[2].weight, block.residual[5].weight
+    for weight, gain, fans in [
+        (first, math.sqrt(2), 9 * (32 + 64)),
+        (second, math.sqrt(2), 9 * (64 + 64)),
+        (block.shortcut.weight, 1, 32 + 64),
+    ]:
+        bound = gain * math.sqrt(6 / fans)
+        assert weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+        assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
+def test_res_block_of_equal_channels_has_no_shortcut_parameters():
+    x = torch.randn(2, 4, 3, 3)
+    block = ResBlock(4, 4)
+    nn.init.zeros_(block.residual[5].weight)
+    nn.init.zeros_(block.residual[5].bias)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("form", ["slim", "slim-no-skip"])
+def test_learned_factor_in_tanh_starts_at_five(form):
+    assert dict(CNN(3, EPS, form=form, width=4).named_parameters())["network.1.gain"] == 5
+
+
+@each_form
+@pytest.mark.parametrize("inputs", [BOTH, CONTEXT, GRADIENT])
+def test_move_stays_within_scale(form, inputs):
+    x, gradient = batch(4, 1, 8, 8)
+    attacker = CNN(1, EPS, form=form, inputs=inputs, width=8)
+    with torch.no_grad():
+        for parameter in attacker.parameters():
+            parameter *= 100
+    delta = move(attacker, x, gradient)
+    assert delta.shape == x.shape
+    assert 0.9 * EPS < delta.abs().max() <= EPS * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("inputs", [BOTH, CONTEXT, GRADIENT])
+def test_reads_its_inputs_and_no_others(inputs):
+    x, gradient = batch(2, 1, 8, 8)
+    attacker = CNN(1, EPS, inputs=inputs, width=8).eval()
+    assert attacker.needs_gradient == ("gradient" in inputs)
+    expected = move(attacker, x, gradient)
+    assert torch.equal(move(attacker, 1 - x, gradient), expected) == ("context" not in inputs)
+    assert torch.equal(move(attacker, x, -gradient), expected) == ("gradient" not in inputs)
+
+
+def test_naive_attacker_needs_no_gradient_and_grad_only_no_context():
+    x, gradient = batch(2, 1, 8, 8)
+    zeros = torch.zeros_like(x)
+    assert CNN(1, EPS, inputs=CONTEXT, width=8)(zeros, None, x, None)[0].shape == x.shape
+    assert CNN(1, EPS, inputs=GRADIENT, width=8)(zeros, gradient, None, None)[0].shape == x.shape
+
+
+@each_form
+def test_batch_mates_make_no_difference_in_evaluation_mode(form):
+    x, gradient = batch(4, 1, 8, 8)
+    attacker = CNN(1, EPS, form=form, width=8).eval()
+    alone = torch.cat([move(attacker, x[[i]], gradient[[i]]) for i in range(4)])
+    torch.testing.assert_close(move(attacker, x, gradient), alone)
+
+
+def test_batch_normalisation_divides_by_the_batch_maximum():
+    x, gradient = batch(4, 1, 8, 8)
+    by_batch = CNN(1, EPS, width=8, normalize="batch").eval()
+    alone = torch.cat([move(by_batch, x[[i]], gradient[[i]]) for i in range(4)])
+    together = move(by_batch, x, gradient)
+    assert not torch.allclose(together[0], alone[0])
+    features = torch.cat([x, gradient / gradient.abs().max()], 1)
+    torch.testing.assert_close(together, EPS * torch.tanh(by_batch.network(features)))
+
+
+@each_form
+@pytest.mark.parametrize("inputs", [BOTH, CONTEXT])
+@pytest.mark.parametrize("skip", [3.0, -0.5])
+def test_gradient_skip_starts_as_a_sign_step(form, inputs, skip):
+    x, gradient = batch(2, 3, 8, 8)
+    gradient[0, 0] = 0
+    attacker = CNN(3, EPS, form=form, inputs=inputs, width=8, gradient_skip=skip)
+    assert attacker.needs_gradient
+    y = torch.randn_like(x)
+    expected = y + EPS * math.tanh(skip) * gradient.sign()
+    torch.testing.assert_close(attacker(y, gradient, x, None)[0], expected)
+
+
+@each_form
+def test_gradient_skip_adds_to_a_trained_network(form):
+    x, gradient = batch(2, 1, 8, 8)
+    attacker = CNN(1, EPS, form=form, width=8, gradient_skip=0.7)
+    nn.init.normal_(attacker.network[-1].weight)
+    features = torch.cat([x, gradient / gradient.abs().amax((1, 2, 3), keepdim=True)], 1)
+    expected = EPS * torch.tanh(attacker.network(features) + 0.7 * gradient.sign())
+    torch.testing.assert_close(move(attacker, x, gradient), expected)
+
+
+@each_form
+@pytest.mark.parametrize("skip", [None, 0.5])
+def test_gradient_reaches_every_parameter(form, skip):
+    x, gradient = batch(4, 1, 8, 8)
+    attacker = CNN(1, 1.0, form=form, width=8, gradient_skip=skip)
+    nn.init.normal_(attacker.network[-1].weight, std=0.01)
+    # In training mode a bias in front of batch normalisation makes no difference; before there are
+    # running means, the first PReLU sees no negative number.
+    move(attacker, x, gradient)
+    attacker.eval()
+    move(attacker, x, gradient).square().sum().backward()
+    for name, parameter in attacker.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+@each_form
+def test_training_leaves_the_start_of_the_skip(form):
+    x, gradient = batch(4, 1, 8, 8)
+    attacker = CNN(1, 1.0, form=form, width=8, gradient_skip=0.5)
+    move(attacker, x, gradient).mean().backward()
+    assert attacker.network[-1].weight.grad.abs().max() > 0
+    assert attacker.gradient_skip.grad.abs() > 0
+
+
+def test_gradient_reaches_y_through_the_context():
+    """What makes the 2-step attacker's first step learn from the second."""
+    x, gradient = batch(2, 1, 8, 8)
+    y = torch.zeros_like(x, requires_grad=True)
+    moved, _ = CNN(1, EPS, width=8)(y, gradient, x + y, None)
+    (slope,) = torch.autograd.grad((moved - y).sum(), y)
+    assert slope.abs().max() > 0
+
+
+@each_form
+def test_memory_format_makes_no_difference(form):
+    x, gradient = batch(2, 3, 8, 8)
+    attacker = CNN(3, EPS, form=form, width=8).eval()
+    expected = move(attacker, x, gradient)
+    channels_last = torch.channels_last
+    attacker.to(memory_format=channels_last)
+    delta = move(
+        attacker, x.to(memory_format=channels_last), gradient.to(memory_format=channels_last)
+    )
+    assert delta.is_contiguous(memory_format=channels_last)
+    torch.testing.assert_close(delta, expected)
+
+
+@each_form
+def test_float64_and_meta_device(form):
+    x, gradient = batch(2, 1, 8, 8)
+    attacker = CNN(1, EPS, form=form, width=8, gradient_skip=1.0)
+    assert move(attacker.double(), x.double(), gradient.double()).dtype == torch.float64
+    assert move(attacker.float().to("meta"), x.to("meta"), gradient.to("meta")).shape == x.shape
+
+
+def test_is_one_graph():
+    x, gradient = batch(2, 1, 8, 8)
+    attacker = CNN(1, EPS, form="slim", width=4).eval()
+    compiled = torch.compile(attacker, backend="eager", fullgraph=True)
+    torch.testing.assert_close(move(compiled, x, gradient), move(attacker, x, gradient))
+
+
+def test_state_passes_through():
+    x, gradient = batch(2, 1, 8, 8)
+    state = object()
+    assert CNN(1, EPS, width=8)(x, gradient, x, state)[1] is state
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": 0}, "channels is 0.*channels=1"),
+        ({"scale": 0.0}, "scale is 0.0.*above 0"),
+        ({"scale": math.nan}, "scale is nan.*above 0"),
+        ({"width": 0}, "width is 0.*width=1"),
+        ({"form": "deep"}, "form is 'deep'.*'wide', 'slim', 'slim-no-skip', 'two-layer'"),
+        ({"inputs": ()}, r"inputs is \(\).*\('context', 'gradient'\)"),
+        ({"inputs": "context"}, r"inputs is 'context'.*\('context',\)"),
+        ({"normalize": "image"}, "normalize is 'image'.*'sample', 'batch'"),
+        ({"gradient_skip": math.inf}, "gradient_skip is inf.*finite number, or None"),
+    ],
+)
+def test_bad_argument_is_an_error(arguments, message):
+    with pytest.raises(BilevelError, match=message):
+        CNN(**{"channels": 3, "scale": EPS, **arguments})
+
+
+X = torch.zeros(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("y", "gradient", "context", "message"),
+    [
+        (X, X, None, "the context is None.*FollowerProblem.context.*inputs=.'gradient',."),
+        (X, None, X, "the gradient is None.*needs_gradient"),
+        (X, X, X[:, :1], r"context has shape \(2, 1, 4, 4\).*CNN\(channels=3\) reads \(B, 3, H, W"),
+        (X, X[:, :1], X, r"gradient has shape \(2, 1, 4, 4\).*CNN\(channels=3\)"),
+        (X[:, :1], X, X, r"y has shape \(2, 1, 4, 4\).*give the channels"),
+        (X[..., 0], X, X, r"y has shape \(2, 3, 4\)"),
+        (X, X, X[:1], r"context has shape \(1, 3, 4, 4\): y has \(2, 3, 4, 4\).*same shape"),
+        ({"w": X}, {"w": X}, X, "y is a dict.*use MLP or CoordinateRNN"),
+    ],
+)
+@pytest.mark.parametrize("skip", [None, 1.0])
+def test_bad_call_is_an_error(y, gradient, context, message, skip):
+    with pytest.raises(BilevelError, match=message):
+        CNN(3, EPS, width=4, gradient_skip=skip)(y, gradient, context, None)
+
+
+def test_skip_of_a_naive_attacker_checks_its_gradient():
+    with pytest.raises(BilevelError, match="the gradient is None"):
+        CNN(3, EPS, inputs=CONTEXT, width=4, gradient_skip=1.0)(X, None, X, None)

@@ -1,0 +1,132 @@
+"""The parameter updater against section 5.2 of the paper, written out with matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from bilevel.errors import BilevelError
+from bilevel.updates import MLP
+
+M = 5
+
+
+def problem(dtype=torch.float32):
+    torch.manual_seed(0)
+    y = {"weight": torch.randn(2, 2, dtype=dtype), "bias": torch.randn(1, dtype=dtype)}
+    return y, {name: torch.randn_like(leaf) for name, leaf in y.items()}
+
+
+def row(y):
+    return torch.cat([y["weight"].flatten(), y["bias"]])
+
+
+@pytest.mark.parametrize("skip", [None, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_is_its_formula(skip, dtype):
+    y, gradient = problem(dtype)
+    updater = MLP(M, gradient_skip=skip).to(dtype)
+    nn.init.normal_(updater.network[-1].weight)
+    w1, b1, a1, w2, b2, a2, w3, b3 = updater.network.parameters()
+    prelu = lambda h, a: torch.where(h > 0, h, a * h)  # noqa: E731
+    h = prelu(w1 @ torch.cat([row(y), row(gradient)]) + b1, a1)
+    move = w3 @ prelu(w2 @ h + b2, a2) + b3
+    moved, _ = updater(y, gradient, None, None)
+    assert list(moved) == ["weight", "bias"]
+    assert [leaf.shape for leaf in moved.values()] == [(2, 2), (1,)]
+    expected = row(y) + move + (skip or 0) * row(gradient)
+    torch.testing.assert_close(row(moved), expected)
+
+
+def test_size_is_the_papers():
+    shapes = [tuple(p.shape) for p in MLP(3).parameters() if p.dim() == 2]
+    assert shapes == [(24, 6), (12, 24), (3, 12)]  # 2m → 8m → 4m → m
+    assert sum(p.numel() for p in MLP(3).parameters()) == 52 * 3**2 + 13 * 3 + 2 == 509
+    with torch.device("meta"):
+        assert sum(p.numel() for p in MLP(2_561).parameters()) == 341_086_787
+
+
+def test_moves_a_tensor_as_it_moves_its_numbers():
+    y, gradient = problem()
+    updater = MLP(M)
+    tensor = row(y).reshape(1, M)
+    moved, _ = updater(tensor, row(gradient).reshape(1, M), None, None)
+    assert moved.shape == (1, M)
+    torch.testing.assert_close(moved[0], row(updater(y, gradient, None, None)[0]))
+
+
+def test_gradient_is_matched_by_name():
+    y, gradient = problem()
+    updater = MLP(M, gradient_skip=1.0)
+    nn.init.normal_(updater.network[-1].weight)
+    reordered = dict(reversed(gradient.items()))
+    assert list(reordered) == ["bias", "weight"]
+    expected = updater(y, gradient, None, None)[0]
+    torch.testing.assert_close(updater(y, reordered, None, None)[0], expected)
+
+
+def test_gradient_skip_starts_as_gradient_ascent():
+    y, gradient = problem()
+    moved, _ = MLP(M, gradient_skip=0.25)(y, gradient, None, None)
+    torch.testing.assert_close(row(moved), row(y) + 0.25 * row(gradient))
+
+
+@pytest.mark.parametrize("skip", [None, 0.25])
+def test_gradient_reaches_every_parameter_and_y(skip):
+    y, gradient = problem()
+    y["weight"].requires_grad_()
+    updater = MLP(M, gradient_skip=skip)
+    nn.init.normal_(updater.network[-1].weight)
+    moved, _ = updater(y, gradient, None, None)
+    (row(moved) - row(y)).square().sum().backward()
+    for name, parameter in updater.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+    assert y["weight"].grad.abs().max() > 0  # through the network, not only past it
+
+
+def test_is_twice_differentiable():
+    torch.manual_seed(0)
+    updater = MLP(2, gradient_skip=0.5).double()
+    nn.init.normal_(updater.network[-1].weight)
+    parameters = dict(updater.named_parameters())
+
+    def moved(y, gradient, *values):
+        weights = dict(zip(parameters, values, strict=True))
+        return functional_call(updater, weights, (y, gradient, None, None))[0]
+
+    y, gradient = torch.randn(2, 2, dtype=torch.float64, requires_grad=True).unbind()
+    inputs = (y, gradient, *parameters.values())
+    assert torch.autograd.gradcheck(moved, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(moved, inputs, fast_mode=True)
+
+
+def test_is_one_graph_without_synchronisation():
+    y, gradient = problem()
+    updater = MLP(M)
+    compiled = torch.compile(updater, backend="eager", fullgraph=True)
+    expected = updater(y, gradient, None, None)[0]
+    torch.testing.assert_close(compiled(y, gradient, None, None)[0], expected)
+    stacked = [
+        {name: torch.stack([leaf] * 2) for name, leaf in tree.items()} for tree in (y, gradient)
+    ]
+    mapped = torch.func.vmap(lambda y, g: updater(y, g, None, None)[0])(*stacked)
+    torch.testing.assert_close(row({name: leaf[1] for name, leaf in mapped.items()}), row(expected))
+    meta = [{name: leaf.to("meta") for name, leaf in tree.items()} for tree in (y, gradient)]
+    assert updater.to("meta")(*meta, None, None)[0]["weight"].shape == (2, 2)
+
+
+def test_state_passes_through():
+    state = object()
+    assert MLP(M)(*problem(), None, state)[1] is state
+
+
+def test_bad_input_is_an_error():
+    y, gradient = problem()
+    with pytest.raises(BilevelError, match=r"y has 5 numbers: MLP\(size=4\).*give MLP\(size=5\)"):
+        MLP(4)(y, gradient, None, None)
+    with pytest.raises(BilevelError, match="the gradient is None"):
+        MLP(M)(y, None, None, None)
+    with pytest.raises(BilevelError, match="size is 0"):
+        MLP(0)
