@@ -28,7 +28,7 @@ and ``Bilevel(leader, follower, solver, leader_opt=…, solver_opt=…)`` plays 
 The kits (``bilevel.robustness``) are imported by name; the core knows none of them.
 """
 
-from bilevel import updates
+from bilevel import testing, updates
 from bilevel.adjoint import Adjoint, Detached
 from bilevel.alias import fgsm, pgm
 from bilevel.errors import BilevelError, NonFiniteError
@@ -63,5 +63,6 @@ __all__ = [
     "fgsm",
     "frozen",
     "pgm",
+    "testing",
     "updates",
 ]

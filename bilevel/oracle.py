@@ -61,7 +61,7 @@ class Oracle:
         """
         with torch.enable_grad():
             point = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
-            gain = self._follower.gain(self._leader, point, self._batch)
+            gain = self.gain(point)
             if not gain.requires_grad:
                 raise BilevelError(
                     f"{type(self._follower).__name__}.objective does not depend on y: its gradient "
@@ -82,8 +82,8 @@ class Oracle:
         """
         with torch.no_grad():
             if self._before is None and self._start is not None:
-                self._before = self._follower.gain(self._leader, self._start, self._batch)
-            self._after = self._follower.gain(self._leader, detach(y), self._batch)
+                self._before = self.gain(self._start)
+            self._after = self.gain(detach(y))
 
     def stats(self) -> dict[str, Tensor]:
         """What was seen on the way.
@@ -98,6 +98,17 @@ class Oracle:
         if self._gradient is not None and self._before is not None:
             stats["gradient_norm"] = _norms(self._gradient, by_sample=self._before.dim() == 1).mean()
         return stats
+
+    def gain(self, y: Value) -> Tensor:
+        """The follower's objective, turned so that more is better.
+
+        Args:
+            y: Where.
+
+        Returns:
+            One value a sample, ``(B,)``, or a scalar.
+        """
+        return self._follower.gain(self._leader, y, self._batch)
 
     def context(self, y: Value) -> Tensor | None:
         """What a learned update may read at ``y`` beside the gradient.

@@ -46,7 +46,6 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "filename_pattern": r"\.py$",  # run every file, whatever its name
     "abort_on_example_error": True,
-    "copyfile_regex": r".*\.(csv|json)",
     "download_all_examples": False,
     "remove_config_comments": True,
     "write_computation_times": False,

@@ -196,9 +196,6 @@ def _begins(images: ImageSet, batch_size: int) -> range:
 
 
 def _unit_interval(pixels: Tensor) -> Tensor:
-    """Bytes as floats in [0, 1], bit for bit as torchvision's ``ToTensor`` on every device.
-
-    The divisor is a tensor because CUDA divides by a Python number by multiplying with its rounded
-    reciprocal.
-    """
+    """Bytes as floats in [0, 1], bit for bit as torchvision's ``ToTensor`` on every device."""
+    # CUDA divides by a Python number by multiplying with its rounded reciprocal, by a tensor not.
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))

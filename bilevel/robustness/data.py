@@ -199,13 +199,11 @@ def sample(images: ImageSet, size: int | None, *, seed: int = 0) -> ImageSet:
 
 
 def _split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Draws ``size`` images, stratified: what was drawn, and the rest.
-
-    The images are shuffled, then the r-th of the n images of a class goes to place (r + ½) / n
-    between 0 and 1: read in this order, each beginning holds the classes in proportion.
-    """
+    """Draws ``size`` images, stratified: what was drawn, and the rest."""
+    # The images are shuffled, then the r-th of the n images of a class goes to place (r + ½) / n
+    # between 0 and 1: read in this order, each beginning holds the classes in proportion.
     shuffled = np.random.default_rng(seed).permutation(len(images))
-    labels = images.labels.numpy()[shuffled]
+    labels = images.labels.numpy(force=True)[shuffled]
     place = np.empty(len(images))
     for label in range(len(images.classes)):
         members = np.flatnonzero(labels == label)
@@ -263,7 +261,7 @@ def _torchvision(name: str, root: Path, train: bool, download: bool) -> ImageSet
     except Exception as error:  # whatever the network, the archive or the files gave torchvision
         raise BilevelError(
             f"{name} is not to be had in {root / folder} ({_line(error)}); put its unpacked files "
-            "there, or allow the download, or use digits, which needs no files"
+            f"there, {'' if download else 'allow the download, '}or use digits, which needs none"
         ) from error
     pixels = torch.as_tensor(source.data)
     images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()

@@ -222,7 +222,7 @@ def _user_cache(root: Path) -> Path:
 def _load(path: Path, fingerprint: str) -> Bytes | None:
     """The images of a cache file; ``None`` where it is absent, stale or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if str(file["fingerprint"]) == fingerprint:
                 images: Bytes = file["images"]
                 return images

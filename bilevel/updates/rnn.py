@@ -152,10 +152,8 @@ class CoordinateRNN(VectorUpdate):
 
 
 def _log_sign(gradient: Tensor) -> Tensor:
-    """``(log|g| / p, sign g)`` where ``|g| ≥ exp(-p)``, else ``(-1, exp(p) · g)``, with p = 10.
-
-    The clamps say the same and, unlike a choice by ``where``, have a finite derivative at g = 0.
-    """
+    """``(log|g| / p, sign g)`` where ``|g| ≥ exp(-p)``, else ``(-1, exp(p) · g)``, with p = 10."""
+    # Clamps, because a choice by `where` would have the derivative NaN at g = 0.
     power = 10
     floor = math.exp(-power)
     magnitude = gradient.abs().clamp(min=floor).log() / power

@@ -14,18 +14,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
 
-def check(app: Sphinx, env: BuildEnvironment) -> None:
+def check(app: Sphinx, exception: Exception | None) -> None:
     """Warns of each complaint; ``sphinx-build -W`` then fails."""
-    documented = env.get_domain("py").objects
-    for module in app.config.coverage_check_modules:
-        for complaint in complaints_about(module, documented):
-            logger.warning(complaint)
+    if exception is None:
+        documented = app.env.get_domain("py").objects
+        for module in app.config.coverage_check_modules:
+            for complaint in complaints_about(module, documented):
+                logger.warning(complaint)
 
 
 def complaints_about(module_name: str, documented: Iterable[str]) -> Iterator[str]:
@@ -38,9 +38,8 @@ def complaints_about(module_name: str, documented: Iterable[str]) -> Iterator[st
         if inspect.ismodule(value):
             continue
         # A name may be documented where it is defined: in a module further down.
-        if not any(
-            re.fullmatch(rf"{module_name}(\.[a-z_]+)*\.{name}", entry) for entry in documented
-        ):
+        places = re.compile(rf"{re.escape(module_name)}(\.[a-z_]+)*\.{name}")
+        if not any(map(places.fullmatch, documented)):
             yield f"{full_name}: not in the API reference; add it to docs/api"
         if inspect.isclass(value):
             yield from _about_class(full_name, value)
@@ -63,26 +62,27 @@ def _about_class(name: str, cls: type[Any]) -> Iterator[str]:
 
 
 def _about_function(name: str, function: Any) -> Iterator[str]:
-    doc = function.__doc__
-    if not doc:
+    if not function.__doc__:
         yield f"{name}: has no docstring"
         return
-    yield from _missing_arguments(name, doc, function)
+    yield from _missing_arguments(name, function.__doc__, function)
     returns = inspect.signature(function).return_annotation
-    if returns not in (None, "None") and not re.search(r"^\s*(Returns|Yields):$", doc, re.M):
+    if returns not in (None, "None") and not _has_line("(Returns|Yields):", function.__doc__):
         yield f"{name}: its docstring has no Returns"
 
 
 def _missing_arguments(name: str, doc: str, function: Any) -> Iterator[str]:
     for argument in inspect.signature(function).parameters:
-        if argument not in ("self", "cls") and not re.search(
-            rf"^\s*\**{argument}( \(.*\))?:", doc, re.M
-        ):
+        if argument not in ("self", "cls") and not _has_line(rf"\**{argument}( \(.*\))?:", doc):
             yield f"{name}: its docstring does not tell the argument {argument}"
+
+
+def _has_line(start: str, doc: str) -> bool:
+    return re.search(rf"^\s*{start}", doc, re.MULTILINE) is not None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the check."""
     app.add_config_value("coverage_check_modules", [], "env")
-    app.connect("env-check-consistency", check)
+    app.connect("build-finished", check)
     return {"parallel_read_safe": True}

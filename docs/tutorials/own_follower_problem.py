@@ -1,4 +1,3 @@
-"""
-Your own ``FollowerProblem``
+r"""Your own ``FollowerProblem``
 ============================
 """

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data import ImageSet, Splits, load_images
+from bilevel.robustness.data import ImageSet, Splits, load_images, sample
 
 
 def load(dataset: Any, data_dir: Path, **options: Any) -> Splits:
@@ -81,6 +81,17 @@ def test_train_size_keeps_a_stratified_part_of_what_is_left(tmp_path: Path) -> N
     assert rows(small.train) < rows(whole.train)
     assert torch.equal(small.validation.images, whole.validation.images)
     assert torch.equal(small.test.images, whole.test.images)
+
+
+def test_a_sample_is_stratified(tmp_path: Path) -> None:
+    images = load("digits", tmp_path).test
+    small = sample(images, 50, seed=3)
+    assert counts(small) == [5] * 10
+    assert rows(small) < rows(images)
+    assert rows(small) == rows(sample(images, 50, seed=3)) != rows(sample(images, 50, seed=4))
+    assert sample(images, None) is sample(images, 10_000) is images
+    with pytest.raises(BilevelError, match="a sample of 0 images is empty"):
+        sample(images, 0)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +193,7 @@ def test_missing_files_and_no_network(
     assert f"{dataset} is not to be had in {tmp_path / place}" in message
     assert ("no route to host" if download else "not found") in message
     assert "put its unpacked files there" in message
+    assert ("allow the download" in message) is not download
 
 
 def test_a_damaged_raw_file_is_told_in_one_line(tmp_path: Path) -> None:

@@ -130,14 +130,6 @@ def test_a_changed_file_is_seen(tree: Path, decoded: list[Path]) -> None:
     assert {path.parent.parent.name for path in decoded} == {"test"}
 
 
-def test_added_and_moved_files_are_seen(tree: Path) -> None:
-    load(tree)
-    write_image(tree / "test" / "cat" / "new.png", 78)
-    assert counts(load(tree).test) == [4, 3]
-    (tree / "test" / "cat" / "new.png").rename(tree / "test" / "dog" / "new.png")
-    assert counts(load(tree).test) == [3, 4]
-
-
 def test_a_renamed_file_is_seen(tmp_path: Path) -> None:
     """Bitmaps of one archive may share their size and time: the names alone tell them apart."""
     for index in range(4):
@@ -226,11 +218,10 @@ def test_other_classes_in_test(tree: Path, part: str, other: str) -> None:
         load(tree)
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text"])
 def test_a_corrupt_image_is_named(tree: Path, damage: str) -> None:
     path = tree / "train" / "dog" / "004.png"
-    good = path.read_bytes()
-    path.write_bytes({"empty": b"", "truncated": good[:-30], "text": b"hello"}[damage])
+    path.write_bytes({"empty": b"", "cut": path.read_bytes()[:-30], "text": b"hello"}[damage])
     with pytest.raises(BilevelError, match=f"image {path} cannot be decoded: .*remove it"):
         load(tree)
     assert not (tree / "train" / folder.CACHE_NAME).exists()
@@ -246,9 +237,7 @@ def test_sixteen_bits_are_refused_rather_than_cut(tree: Path) -> None:
 def test_images_of_different_sizes_are_named(tree: Path) -> None:
     for name in ("dog/007.png", "dog/003.png"):
         write_image(tree / "train" / name, 1, size=(6, 4))
-    with pytest.raises(
-        BilevelError, match=r"cat/000.png is 5x4 and .*dog/003.png is 6x4 pixels; bring all"
-    ):
+    with pytest.raises(BilevelError, match=r"cat/000.png is 5x4 and .*dog/003.png is 6x4 pixels"):
         load(tree)
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bilevel.errors import BilevelError
@@ -21,7 +21,6 @@ each_form = pytest.mark.parametrize("form", FORMS)
 
 def batch(*shape):
     """Images and their gradients, of very different sizes."""
-    torch.manual_seed(0)
     sizes = 10.0 ** torch.arange(shape[0]).reshape(-1, 1, 1, 1)
     return torch.rand(shape), sizes * torch.randn(shape)
 
@@ -164,7 +163,6 @@ def test_multiply_adds_of_the_wide_form():
 
 
 def test_res_block_starts_xavier_uniform():
-    torch.manual_seed(0)
     block = ResBlock(32, 64)
     first, second = block.residual[2].weight, block.residual[5].weight
     for weight, gain, fans in [

@@ -17,7 +17,6 @@ EPS = 8 / 255
 
 
 def images(*shape, dtype=torch.float32):
-    torch.manual_seed(0)
     sizes = 10.0 ** torch.arange(shape[0]).reshape(-1, 1, 1, 1)
     return torch.rand(shape, dtype=dtype), (sizes * torch.randn(shape)).to(dtype)
 
@@ -44,7 +43,6 @@ def assert_twice_differentiable(update, y, gradient, context):
 
 
 def test_convolutional_cell_is_a_gru_cell_on_a_single_pixel():
-    torch.manual_seed(0)
     cell, reference = ConvGRUCell(2, 3), nn.GRUCell(2, 3)
     with torch.no_grad():  # the centre is all that a 3×3 kernel sees of one pixel
         reference.weight_ih.copy_(cell.input.weight[:, :, 1, 1])
@@ -135,7 +133,6 @@ def test_coordinate_rnn_is_its_formula():
 
 
 def test_coordinate_rnn_treats_all_coordinates_alike():
-    torch.manual_seed(0)
     y, gradient, order = torch.randn(1, 6), torch.randn(1, 6), torch.randperm(6)
     update = CoordinateRNN(0.1, hidden=3)
     moved, _ = update(y, gradient, None, None)
@@ -144,7 +141,6 @@ def test_coordinate_rnn_treats_all_coordinates_alike():
 
 
 def test_coordinate_rnn_moves_a_dict_as_one_sample():
-    torch.manual_seed(0)
     row, gradient = torch.randn(1, 6), torch.randn(1, 6)
     update = CoordinateRNN(0.1, hidden=3, gradient_skip=0.5)
     nn.init.normal_(update.last.weight)
@@ -198,7 +194,6 @@ def test_gradient_reaches_every_parameter(kind, skip):
 
 def test_coordinate_rnn_learns_to_descend_faster():
     """Meta-training on random quadratics beats the gradient step that it starts as."""
-    torch.manual_seed(0)
     curvature = torch.tensor([1.0, 0.1])
     update = CoordinateRNN(0.5, hidden=8, gradient_skip=0.5)
     optimizer = torch.optim.Adam(update.parameters(), lr=0.02)
@@ -220,7 +215,8 @@ def test_is_one_graph_without_synchronisation(update):
     x, gradient = images(2, 1, 4, 4)
     expected = two_steps(update, x, [gradient, -gradient], x)
     compiled = torch.compile(update, backend="eager", fullgraph=True)
-    torch.testing.assert_close(two_steps(compiled, x, [gradient, -gradient], x), expected)
+    with torch.no_grad():  # the compiler reads y.grad, which warns where y is not a leaf
+        torch.testing.assert_close(two_steps(compiled, x, [gradient, -gradient], x), expected)
     x, gradient = x.to("meta"), gradient.to("meta")
     assert two_steps(update.to("meta"), x, [gradient, gradient], x).shape == x.shape
 
