@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,7 +71,7 @@ class _PreActivationBlock(nn.Module):
 def _stages(block: type[nn.Module], blocks: int, widths: Sequence[int]) -> list[nn.Sequential]:
     """Groups of residual blocks from widths[0] on; each but the first halves the image."""
     stages = []
-    for stage, (inputs, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for stage, (inputs, width) in enumerate(pairwise(widths)):
         first = block(inputs, width, 1 if stage == 0 else 2)
         stages.append(nn.Sequential(first, *(block(width, width, 1) for _ in range(blocks - 1))))
     return stages

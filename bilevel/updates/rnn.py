@@ -98,7 +98,7 @@ class ConvGRUCell(nn.Module):
         reset_x, keep_x, new_x = self.input(x).chunk(3, dim=1)
         reset_h, keep_h, new_h = self.memory(memory).chunk(3, dim=1)
         new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
-        return torch.lerp(new, memory, torch.sigmoid(keep_x + keep_h))
+        return new + torch.sigmoid(keep_x + keep_h) * (memory - new)
 
 
 class CoordinateRNN(VectorUpdate):

@@ -42,9 +42,16 @@ def test_sizes_are_the_published_ones(name: str, published: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("wrn-40-1", 0.6), ("wrn-40-2", 2.2), ("wrn-40-4", 8.9), ("wrn-40-8", 35.7), ("wrn-28-12", 52.5),
-     ("wrn-22-8", 17.2), ("wrn-16-8", 11.0)],
-)  # fmt: skip
+    [
+        ("wrn-40-1", 0.6),
+        ("wrn-40-2", 2.2),
+        ("wrn-40-4", 8.9),
+        ("wrn-40-8", 35.7),
+        ("wrn-28-12", 52.5),
+        ("wrn-22-8", 17.2),
+        ("wrn-16-8", 11.0),
+    ],
+)
 def test_sizes_are_those_of_the_wide_resnet_paper(name: str, millions: float) -> None:
     assert parameters_of(name) / 1e6 == pytest.approx(millions, abs=0.06)
 
@@ -191,9 +198,15 @@ def test_bad_statistics_are_refused(statistics: dict[str, list[float]], why: str
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("resnet-18", "'resnet18'"), ("wideresnet-34-10", "'wrn-34-10'"), ("smallcnn", "'small-cnn'"),
-     ("wrn-33-10", "give wrn-34-10"), ("wrn-4-1", "give wrn-10-1"), ("wrn-16-0", "give wrn-16-1")],
-)  # fmt: skip
+    [
+        ("resnet-18", "'resnet18'"),
+        ("wideresnet-34-10", "'wrn-34-10'"),
+        ("smallcnn", "'small-cnn'"),
+        ("wrn-33-10", "give wrn-34-10"),
+        ("wrn-4-1", "give wrn-10-1"),
+        ("wrn-16-0", "give wrn-16-1"),
+    ],
+)
 def test_an_unknown_name_is_told_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(BilevelError, match=nearest):
         build_model(name, channels=3, classes=10)

@@ -107,7 +107,7 @@ def test_decay_out_of_range_is_an_error(decay):
 @pytest.mark.parametrize(
     "update",
     [*(kind(0.5) for kind in STEPS), Momentum(SignGradient(0.5), 1.0, normalize=True)],
-    ids=repr,
+    ids=lambda update: type(update).__name__,
 )
 def test_is_one_graph_without_synchronisation(update):
     def two_steps(y, gradient):

@@ -221,6 +221,16 @@ def test_is_one_graph_without_synchronisation(update):
     assert two_steps(update.to("meta"), x, [gradient, gradient], x).shape == x.shape
 
 
+@pytest.mark.parametrize("update", [ConvRNN(1, EPS, hidden=4), CoordinateRNN(EPS, hidden=4)])
+def test_runs_in_mixed_precision(update):
+    x, gradient = images(2, 1, 4, 4)
+    expected = two_steps(update, x, [gradient, -gradient], x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = two_steps(update, x, [gradient, -gradient], x)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, expected, rtol=0, atol=0.02 * EPS)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

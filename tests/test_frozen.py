@@ -1,0 +1,40 @@
+"""`frozen`: within the block a module changes nothing about itself that lasts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bilevel import frozen
+from tests.problems import BatchNormNet
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_buffers_flags_and_parameters_come_back(mode: str) -> None:
+    module = BatchNormNet().train()
+    module.layers[1].eval()
+    module.layers[0].bias.requires_grad_(False)
+    flags = [part.training for part in module.modules()]
+    asked = [parameter.requires_grad for parameter in module.parameters()]
+    buffers = dict(module.named_buffers())
+    copies = {name: buffer.clone() for name, buffer in buffers.items()}
+    with frozen(module, mode):
+        assert all(part.training == (mode == "train") for part in module.modules())
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        module(torch.rand(3, 1, 4, 4))
+    assert [part.training for part in module.modules()] == flags
+    assert [parameter.requires_grad for parameter in module.parameters()] == asked
+    for name, buffer in module.named_buffers():
+        assert buffer is buffers[name], name
+        assert torch.equal(buffer, copies[name]), name
+
+
+def test_a_module_that_overrides_train_is_asked() -> None:
+    class AlwaysEval(nn.Dropout):
+        def train(self, mode: bool = True) -> AlwaysEval:
+            return super().train(False)
+
+    module = nn.Sequential(AlwaysEval())
+    with frozen(module, "train"):
+        assert not module[0].training

@@ -1,0 +1,218 @@
+"""`Bilevel`: what it refuses, what it reports, and that a stopped run goes on as if it had not stopped."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bilevel
+from bilevel import (
+    Alternating,
+    Bilevel,
+    BilevelError,
+    FollowerProblem,
+    Iterative,
+    MetricLog,
+    NonFiniteError,
+    Simultaneous,
+    Solver,
+    ZeroSum,
+    pgm,
+)
+from bilevel.robustness import Batch
+from bilevel.updates import CNN, MLP, Momentum, SignGradient
+from tests.problems import BatchNormNet, Nearest, Weights, image_game, images
+
+
+def make_game(schedule=None, *, solver: Solver | None = None, width: int = 4) -> Bilevel:
+    leader, follower, _ = image_game()
+    if solver is None:
+        solver = Iterative(CNN(1, 0.1, form="two-layer", width=width), 2)
+    parameters = list(solver.parameters())
+    return Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1, momentum=0.9),
+        solver_opt=torch.optim.Adam(parameters, lr=1e-2) if parameters else None,
+        schedule=schedule,
+    )
+
+
+def test_the_example_of_the_design_runs_as_written() -> None:
+    class Linf(bilevel.FollowerProblem):
+        """max over δ of CE(f(x+δ), y), subject to ‖δ‖∞ ≤ ε and x+δ in [0, 1]."""
+
+        sense = "max"
+
+        def __init__(self, eps):
+            self.eps = eps
+
+        def init(self, batch):
+            return torch.zeros_like(batch.x)
+
+        def context(self, delta, batch):
+            return batch.x + delta
+
+        def objective(self, leader, delta, batch):
+            return F.cross_entropy(leader.model(batch.x + delta), batch.y, reduction="none")
+
+        def project(self, delta, batch):
+            return (batch.x + delta.clamp(-self.eps, self.eps)).clamp(0, 1) - batch.x
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
+    loader = [Batch(torch.rand(5, 3, 8, 8), torch.arange(5) % 4) for _ in range(2)]
+
+    follower = Linf(8 / 255)
+    leader = bilevel.ZeroSum(model, follower)
+    for solver in (
+        bilevel.Iterative(bilevel.updates.CNN(channels=3, scale=8 / 255), steps=2),
+        bilevel.pgm(2 / 255, 10),
+    ):
+        learned = list(solver.parameters())
+        game = bilevel.Bilevel(
+            leader,
+            follower,
+            solver,
+            leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1, momentum=0.9),
+            solver_opt=torch.optim.Adam(learned, lr=1e-3) if learned else None,
+        )
+        for batch in loader:
+            metrics = game.step(batch)
+            assert all(value.dim() == 0 and not value.requires_grad for value in metrics.values())
+            assert metrics["loss"] == metrics["objective_after"]
+            assert metrics["objective_after"] > metrics["objective_before"] or learned
+
+
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating(follower_steps=2)])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_run_resumed_from_its_state_equals_the_run_never_stopped(schedule, warm) -> None:
+    batches = [images() for _ in range(6)]
+
+    def fresh() -> Bilevel:
+        torch.manual_seed(7)
+        solver = Iterative(MLP(6 * 16), 1, warm_start=True) if warm else None
+        return make_game(copy.deepcopy(schedule), solver=solver)
+
+    straight, stopped = fresh(), fresh()
+    for batch in batches[:3]:
+        straight.step(batch)
+        stopped.step(batch)
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    resumed = fresh()
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert resumed.steps == 3
+    for batch in batches[3:]:
+        a, b = straight.step(batch), resumed.step(batch)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    for module in ("leader", "solver"):
+        ours = getattr(straight, module).state_dict()
+        theirs = getattr(resumed, module).state_dict()
+        for name, value in ours.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, theirs[name]), name
+
+
+def test_a_step_makes_no_device_synchronisation_but_the_first() -> None:
+    """On the meta device every read of a number raises."""
+    with torch.device("meta"):
+        game = make_game()
+        batch = Batch(torch.rand(6, 1, 4, 4), torch.zeros(6, dtype=torch.long))
+        game._checked = True
+        metrics = game.step(batch)
+    assert all(value.is_meta for value in metrics.values())
+
+
+# Bad input.
+
+
+def test_a_trainable_solver_without_an_optimizer() -> None:
+    leader, follower, _ = image_game()
+    solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    with pytest.raises(BilevelError, match=r"no optimizer: it would never learn; give solver_opt"):
+        Bilevel(leader, follower, solver, leader_opt=optimizer)
+    Bilevel(leader, follower, solver.requires_grad_(False), leader_opt=optimizer)
+
+
+def test_an_optimizer_of_the_other_players_parameters() -> None:
+    leader, follower, _ = image_game()
+    solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (leader, solver)]
+    with pytest.raises(BilevelError, match=r"leader_opt moves parameters that do not belong"):
+        Bilevel(leader, follower, solver, leader_opt=optimizers[1], solver_opt=optimizers[0])
+
+
+def test_a_game_that_is_not_zero_sum_names_its_adjoint() -> None:
+    leader = Weights(3)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    with pytest.raises(BilevelError, match=r"Weights is not zero-sum with Nearest.*name the adjoint"):
+        Bilevel(leader, Nearest(), pgm(0.1, 1), leader_opt=optimizer)
+
+
+def test_a_zero_sum_leader_with_another_follower_is_not_zero_sum() -> None:
+    leader, _, _ = image_game()
+    _, other, _ = image_game()
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    with pytest.raises(BilevelError, match="not zero-sum"):
+        Bilevel(leader, other, pgm(0.1, 1), leader_opt=optimizer)
+
+
+def test_an_answer_outside_y() -> None:
+    class Outside(Solver):
+        def answer(self, oracle):
+            return oracle.init() + 3.0
+
+    game = make_game(solver=Outside())
+    with pytest.raises(BilevelError, match=r"lies .* outside Y.*oracle.project"):
+        game.step(images())
+
+
+def test_a_nan_on_the_way_to_the_answer() -> None:
+    game = make_game()
+    batch = images()
+    batch.x[0, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="first answer is not finite"):
+        game.step(batch)
+
+
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()])
+def test_a_loss_that_becomes_nan_moves_nobody(schedule) -> None:
+    game = make_game(schedule)
+    game.step(images())
+    before = copy.deepcopy((game.leader.state_dict(), game.solver.state_dict()))
+    batch = images()
+    batch.x[0, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"step 1: the leader's loss is nan.*learning rate"):
+        game.step(batch)
+    for old, part in zip(before, (game.leader, game.solver), strict=True):
+        for name, parameter in part.named_parameters():
+            assert torch.equal(old[name], parameter), name
+
+
+def test_metrics_that_are_nan_are_named_with_their_step() -> None:
+    log = MetricLog()
+    for value in (1.0, 2.0, float("inf"), 3.0):
+        log.add({"loss": torch.tensor(value), "gradient_norm": torch.tensor(1.0)})
+    with pytest.raises(NonFiniteError, match="loss is inf at step 3 of the last 4"):
+        log.means()
+    assert log.means() == {}
+
+
+def test_a_state_of_another_architecture_changes_nothing() -> None:
+    game, other = make_game(), make_game(width=8)
+    before = copy.deepcopy(game.state_dict())
+    with pytest.raises(BilevelError, match=r"the saved solver is of another architecture: update"):
+        game.load_state_dict(other.state_dict())
+    with pytest.raises(BilevelError, match="the state has no 'solver_opt'"):
+        game.load_state_dict(make_game(solver=pgm(0.1, 1)).state_dict())
+    for name, value in game.leader.state_dict().items():
+        assert torch.equal(value, before["leader"][name])

@@ -1,0 +1,57 @@
+"""The rooms: the core knows no kit, and importing the library is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bilevel
+
+ROOT = Path(bilevel.__file__).parent
+KITS = {"robustness", "imitation"}
+CORE = [*ROOT.glob("*.py"), *(ROOT / "updates").glob("*.py")]
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("file", CORE, ids=lambda file: file.stem)
+def test_the_core_imports_no_kit(file: Path) -> None:
+    kits = {f"bilevel.{kit}" for kit in KITS}
+    assert not {name for name in imported(file) if any(name.startswith(kit) for kit in kits)}
+
+
+@pytest.mark.parametrize("kit", [kit for kit in KITS if (ROOT / kit).exists()])
+def test_a_kit_imports_no_other_kit(kit: str) -> None:
+    others = {f"bilevel.{other}" for other in KITS - {kit}}
+    for file in (ROOT / kit).rglob("*.py"):
+        assert not {name for name in imported(file) if any(name.startswith(o) for o in others)}
+
+
+def test_importing_needs_torch_and_numpy_alone_and_is_light() -> None:
+    """In a new process, beside the time that torch itself takes."""
+    heavy = "torchvision sklearn matplotlib gymnasium higher tyro rich tensorboard safetensors scipy"
+    code = (
+        "import sys, time; import torch; t = time.perf_counter(); import bilevel;"
+        "print(time.perf_counter() - t);"
+        f"print([name for name in '{heavy}'.split() if name in sys.modules])"
+    )
+    runs = []
+    for _ in range(3):  # a busy machine only ever adds time, so the least of a few is the figure
+        output = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+        ).stdout.splitlines()
+        assert output[1] == "[]"
+        runs.append(float(output[0]))
+    assert min(runs) < 0.2
