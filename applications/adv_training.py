@@ -156,9 +156,7 @@ def load(args: Args, device: torch.device) -> Splits:
     return Splits(data.train.to(device), validation.to(device), test.to(device))
 
 
-def train(
-    args: Args, method: str, recipe: Recipe, data: Splits
-) -> tuple[Bilevel, dict[str, Any]]:
+def train(args: Args, method: str, recipe: Recipe, data: Splits) -> tuple[Bilevel, dict[str, Any]]:
     """Trains a classifier by one method, or goes on with it; returns the game at its best epoch."""
     images, folder = data.train.images, args.out / method
     channels, classes = images.shape[1], len(data.train.classes)

@@ -14,7 +14,7 @@ from bilevel.solver import Solution, Solver
 
 
 class Adjoint(ABC):
-    """Solves the follower so that the answer carries the history that the leader's gradient needs."""
+    """Solves the follower so that the answer carries the history that θ's gradient needs."""
 
     @abstractmethod
     def solve(
@@ -37,9 +37,9 @@ class Adjoint(ABC):
 class Detached(Adjoint):
     r"""Treats the answer as a constant: dL/dθ ≈ ∂L/∂θ.
 
-    Exact where the leader's loss is the follower's own objective and the answer is optimal (Danskin,
-    1967): there ∂L/∂y vanishes on Y. That is every :class:`~bilevel.ZeroSum` game; elsewhere it
-    drops a term, so a game that is not zero-sum has to ask for it by name.
+    Exact where the leader's loss is the follower's own objective and the answer is optimal
+    (Danskin, 1967), as in a :class:`~bilevel.ZeroSum` game. Elsewhere it drops a term, so a game
+    that is not zero-sum has to ask for it by name.
 
     Example:
         >>> Detached()

@@ -23,17 +23,17 @@ def pgm(step: float, steps: int, *, leader_mode: Mode = "eval") -> Iterative:
         A solver without parameters.
 
     Example:
-        >>> pgm(2 / 255, 10)
+        >>> pgm(0.007, 10)
         Iterative(
           steps=10
-          (update): SignGradient(step=0.00784)
+          (update): SignGradient(step=0.007)
         )
     """
     return Iterative(SignGradient(step), steps, leader_mode=leader_mode)
 
 
 def fgsm(eps: float, *, leader_mode: Mode = "eval") -> Iterative:
-    """Fast gradient sign method (Goodfellow et al., 2014): projected sign-gradient, one step of size ε.
+    """Fast gradient sign method (Goodfellow et al., 2014): :func:`pgm` with one step of size ε.
 
     Args:
         eps: ε, in the units of y.

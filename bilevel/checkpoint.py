@@ -51,13 +51,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise BilevelError(
-            f"there is no checkpoint {path}: nothing to go on from; leave out --resume, or name the "
-            "folder of the run to go on with"
+            f"there is no checkpoint {path}: nothing to go on from; leave out --resume, or name "
+            "the folder of the run to go on with"
         ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         raise BilevelError(
-            f"{path} is no readable checkpoint ({str(error).splitlines()[0][:80]}): it is truncated or "
-            "of another kind; delete it to begin again, or restore it from a copy"
+            f"{path} is no readable checkpoint ({str(error).splitlines()[0][:80]}): it is "
+            "truncated or of another kind; delete it to begin again, or restore it from a copy"
         ) from error
     if not isinstance(state, dict):
         raise BilevelError(

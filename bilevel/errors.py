@@ -8,10 +8,10 @@ class BilevelError(ValueError):
     :class:`ValueError` that it is.
 
     Example:
-        >>> raise BilevelError("steps is -1: a solve cannot have fewer than 0 steps; give steps=0")
+        >>> raise BilevelError("steps is -1: a solve has no fewer than 0 steps; give 0, 1, …")
         Traceback (most recent call last):
         ...
-        bilevel.errors.BilevelError: steps is -1: a solve cannot have fewer than 0 steps; give steps=0
+        bilevel.errors.BilevelError: steps is -1: a solve has no fewer than 0 steps; give 0, 1, …
     """
 
 

@@ -62,12 +62,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        if isinstance(error, BilevelError):
-            raise
         kept = "; the older file there is kept" if path.exists() else ""
         raise BilevelError(
-            f"cannot write {path} ({str(error).splitlines()[0]}){kept}: free some space, or write to "
-            "another folder"
+            f"cannot write {path} ({str(error).splitlines()[0]}){kept}: free some space, or write "
+            "to another folder"
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bilevel import checks
 from bilevel.adjoint import Adjoint, Detached
-from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedule import Schedule, Simultaneous
@@ -18,7 +19,7 @@ from bilevel.tree import Value, detach, leaves, tree_map
 
 
 class Optimizer(Protocol):
-    """What moves a player: any ``torch.optim`` optimizer, or a method with its own ``step(closure)``."""
+    """What moves a player: an optimizer of ``torch.optim``, or a method with ``step(closure)``."""
 
     def step(self, closure: Callable[[], Any]) -> Any:
         """Evaluates ``closure`` (loss and gradients) as often as it needs, and moves.
@@ -67,8 +68,8 @@ class Bilevel:
         ...     sense = "max"
         ...     def init(self, batch): return torch.zeros(())
         ...     def objective(self, leader, y, batch): return leader.model.weight.sum() * y
-        >>> model, saddle = nn.Linear(1, 1, bias=False), Saddle()
-        >>> nn.init.ones_(model.weight).requires_grad
+        >>> model, saddle = torch.nn.Linear(1, 1, bias=False), Saddle()
+        >>> torch.nn.init.ones_(model.weight).requires_grad
         True
         >>> leader, solver = bilevel.ZeroSum(model, saddle), bilevel.Parametric(torch.tensor(0.5))
         >>> game = Bilevel(leader, saddle, solver,
@@ -98,7 +99,7 @@ class Bilevel:
         self.solver_opt = solver_opt
         self.zero_sum = isinstance(leader, ZeroSum) and leader.follower is follower
         self.trains_solver = any(p.requires_grad for p in solver.parameters())
-        self._check_parts(adjoint)
+        checks.check_parts(self, adjoint)
         self.adjoint = adjoint or Detached()
         self.schedule = schedule or Simultaneous()
         self.steps = 0
@@ -116,7 +117,7 @@ class Bilevel:
 
         Raises:
             NonFiniteError: On the CPU, where looking costs nothing, if a loss is NaN or infinite;
-                the players have not moved then. On other devices :class:`~bilevel.MetricLog` raises.
+                the player has not moved then. Elsewhere :class:`~bilevel.MetricLog` raises.
         """
         metrics = self.schedule.step(self, batch)
         self.steps += 1
@@ -135,7 +136,7 @@ class Bilevel:
         """
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
-            self._check_answer(solution.value, batch)
+            checks.check_answer(self.follower, solution.value, batch)
             self._checked = True
         return solution
 
@@ -157,7 +158,7 @@ class Bilevel:
         def closure() -> Tensor:
             self.leader.zero_grad()
             loss = self.leader.loss(detach(y) if losses else y, batch)
-            self._require_finite("the leader's loss", loss)
+            checks.require_finite("the leader's loss", loss, self.steps)
             loss.backward()
             losses.append(loss.detach())
             return loss
@@ -179,7 +180,7 @@ class Bilevel:
         self.solver.zero_grad()
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
-            self._require_finite("the follower's objective", loss)
+            checks.require_finite("the follower's objective", loss, self.steps)
             loss.backward()
         self.solver_opt.step()
 
@@ -210,7 +211,7 @@ class Bilevel:
             solution: The solution that it moved on.
 
         Returns:
-            The loss and the solution's statistics; a zero-sum loss is the objective after the solve.
+            The loss and the solution's statistics, of which a zero-sum loss is one.
         """
         after = {"objective_after": self.follower.sign * loss} if self.zero_sum else {}
         return {"loss": loss, **solution.stats, **after}
@@ -218,7 +219,7 @@ class Bilevel:
     # What outlives the process.
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the game is made of: both networks, both optimizers, schedule, step count.
+        """All that the game is made of: networks, optimizers, schedule, step count.
 
         Returns:
             Tensors and plain values, fit for ``torch.save`` and ``torch.load(weights_only=True)``.
@@ -239,11 +240,11 @@ class Bilevel:
         for name in (*parts, "steps"):
             if name not in state:
                 raise BilevelError(
-                    f"the state has no {name!r}: it was written by a game of other parts; build the "
-                    "game as it was when the state was saved"
+                    f"the state has no {name!r}: it was written by a game of other parts; build "
+                    "the game as it was when the state was saved"
                 )
         for name in ("leader", "solver"):
-            _check_fits(name, parts[name].state_dict(), state[name])
+            checks.check_fits(name, parts[name].state_dict(), state[name])
         for name, part in parts.items():
             part.load_state_dict(state[name])
         self.steps = state["steps"]
@@ -258,50 +259,6 @@ class Bilevel:
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    # What is said before a wrong number comes out.
-
-    def _check_parts(self, adjoint: Adjoint | None) -> None:
-        if not self.zero_sum and adjoint is None:
-            raise BilevelError(
-                f"{type(self.leader).__name__} is not zero-sum with {type(self.follower).__name__}: "
-                "treating y* as a constant would drop a term of the leader's gradient; name the "
-                "adjoint, adjoint=Detached() if that is what you want"
-            )
-        if self.trains_solver and self.solver_opt is None:
-            raise BilevelError(
-                f"{type(self.solver).__name__} has parameters but no optimizer: it would never learn; "
-                "give solver_opt=torch.optim.Adam(solver.parameters()), or requires_grad_(False)"
-            )
-        _check_owner("leader_opt", self.leader_opt, "leader", self.leader)
-        _check_owner("solver_opt", self.solver_opt, "solver", self.solver)
-
-    def _check_answer(self, y: Value, batch: Batch) -> None:
-        """At the first solve only, for it synchronises."""
-        with torch.no_grad():
-            y = detach(y)
-            projected = leaves(self.follower.project(y, batch))
-        for leaf, nearest in zip(leaves(y), projected, strict=True):
-            if not leaf.isfinite().all():
-                raise NonFiniteError(
-                    "the follower's first answer is not finite: the objective, its gradient or the "
-                    "update gave NaN or infinity; check the batch and the update's step"
-                )
-            tolerance = 1e-5 * max(1.0, float(nearest.abs().max())) if nearest.numel() else 0.0
-            if not torch.allclose(leaf, nearest, rtol=0.0, atol=tolerance):
-                distance = float((leaf - nearest).abs().max())
-                raise BilevelError(
-                    f"the follower's first answer lies {distance:.3g} outside Y: "
-                    f"{type(self.follower).__name__}.project moves it; make project idempotent, and "
-                    "end Solver.answer with oracle.project(y)"
-                )
-
-    def _require_finite(self, term: str, loss: Tensor) -> None:
-        if loss.device.type == "cpu" and not torch.isfinite(loss.detach()):
-            raise NonFiniteError(
-                f"step {self.steps}: {term} is {loss.item()}: training has diverged or the batch is "
-                "not finite; lower the learning rate, or go back to the last checkpoint"
-            )
-
 
 class _Opposed(torch.autograd.Function):
     """The identity, whose gradient is negated."""
@@ -313,26 +270,3 @@ class _Opposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return -gradients[0]
-
-
-def _check_owner(name: str, optimizer: Any, owner_name: str, owner: nn.Module) -> None:
-    own = {id(parameter) for parameter in owner.parameters()}
-    groups = getattr(optimizer, "param_groups", [])
-    if not all(id(parameter) in own for group in groups for parameter in group["params"]):
-        raise BilevelError(
-            f"{name} moves parameters that do not belong to the {owner_name}: each player has an "
-            f"optimizer of its own; build it from {owner_name}.parameters()"
-        )
-
-
-def _check_fits(name: str, own: dict[str, Any], saved: dict[str, Any]) -> None:
-    for key in {**own, **saved}:
-        shapes = [
-            tuple(state[key].shape) if isinstance(state.get(key), Tensor) else key in state
-            for state in (saved, own)
-        ]
-        if shapes[0] != shapes[1] and not key.endswith("_extra_state"):
-            raise BilevelError(
-                f"the saved {name} is of another architecture: {key} is {shapes[0]} there and "
-                f"{shapes[1]} here; build the game as it was when the state was saved"
-            )

@@ -40,7 +40,9 @@ class MetricLog:
             NonFiniteError: If a metric is NaN or infinite, with its name and the step.
         """
         steps, self._steps = self._steps, []
-        return {name: _mean(name, [step[name] for step in steps]) for name in (steps[:1] or [{}])[0]}
+        return {
+            name: _mean(name, [step[name] for step in steps]) for name in (steps[:1] or [{}])[0]
+        }
 
 
 def _mean(name: str, scalars: list[Tensor]) -> float:
@@ -49,8 +51,8 @@ def _mean(name: str, scalars: list[Tensor]) -> float:
     if len(bad):
         first = int(bad[0])
         raise NonFiniteError(
-            f"{name} is {values[first].item()} at step {first + 1} of the last {len(values)}: training "
-            "has diverged or the batch is not finite; lower the learning rate, or go back to the last "
-            "checkpoint"
+            f"{name} is {values[first].item()} at step {first + 1} of the last {len(values)}: "
+            "training has diverged or the batch is not finite; lower the learning rate, or go back "
+            "to the last checkpoint"
         )
     return float(values.mean())

@@ -43,12 +43,12 @@ class Oracle:
             raise BilevelError(
                 f"{type(self._follower).__name__}.init cannot read a batch of type "
                 f"{type(self._batch).__name__} ({error}): a batch must have the fields that the "
-                "problem's own methods use; wrap what the loader yields, as in Batch(x=images, y=labels)"
+                "problem's own methods use; wrap what the loader yields: Batch(images, labels)"
             ) from error
         return self._start
 
     def gradient(self, y: Value) -> Value:
-        """The direction in which each sample's objective improves fastest, without weight gradients.
+        """The direction in which each sample's objective improves fastest; no weight gradients.
 
         Args:
             y: Where.
@@ -96,7 +96,9 @@ class Oracle:
             if gain is not None:
                 stats[name] = self._follower.sign * gain.mean()
         if self._gradient is not None and self._before is not None:
-            stats["gradient_norm"] = _norms(self._gradient, by_sample=self._before.dim() == 1).mean()
+            stats["gradient_norm"] = _norms(
+                self._gradient, by_sample=self._before.dim() == 1
+            ).mean()
         return stats
 
     def gain(self, y: Value) -> Tensor:

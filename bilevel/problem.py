@@ -38,7 +38,7 @@ class LeaderProblem(nn.Module):
     """
 
     @abstractmethod
-    def loss(self, y: Value, batch: Batch) -> Tensor:
+    def loss(self, y: Any, batch: Batch) -> Tensor:
         """L(θ, y), which the leader minimises.
 
         Args:
@@ -89,12 +89,12 @@ class FollowerProblem(ABC):
         """
 
     @abstractmethod
-    def objective(self, leader: Any, y: Value, batch: Batch) -> Tensor:
+    def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
         """q(θ, y), in its natural sign.
 
         Args:
             leader: The leader, frozen while the follower is solved.
-            y: The follower's variable.
+            y: The follower's variable, of the kind that :meth:`init` gives.
             batch: The data of this step.
 
         Returns:
@@ -102,7 +102,7 @@ class FollowerProblem(ABC):
             never depends on the other samples; a scalar where the batch shares one y.
         """
 
-    def project(self, y: Value, batch: Batch) -> Value:
+    def project(self, y: Any, batch: Batch) -> Value:
         """The point of Y nearest to ``y``; Y is everything unless a subclass says otherwise.
 
         Args:
@@ -112,9 +112,10 @@ class FollowerProblem(ABC):
         Returns:
             A point of Y.
         """
-        return y
+        here: Value = y
+        return here
 
-    def context(self, y: Value, batch: Batch) -> Tensor | None:
+    def context(self, y: Any, batch: Batch) -> Tensor | None:
         """What a learned update may read beside the gradient: A(x, y) in the paper.
 
         Args:
@@ -127,7 +128,7 @@ class FollowerProblem(ABC):
         return None
 
     def gain(self, leader: Any, y: Value, batch: Batch) -> Tensor:
-        """The objective turned so that more is better for the follower: q to maximise, −q to minimise.
+        """The objective turned so that more is better: q for a follower that maximises, else −q.
 
         Args:
             leader: The leader.
@@ -142,7 +143,7 @@ class FollowerProblem(ABC):
         """
         value = self.objective(leader, y, batch)
         self._check_shape(value, y)
-        return value if self.sign > 0 else -value
+        return self.sign * value
 
     @property
     def sign(self) -> int:
@@ -168,24 +169,27 @@ class FollowerProblem(ABC):
             return
         raise BilevelError(
             f"{type(self).__name__}.objective returned shape {tuple(value.shape)} for y of shape "
-            f"{[tuple(leaf.shape) for leaf in leaves(y)]}: it must be one value a sample, (B,), where "
-            'each sample has its own y (cross_entropy(..., reduction="none")), or a scalar where the '
-            "batch shares one y"
+            f"{[tuple(leaf.shape) for leaf in leaves(y)]}: it must be one value a sample, (B,), "
+            'where each sample has its own y (cross_entropy(..., reduction="none")), or a scalar '
+            "where the batch shares one y"
         )
 
 
 class ZeroSum(LeaderProblem):
-    r"""A leader that minimises exactly what its follower maximises: L(θ, y) = mean of the follower's gain.
+    r"""A leader that minimises exactly what its follower maximises.
 
     .. math:: \min_\theta \max_{y \in Y} q(\theta, y)
 
-    The one game in which treating y* as a constant gives the right gradient (Danskin, 1967), and in
-    which one backward pass serves both players. If the follower minimises q, the leader maximises it.
+    Its loss is the mean of the follower's gain. The one game in which treating y* as a constant
+    gives the right gradient (Danskin, 1967), and in which one backward pass serves both players.
+    If the follower minimises q, the leader maximises it.
 
     Args:
         model: The network that the follower's objective reads as ``leader.model``.
         follower: The follower's problem.
     """
+
+    model: nn.Module
 
     def __init__(self, model: nn.Module, follower: FollowerProblem) -> None:
         super().__init__()

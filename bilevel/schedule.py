@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 
 class Schedule(ABC):
-    """One step of the game in terms of its moves: ``solve``, ``move_leader``,
-    ``move_solver`` and, where one pass serves both, ``move_both``."""
+    """One step of the game in terms of its moves.
+
+    They are ``solve``, ``move_leader``, ``move_solver`` and, where one pass serves both players,
+    ``move_both``.
+    """
 
     @abstractmethod
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
@@ -57,8 +60,8 @@ class Simultaneous(Schedule):
         \phi \leftarrow \phi + \alpha_2 \nabla_\phi q(\theta, \delta)
 
     In a zero-sum game one forward and one backward pass of the leader at the solution give both
-    gradients; φ's is negated on its way back through δ. Otherwise φ moves first, on a pass of its own,
-    and θ on the same answer.
+    gradients; φ's is negated on its way back through δ. Otherwise φ moves first, on a pass of its
+    own, and θ on the same answer.
 
     Example:
         >>> Simultaneous()

@@ -1,7 +1,7 @@
 """The noun `Solver`: the loop that answers for the follower.
 
-Every answer of the follower comes from a `Solver`, which is an ``nn.Module``. Projected gradient has
-no parameters, a learned attacker has meta-parameters, and a follower that is itself trained by
+Every answer of the follower comes from a `Solver`, which is an ``nn.Module``. Projected gradient
+has no parameters, a learned attacker has meta-parameters, and a follower that is itself trained by
 gradient steps is a solver whose parameters *are* the answer. So every schedule needs one code path:
 
     Iterative(update, steps)    y ← Π_Y(update(y, ∇, context)), repeated
@@ -123,8 +123,11 @@ class Iterative(Solver):
 
     Example:
         >>> from bilevel.updates import SignGradient
-        >>> Iterative(SignGradient(2 / 255), steps=10)
-        Iterative(steps=10, (update): SignGradient(step=0.00784))
+        >>> Iterative(SignGradient(0.007), steps=10, warm_start=True)
+        Iterative(
+          steps=10, warm_start=True
+          (update): SignGradient(step=0.007)
+        )
     """
 
     def __init__(
@@ -171,8 +174,9 @@ class Iterative(Solver):
         shapes = [[leaf.shape for leaf in leaves(tree)] for tree in (kept, y)]
         if shapes[0] != shapes[1]:
             raise BilevelError(
-                f"warm_start: the kept answer has shapes {shapes[0]}, this batch needs {shapes[1]}: "
-                "a kept answer fits batches of one size; drop the last batch or warm_start=False"
+                f"warm_start: the kept answer has shapes {shapes[0]}, this batch needs "
+                f"{shapes[1]}: a kept answer fits batches of one size; drop the last batch, or "
+                "warm_start=False"
             )
         return kept, state
 
@@ -239,7 +243,8 @@ class Parametric(Solver):
         Returns:
             The parameters themselves.
         """
-        y = self.y if isinstance(self.y, Tensor) else dict(self.y.named_parameters())
+        y: Value
+        y = self.y if isinstance(self.y, Tensor) else {**dict(self.y.named_parameters())}
         with torch.no_grad():
             tree_map(Tensor.copy_, y, oracle.project(detach(y)))
         return y

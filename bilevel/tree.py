@@ -1,4 +1,4 @@
-"""A follower's variable y is a tensor or a dict of tensors: the few operations that do not care which."""
+"""Operations on a follower's variable, which is a tensor or a dict of tensors."""
 
 from __future__ import annotations
 
@@ -44,10 +44,8 @@ def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value
     """
     if isinstance(y, Tensor):
         return function(y, *others)
-    return {
-        name: function(leaf, *(other[name] for other in others))  # type: ignore[call-overload]
-        for name, leaf in y.items()
-    }
+    trees = [other for other in others if isinstance(other, dict)]
+    return {name: function(leaf, *(tree[name] for tree in trees)) for name, leaf in y.items()}
 
 
 def detach(y: Value) -> Value:

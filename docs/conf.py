@@ -48,5 +48,6 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "remove_config_comments": True,
+    "show_signature": False,
     "write_computation_times": False,
 }

@@ -77,7 +77,7 @@ class Scalar(nn.Module):
 
 
 class BatchNormNet(nn.Module):
-    """A small classifier with everything that a solve could disturb: BatchNorm, dropout, a buffer."""
+    """A small classifier with all that a solve could disturb: BatchNorm, dropout, a buffer."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

@@ -32,7 +32,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch) -> N
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(BilevelError, match=r"cannot write .*No space left.*older file there is kept"):
+    with pytest.raises(
+        BilevelError, match=r"cannot write .*No space left.*older file there is kept"
+    ):
         checkpoint.save(path, {"epoch": 2})
     monkeypatch.undo()
     assert checkpoint.load(path) == {"epoch": 1}

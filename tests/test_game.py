@@ -1,4 +1,4 @@
-"""`Bilevel`: what it refuses, what it reports, and that a stopped run goes on as if it had not stopped."""
+"""`Bilevel`: what it refuses, what it reports, and how a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from bilevel import (
     Alternating,
     Bilevel,
     BilevelError,
-    FollowerProblem,
     Iterative,
     MetricLog,
     NonFiniteError,
     Simultaneous,
     Solver,
-    ZeroSum,
     pgm,
 )
 from bilevel.robustness import Batch
-from bilevel.updates import CNN, MLP, Momentum, SignGradient
-from tests.problems import BatchNormNet, Nearest, Weights, image_game, images
+from bilevel.updates import CNN, MLP
+from tests.problems import Nearest, Weights, image_game, images
 
 
 def make_game(schedule=None, *, solver: Solver | None = None, width: int = 4) -> Bilevel:
@@ -153,7 +151,9 @@ def test_an_optimizer_of_the_other_players_parameters() -> None:
 def test_a_game_that_is_not_zero_sum_names_its_adjoint() -> None:
     leader = Weights(3)
     optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
-    with pytest.raises(BilevelError, match=r"Weights is not zero-sum with Nearest.*name the adjoint"):
+    with pytest.raises(
+        BilevelError, match=r"Weights is not zero-sum with Nearest.*name the adjoint"
+    ):
         Bilevel(leader, Nearest(), pgm(0.1, 1), leader_opt=optimizer)
 
 

@@ -41,7 +41,9 @@ def test_a_kit_imports_no_other_kit(kit: str) -> None:
 
 def test_importing_needs_torch_and_numpy_alone_and_is_light() -> None:
     """In a new process, beside the time that torch itself takes."""
-    heavy = "torchvision sklearn matplotlib gymnasium higher tyro rich tensorboard safetensors scipy"
+    heavy = (
+        "torchvision sklearn matplotlib gymnasium higher tyro rich tensorboard safetensors scipy"
+    )
     code = (
         "import sys, time; import torch; t = time.perf_counter(); import bilevel;"
         "print(time.perf_counter() - t);"
@@ -50,7 +52,11 @@ def test_importing_needs_torch_and_numpy_alone_and_is_light() -> None:
     runs = []
     for _ in range(3):  # a busy machine only ever adds time, so the least of a few is the figure
         output = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT.parent,
         ).stdout.splitlines()
         assert output[1] == "[]"
         runs.append(float(output[0]))

@@ -23,9 +23,9 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
-from bilevel.robustness import Batch, Linf
+from bilevel.robustness import Batch
 from bilevel.updates import CNN, Gradient
-from tests.problems import Nearest, Saddle, Scalar, Weights, image_game
+from tests.problems import Nearest, Saddle, Scalar, image_game
 
 
 def bilinear(x: float, y: float, step: float, schedule) -> Bilevel:
@@ -79,7 +79,9 @@ def test_several_follower_steps_are_several_steps() -> None:
     assert position(game) == pytest.approx((1.0, 0.3))
 
 
-def l2l_game(schedule, *, steps: int = 2, dtype=torch.float64, mode="eval") -> tuple[Bilevel, Batch]:
+def l2l_game(
+    schedule, *, steps: int = 2, dtype=torch.float64, mode="eval"
+) -> tuple[Bilevel, Batch]:
     """Adversarial training with a learned attacker whose optimizers take steps of length 1."""
     leader, follower, batch = image_game(dtype=dtype)
     solver = Iterative(CNN(1, 0.1, width=4, form="two-layer"), steps, leader_mode=mode).to(dtype)
@@ -261,5 +263,5 @@ def test_a_leader_that_evaluates_several_times_in_a_step() -> None:
 
 
 def test_follower_steps_below_one() -> None:
-    with pytest.raises(BilevelError, match="follower_steps is 0.*give 1, 2"):
+    with pytest.raises(BilevelError, match=r"follower_steps is 0.*give 1, 2"):
         Alternating(follower_steps=0)

@@ -212,7 +212,8 @@ def print_table(args: Args, records: list[dict[str, Any]]) -> None:
     console.print(table)
     last = records[-1]
     console.print(
-        f"{last['method']}: {last['ratio']:.3f} ({last['ratio_min']:.3f} to {last['ratio_max']:.3f})"
+        f"{last['method']}: {last['ratio']:.3f} "
+        f"({last['ratio_min']:.3f} to {last['ratio_max']:.3f})"
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bilevel import FollowerProblem, Solver, ZeroSum, frozen
+from bilevel import Solver, ZeroSum, frozen
 from bilevel.robustness.batches import Batch, batches
 from bilevel.robustness.data import ImageSet
+from bilevel.robustness.threats import Perturbation
+from bilevel.tree import leaves
 
 
-def attack(model: nn.Module, follower: FollowerProblem, solver: Solver, batch: Batch) -> Batch:
+def attack(model: nn.Module, follower: Perturbation, solver: Solver, batch: Batch) -> Batch:
     """The images as an adversary changes them.
 
     Args:
@@ -24,13 +26,14 @@ def attack(model: nn.Module, follower: FollowerProblem, solver: Solver, batch: B
     """
     with torch.no_grad(), frozen(solver):
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
-    return Batch(batch.x + solution.value, batch.y)
+    (delta,) = leaves(solution.value)
+    return Batch(batch.x + delta, batch.y)
 
 
 def accuracy(
     model: nn.Module,
     images: ImageSet,
-    follower: FollowerProblem | None = None,
+    follower: Perturbation | None = None,
     solver: Solver | None = None,
     *,
     batch_size: int = 256,

@@ -47,7 +47,9 @@ def draw_attacks(
                 f"→ {labels[method][i]}": adversarial,
             }
             for axis, (title, panel) in zip(row[3 * i : 3 * i + 3], panels.items(), strict=True):
-                axis.imshow(panel.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+                axis.imshow(
+                    panel.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1
+                )
                 axis.set_title(title, fontsize=8)
                 axis.set_xticks([])
                 axis.set_yticks([])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -68,6 +69,7 @@ class Attacker:
         Returns:
             A new network.
         """
+        network: Callable[..., Update]
         if self.form == "conv-rnn":
             network = partial(ConvRNN, hidden=self.width)
         else:

@@ -16,7 +16,6 @@ from torch import Tensor
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.batches import Batch
-from bilevel.tree import Value
 
 
 class Perturbation(FollowerProblem):
@@ -76,7 +75,7 @@ class Perturbation(FollowerProblem):
             return torch.zeros_like(batch.x)
         return self._into_ball_and_box(self.noise(batch.x), batch)
 
-    def context(self, y: Value, batch: Batch) -> Tensor:
+    def context(self, y: Tensor, batch: Batch) -> Tensor:
         """The perturbed image x + δ: what the attackers of the paper read.
 
         Args:
@@ -88,7 +87,7 @@ class Perturbation(FollowerProblem):
         """
         return batch.x + y
 
-    def objective(self, leader: Any, y: Value, batch: Batch) -> Tensor:
+    def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
         """Cross entropy at x + δ.
 
         Args:
@@ -101,7 +100,7 @@ class Perturbation(FollowerProblem):
         """
         return F.cross_entropy(leader.model(batch.x + y), batch.y, reduction="none")
 
-    def project(self, y: Value, batch: Batch) -> Tensor:
+    def project(self, y: Tensor, batch: Batch) -> Tensor:
         """δ clipped to the ball, then x + δ to [0, 1], which never leaves the ball.
 
         Args:
@@ -111,7 +110,6 @@ class Perturbation(FollowerProblem):
         Returns:
             δ inside the threat model.
         """
-        assert isinstance(y, Tensor)
         return self._into_ball_and_box(y, batch)
 
     def _into_ball_and_box(self, delta: Tensor, batch: Batch) -> Tensor:
@@ -191,7 +189,8 @@ class L2(Perturbation):
             The clipped perturbation.
         """
         norm = delta.flatten(1).norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
-        return delta * (self.eps / norm).clamp(max=1).view(-1, 1, 1, 1)
+        shrink: Tensor = self.eps / norm
+        return delta * shrink.clamp(max=1).view(-1, 1, 1, 1)
 
     def noise(self, like: Tensor) -> Tensor:
         """Uniform in the ball of radius :attr:`start`.
@@ -204,4 +203,5 @@ class L2(Perturbation):
         """
         direction = F.normalize(torch.randn_like(like).flatten(1), dim=1).view_as(like)
         radius = torch.rand(len(like), 1, 1, 1, device=like.device, dtype=like.dtype)
-        return self.start * radius ** (1 / like[0].numel()) * direction
+        share: Tensor = radius ** (1 / like[0].numel())
+        return self.start * share * direction

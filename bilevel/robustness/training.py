@@ -1,4 +1,4 @@
-"""Training a classifier against a follower, epoch by epoch, so that it can be stopped and resumed."""
+"""Training a classifier against a follower by epochs, so that it can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from bilevel import Bilevel, MetricLog, checkpoint, pgm
+from bilevel import Bilevel, MetricLog, ZeroSum, checkpoint, pgm
 from bilevel.errors import BilevelError
 from bilevel.robustness.batches import shuffled_batches
 from bilevel.robustness.data import Splits
@@ -151,6 +151,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         now = self.progress
+        assert isinstance(self.game.leader_opt, torch.optim.Optimizer)
         for group in self.game.leader_opt.param_groups:
             group["lr"] = self.recipe.lr_at(now.epoch)
         self.game.leader.train()
@@ -163,7 +164,7 @@ class Trainer:
                 saved = time.monotonic()
 
     def _windows(self) -> Iterator[float]:
-        """Trains the rest of the epoch; yields the seconds of each run of steps between two readings."""
+        """Trains the rest of the epoch; yields the seconds between two readings of the metrics."""
         now, log = self.progress, MetricLog()
         stream = shuffled_batches(
             self.data.train,
@@ -205,6 +206,7 @@ class Trainer:
         self.report(game.steps, record)
 
     def _validate(self) -> dict[str, float]:
+        assert isinstance(self.game.leader, ZeroSum)
         model, images = self.game.leader.model, self.data.validation
         eps = self.recipe.epsilon
         pgm10 = pgm(TRAINING_STEP * eps, 10)

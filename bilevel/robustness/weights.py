@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bilevel.checks import check_fits
 from bilevel.errors import BilevelError
 from bilevel.files import replacing
 
@@ -53,13 +54,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
             f"cannot read weights from {path} ({error}): name a file that a training run wrote"
         ) from error
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    for name in {**own, **tensors}:
-        shapes = [tuple(side[name].shape) if name in side else None for side in (tensors, own)]
-        if shapes[0] != shapes[1]:
-            raise BilevelError(
-                f"{path} is of another architecture: {name} is {shapes[0]} there and {shapes[1]} "
-                "here; build the network that was saved"
-            )
+    check_fits(f"network {path}", own, tensors)
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
