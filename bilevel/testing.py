@@ -21,6 +21,8 @@ from bilevel.solver import Solver
 from bilevel.tree import Value, detach, leaves, tree_map
 from bilevel.updates.base import Update
 
+__all__ = ["check_follower", "check_solver", "check_update"]
+
 
 def check_follower(
     follower: FollowerProblem, leader: LeaderProblem, batch: Batch, *, tolerance: float = 1e-5

@@ -144,7 +144,7 @@ class Linf(Perturbation):
             )
 
     def clip(self, delta: Tensor) -> Tensor:
-        """Π_ε(δ) = sign(δ) ∘ min(|δ|, ε).
+        """Π_ε(δ) = sign(δ) ∘ min(abs(δ), ε).
 
         Args:
             delta: ``(B, C, H, W)``.
