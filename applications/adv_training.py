@@ -103,16 +103,16 @@ class Args:
     device: str = "auto"
     """auto, cpu or cuda."""
     smoke: bool = False
-    """Try everything in seconds: few images, one epoch."""
+    """Try everything in seconds: few images, two epochs, small networks unless others are named."""
     resume: bool = False
     """Go on where a stopped run with the same arguments ended."""
 
     def recipe(self) -> Recipe:
         """The dataset's recipe, with what was given on the command line in its place."""
         given = {entry.name: getattr(self, entry.name, None) for entry in fields(Recipe)}
-        if self.smoke:
-            given["epochs"] = 1
         known = {name: value for name, value in given.items() if value is not None}
+        if self.smoke:
+            known = {"model": "small-cnn", "attacker": "two-layer"} | known | {"epochs": 2}
         return replace(RECIPES[self.dataset], **known)
 
 
@@ -128,10 +128,11 @@ def main(args: Args) -> None:
         )
     data = load(args, device)
     records, attacked, said = [], {}, {}
-    shown = next(batches(data.test, 3))
+    shown = next(batches(sample(data.test, 3), 3))
     for method in args.method:
         game, record = train(args, method, recipe, data)
-        record |= evaluate(args, method, recipe, game, data.test)
+        with Console().status(f"{method}: attacking {len(data.test)} test images"):
+            record |= evaluate(args, method, recipe, game, data.test)
         records.append(record)
         attacked[method], said[method] = show(method, recipe, game, shown, data.test.classes)
     add_ratios(records)

@@ -5,10 +5,17 @@ Not part of the core: it serves the scripts in ``applications/`` and knows no pr
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import io
+import itertools
 import json
 import platform
+import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.files import make_folder, replacing
+from bilevel.files import make_folder, replacing, writing
 
 Arguments = TypeVar("Arguments")
 Record = Mapping[str, Any]
@@ -25,7 +32,8 @@ Record = Mapping[str, Any]
 def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
     """Turns a dataclass into a command line, runs ``main`` on it and ends the process.
 
-    Bad arguments and bad data end with exit status 2 and one line, without a traceback.
+    Bad arguments and bad data end with exit status 2 and one line on the standard error, without
+    a traceback.
 
     Args:
         main: The application.
@@ -34,12 +42,12 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
     Raises:
         SystemExit: Always: 0, 2 for bad input, 130 if it was interrupted.
     """
-    import tyro
-
+    threading.excepthook = _thread_failed
     try:
-        main(tyro.cli(arguments))
+        main(_parse(arguments))
     except BilevelError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = " ".join(str(error).splitlines())  # whatever it quotes
+        print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on", file=sys.stderr)
@@ -115,49 +123,55 @@ def write_results(
 
 
 class Journal:
-    """A progress bar on the screen and the metrics in TensorBoard, for one training run.
+    """The progress of one training run: a bar on the screen, curves in TensorBoard.
+
+    Where the screen is a file, each epoch is a line instead.
 
     Args:
-        name: What the bar is called.
+        name: What the run is called.
         folder: Where TensorBoard's files go.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         from torch.utils.tensorboard import SummaryWriter
 
         self._name = name
-        self._bar = Bar(
+        self._shown: dict[str, float] = {}
+        with writing(self._folder):
+            self._writer = SummaryWriter(self._folder)
+        self._bar = Progress(
             TextColumn("{task.description:>14}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=16),
             TimeRemainingColumn(),
             TextColumn("{task.fields[metrics]}"),
         )
-        self._writer = SummaryWriter(make_folder(folder / "tensorboard"))
+        self._bar.disable = not self._bar.console.is_terminal
+        self._task = self._bar.add_task(name, total=None, metrics="")
 
     def begin(self, steps: int) -> None:
-        """Shows the bar.
+        """Sets the length of the bar.
 
         Args:
-            steps: The length of the run.
+            steps: The steps of the whole run.
         """
-        self._task = self._bar.add_task(self._name, total=steps, metrics="")
-        self._shown: dict[str, float] = {}
+        self._bar.update(self._task, total=steps)
 
     def report(self, steps: int, metrics: dict[str, float]) -> None:
         """Moves the bar and writes the metrics down.
 
         Args:
             steps: Steps done so far.
-            metrics: Numbers by name.
+            metrics: Numbers by name; the loss and what was validated are shown.
         """
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, steps)
-        self._shown |= {k: v for k, v in metrics.items() if k == "loss" or k.startswith("valid")}
+            if name == "loss" or name.startswith("validation_"):
+                self._shown[name.removeprefix("validation_")] = value
         text = "  ".join(f"{name} {value:.3f}" for name, value in self._shown.items())
         self._bar.update(self._task, completed=steps, metrics=text)
+        if self._bar.disable and "epoch" in metrics:
+            print(f"{self._name}, epoch {metrics['epoch'] + 1:g}: {text}", flush=True)
 
     def __enter__(self) -> Journal:
         """Shows the bar."""
@@ -167,7 +181,41 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         """Takes the bar off and closes the files."""
         self._bar.stop()
-        self._writer.close()
+        with writing(self._folder):
+            self._writer.close()
+
+
+def _parse(arguments: type[Arguments]) -> Arguments:
+    """The command line, or the one line that says what is wrong with it."""
+    import tyro
+
+    page = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(page):
+            parsed, unknown = tyro.cli(arguments, return_unknown_args=True)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise BilevelError(f"{_sentence(page.getvalue())}: --help tells the arguments") from None
+    if unknown:
+        known = ["--" + field.name.replace("_", "-") for field in fields(arguments)]  # type: ignore[arg-type]
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help tells the arguments"
+        raise BilevelError(f"there is no argument {unknown[0]}: {hint}")
+    return parsed
+
+
+def _sentence(page: str) -> str:
+    """The first paragraph of tyro's page about an error, without the frame and its colours."""
+    lines = re.sub(r"\x1b\[[\d;]*m", "", page).splitlines()[1:]
+    text = (line.strip("│| ") for line in lines)
+    return " ".join(itertools.takewhile(lambda line: line.strip("─-"), text))
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread fails on a full disk, and its writer raises that again in our thread."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def _processor() -> str:

@@ -57,16 +57,34 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     part = make_folder(path.parent) / f".{path.name}.part"
     try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with writing(path):
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the block a failure to write is told as one.
+
+    Args:
+        path: What is written.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BilevelError: If it cannot be written.
+    """
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        kept = "; the older file there is kept" if path.exists() else ""
+        kept = "; the older file there is kept" if path.is_file() else ""
         raise BilevelError(
             f"cannot write {path} ({str(error).splitlines()[0]}){kept}: free some space, or write "
             "to another folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

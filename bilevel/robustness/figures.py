@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from bilevel.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def draw_attacks(
@@ -19,7 +23,7 @@ def draw_attacks(
 ) -> None:
     """Clean image, perturbation and adversarial image for each method, as in the paper's Figure 4.
 
-    Perturbations are drawn around mid-grey and stretched to the full range.
+    Perturbations are stretched to the full range; a wrong answer of the classifier is red.
 
     Args:
         path: The PNG file.
@@ -41,17 +45,17 @@ def draw_attacks(
         for i, (x, adversarial) in enumerate(zip(clean, images, strict=True)):
             delta = adversarial - x
             reach = float(delta.abs().max()) or 1.0
-            panels = {
-                truth[i]: x,
-                f"±{reach:.2g}": 0.5 + delta / (2 * reach),
-                f"→ {labels[method][i]}": adversarial,
-            }
-            for axis, (title, panel) in zip(row[3 * i : 3 * i + 3], panels.items(), strict=True):
-                axis.imshow(
-                    panel.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1
-                )
-                axis.set_title(title, fontsize=8)
-                axis.set_xticks([])
-                axis.set_yticks([])
+            said = labels[method][i]
+            _draw(row[3 * i], x, truth[i])
+            _draw(row[3 * i + 1], 0.5 + delta / (2 * reach), f"± {reach:.2g}", cmap="RdBu_r")
+            _draw(row[3 * i + 2], adversarial, f"→ {said}", "black" if said == truth[i] else "red")
     with replacing(path) as part:
         figure.savefig(part, dpi=120, format="png")
+
+
+def _draw(axis: Axes, image: Tensor, title: str, color: str = "black", cmap: str = "gray") -> None:
+    pixels = image.permute(1, 2, 0).squeeze(-1).cpu().numpy()
+    axis.imshow(pixels, cmap=cmap, vmin=0, vmax=1)
+    axis.set_title(title, fontsize=8, color=color)
+    axis.set_xticks([])
+    axis.set_yticks([])

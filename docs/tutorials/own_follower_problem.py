@@ -89,7 +89,8 @@ follower = Shift(eps=0.35, normal=torch.tensor([1.0, 0.3]))
 
 
 def classifier() -> nn.Module:
-    return nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    hidden = [nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Linear(64, 2))
 
 
 bilevel.testing.check_follower(follower, bilevel.ZeroSum(classifier(), follower), train)
@@ -161,9 +162,9 @@ models = {"no follower": play(no_follower), "ten gradient steps": play(pgm)}
 # ----------------
 #
 # Now one line changes: the step rule is a network, trained by the same backward pass that trains
-# the classifier. An :class:`~bilevel.updates.Update` takes ``(y, gradient, context, state)`` and returns the
-# moved y and the state. The gradient is already turned so that a step along it helps the follower,
-# and differs in scale from sample to sample, so a learned update normalises it.
+# the classifier. An :class:`~bilevel.updates.Update` takes ``(y, gradient, context, state)`` and
+# returns the moved y and the state. The gradient is already turned so that a step along it helps
+# the follower, and differs in scale from sample to sample, so a learned update normalises it.
 
 
 class Attacker(bilevel.Update):
