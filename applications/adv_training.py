@@ -85,8 +85,8 @@ class Args:
 
     epsilon: float | None = None
     """Radius of the L-infinity ball in units of the pixel range: 0.031 in the paper."""
-    pgm_steps: int = 10
-    """Steps of the pgm method."""
+    pgm_steps: int | None = None
+    """Steps of the pgm method: 10 in the paper."""
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -118,6 +118,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Trains and attacks every method, then prints the table and writes the results."""
+    if not args.method:
+        raise BilevelError("no method is given: there is nothing to train; name one or several")
     for method in args.method:
         check_method(method)
     recipe, device = args.recipe(), experiment.pick_device(args.device)
@@ -170,12 +172,13 @@ def train(args: Args, method: str, recipe: Recipe, data: Splits) -> tuple[Bileve
         eps=recipe.epsilon,
         channels=channels,
         attacker=attacker,
-        pgm_steps=args.pgm_steps,
+        pgm_steps=recipe.pgm_steps,
     )
     for network in (model, solver):
         network.to(images.device, memory_format=torch.channels_last)  # convolutions' fastest layout
     game = make_game(model, Linf(recipe.epsilon), solver, recipe, args.schedule)
-    config = {"method": method, "dataset": args.dataset, "images": len(images)}
+    sizes = {"images": len(images), "validation_images": len(data.validation)}
+    config = {"method": method, "dataset": args.dataset, **sizes}
     with experiment.Journal(method, folder) as journal:
         trainer = Trainer(
             game,

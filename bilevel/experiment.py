@@ -18,14 +18,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from bilevel.errors import BilevelError
 from bilevel.files import make_folder, replacing, writing
 
-Arguments = TypeVar("Arguments")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Arguments = TypeVar("Arguments", bound="DataclassInstance")
 Record = Mapping[str, Any]
 
 
@@ -137,6 +140,7 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter
 
         self._name = name
+        self._folder = make_folder(folder / "tensorboard")
         self._shown: dict[str, float] = {}
         with writing(self._folder):
             self._writer = SummaryWriter(self._folder)
@@ -163,9 +167,13 @@ class Journal:
         Args:
             steps: Steps done so far.
             metrics: Numbers by name; the loss and what was validated are shown.
+
+        Raises:
+            BilevelError: If they cannot be written.
         """
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, steps)
+            with writing(self._folder):
+                self._writer.add_scalar(name, value, steps)
             if name == "loss" or name.startswith("validation_"):
                 self._shown[name.removeprefix("validation_")] = value
         text = "  ".join(f"{name} {value:.3f}" for name, value in self._shown.items())
@@ -196,9 +204,9 @@ def _parse(arguments: type[Arguments]) -> Arguments:
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        raise BilevelError(f"{_sentence(page.getvalue())}: --help tells the arguments") from None
+        raise BilevelError(f"{_sentence(page.getvalue())}; --help tells the arguments") from None
     if unknown:
-        known = ["--" + field.name.replace("_", "-") for field in fields(arguments)]  # type: ignore[arg-type]
+        known = ["--" + field.name.replace("_", "-") for field in fields(arguments)]
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else "--help tells the arguments"
         raise BilevelError(f"there is no argument {unknown[0]}: {hint}")
@@ -206,10 +214,13 @@ def _parse(arguments: type[Arguments]) -> Arguments:
 
 
 def _sentence(page: str) -> str:
-    """The first paragraph of tyro's page about an error, without the frame and its colours."""
+    """The first paragraph of tyro's page about an error, without title, frame and colours."""
     lines = re.sub(r"\x1b\[[\d;]*m", "", page).splitlines()[1:]
-    text = (line.strip("│| ") for line in lines)
-    return " ".join(itertools.takewhile(lambda line: line.strip("─-"), text))
+    paragraphs = itertools.groupby(
+        (line.strip("│ ") for line in lines), key=lambda line: bool(line.strip("─-"))
+    )
+    text = next((" ".join(group) for is_text, group in paragraphs if is_text), "bad arguments")
+    return text.removeprefix("Error ").removesuffix(".")
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

@@ -58,3 +58,38 @@ def detach(y: Value) -> Value:
         The same numbers, sharing memory, without history.
     """
     return tree_map(torch.Tensor.detach, y)
+
+
+def ravel(y: Value) -> Tensor:
+    """All numbers of ``y`` in one row.
+
+    Args:
+        y: A tensor or a dict of tensors, of m numbers.
+
+    Returns:
+        ``(m,)``, the tensors of a dict one after the other.
+
+    Example:
+        >>> ravel({"weight": torch.ones(2, 1), "bias": torch.zeros(1)})
+        tensor([1., 1., 0.])
+    """
+    return torch.cat([leaf.reshape(-1) for leaf in leaves(y)])
+
+
+def unravel(row: Tensor, like: Value) -> Value:
+    """The inverse of :func:`ravel`.
+
+    Args:
+        row: ``(m,)``.
+        like: A tensor or a dict of tensors, of m numbers.
+
+    Returns:
+        The numbers of ``row`` in the shape of ``like``.
+
+    Example:
+        >>> unravel(torch.arange(3), {"weight": torch.ones(2, 1), "bias": torch.zeros(1)})
+        {'weight': tensor([[0],
+                [1]]), 'bias': tensor([2])}
+    """
+    pieces = iter(torch.split(row, [leaf.numel() for leaf in leaves(like)]))
+    return tree_map(lambda leaf: next(pieces).view_as(leaf), like)

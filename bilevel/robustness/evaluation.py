@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bilevel import Solver, ZeroSum, frozen
+from bilevel import NonFiniteError, Solver, ZeroSum, frozen
 from bilevel.robustness.batches import Batch, batches
 from bilevel.robustness.data import ImageSet
 from bilevel.robustness.threats import Perturbation
@@ -49,11 +49,22 @@ def accuracy(
 
     Returns:
         A number in [0, 1].
+
+    Raises:
+        NonFiniteError: If a logit is NaN or infinite: its image is neither right nor wrong.
     """
     right = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+    finite = torch.ones((), dtype=torch.bool, device=images.labels.device)
     with torch.no_grad(), frozen(model):
         for batch in batches(images, batch_size):
             if follower is not None and solver is not None:
                 batch = attack(model, follower, solver, batch)
-            right += (model(batch.x).argmax(1) == batch.y).sum()
+            logits = model(batch.x)
+            right += (logits.argmax(1) == batch.y).sum()
+            finite &= logits.isfinite().all()
+    if not finite:
+        raise NonFiniteError(
+            "the classifier's logits are not finite: training has diverged or the images are not "
+            "finite; lower the learning rate, or go back to the last checkpoint"
+        )
     return right.item() / len(images)

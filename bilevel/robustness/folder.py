@@ -177,13 +177,15 @@ def _decode(paths: list[Path]) -> Bytes:
             images[index] = pixels
 
     begins = range(0, len(paths), _CHUNK)
+    console = Console(stderr=True)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for _ in track(
             pool.map(decode, begins),
             description=f"Decoding {len(paths)} images",
             total=len(begins),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         ):
             pass
     return images

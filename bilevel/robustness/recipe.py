@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from bilevel import Alternating, Bilevel, FollowerProblem, Schedule, Simultaneous, Solver, ZeroSum
+from bilevel.errors import BilevelError
 from bilevel.robustness.batches import Augment
 
 
@@ -19,6 +21,7 @@ class Recipe:
     Args:
         model: Name of the classifier, see :func:`~bilevel.robustness.build_model`.
         epsilon: ε of the L∞ threat model, in units of the pixel range.
+        pgm_steps: Steps of the ``pgm`` method.
         epochs: Passes over the training set.
         batch_size: Images a step.
         lr: The classifier's learning rate (SGD, momentum 0.9), times 0.1 at each milestone.
@@ -29,10 +32,14 @@ class Recipe:
         attacker_width: Likewise.
         padding: Pixels of the random crop.
         flip: Whether images are mirrored.
+
+    Raises:
+        BilevelError: If a number is out of its range.
     """
 
     model: str = "wrn-34-10"
     epsilon: float = 0.031
+    pgm_steps: int = 10
     epochs: int = 100
     batch_size: int = 128
     lr: float = 0.1
@@ -43,6 +50,21 @@ class Recipe:
     attacker_width: int = 64
     padding: int = 4
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the numbers before any image is read."""
+        for name in ("pgm_steps", "epochs", "batch_size", "attacker_width"):
+            if (count := getattr(self, name)) < 1:
+                raise BilevelError(f"{name} is {count}: nothing would be trained; give 1 or more")
+        for name in ("lr", "weight_decay", "attacker_lr"):
+            if not 0 <= (rate := getattr(self, name)) < math.inf:
+                raise BilevelError(f"{name} is {rate}: it is no rate; give a number from 0 on")
+        if not 0 < self.epsilon <= 1:
+            raise BilevelError(
+                f"epsilon is {self.epsilon}: the adversary's reach is a share of the pixel range; "
+                "give 0 < epsilon ≤ 1, 8/255 = 0.031 rather than 8 (the method plain trains "
+                "without an adversary)"
+            )
 
     def lr_at(self, epoch: int) -> float:
         """The classifier's learning rate in an epoch.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from bilevel import Bilevel, MetricLog, ZeroSum, checkpoint, pgm
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.robustness.batches import shuffled_batches
 from bilevel.robustness.data import Splits
 from bilevel.robustness.evaluation import accuracy
@@ -101,7 +101,8 @@ class Trainer:
             The history of the run.
 
         Raises:
-            NonFiniteError: If a loss becomes NaN; the last checkpoint is kept.
+            NonFiniteError: If a loss, or what the classifier answers to the validation images,
+                becomes NaN or infinite; the last checkpoint is kept.
             BilevelError: If a checkpoint cannot be written.
         """
         while self.progress.epoch < self.recipe.epochs:
@@ -210,7 +211,10 @@ class Trainer:
         model, images = self.game.leader.model, self.data.validation
         eps = self.recipe.epsilon
         pgm10 = pgm(TRAINING_STEP * eps, 10)
-        return {
-            "validation_clean": accuracy(model, images),
-            "validation_pgm": accuracy(model, images, Linf(eps), pgm10),
-        }
+        try:
+            return {
+                "validation_clean": accuracy(model, images),
+                "validation_pgm": accuracy(model, images, Linf(eps), pgm10),
+            }
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {self.game.steps}: {error}") from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +47,8 @@ def load_weights(path: Path, module: nn.Module) -> None:
     Raises:
         BilevelError: If the file is missing, unreadable or of another architecture.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BilevelError(
-            f"cannot read weights from {path} ({error}): name a file that a training run wrote"
-        ) from error
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     check_fits(f"network {path}", own, tensors)
     with torch.no_grad():
@@ -68,8 +64,22 @@ def read_about(path: Path) -> dict[str, str]:
 
     Returns:
         The words; nothing if there are none.
-    """
-    from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:
+    Raises:
+        BilevelError: If the file is missing or unreadable.
+    """
+    with _opened(path) as file:
         return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise BilevelError(
+            f"cannot read weights from {path} ({error}): name a file that a training run wrote"
+        ) from error

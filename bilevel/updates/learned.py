@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
-from bilevel.tree import Value, leaves, tree_map
+from bilevel.tree import Value, ravel, tree_map, unravel
 from bilevel.updates.base import State, Update
 from bilevel.updates.checks import at_least_one, given, one_of, positive
 from bilevel.updates.normalize import OVER, Over, max_abs
@@ -166,6 +166,7 @@ class VectorUpdate(LearnedUpdate):
         BilevelError: If ``gradient_skip`` is not finite.
 
     Example:
+        >>> from bilevel.tree import ravel
         >>> class Shrink(VectorUpdate):
         ...     def propose(self, y, gradient, state):
         ...         return -ravel(y) / 2, state
@@ -197,38 +198,3 @@ class VectorUpdate(LearnedUpdate):
         if self.gradient_skip is not None:
             move = move + self.gradient_skip * ravel(gradient)
         return tree_map(torch.add, y, unravel(move, like=y)), state
-
-
-def ravel(y: Value) -> Tensor:
-    """All numbers of ``y`` in one row.
-
-    Args:
-        y: A tensor or a dict of tensors, of m numbers.
-
-    Returns:
-        ``(m,)``, the tensors of a dict one after the other.
-
-    Example:
-        >>> ravel({"weight": torch.ones(2, 1), "bias": torch.zeros(1)})
-        tensor([1., 1., 0.])
-    """
-    return torch.cat([leaf.reshape(-1) for leaf in leaves(y)])
-
-
-def unravel(row: Tensor, like: Value) -> Value:
-    """The inverse of :func:`ravel`.
-
-    Args:
-        row: ``(m,)``.
-        like: A tensor or a dict of tensors, of m numbers.
-
-    Returns:
-        The numbers of ``row`` in the shape of ``like``.
-
-    Example:
-        >>> unravel(torch.arange(3), {"weight": torch.ones(2, 1), "bias": torch.zeros(1)})
-        {'weight': tensor([[0],
-                [1]]), 'bias': tensor([2])}
-    """
-    pieces = iter(torch.split(row, [leaf.numel() for leaf in leaves(like)]))
-    return tree_map(lambda leaf: next(pieces).view_as(leaf), like)

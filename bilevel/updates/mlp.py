@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
-from bilevel.tree import Value
+from bilevel.tree import Value, ravel
 from bilevel.updates.base import State
 from bilevel.updates.checks import at_least_one
-from bilevel.updates.learned import VectorUpdate, ravel
+from bilevel.updates.learned import VectorUpdate
 
 
 class MLP(VectorUpdate):

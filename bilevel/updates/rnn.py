@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
-from bilevel.tree import Value
+from bilevel.tree import Value, ravel
 from bilevel.updates.base import State
 from bilevel.updates.checks import at_least_one, positive
-from bilevel.updates.learned import ImageUpdate, Inputs, VectorUpdate, ravel
+from bilevel.updates.learned import ImageUpdate, Inputs, VectorUpdate
 from bilevel.updates.normalize import Over, max_abs
 
 

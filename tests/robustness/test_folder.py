@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 from bilevel.errors import BilevelError
 from bilevel.robustness import folder
 from bilevel.robustness.data import ImageSet, Splits, load_images
+from tests.images import write_image, write_tree
 
 
 def load(root: Path, **options: Any) -> Splits:
@@ -30,23 +30,6 @@ def same(a: Splits, b: Splits) -> bool:
         torch.equal(p.images, q.images) and torch.equal(p.labels, q.labels)
         for p, q in zip(a, b, strict=True)
     )
-
-
-def write_image(path: Path, seed: int, size: tuple[int, int] = (5, 4), mode: str = "RGB") -> None:
-    """A random image of ``size`` = (width, height)."""
-    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def write_tree(
-    root: Path, classes: Sequence[str] = ("cat", "dog"), count: int = 10, seed: int = 0
-) -> Path:
-    for label, name in enumerate(classes):
-        for index in range(count):
-            write_image(root / name / f"{index:03}.png", seed + 1000 * label + index)
-    return root
 
 
 @pytest.fixture

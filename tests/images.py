@@ -1,0 +1,26 @@
+"""Folders of random images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (5, 4), mode: str = "RGB") -> None:
+    """A random image of ``size`` = (width, height)."""
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write_tree(
+    root: Path, classes: Sequence[str] = ("cat", "dog"), count: int = 10, seed: int = 0
+) -> Path:
+    for label, name in enumerate(classes):
+        for index in range(count):
+            write_image(root / name / f"{index:03}.png", seed + 1000 * label + index)
+    return root

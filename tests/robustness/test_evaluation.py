@@ -1,0 +1,102 @@
+"""Accuracy and attacks, on a classifier whose robust accuracy is known in closed form."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel import Iterative, NonFiniteError, fgsm, pgm
+from bilevel.robustness import Batch, ImageSet, Linf, accuracy, attack, batches
+from bilevel.updates import CNN
+from tests.problems import BatchNormNet
+
+
+class Halfspaces(nn.Module):
+    """Logits (0, ⟨w, x⟩ − b): an attack of radius ε moves the second by at most ε‖w‖₁."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(1, 4, 4))
+        self.b = nn.Parameter((self.w * 0.5).sum().detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (self.w * x).flatten(1).sum(1) - self.b
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+
+@pytest.fixture
+def greys() -> ImageSet:
+    """Images between ¼ and ¾, so that the box never cuts a perturbation of up to ¼."""
+    pixels = torch.randint(64, 192, (300, 1, 4, 4), dtype=torch.uint8)
+    return ImageSet(pixels, torch.randint(2, (300,)), ("below", "above"))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.01, 0.05, 0.2])
+@pytest.mark.parametrize("batch_size", [7, 256, 1000])
+def test_the_robust_accuracy_of_a_linear_classifier(
+    greys: ImageSet, eps: float, batch_size: int
+) -> None:
+    """An image is right under FGSM if its margin is larger than ε‖w‖₁."""
+    model = Halfspaces()
+    margin = model(greys.images / 255)[:, 1] * (2 * greys.labels - 1)
+    expected = (margin > eps * model.w.abs().sum()).float().mean().item()
+    solver = fgsm(eps) if eps else None
+    assert accuracy(model, greys, Linf(eps), solver, batch_size=batch_size) == pytest.approx(
+        expected
+    )
+    assert 0.01 < expected < 0.99 or eps == 0.2
+
+
+def test_an_attack_moves_the_images_and_keeps_their_labels(greys: ImageSet) -> None:
+    model = Halfspaces()
+    batch = next(batches(greys, 50))
+    clean = copy.deepcopy(batch)
+    adversarial = attack(model, Linf(0.1), fgsm(0.1), batch)
+    direction = (1 - 2 * batch.y).view(-1, 1, 1, 1) * model.w.sign()
+    assert torch.allclose(adversarial.x, clean.x + 0.1 * direction)
+    assert torch.equal(adversarial.y, clean.y)
+    assert torch.equal(batch.x, clean.x)
+    assert not adversarial.x.requires_grad
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_neither_player_is_changed(training: bool) -> None:
+    """Flags, weights, gradients, BatchNorm's statistics and the attacker's, all as they were."""
+    images = ImageSet(
+        torch.randint(256, (20, 1, 4, 4)).byte(), torch.arange(20) % 3, ("a", "b", "c")
+    )
+    model = BatchNormNet(dropout=0.5).train(training)
+    attacker = Iterative(CNN(1, 0.1, form="two-layer", width=4), 2).train(training)
+    before = [copy.deepcopy(part.state_dict()) for part in (model, attacker)]
+    first = accuracy(model, images, Linf(0.1), attacker)
+    assert accuracy(model, images, Linf(0.1), attacker) == first  # dropout is off
+    attack(model, Linf(0.1), attacker, next(batches(images, 5)))
+    for part, state in zip((model, attacker), before, strict=True):
+        assert all(module.training is training for module in part.modules())
+        assert all(p.requires_grad and p.grad is None for p in part.parameters())
+        for name, value in part.state_dict().items():
+            assert value is None or torch.equal(value, state[name]), name
+
+
+def test_a_classifier_that_gives_nan_is_neither_right_nor_wrong(greys: ImageSet) -> None:
+    model = Halfspaces()
+    with torch.no_grad():
+        model.b.fill_(math.nan)
+    for attacks in ((), (Linf(0.1), pgm(0.1, 1))):
+        with pytest.raises(NonFiniteError, match=r"logits are not finite: .*learning rate"):
+            accuracy(model, greys, *attacks)
+
+
+def test_clean_accuracy_counts_what_is_right() -> None:
+    """The brightest pixel is the class."""
+    pixels = torch.zeros(5, 1, 2, 2, dtype=torch.uint8)
+    for image, brightest in enumerate([0, 1, 2, 3, 3]):
+        pixels[image].view(-1)[brightest] = 200
+    images = ImageSet(pixels, torch.tensor([0, 1, 2, 3, 0]), tuple("abcd"))
+    assert accuracy(nn.Flatten(), images) == 0.8
+    assert accuracy(nn.Flatten(), images, batch_size=2) == 0.8
+    assert isinstance(next(batches(images, 2)), Batch)

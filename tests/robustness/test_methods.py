@@ -1,0 +1,99 @@
+"""The paper's methods by name, and what is said to a name that is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bilevel import BilevelError, Iterative
+from bilevel.robustness import (
+    METHODS,
+    TRAINING_STEP,
+    Attacker,
+    check_method,
+    is_learned,
+    make_solver,
+)
+from bilevel.updates import CNN, ConvRNN, SignGradient
+
+EPS = 0.031
+IMAGE, GRADIENT = ("context",), ("gradient",)
+BOTH = IMAGE + GRADIENT
+
+
+def solver(method: str, attacker: Attacker = Attacker("two-layer", width=4), **options: int):
+    made = make_solver(method, eps=EPS, channels=3, attacker=attacker, **options)
+    assert isinstance(made, Iterative)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "step"),
+    [("plain", 0, TRAINING_STEP * EPS), ("fgsm", 1, EPS), ("pgm", 7, TRAINING_STEP * EPS)],
+)
+def test_a_hand_designed_method(method: str, steps: int, step: float) -> None:
+    made = solver(method, pgm_steps=7)
+    assert isinstance(made.update, SignGradient)
+    assert (made.steps, made.update.step) == (steps, step)
+    assert not is_learned(method)
+    assert not list(made.parameters())
+
+
+def test_the_papers_step_of_pgm() -> None:
+    assert solver("pgm").steps == 10
+    assert solver("pgm").update.step == pytest.approx(0.007)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "inputs"),
+    [
+        ("naive-l2l", 1, IMAGE),
+        ("grad-l2l", 1, BOTH),
+        ("two-step-l2l", 2, BOTH),
+        ("grad-only-l2l", 1, GRADIENT),
+        ("two-step-grad-only-l2l", 2, GRADIENT),
+        ("2-step-l2l", 2, BOTH),
+        ("5-step-l2l", 5, BOTH),
+        ("12-step-grad-only-l2l", 12, GRADIENT),
+    ],
+)
+@pytest.mark.parametrize("form", ["two-layer", "conv-rnn"])
+def test_a_learned_method(method: str, steps: int, inputs: tuple[str, ...], form: str) -> None:
+    made = solver(method, Attacker(form, width=4, normalize="batch", gradient_skip=0.5))
+    assert type(made.update) is (ConvRNN if form == "conv-rnn" else CNN)
+    assert (made.steps, made.update.inputs, made.update.normalize) == (steps, inputs, "batch")
+    assert made.update.scale == EPS
+    assert is_learned(method)
+    # An attacker that sees no gradient has nothing that could skip it.
+    assert (made.update.gradient_skip is None) == ("gradient" not in inputs)
+
+
+def test_the_default_attacker_is_table_1() -> None:
+    with torch.device("meta"):
+        made = solver("grad-l2l", Attacker())
+    assert sum(p.numel() for p in made.parameters()) == 1_747_851
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pgmm", "did you mean pgm"),
+        ("two-step", "did you mean two-step-l2l"),
+        ("0-step-l2l", "did you mean two-step-l2l"),
+        ("-1-step-l2l", "did you mean two-step-l2l"),
+        ("gradl2l", "did you mean grad-l2l"),
+        ("3-step-naive-l2l", "did you mean naive-l2l"),
+        ("", "choose from plain, fgsm"),
+        ("trades", "choose from plain, fgsm, .*two-step-grad-only-l2l"),
+    ],
+)
+def test_an_unknown_name_is_told_the_nearest(name: str, told: str) -> None:
+    for refuse in (check_method, solver):
+        with pytest.raises(BilevelError, match=f"there is no method '{name}': .*{told}"):
+            refuse(name)
+
+
+def test_every_listed_method_is_known() -> None:
+    for method in METHODS:
+        check_method(method)
+        solver(method)

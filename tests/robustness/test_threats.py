@@ -1,0 +1,123 @@
+"""Threat models: projections, random starts, and what they say to a bad radius."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bilevel import BilevelError, ZeroSum
+from bilevel.robustness import L2, Batch, Linf, Perturbation
+from tests.problems import BatchNormNet, images
+
+TINY = 1e-6  # rounding of numbers up to 1 in float32
+KINDS = pytest.mark.parametrize("kind", [Linf, L2])
+
+
+def size(kind: type[Perturbation], delta: Tensor) -> Tensor:
+    """The norm of each image's perturbation."""
+    return delta.flatten(1).norm(p=math.inf if kind is Linf else 2, dim=1)
+
+
+@st.composite
+def perturbed(draw: st.DrawFn) -> tuple[Batch, Tensor]:
+    """Images, some of whose pixels are black or white, and perturbations of any length."""
+    shape = (draw(st.integers(1, 3)), draw(st.sampled_from([1, 3])), draw(st.integers(1, 4)), 2)
+    torch.manual_seed(draw(st.integers(0, 10_000)))
+    x = (torch.rand(shape) * 1.4 - 0.2).clamp(0, 1)
+    delta = torch.randn(shape) * 10.0 ** draw(st.integers(-4, 2))
+    return Batch(x, torch.zeros(shape[0], dtype=torch.long)), delta
+
+
+@KINDS
+@settings(max_examples=50, deadline=None)
+@given(case=perturbed(), eps=st.floats(0, 1))
+def test_a_projection_lies_in_ball_and_box_and_stays(
+    kind: type[Perturbation], case: tuple[Batch, Tensor], eps: float
+) -> None:
+    batch, delta = case
+    follower = kind(eps)
+    projected = follower.project(delta, batch)
+    assert (size(kind, projected) <= eps + TINY).all()
+    assert ((batch.x + projected >= 0) & (batch.x + projected <= 1)).all()
+    assert torch.allclose(follower.project(projected, batch), projected, rtol=0, atol=TINY)
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=perturbed(), eps=st.floats(0, 1))
+def test_linf_projects_each_pixel_to_its_nearest_allowed_value(
+    case: tuple[Batch, Tensor], eps: float
+) -> None:
+    """The set is a product of intervals: [max(−ε, −x), min(ε, 1 − x)] for each pixel."""
+    batch, delta = case
+    low, high = (-batch.x).clamp(min=-eps), (1 - batch.x).clamp(max=eps)
+    nearest = torch.minimum(torch.maximum(delta, low), high)
+    assert torch.allclose(Linf(eps).project(delta, batch), nearest, rtol=0, atol=TINY)
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=perturbed(), eps=st.floats(1e-3, 1))
+def test_l2_shortens_what_is_too_long_and_leaves_the_rest(
+    case: tuple[Batch, Tensor], eps: float
+) -> None:
+    _, delta = case
+    clipped = L2(eps).clip(delta)
+    for image, shortened in zip(delta, clipped, strict=True):
+        expected = image * min(1.0, eps / float(image.norm()))
+        assert torch.allclose(shortened, expected, rtol=1e-5, atol=TINY)
+    assert L2(eps).clip(torch.zeros(1, 1, 2, 2)).tolist() == torch.zeros(1, 1, 2, 2).tolist()
+
+
+@KINDS
+def test_a_start_at_zero(kind: type[Perturbation]) -> None:
+    assert not kind(0.3).init(images()).any()
+
+
+@KINDS
+def test_random_starts_fill_the_ball_of_their_radius(kind: type[Perturbation]) -> None:
+    """Of a ball of radius r in d dimensions the ball of radius r/2 holds the 2⁻ᵈ-th part."""
+    batch = Batch(torch.full((4000, 1, 1, 2), 0.5), torch.zeros(4000, dtype=torch.long))
+    start = kind(0.4, start=0.2).init(batch)
+    sizes = size(kind, start)
+    assert 0.199 < sizes.max() <= 0.2
+    assert (sizes < 0.1).float().mean() == pytest.approx(0.25, abs=0.03)
+    assert start.mean((0, 1, 2)).tolist() == pytest.approx([0, 0], abs=0.01)
+
+
+@KINDS
+def test_a_random_start_lies_in_ball_and_box(kind: type[Perturbation]) -> None:
+    batch = images(64)
+    start = kind(0.1, start=0.5).init(batch)
+    assert (size(kind, start) <= 0.1 + TINY).all()
+    assert ((batch.x + start >= 0) & (batch.x + start <= 1)).all()
+    assert not torch.equal(start, kind(0.1, start=0.5).init(batch))
+
+
+def test_the_objective_is_each_images_cross_entropy_at_the_perturbed_image() -> None:
+    follower, batch, model = Linf(0.1), images(), BatchNormNet().eval()
+    delta = torch.rand_like(batch.x) - 0.5
+    told = follower.objective(ZeroSum(model, follower), delta, batch)
+    logits = model(batch.x + delta)
+    expected = [F.cross_entropy(row, label) for row, label in zip(logits, batch.y, strict=True)]
+    assert torch.allclose(told, torch.stack(expected))
+    assert torch.equal(follower.context(delta, batch), batch.x + delta)
+
+
+@KINDS
+@pytest.mark.parametrize("radius", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["eps", "start"])
+def test_a_radius_that_is_none(kind: type[Perturbation], name: str, radius: float) -> None:
+    with pytest.raises(BilevelError, match=f"{name} is {radius}: a radius is a number from 0 on"):
+        kind(**{"eps": 0.1, name: radius})
+
+
+def test_pixels_are_counted_from_0_to_1() -> None:
+    with pytest.raises(BilevelError, match="eps is 8: .*8/255 rather than 8"):
+        Linf(8)
+    assert Linf(1).eps == 1
+    assert L2(8).eps == 8

@@ -1,0 +1,238 @@
+"""`Trainer`: what it keeps, what it refuses, and that a stopped run goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bilevel import BilevelError, NonFiniteError, ZeroSum, checkpoint
+from bilevel.robustness import Attacker, ImageSet, Linf, Recipe, Splits, Trainer, make_solver
+from bilevel.robustness import training as module
+from bilevel.robustness.recipe import make_game
+from tests.problems import BatchNormNet
+
+RECIPE = Recipe(epsilon=0.1, epochs=2, batch_size=4, padding=1, milestones=(0.5,))
+
+
+def images(count: int) -> ImageSet:
+    """Random 4×4 images of three classes."""
+    pixels = torch.randint(256, (count, 1, 4, 4), dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(count) % 3, ("a", "b", "c"))
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Trainer]:
+    """Makes a trainer whose epoch has six steps and whose follower starts at random."""
+    data = Splits(images(22), images(6), images(6))
+
+    def build(
+        method: str = "two-step-l2l",
+        schedule: str = "simultaneous",
+        *,
+        recipe: Recipe = RECIPE,
+        seed: int = 0,
+        **options: Any,
+    ) -> Trainer:
+        torch.manual_seed(seed)
+        attacker = Attacker("two-layer", width=4)
+        solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+        networks = BatchNormNet(dropout=0.2), solver
+        for network in networks:
+            network.to(memory_format=torch.channels_last)
+        game = make_game(networks[0], Linf(0.1, start=0.05), solver, recipe, schedule)
+        settings = {"path": tmp_path / "run.pt", "config": {"method": method}, **options}
+        return Trainer(game, data, recipe, seed=seed, **settings)
+
+    return build
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two states are the same, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def outcome(trainer: Trainer) -> dict[str, Any]:
+    """Everything that a run leaves, but its times."""
+    progress = asdict(trainer.progress)
+    del progress["seconds"], progress["elapsed"]
+    return {"game": trainer.game.state_dict(), "best": trainer.best_weights, **progress}
+
+
+def stop_after(trainer: Trainer, steps: int) -> None:
+    """Runs until someone presses Ctrl-C."""
+    step = trainer.game.step
+
+    def interrupted(batch: Any) -> Any:
+        if trainer.game.steps == steps:
+            raise KeyboardInterrupt
+        return step(batch)
+
+    trainer.game.step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
+@pytest.mark.parametrize(
+    ("steps", "save_every", "epoch", "position"),
+    [(3, -1.0, 0, 2), (11, -1.0, 1, 4), (11, math.inf, 1, 0)],
+    ids=["first epoch", "last epoch", "saved between epochs"],
+)
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("method", ["pgm", "two-step-l2l"])
+def test_a_stopped_run_resumed_equals_the_run_never_stopped(
+    build: Callable[..., Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    schedule: str,
+    steps: int,
+    save_every: float,
+    epoch: int,
+    position: int,
+) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    straight = build(method, schedule)
+    straight.fit()
+    straight.path.unlink()
+    after = torch.get_rng_state()
+
+    stop_after(build(method, schedule, save_every=save_every), steps)
+    resumed = build(method, schedule)
+    torch.manual_seed(99)
+    resumed.resume()
+    assert (resumed.progress.epoch, resumed.progress.position) == (epoch, position)
+    assert resumed.game.steps == 6 * epoch + position
+    resumed.fit()
+    assert equal(outcome(resumed), outcome(straight))
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_the_seed_decides_the_run(build: Callable[..., Trainer]) -> None:
+    first, again, other = build(seed=0), build(seed=0), build(seed=1)
+    for trainer, seed in ((first, 5), (again, 5), (other, 6)):
+        torch.manual_seed(seed)
+        trainer.fit()
+    assert equal(outcome(first), outcome(again))
+    assert not equal(outcome(first), outcome(other))
+
+
+@pytest.mark.parametrize(
+    ("choose_by", "best"), [("validation_pgm", 0), ("validation_clean", 1)], ids=["pgm", "clean"]
+)
+def test_the_weights_that_validate_best_are_put_back(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, choose_by: str, best: int
+) -> None:
+    """By accuracies that are dictated; of two equal epochs the first is kept."""
+    clean, attacked = iter([0.5, 0.9, 0.9, 0.7]), iter([0.4, 0.2, 0.3, 0.4])
+    monkeypatch.setattr(
+        module, "accuracy", lambda model, images, *attack: next(attacked if attack else clean)
+    )
+    weights = []
+
+    def networks() -> list[dict[str, Any]]:
+        return [part.state_dict() for part in (trainer.game.leader, trainer.game.solver)]
+
+    def remember(steps: int, metrics: dict[str, float]) -> None:
+        if "epoch" in metrics:
+            weights.append(copy.deepcopy(networks()))
+
+    trainer = build(recipe=replace(RECIPE, epochs=4), choose_by=choose_by, report=remember)
+    progress = trainer.fit()
+    assert progress.best_epoch == best
+    assert progress.best == progress.history[best][choose_by]
+    assert [equal(networks(), epoch) for epoch in weights] == [i == best for i in range(4)]
+
+
+def test_the_classifiers_learning_rate_follows_the_recipe_and_the_attackers_stays(
+    build: Callable[..., Trainer],
+) -> None:
+    rates = []
+
+    def read(steps: int, metrics: dict[str, float]) -> None:
+        if "epoch" not in metrics:
+            game = trainer.game
+            rates.append(
+                [part.param_groups[0]["lr"] for part in (game.leader_opt, game.solver_opt)]
+            )
+
+    trainer = build(report=read)
+    history = trainer.fit().history
+    assert rates == [[pytest.approx(0.1), 1e-3], [pytest.approx(0.01), 1e-3]]
+    assert [record["lr"] for record in history] == [rate for rate, _ in rates]
+
+
+def test_bf16_trains_the_networks_in_bfloat16_and_validates_in_float32(
+    build: Callable[..., Trainer],
+) -> None:
+    seen: set[tuple[bool, torch.dtype]] = set()
+    trainer = build(precision="bf16")
+    leader = trainer.game.leader
+    assert isinstance(leader, ZeroSum)
+    leader.model.register_forward_hook(
+        lambda model, inputs, logits: seen.add((torch.is_autocast_enabled("cpu"), logits.dtype))
+    )
+    progress = trainer.fit()
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert all(math.isfinite(value) for record in progress.history for value in record.values())
+    assert {p.dtype for part in (leader, trainer.game.solver) for p in part.parameters()} == {
+        torch.float32
+    }
+
+
+def test_a_classifier_that_gives_nan_is_not_saved(build: Callable[..., Trainer]) -> None:
+    """The last step of an epoch may break what no later loss would show."""
+
+    def break_it(steps: int, metrics: dict[str, float]) -> None:
+        if steps == 12:
+            with torch.no_grad():
+                next(trainer.game.leader.parameters()).fill_(math.nan)
+
+    trainer = build(report=break_it)
+    with pytest.raises(NonFiniteError, match="step 12: the classifier's logits are not finite"):
+        trainer.fit()
+    assert checkpoint.load(trainer.path)["progress"]["epoch"] == 1
+
+
+# Checkpoints that do not belong.
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"method": "pgm"}, "method = two-step-l2l, this one has pgm"),
+        ({"recipe": replace(RECIPE, lr=0.5)}, "lr = 0.1, this one has 0.5"),
+        ({"seed": 3}, "seed = 0, this one has 3"),
+        ({"precision": "bf16"}, "precision = float32, this one has bf16"),
+        ({"config": {"method": "two-step-l2l", "width": 8}}, "width = None, this one has 8"),
+    ],
+)
+def test_a_checkpoint_of_another_run(
+    build: Callable[..., Trainer], change: dict[str, Any], told: str
+) -> None:
+    build().save()
+    with pytest.raises(BilevelError, match=f"run.pt is a run with {told}: .*give the same"):
+        build(**change).resume()
+
+
+def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer]) -> None:
+    trainer = build()
+    with pytest.raises(BilevelError, match="there is no checkpoint"):
+        trainer.resume()
+    checkpoint.save(trainer.path, {"weights": torch.zeros(3)})
+    with pytest.raises(BilevelError, match=r"not the checkpoint of a training run \('config'\)"):
+        trainer.resume()
+    checkpoint.save(trainer.path, {"config": trainer.config, "game": trainer.game.state_dict()})
+    with pytest.raises(BilevelError, match=r"not the checkpoint of a training run \('progress'\)"):
+        trainer.resume()

@@ -1,0 +1,102 @@
+"""Weights as safetensors: what was saved is loaded, or one line says why not, and no code runs."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bilevel import BilevelError
+from bilevel.robustness import (
+    Attacker,
+    build_model,
+    load_weights,
+    make_solver,
+    read_about,
+    save_weights,
+)
+
+
+def classifier(name: str = "small-cnn", classes: int = 3) -> nn.Module:
+    return build_model(name, channels=1, classes=classes)
+
+
+def attacker() -> nn.Module:
+    return make_solver("grad-l2l", eps=0.1, channels=1, attacker=Attacker("two-layer", 4))
+
+
+@pytest.mark.parametrize("build", [classifier, attacker])
+def test_what_was_saved_is_loaded(tmp_path: Path, build: Callable[[], nn.Module]) -> None:
+    saved, loaded = build(), build()
+    saved.to(memory_format=torch.channels_last)  # as the application trains it
+    for buffer in saved.buffers():
+        buffer.add_(1)
+    path = tmp_path / "new" / "weights.safetensors"
+    save_weights(path, saved, {"model": "a name"})
+    state = torch.get_rng_state()
+    load_weights(path, loaded)
+    assert torch.equal(torch.get_rng_state(), state)
+    for (name, a), b in zip(saved.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert a is b is None or torch.equal(a, b), name
+    assert read_about(path) == {"model": "a name"}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (classifier("small-cnn", 4), r"head.weight is of shape \(3, 128\) there and .*\(4, 128\)"),
+        (classifier("wrn-10-1"), "trunk.* is (missing|of shape .*) there and of shape"),
+        (attacker(), "update.* is missing there and of shape"),
+    ],
+    ids=["classes", "model", "attacker"],
+)
+def test_another_architecture_changes_nothing(tmp_path: Path, other: nn.Module, told: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, classifier(), {})
+    before = [value.clone() for value in other.parameters()]
+    with pytest.raises(
+        BilevelError, match=f"weights.safetensors is of another architecture: .*{told}"
+    ):
+        load_weights(path, other)
+    for value, old in zip(other.parameters(), before, strict=True):
+        assert torch.equal(value, old)
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.proof,)
+
+
+def test_a_pickle_is_not_read(tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    for name, write in (("pickle", pickle.dump), ("torch", torch.save)):
+        with (tmp_path / name).open("wb") as file:
+            write({"w": Evil(proof)}, file)
+        with pytest.raises(BilevelError, match=f"cannot read weights from .*{name}"):
+            load_weights(tmp_path / name, classifier())
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "a folder"])
+@pytest.mark.parametrize("read", [lambda path: load_weights(path, classifier()), read_about])
+def test_a_file_that_cannot_be_read(
+    tmp_path: Path, damage: str, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        save_weights(path, classifier(), {})
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else -100])
+    with pytest.raises(BilevelError, match=f"cannot read weights from {path}.*name a file that"):
+        read(path)
