@@ -79,7 +79,8 @@ class Args:
     normalize: Literal["sample", "batch"] = "sample"
     """Divide gradients by each image's maximum, or by the batch's as the authors' code does."""
     gradient_skip: float | None = None
-    """Let the attacker start near FGSM: tanh(net + s·sign ∇) with this s, then learned."""
+    """Let the attacker start near FGSM: tanh(net + s·sign ∇) from this s, which is learned. The
+    paper has none; digits and fashion-mnist start from 2."""
     schedule: Literal["simultaneous", "alternating"] = "simultaneous"
     """One pass for both networks, or one each as the authors' code runs."""
 
@@ -165,8 +166,9 @@ def train(args: Args, method: str, recipe: Recipe, data: Splits) -> tuple[Bileve
     channels, classes = images.shape[1], len(data.train.classes)
     torch.manual_seed(args.seed)
     model = build_model(recipe.model, channels=channels, classes=classes)
-    skip, normalize = args.gradient_skip, args.normalize
-    attacker = Attacker(recipe.attacker, recipe.attacker_width, normalize, skip)
+    attacker = Attacker(
+        recipe.attacker, recipe.attacker_width, args.normalize, recipe.gradient_skip
+    )
     solver = make_solver(
         method,
         eps=recipe.epsilon,

@@ -1,4 +1,4 @@
-"""Folders of random images."""
+"""Random images, in memory and in folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from bilevel.robustness import ImageSet
+
+
+def image_set(count: int) -> ImageSet:
+    """4×4 images of three classes."""
+    pixels = torch.randint(256, (count, 1, 4, 4), dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(count) % 3, ("a", "b", "c"))
 
 
 def write_image(path: Path, seed: int, size: tuple[int, int] = (5, 4), mode: str = "RGB") -> None:

@@ -118,6 +118,16 @@ def test_a_minimising_follower_is_sent_downhill() -> None:
     assert stats["gradient_norm"] < 1e-5
 
 
+def test_the_state_goes_from_step_to_step() -> None:
+    """On a linear objective momentum adds 1, 1 + β, 1 + β + β² gradients."""
+    follower = LinearBox(eps=10.0)
+    leader = ZeroSum(nn.Linear(3, 1), follower)
+    batch = Batch(torch.zeros(2, 3), torch.zeros(2))
+    value = Iterative(Momentum(Gradient(0.1), 0.5), 3).solve(follower, leader, batch).value
+    expected = 0.1 * (1 + 1.5 + 1.75) * leader.model.weight.detach().expand(2, -1)
+    torch.testing.assert_close(value, expected)
+
+
 def test_gradient_norm_is_the_mean_over_samples() -> None:
     leader, batch = Weights(3), Batch(torch.randn(4, 3), torch.zeros(4))
     stats = Iterative(Gradient(0.5), 1).solve(Nearest(), leader, batch).stats

@@ -30,6 +30,7 @@ class Recipe:
         attacker_lr: The attacker's learning rate (Adam); it does not decay.
         attacker: See :class:`~bilevel.robustness.Attacker`.
         attacker_width: Likewise.
+        gradient_skip: Likewise; the paper has none.
         padding: Pixels of the random crop.
         flip: Whether images are mirrored.
 
@@ -48,6 +49,7 @@ class Recipe:
     attacker_lr: float = 1e-3
     attacker: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] = "wide"
     attacker_width: int = 64
+    gradient_skip: float | None = None
     padding: int = 4
     flip: bool = True
 
@@ -98,8 +100,10 @@ SMALL = Recipe(
     epochs=30,
     batch_size=64,
     milestones=(0.5, 0.8),
+    weight_decay=5e-3,
     attacker="two-layer",
     attacker_width=32,
+    gradient_skip=2.0,
     padding=0,
     flip=False,
 )

@@ -48,7 +48,8 @@ def load_weights(path: Path, module: nn.Module) -> None:
         BilevelError: If the file is missing, unreadable or of another architecture.
     """
     with _opened(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     check_fits(f"network {path}", own, tensors)
     with torch.no_grad():

@@ -65,7 +65,7 @@ class Gradient(_Step):
 
 
 class SignGradient(_Step):
-    """The step of FGSM and PGM: ``y' = y + step · sign(g)`` (eq. 4).
+    """The step of FGSM and PGM, eq. 4: ``y' = y + step · sign(g)``.
 
     The steepest ascent of a linear function in the L∞ norm.
 

@@ -3,9 +3,9 @@ Your own ``FollowerProblem``
 ============================
 
 An adversary moves the *points* of a data set, not pixels: each point of a two-dimensional
-classification problem may be moved by at most :math:`\varepsilon` in Euclidean distance, but only
-along the directions that a mask allows. No library ships this threat model. Here it takes
-fifteen lines, and every solver and schedule then works on it.
+classification problem may be moved by at most :math:`\varepsilon` in Euclidean distance, but not
+along the forbidden direction :math:`n`. No library ships this threat model. Here it takes fifteen
+lines, and every solver and schedule then works on it.
 
 .. math::
 

@@ -26,7 +26,9 @@ from tests.images import write_image, write_tree
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "applications" / "adv_training.py"
-TINY = "--method plain --epochs 1 --train-size 40 --validation-size 20 --test-size 10".split()
+SIZES = {"train_size": 40, "validation_size": 20, "test_size": 10}
+TINY = ["--method", "plain", "--epochs", "1"]
+TINY += [word for name, size in SIZES.items() for word in (f"--{name}", f"{size}")]
 
 
 class Ended(NamedTuple):
@@ -82,8 +84,7 @@ def refused(run: Run) -> Refused:
 def finished(app: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a TINY run."""
     out = tmp_path_factory.mktemp("finished")
-    sizes = {"train_size": 40, "validation_size": 20, "test_size": 10}
-    app.main(app.Args(("plain",), epochs=1, **sizes, out=out))
+    app.main(app.Args(("plain",), epochs=1, **SIZES, out=out))
     return out
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bilevel import Iterative, NonFiniteError, fgsm, pgm
 from bilevel.robustness import Batch, ImageSet, Linf, accuracy, attack, batches
 from bilevel.updates import CNN
+from tests.images import image_set
 from tests.problems import BatchNormNet
 
 
@@ -66,9 +67,7 @@ def test_an_attack_moves_the_images_and_keeps_their_labels(greys: ImageSet) -> N
 @pytest.mark.parametrize("training", [True, False])
 def test_neither_player_is_changed(training: bool) -> None:
     """Flags, weights, gradients, BatchNorm's statistics and the attacker's, all as they were."""
-    images = ImageSet(
-        torch.randint(256, (20, 1, 4, 4)).byte(), torch.arange(20) % 3, ("a", "b", "c")
-    )
+    images = image_set(20)
     model = BatchNormNet(dropout=0.5).train(training)
     attacker = Iterative(CNN(1, 0.1, form="two-layer", width=4), 2).train(training)
     before = [copy.deepcopy(part.state_dict()) for part in (model, attacker)]

@@ -19,9 +19,10 @@ from bilevel.updates import CNN, ConvRNN, SignGradient
 EPS = 0.031
 IMAGE, GRADIENT = ("context",), ("gradient",)
 BOTH = IMAGE + GRADIENT
+SMALL = Attacker("two-layer", width=4)
 
 
-def solver(method: str, attacker: Attacker = Attacker("two-layer", width=4), **options: int):
+def solver(method: str, attacker: Attacker = SMALL, **options: int) -> Iterative:
     made = make_solver(method, eps=EPS, channels=3, attacker=attacker, **options)
     assert isinstance(made, Iterative)
     return made

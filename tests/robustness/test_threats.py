@@ -117,7 +117,7 @@ def test_a_radius_that_is_none(kind: type[Perturbation], name: str, radius: floa
 
 
 def test_pixels_are_counted_from_0_to_1() -> None:
-    with pytest.raises(BilevelError, match="eps is 8: .*8/255 rather than 8"):
+    with pytest.raises(BilevelError, match=r"eps is 8: .*8/255 rather than 8"):
         Linf(8)
     assert Linf(1).eps == 1
     assert L2(8).eps == 8

@@ -13,24 +13,19 @@ import pytest
 import torch
 
 from bilevel import BilevelError, NonFiniteError, ZeroSum, checkpoint
-from bilevel.robustness import Attacker, ImageSet, Linf, Recipe, Splits, Trainer, make_solver
+from bilevel.robustness import Attacker, Linf, Recipe, Splits, Trainer, make_solver
 from bilevel.robustness import training as module
 from bilevel.robustness.recipe import make_game
+from tests.images import image_set
 from tests.problems import BatchNormNet
 
 RECIPE = Recipe(epsilon=0.1, epochs=2, batch_size=4, padding=1, milestones=(0.5,))
 
 
-def images(count: int) -> ImageSet:
-    """Random 4×4 images of three classes."""
-    pixels = torch.randint(256, (count, 1, 4, 4), dtype=torch.uint8)
-    return ImageSet(pixels, torch.arange(count) % 3, ("a", "b", "c"))
-
-
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Trainer]:
     """Makes a trainer whose epoch has six steps and whose follower starts at random."""
-    data = Splits(images(22), images(6), images(6))
+    data = Splits(image_set(22), image_set(6), image_set(6))
 
     def build(
         method: str = "two-step-l2l",
