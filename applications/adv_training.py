@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bilevel import Bilevel, BilevelError, experiment, frozen, pgm
+from bilevel import Bilevel, BilevelError, commandline, experiment, frozen, pgm
 from bilevel.robustness import (
     EVALUATION_STEP,
     RECIPES,
@@ -287,4 +287,4 @@ def cell(value: str | float | None) -> str:
 
 
 if __name__ == "__main__":
-    experiment.run(main, Args)
+    commandline.run(main, Args)

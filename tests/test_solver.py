@@ -135,6 +135,16 @@ def test_gradient_norm_is_the_mean_over_samples() -> None:
     torch.testing.assert_close(stats["gradient_norm"], expected.detach())
 
 
+@pytest.mark.parametrize("name", ["pgm", "momentum", "naive", "grad", "conv-rnn", "coordinate"])
+def test_an_answer_does_not_depend_on_the_batch_mates(name: str) -> None:
+    leader, follower, batch = image_game(dtype=torch.float64)
+    solver = solvers()[name].double().eval()
+    together = solver.solve(follower, leader, batch).value
+    for i in range(len(batch.y)):
+        alone = solver.solve(follower, leader, Batch(batch.x[i : i + 1], batch.y[i : i + 1])).value
+        torch.testing.assert_close(alone[0], together[i])
+
+
 def test_the_solve_computes_no_weight_gradients() -> None:
     """The input gradient's pass must not do the work for gradients that nobody reads."""
     leader, follower, batch = image_game()

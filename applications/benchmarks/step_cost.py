@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from bilevel import Bilevel, experiment
+from bilevel import Bilevel, commandline, experiment
 from bilevel.robustness import Attacker, Batch, Linf, Recipe, build_model, make_game, make_solver
 
 METHODS = {
@@ -218,4 +218,4 @@ def print_table(args: Args, records: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    experiment.run(main, Args)
+    commandline.run(main, Args)

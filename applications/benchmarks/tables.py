@@ -1,6 +1,6 @@
 """Prints the committed results as the Markdown tables of the README and the documentation.
 
-    python applications/benchmarks/tables.py
+python applications/benchmarks/tables.py
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@
     Recipe, make_game        how they are trained
     Trainer                  epochs, validation, checkpoints
     accuracy, attack         what a classifier gets right
+
+``applications/adv_training.py`` puts them together.
 """
 
 from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches

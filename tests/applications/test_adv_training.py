@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from bilevel import checkpoint, experiment
+from bilevel import checkpoint, commandline
 from bilevel.robustness import RECIPES, Recipe, build_model, load_weights, read_about
 from tests.images import write_image, write_tree
 
@@ -55,13 +55,13 @@ def run(
     app: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """Runs the application in this process."""
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # `run` sets its own
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            experiment.run(app.main, app.Args)
+            commandline.run(app.main, app.Args)
         return Ended(end.value.code or 0, *capsys.readouterr())
 
     return run

@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from bilevel import BilevelError, NonFiniteError, ZeroSum, checkpoint
-from bilevel.robustness import Attacker, Linf, Recipe, Splits, Trainer, make_solver
+from bilevel.robustness import (
+    Attacker,
+    Linf,
+    Recipe,
+    Splits,
+    Trainer,
+    make_solver,
+    shuffled_batches,
+)
 from bilevel.robustness import training as module
 from bilevel.robustness.recipe import make_game
 from tests.images import image_set
@@ -121,6 +129,23 @@ def test_the_seed_decides_the_run(build: Callable[..., Trainer]) -> None:
         trainer.fit()
     assert equal(outcome(first), outcome(again))
     assert not equal(outcome(first), outcome(other))
+
+
+def test_each_epoch_has_the_batches_of_the_seed_and_the_epoch(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build(seed=3)
+    step, seen = trainer.game.step, []
+    monkeypatch.setattr(trainer.game, "step", lambda batch: seen.append(batch) or step(batch))
+    trainer.fit()
+    expected = [
+        batch
+        for epoch in range(2)
+        for batch in shuffled_batches(
+            trainer.data.train, 4, seed=3, epoch=epoch, augment=RECIPE.augment
+        )
+    ]
+    assert equal(seen, expected)
 
 
 @pytest.mark.parametrize(
