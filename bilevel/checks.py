@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +11,30 @@ from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.problem import Batch, FollowerProblem
 from bilevel.tree import Value, detach, leaves
 
-if TYPE_CHECKING:
-    from bilevel.adjoint import Adjoint
-    from bilevel.game import Bilevel
 
-
-def check_parts(game: Bilevel, adjoint: Adjoint | None) -> None:
-    """Whether the parts of a game fit together.
+def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
+    """Whether a player's optimizer is there and moves that player's parameters.
 
     Args:
-        game: The game, before its first step.
-        adjoint: The adjoint that was asked for, if any.
+        player: ``"leader"`` or ``"solver"``.
+        module: The player.
+        optimizer: Its optimizer, or None.
 
     Raises:
-        BilevelError: If they do not.
+        BilevelError: If it is missing though there is something to learn, or moves others'.
     """
-    leader, solver = type(game.leader).__name__, type(game.solver).__name__
-    if not game.zero_sum and adjoint is None:
+    own = {id(parameter) for parameter in module.parameters()}
+    groups = getattr(optimizer, "param_groups", [])
+    if not all(id(parameter) in own for group in groups for parameter in group["params"]):
         raise BilevelError(
-            f"{leader} is not zero-sum with {type(game.follower).__name__}: treating y* as a "
-            "constant would drop a term of the leader's gradient; name the adjoint, "
-            "adjoint=Detached() if that is what you want"
+            f"{player}_opt moves parameters that do not belong to the {player}: each player has "
+            f"an optimizer of its own; build it from {player}.parameters()"
         )
-    if game.trains_solver and game.solver_opt is None:
+    if optimizer is None and any(parameter.requires_grad for parameter in module.parameters()):
         raise BilevelError(
-            f"{solver} has parameters but no optimizer: it would never learn; give "
-            "solver_opt=torch.optim.Adam(solver.parameters()), or requires_grad_(False)"
+            f"{type(module).__name__} has parameters but no optimizer: it would never learn; give "
+            f"{player}_opt=torch.optim.Adam({player}.parameters()), or requires_grad_(False)"
         )
-    _check_owner("leader_opt", game.leader_opt, "leader", game.leader)
-    _check_owner("solver_opt", game.solver_opt, "solver", game.solver)
 
 
 def check_answer(follower: FollowerProblem, y: Value, batch: Batch) -> None:
@@ -113,13 +108,3 @@ def check_fits(name: str, own: dict[str, Any], saved: dict[str, Any]) -> None:
 def _shape(state: dict[str, Any], key: str) -> str:
     value = state.get(key)
     return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
-
-
-def _check_owner(name: str, optimizer: Any, owner_name: str, owner: nn.Module) -> None:
-    own = {id(parameter) for parameter in owner.parameters()}
-    groups = getattr(optimizer, "param_groups", [])
-    if not all(id(parameter) in own for group in groups for parameter in group["params"]):
-        raise BilevelError(
-            f"{name} moves parameters that do not belong to the {owner_name}: each player has an "
-            f"optimizer of its own; build it from {owner_name}.parameters()"
-        )

@@ -98,8 +98,14 @@ class Bilevel:
         self.leader_opt = leader_opt
         self.solver_opt = solver_opt
         self.zero_sum = isinstance(leader, ZeroSum) and leader.follower is follower
-        self.trains_solver = any(p.requires_grad for p in solver.parameters())
-        checks.check_parts(self, adjoint)
+        if adjoint is None and not self.zero_sum:
+            raise BilevelError(
+                f"{type(leader).__name__} is not zero-sum with {type(follower).__name__}: treating "
+                "y* as a constant would drop a term of the leader's gradient; name the adjoint, "
+                "adjoint=Detached() if that is what you want"
+            )
+        checks.check_optimizer("leader", leader, leader_opt)
+        checks.check_optimizer("solver", solver, solver_opt)
         self.adjoint = adjoint or Detached()
         self.schedule = schedule or Simultaneous()
         self.steps = 0

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -21,11 +22,19 @@ import pytest
 import torch
 
 from bilevel import checkpoint, commandline
-from bilevel.robustness import RECIPES, Recipe, build_model, load_weights, read_about
+from bilevel.robustness import (
+    RECIPES,
+    Attacker,
+    Recipe,
+    build_model,
+    load_weights,
+    read_about,
+)
 from tests.images import write_image, write_tree
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "applications" / "adv_training.py"
+DIGITS = RECIPES["digits"]
 SIZES = {"train_size": 40, "validation_size": 20, "test_size": 10}
 TINY = ["--method", "plain", "--epochs", "1"]
 TINY += [word for name, size in SIZES.items() for word in (f"--{name}", f"{size}")]
@@ -138,8 +147,23 @@ def test_help_is_a_page(run: Run) -> None:
 
 def test_what_is_not_given_comes_from_the_datasets_recipe(app: ModuleType) -> None:
     assert app.Args(dataset="cifar10").recipe() == Recipe()
-    assert app.Args().recipe() == RECIPES["digits"]
-    assert app.Args(epochs=7, lr=0.5).recipe().lr_at(6) == pytest.approx(0.005)
+    assert app.Args().recipe() == DIGITS
+    assert app.Args(epochs=7, lr=0.5).recipe() == replace(DIGITS, epochs=7, lr=0.5)
+
+
+def test_what_is_given_reaches_the_solver(
+    run: Run, app: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spy(method: str, **options: object) -> None:
+        assert (method, options) == ("pgm", expected)
+        raise KeyboardInterrupt
+
+    expected = {"eps": 0.1, "channels": 1, "pgm_steps": 3}
+    expected["attacker"] = Attacker("slim", 7, "batch", 0.5)
+    monkeypatch.setattr(app, "make_solver", spy)
+    attacker = "--attacker slim --attacker-width 7 --normalize batch --gradient-skip 0.5"
+    arguments = f"--method pgm --epsilon 0.1 --pgm-steps 3 {attacker}"
+    assert run(*arguments.split()).status == 130
 
 
 def test_a_folder_of_images(run: Run, tmp_path: Path) -> None:
@@ -269,8 +293,8 @@ def test_a_bad_folder(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("--model wrn-10-1", "with model = small-cnn, this one has wrn-10-1"),
-        ("--attacker-width 8", "with width = 32, this one has 8"),
+        ("--model wrn-10-1", f"with model = {DIGITS.model}, this one has wrn-10-1"),
+        ("--attacker-width 9", f"with width = {DIGITS.attacker_width}, this one has 9"),
         ("--validation-size 10", "with validation_images = 20, this one has 10"),
         ("--pgm-steps 3", "with pgm_steps = 10, this one has 3"),
         ("--seed 1", "with seed = 0, this one has 1"),
