@@ -23,6 +23,16 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.pt"]
 
 
+def test_the_file_changes_at_once(tmp_path: Path) -> None:
+    """A reader that opened the old file reads it to its end: nothing is written over it."""
+    path = tmp_path / "run.pt"
+    checkpoint.save(path, {"epoch": 1})
+    with path.open("rb") as old:
+        checkpoint.save(path, {"epoch": 2})
+        assert torch.load(old, weights_only=True) == {"epoch": 1}
+    assert checkpoint.load(path) == {"epoch": 2}
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "run.pt"
     checkpoint.save(path, {"epoch": 1})
