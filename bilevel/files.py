@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield part
-            with part.open("rb") as file:
+            with part.open("r+b") as file:
                 os.fsync(file.fileno())
             part.replace(path)
     finally:

@@ -63,6 +63,11 @@ class Recipe:
         for name in ("lr", "weight_decay", "attacker_lr", "attacker_weight_decay"):
             if not 0 <= (rate := getattr(self, name)) < math.inf:
                 raise BilevelError(f"{name} is {rate}: it is no rate; give a number from 0 on")
+        if self.gradient_skip is not None and not math.isfinite(self.gradient_skip):
+            raise BilevelError(
+                f"gradient_skip is {self.gradient_skip}: nothing can be learned from there; give a "
+                "finite number"
+            )
         if not 0 < self.epsilon <= 1:
             raise BilevelError(
                 f"epsilon is {self.epsilon}: the adversary's reach is a share of the pixel range; "

@@ -6,13 +6,14 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bilevel import BilevelError, NonFiniteError, ZeroSum, checkpoint
+from bilevel import BilevelError, NonFiniteError, checkpoint
 from bilevel.robustness import (
     Attacker,
     Linf,
@@ -138,14 +139,8 @@ def test_each_epoch_has_the_batches_of_the_seed_and_the_epoch(
     step, seen = trainer.game.step, []
     monkeypatch.setattr(trainer.game, "step", lambda batch: seen.append(batch) or step(batch))
     trainer.fit()
-    expected = [
-        batch
-        for epoch in range(2)
-        for batch in shuffled_batches(
-            trainer.data.train, 4, seed=3, epoch=epoch, augment=RECIPE.augment
-        )
-    ]
-    assert equal(seen, expected)
+    epoch = partial(shuffled_batches, trainer.data.train, 4, seed=3, augment=RECIPE.augment)
+    assert equal(seen, [*epoch(epoch=0), *epoch(epoch=1)])
 
 
 @pytest.mark.parametrize(
@@ -182,10 +177,8 @@ def test_the_classifiers_learning_rate_follows_the_recipe_and_the_attackers_stay
 
     def read(steps: int, metrics: dict[str, float]) -> None:
         if "epoch" not in metrics:
-            game = trainer.game
-            rates.append(
-                [part.param_groups[0]["lr"] for part in (game.leader_opt, game.solver_opt)]
-            )
+            optimizers = trainer.game.leader_opt, trainer.game.solver_opt
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
 
     trainer = build(report=read)
     history = trainer.fit().history
@@ -199,16 +192,14 @@ def test_bf16_trains_the_networks_in_bfloat16_and_validates_in_float32(
     seen: set[tuple[bool, torch.dtype]] = set()
     trainer = build(precision="bf16")
     leader = trainer.game.leader
-    assert isinstance(leader, ZeroSum)
     leader.model.register_forward_hook(
         lambda model, inputs, logits: seen.add((torch.is_autocast_enabled("cpu"), logits.dtype))
     )
     progress = trainer.fit()
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}
     assert all(math.isfinite(value) for record in progress.history for value in record.values())
-    assert {p.dtype for part in (leader, trainer.game.solver) for p in part.parameters()} == {
-        torch.float32
-    }
+    parameters = [*leader.parameters(), *trainer.game.solver.parameters()]
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
 
 
 def test_a_classifier_that_gives_nan_is_not_saved(build: Callable[..., Trainer]) -> None:
@@ -250,9 +241,10 @@ def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer])
     trainer = build()
     with pytest.raises(BilevelError, match="there is no checkpoint"):
         trainer.resume()
-    checkpoint.save(trainer.path, {"weights": torch.zeros(3)})
-    with pytest.raises(BilevelError, match=r"not the checkpoint of a training run \('config'\)"):
-        trainer.resume()
-    checkpoint.save(trainer.path, {"config": trainer.config, "game": trainer.game.state_dict()})
-    with pytest.raises(BilevelError, match=r"not the checkpoint of a training run \('progress'\)"):
-        trainer.resume()
+    whole = {"config": trainer.config, "game": trainer.game.state_dict()}
+    for state, missing in (({}, "config"), (whole, "progress")):
+        checkpoint.save(trainer.path, state)
+        with pytest.raises(
+            BilevelError, match=f"not the checkpoint of a training run .'{missing}'"
+        ):
+            trainer.resume()
