@@ -1,6 +1,6 @@
 """What a training step costs: multiply–adds counted, seconds measured against PGM-10.
 
-    python applications/benchmarks/step_cost.py --out applications/benchmarks/results/step_cost
+    python applications/benchmarks/step_cost.py --batch-size 4 --rounds 4
 
 Multiply–adds are counted on the meta device, for the paper's networks, in forward passes of the
 classifier (F) and of the attacker (G). Seconds are measured with the methods taking turns, so that
