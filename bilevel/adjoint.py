@@ -49,17 +49,7 @@ class Detached(Adjoint):
     def solve(
         self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem, batch: Batch
     ) -> Solution:
-        """Answers for the follower with the leader frozen.
-
-        Args:
-            solver: The solver to use.
-            follower: The follower's problem.
-            leader: The leader.
-            batch: The data.
-
-        Returns:
-            The answer, whose history leads to the solver's parameters only.
-        """
+        """Answers with the leader frozen: the history leads to the solver's parameters only."""
         return solver.solve(follower, leader, batch, evaluate=False)
 
     def __repr__(self) -> str:

@@ -197,13 +197,5 @@ class ZeroSum(LeaderProblem):
         self.follower = follower
 
     def loss(self, y: Value, batch: Batch) -> Tensor:
-        """The mean of the follower's gain at ``y``.
-
-        Args:
-            y: The follower's answer.
-            batch: The data of this step.
-
-        Returns:
-            A scalar.
-        """
+        """The mean of the follower's gain at ``y``."""
         return self.follower.gain(self, y, batch).mean()

@@ -69,15 +69,7 @@ class Simultaneous(Schedule):
     """
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
-        """Moves both players once.
-
-        Args:
-            game: The game.
-            batch: The data of this step.
-
-        Returns:
-            The leader's loss and the solution's statistics.
-        """
+        """Moves both players once, on one answer."""
         solution = game.solve(batch)
         if game.zero_sum:
             loss = game.move_both(solution.value, batch)
@@ -116,15 +108,7 @@ class Alternating(Schedule):
         self.follower_steps = follower_steps
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
-        """Moves the leader once and the solver ``follower_steps`` times.
-
-        Args:
-            game: The game.
-            batch: The data of this step.
-
-        Returns:
-            The leader's loss and the statistics of the solve that it moved on.
-        """
+        """Moves the leader once and the solver ``follower_steps`` times, each on its own answer."""
         with frozen(game.solver, "eval"):
             solution = game.solve(batch)
         loss = game.move_leader(detach(solution.value), batch)

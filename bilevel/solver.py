@@ -149,14 +149,7 @@ class Iterative(Solver):
         self._kept: tuple[Value, State] | None = None
 
     def answer(self, oracle: Oracle) -> Value:
-        """Runs the update rule from the start, or from the kept answer.
-
-        Args:
-            oracle: The follower's problem at hand.
-
-        Returns:
-            y after the last step.
-        """
+        """Runs the update rule from the start, or from the kept answer."""
         y, state = self._start(oracle)
         for _ in range(self.steps):
             gradient = oracle.gradient(y) if self.update.needs_gradient else None
@@ -235,14 +228,7 @@ class Parametric(Solver):
             self.y = nn.ParameterDict({name: leaf.detach().clone() for name, leaf in y.items()})
 
     def answer(self, oracle: Oracle) -> Value:
-        """Projects the parameters onto Y.
-
-        Args:
-            oracle: The follower's problem at hand.
-
-        Returns:
-            The parameters themselves.
-        """
+        """Projects the parameters onto Y and answers with them."""
         y: Value
         y = self.y if isinstance(self.y, Tensor) else {**dict(self.y.named_parameters())}
         with torch.no_grad():

@@ -63,53 +63,21 @@ class Perturbation(FollowerProblem):
         """
 
     def init(self, batch: Batch) -> Tensor:
-        """Zero, or noise of radius :attr:`start` inside the threat model.
-
-        Args:
-            batch: Images ``(B, C, H, W)`` in [0, 1] and labels ``(B,)``.
-
-        Returns:
-            δ at which a solve starts.
-        """
+        """Zero, or noise of radius :attr:`start` inside the threat model."""
         if self.start == 0:
             return torch.zeros_like(batch.x)
         return self._into_ball_and_box(self.noise(batch.x), batch)
 
     def context(self, y: Tensor, batch: Batch) -> Tensor:
-        """The perturbed image x + δ: what the attackers of the paper read.
-
-        Args:
-            y: δ.
-            batch: Images and labels.
-
-        Returns:
-            ``(B, C, H, W)``.
-        """
+        """The perturbed image x + δ: what the attackers of the paper read."""
         return batch.x + y
 
     def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy at x + δ.
-
-        Args:
-            leader: Has the classifier as ``model``.
-            y: δ.
-            batch: Images and labels.
-
-        Returns:
-            One value an image, ``(B,)``, in nats.
-        """
+        """Cross entropy at x + δ."""
         return F.cross_entropy(leader.model(batch.x + y), batch.y, reduction="none")
 
     def project(self, y: Tensor, batch: Batch) -> Tensor:
-        """δ clipped to the ball, then x + δ to [0, 1], which never leaves the ball.
-
-        Args:
-            y: δ.
-            batch: Images and labels.
-
-        Returns:
-            δ inside the threat model.
-        """
+        """δ clipped to the ball, then x + δ to [0, 1], which never leaves the ball."""
         return self._into_ball_and_box(y, batch)
 
     def _into_ball_and_box(self, delta: Tensor, batch: Batch) -> Tensor:
@@ -144,25 +112,11 @@ class Linf(Perturbation):
             )
 
     def clip(self, delta: Tensor) -> Tensor:
-        """Π_ε(δ) = sign(δ) ∘ min(abs(δ), ε).
-
-        Args:
-            delta: ``(B, C, H, W)``.
-
-        Returns:
-            The clipped perturbation.
-        """
+        """Π_ε(δ) = sign(δ) ∘ min(abs(δ), ε)."""
         return delta.clamp(-self.eps, self.eps)
 
     def noise(self, like: Tensor) -> Tensor:
-        """Uniform in [−start, start], independently for each value.
-
-        Args:
-            like: A tensor of the shape that is needed.
-
-        Returns:
-            Noise of that shape.
-        """
+        """Uniform in [−start, start], independently for each value."""
         return torch.empty_like(like).uniform_(-self.start, self.start)
 
 
@@ -180,27 +134,13 @@ class L2(Perturbation):
     """
 
     def clip(self, delta: Tensor) -> Tensor:
-        """δ · min(1, ε / ‖δ‖₂).
-
-        Args:
-            delta: ``(B, C, H, W)``.
-
-        Returns:
-            The clipped perturbation.
-        """
+        """δ · min(1, ε / ‖δ‖₂)."""
         norm = delta.flatten(1).norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
         shrink: Tensor = self.eps / norm
         return delta * shrink.clamp(max=1).view(-1, 1, 1, 1)
 
     def noise(self, like: Tensor) -> Tensor:
-        """Uniform in the ball of radius :attr:`start`.
-
-        Args:
-            like: A tensor of the shape that is needed.
-
-        Returns:
-            Noise of that shape.
-        """
+        """Uniform in the ball of radius :attr:`start`."""
         direction = F.normalize(torch.randn_like(like).flatten(1), dim=1).view_as(like)
         radius = torch.rand(len(like), 1, 1, 1, device=like.device, dtype=like.dtype)
         share: Tensor = radius ** (1 / like[0].numel())
