@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, reading
 from bilevel.tree import Value, detach, leaves, tree_map
 
 
@@ -34,17 +34,9 @@ class Oracle:
         Returns:
             The follower's start.
 
-        Raises:
-            BilevelError: If the batch lacks what the follower reads.
         """
-        try:
+        with reading(self._follower, self._batch):
             self._start = self._follower.init(self._batch)
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise BilevelError(
-                f"{type(self._follower).__name__}.init cannot read a batch of type "
-                f"{type(self._batch).__name__} ({error}): a batch must have the fields that the "
-                "problem's own methods use; wrap what the loader yields: Batch(images, labels)"
-            ) from error
         return self._start
 
     def gradient(self, y: Value) -> Value:

@@ -9,6 +9,8 @@ know about it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -139,9 +141,10 @@ class FollowerProblem(ABC):
             A tensor of the objective's shape.
 
         Raises:
-            BilevelError: If the sense or the objective's shape is wrong.
+            BilevelError: If the sense, the objective's shape or the batch is wrong.
         """
-        value = self.objective(leader, y, batch)
+        with reading(self, batch):
+            value = self.objective(leader, y, batch)
         self._check_shape(value, y)
         return self.sign * value
 
@@ -173,6 +176,36 @@ class FollowerProblem(ABC):
             'where each sample has its own y (cross_entropy(..., reduction="none")), or a scalar '
             "where the batch shares one y"
         )
+
+
+@contextmanager
+def reading(problem: FollowerProblem, batch: Batch) -> Iterator[None]:
+    """Within the block a field that the batch lacks is told as such.
+
+    Args:
+        problem: Whose methods read the batch.
+        batch: The data.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BilevelError: If the batch lacks an attribute or a key that was asked for.
+        AttributeError: If another object lacks it.
+        KeyError: Likewise.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError) as error:
+        # Other objects' errors are not ours to explain.
+        key_missing = isinstance(batch, Mapping) and error.args[:1] and error.args[0] not in batch
+        if key_missing or (isinstance(error, AttributeError) and error.obj is batch):
+            raise BilevelError(
+                f"{type(problem).__name__} cannot read a batch of type {type(batch).__name__} "
+                f"({error}): a batch must have the fields that the problem's own methods use; wrap "
+                "what the loader yields: Batch(images, labels)"
+            ) from error
+        raise
 
 
 class ZeroSum(LeaderProblem):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -266,10 +267,34 @@ def test_an_unknown_leader_mode() -> None:
         pgm(0.1, 1, leader_mode="test")
 
 
-def test_a_batch_with_the_wrong_fields() -> None:
+class Images(NamedTuple):
+    x: torch.Tensor
+
+
+class Keyed(Linf):
+    def init(self, batch):
+        return torch.zeros_like(batch["images"])
+
+
+@pytest.mark.parametrize(
+    ("follower", "wrap", "message"),
+    [
+        (Linf(0.1), list, r"Linf cannot read a batch of type list \(.*'x'\): .*wrap"),
+        (Linf(0.1), lambda batch: Images(batch.x), r"batch of type Images \(.*'y'\): .*wrap"),
+        (Keyed(0.1), lambda batch: {"x": batch.x}, r"batch of type dict \('images'\): .*wrap"),
+    ],
+)
+def test_a_batch_with_the_wrong_fields(follower, wrap, message) -> None:
+    leader, _, batch = image_game()
+    with pytest.raises(BilevelError, match=message):
+        pgm(0.1, 1).solve(follower, leader, wrap(batch))
+
+
+def test_an_error_that_is_not_the_batchs_is_left_alone() -> None:
     leader, follower, batch = image_game()
-    with pytest.raises(BilevelError, match=r"Linf.init cannot read a batch of type list.*wrap"):
-        pgm(0.1, 1).solve(follower, leader, [batch.x, batch.y])
+    follower.objective = lambda leader, y, batch: leader.classifier(batch.x + y)
+    with pytest.raises(AttributeError, match="classifier"):
+        pgm(0.1, 1).solve(follower, leader, batch)
 
 
 @pytest.mark.parametrize(
