@@ -80,7 +80,7 @@ class Args:
     """Divide gradients by each image's maximum, or by the batch's as the authors' code does."""
     gradient_skip: float | None = None
     """Let the attacker start near FGSM: tanh(net + s·sign ∇) from this s, which is learned. The
-    paper has none; digits and fashion-mnist start from 1."""
+    paper has none; digits and fashion-mnist start from 2."""
     schedule: Literal["simultaneous", "alternating"] = "simultaneous"
     """One pass for both networks, or one each as the authors' code runs."""
 
@@ -95,9 +95,6 @@ class Args:
     attacker_lr: float | None = None
     """The attacker's learning rate (Adam)."""
     weight_decay: float | None = None
-    """The classifier's weight decay."""
-    attacker_weight_decay: float | None = None
-    """The attacker's weight decay."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 computes the networks in bfloat16 (autocast); weights stay float32."""
 

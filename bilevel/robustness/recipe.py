@@ -26,9 +26,8 @@ class Recipe:
         batch_size: Images a step.
         lr: The classifier's learning rate (SGD, momentum 0.9), times 0.1 at each milestone.
         milestones: When, as shares of the run; 30, 60 and 90 of the paper's 100 epochs.
-        weight_decay: Of the classifier.
+        weight_decay: Of both networks.
         attacker_lr: The attacker's learning rate (Adam); it does not decay.
-        attacker_weight_decay: Of the attacker.
         attacker: See :class:`~bilevel.robustness.Attacker`.
         attacker_width: Likewise.
         gradient_skip: Likewise; the paper has none.
@@ -48,7 +47,6 @@ class Recipe:
     milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
     weight_decay: float = 2e-4
     attacker_lr: float = 1e-3
-    attacker_weight_decay: float = 2e-4
     attacker: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] = "wide"
     attacker_width: int = 64
     gradient_skip: float | None = None
@@ -60,7 +58,7 @@ class Recipe:
         for name in ("pgm_steps", "epochs", "batch_size", "attacker_width"):
             if (count := getattr(self, name)) < 1:
                 raise BilevelError(f"{name} is {count}: nothing would be trained; give 1 or more")
-        for name in ("lr", "weight_decay", "attacker_lr", "attacker_weight_decay"):
+        for name in ("lr", "weight_decay", "attacker_lr"):
             if not 0 <= (rate := getattr(self, name)) < math.inf:
                 raise BilevelError(f"{name} is {rate}: it is no rate; give a number from 0 on")
         if self.gradient_skip is not None and not math.isfinite(self.gradient_skip):
@@ -108,10 +106,10 @@ SMALL = Recipe(
     batch_size=64,
     milestones=(0.5, 0.8),
     weight_decay=5e-3,
-    attacker_lr=3e-3,
-    attacker="wide",
-    attacker_width=4,
-    gradient_skip=1.0,
+    attacker_lr=5e-4,
+    attacker="two-layer",
+    attacker_width=32,
+    gradient_skip=2.0,
     padding=0,
     flip=False,
 )
@@ -156,7 +154,7 @@ def make_game(
             leader.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
         ),
         solver_opt=torch.optim.Adam(
-            attacker, lr=recipe.attacker_lr, weight_decay=recipe.attacker_weight_decay
+            attacker, lr=recipe.attacker_lr, weight_decay=recipe.weight_decay
         )
         if attacker
         else None,

@@ -37,7 +37,7 @@ DIGITS = RECIPES["digits"]
         ("--attacker-lr -1", "attacker_lr is -1.0: .*give a number from 0 on"),
         ("--gradient-skip nan", "gradient_skip is nan: .*give a finite number"),
         ("--weight-decay -1", "weight_decay is -1.0: .*give a number from 0 on"),
-        ("--attacker-weight-decay inf", "attacker_weight_decay is inf: .*from 0 on"),
+        ("--weight-decay inf", "weight_decay is inf: .*from 0 on"),
         ("--train-size 0", "train_size is 0: .*give 1 to 1294"),
         ("--train-size -5", "train_size is -5: .*give 1 to 1294"),
         ("--train-size 2000", "train_size is 2000: 1294 training images .*give 1 to 1294"),
