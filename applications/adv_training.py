@@ -152,12 +152,12 @@ def load(args: Args, device: torch.device) -> Splits:
         args.dataset,
         args.data_dir,
         seed=args.seed,
-        train_size=256 if args.smoke else args.train_size,
+        train_size=args.train_size,
         download=args.download,
     )
-    validation = sample(data.validation, 64 if args.smoke else args.validation_size)
-    test = sample(data.test, 64 if args.smoke else args.test_size)
-    return Splits(data.train.to(device), validation.to(device), test.to(device))
+    sizes = (256, 64, 64) if args.smoke else (None, args.validation_size, args.test_size)
+    parts = (sample(part, size).to(device) for part, size in zip(data, sizes, strict=True))
+    return Splits(*parts)
 
 
 def train(args: Args, method: str, recipe: Recipe, data: Splits) -> tuple[Bilevel, dict[str, Any]]:

@@ -34,6 +34,8 @@ class Oracle:
         Returns:
             The follower's start.
 
+        Raises:
+            BilevelError: If the batch lacks what the follower reads.
         """
         with reading(self._follower, self._batch):
             self._start = self._follower.init(self._batch)
