@@ -49,6 +49,17 @@ class Oracle:
 
         Returns:
             A constant of the shape of ``y``.
+        """
+        return self.gain_and_gradient(y)[1]
+
+    def gain_and_gradient(self, y: Value) -> tuple[Tensor, Value]:
+        """The objective with its gradient, for the price of the gradient.
+
+        Args:
+            y: Where.
+
+        Returns:
+            What :meth:`gain` and :meth:`gradient` return, both constants.
 
         Raises:
             BilevelError: If the objective does not depend on ``y``.
@@ -66,7 +77,7 @@ class Oracle:
         if self._before is None:
             self._before = gain.detach()
         self._gradient = tree_map(lambda _: next(slopes), point)
-        return self._gradient
+        return gain.detach(), self._gradient
 
     def judge(self, y: Value) -> None:
         """Evaluates the objective at the answer, and at the start if no gradient was taken there.

@@ -11,10 +11,11 @@
 ``applications/adv_training.py`` puts them together.
 """
 
+from bilevel.robustness.attacks.attack import Attack, Foreign, Solved, attack
 from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
 from bilevel.robustness.classifier import Classifier, Normalize
 from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images, sample
-from bilevel.robustness.evaluation import accuracy, attack
+from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.methods import (
     EVALUATION_STEP,
@@ -37,17 +38,20 @@ __all__ = [
     "METHODS",
     "RECIPES",
     "TRAINING_STEP",
+    "Attack",
     "Attacker",
     "Augment",
     "Batch",
     "Classifier",
     "Dataset",
+    "Foreign",
     "ImageSet",
     "Linf",
     "Normalize",
     "Perturbation",
     "Progress",
     "Recipe",
+    "Solved",
     "Splits",
     "Trainer",
     "accuracy",

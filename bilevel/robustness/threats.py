@@ -1,6 +1,8 @@
 """Threat models: what an adversary may do to an image, as followers of a classifier.
 
-max over δ of CE(f(x + δ), y)   subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
+max over δ of loss(f(x + δ), y)   subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
+
+The loss is the cross entropy unless another one is given.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from torch import Tensor
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.batches import Batch
+from bilevel.robustness.losses import Loss, cross_entropy
 
 
 class Perturbation(FollowerProblem):
-    """A perturbation δ of an image that raises the classifier's cross entropy (eq. 3).
+    """A perturbation δ of an image that raises the classifier's loss (eq. 3).
 
     The leader's ``model`` takes images in [0, 1] and returns logits.
 
@@ -27,11 +30,12 @@ class Perturbation(FollowerProblem):
         eps: ε, the radius, in units of the pixel range [0, 1].
         start: Radius of the ball from which a solve starts at random; 0 starts at δ = 0. The
             paper evaluates from 1e-4.
+        loss: What δ raises, a function of the logits; see :mod:`bilevel.robustness.losses`.
     """
 
     sense: Literal["min", "max"] = "max"
 
-    def __init__(self, eps: float, *, start: float = 0.0) -> None:
+    def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
         for name, radius in (("eps", eps), ("start", start)):
             if not (math.isfinite(radius) and radius >= 0):
                 raise BilevelError(
@@ -39,6 +43,7 @@ class Perturbation(FollowerProblem):
                 )
         self.eps = eps
         self.start = start
+        self.loss = loss
 
     @abstractmethod
     def clip(self, delta: Tensor) -> Tensor:
@@ -73,8 +78,8 @@ class Perturbation(FollowerProblem):
         return batch.x + y
 
     def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy at x + δ."""
-        return F.cross_entropy(leader.model(batch.x + y), batch.y, reduction="none")
+        """The loss at x + δ."""
+        return self.loss(leader.model(batch.x + y), batch)
 
     def project(self, y: Tensor, batch: Batch) -> Tensor:
         """δ clipped to the ball, then x + δ to [0, 1], which never leaves the ball."""
@@ -93,6 +98,7 @@ class Linf(Perturbation):
     Args:
         eps: ε in [0, 1]; 0.031 in the paper (not 8/255).
         start: Radius of the random start.
+        loss: What δ raises.
 
     Raises:
         BilevelError: If ε is not in [0, 1].
@@ -103,8 +109,8 @@ class Linf(Perturbation):
         tensor([[[[0.0000, 0.1000]]]])
     """
 
-    def __init__(self, eps: float, *, start: float = 0.0) -> None:
-        super().__init__(eps, start=start)
+    def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
+        super().__init__(eps, start=start, loss=loss)
         if eps > 1:
             raise BilevelError(
                 f"eps is {eps}: pixels lie in [0, 1], so ε = 1 allows every image already; "
@@ -126,6 +132,7 @@ class L2(Perturbation):
     Args:
         eps: ε; 0.5 is usual for CIFAR-10.
         start: Radius of the random start.
+        loss: What δ raises.
 
     Example:
         >>> batch = Batch(torch.full((1, 1, 1, 2), 0.5), torch.tensor([0]))

@@ -14,7 +14,7 @@ from bilevel import Bilevel, MetricLog, ZeroSum, checkpoint, pgm
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.robustness.batches import shuffled_batches
 from bilevel.robustness.data import Splits
-from bilevel.robustness.evaluation import accuracy
+from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.methods import TRAINING_STEP
 from bilevel.robustness.recipe import Recipe
 from bilevel.robustness.threats import Linf

@@ -5,29 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bilevel import NonFiniteError, Solver, ZeroSum, frozen
-from bilevel.robustness.batches import Batch, batches
+from bilevel import NonFiniteError, Solver, frozen
+from bilevel.robustness.attacks.attack import attack
+from bilevel.robustness.batches import batches
 from bilevel.robustness.data import ImageSet
 from bilevel.robustness.threats import Perturbation
-from bilevel.tree import leaves
-
-
-def attack(model: nn.Module, follower: Perturbation, solver: Solver, batch: Batch) -> Batch:
-    """The images as an adversary changes them.
-
-    Args:
-        model: The classifier, left as it was.
-        follower: The threat model.
-        solver: The attack; a learned one computes in evaluation mode.
-        batch: Clean images.
-
-    Returns:
-        Adversarial images with the same labels.
-    """
-    with torch.no_grad(), frozen(solver):
-        solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
-    (delta,) = leaves(solution.value)
-    return Batch(batch.x + delta, batch.y)
 
 
 def accuracy(

@@ -1,0 +1,1 @@
+"""Solvers and interfaces that attack a trained classifier."""
