@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from bilevel import Bilevel, commandline, experiment
+from bilevel import Alternating, Bilevel, Simultaneous, ZeroSum, commandline, experiment
 from bilevel.robustness import Attacker, Batch, Linf, Recipe, build_model, make_game, make_solver
 
 METHODS = {
@@ -36,6 +36,8 @@ METHODS = {
     "two-step-l2l": "7F + 6G",
 }
 """The methods and what Algorithm 3 costs, a backward pass to the weights as two forward passes."""
+
+SCHEDULES = {"simultaneous": Simultaneous, "alternating": Alternating}
 
 
 @dataclass
@@ -67,7 +69,7 @@ def main(args: Args) -> None:
     counted = {
         (method, schedule): count(args, method, schedule)
         for method in METHODS
-        for schedule in ("simultaneous", "alternating")
+        for schedule in SCHEDULES
     }
     seconds = measure(args, device)
     records: list[dict[str, Any]] = []
@@ -89,7 +91,7 @@ def main(args: Args) -> None:
     print_table(args, records)
 
 
-def make(args: Args, method: str, schedule: Any, device: torch.device) -> tuple[Bilevel, Batch]:
+def make(args: Args, method: str, schedule: str, device: torch.device) -> tuple[Bilevel, Batch]:
     """A game of that method, in training mode, and a batch of noise for it."""
     recipe = Recipe(model=args.model)
     with device:
@@ -104,7 +106,9 @@ def make(args: Args, method: str, schedule: Any, device: torch.device) -> tuple[
             network.to(memory_format=torch.channels_last)
         size = (args.batch_size, args.channels, args.image_size, args.image_size)
         batch = Batch(torch.rand(size), torch.randint(10, (args.batch_size,)))
-    return make_game(model, Linf(recipe.epsilon), solver, recipe, schedule), batch
+    follower = Linf(recipe.epsilon)
+    leader = ZeroSum(model, follower)
+    return make_game(leader, follower, solver, recipe, schedule=SCHEDULES[schedule]()), batch
 
 
 def count(args: Args, method: str, schedule: str) -> dict[str, float]:
@@ -129,7 +133,7 @@ def count(args: Args, method: str, schedule: str) -> dict[str, float]:
 def measure(args: Args, device: torch.device) -> dict[str, list[float]]:
     """Seconds of a step in each round, the methods taking turns."""
     turns: dict[str, Callable[[], Any]] = {}
-    for schedule in ("simultaneous", "alternating"):
+    for schedule in SCHEDULES:
         for method in METHODS:
             game, batch = make(args, method, schedule, device)
             turns[f"{method}, {schedule}"] = lambda game=game, batch=batch: game.step(batch)

@@ -17,6 +17,7 @@ from bilevel.robustness.classifier import Classifier, Normalize
 from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images, sample
 from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.figures import draw_attacks
+from bilevel.robustness.interpolation import InterpolatedLabels, Interpolation
 from bilevel.robustness.methods import (
     EVALUATION_STEP,
     METHODS,
@@ -29,6 +30,7 @@ from bilevel.robustness.methods import (
 from bilevel.robustness.models import build_model, resnet18, small_cnn, wide_resnet
 from bilevel.robustness.recipe import RECIPES, Recipe, make_game
 from bilevel.robustness.threats import L2, Linf, Perturbation
+from bilevel.robustness.trained import About, Trained, load_trained, save_trained
 from bilevel.robustness.training import Progress, Trainer
 from bilevel.robustness.weights import load_weights, read_about, save_weights
 
@@ -38,6 +40,7 @@ __all__ = [
     "METHODS",
     "RECIPES",
     "TRAINING_STEP",
+    "About",
     "Attack",
     "Attacker",
     "Augment",
@@ -46,6 +49,8 @@ __all__ = [
     "Dataset",
     "Foreign",
     "ImageSet",
+    "InterpolatedLabels",
+    "Interpolation",
     "Linf",
     "Normalize",
     "Perturbation",
@@ -53,6 +58,7 @@ __all__ = [
     "Recipe",
     "Solved",
     "Splits",
+    "Trained",
     "Trainer",
     "accuracy",
     "attack",
@@ -62,12 +68,14 @@ __all__ = [
     "draw_attacks",
     "is_learned",
     "load_images",
+    "load_trained",
     "load_weights",
     "make_game",
     "make_solver",
     "read_about",
     "resnet18",
     "sample",
+    "save_trained",
     "save_weights",
     "shuffled_batches",
     "small_cnn",

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
-from bilevel import Alternating, Bilevel, FollowerProblem, Schedule, Simultaneous, Solver, ZeroSum
+from bilevel import Adjoint, Bilevel, FollowerProblem, LeaderProblem, Schedule, Solver
 from bilevel.errors import BilevelError
 from bilevel.robustness.batches import Augment
 
@@ -125,26 +124,27 @@ RECIPES = {
 
 
 def make_game(
-    model: nn.Module,
+    leader: LeaderProblem,
     follower: FollowerProblem,
     solver: Solver,
     recipe: Recipe,
-    schedule: Literal["simultaneous", "alternating"] = "simultaneous",
+    *,
+    schedule: Schedule | None = None,
+    adjoint: Adjoint | None = None,
 ) -> Bilevel:
-    """Adversarial training as a zero-sum game with the paper's optimizers.
+    """A classifier's training as a game with the paper's optimizers.
 
     Args:
-        model: The classifier.
+        leader: The classifier and its loss; ``ZeroSum(model, follower)`` for adversarial training.
         follower: The threat model.
         solver: A training method's solver.
         recipe: Learning rates and weight decay.
-        schedule: One pass for both networks (Algorithm 3), or one each as the authors' code runs.
+        schedule: See :class:`~bilevel.Bilevel`.
+        adjoint: Likewise.
 
     Returns:
         The game.
     """
-    leader = ZeroSum(model, follower)
-    schedules: dict[str, Schedule] = {"simultaneous": Simultaneous(), "alternating": Alternating()}
     attacker = list(solver.parameters())
     return Bilevel(
         leader,
@@ -158,5 +158,6 @@ def make_game(
         )
         if attacker
         else None,
-        schedule=schedules[schedule],
+        adjoint=adjoint,
+        schedule=schedule,
     )

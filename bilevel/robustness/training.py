@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from bilevel import Bilevel, MetricLog, ZeroSum, checkpoint, pgm
+from bilevel import Bilevel, MetricLog, checkpoint, pgm
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.robustness.batches import shuffled_batches
 from bilevel.robustness.data import Splits
@@ -53,7 +53,7 @@ class Trainer:
     on it).
 
     Args:
-        game: The game, see :func:`make_game`.
+        game: The game, see :func:`make_game`; its leader has the classifier as ``model``.
         data: The images, on the training device.
         recipe: Epochs, batch size, learning rates and augmentation.
         seed: Of the order of the batches and their augmentation.
@@ -207,8 +207,7 @@ class Trainer:
         self.report(game.steps, record)
 
     def _validate(self) -> dict[str, float]:
-        assert isinstance(self.game.leader, ZeroSum)
-        model, images = self.game.leader.model, self.data.validation
+        model, images = self.game.leader.get_submodule("model"), self.data.validation
         eps = self.recipe.epsilon
         pgm10 = pgm(TRAINING_STEP * eps, 10)
         try:

@@ -74,7 +74,7 @@ def refused(run: Callable[..., Ended]) -> Callable[..., str]:
 def finished(app: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of such a run."""
     out = tmp_path_factory.mktemp("finished")
-    app.main(app.Args(("plain",), epochs=1, **SIZES, out=out))
+    app.main(app.Args(method=("plain",), epochs=1, **SIZES, out=out))
     return out
 
 

@@ -19,14 +19,7 @@ from typing import Any
 import pytest
 
 from bilevel import checkpoint
-from bilevel.robustness import (
-    RECIPES,
-    Attacker,
-    Recipe,
-    build_model,
-    load_weights,
-    read_about,
-)
+from bilevel.robustness import RECIPES, Attacker, Recipe, load_trained
 from tests.images import write_tree
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +54,9 @@ def test_the_smoke_run(tmp_path: Path) -> None:
         assert (folder / "attacker.safetensors").exists() == learned
         assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
         assert checkpoint.load(folder / "checkpoint.pt")["progress"]["epoch"] == record["epochs"]
-        weights = folder / "classifier.safetensors"
-        about = read_about(weights)
-        channels, classes = int(about["channels"]), int(about["classes"])
-        load_weights(weights, build_model(about["model"], channels=channels, classes=classes))
+        trained = load_trained(folder)
+        assert (trained.name, trained.about.method) == (method, method)
+        assert (trained.solver is not None) == learned
 
 
 def test_help_is_a_page(run: Callable[..., Any]) -> None:
@@ -89,7 +81,7 @@ def test_what_is_given_reaches_the_solver(
 
     expected = {"eps": 0.1, "channels": 1, "pgm_steps": 3}
     expected["attacker"] = Attacker("slim", 7, "batch", 0.5)
-    monkeypatch.setattr(app, "make_solver", spy)
+    monkeypatch.setattr("bilevel.robustness.trained.make_solver", spy)
     attacker = "--attacker slim --attacker-width 7 --normalize batch --gradient-skip 0.5"
     arguments = f"--method pgm --epsilon 0.1 --pgm-steps 3 {attacker}"
     assert run(*arguments.split()).status == 130

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bilevel import Iterative, Solver, fgsm, pgm
+from bilevel import Iterative, Solver, ZeroSum, fgsm, pgm
 from bilevel.robustness import (
     L2,
     RECIPES,
@@ -37,7 +37,8 @@ def trained() -> tuple[Classifier, Batch]:
     torch.manual_seed(0)
     data = load_images("digits", ".", seed=0)
     model = build_model("small-cnn", channels=1, classes=10)
-    game = make_game(model, Linf(EPS), fgsm(EPS), RECIPES["digits"])
+    follower = Linf(EPS)
+    game = make_game(ZeroSum(model, follower), follower, fgsm(EPS), RECIPES["digits"])
     for epoch in range(2):
         for batch in shuffled_batches(data.train, 64, seed=0, epoch=epoch):
             game.step(batch)

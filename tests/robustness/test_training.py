@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel import BilevelError, NonFiniteError, checkpoint
+from bilevel import (
+    Alternating,
+    BilevelError,
+    NonFiniteError,
+    Schedule,
+    Simultaneous,
+    ZeroSum,
+    checkpoint,
+)
 from bilevel.robustness import (
     Attacker,
     Linf,
@@ -38,7 +46,7 @@ def build(tmp_path: Path) -> Callable[..., Trainer]:
 
     def build(
         method: str = "two-step-l2l",
-        schedule: str = "simultaneous",
+        schedule: Schedule | None = None,
         *,
         recipe: Recipe = RECIPE,
         seed: int = 0,
@@ -50,7 +58,9 @@ def build(tmp_path: Path) -> Callable[..., Trainer]:
         networks = BatchNormNet(dropout=0.2), solver
         for network in networks:
             network.to(memory_format=torch.channels_last)
-        game = make_game(networks[0], Linf(0.1, start=0.05), solver, recipe, schedule)
+        follower = Linf(0.1, start=0.05)
+        leader = ZeroSum(networks[0], follower)
+        game = make_game(leader, follower, solver, recipe, schedule=schedule)
         settings = {"path": tmp_path / "run.pt", "config": {"method": method}, **options}
         return Trainer(game, data, recipe, seed=seed, **settings)
 
@@ -94,13 +104,13 @@ def stop_after(trainer: Trainer, steps: int) -> None:
     [(3, -1.0, 0, 2), (11, -1.0, 1, 4), (11, math.inf, 1, 0)],
     ids=["first epoch", "last epoch", "saved between epochs"],
 )
-@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
 @pytest.mark.parametrize("method", ["pgm", "two-step-l2l"])
 def test_a_stopped_run_resumed_equals_the_run_never_stopped(
     build: Callable[..., Trainer],
     monkeypatch: pytest.MonkeyPatch,
     method: str,
-    schedule: str,
+    schedule: Schedule,
     steps: int,
     save_every: float,
     epoch: int,

@@ -1,0 +1,71 @@
+"""Adversarial interpolation training: a bilevel game that is not zero-sum.
+
+    python applications/ait.py                                      # digits, two minutes
+    python applications/ait.py --dataset cifar10 --data-dir data --method ait grad-l2l
+
+The follower moves each image's features toward another image's; the leader learns to call the
+result not that other image (Algorithms 2 and 4 of Jiang et al., "Learning to Defend by Learning to
+Attack", AISTATS 2021). ``label-smoothing`` is the control: the same labels, images left alone.
+PGM flatters the classifiers that come out; ``applications/robust_eval.py`` tells how much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from bilevel import BilevelError, Detached, commandline
+from bilevel.robustness import InterpolatedLabels, Interpolation, check_method, make_game
+from bilevel.robustness.arguments import TrainingArguments
+from bilevel.robustness.study import Study
+
+SOLVERS = {"ait": "fgsm", "label-smoothing": "plain"}
+"""The methods that have a name of their own here, and the solver of their follower."""
+
+
+@dataclass
+class Args(TrainingArguments):
+    """Train classifiers by adversarial interpolation and compare them in one table."""
+
+    method: tuple[str, ...] = ("label-smoothing", "ait", "grad-l2l", "two-step-l2l")
+    """label-smoothing, ait (one step of the gradient's sign), grad-l2l, two-step-l2l, or another
+    method of adv_training.py as the follower's solver."""
+    epsilon_y: float = 0.5
+    """How far a label moves away from the partner's, from 0 to 1."""
+    layer: str = "trunk"
+    """Module of the classifier whose pooled outputs are the features."""
+    pairing: Literal["reversed", "next", "other-class"] = "reversed"
+    """Who is whose partner in a batch, which is shuffled: reversed is the original's."""
+    sense: Literal["min", "max"] = "min"
+    """min moves toward the partner as the authors' code does; max is the sign that the paper
+    prints."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/ait")
+    """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
+
+
+def main(args: Args) -> None:
+    """Trains and attacks every method, then prints the table and writes the results."""
+    if not args.method:
+        raise BilevelError("no method is given: there is nothing to train; name one or several")
+    for name in args.method:
+        check_method(SOLVERS.get(name, name))
+    study = Study(args)
+    for name in args.method:
+        settings = {"layer": args.layer, "pairing": args.pairing, "sense": args.sense}
+        if name == "label-smoothing":
+            settings["start"] = 0.0
+        about = study.about(SOLVERS.get(name, name), interpolation=settings)
+        model, solver = study.networks(about)
+        follower = Interpolation(about.epsilon, **settings)
+        leader = InterpolatedLabels(model, follower, epsilon_y=args.epsilon_y)
+        # Not zero-sum: the leader holds x̃ constant because Algorithms 2 and 4 do.
+        game = make_game(leader, follower, solver, study.recipe, adjoint=Detached())
+        study.run(name, about, game, {**settings, "epsilon_y": args.epsilon_y})
+    study.close()
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)

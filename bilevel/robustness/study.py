@@ -1,0 +1,234 @@
+"""Several methods trained and attacked alike, side by side in one table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from bilevel import Bilevel, Solver, experiment, frozen, pgm
+from bilevel.errors import BilevelError
+from bilevel.robustness.arguments import TrainingArguments
+from bilevel.robustness.attacks.attack import attack
+from bilevel.robustness.batches import batches
+from bilevel.robustness.data import sample
+from bilevel.robustness.evaluation.accuracy import accuracy
+from bilevel.robustness.figures import draw_attacks
+from bilevel.robustness.methods import EVALUATION_STEP, Attacker
+from bilevel.robustness.threats import Linf, Perturbation
+from bilevel.robustness.trained import About, save_trained
+from bilevel.robustness.training import Progress, Trainer
+
+COLUMNS = {
+    "method": "method",
+    "clean": "clean",
+    "pgm20": "PGM-20",
+    "pgm100": "PGM-100",
+    "own_attacker": "own attacker",
+    "seconds_per_epoch": "s/epoch",
+    "ratio_to_pgm": "÷ PGM",
+}
+
+
+class Study:
+    """Trains classifiers on the same images, attacks them with the same attacks, tells of it.
+
+    Args:
+        args: The application's arguments.
+
+    Raises:
+        BilevelError: If the images cannot be had, or there is nothing to resume.
+    """
+
+    def __init__(self, args: TrainingArguments) -> None:
+        if args.resume and not list(args.out.glob("*/checkpoint.pt")):
+            raise BilevelError(
+                f"there is no checkpoint in {args.out}: nothing to go on from; leave out --resume, "
+                "or name the folder of the stopped run with --out"
+            )
+        self.args = args
+        self.recipe = args.recipe()
+        self.device = experiment.pick_device(args.device)
+        self.data = args.load(self.device)
+        self.records: list[dict[str, Any]] = []
+        self._shown = next(batches(sample(self.data.test, 3), 3))
+        self._attacked: dict[str, Tensor] = {}
+        self._said: dict[str, list[str]] = {}
+
+    def about(self, method: str, interpolation: dict[str, Any] | None = None) -> About:
+        """What a method's networks are.
+
+        Args:
+            method: The method whose solver the follower has.
+            interpolation: The follower's settings where it interpolates.
+
+        Returns:
+            Their description.
+        """
+        args, recipe, images = self.args, self.recipe, self.data.train
+        return About(
+            method=method,
+            model=recipe.model,
+            channels=images.images.shape[1],
+            classes=len(images.classes),
+            dataset=args.dataset,
+            epsilon=recipe.epsilon,
+            seed=args.seed,
+            attacker=Attacker(
+                recipe.attacker, recipe.attacker_width, args.normalize, recipe.gradient_skip
+            ),
+            interpolation=interpolation,
+        )
+
+    def networks(self, about: About) -> tuple[nn.Module, Solver]:
+        """The classifier and the method's solver, seeded and on the device.
+
+        Args:
+            about: What they are.
+
+        Returns:
+            Both, untrained.
+        """
+        torch.manual_seed(self.args.seed)
+        model, solver = about.classifier(), about.solver(self.recipe.pgm_steps)
+        for network in (model, solver):
+            network.to(self.device).to(memory_format=torch.channels_last)  # convolutions' fastest
+        return model, solver
+
+    def run(
+        self, name: str, about: About, game: Bilevel, config: dict[str, Any] | None = None
+    ) -> None:
+        """Trains a game to its end, or goes on with it, attacks its classifier and notes a record.
+
+        Args:
+            name: The row of the table, and the folder of the weights.
+            about: What is trained.
+            game: The game, of the networks that :meth:`networks` made.
+            config: Further settings that tell the run from others.
+        """
+        progress = self._train(name, about, game, config or {})
+        model = game.leader.get_submodule("model")
+        save_trained(self.args.out / name, about, model, game.solver)
+        with Console().status(f"{name}: attacking {len(self.data.test)} test images"):
+            attacked = self._evaluate(about, model, game)
+        self.records.append(
+            {
+                "method": name,
+                "dataset": about.dataset,
+                "model": about.model,
+                "epsilon": about.epsilon,
+                "seed": about.seed,
+                "epochs": self.recipe.epochs,
+                "best_epoch": progress.best_epoch,
+                "seconds_per_epoch": sum(progress.seconds) / max(1, len(progress.seconds)),
+                "classifier_parameters": sum(p.numel() for p in model.parameters()),
+                "attacker_parameters": sum(p.numel() for p in game.solver.parameters()),
+                **attacked,
+            }
+        )
+        self._show(name, about, model, game)
+
+    def close(self) -> None:
+        """Writes results and figure, and prints the table."""
+        add_ratios(self.records)
+        environment = experiment.environment(self.device)
+        experiment.write_results(self.args.out, asdict(self.args), environment, self.records)
+        truth = [self.data.test.classes[label] for label in self._shown.y.tolist()]
+        path = self.args.out / "attacks.png"
+        draw_attacks(path, self._shown.x, self._attacked, self._said, truth)
+        self._print()
+
+    def _train(self, name: str, about: About, game: Bilevel, config: dict[str, Any]) -> Progress:
+        folder, images = self.args.out / name, len(self.data.train)
+        sizes = {"images": images, "validation_images": len(self.data.validation)}
+        with experiment.Journal(name, folder) as journal:
+            trainer = Trainer(
+                game,
+                self.data,
+                self.recipe,
+                seed=self.args.seed,
+                choose_by="validation_clean" if about.method == "plain" else "validation_pgm",
+                precision=self.args.precision,
+                path=folder / "checkpoint.pt",
+                config={"method": name, "dataset": about.dataset, **sizes, **config}
+                | asdict(about.attacker),
+                report=journal.report,
+            )
+            journal.begin(self.recipe.epochs * trainer.steps_per_epoch)
+            if self.args.resume and trainer.path.exists():
+                trainer.resume()
+            return trainer.fit()
+
+    def _evaluate(self, about: About, model: nn.Module, game: Bilevel) -> dict[str, float | None]:
+        """Test accuracy: clean, under PGM as the paper runs it, under the own attacker."""
+        torch.manual_seed(self.args.seed)
+        test, eps = self.data.test, about.epsilon
+        near, step = Linf(eps, start=1e-4), EVALUATION_STEP * eps
+        assert isinstance(game.follower, Perturbation)
+        own = accuracy(model, test, game.follower, game.solver) if about.learned else None
+        return {
+            "clean": accuracy(model, test),
+            "pgm20": accuracy(model, test, near, pgm(step, 20)),
+            "pgm100": accuracy(model, test, near, pgm(step, 100)),
+            "own_attacker": own,
+        }
+
+    def _show(self, name: str, about: About, model: nn.Module, game: Bilevel) -> None:
+        """Keeps what the method's attacker makes of some images, and what the classifier says.
+
+        Plain training has no attacker; PGM-20 stands in for it.
+        """
+        assert isinstance(game.follower, Perturbation)
+        follower, solver = game.follower, game.solver
+        if about.method == "plain":
+            follower, solver = Linf(about.epsilon), pgm(EVALUATION_STEP * about.epsilon, 20)
+        adversarial = attack(model, follower, solver, self._shown)
+        with torch.no_grad(), frozen(model):
+            said = model(adversarial.x).argmax(1).tolist()
+        self._attacked[name] = adversarial.x
+        self._said[name] = [self.data.test.classes[label] for label in said]
+
+    def _print(self) -> None:
+        table = Table(
+            title=f"{self.args.dataset}, {self.recipe.model}, ε = {self.recipe.epsilon:g}: "
+            f"accuracy on {len(self.data.test)} test images"
+        )
+        for key, title in COLUMNS.items():
+            table.add_column(title, justify="left" if key == "method" else "right")
+        for record in self.records:
+            table.add_row(*(cell(record[key]) for key in COLUMNS))
+        console = Console()
+        console.print(table)
+        console.print(f"results, figure and weights are in {self.args.out}")
+
+
+def add_ratios(records: list[dict[str, Any]]) -> None:
+    """Adds to each record its time an epoch divided by that of PGM, where PGM was run.
+
+    Args:
+        records: One a method.
+    """
+    pgm_seconds = next((r["seconds_per_epoch"] for r in records if r["method"] == "pgm"), None)
+    for record in records:
+        ratio = record["seconds_per_epoch"] / pgm_seconds if pgm_seconds else None
+        record["ratio_to_pgm"] = ratio
+
+
+def cell(value: str | float | None) -> str:
+    """A table's cell: numbers with three decimals, a dash where nothing was measured.
+
+    Args:
+        value: What was measured.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> cell("pgm"), cell(0.5), cell(None)
+        ('pgm', '0.500', '–')
+    """
+    return "–" if value is None else value if isinstance(value, str) else f"{value:.3f}"
