@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("shared", deadline=None)  # on a busy machine any example may be slow
+settings.load_profile("shared")
 torch.set_num_threads(1)
 
 

@@ -1,61 +1,111 @@
-"""Pictures of what attackers do to images."""
+"""Pictures of what attackers do to images, and the style that every figure of the kit shares."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from bilevel.files import replacing
+from bilevel.robustness.evaluation.results import Example
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, LINE, BAD = "#1c2024", "#60666e", "#dfe2e6", "#b3261e"
+"""Text, what is said beside it, thin lines, and what is wrong."""
+
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "axes.edgecolor": LINE,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.labelcolor": MUTED,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": LINE,
+    "xtick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.color": LINE,
+    "ytick.labelcolor": MUTED,
+}
+"""For ``matplotlib.rc_context``."""
 
 
-def draw_attacks(
-    path: Path,
-    clean: Tensor,
-    attacked: Mapping[str, Tensor],
-    labels: Mapping[str, list[str]],
-    truth: list[str],
-) -> None:
-    """Clean image, perturbation and adversarial image for each method, as in the paper's Figure 4.
-
-    Perturbations are stretched to the full range; a wrong answer of the classifier is red.
+def draw_attacks(path: Path, examples: Sequence[Example]) -> None:
+    """Writes the picture of :func:`plot_attacks`.
 
     Args:
         path: The PNG file.
-        clean: ``(N, C, H, W)`` in [0, 1].
-        attacked: For each method, the images as its attacker changes them.
-        labels: For each method, what its classifier says to them.
-        truth: The right labels.
+        examples: What is shown.
 
     Raises:
         BilevelError: If the file cannot be written.
     """
+    with replacing(path) as part:
+        plot_attacks(examples).savefig(part, dpi=120, format="png")
+
+
+def plot_attacks(examples: Sequence[Example]) -> Figure:
+    """Clean image, perturbation and adversarial image, as in the paper's Figures 4 and 5.
+
+    Perturbations are stretched to the full range; a wrong answer of the classifier is crossed.
+
+    Args:
+        examples: Images of one size; those of one title make a row.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    columns = 3 * len(clean)
-    figure = Figure(figsize=(1.25 * columns, 1.5 * len(attacked) + 0.3), layout="constrained")
-    axes = figure.subplots(len(attacked), columns, squeeze=False)
-    for row, (method, images) in zip(axes, attacked.items(), strict=True):
-        row[0].set_ylabel(method)
-        for i, (x, adversarial) in enumerate(zip(clean, images, strict=True)):
-            delta = adversarial - x
-            reach = float(delta.abs().max()) or 1.0
-            said = labels[method][i]
-            _draw(row[3 * i], x, truth[i])
-            _draw(row[3 * i + 1], 0.5 + delta / (2 * reach), f"± {reach:.2g}", cmap="RdBu_r")
-            _draw(row[3 * i + 2], adversarial, f"→ {said}", "black" if said == truth[i] else "red")
-    with replacing(path) as part:
-        figure.savefig(part, dpi=120, format="png")
+    rows: dict[str, list[Example]] = {}
+    for example in examples:
+        rows.setdefault(example.title, []).append(example)
+    height, width = examples[0].clean.shape[-2:]
+    tall = height / width  # a panel is one wide
+    left, right = -1.1, 3.2 * max(map(len, rows.values())) - 0.1
+    bottom = -len(rows) * (tall + 0.26)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.15 * (right - left), -1.15 * bottom))
+        axis = figure.add_axes((0, 0, 1, 1))  # one for all panels: an axes for each takes seconds
+        for row, (title, shown) in enumerate(rows.items()):
+            base = -(row + 1) * (tall + 0.26) + 0.02
+            label = textwrap.fill(title, 16)
+            axis.text(-0.12, base + tall / 2, label, ha="right", va="center")
+            for i, example in enumerate(shown):
+                _draw(axis, 3.2 * i, base, tall, example)
+        axis.set(xlim=(left, right), ylim=(bottom, 0))
+        axis.set_axis_off()
+    return figure
 
 
-def _draw(axis: Axes, image: Tensor, title: str, color: str = "black", cmap: str = "gray") -> None:
-    pixels = image.permute(1, 2, 0).squeeze(-1).cpu().numpy()
-    axis.imshow(pixels, cmap=cmap, vmin=0, vmax=1)
-    axis.set_title(title, fontsize=8, color=color)
-    axis.set_xticks([])
-    axis.set_yticks([])
+def _draw(axis: Axes, x: float, y: float, tall: float, example: Example) -> None:
+    """Three panels in a row, the first with its lower left corner at (x, y)."""
+    delta = example.adversarial - example.clean
+    reach = float(delta.abs().max())
+    right = example.said == example.truth
+    panels = (
+        (example.clean, example.truth, INK),
+        (0.5 + delta / (2 * reach or 1.0), f"± {reach:.2g}", MUTED),
+        (example.adversarial, f"→ {example.said}{'' if right else ' ✗'}", INK if right else BAD),
+    )
+    for i, (image, title, color) in enumerate(panels):
+        at = x + 1.03 * i
+        axis.imshow(
+            image.permute(1, 2, 0).squeeze(-1).cpu().numpy(),
+            cmap="RdBu_r" if i == 1 else "gray",
+            vmin=0,
+            vmax=1,
+            interpolation="none",
+            extent=(at, at + 1, y, y + tall),
+        )
+        axis.text(at + 0.5, y + tall + 0.04, title, color=color, ha="center", va="baseline")

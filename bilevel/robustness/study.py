@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
-from bilevel import Bilevel, Solver, experiment, frozen, pgm
+from bilevel import Bilevel, Solver, experiment, pgm
 from bilevel.errors import BilevelError
 from bilevel.robustness.arguments import TrainingArguments
-from bilevel.robustness.attacks.attack import attack
 from bilevel.robustness.batches import batches
 from bilevel.robustness.data import sample
-from bilevel.robustness.evaluation.accuracy import accuracy
+from bilevel.robustness.evaluation.accuracy import accuracy, examples
+from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.methods import EVALUATION_STEP, Attacker
 from bilevel.robustness.threats import Linf, Perturbation
@@ -56,8 +56,7 @@ class Study:
         self.data = args.load(self.device)
         self.records: list[dict[str, Any]] = []
         self._shown = next(batches(sample(self.data.test, 3), 3))
-        self._attacked: dict[str, Tensor] = {}
-        self._said: dict[str, list[str]] = {}
+        self._examples: list[Example] = []
 
     def about(self, method: str, interpolation: dict[str, Any] | None = None) -> About:
         """What a method's networks are.
@@ -137,9 +136,7 @@ class Study:
         add_ratios(self.records)
         environment = experiment.environment(self.device)
         experiment.write_results(self.args.out, asdict(self.args), environment, self.records)
-        truth = [self.data.test.classes[label] for label in self._shown.y.tolist()]
-        path = self.args.out / "attacks.png"
-        draw_attacks(path, self._shown.x, self._attacked, self._said, truth)
+        draw_attacks(self.args.out / "attacks.png", self._examples)
         self._print()
 
     def _train(self, name: str, about: About, game: Bilevel, config: dict[str, Any]) -> Progress:
@@ -178,7 +175,7 @@ class Study:
         }
 
     def _show(self, name: str, about: About, model: nn.Module, game: Bilevel) -> None:
-        """Keeps what the method's attacker makes of some images, and what the classifier says.
+        """Keeps what the method's attacker makes of some images.
 
         Plain training has no attacker; PGM-20 stands in for it.
         """
@@ -186,11 +183,8 @@ class Study:
         follower, solver = game.follower, game.solver
         if about.method == "plain":
             follower, solver = Linf(about.epsilon), pgm(EVALUATION_STEP * about.epsilon, 20)
-        adversarial = attack(model, follower, solver, self._shown)
-        with torch.no_grad(), frozen(model):
-            said = model(adversarial.x).argmax(1).tolist()
-        self._attacked[name] = adversarial.x
-        self._said[name] = [self.data.test.classes[label] for label in said]
+        shown, classes = self._shown, self.data.test.classes
+        self._examples += examples(name, model, follower, solver, shown, classes)
 
     def _print(self) -> None:
         table = Table(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
+from bilevel.errors import BilevelError
 from bilevel.robustness.batches import Batch
 from bilevel.robustness.losses import Targeted
 from bilevel.robustness.threats import Perturbation
@@ -47,12 +48,16 @@ class Attack(ABC):
         kind: See :data:`Kind`.
         alone: Whether its own figure is wanted, so that it is run on every image that the
             classifier gets right, and not only on what other attacks have left.
+        passes: Forward passes that an image may cost, a backward pass as two; for the time left.
     """
 
-    def __init__(self, name: str, *, kind: Kind = "iterative", alone: bool = False) -> None:
+    def __init__(
+        self, name: str, *, kind: Kind = "iterative", alone: bool = False, passes: float = 1.0
+    ) -> None:
         self.name = name
         self.kind: Kind = kind
         self.alone = alone
+        self.passes = passes
 
     @property
     def tries(self) -> int:
@@ -62,6 +67,13 @@ class Attack(ABC):
             A number from 1 on.
         """
         return 1
+
+    def prepare(self, model: nn.Module) -> None:
+        """What it does once before it sees an image, such as training; nothing unless it wants to.
+
+        Args:
+            model: The classifier in evaluation mode.
+        """
 
     @abstractmethod
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
@@ -92,6 +104,7 @@ class Solved(Attack):
         surrogate: Take gradients of this classifier and let what comes out attack the other.
         kind: See :data:`Kind`.
         alone: See :class:`Attack`.
+        passes: Likewise.
 
     Example:
         >>> from bilevel import pgm
@@ -111,8 +124,9 @@ class Solved(Attack):
         surrogate: nn.Module | None = None,
         kind: Kind = "iterative",
         alone: bool = False,
+        passes: float = 1.0,
     ) -> None:
-        super().__init__(name, kind=kind, alone=alone)
+        super().__init__(name, kind=kind, alone=alone, passes=passes)
         self.follower = follower
         self.solver = solver
         self.restarts = restarts
@@ -139,6 +153,7 @@ class Foreign(Attack):
         make: Given the classifier, gives ``attack(images, labels) -> images``.
         kind: See :data:`Kind`.
         alone: See :class:`Attack`.
+        passes: Likewise.
 
     Example:
         >>> noise = lambda model: lambda images, labels: (images + 0.1).clamp(0, 1)
@@ -153,14 +168,36 @@ class Foreign(Attack):
         *,
         kind: Kind = "iterative",
         alone: bool = False,
+        passes: float = 1.0,
     ) -> None:
-        super().__init__(name, kind=kind, alone=alone)
+        super().__init__(name, kind=kind, alone=alone, passes=passes)
         self.make = make
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
         """What the package returns; it may ask for gradients of the classifier's parameters."""
         with torch.enable_grad():
             return self.make(model)(batch.x, batch.y).detach()
+
+
+class Missing(Attack):
+    """An attack that was asked for and cannot be made; a battery says so and goes on.
+
+    Args:
+        name: What a report calls it.
+        reason: Why.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name)
+        self.reason = reason
+
+    def prepare(self, model: nn.Module) -> None:
+        """Says why, as a :class:`BilevelError`."""
+        raise BilevelError(self.reason)
+
+    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
+        """The images as they are."""
+        return batch.x
 
 
 def _toward(model: nn.Module, batch: Batch, rank: int) -> Targeted:

@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bilevel import NonFiniteError, Solver, frozen
 from bilevel.robustness.attacks.attack import attack
-from bilevel.robustness.batches import batches
+from bilevel.robustness.batches import Batch, batches
 from bilevel.robustness.data import ImageSet
+from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.threats import Perturbation
+
+
+def correct(
+    model: nn.Module,
+    images: ImageSet,
+    follower: Perturbation | None = None,
+    solver: Solver | None = None,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """Which images have their largest logit at the right class.
+
+    Args:
+        model: The classifier; it computes in evaluation mode and is left as it was.
+        images: The images.
+        follower: The threat model; with ``solver``.
+        solver: The attack; None for clean images.
+        batch_size: Images a batch.
+
+    Returns:
+        ``(N,)`` bool on the device of the images.
+
+    Raises:
+        NonFiniteError: If a logit is NaN or infinite: its image is neither right nor wrong.
+    """
+    right, finite = [], []
+    with torch.no_grad(), frozen(model):
+        for batch in batches(images, batch_size):
+            if follower is not None and solver is not None:
+                batch = attack(model, follower, solver, batch)
+            logits = model(batch.x)
+            right.append(logits.argmax(1) == batch.y)
+            finite.append(logits.isfinite().all())
+    if not torch.stack(finite).all():
+        raise NonFiniteError(
+            "the classifier's logits are not finite: training has diverged or the images are not "
+            "finite; lower the learning rate, or go back to the last checkpoint"
+        )
+    return torch.cat(right)
 
 
 def accuracy(
@@ -20,7 +62,7 @@ def accuracy(
     *,
     batch_size: int = 256,
 ) -> float:
-    """The share of images whose largest logit is the right one.
+    """The share of images that :func:`correct` finds right.
 
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
@@ -31,22 +73,38 @@ def accuracy(
 
     Returns:
         A number in [0, 1].
-
-    Raises:
-        NonFiniteError: If a logit is NaN or infinite: its image is neither right nor wrong.
     """
-    right = torch.zeros((), dtype=torch.int64, device=images.labels.device)
-    finite = torch.ones((), dtype=torch.bool, device=images.labels.device)
+    right = correct(model, images, follower, solver, batch_size=batch_size)
+    return right.double().mean().item()
+
+
+def examples(
+    title: str,
+    model: nn.Module,
+    follower: Perturbation,
+    solver: Solver,
+    batch: Batch,
+    classes: Sequence[str],
+) -> list[Example]:
+    """What an attack makes of a few images, and what the classifier says to them.
+
+    Args:
+        title: Whose doing it is.
+        model: The classifier, left as it was.
+        follower: The threat model.
+        solver: The attack.
+        batch: The images.
+        classes: The names of the classes.
+
+    Returns:
+        One example an image.
+    """
+    adversarial = attack(model, follower, solver, batch).x
     with torch.no_grad(), frozen(model):
-        for batch in batches(images, batch_size):
-            if follower is not None and solver is not None:
-                batch = attack(model, follower, solver, batch)
-            logits = model(batch.x)
-            right += (logits.argmax(1) == batch.y).sum()
-            finite &= logits.isfinite().all()
-    if not finite:
-        raise NonFiniteError(
-            "the classifier's logits are not finite: training has diverged or the images are not "
-            "finite; lower the learning rate, or go back to the last checkpoint"
+        said = model(adversarial).argmax(1)
+    return [
+        Example(title, before.cpu(), after.cpu(), classes[right], classes[answer])
+        for before, after, right, answer in zip(
+            batch.x, adversarial, batch.y.tolist(), said.tolist(), strict=True
         )
-    return right.item() / len(images)
+    ]

@@ -4,6 +4,7 @@ Outcome       what one attack broke
 Curve         accuracy against a quantity
 Finding       one item of the checklist, with its figure and a sentence
 Evaluation    all of it, for one classifier
+Example       one image before and after an attack
 """
 
 from __future__ import annotations
@@ -156,8 +157,18 @@ class Evaluation:
         Returns:
             A number in [0, 1].
         """
-        position = next(i for i, other in enumerate(self.outcomes) if other is outcome)
-        return _share(self.survivors(self.outcomes[: position + 1]))
+        return _share(self.survivors((*self._before(outcome), outcome)))
+
+    def newly_broken(self, outcome: Outcome) -> int:
+        """How many images an attack broke that none before it had.
+
+        Args:
+            outcome: One of :attr:`outcomes`.
+
+        Returns:
+            Their number.
+        """
+        return int((self.survivors(self._before(outcome)) & outcome.broken).sum())
 
     def outcome(self, name: str) -> Outcome | None:
         """An attack's outcome by name.
@@ -171,6 +182,30 @@ class Evaluation:
         found = (outcome for outcome in self.outcomes if outcome.name == name)
         return next((outcome for outcome in found if not outcome.problem), None)
 
+    def _before(self, outcome: Outcome) -> tuple[Outcome, ...]:
+        """The attacks that were run before this one."""
+        position = next(i for i, other in enumerate(self.outcomes) if other is outcome)
+        return self.outcomes[:position]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image before and after an attack.
+
+    Args:
+        title: Whose doing it is: an attack's name, or a training method's.
+        clean: ``(C, H, W)`` in [0, 1].
+        adversarial: The same image as the attack changes it.
+        truth: The right label.
+        said: What the classifier says to the adversarial image.
+    """
+
+    title: str
+    clean: Tensor
+    adversarial: Tensor
+    truth: str
+    said: str
+
 
 def _share(images: Tensor) -> float:
-    return images.float().mean().item()
+    return images.double().mean().item()

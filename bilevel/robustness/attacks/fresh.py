@@ -1,0 +1,77 @@
+"""An attacker trained afresh against a finished classifier: the adaptive learned attack."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bilevel import Solver, ZeroSum, frozen
+from bilevel.robustness.attacks.attack import Attack, attack
+from bilevel.robustness.batches import Batch, shuffled_batches
+from bilevel.robustness.data import ImageSet
+from bilevel.robustness.threats import Perturbation
+
+
+class Fresh(Attack):
+    """Trains a learned solver against the frozen classifier, then attacks with it.
+
+    A classifier and its own attacker grow up together; one that has only learned to resist that
+    attacker falls to another of the same kind.
+
+    Args:
+        name: What a report calls it.
+        follower: The threat model.
+        make: Gives an untrained solver.
+        images: What to train on: training images, not those that are attacked.
+        steps: Adam steps.
+        batch_size: Images a step.
+        lr: Adam's learning rate; the paper's 1e-3.
+        alone: See :class:`Attack`.
+        passes: Likewise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        follower: Perturbation,
+        make: Callable[[], Solver],
+        images: ImageSet,
+        *,
+        steps: int = 300,
+        batch_size: int = 128,
+        lr: float = 1e-3,
+        alone: bool = False,
+        passes: float = 1.0,
+    ) -> None:
+        super().__init__(name, alone=alone, passes=passes)
+        self.follower = follower
+        self.make = make
+        self.images = images
+        self.steps = steps
+        self.batch_size = batch_size
+        self.lr = lr
+        self.solver: Solver | None = None
+
+    def prepare(self, model: nn.Module) -> None:
+        """Trains the attacker: φ ascends the mean loss at its answers."""
+        self.solver = self.make().to(self.images.images.device).train()
+        optimizer = torch.optim.Adam(self.solver.parameters(), lr=self.lr)
+        leader = ZeroSum(model, self.follower)
+        with frozen(model), torch.enable_grad():
+            for batch in itertools.islice(self._stream(), self.steps):
+                solution = self.solver.solve(self.follower, leader, batch, evaluate=False)
+                optimizer.zero_grad()
+                (-self.follower.gain(leader, solution.value, batch).mean()).backward()
+                optimizer.step()
+
+    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
+        """The trained attacker's answer."""
+        assert self.solver is not None, "prepare comes first"
+        return attack(model, self.follower, self.solver, batch).x
+
+    def _stream(self) -> Iterator[Batch]:
+        for epoch in itertools.count():
+            yield from shuffled_batches(self.images, self.batch_size, seed=0, epoch=epoch)

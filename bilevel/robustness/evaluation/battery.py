@@ -1,0 +1,224 @@
+"""A battery of attacks on one classifier: each image is attacked until something breaks it.
+
+An attack sees the images that those before it have left, unless its own figure is wanted; within an
+attack, images leave the batch with the try that breaks them. So the battery costs little more than
+its longest attack.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bilevel import BilevelError, checkpoint, frozen
+from bilevel.robustness.attacks.attack import Attack
+from bilevel.robustness.batches import Batch, batches
+from bilevel.robustness.data import ImageSet
+from bilevel.robustness.evaluation.accuracy import correct
+from bilevel.robustness.evaluation.results import Outcome
+
+_ROUNDING = 1e-6  # by which float32 may leave the ball
+
+
+@dataclass
+class _Work:
+    """How far one attack has come; all that a checkpoint holds of it."""
+
+    attacked: Tensor
+    broken: Tensor
+    done: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+    finished: bool = False
+
+
+class Battery:
+    """Runs attacks, can be stopped and goes on bit for bit.
+
+    An attack that fails is left out with its reason, and the others go on.
+
+    Args:
+        attacks: The attacks, cheap ones first.
+        eps: ε of the L∞ ball that none may leave.
+        seed: Of their random numbers; each attack and batch has its own.
+        batch_size: Images a batch.
+        path: Where the state is kept between batches; None keeps it nowhere.
+        report: Called with the attack's name, the cost so far and the cost foreseen, in forward
+            passes of an image.
+
+    Example:
+        >>> from bilevel import pgm
+        >>> from bilevel.robustness import Linf, Solved
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> images = ImageSet(torch.zeros(6, 1, 2, 2).byte(), torch.arange(6) % 2, ("a", "b"))
+        >>> battery = Battery([Solved("PGM-2", Linf(1.0), pgm(0.5, 2))], eps=1.0)
+        >>> right, outcomes = battery.run(model, images)
+        >>> int(right.sum()), int(outcomes[0].broken.sum())
+        (3, 3)
+    """
+
+    def __init__(
+        self,
+        attacks: Sequence[Attack],
+        *,
+        eps: float,
+        seed: int = 0,
+        batch_size: int = 256,
+        path: Path | None = None,
+        report: Callable[[str, float, float], None] = lambda name, done, total: None,
+    ) -> None:
+        self.attacks = attacks
+        self.eps = eps
+        self.seed = seed
+        self.batch_size = batch_size
+        self.path = path
+        self.report = report
+
+    def run(
+        self, model: nn.Module, images: ImageSet, *, resume: bool = False
+    ) -> tuple[Tensor, tuple[Outcome, ...]]:
+        """Attacks a classifier with everything.
+
+        Args:
+            model: The classifier; it computes in evaluation mode and is left as it was.
+            images: The images.
+            resume: Go on from the state at :attr:`path`, where there is one.
+
+        Returns:
+            The images that it gets right unattacked, ``(N,)`` bool on the CPU, and the outcomes.
+
+        Raises:
+            BilevelError: If the state belongs to other attacks or another classifier.
+        """
+        with frozen(model):
+            right = correct(model, images, batch_size=self.batch_size).cpu()
+            works = self._restore(right) if resume and self.path else []
+            for position, attack in enumerate(self.attacks):
+                if position == len(works):
+                    alive = right if attack.alone else _survivors(right, works)
+                    works.append(_Work(alive.clone(), torch.zeros_like(right)))
+                if not works[position].finished:
+                    self._run(position, model, images, right, works)
+        return right, tuple(
+            Outcome(
+                attack.name, attack.kind, work.attacked, work.broken, work.seconds, work.problem
+            )
+            for attack, work in zip(self.attacks, works, strict=True)
+        )
+
+    def _run(
+        self, position: int, model: nn.Module, images: ImageSet, right: Tensor, works: list[_Work]
+    ) -> None:
+        """One attack, batch by batch; what goes wrong in it ends it, not the battery."""
+        attack, work = self.attacks[position], works[position]
+        begun = time.perf_counter() - work.seconds
+        try:
+            torch.manual_seed(_seed(self.seed, position))
+            attack.prepare(model)
+            for rows in self._batches(work):
+                torch.manual_seed(_seed(self.seed, position, work.done))
+                work.broken[rows] = self._broken(attack, model, images.subset(rows))
+                work.done += len(rows)
+                work.seconds = time.perf_counter() - begun
+                self._note(position, right, works)
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except Exception as error:  # whatever another package raises
+            work.problem = _line(error)
+            work.broken.zero_()
+        work.seconds, work.finished = time.perf_counter() - begun, True
+        self._note(position, right, works)
+
+    def _batches(self, work: _Work) -> Iterator[Tensor]:
+        rows = work.attacked.nonzero().squeeze(1)[work.done :]
+        yield from rows.split(self.batch_size) if len(rows) else ()
+
+    def _broken(self, attack: Attack, model: nn.Module, images: ImageSet) -> Tensor:
+        """Which of the images one of the attack's tries breaks."""
+        clean = next(batches(images, len(images)))
+        broken = torch.zeros(len(images), dtype=torch.bool)
+        for attempt in range(attack.tries):
+            rows = (~broken).nonzero().squeeze(1).to(clean.y.device)
+            if not len(rows):
+                break
+            batch = Batch(clean.x[rows], clean.y[rows])
+            adversarial = attack.perturb(model, batch, attempt)
+            self._check_threat(batch.x, adversarial)
+            broken[rows.cpu()] = _errs(model, Batch(adversarial, batch.y)).cpu()
+        return broken
+
+    def _check_threat(self, clean: Tensor, adversarial: Tensor) -> None:
+        reach = (adversarial - clean).abs().max().item()
+        outside = max(-adversarial.min().item(), adversarial.max().item() - 1)
+        if not (reach <= self.eps + _ROUNDING and outside <= _ROUNDING):
+            raise BilevelError(
+                f"it left the threat model (‖δ‖∞ = {reach:.4g} where ε = {self.eps:g}, pixels "
+                f"{max(outside, 0):.2g} outside [0, 1]): give it the ε of the evaluation"
+            )
+
+    def _note(self, position: int, right: Tensor, works: list[_Work]) -> None:
+        """Keeps the state and tells how far the battery is."""
+        if self.path is not None:
+            state = {"config": self._config(right), "works": [asdict(work) for work in works]}
+            checkpoint.save(self.path, state)
+        left = int(_survivors(right, works).sum())
+        spent = [a.passes * w.done for a, w in zip(self.attacks, works, strict=False)]
+        ahead = [
+            attack.passes * (int(right.sum()) if attack.alone else left)
+            for attack in self.attacks[position + 1 :]
+        ]
+        here, work = self.attacks[position], works[position]
+        rest = 0 if work.finished else int(work.attacked.sum()) - work.done
+        self.report(here.name, sum(spent), sum(spent) + here.passes * rest + sum(ahead))
+
+    def _restore(self, right: Tensor) -> list[_Work]:
+        assert self.path is not None
+        if not self.path.exists():
+            return []
+        state = checkpoint.load(self.path)
+        if state.get("config") != (config := self._config(right)):
+            changed = [k for k, v in config.items() if state.get("config", {}).get(k) != v]
+            raise BilevelError(
+                f"{self.path} is an evaluation with other {', '.join(changed) or 'settings'}: an "
+                "evaluation is resumed as it was begun; give the same arguments, or another --out"
+            )
+        return [_Work(**work) for work in state["works"]]
+
+    def _config(self, right: Tensor) -> dict[str, object]:
+        return {
+            "attacks": [attack.name for attack in self.attacks],
+            "epsilon": self.eps,
+            "seed": self.seed,
+            "batch size": self.batch_size,
+            "images or classifier": right.nonzero().squeeze(1).tolist(),
+        }
+
+
+def _errs(model: nn.Module, batch: Batch) -> Tensor:
+    """Where the answer is wrong; NaN is no right answer."""
+    with torch.no_grad():
+        logits: Tensor = model(batch.x)
+    return (logits.argmax(1) != batch.y) | ~logits.isfinite().all(1)
+
+
+def _seed(*parts: int) -> int:
+    """One seed of several numbers, so that a resumed battery draws what it would have drawn."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def _survivors(right: Tensor, works: list[_Work]) -> Tensor:
+    alive = right.clone()
+    for work in works:
+        alive &= ~work.broken
+    return alive
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, BilevelError) else f"{type(error).__name__}: {text[:200]}"
