@@ -156,6 +156,55 @@ class Journal:
             self._writer.close()
 
 
+class ProgressBar:
+    """How far a long computation is, with the time left; lines instead where no one looks on.
+
+    Args:
+        name: What is computed.
+
+    Example:
+        >>> with ProgressBar("pgm") as bar:
+        ...     bar.show("first part", 1, 2)
+        pgm: first part
+    """
+
+    def __init__(self, name: str) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._name = name
+        self._part = ""
+        self._bar = Progress(
+            TextColumn("{task.description:>14}"),
+            BarColumn(bar_width=24),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[part]}"),
+        )
+        self._bar.disable = not self._bar.console.is_terminal
+        self._task = self._bar.add_task(name, total=None, part="")
+
+    def show(self, part: str, done: float, total: float) -> None:
+        """Moves the bar.
+
+        Args:
+            part: What is under way.
+            done: What is done.
+            total: Of how much, as far as can be foreseen.
+        """
+        self._bar.update(self._task, completed=done, total=total, part=part)
+        if self._bar.disable and part != self._part:
+            print(f"{self._name}: {part}", flush=True)
+        self._part = part
+
+    def __enter__(self) -> ProgressBar:
+        """Shows the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the bar off."""
+        self._bar.stop()
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

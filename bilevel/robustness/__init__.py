@@ -11,11 +11,20 @@
 ``applications/adv_training.py`` puts them together.
 """
 
+from bilevel.robustness.attacks.apgd import APGD
+from bilevel.robustness.attacks.arsenal import Arsenal
 from bilevel.robustness.attacks.attack import Attack, Foreign, Solved, attack
+from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
+from bilevel.robustness.attacks.interfaces import Adversary, foolbox_attack
+from bilevel.robustness.attacks.random_search import RandomSearch
+from bilevel.robustness.attacks.standard import STANDARD, check_attack, make_attacks
 from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
 from bilevel.robustness.classifier import Classifier, Normalize
 from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images, sample
-from bilevel.robustness.evaluation.accuracy import accuracy
+from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
+from bilevel.robustness.evaluation.battery import Battery
+from bilevel.robustness.evaluation.records import records
+from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.interpolation import InterpolatedLabels, Interpolation
 from bilevel.robustness.methods import (
@@ -35,26 +44,38 @@ from bilevel.robustness.training import Progress, Trainer
 from bilevel.robustness.weights import load_weights, read_about, save_weights
 
 __all__ = [
+    "APGD",
     "EVALUATION_STEP",
     "L2",
     "METHODS",
     "RECIPES",
+    "STANDARD",
     "TRAINING_STEP",
     "About",
+    "Adversary",
+    "Arsenal",
     "Attack",
     "Attacker",
     "Augment",
     "Batch",
+    "Battery",
+    "CarliniWagner",
     "Classifier",
+    "Curve",
     "Dataset",
+    "Evaluation",
+    "Example",
+    "Finding",
     "Foreign",
     "ImageSet",
     "InterpolatedLabels",
     "Interpolation",
     "Linf",
     "Normalize",
+    "Outcome",
     "Perturbation",
     "Progress",
+    "RandomSearch",
     "Recipe",
     "Solved",
     "Splits",
@@ -64,15 +85,21 @@ __all__ = [
     "attack",
     "batches",
     "build_model",
+    "check_attack",
     "check_method",
+    "correct",
     "draw_attacks",
+    "examples",
+    "foolbox_attack",
     "is_learned",
     "load_images",
     "load_trained",
     "load_weights",
+    "make_attacks",
     "make_game",
     "make_solver",
     "read_about",
+    "records",
     "resnet18",
     "sample",
     "save_trained",

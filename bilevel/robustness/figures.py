@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from bilevel.files import replacing
 from bilevel.robustness.evaluation.results import Example
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 INK, MUTED, LINE, BAD = "#1c2024", "#60666e", "#dfe2e6", "#b3261e"
 """Text, what is said beside it, thin lines, and what is wrong."""
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "text.parse_math": False,  # a name may hold a dollar sign
@@ -30,6 +28,7 @@ STYLE: dict[str, Any] = {
     "axes.labelcolor": MUTED,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "axes.titlesize": "medium",
     "grid.color": LINE,
     "xtick.color": LINE,
     "xtick.labelcolor": MUTED,
@@ -73,12 +72,13 @@ def plot_attacks(examples: Sequence[Example]) -> Figure:
     height, width = examples[0].clean.shape[-2:]
     tall = height / width  # a panel is one wide
     left, right = -1.1, 3.2 * max(map(len, rows.values())) - 0.1
-    bottom = -len(rows) * (tall + 0.26)
+    pitch = tall + 0.26
+    bottom = -pitch * len(rows)
     with rc_context(STYLE):
         figure = Figure(figsize=(1.15 * (right - left), -1.15 * bottom))
         axis = figure.add_axes((0, 0, 1, 1))  # one for all panels: an axes for each takes seconds
         for row, (title, shown) in enumerate(rows.items()):
-            base = -(row + 1) * (tall + 0.26) + 0.02
+            base = -pitch * (row + 1) + 0.02
             label = textwrap.fill(title, 16)
             axis.text(-0.12, base + tall / 2, label, ha="right", va="center")
             for i, example in enumerate(shown):
@@ -94,14 +94,18 @@ def _draw(axis: Axes, x: float, y: float, tall: float, example: Example) -> None
     reach = float(delta.abs().max())
     right = example.said == example.truth
     panels = (
-        (example.clean, example.truth, INK),
+        (example.clean, _short(example.truth), INK),
         (0.5 + delta / (2 * reach or 1.0), f"± {reach:.2g}", MUTED),
-        (example.adversarial, f"→ {example.said}{'' if right else ' ✗'}", INK if right else BAD),
+        (
+            example.adversarial,
+            f"→ {_short(example.said)}" + ("" if right else " ✗"),
+            INK if right else BAD,
+        ),
     )
     for i, (image, title, color) in enumerate(panels):
         at = x + 1.03 * i
         axis.imshow(
-            image.permute(1, 2, 0).squeeze(-1).cpu().numpy(),
+            image.permute(1, 2, 0).squeeze(-1).clamp(0, 1).cpu().numpy(),
             cmap="RdBu_r" if i == 1 else "gray",
             vmin=0,
             vmax=1,
@@ -109,3 +113,8 @@ def _draw(axis: Axes, x: float, y: float, tall: float, example: Example) -> None
             extent=(at, at + 1, y, y + tall),
         )
         axis.text(at + 0.5, y + tall + 0.04, title, color=color, ha="center", va="baseline")
+
+
+def _short(label: str) -> str:
+    """As much of a label as fits above a panel."""
+    return label if len(label) <= 12 else f"{label[:11]}…"

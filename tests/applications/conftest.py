@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import pytest
 
 from bilevel import commandline
 
-SCRIPT = Path(__file__).parents[2] / "applications" / "adv_training.py"
+APPLICATIONS = Path(__file__).parents[2] / "applications"
 SIZES = {"train_size": 40, "validation_size": 20, "test_size": 10}
 
 
@@ -27,47 +27,54 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def app() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("adv_training", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["adv_training"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+def applications() -> Iterator[Callable[[str], ModuleType]]:
+    """An application's module by name; they find each other as when one is run."""
+    sys.path.insert(0, str(APPLICATIONS))
+    yield importlib.import_module
+    sys.path.remove(str(APPLICATIONS))
+
+
+@pytest.fixture(scope="session")
+def app(applications: Callable[[str], ModuleType]) -> ModuleType:
+    return applications("adv_training")
 
 
 @pytest.fixture
-def run(
-    app: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ended]:
-    """Trains plainly for one epoch on few images, unless arguments say otherwise."""
+    """Runs an application's command line."""
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's
-    tiny = ["--method", "plain", "--epochs", 1, "--out", tmp_path / "run"]
-    tiny += [word for name, size in SIZES.items() for word in (f"--{name}", size)]
 
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, [*tiny, *arguments])])
+    def call(module: ModuleType, *arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            commandline.run(app.main, app.Args)
+            commandline.run(module.main, module.Args)
         return Ended(end.value.code or 0, *capsys.readouterr())
 
-    return run
+    return call
+
+
+@pytest.fixture
+def run(app: ModuleType, tmp_path: Path, call: Callable[..., Ended]) -> Callable[..., Ended]:
+    """Trains plainly for one epoch on few images, unless arguments say otherwise."""
+    tiny = ["--method", "plain", "--epochs", 1, "--out", tmp_path / "run"]
+    tiny += [word for name, size in SIZES.items() for word in (f"--{name}", size)]
+    return lambda *arguments: call(app, *tiny, *arguments)
+
+
+def one_line(ended: Ended) -> str:
+    """The one line that bad input gets."""
+    assert ended.status == 2
+    assert re.fullmatch(r"error: [^\n]+\n", ended.err), ended.err
+    return ended.err
 
 
 @pytest.fixture
 def refused(run: Callable[..., Ended]) -> Callable[..., str]:
     """Runs it on bad input and gives its one line."""
-
-    def refused(*arguments: object) -> str:
-        ended = run(*arguments)
-        assert ended.status == 2
-        assert re.fullmatch(r"error: [^\n]+\n", ended.err), ended.err
-        return ended.err
-
-    return refused
+    return lambda *arguments: one_line(run(*arguments))
 
 
 @pytest.fixture(scope="session")

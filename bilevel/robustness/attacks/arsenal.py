@@ -26,7 +26,8 @@ class Arsenal:
         fresh: The method of the attacker trained afresh.
         fresh_steps: Its training steps.
         train: The images that it is trained on.
-        alone: Whether every attack sees all images, for a figure of its own.
+        alone: The names of the attacks that see every image for their own figure, beside FGSM,
+            PGM, the own attacker and transfer, which always do.
         seed: Of other packages' random numbers.
     """
 
@@ -39,7 +40,7 @@ class Arsenal:
     fresh: str = "grad-l2l"
     fresh_steps: int = 300
     train: ImageSet | None = None
-    alone: bool = False
+    alone: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -65,7 +65,12 @@ def make_attacks(names: Sequence[str], arsenal: Arsenal) -> list[Attack]:
     Raises:
         BilevelError: If there is no attack of that name.
     """
-    return [attack for name in names for attack in _make(name, arsenal)]
+    attacks = []
+    for name in names:
+        for attack in _make(name, arsenal):
+            attack.alone = attack.alone or name in arsenal.alone
+            attacks.append(attack)
+    return attacks
 
 
 def check_attack(name: str) -> None:
@@ -104,7 +109,7 @@ def _pgm(steps: int, loss: str, arsenal: Arsenal) -> Attack:
         arsenal.ball(LOSSES[loss], start=arsenal.start),
         pgm(EVALUATION_STEP * arsenal.eps, steps),
         restarts=arsenal.restarts,
-        alone=arsenal.alone or loss == "ce",
+        alone=loss == "ce",
         passes=3 * steps * arsenal.restarts,
     )
 
@@ -122,7 +127,6 @@ def _apgd(name: str, loss: Loss, arsenal: Arsenal, targets: int = 0) -> list[Att
             APGD(arsenal.eps),
             restarts=arsenal.restarts,
             targets=targets,
-            alone=arsenal.alone,
             passes=303 * (targets or arsenal.restarts),
         )
     ]
@@ -138,7 +142,7 @@ def _apgd_t(arsenal: Arsenal) -> list[Attack]:
 
 def _cw(arsenal: Arsenal) -> list[Attack]:
     follower, solver = Linf(arsenal.eps, loss=margin), CarliniWagner(arsenal.eps)
-    return [Solved("CW", follower, solver, alone=arsenal.alone, passes=5000)]
+    return [Solved("CW", follower, solver, passes=5000)]
 
 
 def _random(arsenal: Arsenal) -> list[Attack]:
@@ -148,7 +152,6 @@ def _random(arsenal: Arsenal) -> list[Attack]:
             arsenal.ball(margin),
             RandomSearch(arsenal.points),
             kind="black-box",
-            alone=arsenal.alone,
             passes=arsenal.points,
         )
     ]
@@ -178,9 +181,7 @@ def _fresh(arsenal: Arsenal) -> list[Attack]:
         attacker=about.attacker,
     )
     follower, steps = Linf(arsenal.eps), arsenal.fresh_steps
-    return [
-        Fresh(f"fresh {method}", follower, make, train, steps=steps, alone=arsenal.alone, passes=30)
-    ]
+    return [Fresh(f"fresh {method}", follower, make, train, steps=steps, passes=30)]
 
 
 def _transfer(arsenal: Arsenal) -> list[Attack]:
@@ -240,7 +241,7 @@ def _package(
 
         return run
 
-    return Foreign(name, make, kind=kind, alone=arsenal.alone, passes=passes)
+    return Foreign(name, make, kind=kind, passes=passes)
 
 
 _ATTACKS: dict[str, Callable[[Arsenal], list[Attack]]] = {

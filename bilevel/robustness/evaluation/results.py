@@ -46,11 +46,13 @@ class Curve:
         quantity: What is varied: ``"ε"`` or ``"iterations"``.
         at: Its values, ascending.
         accuracy: The accuracy at each, in [0, 1].
+        images: On how many images.
     """
 
     quantity: str
     at: tuple[float, ...]
     accuracy: tuple[float, ...]
+    images: int
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ class Evaluation:
         """Whether every item of the checklist speaks for the evaluation.
 
         Returns:
-            True if so.
+            True if so; False where nothing has been checked.
         """
-        return all(finding.ok for finding in self.findings)
+        return bool(self.findings) and all(finding.ok for finding in self.findings)
 
     def survivors(self, outcomes: tuple[Outcome, ...]) -> Tensor:
         """The images that stay right under every one of some attacks.

@@ -1,0 +1,175 @@
+"""The attack of Carlini & Wagner: every image at once, or one image after the other.
+
+    python applications/benchmarks/carlini_wagner.py
+
+Both search with the same numbers. The procedure of the authors takes one image at a time and goes
+on until it has found its smallest perturbation; it is timed as it is, and also stopped as soon as
+the image is broken within ε, which is where `CarliniWagner` stops. All take turns, so that a busy
+machine slows all alike; the figure is the median over the rounds of the ratio.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from bilevel import ZeroSum, commandline, experiment, fgsm, frozen
+from bilevel.robustness import (
+    RECIPES,
+    Batch,
+    CarliniWagner,
+    Linf,
+    attack,
+    batches,
+    build_model,
+    load_images,
+    make_game,
+    shuffled_batches,
+)
+from bilevel.robustness.losses import margin
+
+
+@dataclass
+class Args:
+    """Attack handwritten digits with CW-L∞, batched and one by one."""
+
+    images: int = 100
+    """Test images that are attacked."""
+    eps: float = 0.2
+    epochs: int = 2
+    """Epochs of adversarial training (FGSM) that the small CNN has seen."""
+    rounds: int = 3
+    """Times that each takes its turn."""
+    out: Path = Path("runs/carlini_wagner")
+    device: str = "auto"
+    seed: int = 0
+    smoke: bool = False
+    """Seconds instead of minutes: two images, one round."""
+
+
+def main(args: Args) -> None:
+    """Trains, attacks, prints the ratios and writes the results."""
+    if args.smoke:
+        args.images, args.epochs, args.rounds = 2, 1, 1
+    device = experiment.pick_device(args.device)
+    model, batch = trained(args, device)
+    follower, solver = Linf(args.eps, loss=margin), CarliniWagner(args.eps)
+    turns: dict[str, Callable[[], Tensor]] = {
+        "batched": lambda: attack(model, follower, solver, batch).x,
+        "one by one": lambda: one_by_one(model, batch),
+        "one by one, stopped": lambda: one_by_one(model, batch, stop=args.eps),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    broken: dict[str, Tensor] = {}
+    for _ in track(range(args.rounds), "rounds"):
+        for name, turn in turns.items():
+            begun = time.perf_counter()
+            images = turn()
+            broken[name] = is_broken(model, images, batch, args.eps)  # waits for the device
+            seconds[name].append(time.perf_counter() - begun)
+    records = [record(name, broken, seconds) for name in turns]
+    experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
+    for row in records:
+        Console().print(
+            f"{row['attack']}: {row['broken']} of {args.images} broken in {row['seconds']:.3g} s, "
+            f"{row['ratio_to_batched']:.3g} times the batched attack; "
+            f"{row['missed_by_batched']} of them not broken by it"
+        )
+
+
+def trained(args: Args, device: torch.device) -> tuple[nn.Module, Batch]:
+    """A small CNN after a short adversarial training, and test images."""
+    torch.manual_seed(args.seed)
+    data = load_images("digits", ".", seed=args.seed)
+    train, follower = data.train.to(device), Linf(args.eps)
+    model = build_model("small-cnn", channels=1, classes=10).to(device)
+    game = make_game(ZeroSum(model, follower), follower, fgsm(args.eps), RECIPES["digits"])
+    for epoch in range(args.epochs):
+        for batch in shuffled_batches(train, 64, seed=args.seed, epoch=epoch):
+            game.step(batch)
+    return model, next(batches(data.test.to(device), args.images))
+
+
+def one_by_one(model: nn.Module, batch: Batch, stop: float = 0.0, steps: int = 100) -> Tensor:
+    """The images as :func:`one_image` changes them."""
+    with frozen(model):
+        rows = zip(batch.x.split(1), batch.y.tolist(), strict=True)
+        return torch.cat([x + one_image(model, x, label, stop, steps) for x, label in rows])
+
+
+def one_image(model: nn.Module, x: Tensor, label: int, stop: float, steps: int) -> Tensor:
+    """The last δ that broke the image (zero if none did), with τ shrinking after each success.
+
+    The search ends at the first one within the radius ``stop``.
+    """
+    delta, tau, exponent = torch.zeros_like(x), 1.0, -5
+    while tau > 1 / 256:
+        success = one_tau(model, x, label, delta, tau, exponent, steps)
+        if success is None:
+            break
+        delta, exponent = success
+        reach = delta.abs().max().item()
+        if reach <= stop:
+            break
+        tau = 0.9 * min(tau, reach)
+    return delta
+
+
+def one_tau(
+    model: nn.Module, x: Tensor, label: int, start: Tensor, tau: float, exponent: int, steps: int
+) -> tuple[Tensor, int] | None:
+    """A δ that breaks the image within τ, and the c that it took; None if no c does."""
+    delta = start.clone().requires_grad_()
+    adam = torch.optim.Adam([delta], lr=5e-3)
+    others = torch.arange(model(x).shape[1], device=x.device) != label
+    while exponent <= 2:
+        c = 10.0**exponent
+        for _ in range(steps):
+            logits = model(x + delta)[0]
+            gap = logits[label] - logits[others].max()
+            loss = c * F.relu(gap) + F.relu(delta.abs() - tau).sum()
+            if loss < 1e-4 * c and gap < 0:
+                return delta.detach(), exponent
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            with torch.no_grad():
+                delta.copy_((x + delta).clamp(0, 1) - x)
+        exponent += 1
+    return None
+
+
+def is_broken(model: nn.Module, images: Tensor, batch: Batch, eps: float) -> Tensor:
+    """Which images are misclassified and within ε (and rounding) of the clean ones."""
+    with torch.no_grad(), frozen(model):
+        wrong = model(images).argmax(1) != batch.y
+    near = (images - batch.x).abs().flatten(1).amax(1) <= eps + 1e-6
+    return (wrong & near).cpu()
+
+
+def record(name: str, broken: dict[str, Tensor], seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """One attack's row; ratios are taken round by round."""
+    pairs = zip(seconds[name], seconds["batched"], strict=True)
+    ratios = [mine / batched for mine, batched in pairs]
+    return {
+        "attack": name,
+        "broken": int(broken[name].sum()),
+        "missed_by_batched": int((broken[name] & ~broken["batched"]).sum()),
+        "seconds": float(torch.tensor(seconds[name]).median()),
+        "ratio_to_batched": float(torch.tensor(ratios).median()),
+        "ratio_to_batched_min": min(ratios),
+        "ratio_to_batched_max": max(ratios),
+    }
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)

@@ -1,0 +1,1 @@
+"""What ``applications/reproduce.py`` sets beside what it measures: the paper's figures."""

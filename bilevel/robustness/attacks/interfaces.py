@@ -1,0 +1,207 @@
+"""Our attacks as other packages' users call theirs.
+
+    Adversary         adversary(images, labels) → images, as torchattacks does
+    foolbox_attack    attack(fmodel, images, labels, epsilons=…), as foolbox does
+
+A classifier needs no wrapping to be attacked by others: it is an ``nn.Module`` from images in
+[0, 1] to logits, which is what AutoAttack, RobustBench, torchattacks and foolbox take. The other
+way round, their attacks in an evaluation of ours, is :class:`~bilevel.robustness.Foreign`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bilevel import Solver
+from bilevel.errors import BilevelError
+from bilevel.robustness.attacks.attack import attack
+from bilevel.robustness.batches import Batch
+from bilevel.robustness.threats import L2, Linf, Perturbation
+
+if TYPE_CHECKING:
+    from foolbox.attacks.base import FixedEpsilonAttack
+    from foolbox.distances import Distance
+    from foolbox.models.base import Model
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Adversary:
+    """A solver, learned or not, as a function of labelled images: the call of torchattacks.
+
+    It also stands beside torchattacks' own attacks in ``torchattacks.MultiAttack``.
+
+    Args:
+        model: The classifier, from images in [0, 1] to logits; it is left as it was.
+        follower: The threat model.
+        solver: The attack; a learned one computes in evaluation mode.
+
+    Example:
+        >>> from bilevel import fgsm
+        >>> adversary = Adversary(nn.Flatten(), Linf(0.1), fgsm(0.1))
+        >>> adversary(torch.tensor([[[[0.5, 0.5]]]]), torch.tensor([0]))
+        tensor([[[[0.4000, 0.6000]]]])
+    """
+
+    model: nn.Module
+    follower: Perturbation
+    solver: Solver
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The images as the adversary changes them.
+
+        Args:
+            images: ``(B, C, H, W)`` float in [0, 1], where the classifier is.
+            labels: Their classes, ``(B,)`` int64.
+
+        Returns:
+            Adversarial images.
+
+        Raises:
+            BilevelError: If the images or labels are not such.
+        """
+        return attack(self.model, self.follower, self.solver, _labelled(images, labels)).x
+
+    def __repr__(self) -> str:
+        return f"Adversary({self.follower!r}, {self.solver!r})"
+
+
+def foolbox_attack(
+    make_follower: Callable[[float], Perturbation], make_solver: Callable[[float], Solver]
+) -> FixedEpsilonAttack:
+    """A solver, learned or not, as one of foolbox's attacks of fixed radius.
+
+    foolbox names ε when it calls, so both parts are functions of it. A learned attacker is the
+    same at every ε, ``lambda eps: attacker``: its steps reach as far as they did in training and
+    are projected onto the ball of the ε at hand. At a larger ε than it was trained for it
+    therefore leaves most of the ball untried, and what it finds there says little.
+
+    The classifier computes in the mode that it is in when foolbox wraps it: call ``eval()`` first,
+    as for all of foolbox's attacks.
+
+    Args:
+        make_follower: Given ε, gives the threat model; :class:`Linf` or :class:`L2` is one.
+        make_solver: Given ε, gives the attack; such as :func:`~bilevel.fgsm`.
+
+    Returns:
+        ``attack(fmodel, images, labels, epsilons=…)``, which returns the raw images, the images
+        clipped to ε, and which of them are adversarial; for classifiers of bounds (0, 1).
+
+    Raises:
+        BilevelError: If foolbox is not installed.
+
+    Example:
+        >>> from bilevel import fgsm
+        >>> from foolbox import PyTorchModel
+        >>> fmodel = PyTorchModel(nn.Flatten().eval(), bounds=(0, 1), device="cpu")
+        >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
+        >>> attack = foolbox_attack(Linf, fgsm)
+        >>> raw, clipped, success = attack(fmodel, images, labels, epsilons=[0.02, 0.1])
+        >>> success
+        tensor([[False], [ True]])
+    """
+    try:
+        from eagerpy.astensor import astensor, astensor_
+        from foolbox.attacks.base import FixedEpsilonAttack, raise_if_kwargs
+    except ImportError as error:
+        raise BilevelError(
+            f"foolbox_attack cannot import foolbox ({error}): it is an optional dependency; "
+            'pip install "bilevel[attacks]"'
+        ) from error
+
+    class SolverAttack(FixedEpsilonAttack):
+        """A follower's solver at the ε that foolbox asks for."""
+
+        def __init__(self) -> None:
+            self.make_follower = make_follower
+            self.make_solver = make_solver
+
+        @property
+        def distance(self) -> Distance:
+            return _distance(make_follower(0.0))
+
+        def run(
+            self, model: Model, inputs: Any, criterion: Any, *, epsilon: float, **kwargs: Any
+        ) -> Any:
+            raise_if_kwargs(kwargs)
+            _check_bounds(model)
+            images, restore = astensor_(inputs)
+            batch = _labelled(images.raw, _classes(criterion))
+            if epsilon > 0:  # else there is nothing to choose, and a step of size 0 is no step
+                follower, solver = make_follower(epsilon), make_solver(epsilon)
+                batch = attack(_Called(model), follower, solver, batch)
+            return restore(astensor(batch.x))
+
+    return SolverAttack()
+
+
+class _Called(nn.Module):
+    """A foolbox model as the module that a follower reads."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def _labelled(images: Tensor, labels: Tensor) -> Batch:
+    """A batch, after a look at what cannot be seen from the outcome."""
+    if not images.is_floating_point() or images.ndim != 4:
+        raise BilevelError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
+            "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255"
+        )
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise BilevelError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: each image has one class; "
+            f"give int64 of shape ({len(images)},)"
+        )
+    if not ((images >= 0) & (images <= 1)).all():
+        raise BilevelError(
+            f"images lie in [{images.min():g}, {images.max():g}]: the threat model is one of "
+            "pixels in [0, 1]; give them as they are and normalise inside the classifier"
+        )
+    return Batch(images.detach(), labels)
+
+
+def _classes(criterion: Any) -> Tensor:
+    """The labels that the images shall lose, out of foolbox's criterion."""
+    from foolbox.attacks.base import get_criterion
+    from foolbox.criteria import Misclassification
+
+    criterion = get_criterion(criterion)
+    if not isinstance(criterion, Misclassification):
+        raise BilevelError(
+            f"the criterion is {type(criterion).__name__}: the attack goes for any wrong class; "
+            "give the labels, or Misclassification(labels)"
+        )
+    labels: Tensor = criterion.labels.raw
+    return labels
+
+
+def _check_bounds(model: Model) -> None:
+    if tuple(model.bounds) != (0, 1):
+        raise BilevelError(
+            f"the foolbox model has bounds {tuple(model.bounds)}: the threat model is one of "
+            "pixels in [0, 1]; give fmodel.transform_bounds((0, 1)), images and ε likewise"
+        )
+
+
+def _distance(follower: Perturbation) -> Distance:
+    """The threat model's norm as foolbox names it."""
+    from foolbox.distances import l2, linf
+
+    for threat, distance in ((Linf, linf), (L2, l2)):
+        if isinstance(follower, threat):
+            return distance
+    raise BilevelError(
+        f"foolbox has no distance for {type(follower).__name__}: it clips what an attack returns; "
+        "give a subclass of Linf or L2"
+    )

@@ -1,0 +1,58 @@
+"""Random search: the attack that no gradient can mislead."""
+
+from __future__ import annotations
+
+import torch
+
+from bilevel.errors import BilevelError
+from bilevel.oracle import Oracle
+from bilevel.robustness.attacks.samples import check_count, choose
+from bilevel.solver import Solver
+from bilevel.tree import Value, leaves
+
+
+class RandomSearch(Solver):
+    """The best of many random starts, without a gradient.
+
+    Where it breaks more images than an attack that follows gradients, the gradients are masked.
+    Jiang et al. (2021), Sec. 4, draw 1e5 points an image, uniformly in the ball of radius ε:
+    ``Linf(eps, start=eps)``.
+
+    Args:
+        points: Random points a sample, the whole batch at once: so many forward passes.
+
+    Raises:
+        BilevelError: If ``points`` is less than 1, or the follower does not start at random.
+
+    Example:
+        >>> from bilevel.robustness import Linf, Solved
+        >>> from bilevel.robustness.losses import margin
+        >>> follower = Linf(0.031, start=0.031, loss=margin)
+        >>> Solved("random", follower, RandomSearch(1000), kind="black-box")
+        Solved('random')
+    """
+
+    def __init__(self, points: int) -> None:
+        super().__init__()
+        self.points = check_count("points", points)
+
+    @torch.no_grad()
+    def answer(self, oracle: Oracle) -> Value:
+        """The point with the largest gain, a sample."""
+        (best,) = leaves(oracle.init())
+        gain = oracle.gain(best)
+        for number in range(1, self.points):
+            (point,) = leaves(oracle.init())
+            if number == 1 and torch.equal(point, best):
+                raise BilevelError(
+                    "RandomSearch was given the same point twice: the follower starts where it "
+                    "always does; give it a random start, Linf(eps, start=eps)"
+                )
+            value = oracle.gain(point)
+            better = value > gain
+            best, gain = choose(better, point, best), choose(better, value, gain)
+        return best
+
+    def extra_repr(self) -> str:
+        """The settings, as ``repr`` shows them."""
+        return f"points={self.points}"

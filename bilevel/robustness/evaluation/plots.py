@@ -1,0 +1,175 @@
+"""Accuracy under attack as curves, in files and inside a page."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bilevel.files import replacing
+from bilevel.robustness.evaluation.results import Curve, Evaluation
+from bilevel.robustness.figures import BAD, INK, LINE, MUTED, STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = ("#2f7ed8", "#d97706", "#12936f", "#a855c7", "#d6456b", "#7c8a12", "#0e93a8", "#8d6e63")
+"""One for each classifier, readable on white and on black."""
+
+NAMES_IN_CSS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)"}
+
+
+def quantities(evaluations: Iterable[Evaluation]) -> list[str]:
+    """What accuracy was measured against.
+
+    Args:
+        evaluations: The classifiers.
+
+    Returns:
+        Each quantity once.
+    """
+    return list(dict.fromkeys(curve.quantity for one in evaluations for curve in one.curves))
+
+
+def draw_curves(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Writes the curves of all classifiers, a panel for each quantity.
+
+    Args:
+        path: The PNG file.
+        evaluations: The classifiers; one at least has a curve.
+
+    Raises:
+        BilevelError: If the file cannot be written.
+    """
+    with replacing(path) as part:
+        figure = plot_curves(quantities(evaluations), evaluations)
+        figure.savefig(part, dpi=144, format="png")
+
+
+def plot_curves(
+    names: Sequence[str], evaluations: Sequence[Evaluation], only: Evaluation | None = None
+) -> Figure:
+    """Accuracy against some quantities, a line for each classifier.
+
+    Args:
+        names: The quantities, a panel each.
+        evaluations: The classifiers.
+        only: The one to set off from the others, which are grey then.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.2 * len(names), 2.9), layout="constrained")
+        for axis, quantity in zip(
+            figure.subplots(1, len(names), squeeze=False)[0], names, strict=True
+        ):
+            _panel(axis, quantity, evaluations, only)
+    return figure
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """A figure as part of a page: it takes the page's font, width and colours.
+
+    Args:
+        figure: The figure.
+        name: What it shows; no other figure of the page shows the same.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    used = set(re.findall(r"#(\w+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] * (found[1] in used), svg)
+    for color, in_css in NAMES_IN_CSS.items():
+        svg = svg.replace(color, in_css)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    return f'<svg role="img" aria-label="{html.escape(name)}" {box[0] if box else ""}>{body}'
+
+
+def _panel(
+    axis: Axes, quantity: str, evaluations: Sequence[Evaluation], only: Evaluation | None
+) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    shown = [
+        (one, curve, COLORS[i % len(COLORS)])
+        for i, one in enumerate(evaluations)
+        for curve in one.curves
+        if curve.quantity == quantity
+    ]
+    for one, curve, color in shown:
+        if only is None or one is only:
+            look: dict[str, Any] = {"color": color, "marker": "o", "clip_on": False, "zorder": 3}
+        else:
+            look = {"color": MUTED, "alpha": 0.35, "zorder": 1}
+        axis.plot(curve.at, curve.accuracy, markersize=3.5, **look)
+    images = sorted({curve.images for _, curve, _ in shown})
+    axis.set_title(f"Accuracy against {quantity}", loc="left", fontweight="bold")
+    axis.set_title(f"{', '.join(map(str, images))} images", loc="right", color=MUTED)
+    axis.set_ylim(0, 1)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    measured = {at for _, curve, _ in shown for at in curve.at}
+    if quantity == "ε":
+        evaluated = {one.eps for one in evaluations}
+        for eps in evaluated:
+            axis.axvline(eps, color=MUTED, linewidth=0.9, linestyle=":")
+        _scale(axis, measured, max(evaluated))
+        axis.set_xlabel("ε (dotted: of the evaluation; logarithmic beyond)")
+    else:
+        _scale(axis, measured, 1.0)
+        axis.set_xlabel(quantity)
+    if only is None:
+        _name_lines(axis, shown)
+
+
+def _scale(axis: Axes, measured: set[float], linear: float) -> None:
+    """Linear up to some value, logarithmic beyond; ticks at what was measured, where they fit."""
+    axis.set_xscale("symlog", linthresh=linear)
+    if len(measured) > 1:
+        axis.set_xlim(min(measured), max(measured))
+    axis.minorticks_off()
+    ordered = sorted(measured, key=lambda value: (value != linear, value))
+    place = {value: float(axis.transScale.transform((value, 0))[0]) for value in ordered}
+    width = max(place.values()) - min(place.values())
+    ticks: dict[float, str] = {}
+    for value in ordered:
+        label = f"{value:.3g}" if value < 1 else f"{value:g}"
+        apart = 0.02 * (len(label) + 1) * width
+        if all(abs(place[value] - place[tick]) >= apart for tick in ticks):
+            ticks[value] = label
+    axis.set_xticks(list(ticks), list(ticks.values()))
+
+
+def _name_lines(axis: Axes, shown: Sequence[tuple[Evaluation, Curve, str]]) -> None:
+    """Each line's name beside its end, the names far enough apart to be read."""
+    free = -1.0
+    for one, curve, color in sorted(shown, key=lambda line: line[1].accuracy[::-1]):
+        text = textwrap.fill(one.name, 19, max_lines=2, placeholder="…")
+        half = 0.038 * len(text.splitlines())
+        height = max(curve.accuracy[-1], free + half)
+        free = height + half
+        axis.annotate(
+            text,
+            xy=(curve.at[-1], curve.accuracy[-1]),
+            xytext=(1.05, height),
+            textcoords=("axes fraction", "data"),
+            color=color,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "relpos": (0, 0.5), "shrinkB": 4},
+        )

@@ -1,0 +1,60 @@
+"""An evaluation as flat records, for ``results.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bilevel.robustness.evaluation.results import Evaluation
+
+
+def records(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """What was found out about a classifier.
+
+    Args:
+        evaluation: The classifier.
+
+    Returns:
+        Records of four kinds, by their ``record``: one ``summary``, an ``attack`` each, a
+        ``finding`` each, and a ``curve`` for each of its points.
+
+    Example:
+        >>> one = Evaluation("pgm", 0.2, 0.2, torch.tensor([True, False]))
+        >>> records(one)[0]["clean"]
+        0.5
+    """
+    summary = {
+        "epsilon": evaluation.eps,
+        "trained_epsilon": evaluation.trained_eps,
+        "images": len(evaluation.right),
+        "clean": evaluation.clean,
+        "worst_case": evaluation.worst_case,
+        "trustworthy": evaluation.trustworthy,
+    }
+    attacks = [
+        {
+            "attack": outcome.name,
+            "kind": outcome.kind,
+            "attacked": int(outcome.attacked.sum()),
+            "broken": int(outcome.broken.sum()),
+            "alone": evaluation.alone(outcome),
+            "worst_case_so_far": evaluation.so_far(outcome),
+            "seconds": outcome.seconds,
+            "problem": outcome.problem,
+        }
+        for outcome in evaluation.outcomes
+    ]
+    findings = [
+        {"item": f.item, "ok": f.ok, "figure": f.figure, "sentence": f.sentence}
+        for f in evaluation.findings
+    ]
+    points = [
+        {"quantity": curve.quantity, "at": at, "accuracy": accuracy}
+        for curve in evaluation.curves
+        for at, accuracy in zip(curve.at, curve.accuracy, strict=True)
+    ]
+    kinds = {"summary": [summary], "attack": attacks, "finding": findings, "curve": points}
+    return [
+        {"record": kind, "classifier": evaluation.name, **record}
+        for kind, found in kinds.items()
+        for record in found
+    ]

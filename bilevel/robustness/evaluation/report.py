@@ -1,0 +1,134 @@
+"""The report that a person reads: one page for the browser, and the same as Markdown.
+
+What is said is in the two templates beside this file; here is what they are given.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bilevel.files import replacing
+from bilevel.robustness.evaluation.plots import draw_curves, inline_svg, plot_curves, quantities
+from bilevel.robustness.evaluation.results import Evaluation, Example
+from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
+from bilevel.robustness.figures import draw_attacks, plot_attacks
+
+
+def write_report(
+    folder: Path,
+    evaluations: Sequence[Evaluation],
+    pictures: Mapping[str, Sequence[Example]],
+    about: Mapping[str, str],
+) -> None:
+    """Writes ``report.html``, which needs no other file, and ``report.md`` with its two pictures.
+
+    Args:
+        folder: Where to; it is made.
+        evaluations: The classifiers, one at least.
+        pictures: For a classifier's name, what attacks did to a few images.
+        about: What the figures depend on: dataset, command, date, versions.
+
+    Raises:
+        BilevelError: If the files cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> evaluation = Evaluation("pgm", 0.031, None, right=torch.tensor([True, True, False]))
+        >>> write_report(folder, [evaluation], {}, {"dataset": "digits"})
+        >>> sorted(file.name for file in folder.iterdir())
+        ['report.html', 'report.md']
+    """
+    examples = [
+        replace(example, title=f"{one.name}: {example.title}")
+        for one in evaluations
+        for example in pictures.get(one.name, ())
+    ]
+    if quantities(evaluations):
+        draw_curves(folder / "curves.png", evaluations)
+    if examples:
+        draw_attacks(folder / "examples.png", examples)
+    page = {
+        "evaluations": evaluations,
+        "pictures": pictures,
+        "about": about,
+        "scope": _scope(evaluations),
+        "attacks": _named_alone(evaluations),
+        "quantities": quantities,
+        "headline": headline,
+        "not_to_be_quoted": not_to_be_quoted,
+        "curve": _curve,
+        "images": _images,
+        "pictured": bool(examples),
+    }
+    for suffix in ("html", "md"):
+        text = _environment(suffix).get_template(f"page.{suffix}.jinja").render(page)
+        with replacing(folder / f"report.{suffix}") as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def _scope(evaluations: Sequence[Evaluation]) -> str:
+    """What was attacked, and how far."""
+    classifiers = f"{len(evaluations)} classifier{'s' * (len(evaluations) > 1)}"
+    images = ", ".join(dict.fromkeys(str(len(one.right)) for one in evaluations))
+    eps = ", ".join(dict.fromkeys(f"{one.eps:.3g}" for one in evaluations))
+    return f"{classifiers}, {images} images, L∞ perturbations up to ε = {eps}"
+
+
+def _named_alone(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The attacks that have a figure of their own."""
+    return list(
+        dict.fromkeys(
+            outcome.name
+            for one in evaluations
+            for outcome in one.outcomes
+            if one.alone(outcome) is not None
+        )
+    )
+
+
+def _curve(quantity: str, evaluations: Sequence[Evaluation], only: Evaluation | None = None) -> str:
+    """An SVG of all classifiers, or of one before the others."""
+    whose = only.name if only else "All classifiers"
+    figure = plot_curves([quantity], evaluations, only)
+    return inline_svg(figure, f"{whose}: accuracy against {quantity}")
+
+
+def _images(one: Evaluation, examples: Sequence[Example]) -> str:
+    """An SVG of what attacks did to a classifier's images."""
+    return inline_svg(plot_attacks(examples), f"{one.name}: images, clean and attacked")
+
+
+def _environment(suffix: str) -> Environment:
+    """What a template of that suffix is read with; nothing that it is given becomes markup."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=suffix == "html",
+        finalize=_escape_markdown if suffix == "md" else None,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "standard_error": _standard_error}
+    return environment
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def _standard_error(share: float, images: int) -> float:
+    return math.sqrt(share * (1 - share) / images)
+
+
+def _escape_markdown(value: object) -> object:
+    """Names are shown as they are, and cannot end a table's cell."""
+    if hasattr(value, "__html__"):  # what the template calls safe
+        return value
+    return re.sub(r"([\\`*_~$|<>\[\]])", r"\\\1", " ".join(str(value).split()))

@@ -1,0 +1,61 @@
+"""`applications/ait.py` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from bilevel.robustness import Interpolation, load_trained
+from tests.applications.conftest import one_line
+
+TINY = ["--epochs", 1, "--train-size", 40, "--validation-size", 20, "--test-size", 10]
+
+
+@pytest.fixture
+def run(
+    applications: Callable[[str], ModuleType], tmp_path: Path, call: Callable[..., Any]
+) -> Callable[..., Any]:
+    ait = applications("ait")
+    return lambda *arguments: call(ait, *TINY, "--out", tmp_path, *arguments)
+
+
+def test_every_method_is_trained_and_kept(run: Callable[..., Any], tmp_path: Path) -> None:
+    settings = ["--sense", "max", "--pairing", "next", "--layer", "trunk", "--epsilon-y", "0.3"]
+    assert run("--epsilon", 0.1, *settings).status == 0
+    content = json.loads((tmp_path / "results.json").read_text())
+    methods = [record["method"] for record in content["results"]]
+    assert methods == ["label-smoothing", "ait", "grad-l2l", "two-step-l2l"]
+    for method in methods:
+        trained = load_trained(tmp_path / method)
+        follower = trained.about.follower()
+        assert isinstance(follower, Interpolation)
+        start = 0.0 if method == "label-smoothing" else 0.1
+        assert (follower.sense, follower.pairing, follower.start) == ("max", "next", start)
+        assert (trained.solver is not None) == method.endswith("l2l")
+
+
+def test_a_stopped_run_goes_on_only_as_it_was_begun(run: Callable[..., Any]) -> None:
+    assert run("--method", "ait").status == 0
+    assert run("--method", "ait", "--resume").status == 0
+    assert "epsilon_y = 0.5" in one_line(run("--method", "ait", "--resume", "--epsilon-y", 0.1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "aid"], "there is no method 'aid'"),
+        (["--method"], "no method is given"),
+        (["--epsilon-y", 2], "epsilon_y is 2.0"),
+        (["--layer", "nowhere"], "no layer 'nowhere'"),
+        (["--pairing", "best"], "--pairing"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run: Callable[..., Any], arguments: list[object], message: str
+) -> None:
+    assert message in one_line(run(*arguments))

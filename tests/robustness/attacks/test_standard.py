@@ -1,0 +1,187 @@
+"""The attacks by name: what each is made of, and what a name may give."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel import BilevelError, Iterative
+from bilevel.robustness import (
+    STANDARD,
+    About,
+    Arsenal,
+    Attacker,
+    Batch,
+    ImageSet,
+    Solved,
+    Trained,
+    attack,
+    check_attack,
+    make_attacks,
+)
+from bilevel.robustness.attacks.fresh import Fresh
+from bilevel.robustness.losses import cross_entropy, dlr, margin, targeted_dlr
+from bilevel.updates import SignGradient
+
+EPS = 0.31
+
+
+def trained(method: str = "plain", name: str = "target", **about: object) -> Trained:
+    settings = {"model": "small-cnn", "channels": 1, "classes": 10, "dataset": "digits"}
+    attacker = Attacker("two-layer", 4)
+    what = About(method, **{**settings, **about}, epsilon=EPS, attacker=attacker)
+    return Trained(name, what, what.classifier(), what.solver() if what.learned else None)
+
+
+def arsenal(**settings: object) -> Arsenal:
+    return Arsenal(**{"target": trained(), "eps": EPS, **settings})
+
+
+def only(name: str, **settings: object) -> Solved:
+    (made,) = make_attacks([name], arsenal(**settings))
+    assert isinstance(made, Solved)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "loss", "alone"),
+    [
+        ("pgm-20", 20, cross_entropy, True),
+        ("pgm-7-margin", 7, margin, False),
+        ("pgm-100-dlr", 100, dlr, False),
+    ],
+)
+def test_pgm_as_the_paper_evaluates(name: str, steps: int, loss: object, alone: bool) -> None:
+    made = only(name, restarts=5)
+    assert isinstance(made.solver, Iterative)
+    assert isinstance(made.solver.update, SignGradient)
+    assert (made.solver.steps, made.tries, made.alone) == (steps, 5, alone)
+    assert made.solver.update.step == pytest.approx(0.03)  # 0.003 for ε = 0.031
+    assert (made.follower.eps, made.follower.start, made.follower.loss) == (EPS, 1e-4, loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "tries"),
+    [("apgd-ce", cross_entropy, 5), ("apgd-dlr", dlr, 5), ("apgd-t", targeted_dlr, 9)],
+)
+def test_apgd_starts_anywhere_in_the_ball(name: str, loss: object, tries: int) -> None:
+    made = only(name, restarts=5)
+    assert (made.follower.start, made.follower.loss, made.tries) == (EPS, loss, tries)
+
+
+def test_few_classes_have_no_targets() -> None:
+    made = only("apgd-t", target=trained(classes=3))
+    assert (made.name, made.follower.loss, made.targets) == ("APGD-margin", margin, 0)
+
+
+def test_what_sees_every_image_for_its_own_figure() -> None:
+    made = make_attacks(["fgsm", "apgd-ce", "cw"], arsenal(alone=("cw",)))
+    assert [one.alone for one in made] == [True, False, True]
+
+
+def test_the_own_attacker() -> None:
+    assert make_attacks(["own"], arsenal()) == []
+    target = trained("two-step-l2l")
+    made = only("own", target=target)
+    assert (made.name, made.solver) == ("own two-step-l2l", target.solver)
+
+
+def test_an_attacker_that_is_missing_is_told_when_it_is_wanted() -> None:
+    target = trained("grad-l2l")
+    (made,) = make_attacks(["own"], arsenal(target=Trained("it", target.about, target.model)))
+    with pytest.raises(BilevelError, match=r"it was saved without its attacker.safetensors"):
+        made.prepare(target.model)
+
+
+def test_transfer_uses_the_gradients_of_the_surrogate() -> None:
+    surrogate = trained(name="other")
+    made = make_attacks(["transfer"], arsenal(surrogates=[surrogate]))
+    assert [one.name for one in made] == ["FGSM on other", "PGM-10 on other"]
+    batch = Batch(torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2]))
+    for one in made:
+        assert one.kind == "black-box"
+        expected = attack(surrogate.model, one.follower, one.solver, batch).x
+        assert torch.equal(one.perturb(nn.Flatten(), batch, 0), expected)
+
+
+class Ranked(nn.Module):
+    """Logits 0, 1, 2, 3 times a weight, whatever the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.arange(4.0) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_targets_are_the_likeliest_wrong_classes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    aims = []
+
+    def spy(model: nn.Module, follower: object, solver: object, batch: Batch) -> Batch:
+        aims.append(batch.target.tolist())
+        return batch
+
+    monkeypatch.setattr("bilevel.robustness.attacks.attack.attack", spy)
+    batch = Batch(torch.zeros(2, 1, 1, 1), torch.tensor([3, 2]))
+    made = only("apgd-t", target=trained(classes=4))
+    for attempt in range(made.tries):
+        made.perturb(Ranked(), batch, attempt)
+    assert aims == [[2, 3], [1, 1], [0, 0]]
+
+
+def test_a_fresh_attacker_learns_against_a_classifier_that_stands_still() -> None:
+    torch.manual_seed(0)
+    target = trained()
+    with torch.no_grad():
+        target.model.head.weight.mul_(20)  # an untrained classifier hardly reacts
+    train = ImageSet(
+        torch.randint(256, (64, 1, 8, 8), dtype=torch.uint8),
+        torch.arange(64) % 10,
+        tuple(map(str, range(10))),
+    )
+    before = {name: value.clone() for name, value in target.model.state_dict().items()}
+    (made,) = make_attacks(["fresh"], arsenal(target=target, train=train, fresh_steps=60))
+    assert isinstance(made, Fresh)
+    images = Batch(train.images.float() / 255, train.labels)
+    gains = []
+    for steps in (0, made.steps):
+        made.steps = steps
+        torch.manual_seed(0)
+        made.prepare(target.model)
+        with torch.no_grad():
+            moved = made.perturb(target.model, images, 0)
+            gains.append(cross_entropy(target.model.eval()(moved), images).mean().item())
+    assert gains[1] > 1.05 * gains[0]
+    assert all(torch.equal(v, before[name]) for name, v in target.model.state_dict().items())
+    assert all(p.grad is None for p in target.model.parameters())
+
+
+def test_every_standard_name_is_known() -> None:
+    made = make_attacks(STANDARD, arsenal(surrogates=[trained(name="s")]))
+    assert len({one.name for one in made}) == len(made) == len(STANDARD)  # own gives 0, transfer 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eps": 0.0}, "epsilon is 0.0: .*0 < epsilon ≤ 1"),
+        ({"eps": 8.0}, "epsilon is 8.0: .*8/255"),
+        ({"restarts": 0}, "restarts is 0: .*1 or more"),
+        ({"surrogates": [trained(name="s", classes=100)]}, "surrogate s has 100 classes, target"),
+        ({"surrogates": [trained(name="s", channels=3)]}, "surrogate s has 3 channels, target"),
+    ],
+)
+def test_bad_settings_are_told(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(BilevelError, match=message):
+        arsenal(**settings)
+
+
+@pytest.mark.parametrize("name", ["pgd-20", "pgm-0", "apgd", "pgm-20-ce", "AutoAttack"])
+def test_no_attack_of_that_name(name: str) -> None:
+    with pytest.raises(BilevelError, match=f"no attack '{re.escape(name)}': "):
+        check_attack(name)
+
+
+def test_a_fresh_attacker_must_be_a_learned_one() -> None:
+    with pytest.raises(BilevelError, match="fresh is 'pgm', which learns nothing"):
+        make_attacks(["fresh"], arsenal(fresh="pgm"))

@@ -1,0 +1,252 @@
+"""`Battery`: the worst case a sample, who is attacked, what an interruption or a failure costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bilevel import BilevelError, NonFiniteError, pgm
+from bilevel.robustness import Attack, Batch, Battery, Foreign, ImageSet, Linf, Solved
+
+EPS = 0.2
+COUNT = 30
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel exceeds one half."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        return torch.stack([0.5 - mean, mean - 0.5], 1)
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """Even grey from black to white; the last three are labelled wrongly."""
+    grey = torch.linspace(0, 255, COUNT).round().byte()
+    labels = (grey > 127).long()
+    labels[-3:] = 0
+    return ImageSet(grey.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), labels, ("a", "b"))
+
+
+class Scripted(Attack):
+    """Breaks the images whose grey level is in a list, and notes which ones it was given."""
+
+    def __init__(self, name: str, breaks: set[int], *, tries: int = 1, **settings: bool) -> None:
+        super().__init__(name, **settings)
+        self.breaks = breaks
+        self._tries = tries
+        self.seen: list[list[int]] = []
+
+    @property
+    def tries(self) -> int:
+        return self._tries
+
+    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
+        grey = (batch.x[:, 0, 0, 0] * 255).round().long().tolist()
+        self.seen.append(grey)
+        out = batch.x.clone()
+        for i, level in enumerate(grey):
+            if level in self.breaks and level % self._tries == attempt:
+                out[i] = (batch.x[i] + (EPS if level < 128 else -EPS)).clamp(0, 1)
+        return out
+
+
+def near(images: ImageSet, reach: float) -> set[int]:
+    """The grey levels that ``reach`` carries over the threshold."""
+    grey = images.images[:, 0, 0, 0].tolist()
+    return {level for level in grey if abs(level / 255 - 0.5) < reach}
+
+
+def test_the_worst_case_is_the_union_and_others_see_what_is_left(images: ImageSet) -> None:
+    levels = sorted(near(images, EPS))
+    one, two = Scripted("one", set(levels[:3])), Scripted("two", set(levels[2:5]))
+    right, outcomes = Battery([one, two], eps=EPS).run(Threshold(), images)
+    assert int(right.sum()) == COUNT - 3
+    assert not set(two.seen[0]) & set(levels[:3])
+    broken = outcomes[0].broken | outcomes[1].broken
+    grey = images.images[:, 0, 0, 0]
+    assert sorted(grey[broken].tolist()) == levels[:5]
+    assert not (outcomes[0].broken & outcomes[1].broken).any()
+
+
+def test_an_attack_alone_sees_every_image_that_is_right(images: ImageSet) -> None:
+    levels = near(images, EPS)
+    attacks = [Scripted("one", levels), Scripted("two", levels, alone=True)]
+    right, outcomes = Battery(attacks, eps=EPS).run(Threshold(), images)
+    assert torch.equal(outcomes[1].attacked, right)
+    assert torch.equal(outcomes[0].broken, outcomes[1].broken)
+
+
+def test_broken_images_leave_with_the_try_that_breaks_them(images: ImageSet) -> None:
+    levels = near(images, EPS)
+    attack = Scripted("one", levels, tries=3)
+    _, outcomes = Battery([attack], eps=EPS).run(Threshold(), images)
+    assert int(outcomes[0].broken.sum()) == len(levels)
+    for attempt in (1, 2):
+        gone = {level for level in levels if level % 3 < attempt}
+        assert not gone & set(attack.seen[attempt])
+
+
+@given(st.integers(1, 40))
+def test_the_batch_size_changes_nothing(batch_size: int) -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (25, 1, 2, 2), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.randint(2, (25,)), ("a", "b"))
+    attack = Solved("PGM", Linf(0.1), pgm(0.02, 5))
+    sizes = (batch_size, 1000)
+    runs = [Battery([attack], eps=0.1, batch_size=size).run(Threshold(), images) for size in sizes]
+    for one, other in zip(runs[0][1], runs[1][1], strict=True):
+        assert torch.equal(one.broken, other.broken)
+
+
+def test_the_exact_answer_of_a_linear_classifier(images: ImageSet) -> None:
+    """PGM carries the mean over the threshold exactly where ε suffices."""
+    attack = Solved("PGM", Linf(EPS), pgm(EPS, 2))
+    right, outcomes = Battery([attack], eps=EPS).run(Threshold(), images)
+    distance = (images.images[:, 0, 0, 0] / 255 - 0.5).abs()
+    assert torch.equal(outcomes[0].broken, right & (distance < EPS))
+
+
+def noisy() -> list[Attack]:
+    """Random starts, so that a run depends on its random numbers."""
+    start = Linf(EPS, start=EPS)
+    return [
+        Solved("first", start, pgm(0.01, 1), restarts=2),
+        Solved("second", start, pgm(0.01, 2), alone=True),
+        Solved("third", start, pgm(0.01, 3)),
+    ]
+
+
+@pytest.mark.parametrize("stopped_after", range(1, 9))
+def test_an_interrupted_battery_goes_on_bit_for_bit(
+    images: ImageSet, tmp_path: Path, stopped_after: int
+) -> None:
+    straight = Battery(noisy(), eps=EPS, batch_size=10).run(Threshold(), images)
+    calls = 0
+
+    def stop(name: str, done: float, total: float) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == stopped_after:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "battery.pt"
+    settings = {"eps": EPS, "batch_size": 10, "path": path}
+    with pytest.raises(KeyboardInterrupt):
+        Battery(noisy(), report=stop, **settings).run(Threshold(), images)
+    torch.manual_seed(99)
+    resumed = Battery(noisy(), **settings).run(Threshold(), images, resume=True)
+    for one, other in zip(straight[1], resumed[1], strict=True):
+        assert torch.equal(one.attacked, other.attacked)
+        assert torch.equal(one.broken, other.broken)
+
+
+def test_a_finished_battery_is_not_run_again(images: ImageSet, tmp_path: Path) -> None:
+    path = tmp_path / "battery.pt"
+    Battery([Scripted("one", set())], eps=EPS, path=path).run(Threshold(), images)
+    again = Scripted("one", set())
+    Battery([again], eps=EPS, path=path).run(Threshold(), images, resume=True)
+    assert again.seen == []
+    Battery([again], eps=EPS, path=path).run(Threshold(), images)
+    assert again.seen != []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"eps": 0.1}, "epsilon"),
+        ({"seed": 1}, "seed"),
+        ({"attacks": [Scripted("other", set())]}, "attacks"),
+    ],
+)
+def test_another_evaluation_is_not_resumed(
+    images: ImageSet, tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    settings = {"attacks": [Scripted("one", set())], "eps": EPS, "path": tmp_path / "battery.pt"}
+    Battery(**settings).run(Threshold(), images)
+    with pytest.raises(BilevelError, match=f"with other {named}:.*another --out"):
+        Battery(**settings | change).run(Threshold(), images, resume=True)
+
+
+def failing(error: Exception) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        raise error
+
+    return lambda model: attack
+
+
+def far(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: (x + 0.5).clamp(0, 1)
+
+
+def outside(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: x + 0.19
+
+
+def nan(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: x * torch.nan
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (failing(ValueError("no luck")), "ValueError: no luck"),
+        (failing(BilevelError("a line")), "a line"),
+        (far, "‖δ‖∞ = 0.5 where ε = 0.2"),
+        (outside, "0.088 outside [0, 1]"),
+        (nan, "left the threat model"),
+    ],
+)
+def test_an_attack_that_fails_says_why_and_the_others_go_on(
+    images: ImageSet, make: Callable[..., object], problem: str
+) -> None:
+    good = Scripted("good", near(images, EPS))
+    _, (bad, other) = Battery([Foreign("bad", make), good], eps=EPS).run(Threshold(), images)
+    assert problem in bad.problem
+    assert not bad.broken.any()
+    assert other.broken.any()
+    assert not other.problem
+
+
+def test_logits_that_are_not_finite(images: ImageSet) -> None:
+    class Bad(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Threshold()(x) * torch.nan
+
+    with pytest.raises(NonFiniteError, match="logits are not finite"):
+        Battery([], eps=EPS).run(Bad(), images)
+
+
+def test_an_answer_of_nan_is_no_right_answer(images: ImageSet) -> None:
+    class Fragile(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x.flatten(1)[:, :1] == 0.25, torch.nan, super().forward(x))
+
+    attack = Foreign("quarter", lambda model: lambda x, y: x.clamp(0.25, 0.25))
+    _, (outcome,) = Battery([attack], eps=1.0).run(Fragile(), images)
+    assert torch.equal(outcome.broken, outcome.attacked)
+
+
+def test_the_classifier_is_left_as_it_was(images: ImageSet) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), Threshold(), nn.Linear(2, 2)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Battery(noisy(), eps=EPS).run(model, images)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_progress_ends_where_it_was_foreseen(images: ImageSet) -> None:
+    told: list[tuple[float, float]] = []
+    battery = Battery(noisy(), eps=EPS, batch_size=7, report=lambda _, *cost: told.append(cost))
+    battery.run(Threshold(), images)
+    assert all(done <= total for done, total in told)
+    assert told[-1][0] == told[-1][1]
+    assert [done for done, _ in told] == sorted(done for done, _ in told)

@@ -1,0 +1,91 @@
+"""Trained classifiers on disk: what was saved comes back, and what is missing is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bilevel import BilevelError, ZeroSum
+from bilevel.robustness import (
+    About,
+    Attacker,
+    Batch,
+    Interpolation,
+    Linf,
+    load_trained,
+    save_trained,
+    save_weights,
+)
+
+ABOUT = {
+    "plain": About("plain", "small-cnn", 1, 10, "digits", 0.2),
+    "grad-l2l": About(
+        "grad-l2l", "small-cnn", 3, 7, "folder", 0.1, 5, Attacker("slim", 8, "batch", 0.5)
+    ),
+    "two-step-l2l": About(
+        "two-step-l2l",
+        "wrn-10-1",
+        1,
+        10,
+        "digits",
+        0.2,
+        attacker=Attacker("conv-rnn", 4),
+        interpolation={"layer": "trunk", "pairing": "next", "sense": "max"},
+    ),
+}
+
+
+@pytest.mark.parametrize("about", ABOUT.values(), ids=ABOUT)
+def test_what_was_saved_comes_back(about: About, tmp_path: Path) -> None:
+    model, solver = about.classifier(), about.solver()
+    save_trained(tmp_path / "run", about, model, solver)
+    for path in (tmp_path / "run", tmp_path / "run" / "classifier.safetensors"):
+        trained = load_trained(path)
+        assert (trained.name, trained.about) == ("run", about)
+        x = torch.rand(2, about.channels, 8, 8)
+        assert torch.equal(trained.model.eval()(x), model.eval()(x))
+        if not about.learned:
+            assert trained.solver is None
+            continue
+        batch, follower = Batch(x, torch.tensor([0, 1])), Linf(about.epsilon)
+        answers = [
+            attacker.eval().solve(follower, ZeroSum(model, follower), batch).value
+            for attacker in (solver, trained.solver)
+        ]
+        assert torch.equal(*answers)
+
+
+def test_the_follower_is_the_one_that_was_played_against() -> None:
+    assert type(ABOUT["grad-l2l"].follower()) is Linf
+    follower = ABOUT["two-step-l2l"].follower()
+    assert isinstance(follower, Interpolation)
+    assert (follower.eps, follower.pairing, follower.sense) == (0.2, "next", "max")
+
+
+def test_a_name_of_ones_own(tmp_path: Path) -> None:
+    about = ABOUT["plain"]
+    save_trained(tmp_path, about, about.classifier(), about.solver())
+    assert load_trained(tmp_path, "mine").name == "mine"
+
+
+def test_a_missing_attacker_is_none(tmp_path: Path) -> None:
+    about = ABOUT["grad-l2l"]
+    save_trained(tmp_path, about, about.classifier(), about.solver())
+    (tmp_path / "attacker.safetensors").unlink()
+    assert load_trained(tmp_path).solver is None
+
+
+def test_what_is_no_trained_classifier_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BilevelError, match=r"cannot read weights from .*classifier.safetensors"):
+        load_trained(tmp_path)
+    path = tmp_path / "classifier.safetensors"
+    save_weights(path, ABOUT["plain"].classifier(), {"model": "small-cnn"})
+    with pytest.raises(BilevelError, match=r"does not say what network it holds \(KeyError"):
+        load_trained(path)
+    save_weights(
+        path, ABOUT["plain"].classifier(), {"about": '{"attacker": {"from": "elsewhere"}}'}
+    )
+    with pytest.raises(BilevelError, match=r"does not say what network it holds \(TypeError"):
+        load_trained(path)
