@@ -15,6 +15,7 @@ from bilevel.robustness.attacks.apgd import APGD
 from bilevel.robustness.attacks.arsenal import Arsenal
 from bilevel.robustness.attacks.attack import Attack, Foreign, Solved, attack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
+from bilevel.robustness.attacks.fresh import Fresh
 from bilevel.robustness.attacks.interfaces import Adversary, foolbox_attack
 from bilevel.robustness.attacks.random_search import RandomSearch
 from bilevel.robustness.attacks.standard import STANDARD, check_attack, make_attacks
@@ -23,8 +24,12 @@ from bilevel.robustness.classifier import Classifier, Normalize
 from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images, sample
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
 from bilevel.robustness.evaluation.battery import Battery
+from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
+from bilevel.robustness.evaluation.probes import probe
 from bilevel.robustness.evaluation.records import records
+from bilevel.robustness.evaluation.report import write_report
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
+from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.interpolation import InterpolatedLabels, Interpolation
 from bilevel.robustness.methods import (
@@ -67,6 +72,7 @@ __all__ = [
     "Example",
     "Finding",
     "Foreign",
+    "Fresh",
     "ImageSet",
     "InterpolatedLabels",
     "Interpolation",
@@ -82,6 +88,8 @@ __all__ = [
     "Trained",
     "Trainer",
     "accuracy",
+    "accuracy_by_epsilon",
+    "accuracy_by_iterations",
     "attack",
     "batches",
     "build_model",
@@ -91,13 +99,17 @@ __all__ = [
     "draw_attacks",
     "examples",
     "foolbox_attack",
+    "headline",
     "is_learned",
+    "judge",
     "load_images",
     "load_trained",
     "load_weights",
     "make_attacks",
     "make_game",
     "make_solver",
+    "not_to_be_quoted",
+    "probe",
     "read_about",
     "records",
     "resnet18",
@@ -107,4 +119,5 @@ __all__ = [
     "shuffled_batches",
     "small_cnn",
     "wide_resnet",
+    "write_report",
 ]

@@ -114,6 +114,7 @@ def _environment(suffix: str) -> Environment:
         finalize=_escape_markdown if suffix == "md" else None,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"percent": _percent, "standard_error": _standard_error}
     return environment

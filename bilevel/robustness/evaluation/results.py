@@ -9,7 +9,7 @@ Example       one image before and after an attack
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -84,7 +84,6 @@ class Evaluation:
         outcomes: The attacks in the order in which they were run.
         curves: Accuracy against ε and against iterations, where they were measured.
         findings: The checklist.
-        problems: What is missing, in words.
     """
 
     name: str
@@ -94,7 +93,6 @@ class Evaluation:
     outcomes: tuple[Outcome, ...] = ()
     curves: tuple[Curve, ...] = ()
     findings: tuple[Finding, ...] = ()
-    problems: tuple[str, ...] = field(default=())
 
     @property
     def clean(self) -> float:
