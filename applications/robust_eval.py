@@ -103,7 +103,7 @@ class Args:
 def main(args: Args) -> None:
     """Evaluates every classifier, then writes the report and prints what is left of each."""
     if args.smoke:
-        args = replace(args, test_size=32, curve_size=32, points=20, fresh_steps=5)
+        args = replace(args, test_size=16, curve_size=16, points=20, fresh_steps=5)
     for name in args.attack:
         check_attack(name)
     device = experiment.pick_device(args.device)

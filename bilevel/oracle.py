@@ -139,6 +139,37 @@ class Oracle:
         """
         return self._follower.project(y, self._batch)
 
+    def restricted(self, chosen: Tensor) -> Oracle:
+        """The same problem for some of the samples, so that a solve can leave those that are done.
+
+        Args:
+            chosen: Which samples, ``(B,)`` bool.
+
+        Returns:
+            An oracle of their own, which starts without statistics.
+
+        Raises:
+            BilevelError: If the batch holds something that is not a tensor with a row a sample.
+        """
+        return Oracle(self._follower, self._leader, _rows(self._batch, chosen))
+
+
+def _rows(batch: Batch, chosen: Tensor) -> Batch:
+    """The chosen samples of a tensor, or of a tuple, list or dict of tensors."""
+    if isinstance(batch, Tensor) and batch.shape[:1] == chosen.shape:
+        return batch[chosen]
+    if isinstance(batch, dict):
+        return {name: _rows(part, chosen) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [_rows(part, chosen) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    shape = f" of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else ""
+    raise BilevelError(
+        f"the batch holds a {type(batch).__name__}{shape}: a solver that goes on with some of "
+        f"{len(chosen)} samples needs a row a sample; give a tensor of that length, or a tuple, "
+        "list or dict of such tensors"
+    )
+
 
 def _norms(gradient: Value, *, by_sample: bool) -> Tensor:
     """The Euclidean norm a sample, ``(B,)``, or over everything that the batch shares."""

@@ -67,12 +67,14 @@ class Product(FollowerProblem):
         return leader.model.weight.sum() * y
 
 
-def draw_limit_cycle(path: Path, step: float) -> None:
-    """Figures 7 and 8: simultaneous play on f(x, y) = xy from (1, 0), once around.
+def limit_cycle(step: float) -> list[tuple[float, float]]:
+    """Simultaneous play on f(x, y) = xy from (1, 0), once around.
 
     Args:
-        path: The PNG file.
         step: Both players' step; 1e-4 in the paper.
+
+    Returns:
+        The points (x, y).
     """
     model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     nn.init.ones_(model.weight)
@@ -85,16 +87,26 @@ def draw_limit_cycle(path: Path, step: float) -> None:
         leader_opt=torch.optim.SGD(leader.parameters(), lr=step),
         solver_opt=torch.optim.SGD(solver.parameters(), lr=step),
     )
-    steps = round(2 * torch.pi / step)
     points = [(1.0, 0.0)]
-    for _ in range(steps):
+    for _ in range(round(2 * torch.pi / step)):
         game.step(None)
         points.append((model.weight.item(), solver.y.item()))
+    return points
+
+
+def draw_limit_cycle(path: Path, step: float) -> None:
+    """Figures 7 and 8: the path of :func:`limit_cycle` over the directions of play.
+
+    Args:
+        path: The PNG file.
+        step: Both players' step.
+    """
+    points = limit_cycle(step)
     figure = Figure(figsize=(5, 5), layout="constrained")
     axis = figure.subplots()
     axis.plot(*zip(*points, strict=True))
     _arrows(axis)
-    x, y = points[-1]
+    (x, y), steps = points[-1], len(points) - 1
     grown, predicted = (x * x + y * y) ** 0.5, (1 + step**2) ** (steps / 2)
     axis.set_title(f"η = {step:g}: radius after one turn {grown:.6f}, √(1+η²)^n = {predicted:.6f}")
     axis.set_aspect("equal")

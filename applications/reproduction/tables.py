@@ -132,7 +132,8 @@ def _transfer(title: str, paper: Mapping[str, Sequence[float]], measured: Measur
         )
         for row, figures in paper.items()
     )
-    return Table(f"{title}, ours (the paper's)", ("classifier", *TRANSFERS), rows)
+    columns = (" from ".join(name.split(" on surrogate-")) for name in TRANSFERS)
+    return Table(f"{title}, ours (the paper's)", ("classifier", *columns), rows)
 
 
 def _controls(measured: Measured) -> Table:

@@ -71,7 +71,7 @@ def test_the_sign_decides_whether_images_move_toward_their_partners(
 
 
 def test_one_step_is_the_originals(model: nn.Module, batch: Batch) -> None:
-    """x + U(±ε), then a sign step of size ε down the distance, clipped to the ball and the box."""
+    """X + U(±ε), then a sign step of size ε down the distance, clipped to the ball and the box."""
     leader, follower = play(model)
     torch.manual_seed(3)
     actual = batch.x + fgsm(EPS).solve(follower, leader, batch).value
@@ -156,10 +156,10 @@ def test_another_layer(model: nn.Module, batch: Batch) -> None:
 
 
 def test_bad_input_is_told(model: nn.Module, batch: Batch) -> None:
-    with pytest.raises(BilevelError, match="no pairing 'twins'.*reversed, next, other-class"):
+    with pytest.raises(BilevelError, match=r"no pairing 'twins'.*reversed, next, other-class"):
         Interpolation(EPS, pairing="twins")
     with pytest.raises(BilevelError, match=r"epsilon_y is 1.5: .*0 to 1"):
         InterpolatedLabels(model, Interpolation(EPS), epsilon_y=1.5)
     leader, follower = play(model, layer="trunc")
-    with pytest.raises(BilevelError, match="no layer 'trunc'.*normalize, trunk, head"):
+    with pytest.raises(BilevelError, match=r"no layer 'trunc'.*normalize, trunk, head"):
         follower.objective(leader, torch.zeros_like(batch.x), batch)

@@ -78,10 +78,10 @@ def test_equal_logits_give_finite_slopes(loss) -> None:
 
 def test_too_few_classes_for_a_ratio_are_told() -> None:
     logits, batch = drawn(0, classes=3)
-    with pytest.raises(BilevelError, match="3 classes.*needs 4: attack it with the margin"):
+    with pytest.raises(BilevelError, match=r"3 classes.*needs 4: attack it with the margin"):
         targeted_dlr(logits, batch)
     logits, batch = drawn(0, classes=2)
-    with pytest.raises(BilevelError, match="2 classes.*needs 3"):
+    with pytest.raises(BilevelError, match=r"2 classes.*needs 3"):
         dlr(logits, batch)
 
 

@@ -234,9 +234,8 @@ def _package(
                 eps=arsenal.eps,
                 seed=arsenal.seed,
             )
-            adversarial: Tensor = judge.run_standard_evaluation(
-                images, labels, batch_size=len(images)
-            )
+            adversarial: Tensor
+            adversarial, _ = judge.run_standard_evaluation(images, labels, batch_size=len(images))
             return adversarial
 
         return run

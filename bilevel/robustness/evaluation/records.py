@@ -52,7 +52,12 @@ def records(evaluation: Evaluation) -> list[dict[str, Any]]:
         for curve in evaluation.curves
         for at, accuracy in zip(curve.at, curve.accuracy, strict=True)
     ]
-    kinds: dict[str, list[dict[str, Any]]] = {"summary": [summary], "attack": attacks, "finding": findings, "curve": points}
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "summary": [summary],
+        "attack": attacks,
+        "finding": findings,
+        "curve": points,
+    }
     return [
         {"record": kind, "classifier": evaluation.name, **record}
         for kind, found in kinds.items()

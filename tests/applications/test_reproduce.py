@@ -1,0 +1,92 @@
+"""`applications/reproduce.py`: every row can be trained, what is there is kept, tables compare."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.applications.conftest import one_line
+
+
+@pytest.fixture
+def module(applications: Callable[[str], ModuleType]) -> ModuleType:
+    return applications("reproduce")
+
+
+def test_the_smoke_run_and_what_is_there_is_kept(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path
+) -> None:
+    ended = call(module, "--smoke", "--out", tmp_path)
+    assert ended.status == 0, ended.err
+    assert "Table 2" in ended.out
+    out = tmp_path / "smoke"
+    tables = (out / "tables.md").read_text()
+    for number in (2, 3, 4, 6, 7):
+        assert f"### Table {number}:" in tables
+    for name in ("figures-3-10.png", "figures-7-8.png", "evaluation/examples.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    weights = out / "pgm" / "pgm" / "classifier.safetensors"
+    written = os.stat(weights).st_mtime_ns
+    before = json.loads((out / "results.json").read_text())["results"]
+    assert call(module, "--smoke", "--out", tmp_path).status == 0
+    assert os.stat(weights).st_mtime_ns == written
+    assert json.loads((out / "results.json").read_text())["results"] == before
+
+
+def test_every_row_of_the_tables_is_trained_by_some_run(
+    module: ModuleType, applications: Callable[[str], ModuleType]
+) -> None:
+    data = applications("reproduction.paper")
+    cells = [*data.TABLE_2.values(), *data.TABLE_4.values(), *data.TABLE_6.values()]
+    named = {cell.row for table in cells for cell in table}
+    named |= {
+        row for table in (data.TABLE_3, data.TABLE_7_8) for rows in table.values() for row in rows
+    }
+    named |= {name.split(" on ")[1] for name in data.TRANSFERS}
+    assert named <= set(module.ROWS)
+
+
+def test_a_cell_finds_its_own_attack(module: ModuleType) -> None:
+    def record(attack: str, alone: float | None) -> dict[str, object]:
+        return {"record": "attack", "classifier": "pgm", "attack": attack, "alone": alone}
+
+    evaluated = [
+        record("PGM-20 margin", 0.1),
+        record("PGM-20", 0.2),
+        record("own two-step-l2l", 0.3),
+        record("random 1000", 0.4),
+        record("CW", None),
+        {"record": "summary", "classifier": "pgm", "clean": 0.9, "worst_case": 0.05},
+    ]
+    measured = module.Measured(evaluated, {})
+    attacks = ("PGM-20", "PGM-20 margin", "own", "random", "CW", "PGM-100")
+    found = [measured.under("pgm", attack) for attack in attacks]
+    assert found == [20, 10, 30, 40, None, None]
+    assert (measured.clean("pgm"), measured.worst("pgm")) == (90, 5)
+    assert measured.clean("other") is None
+
+
+def test_the_limit_cycle_comes_back_to_where_it_began(
+    applications: Callable[[str], ModuleType],
+) -> None:
+    """Once around with steps of 1e-2: the radius has grown by √(1+η²) a step."""
+    points = applications("reproduction.figures").limit_cycle(1e-2)
+    x, y = points[-1]
+    assert (x * x + y * y) ** 0.5 == pytest.approx((1 + 1e-4) ** (628 / 2), rel=1e-9)
+    assert (x, y) == pytest.approx((1.0319, 0), abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--row", "pgd"], "there is no row 'pgd'"), (["--scale", "large"], "--scale")],
+)
+def test_bad_input_is_one_line(
+    module: ModuleType, call: Callable[..., Any], arguments: list[str], message: str
+) -> None:
+    assert message in one_line(call(module, *arguments))

@@ -1,0 +1,128 @@
+"""`applications/robust_eval.py` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from bilevel.robustness import About, Attacker, save_trained
+from tests.applications.conftest import one_line
+
+FEW = ["--test-size", 12, "--curve-size", 8, "--points", 3]
+
+
+def write(folder: Path, method: str = "grad-l2l", **about: object) -> Path:
+    """An untrained classifier and its attacker, as a training run leaves them."""
+    torch.manual_seed(0)
+    settings = {"model": "small-cnn", "channels": 1, "classes": 10, "dataset": "digits"}
+    what = About(method, **settings | about, epsilon=0.2, attacker=Attacker("two-layer", 4))
+    save_trained(folder, what, what.classifier(), what.solver())
+    return folder
+
+
+@pytest.fixture
+def run(
+    applications: Callable[[str], ModuleType], tmp_path: Path, call: Callable[..., Any]
+) -> Callable[..., Any]:
+    app = applications("robust_eval")
+    return lambda *arguments: call(app, *arguments, *FEW, "--out", tmp_path / "out")
+
+
+def records(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    return [record for record in content["results"] if record["record"] == kind]
+
+
+def test_every_attack_by_name(run: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("pyautoattack")
+    folders = [write(tmp_path / "mine"), write(tmp_path / "plain", "plain")]
+    names = "fgsm pgm-3 pgm-3-margin pgm-3-dlr apgd-ce apgd-dlr apgd-t cw random own fresh transfer"
+    arguments = ["--attack", *names.split(), "square", "--fresh-steps", 2, "--no-curves"]
+    ended = run(*folders, "--surrogate", f"other={folders[1]}", *arguments)
+    assert ended.status == 0, ended.err
+    attacks = records(tmp_path, "attack")
+    assert not [record["problem"] for record in attacks if record["problem"]]
+    named = [record["attack"] for record in attacks if record["classifier"] == "mine"]
+    assert len(named) == 14  # transfer gives two
+    assert {"FGSM", "own grad-l2l", "fresh grad-l2l", "PGM-10 on other", "Square"} <= set(named)
+    assert len(records(tmp_path, "summary")) == 2
+    for page in ("report.html", "report.md"):
+        text = (tmp_path / "out" / page).read_text()
+        assert "mine" in text
+        assert "Not trustworthy" in text  # nobody measured the curves
+
+
+def test_the_worst_case_never_rises_and_the_curves_end(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    ended = run(write(tmp_path / "mine"), "--attack", "fgsm", "pgm-5", "random")
+    assert ended.status == 0, ended.err
+    (summary,) = records(tmp_path, "summary")
+    falls = [summary["clean"], *(r["worst_case_so_far"] for r in records(tmp_path, "attack"))]
+    assert falls == sorted(falls, reverse=True)
+    assert falls[-1] == summary["worst_case"]
+    by_epsilon = [r for r in records(tmp_path, "curve") if r["quantity"] == "ε"]
+    assert (by_epsilon[0]["at"], by_epsilon[-1]["at"]) == (0, 1)
+    assert by_epsilon[0]["accuracy"] <= 1
+    assert len(records(tmp_path, "finding")) == 15
+
+
+def test_a_stopped_run_goes_on(run: Callable[..., Any], tmp_path: Path) -> None:
+    folder = write(tmp_path / "mine")
+    assert run(folder, "--attack", "fgsm", "pgm-5").status == 0
+    before = records(tmp_path, "attack"), records(tmp_path, "curve")
+    assert run(folder, "--attack", "fgsm", "pgm-5", "--resume").status == 0
+    assert (records(tmp_path, "attack"), records(tmp_path, "curve")) == before
+    refused = one_line(run(folder, "--attack", "fgsm", "--resume"))
+    assert "is an evaluation with other attacks" in refused
+
+
+def test_a_classifier_without_its_attacker_is_attacked_all_the_same(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "mine")
+    (folder / "attacker.safetensors").unlink()
+    assert run(folder, "--attack", "own", "fgsm", "--no-curves").status == 0
+    own, fgsm = records(tmp_path, "attack")
+    assert own["problem"] == "mine was saved without its attacker.safetensors"
+    assert not fgsm["problem"]
+    assert own["problem"] in (tmp_path / "out" / "report.html").read_text()
+
+
+def nan(folder: Path) -> Path:
+    about = About("plain", "small-cnn", 1, 10, "digits", 0.2)
+    model = about.classifier()
+    torch.nn.init.constant_(model.get_parameter("head.bias"), torch.nan)
+    save_trained(folder, about, model, about.solver())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda folder: [], "no checkpoint is given"),
+        (lambda folder: [folder / "nowhere"], "cannot read weights from"),
+        (lambda folder: [write(folder), "--epsilon", 0], "epsilon is 0.0"),
+        (lambda folder: [write(folder), "--attack", "pgd"], "there is no attack 'pgd'"),
+        (lambda folder: [write(folder), write(folder)], "two classifiers have one name"),
+        (
+            lambda folder: [write(folder), "--surrogate", write(folder / "s", classes=7)],
+            "surrogate s has 7 classes",
+        ),
+        (lambda folder: [write(folder, classes=7)], "takes 1 channels to 7 classes, digits has 1"),
+        (lambda folder: [nan(folder)], "NaN or infinite on 12 of 12 clean images"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run: Callable[..., Any],
+    tmp_path: Path,
+    arguments: Callable[[Path], list[object]],
+    message: str,
+) -> None:
+    assert message in one_line(run(*arguments(tmp_path / "given")))

@@ -1,0 +1,52 @@
+"""A classifier of digits and a learned attacker of it, trained in two seconds."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from bilevel import Solver, ZeroSum
+from bilevel.robustness import (
+    RECIPES,
+    Attacker,
+    ImageSet,
+    Linf,
+    build_model,
+    load_images,
+    make_game,
+    make_solver,
+    shuffled_batches,
+)
+from bilevel.robustness.classifier import Classifier
+
+EPS = 0.2
+
+
+class Players(NamedTuple):
+    model: Classifier
+    attacker: Solver
+    test: ImageSet
+
+
+def trained() -> Players:
+    """Trained against each other by two-step L2L; a copy, which a test may change."""
+    return copy.deepcopy(_trained())
+
+
+@lru_cache(maxsize=1)
+def _trained() -> Players:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        data = load_images("digits", ".", seed=0)
+        model = build_model("small-cnn", channels=1, classes=10)
+        network = Attacker("two-layer", width=16)
+        attacker = make_solver("two-step-l2l", eps=EPS, channels=1, attacker=network)
+        follower = Linf(EPS)
+        game = make_game(ZeroSum(model, follower), follower, attacker, RECIPES["digits"])
+        for epoch in range(3):
+            for batch in shuffled_batches(data.train, 64, seed=0, epoch=epoch):
+                game.step(batch)
+    return Players(model.eval(), attacker.eval(), data.test)

@@ -1,0 +1,150 @@
+"""APGD: corners and minima in closed form, and the authors' code from the same start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bilevel import BilevelError, Oracle, ZeroSum, testing
+from bilevel.robustness import APGD, Batch, Classifier, Linf, Solved, batches
+from bilevel.robustness.losses import Loss, cross_entropy, dlr, margin, targeted_dlr
+from tests.digits import EPS, trained
+from tests.problems import Nearest, Weights, image_game
+from tests.robustness.attacks.linear import LinearClassifier, greys
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.05, 0.25])
+@pytest.mark.parametrize("loss", [cross_entropy, margin])
+def test_the_corner_of_a_linear_classifier(eps: float, loss: Loss) -> None:
+    model, batch = LinearClassifier(torch.randn(1, 4, 4)), greys(20)
+    follower = Linf(eps, start=eps, loss=loss)
+    answer = APGD(eps, 10).solve(follower, ZeroSum(model, follower), batch).value
+    torch.testing.assert_close(answer, eps * model.worst(batch))
+
+
+def test_the_step_size_shrinks_where_it_overshoots() -> None:
+    """Steps of constant size 2 would jump over the minimum for ever."""
+    batch = Batch(torch.rand(50, 3), torch.zeros(50))
+    leader = Weights(3)
+    answer = APGD(1.0, 200).solve(Nearest(), leader, batch).value
+    errors = (answer - (leader.w * batch.x).detach()).abs().amax(1)
+    assert errors.max() < 2 / 2**6
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    eps=st.floats(0.0, 1.0),
+    steps=st.integers(1, 15),
+    rho=st.floats(0.0, 1.0),
+    seed=st.integers(0, 99),
+)
+def test_the_answer_lies_in_ball_and_box_and_is_no_worse_than_the_start(
+    eps: float, steps: int, rho: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    leader, _, batch = image_game()
+    leader.eval()
+    follower = Linf(eps, start=eps)
+    torch.manual_seed(seed)
+    start = follower.init(batch)
+    torch.manual_seed(seed)
+    answer = APGD(eps, steps, rho).solve(follower, leader, batch).value
+    assert answer.abs().max() <= eps + 1e-6
+    assert ((batch.x + answer - 0.5).abs() <= 0.5 + 1e-6).all()
+    oracle = Oracle(follower, leader, batch)
+    assert (oracle.gain(answer) >= oracle.gain(start) - 1e-6).all()
+
+
+def test_it_keeps_what_a_game_relies_on() -> None:
+    leader, follower, batch = image_game()
+    testing.check_solver(APGD(follower.eps, 12), Linf(follower.eps, start=0.1), leader, batch)
+
+
+def test_an_image_is_attacked_as_if_it_were_alone() -> None:
+    leader, follower, batch = image_game(dtype=torch.float64)
+    together = APGD(0.1, 40).solve(follower, leader, batch).value
+    for row in range(len(batch.x)):
+        one = Batch(batch.x[row : row + 1], batch.y[row : row + 1])
+        alone = APGD(0.1, 40).solve(follower, leader, one).value
+        torch.testing.assert_close(alone, together[row : row + 1])
+
+
+@pytest.mark.parametrize(("name", "loss"), [("ce", cross_entropy), ("dlr", dlr)])
+def test_the_points_of_the_authors_code(name: str, loss: Loss) -> None:
+    """From one start, in double precision, the very same images.
+
+    Not all of them: the authors' code counts rises across a restart, the paper from the restart on.
+    """
+    base = pytest.importorskip("pyautoattack.autopgd_base")
+    network, _, test = trained()
+    model, some, eps = network.double().requires_grad_(False), next(batches(test, 20)), 0.25
+    batch = Batch(some.x.double(), some.y)
+    follower = Linf(eps, start=eps, loss=loss)
+    torch.manual_seed(1)
+    start = follower.init(batch)
+    torch.manual_seed(1)
+    ours = batch.x + APGD(eps, 100).solve(follower, ZeroSum(model, follower), batch).value
+    theirs = base.APGDAttack(model, n_iter=100, eps=eps, loss=name)
+    theirs.init_hyperparam(batch.x)
+    expected = theirs.attack_single_run(batch.x, batch.y, x_init=batch.x + start)[0]
+    same = (ours - expected).abs().flatten(1).amax(1) < 1e-9
+    assert same.double().mean() > 0.6
+
+
+ATTACKS: dict[str, tuple[Loss, dict[str, Any], int, int]] = {
+    "ce": (cross_entropy, {}, 20, 359),
+    "targeted dlr": (targeted_dlr, {"targets": 9}, 10, 240),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_accuracy_that_is_left(name: str) -> None:
+    """Within one point of the authors' code."""
+    base = pytest.importorskip("pyautoattack.autopgd_base")
+    loss, tries, steps, count = ATTACKS[name]
+    network, _, test = trained()
+    model, batch = network.requires_grad_(False), next(batches(test, count))
+    ours = Solved("APGD", Linf(EPS, start=EPS, loss=loss), APGD(EPS, steps), **tries)
+    if tries:
+        theirs = base.APGDAttack_targeted(model, n_iter=steps, eps=EPS)
+    else:
+        theirs = base.APGDAttack(model, n_iter=steps, eps=EPS, loss=name)
+    left = worst_of(ours, model, batch)
+    expected = accuracy(model, theirs.perturb(batch.x, batch.y), batch)
+    assert abs(left - expected) <= 0.01
+    assert left < accuracy(model, batch.x, batch) - 0.4
+
+
+def worst_of(attack: Solved, model: Classifier, batch: Batch) -> float:
+    """The accuracy after all tries, each on the images that are still right."""
+    right = model(batch.x).argmax(1) == batch.y
+    for attempt in range(attack.tries):
+        alive = Batch(batch.x[right], batch.y[right])
+        images = attack.perturb(model, alive, attempt)
+        right[right.clone()] = model(images).argmax(1) == alive.y
+    return float(right.float().mean())
+
+
+def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, batch: Batch) -> float:
+    return float((model(images).argmax(1) == batch.y).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-0.1,), "radius is -0.1: .* from 0 on"),
+        ((float("nan"),), "radius is nan"),
+        ((0.1, 0), "steps is 0: .* give 1, 2"),
+        ((0.1, 2.5), "steps is 2.5"),
+        ((0.1, 10, 1.5), "rho is 1.5: .* 0 ≤ rho ≤ 1"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(BilevelError, match=message):
+        APGD(*arguments)

@@ -1,0 +1,106 @@
+"""CW in the L∞ norm: the authors' search, image by image, is what the batched one must equal."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from bilevel import BilevelError, FollowerProblem, ZeroSum, testing
+from bilevel.robustness import Batch, CarliniWagner, Linf, attack, batches
+from bilevel.robustness.losses import margin
+from tests.digits import EPS, trained
+from tests.problems import image_game
+from tests.robustness.attacks.linear import LinearClassifier, greys
+
+SCRIPT = Path(__file__).parents[3] / "applications" / "benchmarks" / "carlini_wagner.py"
+
+
+@pytest.fixture(scope="module")
+def authors() -> ModuleType:
+    """The benchmark, which holds the procedure that takes one image at a time."""
+    spec = importlib.util.spec_from_file_location("carlini_wagner", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["carlini_wagner"] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_image_goes_the_way_that_it_goes_alone(authors: ModuleType) -> None:
+    """To the smallest perturbation that the search finds, in double precision."""
+    leader, _, batch = image_game(dtype=torch.float64)
+    leader.eval()
+    everything = Linf(1.0, loss=margin)
+    together = attack(leader.model, everything, CarliniWagner(0.0, steps=10), batch).x
+    alone = authors.one_by_one(leader.model, batch, steps=10)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
+    moved = (together - batch.x).abs().flatten(1).amax(1)
+    right = leader.model(batch.x).argmax(1) == batch.y
+    assert torch.equal(moved > 0, right)
+    assert right.any()
+
+
+def test_it_breaks_what_the_authors_procedure_breaks(authors: ModuleType) -> None:
+    model, _, test = trained()
+    batch = next(batches(test, 40))
+    images = attack(model, Linf(EPS, loss=margin), CarliniWagner(EPS, steps=5), batch).x
+    broken = authors.is_broken(model, images, batch, EPS)
+    alone = authors.one_by_one(model, batch, stop=EPS, steps=5)
+    expected = authors.is_broken(model, alone, batch, EPS)
+    assert 5 < expected.sum() < 35
+    assert not (expected & ~broken).any()
+
+
+def test_a_linear_classifier_is_broken_where_it_can_be() -> None:
+    model, batch, eps = LinearClassifier(torch.randn(1, 4, 4)), greys(60), 0.1
+    distance = model.distance(batch)
+    images = attack(model, Linf(eps, loss=margin), CarliniWagner(eps), batch).x
+    broken = model(images).argmax(1) != batch.y
+    assert not broken[distance > eps].any()
+    assert broken[distance < 0.85 * eps].all()  # τ shrinks by a tenth at a time
+    assert ((distance > 0) & (distance < 0.85 * eps)).sum() > 10
+    assert ((images - batch.x).abs() <= eps + 1e-6).all()
+
+
+def test_an_image_that_is_wrong_already_is_left_as_it_is() -> None:
+    model, batch = LinearClassifier(torch.randn(1, 4, 4)), greys(20)
+    images = attack(model, Linf(0.1, loss=margin), CarliniWagner(0.1, steps=5), batch).x
+    wrong = model.distance(batch) < 0
+    assert torch.equal(images[wrong], batch.x[wrong])
+    assert wrong.any()
+
+
+def test_it_keeps_what_a_game_relies_on() -> None:
+    leader, _, batch = image_game()
+    testing.check_solver(CarliniWagner(0.1, steps=3), Linf(0.1, loss=margin), leader, batch)
+
+
+def test_a_batch_without_images() -> None:
+    leader, _, _ = image_game()
+    nothing = Batch(torch.zeros(0, 1, 4, 4), torch.zeros(0).long())
+    assert len(attack(leader.model, Linf(0.1, loss=margin), CarliniWagner(0.1), nothing).x) == 0
+
+
+def test_a_follower_without_images() -> None:
+    class Blind(FollowerProblem):
+        sense = "max"
+
+        def init(self, batch: Tensor) -> Tensor:
+            return torch.zeros_like(batch)
+
+        def objective(self, leader: ZeroSum, y: Tensor, batch: Tensor) -> Tensor:
+            return y.sum(1)
+
+    with pytest.raises(BilevelError, match=r"without a context: .* attack a Perturbation"):
+        CarliniWagner(0.1).solve(Blind(), ZeroSum(torch.nn.Flatten(), Blind()), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(("radius", "steps"), [(-0.1, 10), (0.1, 0)])
+def test_bad_arguments(radius: float, steps: int) -> None:
+    with pytest.raises(BilevelError, match=r"radius is -0\.1|steps is 0"):
+        CarliniWagner(radius, steps)

@@ -1,0 +1,169 @@
+"""Probes: each planted fault is named by its probe, and nothing is found in a sound classifier."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel import BilevelError, NonFiniteError
+from bilevel.robustness import ImageSet, Normalize, Splits, small_cnn
+from bilevel.robustness.evaluation.probes import check_classifier, probe, takes_unit_interval
+from tests.images import image_set
+from tests.problems import BatchNormNet
+from tests.robustness.evaluation.faults import FAULTS, Faulty, Forward
+
+NAMED = {
+    "huge logits": {"gradients exist"},
+    "large logits": {"gradients exist"},
+    "rounded logits": {"gradients exist", "gradients predict the loss"},
+    "rounded features": {"gradients predict the loss"},
+    "rounded inputs": {"gradients predict the loss"},
+    "oscillation": {"gradients predict the loss"},
+    "no gradient": {"gradients exist", "gradients predict the loss"},
+    "random inputs": {"output is deterministic", "gradients predict the loss"},
+    "random layer": {"output is deterministic", "gradients predict the loss"},
+    "probabilities": {"output is logits"},
+    "half-precision probabilities": {"output is logits", "gradients predict the loss"},
+    "0 to 255": {"inputs are in [0, 1]"},
+    "-1 to 1": {"inputs are in [0, 1]"},
+    "batch statistics": {"output is independent of the batch"},
+    "batch brightness": {"output is independent of the batch"},
+}
+
+
+def failed(model: nn.Module, images: ImageSet) -> set[str]:
+    return {finding.item for finding in probe(model, images) if not finding.ok}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_and_no_other(fault: str, robust_model: nn.Module, digits: Splits) -> None:
+    assert failed(Faulty(robust_model, FAULTS[fault]), digits.test) == NAMED[fault]
+
+
+@pytest.mark.parametrize("size", [30, 256, 1000])
+def test_a_sound_classifier_has_no_fault(
+    robust_model: nn.Module, digits: Splits, size: int
+) -> None:
+    findings = probe(robust_model, digits.test, size=size)
+    assert len(findings) == 6
+    assert [finding for finding in findings if not finding.ok] == []
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        lambda model, x: model(x).log_softmax(1),
+        lambda model, x: 10 * model(x) + 100,  # a shift is nothing to softmax and margin
+        lambda model, x: model(x.clamp(0, 1)),
+        lambda model, x: model(x + (torch.round(x * 255) / 255 - x).detach()),  # an image of bytes
+        lambda model, x: model(x.double().float()) * (1 + 1e-5 * torch.rand(1)),  # kernels' noise
+    ],
+)
+def test_what_harms_no_attack_is_no_fault(
+    harmless: Forward, robust_model: nn.Module, digits: Splits
+) -> None:
+    assert failed(Faulty(robust_model, harmless), digits.test) == set()
+
+
+def test_an_untrained_classifier_has_no_fault(digits: Splits) -> None:
+    assert failed(small_cnn(channels=1, classes=10), digits.test) == set()
+
+
+@pytest.mark.parametrize(
+    ("fault", "range_"), [("0 to 255", "in [0, 255]"), ("-1 to 1", "in [-1, 1]")]
+)
+def test_the_range_that_is_wanted(
+    fault: str, range_: str, robust_model: nn.Module, digits: Splits
+) -> None:
+    """And what the sentence advises mends it."""
+    model = Faulty(robust_model, FAULTS[fault])
+    finding = takes_unit_interval(model, digits.test)
+    assert finding.figure.endswith(range_)
+    assert f"wants its images {range_}." in finding.sentence
+    assert "Normalize" in finding.sentence
+    inside = Normalize(1, [0.0], [1 / 255]) if "255" in fault else Normalize(1, [0.5], [0.5])
+    assert takes_unit_interval(nn.Sequential(inside, model), digits.test).ok
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "name"),
+    [
+        ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], "ImageNet's mean and std"),
+        ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616], "CIFAR-10's mean and std"),
+        ([], [], "their own mean and std"),
+    ],
+)
+def test_statistics_of_colours(mean: list[float], std: list[float], name: str) -> None:
+    """A classifier that knows its images by heart, as they are in that range."""
+    pixels = torch.randint(256, (32, 3, 4, 4), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(32) % 8, tuple("abcdefgh"))
+    scaled = pixels.float() / 255
+    if name.startswith("their own"):
+        mean, std = scaled.mean((0, 2, 3)).tolist(), scaled.std((0, 2, 3)).tolist()
+    normalize = Normalize(3, mean, std)
+    memory = normalize(scaled).flatten(1)
+
+    class Memory(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            known = (torch.cdist(x.flatten(1), memory) < 0.05).float()
+            return known @ nn.functional.one_hot(images.labels).float()
+
+    finding = takes_unit_interval(Memory(), images)
+    assert not finding.ok
+    assert finding.figure.endswith(f"normalised by {name}")
+    assert takes_unit_interval(nn.Sequential(normalize, Memory()), images).ok
+
+
+def test_a_range_that_a_classifier_cannot_take_is_not_wanted(
+    robust_model: nn.Module, digits: Splits
+) -> None:
+    """NaN for negative inputs is no right answer, and no reason to stop."""
+    model = Faulty(robust_model, lambda model, x: model(x.sqrt() ** 2))
+    assert takes_unit_interval(model, digits.test).ok
+
+
+@pytest.mark.parametrize(
+    ("answer", "shape"),
+    [
+        (lambda model, x: model(x)[:, 0], r"\(2,\)"),
+        (lambda model, x: model(x)[:, :9], r"\(2, 9\)"),
+        (lambda model, x: model(x).argmax(1, keepdim=True), r"\(2, 1\)"),
+        (lambda model, x: model(x).mean(), r"\(\)"),
+        (lambda model, x: (model(x), x), "tuple"),
+    ],
+)
+def test_an_output_that_is_not_a_logit_a_class(
+    answer: Forward, shape: str, robust_model: nn.Module, digits: Splits
+) -> None:
+    with pytest.raises(BilevelError, match=rf"answers 2 images with {shape}: .*return \(B, 10\)"):
+        probe(Faulty(robust_model, answer), digits.test)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite(value: float, robust_model: nn.Module, digits: Splits) -> None:
+    """Also where a few images have them, in any batch."""
+    dark = digits.test.images.flatten(1).sum(1)
+    darkest = dark.topk(3, largest=False).values.max() / 255
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        bad = x.flatten(1).sum(1, keepdim=True) <= darkest + 1e-3
+        return model(x).where(~bad, value)
+
+    expected = int((dark <= darkest * 255 + 0.1).sum())
+    with pytest.raises(NonFiniteError, match=f"on {expected} of 359 .*checkpoint"):
+        check_classifier(Faulty(robust_model, forward), digits.test)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_classifier_is_left_as_it_was(training: bool) -> None:
+    model = BatchNormNet(dropout=0.5).train(training)
+    before = copy.deepcopy(model.state_dict())
+    findings = probe(model, image_set(20))
+    assert all(finding.ok for finding in findings)  # dropout and BatchNorm are in evaluation mode
+    assert all(module.training is training for module in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

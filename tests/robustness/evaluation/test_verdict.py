@@ -1,0 +1,361 @@
+"""The verdict: every item on made-up figures, and planted faults from attack to headline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel import Solver, fgsm, pgm
+from bilevel.robustness import (
+    EVALUATION_STEP,
+    Curve,
+    Evaluation,
+    Finding,
+    ImageSet,
+    Linf,
+    Outcome,
+    Perturbation,
+    RandomSearch,
+    Splits,
+    correct,
+    sample,
+)
+from bilevel.robustness.attacks.attack import Kind
+from bilevel.robustness.evaluation.checklist import tolerance
+from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
+from bilevel.robustness.evaluation.probes import probe
+from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
+from bilevel.robustness.losses import margin
+from tests.robustness.evaluation.faults import FAULTS, Faulty
+
+N = 1000
+EPSILONS = (0.0, 0.1, 0.2, 0.4, 1.0)
+ITERATIONS = (1, 10, 20, 50, 100)
+
+
+def images(*spans: tuple[int, int]) -> Tensor:
+    """Which of the images lie in one of the spans."""
+    rows = torch.arange(N)
+    return sum(((rows >= a) & (rows < b) for a, b in spans), torch.zeros(N).bool())
+
+
+RIGHT = images((0, 900))
+
+
+def outcome(name: str, kind: Kind, *broken: tuple[int, int], attacked: Tensor = RIGHT) -> Outcome:
+    return Outcome(name, kind, attacked, images(*broken) & attacked, 1.0)
+
+
+def sound(**changes: object) -> Evaluation:
+    """What is seen of a robust classifier."""
+    evaluation = Evaluation(
+        "pgm",
+        eps=0.2,
+        trained_eps=0.2,
+        right=RIGHT,
+        outcomes=(
+            outcome("FGSM", "one-step", (0, 200)),
+            outcome("PGM-20", "iterative", (0, 302)),
+            outcome("PGM-100", "iterative", (0, 305)),
+            outcome("PGM-100 margin", "iterative", (305, 315), attacked=images((305, 900))),
+            outcome("FGSM on pgm-1", "black-box", (0, 100)),
+            outcome("random 1000", "black-box", (315, 320), attacked=images((315, 900))),
+        ),
+        curves=(
+            Curve("ε", EPSILONS, (0.9, 0.8, 0.6, 0.1, 0.0), N),
+            Curve("iterations", ITERATIONS, (0.88, 0.65, 0.6, 0.597, 0.595), N),
+        ),
+    )
+    return replace(evaluation, **changes)  # type: ignore[arg-type]
+
+
+def failed(evaluation: Evaluation) -> dict[str, Finding]:
+    return {finding.item: finding for finding in judge(evaluation, []) if not finding.ok}
+
+
+def with_outcome(name: str, *broken: tuple[int, int]) -> Evaluation:
+    """One of the attacks breaks other images."""
+    evaluation = sound()
+    changed = [
+        outcome(o.name, o.kind, *broken, attacked=o.attacked) if o.name == name else o
+        for o in evaluation.outcomes
+    ]
+    return replace(evaluation, outcomes=tuple(changed))
+
+
+def without(*names: str) -> Evaluation:
+    evaluation = sound()
+    kept = tuple(o for o in evaluation.outcomes if o.name not in names)
+    return replace(evaluation, outcomes=kept)
+
+
+def with_curve(quantity: str, *accuracy: float) -> Evaluation:
+    at = EPSILONS if quantity == "ε" else ITERATIONS
+    other = next(curve for curve in sound().curves if curve.quantity != quantity)
+    return sound(curves=(Curve(quantity, at, accuracy, N), other))
+
+
+def test_nothing_is_wrong_with_a_sound_evaluation() -> None:
+    findings = judge(sound(), [])
+    assert [finding for finding in findings if not finding.ok] == []
+    assert len({finding.item for finding in findings}) == len(findings) == 9
+    assert all(finding.figure and finding.sentence.endswith(".") for finding in findings)
+
+
+ONE_STEP, BLACK_BOX, RANDOM = (
+    "one step breaks less than many",
+    "black-box attacks add nothing",
+    "random search adds nothing",
+)
+UNBOUNDED, LARGER = "unbounded attacks break everything", "a larger ε breaks more"
+CONVERGED, CROSS_ENTROPY = "PGM has converged", "cross entropy can be followed"
+RADIUS, COMPLETE = "ε is large enough", "every attack gave a figure"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "items", "figure"),
+    [
+        (with_outcome("FGSM", (0, 330)), {ONE_STEP}, "33.0% broken, by many 30.5%"),
+        (with_outcome("FGSM", (0, 324)), set(), ""),
+        (with_outcome("FGSM", (290, 500)), set(), ""),  # others, and no more of them
+        (with_outcome("FGSM on pgm-1", (0, 345)), {BLACK_BOX}, "3.0% of images"),
+        (with_outcome("FGSM on pgm-1", (0, 330)), set(), ""),
+        (with_outcome("random 1000", (315, 345)), {BLACK_BOX, RANDOM}, "3.0% of images"),
+        (with_outcome("PGM-100", (0, 5)), set(), ""),  # the strongest counts, here PGM-20
+        (with_curve("ε", 0.9, 0.8, 0.6, 0.1, 0.001), {UNBOUNDED}, "0.1% left at ε = 1"),
+        (
+            with_curve("ε", 0.9, 0.8, 0.6, 0.59, 0.59),
+            {UNBOUNDED, LARGER},
+            "60.0% at ε = 0.2, 59.0% at 1; rises by 0.0% at most",
+        ),
+        (
+            with_curve("ε", 0.9, 0.5, 0.6, 0.1, 0.0),
+            {LARGER},
+            "60.0% at ε = 0.2, 0.0% at 1; rises by 10.0% at most",
+        ),
+        (with_curve("ε", 0.9, 0.59, 0.6, 0.1, 0.0), set(), ""),
+        (with_curve("ε", 0.9, 0.1, 0.01, 0.0, 0.0), set(), ""),  # nothing is left to fall
+        (
+            with_curve("iterations", 0.88, 0.65, 0.62, 0.6, 0.57),
+            {CONVERGED},
+            "falls by 3.0% from 50 to 100 iterations",
+        ),
+        (with_curve("iterations", 0.88, 0.6, 0.5, 0.4, 0.39), set(), ""),
+        (with_curve("ε", 0.9, 0.9, 0.89, 0.889, 0.0), {RADIUS}, "falls by 1.1%"),
+        (sound(trained_eps=0.3), {RADIUS}, "ε = 0.2"),
+        (sound(trained_eps=0.22), {RADIUS}, "ε = 0.2"),
+        (sound(trained_eps=0.205), set(), ""),
+        (sound(trained_eps=None), set(), ""),
+        (sound(trained_eps=0.1), set(), ""),
+        (sound(eps=0.003, trained_eps=None), {RADIUS}, "ε = 0.003"),
+    ],
+)
+def test_an_item(evaluation: Evaluation, items: set[str], figure: str) -> None:
+    findings = failed(evaluation)
+    assert set(findings) == items
+    assert any(figure in finding.figure for finding in findings.values()) or not items
+
+
+def test_a_cross_entropy_that_finds_nothing() -> None:
+    """A third of what others find is a weak attack; nothing of it is a masked gradient."""
+    right, none = RIGHT, images()
+    margin_attack = outcome("PGM-100 margin", "iterative", (0, 600))
+
+    def evaluation(found: int) -> Evaluation:
+        attacks = (
+            outcome("FGSM", "one-step", (0, found)),
+            outcome("PGM-100", "iterative", (0, found)),
+            replace(margin_attack, attacked=right & ~images((0, found))),
+            outcome("random 1000", "black-box", attacked=none),
+        )
+        return sound(outcomes=attacks)
+
+    assert set(failed(evaluation(200))) == set()
+    findings = failed(evaluation(30))
+    assert set(findings) == {CROSS_ENTROPY}
+    assert findings[CROSS_ENTROPY].figure == "3.0% broken, by all white-box attacks 60.0%"
+    assert "under PGM-100" in " ".join(not_to_be_quoted(evaluation(200)))
+
+
+def test_a_black_box_attack_that_came_first() -> None:
+    """That no other attack was tried on what it broke speaks for nobody."""
+    attacked = images((400, 900))
+    first = sound(
+        outcomes=(
+            outcome("random 1000", "black-box", (0, 400)),
+            outcome("PGM-100 margin", "iterative", (400, 500), attacked=attacked),
+        )
+    )
+    assert RANDOM not in failed(first)
+    second = replace(first, outcomes=(*first.outcomes, outcome("PGM-20", "iterative", (0, 300))))
+    assert failed(second)[RANDOM].figure == "10.0% of images"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "items", "remedy"),
+    [
+        (without("FGSM"), {ONE_STEP}, "fgsm"),
+        (without("PGM-20", "PGM-100"), {ONE_STEP, CROSS_ENTROPY}, "pgm-100"),
+        (without("random 1000"), {RANDOM}, "random"),
+        (without("random 1000", "FGSM on pgm-1"), {BLACK_BOX, RANDOM}, "transfer"),
+        (sound(curves=sound().curves[:1]), {CONVERGED}, "curve against iterations"),
+        (sound(curves=sound().curves[1:]), {UNBOUNDED, LARGER, RADIUS}, "curve against ε"),
+        (sound(outcomes=()), {ONE_STEP, BLACK_BOX, RANDOM, CROSS_ENTROPY, COMPLETE}, "pgm-100"),
+    ],
+)
+def test_what_is_not_measured_is_not_trusted(
+    evaluation: Evaluation, items: set[str], remedy: str
+) -> None:
+    findings = failed(evaluation)
+    assert set(findings) == items
+    unchecked = [finding for item, finding in findings.items() if item != COMPLETE]
+    assert all(finding.figure == "not measured" for finding in unchecked)
+    assert any(remedy in finding.sentence for finding in unchecked)
+
+
+def test_an_attack_without_a_figure_is_named() -> None:
+    problem = replace(outcome("CW", "iterative"), problem="the loss became NaN")
+    findings = failed(sound(outcomes=(*sound().outcomes, problem)))
+    assert set(findings) == {COMPLETE}
+    assert findings[COMPLETE].figure == "6 of 7"
+    assert "CW (the loss became NaN)" in findings[COMPLETE].sentence
+    broken = replace(sound().outcomes[0], problem="out of memory")
+    assert set(failed(sound(outcomes=(broken, *sound().outcomes[1:])))) == {COMPLETE, ONE_STEP}
+
+
+def test_the_tolerance() -> None:
+    """Two points, or two standard errors of the paired difference where that is more."""
+    assert tolerance(0.05, 10**6) == tolerance(0.0, 1) == 0.02
+    draws = torch.randint(3, (4000, 100)) - 1.0  # two thirds discordant, no true difference
+    assert tolerance(2 / 3, 100) == pytest.approx(2 * draws.mean(1).std().item(), rel=0.05)
+    assert math.isclose(tolerance(0.04, 400), 0.02)
+
+
+def test_few_images_make_no_verdict() -> None:
+    """The same shares on 50 images are chance."""
+    rows = torch.arange(50)
+    few = Evaluation("pgm", 0.2, 0.2, rows < 45)
+    attacks = (("FGSM", "one-step", 18), ("PGM-20", "iterative", 16))
+    made = tuple(Outcome(n, k, few.right, rows < broken, 1.0) for n, k, broken in attacks)  # type: ignore[arg-type]
+    assert ONE_STEP not in failed(replace(few, outcomes=made))
+    assert ONE_STEP in failed(with_outcome("FGSM", (0, 360)))
+    curve = Curve("iterations", (1, 50, 100), (0.9, 0.6, 0.56), 50)
+    assert CONVERGED not in failed(replace(few, curves=(curve,)))
+
+
+def test_probes_come_first() -> None:
+    probed = [Finding("gradients exist", False, "none at 90.0% of images", "They are zero.")]
+    findings = judge(sound(), probed)
+    assert findings[0] is probed[0]
+    assert len(findings) == 10
+
+
+def test_the_headline() -> None:
+    trusted = sound(findings=judge(sound(), []))
+    figure = "58.0% of 1000 images withstand every attack at ε = 0.2 (clean 90.0%)"
+    assert headline(trusted) == f"Trustworthy: {figure}."
+    wrong = with_curve("iterations", 0.88, 0.65, 0.62, 0.6, 0.57)
+    assert headline(replace(wrong, findings=judge(wrong, []))) == (
+        f"Not trustworthy: {figure}, because 1 of 9 checks failed: PGM has converged (falls by "
+        "3.0% from 50 to 100 iterations)."
+    )
+    assert headline(sound()) == f"Not trustworthy: {figure}, because nothing has been checked."
+
+
+def test_figures_that_must_not_be_quoted() -> None:
+    """Those above the worst case by more than the tolerance; others had no figure of their own."""
+    lines = not_to_be_quoted(sound())
+    worst = "other attacks break more; quote the worst case, 58.0%."
+    assert lines == (
+        f"70.0% under FGSM: {worst}",
+        f"80.0% under FGSM on pgm-1: {worst}",
+    )
+    assert not_to_be_quoted(sound(outcomes=())) == ()
+
+
+def attacked(
+    name: str, kind: Kind, model: nn.Module, data: ImageSet, follower: Perturbation, solver: Solver
+) -> Outcome:
+    """One attack on everything that the classifier gets right."""
+    right = correct(model, data)
+    return Outcome(name, kind, right, right & ~correct(model, data, follower, solver), 1.0)
+
+
+def evaluate(
+    model: nn.Module, data: ImageSet, *, eps: float, trained_eps: float | None, seed: int = 0
+) -> Evaluation:
+    """A small evaluation with everything that the verdict reads."""
+    torch.manual_seed(seed)
+    data, steps = sample(data, 150, seed=seed), pgm(EVALUATION_STEP * eps, 20)
+    attacks: list[tuple[str, Kind, Perturbation, Solver]] = [
+        ("FGSM", "one-step", Linf(eps), fgsm(eps)),
+        ("PGM-20", "iterative", Linf(eps, start=1e-4), steps),
+        ("PGM-20 margin", "iterative", Linf(eps, start=eps, loss=margin), steps),
+        ("random 50", "black-box", Linf(eps, start=eps, loss=margin), RandomSearch(50)),
+    ]
+    few = sample(data, 100, seed=seed)
+    curves = (accuracy_by_epsilon(model, few, eps), accuracy_by_iterations(model, few, eps))
+    evaluation = Evaluation(
+        "digits",
+        eps,
+        trained_eps,
+        right=correct(model, data),
+        outcomes=tuple(
+            attacked(name, kind, model, data, follower, solver)
+            for name, kind, follower, solver in attacks
+        ),
+        curves=curves,
+    )
+    return replace(evaluation, findings=judge(evaluation, probe(model, data)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_robust_classifier_is_trusted(
+    seed: int, robust_model: nn.Module, digits: Splits, robust_eps: float
+) -> None:
+    found = evaluate(robust_model, digits.test, eps=robust_eps, trained_eps=robust_eps, seed=seed)
+    assert [finding for finding in found.findings if not finding.ok] == []
+    assert headline(found).startswith("Trustworthy: ")
+    assert 0.4 < found.worst_case < 0.8
+
+
+MASKED = {"gradients exist", UNBOUNDED, LARGER, CROSS_ENTROPY}
+
+
+@pytest.mark.parametrize(
+    ("fault", "items"),
+    [
+        ("huge logits", MASKED),
+        ("rounded logits", {*MASKED, "gradients predict the loss", BLACK_BOX, RANDOM}),
+    ],
+)
+def test_a_planted_fault_is_named(
+    fault: str, items: set[str], robust_model: nn.Module, digits: Splits, robust_eps: float
+) -> None:
+    model = Faulty(robust_model, FAULTS[fault])
+    found = evaluate(model, digits.test, eps=robust_eps, trained_eps=robust_eps)
+    assert {finding.item for finding in found.findings if not finding.ok} == items
+    assert headline(found).startswith("Not trustworthy: ")
+    assert all(item in headline(found) for item in items)
+
+
+def test_a_random_layer_is_named(
+    robust_model: nn.Module, digits: Splits, robust_eps: float
+) -> None:
+    model = Faulty(robust_model, FAULTS["random layer"])
+    found = evaluate(model, digits.test, eps=robust_eps, trained_eps=robust_eps)
+    assert "output is deterministic (" in headline(found)
+
+
+@pytest.mark.parametrize(("eps", "trained_eps"), [(0.05, 0.2), (0.005, None)])
+def test_a_wrong_epsilon_is_named(
+    eps: float, trained_eps: float | None, robust_model: nn.Module, digits: Splits
+) -> None:
+    """Smaller than in training, or so small that nothing breaks."""
+    found = evaluate(robust_model, digits.test, eps=eps, trained_eps=trained_eps)
+    assert [finding.item for finding in found.findings if not finding.ok] == [RADIUS]
+    assert headline(found).endswith(f"{RADIUS} ({found.findings[13].figure}).")

@@ -1,0 +1,88 @@
+"""The oracle restricted to some samples of a batch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from bilevel import BilevelError, FollowerProblem, Oracle, ZeroSum
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+class Product(FollowerProblem):
+    """max over y_i of ⟨x_i, y_i⟩, whatever holds the x."""
+
+    sense = "max"
+
+    def init(self, batch: Any) -> Tensor:
+        return torch.zeros_like(self.x(batch))
+
+    def objective(self, leader: ZeroSum, y: Tensor, batch: Any) -> Tensor:
+        return (self.x(batch) * y).sum(1)
+
+    def x(self, batch: Any) -> Tensor:
+        if isinstance(batch, Tensor):
+            return batch
+        return batch["x"] if isinstance(batch, dict) else batch[0]
+
+
+def oracle(batch: Any) -> Oracle:
+    return Oracle(Product(), ZeroSum(torch.nn.Identity(), Product()), batch)
+
+
+X, LABELS = torch.arange(12.0).view(4, 3), torch.arange(4)
+CHOSEN = torch.tensor([True, False, False, True])
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        X,
+        (X, LABELS),
+        [X, LABELS],
+        Pair(X, LABELS),
+        {"x": X, "y": LABELS},
+        {"x": X, "more": (LABELS, Pair(X, LABELS))},
+    ],
+    ids=["tensor", "tuple", "list", "named tuple", "dict", "nested"],
+)
+def test_it_answers_for_the_chosen_samples(batch: Any) -> None:
+    whole = oracle(batch)
+    some = whole.restricted(CHOSEN)
+    y = torch.rand(4, 3)
+    assert torch.equal(some.init(), whole.init()[CHOSEN])
+    assert torch.equal(some.gain(y[CHOSEN]), whole.gain(y)[CHOSEN])
+    assert torch.equal(some.gradient(y[CHOSEN]), whole.gradient(y)[CHOSEN])
+    one = some.restricted(torch.tensor([False, True]))
+    assert torch.equal(one.gain(y[3:]), whole.gain(y)[3:])
+
+
+def test_every_part_of_the_batch_is_restricted() -> None:
+    class Labels(Product):
+        def objective(self, leader: ZeroSum, y: Tensor, batch: Pair) -> Tensor:
+            return y.sum(1) + batch.y
+
+    follower = Labels()
+    whole = Oracle(follower, ZeroSum(torch.nn.Identity(), follower), Pair(X, LABELS))
+    assert whole.restricted(CHOSEN).gain(torch.zeros(2, 3)).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("batch", "what"),
+    [
+        ((X, torch.ones(10)), r"a Tensor of shape \(10,\)"),
+        ((X, torch.ones(())), r"a Tensor of shape \(\)"),
+        ((X, 0.5), "a float"),
+        ({"x": X, "rows": range(4)}, "a range"),
+    ],
+)
+def test_a_batch_that_has_no_row_a_sample(batch: Any, what: str) -> None:
+    with pytest.raises(BilevelError, match=f"the batch holds {what}: .* 4 samples .* give"):
+        oracle(batch).restricted(CHOSEN)
