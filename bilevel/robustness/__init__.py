@@ -6,9 +6,10 @@
     make_solver, Attacker    the paper's training methods by name
     Recipe, make_game        how they are trained
     Trainer                  epochs, validation, checkpoints
-    accuracy, attack         what a classifier gets right
+    Solved, Battery          attacks, and what is left under all of them
+    probe, judge             whether that figure can be trusted
 
-``applications/adv_training.py`` puts them together.
+``applications/adv_training.py`` and ``applications/robust_eval.py`` put them together.
 """
 
 from bilevel.robustness.attacks.apgd import APGD
@@ -32,6 +33,7 @@ from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Fi
 from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.interpolation import InterpolatedLabels, Interpolation
+from bilevel.robustness.losses import Targeted, cross_entropy, dlr, margin, targeted_dlr
 from bilevel.robustness.methods import (
     EVALUATION_STEP,
     METHODS,
@@ -85,6 +87,7 @@ __all__ = [
     "Recipe",
     "Solved",
     "Splits",
+    "Targeted",
     "Trained",
     "Trainer",
     "accuracy",
@@ -96,6 +99,8 @@ __all__ = [
     "check_attack",
     "check_method",
     "correct",
+    "cross_entropy",
+    "dlr",
     "draw_attacks",
     "examples",
     "foolbox_attack",
@@ -108,6 +113,7 @@ __all__ = [
     "make_attacks",
     "make_game",
     "make_solver",
+    "margin",
     "not_to_be_quoted",
     "probe",
     "read_about",
@@ -118,6 +124,7 @@ __all__ = [
     "save_weights",
     "shuffled_batches",
     "small_cnn",
+    "targeted_dlr",
     "wide_resnet",
     "write_report",
 ]

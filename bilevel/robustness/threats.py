@@ -30,7 +30,7 @@ class Perturbation(FollowerProblem):
         eps: ε, the radius, in units of the pixel range [0, 1].
         start: Radius of the ball from which a solve starts at random; 0 starts at δ = 0. The
             paper evaluates from 1e-4.
-        loss: What δ raises, a function of the logits; see :mod:`bilevel.robustness.losses`.
+        loss: What δ raises, a function of the logits; see ``bilevel.robustness.losses``.
     """
 
     sense: Literal["min", "max"] = "max"

@@ -26,7 +26,7 @@ class About:
     """What a trained classifier is; kept with its weights.
 
     Args:
-        method: The method that trained it, see :data:`~bilevel.robustness.METHODS`.
+        method: The method that trained it, see :data:`~bilevel.robustness.methods.METHODS`.
         model: The name of its architecture.
         channels: Channels of its images.
         classes: Number of classes.

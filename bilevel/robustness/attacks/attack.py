@@ -45,7 +45,7 @@ class Attack(ABC):
 
     Args:
         name: What a report calls it.
-        kind: See :data:`Kind`.
+        kind: ``"one-step"``, ``"iterative"``, or ``"black-box"`` where it needs no gradient.
         alone: Whether its own figure is wanted, so that it is run on every image that the
             classifier gets right, and not only on what other attacks have left.
         passes: Forward passes that an image may cost, a backward pass as two; for the time left.
@@ -102,8 +102,8 @@ class Solved(Attack):
         restarts: Random starts.
         targets: Try this many wrong classes instead, the likeliest first; for a targeted loss.
         surrogate: Take gradients of this classifier and let what comes out attack the other.
-        kind: See :data:`Kind`.
-        alone: See :class:`Attack`.
+        kind: See :class:`Attack`.
+        alone: Likewise.
         passes: Likewise.
 
     Example:
@@ -151,8 +151,8 @@ class Foreign(Attack):
     Args:
         name: What a report calls it.
         make: Given the classifier, gives ``attack(images, labels) -> images``.
-        kind: See :data:`Kind`.
-        alone: See :class:`Attack`.
+        kind: See :class:`Attack`.
+        alone: Likewise.
         passes: Likewise.
 
     Example:

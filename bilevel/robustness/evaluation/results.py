@@ -23,7 +23,7 @@ class Outcome:
 
     Args:
         name: The attack.
-        kind: See :data:`~bilevel.robustness.attacks.attack.Kind`.
+        kind: How the attack looks, see :class:`~bilevel.robustness.Attack`.
         attacked: The images it was run on, ``(N,)`` bool on the CPU.
         broken: Those it made the classifier err on, ``(N,)``.
         seconds: What it took.

@@ -13,7 +13,7 @@ def judge(evaluation: Evaluation, probed: Sequence[Finding]) -> tuple[Finding, .
 
     Args:
         evaluation: What the attacks did, and the curves.
-        probed: What :func:`~bilevel.robustness.evaluation.probes.probe` found before.
+        probed: What :func:`~bilevel.robustness.probe` found before.
 
     Returns:
         The findings of the probes, then those of the attacks.
@@ -61,8 +61,8 @@ def not_to_be_quoted(evaluation: Evaluation) -> tuple[str, ...]:
         evaluation: The evaluation.
 
     Returns:
-        For each attack whose own figure is above the worst case, by more than the
-        :func:`~bilevel.robustness.evaluation.checklist.tolerance`: the figure, and what to quote.
+        For each attack whose own figure is above the worst case by more than the tolerance: the
+        figure, and what to quote.
     """
     broken = evaluation.right & ~evaluation.survivors(evaluation.outcomes)
     return tuple(

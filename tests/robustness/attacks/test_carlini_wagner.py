@@ -33,16 +33,14 @@ def authors() -> ModuleType:
 
 def test_every_image_goes_the_way_that_it_goes_alone(authors: ModuleType) -> None:
     """To the smallest perturbation that the search finds, in double precision."""
-    leader, _, batch = image_game(dtype=torch.float64)
-    leader.eval()
+    model, _, test = trained()
+    some = next(batches(test.subset([2, 3, 4]), 3))  # for which τ shrinks more than once
+    batch = Batch(some.x.double(), some.y)
     everything = Linf(1.0, loss=margin)
-    together = attack(leader.model, everything, CarliniWagner(0.0, steps=10), batch).x
-    alone = authors.one_by_one(leader.model, batch, steps=10)
+    together = attack(model.double(), everything, CarliniWagner(0.0, steps=40), batch).x
+    alone = authors.one_by_one(model, batch, steps=40)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
-    moved = (together - batch.x).abs().flatten(1).amax(1)
-    right = leader.model(batch.x).argmax(1) == batch.y
-    assert torch.equal(moved > 0, right)
-    assert right.any()
+    assert (model(together).argmax(1) != batch.y).all()
 
 
 def test_it_breaks_what_the_authors_procedure_breaks(authors: ModuleType) -> None:
