@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +28,7 @@ from bilevel.robustness import (
     Arsenal,
     Battery,
     Curve,
+    Dataset,
     Evaluation,
     Example,
     ImageSet,
@@ -39,6 +40,7 @@ from bilevel.robustness import (
     accuracy_by_iterations,
     batches,
     check_attack,
+    check_classifier,
     examples,
     headline,
     judge,
@@ -99,11 +101,23 @@ class Args:
     resume: bool = False
     """Go on where a stopped run with the same arguments ended."""
 
+    def __post_init__(self) -> None:
+        """Few of everything for a trial."""
+        if self.smoke:
+            self.test_size = self.curve_size = 16
+            self.points, self.fresh_steps = 20, 5
+
 
 def main(args: Args) -> None:
     """Evaluates every classifier, then writes the report and prints what is left of each."""
-    if args.smoke:
-        args = replace(args, test_size=16, curve_size=16, points=20, fresh_steps=5)
+    targets, surrogates, data = prepare(args)
+    report(
+        args, targets, [evaluate(args, one, surrogates, data[one.name]) for one in targets], data
+    )
+
+
+def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]]:
+    """The classifiers, the surrogates and the images; all that is wrong with them is told here."""
     for name in args.attack:
         check_attack(name)
     device = experiment.pick_device(args.device)
@@ -114,15 +128,22 @@ def main(args: Args) -> None:
             "classifier, such as runs/adv_training/pgm"
         )
     data = {target.name: images(args, target, device) for target in targets}
-    evaluations, pictures = [], {}
     for target in targets:
-        evaluation = evaluate(args, target, surrogates, data[target.name])
-        pictures[target.name] = picture(target, evaluation.eps, data[target.name].test)
-        evaluations.append(evaluation)
-        print(f"{target.name}: {headline(evaluation)}")
-    environment = experiment.environment(device)
+        check_classifier(target.model, data[target.name].test)
+    return targets, surrogates, data
+
+
+def report(
+    args: Args, targets: list[Trained], evaluations: list[Evaluation], data: dict[str, Splits]
+) -> None:
+    """The page, the results and a table."""
+    environment = experiment.environment(experiment.pick_device(args.device))
     rows = [record for evaluation in evaluations for record in records(evaluation)]
     experiment.write_results(args.out, asdict(args), environment, rows)
+    pictures = {
+        target.name: picture(target, evaluation.eps, data[target.name].test)
+        for target, evaluation in zip(targets, evaluations, strict=True)
+    }
     datasets = ", ".join(dict.fromkeys(target.about.dataset for target in targets))
     write_report(args.out, evaluations, pictures, {"dataset": datasets, **environment})
     print_table(evaluations)
@@ -151,7 +172,7 @@ def load(names: tuple[str, ...], device: torch.device) -> list[Trained]:
 def images(args: Args, target: Trained, device: torch.device) -> Splits:
     """The images that a classifier is attacked on, and those that a fresh attacker learns from."""
     dataset = args.dataset or target.about.dataset
-    data = load_images(dataset, args.data_dir, seed=target.about.seed)
+    data = read(dataset, args.data_dir, target.about.seed)
     shape = (data.test.images.shape[1], len(data.test.classes))
     if shape != (target.about.channels, target.about.classes):
         raise BilevelError(
@@ -194,7 +215,9 @@ def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Split
         right, outcomes = battery.run(target.model, data.test, resume=args.resume)
         curves = measure(args, target, eps, data.test, folder / "curves.pt", bar.show)
     evaluation = Evaluation(target.name, eps, target.about.epsilon, right, outcomes, curves)
-    return replace(evaluation, findings=judge(evaluation, probed))
+    evaluation = replace(evaluation, findings=judge(evaluation, probed))
+    print(f"{target.name}: {headline(evaluation)}")
+    return evaluation
 
 
 def measure(

@@ -26,7 +26,7 @@ from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images, samp
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
 from bilevel.robustness.evaluation.battery import Battery
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
-from bilevel.robustness.evaluation.probes import probe
+from bilevel.robustness.evaluation.probes import check_classifier, probe
 from bilevel.robustness.evaluation.records import records
 from bilevel.robustness.evaluation.report import write_report
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
@@ -97,6 +97,7 @@ __all__ = [
     "batches",
     "build_model",
     "check_attack",
+    "check_classifier",
     "check_method",
     "correct",
     "cross_entropy",

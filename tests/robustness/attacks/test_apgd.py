@@ -19,6 +19,13 @@ from tests.problems import Nearest, Weights, image_game
 from tests.robustness.attacks.linear import LinearClassifier, greys
 
 
+def doubles(count: int) -> tuple[Classifier, Batch]:
+    """A trained classifier and test images in double precision."""
+    model, _, test = trained()
+    batch = next(batches(test, count))
+    return model.double().requires_grad_(False), Batch(batch.x.double(), batch.y)
+
+
 @pytest.mark.parametrize("eps", [0.0, 0.05, 0.25])
 @pytest.mark.parametrize("loss", [cross_entropy, margin])
 def test_the_corner_of_a_linear_classifier(eps: float, loss: Loss) -> None:
@@ -38,13 +45,13 @@ def test_the_step_size_shrinks_where_it_overshoots() -> None:
 
 
 def test_algorithm_1_as_the_paper_prints_it() -> None:
-    leader, follower, batch = image_game(0.3, dtype=torch.float64)
-    leader.eval().requires_grad_(False)
-    together = APGD(0.3, 100).solve(follower, leader, batch).value
-    for row in range(len(batch.x)):
-        one = Batch(batch.x[row : row + 1], batch.y[row : row + 1])
-        expected = algorithm_1(Oracle(follower, leader, one), 0.3)
-        torch.testing.assert_close(together[row : row + 1], expected, rtol=0, atol=1e-9)
+    model, batch = doubles(5)
+    follower = Linf(EPS, loss=dlr)
+    leader = ZeroSum(model, follower)
+    together = APGD(EPS, 100).solve(follower, leader, batch).value
+    for answer, *one in zip(together.split(1), batch.x.split(1), batch.y.split(1), strict=True):
+        expected = algorithm_1(Oracle(follower, leader, Batch(*one)), EPS)
+        torch.testing.assert_close(answer, expected, rtol=0, atol=1e-9)
 
 
 def algorithm_1(oracle: Oracle, eps: float) -> Tensor:
@@ -104,9 +111,7 @@ def test_the_points_of_the_authors_code(name: str, loss: Loss) -> None:
     Not all of them: the authors' code counts rises across a restart, the paper from the restart on.
     """
     base = pytest.importorskip("pyautoattack.autopgd_base")
-    network, _, test = trained()
-    model, some, eps = network.double().requires_grad_(False), next(batches(test, 20)), 0.25
-    batch = Batch(some.x.double(), some.y)
+    (model, batch), eps = doubles(20), 0.25  # eps is exact in the single precision of theirs
     follower = Linf(eps, start=eps, loss=loss)
     torch.manual_seed(1)
     start = follower.init(batch)

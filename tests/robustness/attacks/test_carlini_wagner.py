@@ -43,6 +43,20 @@ def test_every_image_goes_the_way_that_it_goes_alone(authors: ModuleType) -> Non
     assert (model(together).argmax(1) != batch.y).all()
 
 
+def test_any_point_within_the_radius_will_do() -> None:
+    """Also one that τ, by then smaller, still punishes: no success of the authors' search."""
+    model, _, test = trained()
+    batch = next(batches(test, 6))
+    smallest = attack(model, Linf(1.0, loss=margin), CarliniWagner(0.0, steps=40), batch).x
+    radius = (smallest - batch.x).abs().flatten(1).amax(1) * 0.97
+    broken = []
+    for x, y, eps in zip(batch.x.split(1), batch.y.split(1), radius.tolist(), strict=True):
+        images = attack(model, Linf(eps, loss=margin), CarliniWagner(eps, steps=40), Batch(x, y)).x
+        broken.append(bool(model(images).argmax(1) != y))
+    print(broken)
+    assert any(broken)
+
+
 def test_it_breaks_what_the_authors_procedure_breaks(authors: ModuleType) -> None:
     model, _, test = trained()
     batch = next(batches(test, 40))

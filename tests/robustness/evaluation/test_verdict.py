@@ -152,6 +152,18 @@ RADIUS, COMPLETE = "ε is large enough", "every attack gave a figure"
         (sound(trained_eps=None), set(), ""),
         (sound(trained_eps=0.1), set(), ""),
         (sound(eps=0.003, trained_eps=None), {RADIUS}, "ε = 0.003"),
+        (
+            sound(
+                eps=0.003,
+                trained_eps=0.003,
+                curves=(
+                    Curve("ε", (0, 0.003, 0.006, 1), (0.9, 0.5, 0.3, 0), N),
+                    sound().curves[1],
+                ),
+            ),
+            {RADIUS},
+            "ε = 0.003",
+        ),
     ],
 )
 def test_an_item(evaluation: Evaluation, items: set[str], figure: str) -> None:
@@ -223,8 +235,15 @@ def test_an_attack_without_a_figure_is_named() -> None:
     assert set(findings) == {COMPLETE}
     assert findings[COMPLETE].figure == "6 of 7"
     assert "CW (the loss became NaN)" in findings[COMPLETE].sentence
-    broken = replace(sound().outcomes[0], problem="out of memory")
-    assert set(failed(sound(outcomes=(broken, *sound().outcomes[1:])))) == {COMPLETE, ONE_STEP}
+
+
+@pytest.mark.parametrize(("position", "item"), [(0, ONE_STEP), (-1, RANDOM)])
+def test_an_attack_without_a_figure_has_checked_nothing(position: int, item: str) -> None:
+    outcomes = list(sound().outcomes)
+    outcomes[position] = replace(outcomes[position], problem="out of memory")
+    findings = failed(sound(outcomes=tuple(outcomes)))
+    assert set(findings) == {COMPLETE, item}
+    assert findings[item].figure == "not measured"
 
 
 def test_the_tolerance() -> None:
