@@ -184,6 +184,12 @@ def images(args: Args, target: Trained, device: torch.device) -> Splits:
     return Splits(data.train.to(device), data.validation.to(device), test.to(device))
 
 
+@lru_cache(maxsize=1)
+def read(dataset: Dataset, data_dir: Path, seed: int) -> Splits:
+    """The images of a dataset, read once for all classifiers that were trained on them."""
+    return load_images(dataset, data_dir, seed=seed)
+
+
 def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Splits) -> Evaluation:
     """One classifier: looked at, attacked with everything, measured, judged."""
     eps = target.about.epsilon if args.epsilon is None else args.epsilon

@@ -124,7 +124,7 @@ def _larger_epsilon(evaluation: Evaluation) -> Finding:
     rise = float((accuracy - np.minimum.accumulate(accuracy)).max())
     start, end = _at(curve, evaluation.eps), curve.accuracy[-1]
     ok = not _counts(rise, curve) and (_counts(start - end, curve) or not _counts(start, curve))
-    figure = f"{start:.1%} at ε = {evaluation.eps:g}, {end:.1%} at 1; rises by {rise:.1%} at most"
+    figure = f"{start:.1%} at ε = {evaluation.eps:g}, {end:.1%} at 1; rises by {_points(rise)}"
     bad = (
         "PGM-10 breaks no more where it may change more: it misses what is in its reach, a sign of "
         "masked gradients."
@@ -140,7 +140,7 @@ def _converged(evaluation: Evaluation) -> Finding:
         return _unchecked(item, "measure the curve against iterations")
     half = max(i for i, iterations in enumerate(curve.at) if 2 * iterations <= curve.at[-1])
     fall = curve.accuracy[half] - curve.accuracy[-1]
-    figure = f"falls by {fall:.1%} from {curve.at[half]:g} to {curve.at[-1]:g} iterations"
+    figure = f"falls by {_points(fall)} from {curve.at[half]:g} to {curve.at[-1]:g} iterations"
     bad = f"PGM breaks more with more iterations than {curve.at[-1]:g}: give attacks more of them."
     return _finding(item, not _counts(fall, curve), figure, "More iterations do not help.", bad)
 
@@ -176,7 +176,7 @@ def _radius(evaluation: Evaluation) -> Finding:
         return _unchecked(item, "measure the curve against ε")
     else:
         fall = curve.accuracy[0] - _at(curve, 2 * eps)
-        figure += f", with 2ε accuracy falls by {fall:.1%}"
+        figure += f", with 2ε accuracy falls by {_points(fall)}"
         # Where no ε breaks anything the attack is to blame, which other items say.
         if not _counts(fall, curve) and _counts(curve.accuracy[0] - curve.accuracy[-1], curve):
             bad = "Twice as large an ε breaks nothing either: every classifier is robust there."
@@ -243,3 +243,7 @@ def _counts(difference: float, curve: Curve) -> bool:
 
 def _share(images: Tensor) -> float:
     return images.double().mean().item()
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.1f} points"

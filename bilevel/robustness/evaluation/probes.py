@@ -16,8 +16,10 @@ from bilevel.robustness.data import ImageSet, sample
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
 from bilevel.robustness.evaluation.results import Finding
 
-# Measured: classifiers that take [0, 1] gain 2 points of accuracy at most in any other range (a
-# weakly trained one likes more contrast), those that want another gain 12 to 87.
+# Measured on digits and CIFAR-10: classifiers that take [0, 1] gain 2 points of accuracy at most in
+# any other range (a weakly trained one likes more contrast). Those that want [0, 255], [-1, 1] or
+# the statistics of CIFAR-10 or ImageNet gain 16 to 88. A robust one whose own range differs little
+# from [0, 1] gains 1 to 5 and goes unnoticed: so little does it lose.
 _GAIN = 0.1
 
 # By how much of their spread logits may change. In a repeated pass not at all, but for kernels that

@@ -44,17 +44,18 @@ def test_the_step_size_shrinks_where_it_overshoots() -> None:
     assert errors.max() < 2 / 2**6
 
 
-def test_algorithm_1_as_the_paper_prints_it() -> None:
-    model, batch = doubles(5)
+@pytest.mark.parametrize("rho", [0.75, 0.1])
+def test_algorithm_1_as_the_paper_prints_it(rho: float) -> None:
+    model, batch = doubles(4)
     follower = Linf(EPS, loss=dlr)
     leader = ZeroSum(model, follower)
-    together = APGD(EPS, 100).solve(follower, leader, batch).value
+    together = APGD(EPS, 100, rho).solve(follower, leader, batch).value
     for answer, *one in zip(together.split(1), batch.x.split(1), batch.y.split(1), strict=True):
-        expected = algorithm_1(Oracle(follower, leader, Batch(*one)), EPS)
+        expected = algorithm_1(Oracle(follower, leader, Batch(*one)), EPS, rho)
         torch.testing.assert_close(answer, expected, rtol=0, atol=1e-9)
 
 
-def algorithm_1(oracle: Oracle, eps: float) -> Tensor:
+def algorithm_1(oracle: Oracle, eps: float, rho: float) -> Tensor:
     """For one sample and 100 steps, of which the paper's formula makes these checkpoints w_j."""
     checkpoints, eta, xs = [0, 22, 41, 57, 70, 80, 87, 93, 99], [2 * eps], [oracle.init()]
     f = [float(oracle.gain(xs[0]))]
@@ -70,7 +71,7 @@ def algorithm_1(oracle: Oracle, eps: float) -> Tensor:
             last = checkpoints[checkpoints.index(k + 1) - 1]
             rises = sum(f[i + 1] > f[i] for i in range(last, k + 1))
             unchanged = eta[max(last - 1, 0)] == eta[k] and best[last][0] == best[k + 1][0]
-            if rises < 0.75 * (k + 1 - last) or unchanged:
+            if rises < rho * (k + 1 - last) or unchanged:
                 eta[-1], (f[-1], xs[-1]) = eta[-1] / 2, best[-1]
     return best[-1][1]
 

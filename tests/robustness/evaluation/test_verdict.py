@@ -130,22 +130,22 @@ RADIUS, COMPLETE = "ε is large enough", "every attack gave a figure"
         (
             with_curve("ε", 0.9, 0.8, 0.6, 0.59, 0.59),
             {UNBOUNDED, LARGER},
-            "60.0% at ε = 0.2, 59.0% at 1; rises by 0.0% at most",
+            "60.0% at ε = 0.2, 59.0% at 1; rises by 0.0 points",
         ),
         (
             with_curve("ε", 0.9, 0.5, 0.6, 0.1, 0.0),
             {LARGER},
-            "60.0% at ε = 0.2, 0.0% at 1; rises by 10.0% at most",
+            "60.0% at ε = 0.2, 0.0% at 1; rises by 10.0 points",
         ),
         (with_curve("ε", 0.9, 0.59, 0.6, 0.1, 0.0), set(), ""),
         (with_curve("ε", 0.9, 0.1, 0.01, 0.0, 0.0), set(), ""),  # nothing is left to fall
         (
             with_curve("iterations", 0.88, 0.65, 0.62, 0.6, 0.57),
             {CONVERGED},
-            "falls by 3.0% from 50 to 100 iterations",
+            "falls by 3.0 points from 50 to 100 iterations",
         ),
         (with_curve("iterations", 0.88, 0.6, 0.5, 0.4, 0.39), set(), ""),
-        (with_curve("ε", 0.9, 0.9, 0.89, 0.889, 0.0), {RADIUS}, "falls by 1.1%"),
+        (with_curve("ε", 0.9, 0.9, 0.89, 0.889, 0.0), {RADIUS}, "falls by 1.1 points"),
         (sound(trained_eps=0.3), {RADIUS}, "ε = 0.2"),
         (sound(trained_eps=0.22), {RADIUS}, "ε = 0.2"),
         (sound(trained_eps=0.205), set(), ""),
@@ -280,7 +280,7 @@ def test_the_headline() -> None:
     wrong = with_curve("iterations", 0.88, 0.65, 0.62, 0.6, 0.57)
     assert headline(replace(wrong, findings=judge(wrong, []))) == (
         f"Not trustworthy: {figure}, because 1 of 9 checks failed: PGM has converged (falls by "
-        "3.0% from 50 to 100 iterations)."
+        "3.0 points from 50 to 100 iterations)."
     )
     assert headline(sound()) == f"Not trustworthy: {figure}, because nothing has been checked."
 
