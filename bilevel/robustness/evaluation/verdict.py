@@ -20,8 +20,8 @@ def judge(evaluation: Evaluation, probed: Sequence[Finding]) -> tuple[Finding, .
 
     Example:
         >>> evaluation = Evaluation("pgm", 0.2, 0.2, torch.ones(4).bool())
-        >>> {finding.figure for finding in judge(evaluation, [])}
-        {'not measured', '0 of 0'}
+        >>> sorted({finding.figure for finding in judge(evaluation, [])})
+        ['0 of 0', 'not measured']
     """
     return *probed, *(check(evaluation) for check in CHECKLIST)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,10 +19,10 @@ from tests.problems import Nearest, Weights, image_game
 from tests.robustness.attacks.linear import LinearClassifier, greys
 
 
-def doubles(count: int) -> tuple[Classifier, Batch]:
+def doubles(rows: Sequence[int]) -> tuple[Classifier, Batch]:
     """A trained classifier and test images in double precision."""
     model, _, test = trained()
-    batch = next(batches(test, count))
+    batch = next(batches(test.subset(rows), len(rows)))
     return model.double().requires_grad_(False), Batch(batch.x.double(), batch.y)
 
 
@@ -44,9 +44,9 @@ def test_the_step_size_shrinks_where_it_overshoots() -> None:
     assert errors.max() < 2 / 2**6
 
 
-@pytest.mark.parametrize("rho", [0.75, 0.1])
+@pytest.mark.parametrize("rho", [0.75, 0.0])
 def test_algorithm_1_as_the_paper_prints_it(rho: float) -> None:
-    model, batch = doubles(4)
+    model, batch = doubles([10, 12, 14, 15])  # whose last step is not their best
     follower = Linf(EPS, loss=dlr)
     leader = ZeroSum(model, follower)
     together = APGD(EPS, 100, rho).solve(follower, leader, batch).value
@@ -112,7 +112,7 @@ def test_the_points_of_the_authors_code(name: str, loss: Loss) -> None:
     Not all of them: the authors' code counts rises across a restart, the paper from the restart on.
     """
     base = pytest.importorskip("pyautoattack.autopgd_base")
-    (model, batch), eps = doubles(20), 0.25  # eps is exact in the single precision of theirs
+    (model, batch), eps = doubles(range(20)), 0.25  # eps is exact in the single precision of theirs
     follower = Linf(eps, start=eps, loss=loss)
     torch.manual_seed(1)
     start = follower.init(batch)

@@ -46,15 +46,13 @@ def test_every_image_goes_the_way_that_it_goes_alone(authors: ModuleType) -> Non
 def test_any_point_within_the_radius_will_do() -> None:
     """Also one that τ, by then smaller, still punishes: no success of the authors' search."""
     model, _, test = trained()
-    batch = next(batches(test, 6))
-    smallest = attack(model, Linf(1.0, loss=margin), CarliniWagner(0.0, steps=40), batch).x
-    radius = (smallest - batch.x).abs().flatten(1).amax(1) * 0.97
-    broken = []
-    for x, y, eps in zip(batch.x.split(1), batch.y.split(1), radius.tolist(), strict=True):
-        images = attack(model, Linf(eps, loss=margin), CarliniWagner(eps, steps=40), Batch(x, y)).x
-        broken.append(bool(model(images).argmax(1) != y))
-    print(broken)
-    assert any(broken)
+    some = next(batches(test.subset([1]), 1))
+    batch = Batch(some.x.double(), some.y)
+    smallest = attack(model.double(), Linf(1.0, loss=margin), CarliniWagner(0.0, 40), batch).x
+    eps = 0.97 * (smallest - batch.x).abs().max().item()
+    images = attack(model, Linf(eps, loss=margin), CarliniWagner(eps, 40), batch).x
+    assert model(images).argmax(1) != batch.y
+    assert (images - batch.x).abs().max() < 0.999 * eps  # found there, not clipped to it
 
 
 def test_it_breaks_what_the_authors_procedure_breaks(authors: ModuleType) -> None:

@@ -1,0 +1,83 @@
+"""What the whole battery costs beside its longest attack.
+
+    python applications/benchmarks/battery.py runs/adv_training/pgm --test-size 1000
+
+Each attack is run alone, on every image that the classifier gets right, as if its figure were all
+that is wanted; then all of them together, each on what others have left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bilevel import commandline, experiment
+from bilevel.robustness import (
+    STANDARD,
+    Arsenal,
+    Battery,
+    load_images,
+    load_trained,
+    make_attacks,
+    sample,
+)
+
+
+@dataclass
+class Args:
+    """Time the battery of robust_eval.py, and each of its attacks alone."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Folder that a training application wrote."""
+    attack: tuple[str, ...] = STANDARD
+    data_dir: Path = Path("data")
+    test_size: int = 1000
+    points: int = 1000
+    """Random points a sample."""
+    out: Path = Path("runs/battery")
+    device: str = "auto"
+    seed: int = 0
+    smoke: bool = False
+    """Seconds instead of minutes: few images, two attacks."""
+
+
+def main(args: Args) -> None:
+    """Measures, prints the table and writes the results."""
+    if args.smoke:
+        args.test_size, args.attack = 16, ("fgsm", "pgm-20")
+    device = experiment.pick_device(args.device)
+    target = load_trained(args.checkpoint)
+    for network in (target.model, target.solver):
+        if network is not None:
+            network.to(device).to(memory_format=torch.channels_last)
+    data = load_images(target.about.dataset, args.data_dir, seed=target.about.seed)
+    images = sample(data.test, args.test_size).to(device)
+    eps = target.about.epsilon
+    arsenal = Arsenal(target, eps, points=args.points, alone=args.attack)
+    records = []
+    for name in track(args.attack, "each alone"):
+        _, outcomes = Battery(make_attacks([name], arsenal), eps=eps).run(target.model, images)
+        records += [{"attack": o.name, "how": "alone", "seconds": o.seconds} for o in outcomes]
+    with Console().status("all together"):
+        attacks = make_attacks(args.attack, Arsenal(target, eps, points=args.points))
+        _, outcomes = Battery(attacks, eps=eps).run(target.model, images)
+    records += [{"attack": o.name, "how": "in battery", "seconds": o.seconds} for o in outcomes]
+    longest = max(r["seconds"] for r in records if r["how"] == "alone")
+    total = sum(r["seconds"] for r in records if r["how"] == "in battery")
+    records.append({"attack": "battery", "how": "÷ longest alone", "ratio": total / longest})
+    experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
+    table = Table("attack", "alone (s)", "in the battery (s)", title=f"{len(images)} images")
+    for alone, together in zip(records, outcomes, strict=False):
+        table.add_row(together.name, f"{alone['seconds']:.1f}", f"{together.seconds:.1f}")
+    table.add_row("all", f"{longest:.1f} (longest)", f"{total:.1f} ({total / longest:.2f} times)")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)
