@@ -120,7 +120,7 @@ SCALES = {
             "validation_size": 500,
             "test_size": 256,
         },
-        evaluation={"test_size": 256, "curve_size": 64, "points": 1000},
+        evaluation={"test_size": 200, "curve_size": 64, "points": 1000},
         slim_width=8,
     ),
     "paper": Scale(
