@@ -153,7 +153,8 @@ def is_broken(model: nn.Module, images: Tensor, batch: Batch, eps: float) -> Ten
     with torch.no_grad(), frozen(model):
         wrong = model(images).argmax(1) != batch.y
     near = (images - batch.x).abs().flatten(1).amax(1) <= eps + 1e-6
-    return (wrong & near).cpu()
+    broken: Tensor = wrong & near
+    return broken.cpu()
 
 
 def record(name: str, broken: dict[str, Tensor], seconds: dict[str, list[float]]) -> dict[str, Any]:

@@ -1,1 +1,7 @@
 """Solvers and interfaces that attack a trained classifier."""
+
+from bilevel.robustness.attacks.apgd import APGD
+from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
+from bilevel.robustness.attacks.random_search import RandomSearch
+
+__all__ = ["APGD", "CarliniWagner", "RandomSearch"]

@@ -43,7 +43,7 @@ class RandomSearch(Solver):
         gain = oracle.gain(best)
         for number in range(1, self.points):
             (point,) = leaves(oracle.init())
-            if number == 1 and torch.equal(point, best):
+            if number == 1 and len(point) and torch.equal(point, best):
                 raise BilevelError(
                     "RandomSearch was given the same point twice: the follower starts where it "
                     "always does; give it a random start, Linf(eps, start=eps)"

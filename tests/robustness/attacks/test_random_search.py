@@ -72,6 +72,12 @@ def test_a_follower_that_does_not_start_at_random() -> None:
         RandomSearch(2).solve(follower, leader, batch)
 
 
+def test_a_batch_without_images() -> None:
+    leader, _, _ = image_game()
+    nothing = Batch(torch.zeros(0, 1, 4, 4), torch.zeros(0).long())
+    assert len(attack(leader.model, Linf(EPS, start=EPS), RandomSearch(3), nothing).x) == 0
+
+
 @pytest.mark.parametrize("points", [0, -1, 1.5])
 def test_bad_arguments(points: float) -> None:
     with pytest.raises(BilevelError, match=f"points is {points}: .* give 1, 2"):
