@@ -259,7 +259,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def write(out: Path, results: list[Table], title: str, environment: dict[str, str]) -> None:
     """The tables as Markdown."""
-    about = ", ".join(f"{key} {value}" for key, value in environment.items())
+    told = (environment[key] for key in ("date", "device", "torch"))
+    about = f"`{environment['command']}`: {', '.join(told)}"
     text = "\n\n".join([f"## {title}", about, *(table.markdown() for table in results)])
     with replacing(out / "tables.md") as part:
         part.write_text(text + "\n")

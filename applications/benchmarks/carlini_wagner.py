@@ -92,6 +92,7 @@ def trained(args: Args, device: torch.device) -> tuple[nn.Module, Batch]:
     data = load_images("digits", ".", seed=args.seed)
     train, follower = data.train.to(device), Linf(args.eps)
     model = build_model("small-cnn", channels=1, classes=10).to(device)
+    model.to(memory_format=torch.channels_last)  # as the applications do
     game = make_game(ZeroSum(model, follower), follower, fgsm(args.eps), RECIPES["digits"])
     for epoch in range(args.epochs):
         for batch in shuffled_batches(train, 64, seed=args.seed, epoch=epoch):
