@@ -245,7 +245,7 @@ def evaluate(args: Args, scale: Scale, out: Path) -> None:
 def figures(args: Args, scale: Scale, out: Path, evaluated: list[dict[str, Any]]) -> None:
     """Figures 3 and 10, 7 and 8; 4 and 5 are in the evaluation's report."""
     shown = [name for name in ("pgm", "grad-l2l", "two-step-l2l") if name in args.row]
-    if args.figures and shown:
+    if args.figures and "pgm" in shown:
         draw_curves(out / "figures-3-10.png", evaluated, shown)
     if not (path := out / "figures-7-8.png").exists():
         draw_limit_cycle(path, scale.step)

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from bilevel import Bilevel, FollowerProblem, Parametric, ZeroSum
 from bilevel.files import replacing
+from bilevel.robustness.evaluation.plots import COLORS
+from bilevel.robustness.figures import STYLE
 
 Points = tuple[list[float], list[float]]
 
@@ -23,25 +26,31 @@ def draw_curves(path: Path, evaluated: Sequence[Mapping[str, Any]], rows: Sequen
     Args:
         path: The PNG file.
         evaluated: The records of ``robust_eval.py``.
-        rows: The runs to show; ``pgm`` is the one that the others are compared with.
+        rows: The runs to show; ``pgm``, the one that the others are compared with, among them.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots(2, 2, sharex="col")
-    for column, quantity in enumerate(("ε", "iterations")):
-        curves = {row: _points(evaluated, row, quantity) for row in rows}
-        for row, (at, accuracy) in curves.items():
-            axes[0, column].plot(at, accuracy, "o-", markersize=3, label=row)
-            base = dict(zip(*curves["pgm"], strict=True)) if "pgm" in curves else {}
-            both = [(x, y - base[x]) for x, y in zip(at, accuracy, strict=True) if x in base]
-            if row != "pgm" and both:
-                axes[1, column].plot(*zip(*both, strict=True), "o-", markersize=3, label=row)
-        axes[1, column].axhline(0, color="gray", linewidth=0.8)
-        axes[1, column].set_xlabel(quantity)
-        axes[1, column].set_xscale("symlog", linthresh=0.05 if quantity == "ε" else 1)
-    axes[0, 0].set_ylabel("accuracy")
-    axes[1, 0].set_ylabel("gain over pgm")
-    axes[0, 0].legend(frameon=False)
-    _save(figure, path)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 5.5), layout="constrained")
+        axes = figure.subplots(2, 2, sharex="col")
+        for (top, bottom), quantity in zip(axes.T, ("ε", "iterations"), strict=True):
+            curves = {row: _points(evaluated, row, quantity) for row in rows}
+            base = dict(zip(*curves.get("pgm", ((), ())), strict=True))
+            for color, (row, (at, accuracy)) in zip(COLORS, curves.items(), strict=False):
+                look = {"color": color, "marker": "o", "markersize": 3.5, "label": row}
+                top.plot(at, accuracy, **look)
+                both = [(x, y - base[x]) for x, y in zip(at, accuracy, strict=True) if x in base]
+                bottom.plot(*zip(*both, strict=True), **look)
+            measured = curves[rows[0]][0]
+            if quantity == "ε":
+                bottom.set_xscale("symlog", linthresh=0.1)
+            else:
+                bottom.set_xscale("log")
+            bottom.set_xlim(measured[0], measured[-1])
+            bottom.xaxis.set_major_formatter("{x:g}")
+            bottom.set_xlabel(quantity)
+        axes[0, 0].set_ylabel("accuracy")
+        axes[1, 0].set_ylabel("gain over pgm")
+        axes[0, 0].legend(frameon=False)
+        _save(figure, path)
 
 
 def _points(evaluated: Sequence[Mapping[str, Any]], row: str, quantity: str) -> Points:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 COLORS = ("#2f7ed8", "#d97706", "#12936f", "#a855c7", "#d6456b", "#7c8a12", "#0e93a8", "#8d6e63")
 """One for each classifier, readable on white and on black."""
 
+STROKES = ("-", "--", ":")
+"""For further rounds of the colours."""
+
 NAMES_IN_CSS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)"}
 
 
@@ -108,23 +111,24 @@ def _panel(
     from matplotlib.ticker import PercentFormatter
 
     shown = [
-        (one, curve, COLORS[i % len(COLORS)])
+        (one, curve, COLORS[i % len(COLORS)], STROKES[i // len(COLORS) % len(STROKES)])
         for i, one in enumerate(evaluations)
         for curve in one.curves
         if curve.quantity == quantity
     ]
-    for one, curve, color in shown:
+    for one, curve, color, stroke in shown:
         if only is None or one is only:
-            look: dict[str, Any] = {"color": color, "marker": "o", "clip_on": False, "zorder": 3}
+            look: dict[str, Any] = {"color": color, "linestyle": stroke, "marker": "o"}
+            look |= {"clip_on": False, "zorder": 3, "label": one.name}
         else:
             look = {"color": MUTED, "alpha": 0.35, "zorder": 1}
         axis.plot(curve.at, curve.accuracy, markersize=3.5, **look)
-    images = sorted({curve.images for _, curve, _ in shown})
+    images = sorted({curve.images for _, curve, _, _ in shown})
     axis.set_title(f"Accuracy against {quantity}", loc="left", fontweight="bold")
     axis.set_title(f"{', '.join(map(str, images))} images", loc="right", color=MUTED)
     axis.set_ylim(0, 1)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
-    measured = {at for _, curve, _ in shown for at in curve.at}
+    measured = {at for _, curve, _, _ in shown for at in curve.at}
     if quantity == "ε":
         evaluated = {one.eps for one in evaluations}
         for eps in evaluated:
@@ -134,8 +138,10 @@ def _panel(
     else:
         _scale(axis, measured, 1.0)
         axis.set_xlabel(quantity)
-    if only is None:
-        _name_lines(axis, shown)
+    if only is None and len(shown) <= len(COLORS):
+        _name_lines(axis, [line[:3] for line in shown])
+    elif only is None:
+        axis.legend(bbox_to_anchor=(1.01, 1.05), loc="upper left", frameon=False, fontsize=6.5)
 
 
 def _scale(axis: Axes, measured: set[float], linear: float) -> None:
