@@ -72,9 +72,11 @@ class CarliniWagner(Solver):
             (gradient,) = leaves(slope)
             works, reach = search.works(gain), search.delta.abs().flatten(1).amax(1)
             found = (gain > 0) & (reach <= self.radius)
-            last[search.rows] = choose(works | found, search.delta, last[search.rows])
             stepped = search.stepped(gain, gradient, self.steps)
-            search = search.shrunk(reach).where(works, stepped)
+            if (works | found).any():  # most iterations bring nothing
+                last[search.rows] = choose(works | found, search.delta, last[search.rows])
+                stepped = search.shrunk(reach).where(works, stepped)
+            search = stepped
             active = ~found & (search.tau > _LEAST_TAU) & (search.exponent <= _LARGEST_EXPONENT)
             if not active.all():
                 oracle, search = oracle.restricted(active), search.restricted(active)
