@@ -172,7 +172,7 @@ def load(names: tuple[str, ...], device: torch.device) -> list[Trained]:
 def images(args: Args, target: Trained, device: torch.device) -> Splits:
     """The images that a classifier is attacked on, and those that a fresh attacker learns from."""
     dataset = args.dataset or target.about.dataset
-    data = read(dataset, args.data_dir, target.about.seed)
+    data = read(dataset, args.data_dir, target.about.seed, device)
     shape = (data.test.images.shape[1], len(data.test.classes))
     if shape != (target.about.channels, target.about.classes):
         raise BilevelError(
@@ -180,14 +180,13 @@ def images(args: Args, target: Trained, device: torch.device) -> Splits:
             f"classes, {dataset} has {shape[0]} and {shape[1]}: name the data that it was trained "
             "on with --dataset and --data-dir"
         )
-    test = sample(data.test, args.test_size)
-    return Splits(data.train.to(device), data.validation.to(device), test.to(device))
+    return data._replace(test=sample(data.test, args.test_size))
 
 
 @lru_cache(maxsize=1)
-def read(dataset: Dataset, data_dir: Path, seed: int) -> Splits:
+def read(dataset: Dataset, data_dir: Path, seed: int, device: torch.device) -> Splits:
     """The images of a dataset, read once for all classifiers that were trained on them."""
-    return load_images(dataset, data_dir, seed=seed)
+    return Splits(*(part.to(device) for part in load_images(dataset, data_dir, seed=seed)))
 
 
 def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Splits) -> Evaluation:
@@ -237,16 +236,17 @@ def measure(
     """Accuracy against ε and against iterations, measured once."""
     if not args.curves:
         return ()
-    if args.resume and path.exists():
-        return tuple(Curve(**curve) for curve in checkpoint.load(path)["curves"])
     chosen = sample(test, args.curve_size)
+    kept = checkpoint.load(path) if args.resume and path.exists() else {}
+    if kept.get("images") == len(chosen):  # all else is the battery's too, which has checked it
+        return tuple(Curve(**curve) for curve in kept["curves"])
     curves = []
     for name, curve in (
         ("accuracy against ε", accuracy_by_epsilon),
         ("accuracy against iterations", accuracy_by_iterations),
     ):
         curves.append(curve(target.model, chosen, eps, report=partial(show, name)))
-    checkpoint.save(path, {"curves": [asdict(curve) for curve in curves]})
+    checkpoint.save(path, {"images": len(chosen), "curves": [asdict(curve) for curve in curves]})
     return tuple(curves)
 
 
@@ -259,7 +259,7 @@ def picture(target: Trained, eps: float, test: ImageSet) -> list[Example]:
     }
     if target.about.method != "plain":
         own = target.solver or target.about.solver().to(shown.x.device)
-        attacks[f"own {target.about.method}"] = (target.about.follower(), own)
+        attacks[f"own {target.about.method}"] = (target.about.follower(eps), own)
     return [
         example
         for title, (follower, solver) in attacks.items()

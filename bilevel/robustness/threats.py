@@ -89,7 +89,8 @@ class Perturbation(FollowerProblem):
         return (batch.x + self.clip(delta)).clamp(0, 1) - batch.x
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(eps={self.eps:g}, start={self.start:g})"
+        loss = getattr(self.loss, "__name__", repr(self.loss))
+        return f"{type(self).__name__}(eps={self.eps:g}, start={self.start:g}, loss={loss})"
 
 
 class Linf(Perturbation):

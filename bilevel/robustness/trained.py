@@ -47,15 +47,19 @@ class About:
     attacker: Attacker = field(default_factory=Attacker)
     interpolation: dict[str, Any] | None = None
 
-    def follower(self) -> Perturbation:
+    def follower(self, eps: float | None = None) -> Perturbation:
         """The follower that the attacker was trained to solve.
+
+        Args:
+            eps: Another ε than the one that it was trained for.
 
         Returns:
             The threat model.
         """
+        eps = self.epsilon if eps is None else eps
         if self.interpolation is None:
-            return Linf(self.epsilon)
-        return Interpolation(self.epsilon, **self.interpolation)
+            return Linf(eps)
+        return Interpolation(eps, **self.interpolation)
 
     def solver(self, pgm_steps: int = 10) -> Solver:
         """The method's solver, as it is before training.

@@ -62,6 +62,7 @@ def test_the_follower_is_the_one_that_was_played_against() -> None:
     follower = ABOUT["two-step-l2l"].follower()
     assert isinstance(follower, Interpolation)
     assert (follower.eps, follower.pairing, follower.sense) == (0.2, "next", "max")
+    assert ABOUT["two-step-l2l"].follower(0.1).eps == ABOUT["grad-l2l"].follower(0.1).eps == 0.1
 
 
 def test_a_name_of_ones_own(tmp_path: Path) -> None:

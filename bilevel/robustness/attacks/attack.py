@@ -68,6 +68,15 @@ class Attack(ABC):
         """
         return 1
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """All that its answers depend on, in words, by which a resumed battery knows it.
+
+        Returns:
+            Its name, and what else could differ between two attacks of that name.
+        """
+        return (self.name,)
+
     def prepare(self, model: nn.Module) -> None:
         """What it does once before it sees an image, such as training; nothing unless it wants to.
 
@@ -137,6 +146,11 @@ class Solved(Attack):
     def tries(self) -> int:
         """The restarts, or the targets."""
         return self.targets or self.restarts
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The name, the follower, the solver and the number of tries."""
+        return self.name, repr(self.follower), repr(self.solver), f"{self.tries} tries"
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
         """The solver's answer; with targets, toward the ``attempt``-th likeliest wrong class."""

@@ -55,6 +55,12 @@ class Fresh(Attack):
         self.lr = lr
         self.solver: Solver | None = None
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The name, the follower, and how the attacker is trained."""
+        training = f"{self.steps} steps of {self.batch_size} at {self.lr:g}"
+        return self.name, repr(self.follower), training
+
     def prepare(self, model: nn.Module) -> None:
         """Trains the attacker: φ ascends the mean loss at its answers."""
         self.solver = self.make().to(self.images.images.device).train()

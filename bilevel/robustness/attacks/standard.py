@@ -45,8 +45,8 @@ STANDARD = (
     "apgd-t",
     "random",
 )
-"""The default battery, cheap attacks first; what needs gradients before what needs none. CW takes
-longer than any of them, and broke nothing that they had left of ten classifiers."""
+"""The default battery, cheap attacks first; what needs gradients before what needs none. CW takes as
+long as the longest of them, and broke nothing that they had left of ten classifiers."""
 
 _PGM = re.compile(r"pgm-([1-9]\d*)(?:-(margin|dlr))?")
 
@@ -164,7 +164,8 @@ def _own(arsenal: Arsenal) -> list[Attack]:
     name = f"own {target.about.method}"
     if target.solver is None:
         return [Missing(name, f"{target.name} was saved without its attacker.safetensors")]
-    return [Solved(name, target.about.follower(), target.solver, alone=True, passes=30)]
+    follower = target.about.follower(arsenal.eps)
+    return [Solved(name, follower, target.solver, alone=True, passes=30)]
 
 
 def _fresh(arsenal: Arsenal) -> list[Attack]:

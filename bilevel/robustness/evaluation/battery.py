@@ -192,7 +192,7 @@ class Battery:
 
     def _config(self, right: Tensor) -> dict[str, object]:
         return {
-            "attacks": [attack.name for attack in self.attacks],
+            "attacks": [attack.settings for attack in self.attacks],
             "epsilon": self.eps,
             "seed": self.seed,
             "batch size": self.batch_size,

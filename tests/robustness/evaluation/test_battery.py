@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError, pgm
 from bilevel.robustness import Attack, Batch, Battery, Foreign, ImageSet, Linf, Solved
+from bilevel.robustness.losses import margin
 
 EPS = 0.2
 COUNT = 30
@@ -173,6 +174,24 @@ def test_another_evaluation_is_not_resumed(
     Battery(**settings).run(Threshold(), images)
     with pytest.raises(BilevelError, match=f"with other {named}:.*another --out"):
         Battery(**settings | change).run(Threshold(), images, resume=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Solved("PGM", Linf(EPS), pgm(0.01, 3), restarts=2),
+        Solved("PGM", Linf(EPS, start=EPS), pgm(0.01, 3)),
+        Solved("PGM", Linf(EPS, loss=margin), pgm(0.01, 3)),
+        Solved("PGM", Linf(EPS), pgm(0.02, 3)),
+    ],
+)
+def test_attacks_of_one_name_are_told_apart(
+    images: ImageSet, tmp_path: Path, other: Attack
+) -> None:
+    settings = {"eps": EPS, "path": tmp_path / "battery.pt"}
+    Battery([Solved("PGM", Linf(EPS), pgm(0.01, 3))], **settings).run(Threshold(), images)
+    with pytest.raises(BilevelError, match="with other attacks"):
+        Battery([other], **settings).run(Threshold(), images, resume=True)
 
 
 def failing(error: Exception) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:

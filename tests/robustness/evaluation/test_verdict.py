@@ -1,4 +1,4 @@
-"""The verdict: every item on made-up figures, and planted faults from attack to headline."""
+"""The verdict: every item on made-up figures."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bilevel import Solver, fgsm, pgm
 from bilevel.robustness import (
-    EVALUATION_STEP,
     Curve,
     Evaluation,
     Finding,
-    ImageSet,
-    Linf,
     Outcome,
-    Perturbation,
-    RandomSearch,
-    Splits,
-    correct,
-    sample,
 )
 from bilevel.robustness.attacks.attack import Kind
 from bilevel.robustness.evaluation.checklist import tolerance
-from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
-from bilevel.robustness.evaluation.probes import probe
 from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
-from bilevel.robustness.losses import margin
-from tests.robustness.evaluation.faults import FAULTS, Faulty
+from tests.robustness.evaluation.items import (
+    BLACK_BOX,
+    COMPLETE,
+    CONVERGED,
+    CROSS_ENTROPY,
+    LARGER,
+    ONE_STEP,
+    RADIUS,
+    RANDOM,
+    UNBOUNDED,
+)
 
 N = 1000
 EPSILONS = (0.0, 0.1, 0.2, 0.4, 1.0)
@@ -104,16 +102,6 @@ def test_nothing_is_wrong_with_a_sound_evaluation() -> None:
     assert [finding for finding in findings if not finding.ok] == []
     assert len({finding.item for finding in findings}) == len(findings) == 9
     assert all(finding.figure and finding.sentence.endswith(".") for finding in findings)
-
-
-ONE_STEP, BLACK_BOX, RANDOM = (
-    "one step breaks less than many",
-    "black-box attacks add nothing",
-    "random search adds nothing",
-)
-UNBOUNDED, LARGER = "unbounded attacks break everything", "a larger ε breaks more"
-CONVERGED, CROSS_ENTROPY = "PGM has converged", "cross entropy can be followed"
-RADIUS, COMPLETE = "ε is large enough", "every attack gave a figure"
 
 
 @pytest.mark.parametrize(
@@ -294,87 +282,3 @@ def test_figures_that_must_not_be_quoted() -> None:
         f"80.0% under FGSM on pgm-1: {worst}",
     )
     assert not_to_be_quoted(sound(outcomes=())) == ()
-
-
-def attacked(
-    name: str, kind: Kind, model: nn.Module, data: ImageSet, follower: Perturbation, solver: Solver
-) -> Outcome:
-    """One attack on everything that the classifier gets right."""
-    right = correct(model, data)
-    return Outcome(name, kind, right, right & ~correct(model, data, follower, solver), 1.0)
-
-
-def evaluate(
-    model: nn.Module, data: ImageSet, *, eps: float, trained_eps: float | None, seed: int = 0
-) -> Evaluation:
-    """A small evaluation with everything that the verdict reads."""
-    torch.manual_seed(seed)
-    data, steps = sample(data, 150, seed=seed), pgm(EVALUATION_STEP * eps, 20)
-    attacks: list[tuple[str, Kind, Perturbation, Solver]] = [
-        ("FGSM", "one-step", Linf(eps), fgsm(eps)),
-        ("PGM-20", "iterative", Linf(eps, start=1e-4), steps),
-        ("PGM-20 margin", "iterative", Linf(eps, start=eps, loss=margin), steps),
-        ("random 50", "black-box", Linf(eps, start=eps, loss=margin), RandomSearch(50)),
-    ]
-    few = sample(data, 100, seed=seed)
-    curves = (accuracy_by_epsilon(model, few, eps), accuracy_by_iterations(model, few, eps))
-    evaluation = Evaluation(
-        "digits",
-        eps,
-        trained_eps,
-        right=correct(model, data),
-        outcomes=tuple(
-            attacked(name, kind, model, data, follower, solver)
-            for name, kind, follower, solver in attacks
-        ),
-        curves=curves,
-    )
-    return replace(evaluation, findings=judge(evaluation, probe(model, data)))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_robust_classifier_is_trusted(
-    seed: int, robust_model: nn.Module, digits: Splits, robust_eps: float
-) -> None:
-    found = evaluate(robust_model, digits.test, eps=robust_eps, trained_eps=robust_eps, seed=seed)
-    assert [finding for finding in found.findings if not finding.ok] == []
-    assert headline(found).startswith("Trustworthy: ")
-    assert 0.4 < found.worst_case < 0.8
-
-
-MASKED = {"gradients exist", UNBOUNDED, LARGER, CROSS_ENTROPY}
-
-
-@pytest.mark.parametrize(
-    ("fault", "items"),
-    [
-        ("huge logits", MASKED),
-        ("rounded logits", {*MASKED, "gradients predict the loss", BLACK_BOX, RANDOM}),
-    ],
-)
-def test_a_planted_fault_is_named(
-    fault: str, items: set[str], robust_model: nn.Module, digits: Splits, robust_eps: float
-) -> None:
-    model = Faulty(robust_model, FAULTS[fault])
-    found = evaluate(model, digits.test, eps=robust_eps, trained_eps=robust_eps)
-    assert {finding.item for finding in found.findings if not finding.ok} == items
-    assert headline(found).startswith("Not trustworthy: ")
-    assert all(item in headline(found) for item in items)
-
-
-def test_a_random_layer_is_named(
-    robust_model: nn.Module, digits: Splits, robust_eps: float
-) -> None:
-    model = Faulty(robust_model, FAULTS["random layer"])
-    found = evaluate(model, digits.test, eps=robust_eps, trained_eps=robust_eps)
-    assert "output is deterministic (" in headline(found)
-
-
-@pytest.mark.parametrize(("eps", "trained_eps"), [(0.05, 0.2), (0.005, None)])
-def test_a_wrong_epsilon_is_named(
-    eps: float, trained_eps: float | None, robust_model: nn.Module, digits: Splits
-) -> None:
-    """Smaller than in training, or so small that nothing breaks."""
-    found = evaluate(robust_model, digits.test, eps=eps, trained_eps=trained_eps)
-    assert [finding.item for finding in found.findings if not finding.ok] == [RADIUS]
-    assert headline(found).endswith(f"{RADIUS} ({found.findings[13].figure}).")

@@ -1,0 +1,10 @@
+"""The names of the checklist's items."""
+
+ONE_STEP, BLACK_BOX, RANDOM = (
+    "one step breaks less than many",
+    "black-box attacks add nothing",
+    "random search adds nothing",
+)
+UNBOUNDED, LARGER = "unbounded attacks break everything", "a larger ε breaks more"
+CONVERGED, CROSS_ENTROPY = "PGM has converged", "cross entropy can be followed"
+RADIUS, COMPLETE = "ε is large enough", "every attack gave a figure"
