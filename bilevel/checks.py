@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def require_finite(term: str, loss: Tensor, step: int) -> None:
     Raises:
         NonFiniteError: If it is not finite.
     """
-    if loss.device.type == "cpu" and not torch.isfinite(loss.detach()):
+    if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NonFiniteError(
             f"step {step}: {term} is {loss.item()}: training has diverged or the batch is not "
             "finite; lower the learning rate, or go back to the last checkpoint"

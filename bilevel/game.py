@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilevel import checks
 from bilevel.adjoint import Adjoint, Detached
@@ -15,7 +15,7 @@ from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedule import Schedule, Simultaneous
 from bilevel.solver import Solution, Solver
-from bilevel.tree import Value, detach, leaves, tree_map
+from bilevel.tree import Value, detach, leaves
 
 
 class Optimizer(Protocol):
@@ -162,7 +162,7 @@ class Bilevel:
         losses: list[Tensor] = []
 
         def closure() -> Tensor:
-            self.leader.zero_grad()
+            forget_gradients(self.leader)
             loss = self.leader.loss(detach(y) if losses else y, batch)
             checks.require_finite("the leader's loss", loss, self.steps)
             loss.backward()
@@ -183,7 +183,7 @@ class Bilevel:
         """
         if self.solver_opt is None:
             return
-        self.solver.zero_grad()
+        forget_gradients(self.solver)
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
             checks.require_finite("the follower's objective", loss, self.steps)
@@ -193,7 +193,7 @@ class Bilevel:
     def move_both(self, y: Value, batch: Batch) -> Tensor:
         """In a zero-sum game: both moves for the price of the leader's.
 
-        The leader's backward pass goes on through ``y`` to φ, with its sign turned on the way, so
+        The leader's backward pass goes on through ``y`` to φ, whose gradient is then negated, so
         that a descent step of either optimizer improves its own player.
 
         Args:
@@ -203,9 +203,12 @@ class Bilevel:
         Returns:
             The leader's loss before it moved.
         """
-        self.solver.zero_grad()
-        loss = self.move_leader(tree_map(_Opposed.apply, y), batch)
+        forget_gradients(self.solver)
+        loss = self.move_leader(y, batch)
         if self.solver_opt is not None:
+            for parameter in self.solver.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.neg_()
             self.solver_opt.step()
         return loss
 
@@ -219,8 +222,10 @@ class Bilevel:
         Returns:
             The loss and the solution's statistics, of which a zero-sum loss is one.
         """
-        after = {"objective_after": self.follower.sign * loss} if self.zero_sum else {}
-        return {"loss": loss, **solution.stats, **after}
+        metrics = {"loss": loss, **solution.stats}
+        if self.zero_sum:
+            metrics["objective_after"] = loss if self.follower.sign > 0 else -loss
+        return metrics
 
     # What outlives the process.
 
@@ -266,13 +271,7 @@ class Bilevel:
         return {name: part for name, part in parts.items() if part is not None}
 
 
-class _Opposed(torch.autograd.Function):
-    """The identity, whose gradient is negated."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return -gradients[0]
+def forget_gradients(module: nn.Module) -> None:
+    """``module.zero_grad()``, without its overhead."""
+    for parameter in module.parameters():
+        parameter.grad = None

@@ -146,7 +146,7 @@ class FollowerProblem(ABC):
         with reading(self, batch):
             value = self.objective(leader, y, batch)
         self._check_shape(value, y)
-        return self.sign * value
+        return value if self.sign > 0 else -value
 
     @property
     def sign(self) -> int:
@@ -231,4 +231,5 @@ class ZeroSum(LeaderProblem):
 
     def loss(self, y: Value, batch: Batch) -> Tensor:
         """The mean of the follower's gain at ``y``."""
-        return self.follower.gain(self, y, batch).mean()
+        gain = self.follower.gain(self, y, batch)
+        return gain.mean() if gain.dim() else gain

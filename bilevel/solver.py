@@ -231,9 +231,24 @@ class Parametric(Solver):
         """Projects the parameters onto Y and answers with them."""
         y: Value
         y = self.y if isinstance(self.y, Tensor) else {**dict(self.y.named_parameters())}
-        with torch.no_grad():
-            tree_map(Tensor.copy_, y, oracle.project(detach(y)))
+        here = detach(y)
+        nearest = oracle.project(here)
+        if nearest is not here:
+            tree_map(Tensor.copy_, here, nearest)
         return y
+
+    def solve(
+        self,
+        follower: FollowerProblem,
+        leader: LeaderProblem,
+        batch: Batch,
+        *,
+        evaluate: bool = True,
+    ) -> Solution:
+        """Answers without a look at the leader, which needs to be held fixed for judging only."""
+        if evaluate:
+            return super().solve(follower, leader, batch)
+        return Solution(self.answer(Oracle(follower, leader, batch)), {})
 
 
 def _detach_state(state: Any) -> Any:
