@@ -72,7 +72,7 @@ class Args:
     """Radius of PGM's random start."""
     restarts: int = 1
     """Random starts of PGM and APGD; the worst counts. The paper takes 5."""
-    points: int = 1000
+    points: int = 300
     """Random points a sample; the paper's table has 100000."""
     fresh: str = "grad-l2l"
     """The method of the attacker that is trained afresh."""

@@ -11,7 +11,7 @@ Six nouns, one a module, make every algorithm:
     Update            one step rule              updates.SignGradient, .CNN, .ConvRNN, .MLP, …
     Solver            the loop that answers      Iterative(update, steps), Parametric(y)
     Adjoint           how y*(θ) is differentiated   Detached
-    Schedule          in which order θ, φ move   Simultaneous, Alternating
+    Schedule          in which order θ, φ move   Simultaneous, Alternating, Extragradient, …
 
 Named algorithms are compositions, so one is swapped for another in one line:
 
@@ -23,15 +23,17 @@ Named algorithms are compositions, so one is swapped for another in one line:
     2-Step L2L attacker     = Iterative(CNN(...), steps=2)
     L2L-GAIL                = Iterative(MLP(m), steps=1, warm_start=True)
     gradient descent–ascent = Simultaneous with Parametric(y)
+    proximal point          = ProximalPoint(k), of which Extragradient is k = 2
 
 and ``Bilevel(leader, follower, solver, leader_opt=…, solver_opt=…)`` plays the game.
 The kits (``bilevel.robustness``) are imported by name; the core knows none of them.
 """
 
-from bilevel import testing, updates
+from bilevel import games, testing, updates
 from bilevel.adjoint import Adjoint, Detached
 from bilevel.alias import fgsm, pgm
 from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.extrapolation import Extragradient, Lookahead, Optimistic, ProximalPoint
 from bilevel.frozen import frozen
 from bilevel.game import Bilevel
 from bilevel.metrics import MetricLog
@@ -47,13 +49,17 @@ __all__ = [
     "Bilevel",
     "BilevelError",
     "Detached",
+    "Extragradient",
     "FollowerProblem",
     "Iterative",
     "LeaderProblem",
+    "Lookahead",
     "MetricLog",
     "NonFiniteError",
+    "Optimistic",
     "Oracle",
     "Parametric",
+    "ProximalPoint",
     "Schedule",
     "Simultaneous",
     "Solution",
@@ -62,6 +68,7 @@ __all__ = [
     "ZeroSum",
     "fgsm",
     "frozen",
+    "games",
     "pgm",
     "testing",
     "updates",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -108,6 +109,7 @@ class Bilevel:
         checks.check_optimizer("solver", solver, solver_opt)
         self.adjoint = adjoint or Detached()
         self.schedule = schedule or Simultaneous()
+        self.schedule.check(self)
         self.steps = 0
         self._checked = False
 
@@ -126,10 +128,29 @@ class Bilevel:
                 the player has not moved then. Elsewhere :class:`~bilevel.MetricLog` raises.
         """
         metrics = self.schedule.step(self, batch)
+        self.project(batch)
         self.steps += 1
         return metrics
 
     # The moves, for schedules.
+
+    def players(self) -> list[Tensor]:
+        """What moves: θ and φ, as far as they are trained.
+
+        Returns:
+            The parameters themselves, cut from autograd: what is written into them stays.
+        """
+        parameters = itertools.chain(self.leader.parameters(), self.solver.parameters())
+        return [parameter.detach() for parameter in parameters if parameter.requires_grad]
+
+    def project(self, batch: Batch) -> None:
+        """Puts both players back where they may be.
+
+        Args:
+            batch: The data of this step.
+        """
+        self.leader.project()
+        self.solver.project(self.follower, batch)
 
     def solve(self, batch: Batch) -> Solution:
         """The follower's answer to the leader as it stands.
@@ -140,6 +161,7 @@ class Bilevel:
         Returns:
             The answer as the adjoint makes it.
         """
+        self.leader.project()
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
             checks.check_answer(self.follower, solution.value, batch)

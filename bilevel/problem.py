@@ -51,6 +51,12 @@ class LeaderProblem(nn.Module):
             A scalar.
         """
 
+    def project(self) -> None:
+        """Puts θ back where it may be, in place; anywhere unless a subclass says otherwise.
+
+        A game calls it before each answer and after each step.
+        """
+
 
 class FollowerProblem(ABC):
     """What y must optimise while the leader is held fixed.

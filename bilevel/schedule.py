@@ -35,6 +35,16 @@ class Schedule(ABC):
             Metrics, as scalars on the device.
         """
 
+    def check(self, game: Bilevel) -> None:
+        """Says so where the game cannot be played like this; a game asks once, when it is made.
+
+        Args:
+            game: The game.
+
+        Raises:
+            BilevelError: If its parts do not suit the schedule.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """What the schedule remembers between steps.
 

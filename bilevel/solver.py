@@ -11,11 +11,11 @@ gradient steps is a solver whose parameters *are* the answer. So every schedule 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
@@ -59,6 +59,23 @@ class Solver(nn.Module):
                 'give "eval" or "train"'
             )
         self.leader_mode: Mode = leader_mode
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a solve leaves no trace, so that another one of the same problem is a look again.
+
+        Returns:
+            True, unless the solver goes on where its last answer was.
+        """
+        return True
+
+    def project(self, follower: FollowerProblem, batch: Batch) -> None:
+        """Where the parameters are the answer: puts them back into Y, in place.
+
+        Args:
+            follower: The problem.
+            batch: The data.
+        """
 
     @abstractmethod
     def answer(self, oracle: Oracle) -> Value:
@@ -148,6 +165,11 @@ class Iterative(Solver):
         self.warm_start = warm_start
         self._kept: tuple[Value, State] | None = None
 
+    @property
+    def repeatable(self) -> bool:
+        """Not with a warm start."""
+        return not self.warm_start
+
     def answer(self, oracle: Oracle) -> Value:
         """Runs the update rule from the start, or from the kept answer."""
         y, state = self._start(oracle)
@@ -229,10 +251,17 @@ class Parametric(Solver):
 
     def answer(self, oracle: Oracle) -> Value:
         """Projects the parameters onto Y and answers with them."""
+        return self._within(oracle.project)
+
+    def project(self, follower: FollowerProblem, batch: Batch) -> None:
+        """Projects the parameters onto Y."""
+        self._within(partial(follower.project, batch=batch))
+
+    def _within(self, project: Callable[[Value], Value]) -> Value:
         y: Value
         y = self.y if isinstance(self.y, Tensor) else {**dict(self.y.named_parameters())}
         here = detach(y)
-        nearest = oracle.project(here)
+        nearest = project(here)
         if nearest is not here:
             tree_map(Tensor.copy_, here, nearest)
         return y

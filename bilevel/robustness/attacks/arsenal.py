@@ -35,7 +35,7 @@ class Arsenal:
     eps: float
     start: float = 1e-4
     restarts: int = 1
-    points: int = 1000
+    points: int = 300
     surrogates: Sequence[Trained] = ()
     fresh: str = "grad-l2l"
     fresh_steps: int = 300

@@ -39,14 +39,14 @@ STANDARD = (
     "pgm-20",
     "own",
     "transfer",
-    "pgm-100",
-    "pgm-100-margin",
+    "pgm-20-margin",
     "apgd-ce",
     "apgd-t",
     "random",
 )
-"""The default battery, cheap attacks first; what needs gradients before what needs none. CW takes as
-long as the longest of them, and broke nothing that they had left of ten classifiers."""
+"""The default battery, cheap attacks first; what needs gradients before what needs none. Auto-PGD
+stands for PGM-100, which takes as many steps and adapts none. CW takes as long as the longest of
+them, and broke nothing that they had left of ten classifiers."""
 
 _PGM = re.compile(r"pgm-([1-9]\d*)(?:-(margin|dlr))?")
 

@@ -1,0 +1,47 @@
+r"""Two-player games with known answers, to try schedules and solvers on.
+
+All are zero-sum, min over x, max over y of f(x, y), with vectors x and y:
+
+    bilinear(a)                a x y                                circles for ever
+    matrix_bilinear(A)         (x − x*)ᵀ A (y − y*)                 the same in many planes
+    strongly_monotone(μ)       μ/2 x² + x y − μ/2 y²                contracts under small steps
+    Forsaken()                 x (y − 0.45) + φ(x) − φ(y)           a limit cycle around the answer
+    DiracGAN()                 −log(1 + exp(−x y)) − log 2          the smallest GAN
+    MatrixGame(A)              xᵀ A y on two simplices              needs projections
+
+A game knows its equilibrium, and from the derivative of its field there how fast a schedule is
+(:mod:`bilevel.games.rates`). :func:`begin` sets the players at a point::
+
+    game = games.begin(games.bilinear(), 1.0, 0.0, lr=0.1, schedule=Extragradient())
+    path = games.trajectory(game, steps=1000)
+
+:func:`stack` puts many games of one kind side by side, and one step then moves them all.
+"""
+
+from bilevel.games.game import Game, stack
+from bilevel.games.players import Leader, begin, position, trajectory
+from bilevel.games.suite import (
+    DiracGAN,
+    Forsaken,
+    MatrixGame,
+    Quadratic,
+    bilinear,
+    matrix_bilinear,
+    strongly_monotone,
+)
+
+__all__ = [
+    "DiracGAN",
+    "Forsaken",
+    "Game",
+    "Leader",
+    "MatrixGame",
+    "Quadratic",
+    "begin",
+    "bilinear",
+    "matrix_bilinear",
+    "position",
+    "stack",
+    "strongly_monotone",
+    "trajectory",
+]

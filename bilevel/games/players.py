@@ -1,0 +1,134 @@
+"""Players who move by gradient steps, and the way they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.errors import BilevelError
+from bilevel.game import Bilevel
+from bilevel.games import rates
+from bilevel.games.game import Game
+from bilevel.problem import ZeroSum
+from bilevel.schedule import Schedule
+from bilevel.solver import Parametric, Solver
+
+Start = float | Sequence[float] | Tensor
+"""A point of a game: its numbers, or one for all."""
+
+
+class Point(nn.Module):
+    """A vector that is trained.
+
+    Args:
+        x: Where it starts.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = nn.Parameter(x.clone())
+
+
+class Leader(ZeroSum):
+    """The leader of a :class:`Game`: its vector is ``model.x``."""
+
+    follower: Game
+    model: Point
+
+    def project(self) -> None:
+        """Puts x where the game allows it."""
+        x = self.model.x.detach()
+        x.copy_(self.follower.onto(x))
+
+
+def begin(
+    game: Game,
+    x: Start,
+    y: Start,
+    *,
+    lr: rates.Rate,
+    schedule: Schedule | None = None,
+    solver: Solver | None = None,
+) -> Bilevel:
+    """Sets the players at a point, from where they go by gradient steps.
+
+    Args:
+        game: The game, or stacked ones.
+        x: Where the leader starts: a number, ``(n,)``, or ``(G, n)`` for G stacked games.
+        y: Where the follower starts, likewise.
+        lr: Step sizes.
+        schedule: As in :class:`~bilevel.Bilevel`.
+        solver: Plays the follower with parameters that are not trained; by default the follower
+            takes gradient steps like the leader.
+
+    Returns:
+        A game whose ``step(None)`` moves the players.
+
+    Raises:
+        BilevelError: If a step size is not positive, or a start is no point of the game.
+
+    Example:
+        >>> from bilevel.games import bilinear
+        >>> game = begin(bilinear(), 1.0, 0.0, lr=0.1)
+        >>> [trajectory(game, 1)[1].tolist()]
+        [[1.0, 0.1]]
+    """
+    leader_lr, follower_lr = rates.step_sizes(lr)
+    game = copy(game)
+    start, game.start = (_point(z, like) for z, like in zip((x, y), game.equilibrium, strict=True))
+    leader = Leader(Point(start), game)
+    solver_opt = None
+    if solver is None:
+        solver = Parametric(game.start)
+        solver_opt = torch.optim.SGD(solver.parameters(), follower_lr)
+    return Bilevel(
+        leader,
+        game,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), leader_lr),
+        solver_opt=solver_opt,
+        schedule=schedule,
+    )
+
+
+def position(game: Bilevel) -> Tensor:
+    """Where the players stand.
+
+    Args:
+        game: What :func:`begin` gave, with its own solver.
+
+    Returns:
+        x and y side by side, ``(n + m,)`` or ``(G, n + m)``.
+    """
+    return torch.cat(game.players(), -1)
+
+
+def trajectory(game: Bilevel, steps: int) -> Tensor:
+    """Plays, and tells where the players were.
+
+    Args:
+        game: What :func:`begin` gave, with its own solver.
+        steps: How many steps.
+
+    Returns:
+        Positions, the first and one after each step, ``(steps + 1, ..., n + m)``.
+    """
+    path = [position(game)]
+    for _ in range(steps):
+        game.step(None)
+        path.append(position(game))
+    return torch.stack(path)
+
+
+def _point(z: Start, like: Tensor) -> Tensor:
+    point = torch.as_tensor(z, dtype=like.dtype, device=like.device)
+    point = point.expand(like.shape) if point.dim() == 0 else point
+    if point.shape != like.shape:
+        raise BilevelError(
+            f"the start has shape {tuple(point.shape)}: the game is played with "
+            f"{tuple(like.shape)}; give one number for each"
+        )
+    return point

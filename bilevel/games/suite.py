@@ -1,0 +1,178 @@
+"""The games."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilevel.errors import BilevelError
+from bilevel.games import rates
+from bilevel.games.game import Game
+from bilevel.schedule import Schedule
+
+
+class Quadratic(Game):
+    r"""f(x, y) = μ/2 |x − x*|² + (x − x*)ᵀ A (y − y*) − μ/2 |y − y*|².
+
+    Args:
+        matrix: A, ``(n, m)``.
+        mu: μ ≥ 0.
+        equilibrium: x* and y*; the origin unless given.
+
+    Example:
+        >>> Quadratic(torch.eye(2), mu=0.5).jacobian()[:, 0]
+        tensor([ 0.5000,  0.0000, -1.0000,  0.0000])
+    """
+
+    def __init__(
+        self,
+        matrix: Tensor,
+        mu: float = 0.0,
+        equilibrium: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        origin = (torch.zeros_like(matrix[:, 0]), torch.zeros_like(matrix[0]))
+        center = equilibrium or origin
+        super().__init__(center, matrix, matrix.new_tensor(mu), *center)
+
+    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+        """The quadratic form at the distances from the equilibrium."""
+        matrix, mu, x_star, y_star = coefficients
+        x, y = x - x_star, y - y_star
+        return x @ matrix @ y + mu / 2 * (x @ x - y @ y)
+
+
+def bilinear(a: float = 1.0) -> Quadratic:
+    """f(x, y) = a x y, of numbers: the example of Jiang et al. (2021), Appendix A.
+
+    Args:
+        a: The coefficient.
+
+    Returns:
+        A game.
+    """
+    return matrix_bilinear(torch.tensor([[a]], dtype=torch.float64))
+
+
+def matrix_bilinear(matrix: Tensor) -> Quadratic:
+    """f(x, y) = xᵀ A y: a plane of rotation for each singular value.
+
+    Args:
+        matrix: A, ``(n, m)``.
+
+    Returns:
+        A game.
+    """
+    return Quadratic(matrix)
+
+
+def strongly_monotone(mu: float) -> Quadratic:
+    """f(x, y) = μ/2 x² + x y − μ/2 y²: simultaneous steps contract by √((1 − ημ)² + η²).
+
+    Args:
+        mu: μ > 0.
+
+    Returns:
+        A game.
+    """
+    return Quadratic(torch.ones(1, 1, dtype=torch.float64), mu)
+
+
+class Forsaken(Game):
+    """f(x, y) = x (y − 0.45) + φ(x) − φ(y), with φ(z) = z²/4 − z⁴/2 + z⁶/6 (Hsieh et al., 2021).
+
+    A limit cycle lies between the equilibrium (0.0780, 0.4119) and the world outside: from (1, 1)
+    the known methods circle on it, although from close by they arrive.
+    """
+
+    def __init__(self) -> None:
+        star = torch.tensor([[0.07804], [0.41193]], dtype=torch.float64)
+        super().__init__((star[0], star[1]))
+        for _ in range(5):  # Newton: the equilibrium to the last digit
+            step = torch.linalg.solve(self.jacobian(), torch.cat(self.field(*self.equilibrium)))
+            x, y = self.equilibrium
+            self.equilibrium = (x - step[:1], y - step[1:])
+
+    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+        """The bilinear term and a double well for each player."""
+        well = self._well(x) - self._well(y)
+        return (x * (y - 0.45) + well).sum()
+
+    @staticmethod
+    def _well(z: Tensor) -> Tensor:
+        return z**2 / 4 - z**4 / 2 + z**6 / 6
+
+
+class DiracGAN(Game):
+    """f(x, y) = −log(1 + exp(−x y)) − log 2 (Mescheder et al., 2018): the smallest GAN.
+
+    The generator moves a point mass to x, the discriminator D(z) = y z tells it from one at 0.
+    Simultaneous and alternating steps do not converge.
+    """
+
+    def __init__(self) -> None:
+        origin = torch.zeros(1, dtype=torch.float64)
+        super().__init__((origin, origin))
+
+    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+        """The discriminator's log likelihood."""
+        return -F.softplus(-x @ y) - math.log(2)
+
+
+class MatrixGame(Game):
+    """f(x, y) = xᵀ A y of mixed strategies, on two simplices.
+
+    Args:
+        matrix: A, what the follower gains, ``(n, m)``.
+
+    Raises:
+        BilevelError: If a player has no strategy.
+
+    Example:
+        >>> rock_paper_scissors = torch.tensor([[0.0, 1, -1], [-1, 0, 1], [1, -1, 0]])
+        >>> MatrixGame(rock_paper_scissors).equilibrium[0]
+        tensor([0.3333, 0.3333, 0.3333])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.dim() != 2 or not matrix.numel():
+            raise BilevelError(
+                f"the matrix has shape {tuple(matrix.shape)}: a player without strategies has an "
+                "empty simplex, onto which nothing can be projected; give (n, m), both from 1 on"
+            )
+        leader, follower = (_safest(one) for one in (matrix, -matrix.T))
+        super().__init__((leader, follower), matrix)
+
+    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+        """What the follower gains on average."""
+        (matrix,) = coefficients
+        return x @ matrix @ y
+
+    def onto(self, z: Tensor) -> Tensor:
+        """The nearest mixed strategy (Duchi et al., 2008, Fig. 1)."""
+        ordered = z.sort(-1, descending=True).values
+        excess = (ordered.cumsum(-1) - 1) / torch.arange(1, z.shape[-1] + 1, device=z.device)
+        support = (ordered > excess).sum(-1, keepdim=True)
+        return (z - excess.gather(-1, support - 1)).clamp(min=0)
+
+    def factor(self, schedule: Schedule, lr: rates.Rate) -> None:
+        """None: projections leave no linear theory."""
+
+    def best_step(self, schedule: Schedule) -> None:
+        """None, likewise."""
+
+
+def _safest(losses: Tensor) -> Tensor:
+    """The mixed strategy x that keeps max_j (xᵀ losses)_j least: von Neumann's linear programme."""
+    from scipy.optimize import linprog
+
+    n, m = losses.shape
+    table = losses.detach().cpu().double().numpy()
+    bound = {"A_ub": np.hstack([table.T, -np.ones((m, 1))]), "b_ub": np.zeros(m)}
+    whole = {"A_eq": np.array([[1.0] * n + [0.0]]), "b_eq": np.ones(1)}
+    ranges = [(0, None)] * n + [(None, None)]
+    solution = linprog(np.array([0.0] * n + [1.0]), **bound, **whole, bounds=ranges)
+    return torch.as_tensor(solution.x[:n], dtype=losses.dtype, device=losses.device)
