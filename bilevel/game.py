@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -108,7 +109,7 @@ class Bilevel:
         checks.check_optimizer("leader", leader, leader_opt)
         checks.check_optimizer("solver", solver, solver_opt)
         self.adjoint = adjoint or Detached()
-        self.schedule = schedule or Simultaneous()
+        self.schedule = copy.deepcopy(schedule or Simultaneous())  # its memory is of this game
         self.schedule.check(self)
         self.steps = 0
         self._checked = False

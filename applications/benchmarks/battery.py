@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bilevel import commandline, experiment
 from bilevel.robustness import (
@@ -66,39 +68,50 @@ def main(args: Args) -> None:
     images = sample(data.test, args.test_size).to(device)
     eps = target.about.epsilon
     arsenal = Arsenal(target, eps, points=args.points, alone=args.attack)
-    timed = partial(seconds, model=target.model, images=images, eps=eps, device=device)
+    measured = partial(cost, model=target.model, images=images, eps=eps)
     records = [
-        {"attack": attack, "how": "alone", "seconds": spent}
+        {"attack": attack, "how": "alone", **spent}
         for name in track(args.attack, "each alone")
-        for attack, spent in timed(make_attacks([name], arsenal)).items()
+        for attack, spent in measured(make_attacks([name], arsenal)).items()
     ]
     with Console().status("all together"):
         attacks = make_attacks(args.attack, Arsenal(target, eps, points=args.points))
-        together = timed(attacks)
-    records += [
-        {"attack": name, "how": "in battery", "seconds": spent} for name, spent in together.items()
-    ]
-    longest = max(r["seconds"] for r in records if r["how"] == "alone")
-    total = sum(r["seconds"] for r in records if r["how"] == "in battery")
-    records.append({"attack": "battery", "how": "÷ longest alone", "ratio": total / longest})
+        together = measured(attacks)
+    records += [{"attack": name, "how": "in battery", **spent} for name, spent in together.items()]
+    ratios = {unit: ratio(records, unit) for unit in ("seconds", "flops")}
+    records.append({"attack": "battery", "how": "÷ longest alone", **ratios})
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
     table = Table("attack", "alone (s)", "in the battery (s)", title=f"{len(images)} images")
     for alone, (name, spent) in zip(records, together.items(), strict=False):
-        table.add_row(name, f"{alone['seconds']:.1f}", f"{spent:.1f}")
-    table.add_row("all", f"{longest:.1f} (longest)", f"{total:.1f} ({total / longest:.2f} times)")
+        table.add_row(name, f"{alone['seconds']:.1f}", f"{spent['seconds']:.1f}")
     Console().print(table)
-
-
-def seconds(
-    attacks: list[Attack], *, model: nn.Module, images: ImageSet, eps: float, device: torch.device
-) -> dict[str, float]:
-    """What each attack of a battery costs; on a CPU its own seconds, whatever else runs there."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    ends = {"": clock()}
-    Battery(attacks, eps=eps, report=lambda name, done, total: ends.update({name: clock()})).run(
-        model, images
+    Console().print(
+        f"the battery costs {ratios['flops']:.2f} times its longest attack in operations, "
+        f"{ratios['seconds']:.2f} times in seconds"
     )
-    return {name: end - begun for (_, begun), (name, end) in pairwise(ends.items())}
+
+
+def cost(
+    attacks: list[Attack], *, model: nn.Module, images: ImageSet, eps: float
+) -> dict[str, dict[str, float]]:
+    """What each attack of a battery costs: seconds, and operations, which no other load changes."""
+    with FlopCounterMode(display=False) as counter:
+        marks = {"": (time.perf_counter(), 0)}
+
+        def note(name: str, done: float, total: float) -> None:
+            marks[name] = (time.perf_counter(), counter.get_total_flops())
+
+        Battery(attacks, eps=eps, report=note).run(model, images)
+    return {
+        name: {"seconds": end[0] - begun[0], "flops": end[1] - begun[1]}
+        for (_, begun), (name, end) in pairwise(marks.items())
+    }
+
+
+def ratio(records: list[dict[str, Any]], unit: str) -> float:
+    """The battery over its longest attack alone."""
+    longest: float = max(record[unit] for record in records if record["how"] == "alone")
+    return sum(record[unit] for record in records if record["how"] == "in battery") / longest
 
 
 if __name__ == "__main__":

@@ -1,0 +1,197 @@
+"""Played games against closed forms, and the linear theory against both."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bilevel import (
+    Alternating,
+    BilevelError,
+    Extragradient,
+    Lookahead,
+    Optimistic,
+    ProximalPoint,
+    Schedule,
+    Simultaneous,
+    games,
+)
+from bilevel.games import rates
+
+SCHEDULES = [
+    Simultaneous(),
+    Alternating(),
+    Alternating(follower_steps=3),
+    Extragradient(),
+    Optimistic(),
+    ProximalPoint(6),
+    Lookahead(steps=4, alpha=0.6),
+    Lookahead(Optimistic(), steps=3),
+    Lookahead(Alternating(), steps=2, alpha=1.0),
+]
+BILINEAR = {
+    "simultaneous": (Simultaneous(), lambda s: math.sqrt(1 + s**2), (0.01, 0.1, 0.5)),
+    "extragradient": (Extragradient(), lambda s: math.sqrt(1 - s**2 + s**4), (0.05, 0.5, 0.9)),
+    "proximal point": (ProximalPoint(14), lambda s: 1 / math.sqrt(1 + s**2), (0.05, 0.2)),
+    "optimistic": (
+        Optimistic(),
+        lambda s: math.sqrt((1 + math.sqrt(1 - 4 * s**2)) / 2),
+        (0.05, 0.2, 0.4),
+    ),
+}
+"""√(1 + η²), √(1 − η² + η⁴), 1/√(1 + η²), √((1 + √(1 − 4η²))/2)."""
+
+
+def radii(game: games.Game, schedule: Schedule, lr: rates.Rate, steps: int) -> torch.Tensor:
+    """Distance to the equilibrium after each step, from a point that excites everything."""
+    x, y = game.equilibrium
+    play = games.begin(game, x + 1, y + 0.5, lr=lr, schedule=schedule)
+    return (games.trajectory(play, steps) - torch.cat([x, y])).norm(dim=1)
+
+
+@pytest.mark.parametrize("name", BILINEAR)
+@pytest.mark.parametrize("at", range(2))
+def test_the_bilinear_game_over_a_thousand_steps(name: str, at: int) -> None:
+    schedule, rate, steps = BILINEAR[name]
+    radius = radii(games.bilinear(), schedule, steps[at], 1000)
+    skipped = 200  # the second root of the optimistic step has died by then
+    measured = (radius[-1] / radius[skipped]) ** (1 / (1000 - skipped))
+    assert measured.item() == pytest.approx(rate(steps[at]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", BILINEAR)
+def test_the_theory_gives_the_closed_forms(name: str) -> None:
+    schedule, rate, steps = BILINEAR[name]
+    for step in steps:
+        assert games.bilinear().factor(schedule, step) == pytest.approx(rate(step), rel=1e-9)
+
+
+def test_alternating_conserves_its_ellipse() -> None:
+    step = 0.3
+    path = games.trajectory(
+        games.begin(games.bilinear(), 1.0, 0.0, lr=step, schedule=Alternating()), 1000
+    )
+    x, y = path.T
+    conserved = x**2 + y**2 - step * x * y
+    assert (conserved - 1).abs().max() < 1e-12
+    assert games.bilinear().factor(Alternating(), step) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("mu", [0.2, 1.0])
+@pytest.mark.parametrize("step", [0.1, 0.4])
+def test_the_strongly_monotone_game(mu: float, step: float) -> None:
+    """ρ² = (1 − ημ)² + η², least at η = μ/(1 + μ²)."""
+    game = games.strongly_monotone(mu)
+    radius = radii(game, Simultaneous(), step, 1000)
+    rho = math.sqrt((1 - step * mu) ** 2 + step**2)
+    assert (radius[1] / radius[0]).item() == pytest.approx(rho, rel=1e-12)
+    assert game.factor(Simultaneous(), step) == pytest.approx(rho, rel=1e-12)
+    assert game.best_step(Simultaneous()) == pytest.approx(mu / (1 + mu**2), rel=1e-6)
+
+
+def test_best_steps_and_where_the_optimistic_step_diverges() -> None:
+    game = games.bilinear()
+    assert game.best_step(Optimistic()) == pytest.approx(0.5, rel=1e-6)
+    assert game.factor(Optimistic(), 0.5) == pytest.approx(math.sqrt(0.5), rel=1e-7)
+    assert game.best_step(Extragradient()) == pytest.approx(math.sqrt(0.5), rel=1e-6)
+    assert game.best_step(Simultaneous()) is None
+    assert game.best_step(Alternating()) is None
+    edge = 1 / math.sqrt(3)
+    assert radii(game, Optimistic(), edge - 0.01, 2000)[-1] < 1e-6
+    assert radii(game, Optimistic(), edge + 0.01, 2000)[-1] > 1e6
+
+
+def test_the_best_extragradient_step_of_many_planes() -> None:
+    """1 − s² + s⁴ is the same at both ends of the spectrum where η² (σ₁² + σ₂²) = 1."""
+    game = games.matrix_bilinear(torch.diag(torch.tensor([0.5, 2.0], dtype=torch.float64)))
+    assert game.best_step(Extragradient()) == pytest.approx(1 / math.sqrt(4.25), rel=1e-6)
+
+
+matrices = st.integers(0, 10_000).map(
+    lambda seed: torch.as_tensor(np.random.default_rng(seed).uniform(-1, 1, (3, 2)))
+)
+
+
+@given(matrices, st.floats(0, 1), st.floats(0.02, 0.4), st.floats(0.02, 0.4))
+@settings(max_examples=25)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_any_quadratic_game_goes_as_its_matrix_says(
+    schedule: Schedule, matrix: torch.Tensor, mu: float, step: float, other: float
+) -> None:
+    """The same play in plain matrices, with a step size for each player and any equilibrium."""
+    star = (torch.linspace(-1, 1, 3).double(), torch.linspace(0.5, 2, 2).double())
+    game = games.Quadratic(matrix, mu, star)
+    jacobian = np.block([[mu * np.eye(3), matrix.numpy()], [-matrix.numpy().T, mu * np.eye(2)]])
+    np.testing.assert_allclose(game.jacobian(), jacobian, atol=1e-12)
+    start = torch.cat(star) + 1
+    play = games.begin(game, start[:3], start[3:], lr=(step, other), schedule=schedule)
+    path = games.trajectory(play, 12).numpy() - torch.cat(star).numpy()
+    move = -np.diag([step] * 3 + [other] * 2) @ jacobian
+    for expected, seen in zip(by_hand(schedule, move, path[0], 12), path, strict=True):
+        np.testing.assert_allclose(seen, expected, atol=1e-10)
+
+
+def by_hand(schedule: Schedule, move: np.ndarray, start: np.ndarray, steps: int) -> list:
+    """The positions, one formula a schedule."""
+    path, last, anchor = [start], move @ start, start
+    inner = schedule.inner if isinstance(schedule, Lookahead) else schedule
+    for count in range(1, steps + 1):
+        w = path[-1]
+        match inner:
+            case Optimistic():
+                w, last = w + 2 * move @ w - last, move @ w
+            case Extragradient():
+                w = w + move @ (w + move @ w)
+            case ProximalPoint():
+                ahead = w
+                for _ in range(inner.iterations):
+                    ahead = w + move @ ahead
+                w = ahead
+            case Alternating():
+                w = w + np.r_[np.ones(3), np.zeros(2)] * (move @ w)
+                for _ in range(inner.follower_steps):
+                    w = w + np.r_[np.zeros(3), np.ones(2)] * (move @ w)
+            case _:
+                w = w + move @ w
+        if isinstance(schedule, Lookahead) and count % schedule.steps == 0:
+            w = anchor = anchor + schedule.alpha * (w - anchor)
+        path.append(w)
+    return path
+
+
+@given(matrices, st.floats(0.05, 1), st.floats(0.02, 0.3))
+@settings(max_examples=5)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_factor_is_what_is_measured_in_the_end(
+    schedule: Schedule, matrix: torch.Tensor, mu: float, step: float
+) -> None:
+    """A path grows as the spectral radius in the end, up to a constant and a power of the time."""
+    game = games.Quadratic(matrix, mu)
+    steps = 300
+    radius = radii(game, schedule, step, steps)
+    assert radius[-1].log() / steps == pytest.approx(
+        math.log(game.factor(schedule, step)), abs=6 / steps
+    )
+
+
+def test_nothing_is_claimed_of_an_unknown_schedule() -> None:
+    class Mine(Simultaneous):
+        pass
+
+    with pytest.raises(BilevelError, match="nothing is known of how fast"):
+        games.bilinear().factor(Mine(), 0.1)
+    with pytest.raises(BilevelError, match="nothing is known"):
+        games.bilinear().factor(Lookahead(Lookahead()), 0.1)
+
+
+@pytest.mark.parametrize("step", [0.0, -0.1, math.inf, math.nan])
+def test_a_step_size_must_be_one(step: float) -> None:
+    with pytest.raises(BilevelError, match="give a positive number"):
+        games.bilinear().factor(Simultaneous(), step)
+    with pytest.raises(BilevelError, match="give a positive number"):
+        games.begin(games.bilinear(), 1.0, 0.0, lr=(0.1, step))

@@ -1,0 +1,183 @@
+"""The games: equilibria, projections, many at once, and what becomes of whom."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from torch import Tensor
+
+from bilevel import (
+    Alternating,
+    BilevelError,
+    Extragradient,
+    Lookahead,
+    Optimistic,
+    ProximalPoint,
+    Schedule,
+    Simultaneous,
+    games,
+    testing,
+)
+
+SCHEDULES = [
+    Simultaneous(),
+    Alternating(),
+    Extragradient(),
+    Optimistic(),
+    ProximalPoint(3),
+    Lookahead(steps=3),
+]
+ROCK_PAPER_SCISSORS = torch.tensor([[0, 1, -1], [-1, 0, 1], [1, -1, 0]], dtype=torch.float64)
+
+
+def random_game(kind: str, generator: np.random.Generator) -> games.Game:
+    def uniform(*shape: int) -> Tensor:
+        return torch.as_tensor(generator.uniform(-1, 1, shape))
+
+    match kind:
+        case "bilinear":
+            return games.bilinear(generator.uniform(0.5, 2))
+        case "quadratic":
+            return games.Quadratic(uniform(3, 2), generator.uniform(), (uniform(3), uniform(2)))
+        case "forsaken":
+            return games.Forsaken()
+        case "dirac-gan":
+            return games.DiracGAN()
+    return games.MatrixGame(uniform(3, 2))
+
+
+KINDS = ("bilinear", "quadratic", "forsaken", "dirac-gan", "simplex")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_equilibrium_is_one(kind: str) -> None:
+    """Where it stands, no player gains by another choice nearby, and a solver may rely on it."""
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        game = random_game(kind, generator)
+        x, y = game.equilibrium
+        step = 1e-3
+        slopes = game.field(x, y)
+        for here, slope in zip((x, y), slopes, strict=True):
+            torch.testing.assert_close(game.onto(here - step * slope), here, atol=1e-9, rtol=0)
+    testing.check_follower(game, games.begin(game, x, y, lr=0.1).leader, None)
+
+
+def test_forsaken_has_the_equilibrium_of_its_paper() -> None:
+    x, y = games.Forsaken().equilibrium
+    assert x.item() == pytest.approx(0.0780, abs=5e-5)
+    assert y.item() == pytest.approx(0.4119, abs=5e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_forsaken_circles_from_afar_and_arrives_from_nearby(schedule: Schedule) -> None:
+    game = games.Forsaken()
+    star = torch.cat(game.equilibrium)
+    starts = torch.tensor([[[1.0], [0.1]], [[1.0], [0.4]]])
+    play = games.begin(games.stack([game, game]), *starts, lr=0.05, schedule=schedule)
+    far, near = games.trajectory(play, 2500).unbind(1)
+    turn = (far[-600:] - star).norm(dim=1)
+    assert 0.85 < turn.min() < 1.0 < 1.8 < turn.max() < 2.0
+    assert (near[-1] - star).norm() < 5e-3
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_dirac_gan_arrives_where_it_is_predicted(schedule: Schedule) -> None:
+    """It moves in a plane like the bilinear game with coefficient ½, once it is near."""
+    game = games.DiracGAN()
+    torch.testing.assert_close(
+        game.jacobian(), torch.tensor([[0, 0.5], [-0.5, 0]], dtype=torch.float64)
+    )
+    path = games.trajectory(games.begin(game, 0.5, 0.5, lr=0.5, schedule=schedule), 600)
+    if game.factor(schedule, 0.5) < 1 - 1e-9:
+        assert path[-1].norm() < 1e-2
+    else:
+        assert path[-1].norm() > 0.5
+
+
+def test_rock_paper_scissors_needs_the_look_ahead() -> None:
+    game = games.MatrixGame(ROCK_PAPER_SCISSORS)
+    torch.testing.assert_close(game.equilibrium[0], torch.full((3,), 1 / 3).double())
+    starts = ([0.6, 0.3, 0.1], [0.2, 0.7, 0.1])
+    for schedule in SCHEDULES:
+        play = games.begin(game, *starts, lr=0.3, schedule=schedule)
+        path = games.trajectory(play, 1000)
+        assert path.min() >= 0
+        torch.testing.assert_close(path[:, :3].sum(1), torch.ones(1001).double())
+        away = (path[-100:] - 1 / 3).norm(dim=1).min()
+        assert (away > 0.3) == (type(schedule) in (Simultaneous, Alternating)), schedule
+        assert away > 0.3 or away < 1e-6
+        assert game.factor(schedule, 0.3) is game.best_step(schedule) is None
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=6))
+def test_the_projection_onto_the_simplex_is_the_nearest_point(numbers: list[float]) -> None:
+    z = torch.tensor(numbers, dtype=torch.float64)
+    game = games.MatrixGame(torch.zeros(2, 2).double())
+    point = game.onto(z)
+    assert point.min() >= 0
+    assert point.sum().item() == pytest.approx(1)
+    found = minimize(
+        lambda w: ((w - z.numpy()) ** 2).sum(),
+        np.full(len(z), 1 / len(z)),
+        bounds=[(0, None)] * len(z),
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+    )
+    assert ((point - z) ** 2).sum() <= found.fun + 1e-6
+    torch.testing.assert_close(game.onto(torch.stack([z, z])), torch.stack([point, point]))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_games_at_once_are_the_games_one_by_one(kind: str, schedule: Schedule) -> None:
+    generator = np.random.default_rng(1)
+    single = [random_game(kind, generator) for _ in range(5)]
+    starts = [
+        [game.onto(torch.as_tensor(generator.uniform(0, 1, len(z)))) for z in game.equilibrium]
+        for game in single
+    ]
+    paths = [
+        games.trajectory(games.begin(game, x, y, lr=(0.05, 0.1), schedule=schedule), 20)
+        for game, (x, y) in zip(single, starts, strict=True)
+    ]
+    x, y = (torch.stack(part) for part in zip(*starts, strict=True))
+    play = games.begin(games.stack(single), x, y, lr=(0.05, 0.1), schedule=schedule)
+    torch.testing.assert_close(
+        games.trajectory(play, 20), torch.stack(paths, 1), atol=1e-13, rtol=1e-13
+    )
+
+
+def test_a_thousand_games_at_once() -> None:
+    generator = np.random.default_rng(2)
+    single = [random_game("quadratic", generator) for _ in range(1000)]
+    play = games.begin(games.stack(single), 1.0, 0.5, lr=0.1, schedule=Extragradient())
+    ends = games.trajectory(play, 10)[-1]
+    for at in range(0, 1000, 111):
+        alone = games.begin(single[at], 1.0, 0.5, lr=0.1, schedule=Extragradient())
+        torch.testing.assert_close(games.trajectory(alone, 10)[-1], ends[at])
+
+
+def test_what_is_no_game() -> None:
+    with pytest.raises(BilevelError, match="empty simplex"):
+        games.MatrixGame(torch.zeros(0, 3))
+    with pytest.raises(BilevelError, match="cannot be stacked"):
+        games.stack([games.bilinear(), games.DiracGAN()])
+    with pytest.raises(BilevelError, match="cannot be stacked"):
+        games.stack([])
+    with pytest.raises(BilevelError, match=r"the start has shape \(3,\)"):
+        games.begin(games.bilinear(), [1.0, 2.0, 3.0], 0.0, lr=0.1)
+
+
+def test_a_game_is_played_for_one_number() -> None:
+    class Vector(games.Game):
+        def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+            return x * y
+
+    game = Vector((torch.zeros(2), torch.zeros(2)))
+    for one in (game, games.stack([game, game])):
+        with pytest.raises(BilevelError, match="a game is played for one number"):
+            games.begin(one, 1.0, 1.0, lr=0.1).step(None)
