@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from bilevel import Alternating, BilevelError, Simultaneous, ZeroSum, commandline
+from bilevel import BilevelError, ZeroSum, commandline
+from bilevel.alias import SCHEDULES, ScheduleName
 from bilevel.robustness import Linf, check_method, make_game
 from bilevel.robustness.arguments import TrainingArguments
 from bilevel.robustness.study import Study
-
-SCHEDULES = {"simultaneous": Simultaneous, "alternating": Alternating}
 
 
 @dataclass
@@ -38,8 +37,9 @@ class Args(TrainingArguments):
     or K-step-l2l for any K; several train one after the other."""
     pgm_steps: int | None = None
     """Steps of the pgm method: 10 in the paper."""
-    schedule: Literal["simultaneous", "alternating"] = "simultaneous"
-    """One pass for both networks, or one each as the authors' code runs."""
+    schedule: ScheduleName = "simultaneous"
+    """One pass for both networks, one each as the authors' code runs (alternating), or one of the
+    schedules for players who circle, which cost up to five times as much."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/adv_training")
     """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
 

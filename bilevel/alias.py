@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
+from bilevel.extrapolation import Extragradient, Lookahead, Optimistic, ProximalPoint
 from bilevel.frozen import Mode
+from bilevel.schedule import Alternating, Schedule, Simultaneous
 from bilevel.solver import Iterative
 from bilevel.updates import SignGradient
+
+ScheduleName = Literal[
+    "simultaneous", "alternating", "extragradient", "optimistic", "proximal-point", "lookahead"
+]
+"""The schedules as a command line names them."""
+
+SCHEDULES: dict[ScheduleName, Callable[[], Schedule]] = {
+    "simultaneous": Simultaneous,
+    "alternating": Alternating,
+    "extragradient": Extragradient,
+    "optimistic": Optimistic,
+    "proximal-point": lambda: ProximalPoint(iterations=5),
+    "lookahead": Lookahead,
+}
+"""A new schedule of each name, with its default settings."""
 
 
 def pgm(step: float, steps: int, *, leader_mode: Mode = "eval") -> Iterative:
