@@ -3,7 +3,8 @@ r"""Two-player games with known answers, to try schedules and solvers on.
 All are zero-sum, min over x, max over y of f(x, y), with vectors x and y:
 
     bilinear(a)                a x y                                circles for ever
-    matrix_bilinear(A)         (x − x*)ᵀ A (y − y*)                 the same in many planes
+    Bilinear(A)                xᵀ A y                               the same in many planes
+    Quadratic(A, μ, (x*, y*))  the same around x*, y*, + μ/2 (|x|² − |y|²)
     strongly_monotone(μ)       μ/2 x² + x y − μ/2 y²                contracts under small steps
     Forsaken()                 x (y − 0.45) + φ(x) − φ(y)           a limit cycle around the answer
     DiracGAN()                 −log(1 + exp(−x y)) − log 2          the smallest GAN
@@ -21,16 +22,17 @@ A game knows its equilibrium, and from the derivative of its field there how fas
 from bilevel.games.game import Game, stack
 from bilevel.games.players import Leader, begin, position, trajectory
 from bilevel.games.suite import (
+    Bilinear,
     DiracGAN,
     Forsaken,
     MatrixGame,
     Quadratic,
     bilinear,
-    matrix_bilinear,
     strongly_monotone,
 )
 
 __all__ = [
+    "Bilinear",
     "DiracGAN",
     "Forsaken",
     "Game",
@@ -39,7 +41,6 @@ __all__ = [
     "Quadratic",
     "begin",
     "bilinear",
-    "matrix_bilinear",
     "position",
     "stack",
     "strongly_monotone",

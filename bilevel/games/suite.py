@@ -15,6 +15,26 @@ from bilevel.games.game import Game
 from bilevel.schedule import Schedule
 
 
+class Bilinear(Game):
+    """f(x, y) = xᵀ A y: a plane of rotation for each singular value.
+
+    Args:
+        matrix: A, ``(n, m)``.
+
+    Example:
+        >>> Bilinear(torch.eye(2)).jacobian()[0]
+        tensor([0., 0., 1., 0.])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__((torch.zeros_like(matrix[:, 0]), torch.zeros_like(matrix[0])), matrix)
+
+    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+        """The bilinear form."""
+        (matrix,) = coefficients
+        return x @ matrix @ y
+
+
 class Quadratic(Game):
     r"""f(x, y) = μ/2 |x − x*|² + (x − x*)ᵀ A (y − y*) − μ/2 |y − y*|².
 
@@ -34,8 +54,7 @@ class Quadratic(Game):
         mu: float = 0.0,
         equilibrium: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        origin = (torch.zeros_like(matrix[:, 0]), torch.zeros_like(matrix[0]))
-        center = equilibrium or origin
+        center = equilibrium or Bilinear(matrix).equilibrium
         super().__init__(center, matrix, matrix.new_tensor(mu), *center)
 
     def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
@@ -45,7 +64,7 @@ class Quadratic(Game):
         return x @ matrix @ y + mu / 2 * (x @ x - y @ y)
 
 
-def bilinear(a: float = 1.0) -> Quadratic:
+def bilinear(a: float = 1.0) -> Bilinear:
     """f(x, y) = a x y, of numbers: the example of Jiang et al. (2021), Appendix A.
 
     Args:
@@ -54,19 +73,7 @@ def bilinear(a: float = 1.0) -> Quadratic:
     Returns:
         A game.
     """
-    return matrix_bilinear(torch.tensor([[a]], dtype=torch.float64))
-
-
-def matrix_bilinear(matrix: Tensor) -> Quadratic:
-    """f(x, y) = xᵀ A y: a plane of rotation for each singular value.
-
-    Args:
-        matrix: A, ``(n, m)``.
-
-    Returns:
-        A game.
-    """
-    return Quadratic(matrix)
+    return Bilinear(torch.tensor([[a]], dtype=torch.float64))
 
 
 def strongly_monotone(mu: float) -> Quadratic:

@@ -108,7 +108,7 @@ def test_best_steps_and_where_the_optimistic_step_diverges() -> None:
 
 def test_the_best_extragradient_step_of_many_planes() -> None:
     """1 − s² + s⁴ is the same at both ends of the spectrum where η² (σ₁² + σ₂²) = 1."""
-    game = games.matrix_bilinear(torch.diag(torch.tensor([0.5, 2.0], dtype=torch.float64)))
+    game = games.Bilinear(torch.diag(torch.tensor([0.5, 2.0], dtype=torch.float64)))
     assert game.best_step(Extragradient()) == pytest.approx(1 / math.sqrt(4.25), rel=1e-6)
 
 

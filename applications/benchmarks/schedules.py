@@ -1,0 +1,229 @@
+"""What a step of the library costs beside the same loop written by hand, on f(x, y) = xy.
+
+    python applications/benchmarks/schedules.py
+    pip install --no-deps cooper-optim      # adds cooper's optimizers to the comparison
+
+A game of two numbers is nothing but overhead. By hand each player has its ``torch.optim.SGD`` and
+its gradient from autograd of the same function, as one would write it. Turns are interleaved, a
+ratio is a median over rounds. Then a thousand games at once, through ``torch.func.vmap``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bilevel import commandline, experiment, games
+from bilevel.alias import SCHEDULES
+
+GAME, STEP = games.bilinear(), 0.1
+Turn = Callable[[], object]
+
+
+@dataclass
+class Args:
+    """Time a step of each schedule beside the loop by hand, and many games at once."""
+
+    rounds: int = 15
+    steps: int = 400
+    """Steps a round, of each."""
+    games: int = 1000
+    """Games at once."""
+    out: Path = Path("runs/schedules")
+    smoke: bool = False
+    """Seconds instead of minutes: two rounds of few steps."""
+
+
+def main(args: Args) -> None:
+    """Measures, prints the table and writes the results."""
+    torch.set_num_threads(1)
+    if args.smoke:
+        args.rounds, args.steps, args.games = 2, 20, 10
+    turns = {"by hand": by_hand(), "bilevel": library(1), "many": library(args.games)}
+    turns["cooper"] = cooper_turns()
+    records = []
+    for name in SCHEDULES:
+        ways = {way: turn[name] for way, turn in turns.items() if name in turn}
+        seconds = interleaved(name, ways, args)
+        by_round = zip(seconds["bilevel"], seconds["by hand"], strict=True)
+        many = statistics.median(seconds["many"]) / args.games
+        records.append(
+            {
+                "schedule": name,
+                **{f"{way}, µs": 1e6 * statistics.median(seconds[way]) for way in ways},
+                "÷ by hand": statistics.median(own / hand for own, hand in by_round),
+                "games at once, ÷ one": many / statistics.median(seconds["bilevel"]),
+            }
+        )
+    environment = experiment.environment(torch.device("cpu"))
+    experiment.write_results(args.out, asdict(args), environment, records)
+    print_table(records, args.games)
+
+
+def interleaved(name: str, ways: dict[str, Turn], args: Args) -> dict[str, list[float]]:
+    """Seconds a step of each way, a number a round."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in track(range(args.rounds), name):
+        for way, turn in ways.items():
+            begun = time.perf_counter()
+            for _ in range(args.steps):
+                turn()
+            seconds[way].append((time.perf_counter() - begun) / args.steps)
+    return seconds
+
+
+def library(count: int) -> dict[str, Turn]:
+    """The library's step, of one game or of many."""
+    game = GAME if count == 1 else games.stack([GAME] * count)
+    turns: dict[str, Turn] = {}
+    for name, schedule in SCHEDULES.items():
+        play = games.begin(game, 1.0, 0.0, lr=STEP, schedule=schedule())
+        turns[name] = lambda play=play: play.step(None)  # type: ignore[misc]
+    return turns
+
+
+class Players:
+    """Two numbers, their optimizers and their gradients, as one writes them by hand."""
+
+    def __init__(self) -> None:
+        self.x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+        self.y = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.opts = [torch.optim.SGD([z], lr=STEP) for z in (self.x, self.y)]
+        self.steps = 0
+        self.kept: list[torch.Tensor] = []
+
+    def read(self) -> list[torch.Tensor]:
+        """The players' numbers now."""
+        return [z.detach().clone() for z in (self.x, self.y)]
+
+    def write(self, values: list[torch.Tensor]) -> None:
+        """Puts the players somewhere."""
+        with torch.no_grad():
+            for z, value in zip((self.x, self.y), values, strict=True):
+                z.copy_(value)
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Fills both gradients, each toward its own player's loss."""
+        for opt in self.opts:
+            opt.zero_grad()
+        GAME.value(self.x, self.y, *GAME.coefficients).backward()
+        assert self.x.grad is not None
+        assert self.y.grad is not None
+        self.y.grad.neg_()
+        return [self.x.grad, self.y.grad]
+
+    def simultaneous(self) -> None:
+        """Both step on the same gradients."""
+        self.gradients()
+        for opt in self.opts:
+            opt.step()
+
+    def alternating(self) -> None:
+        """One steps, then the other."""
+        for opt in self.opts:
+            self.gradients()
+            opt.step()
+
+    def extragradient(self) -> None:
+        """The gradients are those ahead."""
+        base = self.read()
+        self.simultaneous()
+        self.gradients()
+        self.write(base)
+        for opt in self.opts:
+            opt.step()
+
+    def proximal_point(self) -> None:
+        """Five times the gradients ahead."""
+        base = self.read()
+        self.simultaneous()
+        for _ in range(4):
+            self.gradients()
+            self.write(base)
+            for opt in self.opts:
+                opt.step()
+
+    def optimistic(self) -> None:
+        """Twice the gradient less the last one."""
+        gradients = self.gradients()
+        now = [gradient.clone() for gradient in gradients]
+        for gradient, last in zip(gradients, self.kept or now, strict=True):
+            gradient.mul_(2).sub_(last)
+        self.kept = now
+        for opt in self.opts:
+            opt.step()
+
+    def lookahead(self) -> None:
+        """Half way back every five steps."""
+        if self.steps % 5 == 0:
+            self.kept = self.read()
+        self.simultaneous()
+        self.steps += 1
+        if self.steps % 5 == 0:
+            self.write([(a + b) / 2 for a, b in zip(self.kept, self.read(), strict=True)])
+
+
+def by_hand() -> dict[str, Turn]:
+    """The loops by hand."""
+    return {name: getattr(Players(), name.replace("-", "_")) for name in SCHEDULES}
+
+
+def cooper_turns() -> dict[str, Turn]:
+    """Cooper's optimizers where comparable: y is the multiplier of the constraint x = 0."""
+    try:
+        import cooper
+    except ImportError:
+        return {}
+    from cooper.optim.torch_optimizers import ExtraSGD
+
+    class Zero(cooper.ConstrainedMinimizationProblem):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.constraint = cooper.Constraint(
+                multiplier=cooper.multipliers.DenseMultiplier(num_constraints=1),
+                constraint_type=cooper.ConstraintType.EQUALITY,
+            )
+
+        def compute_cmp_state(self, x: torch.Tensor) -> object:
+            violation = cooper.ConstraintState(violation=x)
+            return cooper.CMPState(
+                loss=0 * x.sum(), observed_constraints={self.constraint: violation}
+            )
+
+    kinds = {
+        "simultaneous": (cooper.optim.SimultaneousOptimizer, torch.optim.SGD),
+        "alternating": (cooper.optim.AlternatingPrimalDualOptimizer, torch.optim.SGD),
+        "extragradient": (cooper.optim.ExtrapolationConstrainedOptimizer, ExtraSGD),
+    }
+    turns: dict[str, Turn] = {}
+    for name, (play, sgd) in kinds.items():
+        x, problem = torch.nn.Parameter(torch.ones(1)), Zero()
+        primal, dual = sgd([x], lr=STEP), sgd(problem.dual_parameters(), lr=STEP, maximize=True)
+        both = play(cmp=problem, primal_optimizers=primal, dual_optimizers=dual)
+        turns[name] = lambda both=both, x=x: both.roll({"x": x})  # type: ignore[misc]
+    return turns
+
+
+def print_table(records: list[dict[str, object]], count: int) -> None:
+    """A row a schedule."""
+    columns = ("by hand, µs", "bilevel, µs", "÷ by hand", "cooper, µs", "games at once, ÷ one")
+    table = Table("schedule", *columns, title=f"a step of f(x, y) = xy; {count} games at once")
+    for record in records:
+        cells = (record.get(column) for column in columns)
+        table.add_row(
+            str(record["schedule"]),
+            *("–" if cell is None else f"{cell:.3g}" for cell in cells),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)
