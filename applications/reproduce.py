@@ -20,9 +20,10 @@ from typing import Annotated, Any, Literal
 
 import adv_training
 import ait
+import limit_cycles
 import robust_eval
 import tyro
-from reproduction.figures import draw_curves, draw_limit_cycle
+from reproduction.figures import draw_curves
 from reproduction.paper import TABLE_2, TABLE_6
 from reproduction.tables import Measured, Table, tables
 from rich.console import Console
@@ -254,7 +255,7 @@ def figures(args: Args, scale: Scale, out: Path, evaluated: list[dict[str, Any]]
     if args.figures and "pgm" in shown:
         draw_curves(out / "figures-3-10.png", evaluated, shown)
     if not (path := out / "figures-7-8.png").exists():
-        draw_limit_cycle(path, scale.step)
+        limit_cycles.draw_turn(path, scale.step)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ ScheduleName = Literal[
 ]
 """The schedules as a command line names them."""
 
-SCHEDULES: dict[ScheduleName, Callable[[], Schedule]] = {
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "simultaneous": Simultaneous,
     "alternating": Alternating,
     "extragradient": Extragradient,

@@ -78,7 +78,9 @@ def begin(
     """
     leader_lr, follower_lr = rates.step_sizes(lr)
     game = copy(game)
-    start, game.start = (_point(z, like) for z, like in zip((x, y), game.equilibrium, strict=True))
+    start, game.start = (
+        game.onto(_point(z, like)) for z, like in zip((x, y), game.equilibrium, strict=True)
+    )
     leader = Leader(Point(start), game)
     solver_opt = None
     if solver is None:

@@ -72,16 +72,6 @@ def test_a_cell_finds_its_own_attack(module: ModuleType) -> None:
     assert measured.clean("other") is None
 
 
-def test_the_limit_cycle_comes_back_to_where_it_began(
-    applications: Callable[[str], ModuleType],
-) -> None:
-    """Once around with steps of 1e-2: the radius has grown by √(1+η²) a step."""
-    points = applications("reproduction.figures").limit_cycle(1e-2)
-    x, y = points[-1]
-    assert (x * x + y * y) ** 0.5 == pytest.approx((1 + 1e-4) ** (628 / 2), rel=1e-9)
-    assert (x, y) == pytest.approx((1.0319, 0), abs=5e-3)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--row", "pgd"], "there is no row 'pgd'"), (["--scale", "large"], "--scale")],

@@ -1,0 +1,194 @@
+"""Limit cycles: games on which training circles, and the schedules that arrive.
+
+    python applications/limit_cycles.py                              # all games, minutes
+    python applications/limit_cycles.py --game bilinear --step 0.1 0.5 --start 1 1 --steps 300
+    python applications/limit_cycles.py --game forsaken --schedule simultaneous optimistic --animate
+
+Plays games with known answers from f(x, y) = xy on, Figures 7 and 8 of Jiang et al. (AISTATS 2021),
+under every schedule. Draws where the players go and how far they are from the equilibrium, beside
+the slope that linear theory predicts, and sets the measured factor a step beside the predicted one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from cycles.animation import animate
+from cycles.figures import draw_page, draw_paper, draw_setting
+from cycles.play import Run, play, told
+from cycles.settings import PAGE, SETTINGS, Setting, make_game, once_around, quick
+from reproduction.tables import Table
+from rich.console import Console
+from rich.table import Table as Grid
+
+from bilevel import BilevelError, commandline, experiment
+from bilevel.alias import SCHEDULES
+from bilevel.experiment import ProgressBar
+from bilevel.files import replacing
+from bilevel.games import Game
+
+
+@dataclass
+class Args:
+    """Play games with known answers under every schedule: who circles, who arrives, how fast?"""
+
+    game: tuple[str, ...] = tuple(SETTINGS)
+    """bilinear, matrix, monotone, forsaken, dirac-gan, simplex."""
+    schedule: tuple[str, ...] = tuple(SCHEDULES)
+    """simultaneous, alternating, extragradient, optimistic, proximal-point, lookahead."""
+    step: tuple[float, ...] = ()
+    """Step sizes of both players; each game has its own unless given."""
+    start: tuple[float, float] | None = None
+    """Where the numbers of x and of y start; in simplex, the share of the first strategy."""
+    steps: int | None = None
+    animate: bool = False
+    """Draw the players' moves as GIFs too, where x and y are numbers."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/limit_cycles")
+    """Figures, tables, results and trajectories."""
+    seed: int = 0
+    """Of the planes in which the matrix game turns; nothing else is random."""
+    device: str = "cpu"
+    """auto, cpu or cuda; games as small as these are fastest on the CPU."""
+    smoke: bool = False
+    """Try everything in seconds: fewer steps, the paper's larger."""
+    resume: bool = False
+    """Keep the trajectories that a stopped run left."""
+
+
+def main(args: Args) -> None:
+    """Plays, then draws and tells."""
+    check_known("game", args.game, SETTINGS)
+    check_known("schedule", args.schedule, SCHEDULES)
+    device = experiment.pick_device(args.device)
+    if args.resume and not list(args.out.glob("trajectories/*.pt")):
+        raise BilevelError(
+            f"there are no trajectories in {args.out}: nothing to go on from; leave out --resume"
+        )
+    if args.seed < 0:
+        raise BilevelError(f"seed is {args.seed}: a seed is not negative; give 0 or more")
+    games = {name: make_game(name, args.seed) for name in args.game}
+    played = play_all(args, games, device)
+    tables = []
+    for setting, runs in played.items():
+        draw_setting(args.out / f"{setting.name}.png", games[setting.game], runs)
+        if args.animate and runs[0].in_plane:
+            animate(args.out / f"{setting.name}.gif", games[setting.game], runs)
+        tables.append(tabulate(runs))
+    shown = [quick(setting) if args.smoke else setting for setting in PAGE]
+    if all(setting in played for setting in shown):
+        page = {setting: played[setting] for setting in shown}
+        draw_page(args.out / "limit-cycles.png", games, page)
+    records = [run.record() for runs in played.values() for run in runs]
+    experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
+    with replacing(args.out / "tables.md") as part:
+        part.write_text("\n\n".join(table.markdown() for table in tables) + "\n")
+    show(tables, args.out)
+
+
+def check_known(kind: str, names: Collection[str], known: Collection[str]) -> None:
+    """Says so where a name is not one of the known ones, or there is none."""
+    if not names:
+        raise BilevelError(f"no {kind} is given: nothing is played; name one or several")
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            raise BilevelError(f"there is no {kind} {name!r}: {hint}")
+
+
+def chosen(args: Args) -> list[Setting]:
+    """What is played: each game's settings, or its first with what was given."""
+    found = []
+    for name in dict.fromkeys(args.game):
+        given = bool(args.step or args.start)
+        for setting in SETTINGS[name][: 1 if given else None]:
+            setting = quick(setting) if args.smoke else setting
+            start = args.start or setting.start
+            steps = setting.steps if args.steps is None else args.steps
+            found += [
+                replace(setting, step=step, start=start, steps=steps)
+                for step in args.step or (setting.step,)
+            ]
+    return list(dict.fromkeys(found))
+
+
+def play_all(
+    args: Args, games: Mapping[str, Game], device: torch.device
+) -> dict[Setting, list[Run]]:
+    """Every setting under every schedule; each run is kept as it comes."""
+    with torch.device(device):
+        on_device = {name: make_game(name, args.seed) for name in games}
+    settings, schedules = chosen(args), list(dict.fromkeys(args.schedule))
+    total = sum(setting.steps for setting in settings) * len(schedules)
+    done = 0
+    played: dict[Setting, list[Run]] = {}
+    with ProgressBar("limit cycles") as bar:
+        for setting in settings:
+            played[setting] = []
+            for schedule in schedules:
+                name = f"{setting.name}-{setting.steps}-steps-seed-{args.seed}-{schedule}.pt"
+                path = args.out / "trajectories" / name
+                if args.resume and path.exists():
+                    run = Run.load(path)
+                else:
+                    tell = partial(advance, bar, setting.title, total, done)
+                    predicted = games[setting.game].factor(SCHEDULES[schedule](), setting.step)
+                    run = play(on_device[setting.game], setting, schedule, predicted, tell)
+                    run.save(path)
+                played[setting].append(run)
+                done += setting.steps
+    return played
+
+
+def advance(bar: ProgressBar, part: str, total: int, done: int, step: int) -> None:
+    """Moves the bar; ``done`` are the steps of former runs."""
+    bar.show(part, done + step, total)
+
+
+def draw_turn(path: Path, step: float) -> None:
+    """Figures 7 and 8 of the paper, with another step size perhaps; goes on where it stopped."""
+    setting = once_around(step)
+    args = Args((setting.game,), step=(step,), start=setting.start, steps=setting.steps)
+    args = replace(args, out=path.parent / "limit-cycle", resume=True)
+    games = {setting.game: make_game(setting.game, args.seed)}
+    played = play_all(args, games, torch.device("cpu"))
+    draw_paper(path, games[setting.game], played[setting])
+
+
+def tabulate(runs: Sequence[Run]) -> Table:
+    """Measured against predicted, of one setting."""
+    header = ("schedule", "measured", "predicted", "seen as", "distance")
+    rows = tuple(
+        (
+            run.schedule,
+            told(run.measured),
+            told(run.predicted),
+            run.seen_as,
+            f"{run.distance[-1]:.3g}",
+        )
+        for run in runs
+    )
+    return Table(f"{runs[0].setting.title}: factor a step", header, rows)
+
+
+def show(tables: Sequence[Table], out: Path) -> None:
+    """The tables on the screen."""
+    console = Console()
+    for table in tables:
+        grid = Grid(*table.header, title=table.title)
+        for row in table.rows:
+            grid.add_row(*row)
+        console.print(grid)
+    console.print(f"figures, tables and results are in {out}")
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)
