@@ -39,7 +39,13 @@ myst_enable_extensions = ["dollarmath"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!bilevel\.).*|.*\._\w+|.*\.LearnedUpdate")]
 
-coverage_check_modules = ["bilevel", "bilevel.updates", "bilevel.robustness", "bilevel.testing"]
+coverage_check_modules = [
+    "bilevel",
+    "bilevel.games",
+    "bilevel.robustness",
+    "bilevel.testing",
+    "bilevel.updates",
+]
 
 sphinx_gallery_conf = {
     "examples_dirs": "tutorials",
