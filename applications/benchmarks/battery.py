@@ -20,8 +20,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from bilevel import commandline, experiment
 from bilevel.robustness import (
@@ -78,15 +77,16 @@ def main(args: Args) -> None:
         attacks = make_attacks(args.attack, Arsenal(target, eps, points=args.points))
         together = measured(attacks)
     records += [{"attack": name, "how": "in battery", **spent} for name, spent in together.items()]
-    ratios = {unit: ratio(records, unit) for unit in ("seconds", "flops")}
+    ratios = {unit: ratio(records, unit) for unit in ("seconds", "passes")}
     records.append({"attack": "battery", "how": "÷ longest alone", **ratios})
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    table = Table("attack", "alone (s)", "in the battery (s)", title=f"{len(images)} images")
+    table = Table("attack", "alone", "in the battery", title=f"passes of each of {len(images)}")
     for alone, (name, spent) in zip(records, together.items(), strict=False):
-        table.add_row(name, f"{alone['seconds']:.1f}", f"{spent['seconds']:.1f}")
+        cells = (one["passes"] / len(images) for one in (alone, spent))
+        table.add_row(name, *(f"{cell:.0f}" for cell in cells))
     Console().print(table)
     Console().print(
-        f"the battery costs {ratios['flops']:.2f} times its longest attack in operations, "
+        f"the battery costs {ratios['passes']:.2f} times its longest attack in passes, "
         f"{ratios['seconds']:.2f} times in seconds"
     )
 
@@ -94,16 +94,25 @@ def main(args: Args) -> None:
 def cost(
     attacks: list[Attack], *, model: nn.Module, images: ImageSet, eps: float
 ) -> dict[str, dict[str, float]]:
-    """What each attack of a battery costs: seconds, and operations, which no other load changes."""
-    with FlopCounterMode(display=False) as counter:
-        marks = {"": (time.perf_counter(), 0)}
+    """What each attack of a battery costs: seconds, and passes, which no other load changes.
 
-        def note(name: str, done: float, total: float) -> None:
-            marks[name] = (time.perf_counter(), counter.get_total_flops())
+    A pass is an image through the classifier, forward or back to the image.
+    """
+    passes = 0
+    marks = {"": (time.perf_counter(), passes)}
 
-        Battery(attacks, eps=eps, report=note).run(model, images)
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        nonlocal passes
+        passes += len(logits) * (2 if logits.requires_grad else 1)
+
+    def note(name: str, done: float, total: float) -> None:
+        marks[name] = (time.perf_counter(), passes)
+
+    handle = model.register_forward_hook(count)
+    Battery(attacks, eps=eps, report=note).run(model, images)
+    handle.remove()
     return {
-        name: {"seconds": end[0] - begun[0], "flops": end[1] - begun[1]}
+        name: {"seconds": end[0] - begun[0], "passes": end[1] - begun[1]}
         for (_, begun), (name, end) in pairwise(marks.items())
     }
 
