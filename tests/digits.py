@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
-from bilevel import Solver, ZeroSum
+from bilevel import Bilevel, Solver, ZeroSum
 from bilevel.robustness import (
     RECIPES,
     Attacker,
@@ -46,7 +47,14 @@ def _trained() -> Players:
         attacker = make_solver("two-step-l2l", eps=EPS, channels=1, attacker=network)
         follower = Linf(EPS)
         game = make_game(ZeroSum(model, follower), follower, attacker, RECIPES["digits"])
-        for epoch in range(3):
-            for batch in shuffled_batches(data.train, 64, seed=0, epoch=epoch):
-                game.step(batch)
+        train(game, data.train, epochs=3, lr_at=lambda epoch: RECIPES["digits"].lr)
     return Players(model.eval(), attacker.eval(), data.test)
+
+
+def train(game: Bilevel, images: ImageSet, *, epochs: int, lr_at: Callable[[int], float]) -> None:
+    """Plays for some epochs, the leader with the learning rate of each."""
+    for epoch in range(epochs):
+        for group in game.leader_opt.param_groups:
+            group["lr"] = lr_at(epoch)
+        for batch in shuffled_batches(images, 64, seed=0, epoch=epoch):
+            game.step(batch)

@@ -15,9 +15,9 @@ from bilevel.robustness import (
     Splits,
     load_images,
     make_game,
-    shuffled_batches,
     small_cnn,
 )
+from tests.digits import train
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +39,5 @@ def robust_model(digits: Splits, robust_eps: float) -> nn.Module:
         torch.manual_seed(0)
         model = small_cnn(channels=1, classes=10, width=16)
         game = make_game(ZeroSum(model, follower), follower, pgm(robust_eps / 2, 5), recipe)
-        for epoch in range(recipe.epochs):
-            for group in game.leader_opt.param_groups:
-                group["lr"] = recipe.lr_at(epoch)
-            for batch in shuffled_batches(digits.train, 64, seed=0, epoch=epoch):
-                game.step(batch)
+        train(game, digits.train, epochs=recipe.epochs, lr_at=recipe.lr_at)
     return model.eval()
