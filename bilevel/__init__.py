@@ -32,11 +32,13 @@ The kits (``bilevel.robustness``) are imported by name; the core knows none of t
 from bilevel import games, testing, updates
 from bilevel.adjoint import Adjoint, Detached
 from bilevel.alias import fgsm, pgm
+from bilevel.dynamics import Verdict
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.extrapolation import Extragradient, Lookahead, Optimistic, ProximalPoint
 from bilevel.frozen import frozen
 from bilevel.game import Bilevel
 from bilevel.metrics import MetricLog
+from bilevel.monitor import Monitor
 from bilevel.oracle import Oracle
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedule import Alternating, Schedule, Simultaneous
@@ -55,6 +57,7 @@ __all__ = [
     "LeaderProblem",
     "Lookahead",
     "MetricLog",
+    "Monitor",
     "NonFiniteError",
     "Optimistic",
     "Oracle",
@@ -65,6 +68,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Update",
+    "Verdict",
     "ZeroSum",
     "fgsm",
     "frozen",

@@ -1,0 +1,179 @@
+"""Finding a rotation in a record of iterates, by regression.
+
+A rotation is one frequency ω with its harmonics, around a centre that may drift, while the radius
+changes by a factor e^λ a row:
+
+    x_t = c₀ + c₁t + c₂t² + e^{λt} Σ_h (a_h cos hωt + b_h sin hωt) + noise
+
+The spectrum proposes ω. Amplitudes fitted to pieces of the record correct ω and give λ. One fit to
+the whole record then tells how much the rotation explains of the motion that is slower than twice
+its frequency: nearly all, although white noise, most of which is faster, may be larger than the
+rotation. Of noise alone it explains little. Of a random walk, whose principal components look like
+cosines, too: most of its motion is slower than a third of the record. And of what noise excites in
+a damped system (heavy-ball momentum), because that forgets its phase.
+
+Records are ``(T, d)``, of a size about 1; times and periods are in rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+MIN_PERIODS = 3
+"""A rotation has been seen when it has come round as often."""
+
+_EXPLAINED = 0.8  # share of the power up to twice the frequency
+_TINY = 1e-300  # makes 0 / 0 a number
+
+
+class Rotation(NamedTuple):
+    """A rotation of frequency ω whose radius changes by e^λ a row."""
+
+    omega: float
+    growth: float  # λ
+    growth_error: float  # its standard error
+    radius: float  # at the last row, root mean square over a period
+    explained: float  # share of the power up to twice the frequency
+
+    @property
+    def period(self) -> float:
+        """How many rows it takes to come round."""
+        return 2 * math.pi / self.omega
+
+
+def find_rotation(x: Array) -> Rotation | None:
+    """The rotation that dominates a record.
+
+    Args:
+        x: ``(T, d)``.
+
+    Returns:
+        None if there is none, or if it has not come round three times.
+    """
+    # Directions of the steps show a rotation whatever its growth; positions show it in more noise.
+    proposals = (_strongest(x), _strongest(directions(np.diff(x, axis=0))))
+    best = max((_fitted(x, omega) for omega in proposals), key=lambda r: r.explained)
+    turns = len(x) / best.period
+    return best if best.explained >= _EXPLAINED and turns >= 0.97 * MIN_PERIODS else None
+
+
+def directions(steps: Array) -> Array:
+    """Rows of length one; a step of length zero stays.
+
+    Args:
+        steps: ``(T, d)``.
+
+    Returns:
+        ``(T, d)``.
+    """
+    norms = np.linalg.norm(steps, axis=1, keepdims=True)
+    return np.asarray(steps / np.where(norms > 0, norms, 1))
+
+
+def _drift(rows: int) -> Array:
+    return np.vander(np.linspace(-1, 1, rows), 3)
+
+
+def _waves(omega: float, rows: int) -> Array:
+    """Cosines, then sines, of ω and of up to two harmonics that the rows resolve."""
+    harmonics = np.arange(1, 1 + min(3, max(1, int(2 * math.pi / omega / 2.5))))
+    phases = omega * np.arange(rows)[:, None] * harmonics
+    return np.concatenate([np.cos(phases), np.sin(phases)], axis=1)
+
+
+def _without(basis: Array, x: Array) -> Array:
+    q, _ = np.linalg.qr(basis)
+    return x - q @ (q.T @ x)
+
+
+def _strongest(x: Array) -> float:
+    """The frequency of most power, of those that come round three times in the record."""
+    rows = len(x)
+    tapered = _without(_drift(rows), x) * np.hanning(rows)[:, None]
+    power = (_spectrum(tapered, 4 * rows) ** 2).sum(1)
+    lowest = 4 * MIN_PERIODS - 1
+    return 2 * math.pi * (lowest + int(power[lowest:].argmax())) / (4 * rows)
+
+
+def _fitted(x: Array, omega: float) -> Rotation:
+    omega, growth, _ = _refine(x, omega, 0.0)
+    return _fit(x, *_refine(x, omega, growth))
+
+
+def _refine(x: Array, omega: float, growth: float) -> tuple[float, float, float]:
+    """Corrects ω by the phases, and λ by the sizes, of the amplitudes of pieces.
+
+    Each piece has a centre and a drift of its own.
+
+    Args:
+        x: The record.
+        omega: ω to within about half a turn over the record.
+        growth: λ; 0 is near enough if the radius changes by less than its size in a turn.
+
+    Returns:
+        ω, λ and the standard error of λ.
+    """
+    rows = len(x)
+    count = int(min(16, rows // 16, max(MIN_PERIODS, omega * rows / (2 * math.pi))))
+    length = rows // count
+    waves = np.exp(growth * np.arange(length))[:, None] * _waves(omega, length)
+    basis = np.concatenate([waves, _drift(length)[:, 1:]], axis=1)
+    first_harmonic = np.linalg.pinv(basis)[[0, waves.shape[1] // 2]]
+    pieces = x[rows - count * length :].reshape(count, length, -1)
+    cos, sin = np.einsum("jl,kld->jkd", first_harmonic, pieces)
+    index = np.arange(count)
+    amplitudes = (cos - 1j * sin) * np.exp(-1j * omega * length * index)[:, None]
+    sizes = np.maximum(np.linalg.norm(amplitudes, axis=1, keepdims=True), _TINY)
+    turn = float(np.angle(np.vdot(amplitudes[:-1] / sizes[:-1], amplitudes[1:] / sizes[1:])))
+    amplitudes *= np.exp(-1j * turn * index)[:, None]
+    along = (amplitudes @ (amplitudes / sizes).mean(0).conj()).real  # noise cancels in this sum
+    logs = np.log(np.maximum(along, 1e-3 * sizes[:, 0]))
+    (slope, _), covariance = np.polyfit(index, logs, 1, cov=True)
+    folded = math.pi - abs(math.pi - abs(omega + turn / length))  # as rows show it: in (0, π]
+    growth = float(np.clip(slope / length, -600 / rows, 600 / rows))
+    return max(folded, math.pi / rows), growth, math.sqrt(covariance[0, 0]) / length
+
+
+def _fit(x: Array, omega: float, growth: float, growth_error: float) -> Rotation:
+    """Fits drift and waves to the whole record, every row weighted by e^{-λt}.
+
+    Args:
+        x: The record.
+        omega: ω.
+        growth: λ.
+        growth_error: Its standard error.
+
+    Returns:
+        The rotation and how much it explains.
+    """
+    rows = len(x)
+    weights = np.exp(-growth * np.arange(rows) - max(0.0, -growth * rows))[:, None]
+    drift, waves = weights * _drift(rows), _waves(omega, rows)
+    motion, basis = _without(drift, weights * x), _without(drift, waves)
+    coefficients = np.linalg.lstsq(basis, motion, rcond=1e-9)[0]
+    rest = motion - basis @ coefficients
+    slow = 1 + math.ceil(2 * omega * rows / (2 * math.pi))
+    period = 2 * math.pi / omega
+    last = round(max(1, rows // period) * period)  # whole periods
+    radius = math.sqrt(_power((waves @ coefficients)[-last:]) / min(last, rows))
+    return Rotation(
+        omega,
+        growth,
+        growth_error,
+        radius / float(weights[-1, 0]),
+        explained=1 - _power(_spectrum(rest)[:slow]) / _power(_spectrum(motion)[:slow]),
+    )
+
+
+def _spectrum(x: Array, length: int | None = None) -> Array:
+    return np.abs(np.fft.rfft(x, length, axis=0))
+
+
+def _power(x: Array) -> float:
+    return float((x**2).sum()) + _TINY
