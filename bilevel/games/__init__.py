@@ -4,7 +4,7 @@ All are zero-sum, min over x, max over y of f(x, y), with vectors x and y:
 
     bilinear(a)                a x y                                circles for ever
     Bilinear(A)                xᵀ A y                               the same in many planes
-    Quadratic(A, μ, (x*, y*))  the same around x*, y*, + μ/2 (|x|² − |y|²)
+    Quadratic(A, μ, (x*, y*))  the same around x*, y*, + μ/2 (‖x‖² − ‖y‖²)
     strongly_monotone(μ)       μ/2 x² + x y − μ/2 y²                contracts under small steps
     Forsaken()                 x (y − 0.45) + φ(x) − φ(y)           a limit cycle around the answer
     DiracGAN()                 −log(1 + exp(−x y)) − log 2          the smallest GAN

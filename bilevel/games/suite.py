@@ -36,7 +36,7 @@ class Bilinear(Game):
 
 
 class Quadratic(Game):
-    r"""f(x, y) = μ/2 |x − x*|² + (x − x*)ᵀ A (y − y*) − μ/2 |y − y*|².
+    """f(x, y) = μ/2 ‖x − x*‖² + (x − x*)ᵀ A (y − y*) − μ/2 ‖y − y*‖².
 
     Args:
         matrix: A, ``(n, m)``.

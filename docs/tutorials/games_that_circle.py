@@ -12,8 +12,8 @@ fast, and how does one see it in a game of one's own, whose answer is not known?
 # The same game under every schedule
 # ----------------------------------
 #
-# :mod:`bilevel.games` has games with known answers. :func:`~bilevel.games.begin` sets the players
-# at a point, :func:`~bilevel.games.trajectory` plays.
+# ``bilevel.games`` has games with known answers. :func:`~bilevel.games.begin` sets the players at a
+# point, :func:`~bilevel.games.trajectory` plays.
 
 import matplotlib.pyplot as plt
 import torch
