@@ -1,0 +1,1 @@
+"""What ``applications/learned_follower.py`` is made of: updates, games, training, play, figure."""
