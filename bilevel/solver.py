@@ -132,7 +132,8 @@ class Iterative(Solver):
         update: The step rule; hand-designed, or learned.
         steps: How often it is applied; 0 gives the follower's start (no follower at all).
         warm_start: Start from the previous solve's answer and update state instead of
-            :meth:`FollowerProblem.init`. They are part of the state dict.
+            :meth:`FollowerProblem.init`. They are part of the state dict. A leader that moves on
+            the answer has then seen the follower's move: with ``steps=1`` that is alternating play.
         leader_mode: See :class:`Solver`.
 
     Raises:
