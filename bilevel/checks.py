@@ -68,8 +68,8 @@ def check_answer(follower: FollowerProblem, y: Value, batch: Batch) -> None:
             )
 
 
-def require_finite(term: str, loss: Tensor, step: int) -> None:
-    """Raises where a loss is NaN or infinite, if looking costs no synchronisation.
+def check_loss(term: str, loss: Tensor, step: int) -> None:
+    """Raises where a loss is not one number, or is NaN or infinite.
 
     Args:
         term: What the loss is.
@@ -77,8 +77,14 @@ def require_finite(term: str, loss: Tensor, step: int) -> None:
         step: Steps that were finished before.
 
     Raises:
-        NonFiniteError: If it is not finite.
+        BilevelError: If it is not a scalar.
+        NonFiniteError: If it is not finite, where looking costs no synchronisation.
     """
+    if loss.numel() != 1:
+        raise BilevelError(
+            f"{term} has shape {tuple(loss.shape)}: a player moves along the gradient of one "
+            "number; return a scalar, such as the mean over the batch"
+        )
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NonFiniteError(
             f"step {step}: {term} is {loss.item()}: training has diverged or the batch is not "

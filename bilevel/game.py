@@ -187,7 +187,7 @@ class Bilevel:
         def closure() -> Tensor:
             forget_gradients(self.leader)
             loss = self.leader.loss(detach(y) if losses else y, batch)
-            checks.require_finite("the leader's loss", loss, self.steps)
+            checks.check_loss("the leader's loss", loss, self.steps)
             loss.backward()
             losses.append(loss.detach())
             return loss
@@ -209,7 +209,7 @@ class Bilevel:
         forget_gradients(self.solver)
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
-            checks.require_finite("the follower's objective", loss, self.steps)
+            checks.check_loss("the follower's objective", loss, self.steps)
             loss.backward()
         self.solver_opt.step()
 

@@ -15,6 +15,7 @@ from bilevel import (
     Alternating,
     Bilevel,
     BilevelError,
+    Detached,
     Iterative,
     MetricLog,
     NonFiniteError,
@@ -215,3 +216,20 @@ def test_a_state_of_another_architecture_changes_nothing() -> None:
         game.load_state_dict(make_game(solver=pgm(0.1, 1)).state_dict())
     for name, value in game.leader.state_dict().items():
         assert torch.equal(value, before["leader"][name])
+
+
+def test_a_leader_without_one_number_is_refused() -> None:
+    class Many(Weights):
+        def loss(self, y, batch):
+            return self.w
+
+    leader = Many(3)
+    game = Bilevel(
+        leader,
+        Nearest(),
+        pgm(0.1, 1),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        adjoint=Detached(),
+    )
+    with pytest.raises(BilevelError, match=r"the leader's loss has shape \(3,\).*the mean"):
+        game.step(Batch(torch.ones(2, 3), torch.zeros(2)))
