@@ -120,7 +120,7 @@ def _refine(x: Array, omega: float, growth: float) -> tuple[float, float, float]
         ω, λ and the standard error of λ.
     """
     rows = len(x)
-    count = int(min(16, rows // 16, max(MIN_PERIODS, omega * rows / (2 * math.pi))))
+    count = int(min(16, rows // 16, max(MIN_PERIODS, omega * rows / (4 * math.pi))))
     length = rows // count
     waves = np.exp(growth * np.arange(length))[:, None] * _waves(omega, length)
     basis = np.concatenate([waves, _drift(length)[:, 1:]], axis=1)

@@ -305,6 +305,15 @@ def test_forsakens_limit_cycle_and_its_solution(method: Method) -> None:
     assert (around.kind, inwards.kind) == ("cycling", "converging")
 
 
+@pytest.mark.parametrize("steps", [1100, 1900, 3000, 4100])
+def test_a_limit_cycle_does_not_shrink_whatever_the_record_cuts(steps: int) -> None:
+    """Pieces of a record that hold hardly one period mistake its harmonics for a drift."""
+    rows = path(extragradient, forsaken, (1.0, 1.0), step=0.05, steps=steps)[steps // 4 :: 4]
+    verdict = classify(rows, stride=4)
+    assert verdict.kind == "cycling"
+    assert verdict.trend == pytest.approx(1.0, abs=1e-3)
+
+
 def test_a_relaxation_oscillation_is_a_cycle() -> None:
     def van_der_pol(x: float, y: float) -> tuple[float, float]:
         return -y, 4 * (1 - x * x) * y - x

@@ -173,10 +173,20 @@ def test_the_factor_is_what_is_measured_in_the_end(
     """A path grows as the spectral radius in the end, up to a constant and a power of the time."""
     game = games.Quadratic(matrix, mu)
     steps = 300
-    radius = radii(game, schedule, step, steps)
+    lr = (step, step / 4)
+    radius = radii(game, schedule, lr, steps)
     assert radius[-1].log() / steps == pytest.approx(
-        math.log(game.factor(schedule, step)), abs=6 / steps
+        math.log(game.factor(schedule, lr)), abs=6 / steps
     )
+
+
+def test_each_player_has_a_step_size_of_its_own() -> None:
+    """On xy with steps η₁ and η₂ the factor is √(1 + η₁η₂); with curvature they are told apart."""
+    factor = games.bilinear().factor(Simultaneous(), (0.2, 0.8))
+    assert factor == pytest.approx(math.sqrt(1.16), rel=1e-12)
+    still = games.Quadratic(torch.zeros(1, 1).double(), mu=1.0)
+    assert still.factor(Simultaneous(), (0.9, 0.3)) == pytest.approx(0.7, rel=1e-12)
+    assert still.factor(Simultaneous(), (0.3, 0.8)) == pytest.approx(0.7, rel=1e-12)
 
 
 def test_nothing_is_claimed_of_an_unknown_schedule() -> None:

@@ -114,6 +114,35 @@ def test_rock_paper_scissors_needs_the_look_ahead() -> None:
         assert game.factor(schedule, 0.3) is game.best_step(schedule) is None
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_on_simplices_are_projected_where_they_are_by_definition(seed: int) -> None:
+    """Each player is projected before anybody looks at it; large steps, so that it matters."""
+    generator = np.random.default_rng(seed)
+    game, step = random_game("simplex", generator), 1.5
+    (matrix,) = game.coefficients
+    starts = [game.onto(torch.as_tensor(generator.uniform(0, 1, n))) for n in matrix.shape]
+    paths = {
+        schedule: games.trajectory(games.begin(game, *starts, lr=step, schedule=schedule), 6)
+        for schedule in (Simultaneous(), Alternating(), Extragradient())
+    }
+
+    def descend(base: list[Tensor], at: list[Tensor]) -> list[Tensor]:
+        x, y = at
+        return [game.onto(base[0] - step * matrix @ y), game.onto(base[1] + step * x @ matrix)]
+
+    for schedule, path in paths.items():
+        w = starts
+        for row in path[1:]:
+            if isinstance(schedule, Extragradient):
+                w = descend(w, descend(w, w))
+            elif isinstance(schedule, Alternating):
+                w = [descend(w, w)[0], w[1]]
+                w = [w[0], descend(w, w)[1]]
+            else:
+                w = descend(w, w)
+            torch.testing.assert_close(row, torch.cat(w))
+
+
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=6))
 def test_the_projection_onto_the_simplex_is_the_nearest_point(numbers: list[float]) -> None:
     z = torch.tensor(numbers, dtype=torch.float64)
@@ -159,6 +188,13 @@ def test_a_thousand_games_at_once() -> None:
     for at in range(0, 1000, 111):
         alone = games.begin(single[at], 1.0, 0.5, lr=0.1, schedule=Extragradient())
         torch.testing.assert_close(games.trajectory(alone, 10)[-1], ends[at])
+
+
+def test_a_start_outside_is_brought_inside() -> None:
+    play = games.begin(games.MatrixGame(ROCK_PAPER_SCISSORS), 1.0, [3.0, 0.0, 0.0], lr=0.1)
+    torch.testing.assert_close(
+        games.position(play), torch.tensor([1 / 3] * 3 + [1, 0, 0], dtype=torch.float64)
+    )
 
 
 def test_what_is_no_game() -> None:
