@@ -26,7 +26,8 @@ Named algorithms are compositions, so one is swapped for another in one line:
     proximal point          = ProximalPoint(k), of which Extragradient is k = 2
 
 and ``Bilevel(leader, follower, solver, leader_opt=…, solver_opt=…)`` plays the game.
-The kits (``bilevel.robustness``) are imported by name; the core knows none of them.
+The kits (``bilevel.robustness``, ``bilevel.imitation``) are imported by name; the core knows none
+of them.
 """
 
 from bilevel import games, testing, updates

@@ -42,6 +42,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!bilevel\.).*|.*\._\w+|.*\.LearnedUpdate")
 coverage_check_modules = [
     "bilevel",
     "bilevel.games",
+    "bilevel.imitation",
     "bilevel.robustness",
     "bilevel.testing",
     "bilevel.updates",
