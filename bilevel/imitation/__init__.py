@@ -2,10 +2,14 @@
 
 CategoricalPolicy, GaussianPolicy    stochastic policies of discrete and continuous actions
 Value                                what a state is worth
+make_envs, Sampler, Rollout          many environments at once, and what happened there
+generalized_advantages               how much better an action was than the policy's average
 TRPO                                 moves a policy: the ``leader_opt`` of an imitation game
 """
 
+from bilevel.imitation.advantages import generalized_advantages
 from bilevel.imitation.policies import CategoricalPolicy, GaussianPolicy, Policy, Value, mlp
+from bilevel.imitation.rollouts import Rollout, Sampler, make_envs
 from bilevel.imitation.trpo import TRPO, TrustRegionStep
 
 __all__ = [
@@ -13,7 +17,11 @@ __all__ = [
     "CategoricalPolicy",
     "GaussianPolicy",
     "Policy",
+    "Rollout",
+    "Sampler",
     "TrustRegionStep",
     "Value",
+    "generalized_advantages",
+    "make_envs",
     "mlp",
 ]

@@ -1,0 +1,95 @@
+"""Rollouts: what is recorded is what gymnasium did, at the ends of episodes above all."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from bilevel import BilevelError
+from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Rollout, Sampler, make_envs
+
+
+def played(name: str, steps: int, count: int, *, seed: int = 3) -> Rollout:
+    envs = make_envs(name, count)
+    n = envs.single_observation_space.shape[0]
+    torch.manual_seed(0)
+    if isinstance(envs.single_action_space, spaces.Discrete):
+        policy = CategoricalPolicy(n, int(envs.single_action_space.n))
+    else:
+        policy = GaussianPolicy(n, envs.single_action_space.shape[0])
+    return Sampler(envs, policy, seed=seed).collect(steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("CartPole-v1", 80), ("MountainCar-v0", 230), ("Pendulum-v1", 220)]
+)
+def test_a_rollout_is_what_the_environments_did_one_by_one(name: str, steps: int) -> None:
+    rollout = played(name, steps, 3)
+    returns = []
+    for number in range(3):
+        env = gymnasium.make(name)
+        shown, _ = env.reset(seed=3 + number)
+        total = 0.0
+        for t in range(steps):
+            np.testing.assert_array_equal(rollout.observations[t, number], shown)
+            action = rollout.actions[t, number].numpy()
+            if isinstance(env.action_space, spaces.Box):
+                action = action.clip(env.action_space.low, env.action_space.high)
+            shown, reward, terminated, truncated, _ = env.step(action)
+            np.testing.assert_array_equal(rollout.next_observations[t, number], shown)
+            assert rollout.rewards[t, number].item() == pytest.approx(float(reward), rel=1e-6)
+            assert rollout.terminated[t, number].item() == terminated
+            assert rollout.ended[t, number].item() == (terminated or truncated)
+            total += float(reward)
+            if terminated or truncated:
+                returns.append(total)
+                total = 0.0
+                shown, _ = env.reset()
+    assert returns
+    assert sorted(rollout.returns.tolist()) == pytest.approx(sorted(returns))
+
+
+def test_a_time_limit_truncates_and_a_fall_terminates() -> None:
+    fallen, timed_out = played("CartPole-v1", 80, 2), played("Pendulum-v1", 220, 2)
+    assert torch.equal(fallen.terminated, fallen.ended)
+    assert fallen.ended.any()
+    assert not timed_out.terminated.any()
+    assert timed_out.ended.sum() == 2
+
+
+def test_a_sampler_goes_on_where_it_was() -> None:
+    envs, policy = make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2)
+    torch.manual_seed(0)
+    sampler = Sampler(envs, policy, seed=1)
+    parts = [sampler.collect(20), sampler.collect(20)]
+    torch.manual_seed(0)
+    whole = Sampler(make_envs("CartPole-v1", 2), policy, seed=1).collect(40)
+    for pair, together in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(pair), together)
+
+
+def test_the_log_probabilities_are_the_policys() -> None:
+    rollout = played("Pendulum-v1", 5, 2)
+    torch.manual_seed(0)
+    policy = GaussianPolicy(3, 1)
+    expected = policy(rollout.observations).log_prob(rollout.actions)
+    torch.testing.assert_close(rollout.log_probs, expected.detach())
+
+
+def test_environments_that_cannot_be_played() -> None:
+    with pytest.raises(BilevelError, match=r"no environment 'CartPole-v7'.*CartPole-v1"):
+        make_envs("CartPole-v7", 2)
+    with pytest.raises(BilevelError, match="policies read vectors"):
+        make_envs("FrozenLake-v1", 2)
+
+
+def test_an_environment_that_shows_nan_is_refused() -> None:
+    envs, policy = make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2)
+    sampler = Sampler(envs, policy)
+    for env in envs.envs:
+        env.unwrapped.state = np.full(4, np.nan)
+    with pytest.raises(BilevelError, match="shows NaN or infinity"):
+        sampler.collect(1)
