@@ -247,8 +247,10 @@ class Parametric(Solver):
             self.y = y
         elif isinstance(y, Tensor):
             self.y = nn.Parameter(y.detach().clone())
-        else:
+        elif not any("." in name for name in y):
             self.y = nn.ParameterDict({name: leaf.detach().clone() for name, leaf in y.items()})
+        else:
+            self.y = _nested(y)
 
     def answer(self, oracle: Oracle) -> Value:
         """Projects the parameters onto Y and answers with them."""
@@ -279,6 +281,20 @@ class Parametric(Solver):
         if evaluate:
             return super().solve(follower, leader, batch)
         return Solution(self.answer(Oracle(follower, leader, batch)), {})
+
+
+def _nested(weights: Mapping[str, Tensor]) -> nn.Module:
+    """Modules of modules in which ``"0.bias"`` is a parameter's name, as in the network's own."""
+    root = nn.Module()
+    for name, leaf in weights.items():
+        *path, last = name.split(".")
+        owner = root
+        for part in path:
+            if part not in dict(owner.named_children()):
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_parameter(last, nn.Parameter(leaf.detach().clone()))
+    return root
 
 
 def _detach_state(state: Any) -> Any:

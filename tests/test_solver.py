@@ -332,3 +332,16 @@ def test_the_saddle_is_a_scalar_problem() -> None:
     leader.model.x = torch.tensor(2.0, dtype=torch.float64)
     solution = Iterative(Gradient(0.1), 3).solve(follower, leader, None)
     torch.testing.assert_close(solution.value, torch.tensor(0.6, dtype=torch.float64))
+
+
+def test_the_answer_may_have_the_names_of_a_networks_weights() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Tanh(), nn.Linear(3, 1)))
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+    solver = Parametric(weights)
+    assert dict(solver.y.named_parameters()).keys() == weights.keys()
+    x = torch.randn(4, 2)
+    given = torch.func.functional_call(network, dict(solver.y.named_parameters()), (x,))
+    assert torch.equal(given, network(x))
+    twin = Parametric({name: torch.zeros_like(leaf) for name, leaf in weights.items()})
+    twin.load_state_dict(solver.state_dict())
+    assert all(map(torch.equal, twin.parameters(), solver.parameters()))

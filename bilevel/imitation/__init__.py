@@ -3,11 +3,13 @@
 CategoricalPolicy, GaussianPolicy    stochastic policies of discrete and continuous actions
 Value                                what a state is worth
 make_envs, Sampler, Rollout          many environments at once, and what happened there
+Discriminator                        the follower: tells the policy's behaviour from the expert's
 generalized_advantages               how much better an action was than the policy's average
 TRPO                                 moves a policy: the ``leader_opt`` of an imitation game
 """
 
 from bilevel.imitation.advantages import generalized_advantages
+from bilevel.imitation.discriminator import Discriminator, Imitation, pairs
 from bilevel.imitation.policies import CategoricalPolicy, GaussianPolicy, Policy, Value, mlp
 from bilevel.imitation.rollouts import Rollout, Sampler, make_envs
 from bilevel.imitation.trpo import TRPO, TrustRegionStep
@@ -15,7 +17,9 @@ from bilevel.imitation.trpo import TRPO, TrustRegionStep
 __all__ = [
     "TRPO",
     "CategoricalPolicy",
+    "Discriminator",
     "GaussianPolicy",
+    "Imitation",
     "Policy",
     "Rollout",
     "Sampler",
@@ -24,4 +28,5 @@ __all__ = [
     "generalized_advantages",
     "make_envs",
     "mlp",
+    "pairs",
 ]
