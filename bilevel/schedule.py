@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch
-from bilevel.tree import detach
+from bilevel.tree import detach, tree_map
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
@@ -84,8 +85,9 @@ class Simultaneous(Schedule):
         if game.zero_sum:
             loss = game.move_both(solution.value, batch)
         else:
+            answer = tree_map(torch.clone, detach(solution.value))  # φ may be the answer itself
             game.move_solver(solution.value, batch)
-            loss = game.move_leader(detach(solution.value), batch)
+            loss = game.move_leader(answer, batch)
         return game.metrics(loss, solution)
 
     def __repr__(self) -> str:

@@ -265,3 +265,30 @@ def test_a_leader_that_evaluates_several_times_in_a_step() -> None:
 def test_follower_steps_below_one() -> None:
     with pytest.raises(BilevelError, match=r"follower_steps is 0.*give 1, 2"):
         Alternating(follower_steps=0)
+
+
+def test_a_game_that_is_not_zero_sum_is_simultaneous_too() -> None:
+    """The leader moves on the answer as it was, though its solver has moved in place by then."""
+
+    class Own(LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Scalar(1.0)
+
+        def loss(self, y, batch):
+            return self.model.x * y
+
+    leader, solver = Own(), Parametric(torch.tensor(0.5, dtype=torch.float64))
+    game = Bilevel(
+        leader,
+        Saddle(),
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+        adjoint=Detached(),
+    )
+    twin = bilinear(1.0, 0.5, 0.1, Simultaneous())
+    for _ in range(5):
+        game.step(None)
+        twin.step(None)
+        assert position(game) == position(twin)
