@@ -5,6 +5,7 @@ Value                                what a state is worth
 make_envs, Sampler, Rollout          many environments at once, and what happened there
 demonstrate, Demonstrations          what an expert did; MountainCarExpert needs no training
 Discriminator                        the follower: tells the policy's behaviour from the expert's
+Imitator                             the leader: a policy that earns what the follower gives
 generalized_advantages               how much better an action was than the policy's average
 TRPO                                 moves a policy: the ``leader_opt`` of an imitation game
 """
@@ -18,6 +19,7 @@ from bilevel.imitation.demonstrations import (
 )
 from bilevel.imitation.discriminator import Discriminator, Imitation, pairs
 from bilevel.imitation.experts import MountainCarExpert
+from bilevel.imitation.imitator import Imitator
 from bilevel.imitation.policies import CategoricalPolicy, GaussianPolicy, Policy, Value, mlp
 from bilevel.imitation.rollouts import Rollout, Sampler, make_envs
 from bilevel.imitation.trpo import TRPO, TrustRegionStep
@@ -29,6 +31,7 @@ __all__ = [
     "Discriminator",
     "GaussianPolicy",
     "Imitation",
+    "Imitator",
     "MountainCarExpert",
     "Policy",
     "Rollout",

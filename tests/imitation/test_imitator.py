@@ -1,0 +1,94 @@
+"""The imitation game: a policy moved by TRPO against a discriminator, in the core as it is."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+
+from bilevel import Bilevel, Detached, Parametric
+from bilevel.imitation import (
+    TRPO,
+    CategoricalPolicy,
+    Discriminator,
+    Imitation,
+    Imitator,
+    MountainCarExpert,
+    Sampler,
+    Value,
+    demonstrate,
+    make_envs,
+    pairs,
+)
+
+ENV = "MountainCar-v0"
+
+
+def make() -> tuple[Bilevel, Sampler, torch.Tensor]:
+    torch.manual_seed(0)
+    shown = demonstrate(ENV, MountainCarExpert(), 2)
+    follower = Discriminator(2, 3, discrete=True, reward="finish")
+    leader = Imitator(CategoricalPolicy(2, 3), Value(2), follower)
+    solver = Parametric(follower.init(None))
+    game = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=TRPO(leader.policy),
+        solver_opt=torch.optim.Adam(solver.parameters(), lr=1e-3),
+        adjoint=Detached(),
+    )
+    sampler = Sampler(make_envs(ENV, 4), leader.policy, seed=1)
+    return game, sampler, pairs(shown.observations, shown.actions, 3)
+
+
+def test_at_the_policy_that_played_it_is_the_policy_gradient() -> None:
+    game, sampler, expert = make()
+    leader, batch = game.leader, Imitation(sampler.collect(30), expert)
+    y = game.follower.init(batch)
+    leader.loss(y, batch).backward()
+    advantages, _ = leader.judge(y, batch)
+    weights = (advantages - advantages.mean()) / advantages.std()
+    chosen = leader.policy(batch.rollout.observations)
+    expected = torch.autograd.grad(
+        -(chosen.log_prob(batch.rollout.actions) * weights).mean(),
+        list(leader.policy.parameters()),
+    )
+    for parameter, slope in zip(leader.policy.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, slope, atol=1e-6, rtol=1e-4)
+    assert all(parameter.grad is None for parameter in leader.value.parameters())
+
+
+def test_the_value_leaves_the_returns_their_due() -> None:
+    """Advantage and value add up to the discounted rewards of an episode, for λ = 1."""
+    game, sampler, expert = make()
+    game.leader.decay = 1.0
+    batch = Imitation(sampler.collect(3), expert)
+    y = game.follower.init(batch)
+    earned = game.follower.reward(y, batch.rollout)
+    with torch.no_grad():
+        last = game.leader.value(batch.rollout.next_observations[-1])
+    _, returns = game.leader.judge(y, batch)
+    expected = earned[0] + 0.99 * (earned[1] + 0.99 * (earned[2] + 0.99 * last))
+    torch.testing.assert_close(returns[0], expected)
+
+
+def test_a_step_moves_both_players_and_a_stopped_game_goes_on() -> None:
+    game, sampler, expert = make()
+    first, second = (Imitation(sampler.collect(50), expert) for _ in range(2))
+    start = [player.clone() for player in game.players()]
+    metrics = game.step(first)
+    assert metrics["loss"].isfinite()
+    assert game.leader_opt.last.accepted
+    assert game.leader_opt.last.kl <= 0.01
+    moved = [not torch.equal(a, b) for a, b in zip(start, game.players(), strict=True)]
+    values = len(list(game.leader.value.parameters()))
+    assert sum(moved) == len(moved) - values  # the value is fitted apart
+    file = io.BytesIO()
+    torch.save(game.state_dict(), file)
+    game.step(second)
+    file.seek(0)
+    resumed, _, _ = make()
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.step(second)
+    assert all(map(torch.equal, game.players(), resumed.players()))
