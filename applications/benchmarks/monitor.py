@@ -1,0 +1,105 @@
+"""What an observation of the monitor costs beside a training step.
+
+    OMP_NUM_THREADS=1 python applications/benchmarks/monitor.py
+
+Steps and observations take turns in one run; the share is a median over them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from bilevel import Bilevel, Monitor, ZeroSum, commandline, experiment, pgm
+from bilevel.robustness import (
+    RECIPES,
+    Attacker,
+    Batch,
+    Linf,
+    build_model,
+    make_game,
+    make_solver,
+)
+
+NETWORKS = {"linear": (1, 8, 64), "small-cnn": (1, 8, 64), "resnet18": (3, 32, 8)}
+"""Channels, height and batch size of each."""
+
+
+@dataclass
+class Args:
+    """Time Monitor.observe beside Bilevel.step for classifiers of three sizes."""
+
+    rounds: int = 20
+    out: Path = Path("runs/monitor")
+    device: str = "auto"
+    smoke: bool = False
+    """Two rounds, without the large network."""
+
+
+def main(args: Args) -> None:
+    """Measures, prints the table and writes the results."""
+    device = experiment.pick_device(args.device)
+    names = list(NETWORKS)
+    if args.smoke:
+        args.rounds, names = 2, names[:-1]
+    records = [measure(name, args.rounds, device) for name in names]
+    experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
+    table = Table("network", "step (ms)", "observation (ms)", "share (%)")
+    for record in records:
+        cells = (f"{record[key]:.3g}" for key in ("step_ms", "observe_ms", "share_percent"))
+        table.add_row(str(record["network"]), *cells)
+    Console().print(table)
+
+
+def measure(name: str, rounds: int, device: torch.device) -> dict[str, str | float]:
+    """Medians of a step, of an observation and of their ratio."""
+    game, batch = make(name, device)
+    monitor = Monitor(game)
+    steps, observations = [], []
+    for _ in range(rounds + 1):
+        steps.append(timed(lambda: game.step(batch), device))
+        observations.append(timed(monitor.observe, device))
+    shares = [seen / step for seen, step in zip(observations[1:], steps[1:], strict=True)]
+    return {
+        "network": name,
+        "step_ms": 1e3 * statistics.median(steps[1:]),
+        "observe_ms": 1e3 * statistics.median(observations[1:]),
+        "share_percent": 100 * statistics.median(shares),
+    }
+
+
+def make(name: str, device: torch.device) -> tuple[Bilevel, Batch]:
+    """A classifier against a learned attacker; the smallest against one step of PGM."""
+    channels, height, size = NETWORKS[name]
+    x = torch.rand(size, channels, height, height, device=device)
+    batch, follower = Batch(x, torch.randint(10, (size,), device=device)), Linf(0.1)
+    if name == "linear":
+        model: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(channels * height**2, 10))
+        solver = pgm(0.1, 1)
+    else:
+        model = build_model(name, channels=channels, classes=10)
+        network = Attacker("two-layer", width=16)
+        solver = make_solver("two-step-l2l", eps=0.1, channels=channels, attacker=network)
+    leader = ZeroSum(model.to(device), follower)
+    return make_game(leader, follower, solver.to(device), RECIPES["digits"]), batch
+
+
+def timed(turn: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, the device's work included."""
+    begun = time.perf_counter()
+    turn()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)
