@@ -10,7 +10,7 @@ Six nouns, one a module, make every algorithm:
     FollowerProblem   what y must optimise       your own: init, objective, project
     Update            one step rule              updates.SignGradient, .CNN, .ConvRNN, .MLP, …
     Solver            the loop that answers      Iterative(update, steps), Parametric(y)
-    Adjoint           how y*(θ) is differentiated   Detached
+    Adjoint           how y*(θ) is differentiated   Detached, Unrolled, Implicit, Penalty, …
     Schedule          in which order θ, φ move   Simultaneous, Alternating, Extragradient, …
 
 Named algorithms are compositions, so one is swapped for another in one line:
@@ -34,16 +34,22 @@ from bilevel import games, testing, updates
 from bilevel.adjoint import Adjoint, Detached
 from bilevel.alias import fgsm, pgm
 from bilevel.dynamics import Verdict
-from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.errors import BilevelError, HypergradientWarning, NonFiniteError
 from bilevel.extrapolation import Extragradient, Lookahead, Optimistic, ProximalPoint
+from bilevel.forward import Forward
 from bilevel.frozen import frozen
 from bilevel.game import Bilevel
+from bilevel.implicit import Implicit
 from bilevel.metrics import MetricLog
 from bilevel.monitor import Monitor
 from bilevel.oracle import Oracle
+from bilevel.penalty import Penalty
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
+from bilevel.pullback import Pullback
+from bilevel.sampled import Sampled
 from bilevel.schedule import Alternating, Schedule, Simultaneous
 from bilevel.solver import Iterative, Parametric, Solution, Solver
+from bilevel.unrolled import Unrolled
 from bilevel.updates import Update
 
 __all__ = [
@@ -54,6 +60,9 @@ __all__ = [
     "Detached",
     "Extragradient",
     "FollowerProblem",
+    "Forward",
+    "HypergradientWarning",
+    "Implicit",
     "Iterative",
     "LeaderProblem",
     "Lookahead",
@@ -63,11 +72,15 @@ __all__ = [
     "Optimistic",
     "Oracle",
     "Parametric",
+    "Penalty",
     "ProximalPoint",
+    "Pullback",
+    "Sampled",
     "Schedule",
     "Simultaneous",
     "Solution",
     "Solver",
+    "Unrolled",
     "Update",
     "Verdict",
     "ZeroSum",

@@ -7,8 +7,13 @@ An adjoint decides what becomes of the second term.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from typing import Any
 
+from torch import Tensor
+
+from bilevel.errors import HypergradientWarning
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solver import Solution, Solver
 
@@ -32,6 +37,48 @@ class Adjoint(ABC):
             The answer, whose history leads to the solver's parameters and, where the adjoint
             differentiates through the answer, to the leader's.
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the adjoint remembers between steps.
+
+        Returns:
+            Nothing, unless a subclass remembers something.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave.
+
+        Args:
+            state: What :meth:`state_dict` returned.
+        """
+
+    def doubt(self, reason: bool | Tensor, message: str) -> None:
+        """Warns, once for each adjoint and message, that a gradient should not be trusted.
+
+        Args:
+            reason: Whether there is one; a tensor is looked at where that costs no synchronisation.
+            message: What is wrong, why, and the remedy; the part before the colon names it.
+        """
+        topic = message.partition(":")[0]
+        said = self.__dict__.setdefault("_said", set())
+        if topic in said or (isinstance(reason, Tensor) and not reason.is_cpu) or not reason:
+            return
+        said.add(topic)
+        warnings.warn(f"{self!r}: {message}", HypergradientWarning, stacklevel=2)
+
+    def ignored(self, names: list[str]) -> None:
+        """Says once on which of the leader's parameters the follower does not depend.
+
+        Args:
+            names: Theirs.
+        """
+        self.doubt(
+            bool(names),
+            f"the follower ignores the leader's {', '.join(names)}: nothing of its answer depends "
+            "on them, so their gradient through y* is 0; if that is not meant, read them in "
+            "FollowerProblem.objective, without detach()",
+        )
 
 
 class Detached(Adjoint):

@@ -17,3 +17,7 @@ class BilevelError(ValueError):
 
 class NonFiniteError(BilevelError, FloatingPointError):
     """A quantity of the game became NaN or infinite: the line names the step and the term."""
+
+
+class HypergradientWarning(UserWarning):
+    """A leader's gradient that should not be trusted, told once: why, and the remedy."""

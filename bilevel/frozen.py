@@ -8,12 +8,16 @@ from typing import Literal
 
 from torch import nn
 
+from bilevel.replay import Condition
+
 Mode = Literal["eval", "train"]
 """How a frozen module computes: as deployed, or as in training but with its statistics kept."""
 
 
 @contextmanager
-def frozen(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
+def frozen(
+    module: nn.Module, mode: Mode = "eval", *, differentiable: bool = False
+) -> Iterator[None]:
     """Within the block ``module`` computes in ``mode`` and nothing it does to itself lasts.
 
     Parameters ask for no gradient (so a backward pass through the module never computes weight
@@ -23,6 +27,7 @@ def frozen(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     Args:
         module: The leader while the follower is solved, or the solver while the leader moves.
         mode: ``"eval"`` or ``"train"``.
+        differentiable: Whether the parameters go on asking for the gradients they ask for.
 
     Yields:
         Nothing.
@@ -35,21 +40,14 @@ def frozen(module: nn.Module, mode: Mode = "eval") -> Iterator[None]:
         >>> norm.num_batches_tracked.item(), norm.weight.requires_grad
         (0, True)
     """
-    modules = list(module.modules())
-    flags = [part.training for part in modules]
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    buffers = [(part, *item) for part in modules for item in part.named_buffers(recurse=False)]
+    before = Condition(module)
     try:
         module.train(mode == "train")
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        for owner, name, buffer in buffers:
-            setattr(owner, name, buffer.clone())
+        if not differentiable:
+            for parameter, trained in before.parameters:
+                if trained:
+                    parameter.requires_grad_(False)
+        before.stand_in()
         yield
     finally:
-        for part, flag in zip(modules, flags, strict=True):
-            part.training = flag
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for owner, name, buffer in buffers:
-            setattr(owner, name, buffer)
+        before.restore()

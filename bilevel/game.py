@@ -103,13 +103,14 @@ class Bilevel:
         if adjoint is None and not self.zero_sum:
             raise BilevelError(
                 f"{type(leader).__name__} is not zero-sum with {type(follower).__name__}: treating "
-                "y* as a constant would drop a term of the leader's gradient; name the adjoint, "
-                "adjoint=Detached() if that is what you want"
+                "y* as a constant would drop a term of the leader's gradient; name the adjoint: "
+                "Unrolled(), Implicit(), …, or Detached() if that is what you want"
             )
         checks.check_optimizer("leader", leader, leader_opt)
         checks.check_optimizer("solver", solver, solver_opt)
-        self.adjoint = adjoint or Detached()
-        self.schedule = copy.deepcopy(schedule or Simultaneous())  # its memory is of this game
+        # What they remember is of this game.
+        self.adjoint = copy.deepcopy(adjoint or Detached())
+        self.schedule = copy.deepcopy(schedule or Simultaneous())
         self.schedule.check(self)
         self.steps = 0
         self._checked = False
@@ -172,8 +173,8 @@ class Bilevel:
     def move_leader(self, y: Value, batch: Batch) -> Tensor:
         """One step of the leader's optimizer on L(·, y).
 
-        The optimizer's first evaluation also sends the gradient on to whatever computed ``y``;
-        further ones, of an optimizer that asks for several, hold y constant.
+        The optimizer's first evaluation also differentiates through ``y``, as far as its history
+        leads to θ; further ones, of an optimizer that asks for several, hold y constant.
 
         Args:
             y: The answer.
@@ -182,13 +183,16 @@ class Bilevel:
         Returns:
             The leader's loss before it moved.
         """
+        return self._move_leader(y, batch, trained(self.leader))
+
+    def _move_leader(self, y: Value, batch: Batch, asked: list[Tensor] | None) -> Tensor:
         losses: list[Tensor] = []
 
         def closure() -> Tensor:
             forget_gradients(self.leader)
             loss = self.leader.loss(detach(y) if losses else y, batch)
             checks.check_loss("the leader's loss", loss, self.steps)
-            loss.backward()
+            loss.backward(inputs=asked)
             losses.append(loss.detach())
             return loss
 
@@ -204,14 +208,28 @@ class Bilevel:
             y: An answer with its history.
             batch: The data.
         """
+        self.ask_solver(y, batch)
+        self.step_solver()
+
+    def ask_solver(self, y: Value, batch: Batch) -> None:
+        """The first half of :meth:`move_solver`: the gradient, while the history of y is kept.
+
+        Args:
+            y: An answer with its history.
+            batch: The data.
+        """
         if self.solver_opt is None:
             return
         forget_gradients(self.solver)
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
             checks.check_loss("the follower's objective", loss, self.steps)
-            loss.backward()
-        self.solver_opt.step()
+            loss.backward(inputs=trained(self.solver), retain_graph=True)
+
+    def step_solver(self) -> None:
+        """The second half: the step of the solver's optimizer, where there is one."""
+        if self.solver_opt is not None:
+            self.solver_opt.step()
 
     def move_both(self, y: Value, batch: Batch) -> Tensor:
         """In a zero-sum game: both moves for the price of the leader's.
@@ -227,12 +245,12 @@ class Bilevel:
             The leader's loss before it moved.
         """
         forget_gradients(self.solver)
-        loss = self.move_leader(y, batch)
+        loss = self._move_leader(y, batch, None)
         if self.solver_opt is not None:
             for parameter in self.solver.parameters():
                 if parameter.grad is not None:
                     parameter.grad.neg_()
-            self.solver_opt.step()
+        self.step_solver()
         return loss
 
     def metrics(self, loss: Tensor, solution: Solution) -> dict[str, Tensor]:
@@ -290,8 +308,15 @@ class Bilevel:
             "leader_opt": self.leader_opt,
             "solver_opt": self.solver_opt,
             "schedule": self.schedule,
+            # It remembers nothing, and games were saved before any other did.
+            "adjoint": None if isinstance(self.adjoint, Detached) else self.adjoint,
         }
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def trained(module: nn.Module) -> list[Tensor]:
+    """The parameters that ask for a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def forget_gradients(module: nn.Module) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, reading
-from bilevel.tree import Value, detach, leaves, tree_map
+from bilevel.tree import Value, detach, grow, leaves, tree_map
+from bilevel.updates.base import State, Update
 
 
 class Oracle:
@@ -17,12 +18,27 @@ class Oracle:
         follower: The problem.
         leader: The leader, held fixed.
         batch: The data.
+        differentiable: Whether gradients depend on where they are taken and on the leader, as far
+            as derivatives are recorded at all, instead of being constants. For adjoints that
+            differentiate through the solve.
+
+    Attributes:
+        evaluations: How many gradients were taken.
     """
 
-    def __init__(self, follower: FollowerProblem, leader: LeaderProblem, batch: Batch) -> None:
+    def __init__(
+        self,
+        follower: FollowerProblem,
+        leader: LeaderProblem,
+        batch: Batch,
+        *,
+        differentiable: bool = False,
+    ) -> None:
         self._follower = follower
         self._leader = leader
         self._batch = batch
+        self._differentiable = differentiable
+        self.evaluations = 0
         self._start: Value | None = None
         self._before: Tensor | None = None
         self._after: Tensor | None = None
@@ -48,7 +64,7 @@ class Oracle:
             y: Where.
 
         Returns:
-            A constant of the shape of ``y``.
+            A tree of the shape of ``y``: a constant, unless the oracle is differentiable.
         """
         return self.gain_and_gradient(y)[1]
 
@@ -59,13 +75,14 @@ class Oracle:
             y: Where.
 
         Returns:
-            What :meth:`gain` and :meth:`gradient` return, both constants.
+            What :meth:`gain`, as a constant, and :meth:`gradient` return.
 
         Raises:
             BilevelError: If the objective does not depend on ``y``.
         """
+        history = self._differentiable and torch.is_grad_enabled()
         with torch.enable_grad():
-            point = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
+            point = tree_map(opened if self._differentiable else _cut, y)
             gain = self.gain(point)
             if not gain.requires_grad:
                 raise BilevelError(
@@ -73,11 +90,43 @@ class Oracle:
                     "cannot be taken; compute it from y without detach() or no_grad(), or use an "
                     "update with needs_gradient = False"
                 )
-            slopes = iter(torch.autograd.grad(gain.sum(), leaves(point), materialize_grads=True))
+            slopes = torch.autograd.grad(
+                gain.sum(), leaves(point), create_graph=history, materialize_grads=True
+            )
+        gain, gradient = gain.detach(), grow(slopes, like=point)
+        self.note(gain, gradient)
+        return gain, gradient
+
+    def note(self, gain: Tensor, gradient: Value, evaluations: int = 1) -> None:
+        """Remembers what was seen on the way.
+
+        Args:
+            gain: The objective at the first point, without history.
+            gradient: Its gradient at the last one.
+            evaluations: Of how many.
+        """
         if self._before is None:
-            self._before = gain.detach()
-        self._gradient = tree_map(lambda _: next(slopes), point)
-        return gain.detach(), self._gradient
+            self._before = gain
+        self._gradient = gradient
+        self.evaluations += evaluations
+
+    def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
+        """Some steps of an update rule, each projected.
+
+        Args:
+            update: The rule.
+            y: Where they start.
+            state: What the rule returned at the last step; None at the first.
+            steps: How many.
+
+        Returns:
+            The point of Y reached and the rule's state there.
+        """
+        for _ in range(steps):
+            gradient = self.gradient(y) if update.needs_gradient else None
+            y, state = update(y, gradient, self.context(y), state)
+            y = self.project(y)
+        return y, state
 
     def judge(self, y: Value) -> None:
         """Evaluates the objective at the answer, and at the start if no gradient was taken there.
@@ -101,8 +150,8 @@ class Oracle:
             if gain is not None:
                 stats[name] = self._follower.sign * gain.mean()
         if self._gradient is not None and self._before is not None:
-            stats["gradient_norm"] = _norms(
-                self._gradient, by_sample=self._before.dim() == 1
+            stats["gradient_norm"] = norms(
+                detach(self._gradient), by_sample=self._before.dim() == 1
             ).mean()
         return stats
 
@@ -171,8 +220,33 @@ def _rows(batch: Batch, chosen: Tensor) -> Batch:
     )
 
 
-def _norms(gradient: Value, *, by_sample: bool) -> Tensor:
-    """The Euclidean norm a sample, ``(B,)``, or over everything that the batch shares."""
+def _cut(leaf: Tensor) -> Tensor:
+    """A constant, to take a gradient at."""
+    return leaf.detach().requires_grad_()
+
+
+def opened(leaf: Tensor) -> Tensor:
+    """The point itself, to take a gradient at: what depends on it goes on to what it depends on.
+
+    Args:
+        leaf: A tensor.
+
+    Returns:
+        The same numbers, asking for a gradient.
+    """
+    return leaf if leaf.requires_grad else leaf.view_as(leaf).requires_grad_()
+
+
+def norms(gradient: Value, *, by_sample: bool) -> Tensor:
+    """Euclidean norms.
+
+    Args:
+        gradient: A tree of tensors.
+        by_sample: Whether each has a slice a sample.
+
+    Returns:
+        One a sample, ``(B,)``, or a scalar over everything that the batch shares.
+    """
     squares = [leaf.square() for leaf in leaves(gradient)]
     if by_sample:
         return torch.stack([square.flatten(1).sum(1) for square in squares]).sum(0).sqrt()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch
-from bilevel.tree import detach, tree_map
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
+
+
+Player = Literal["leader", "follower"]
 
 
 class Schedule(ABC):
@@ -71,8 +72,7 @@ class Simultaneous(Schedule):
         \phi \leftarrow \phi + \alpha_2 \nabla_\phi q(\theta, \delta)
 
     In a zero-sum game one forward and one backward pass of the leader at the solution give both
-    gradients; φ's is negated on its way back through δ. Otherwise φ moves first, on a pass of its
-    own, and θ on the same answer.
+    gradients; φ's is negated on its way back through δ. Otherwise φ has a pass of its own.
 
     Example:
         >>> Simultaneous()
@@ -85,9 +85,9 @@ class Simultaneous(Schedule):
         if game.zero_sum:
             loss = game.move_both(solution.value, batch)
         else:
-            answer = tree_map(torch.clone, detach(solution.value))  # φ may be the answer itself
-            game.move_solver(solution.value, batch)
-            loss = game.move_leader(answer, batch)
+            game.ask_solver(solution.value, batch)  # before the leader moves, and moved after it,
+            loss = game.move_leader(solution.value, batch)  # since φ may be the answer itself
+            game.step_solver()
         return game.metrics(loss, solution)
 
     def __repr__(self) -> str:
@@ -95,38 +95,55 @@ class Simultaneous(Schedule):
 
 
 class Alternating(Schedule):
-    """θ moves first, then φ, each on a solve of its own: what the paper's authors run.
+    """One player moves, then the other, each on a solve of its own.
+
+    With the leader first it is what the authors of Jiang et al. (2021) run. With the follower first
+    the leader meets a follower that has already answered this batch: generative adversarial
+    networks (Goodfellow et al., 2014, Algorithm 1) and imitation (Ho & Ermon, 2016) are trained so.
 
     While one player moves, the other computes in evaluation mode. Dearer than
     :class:`Simultaneous`, which shares the solve and the pass at the solution.
 
     Args:
         follower_steps: Steps of φ for each step of θ.
+        first: Who moves first, ``"leader"`` or ``"follower"``.
 
     Raises:
-        BilevelError: If ``follower_steps`` is not a whole number from 1 on.
+        BilevelError: If ``follower_steps`` is not a whole number from 1 on, or ``first`` is no
+            player.
 
     Example:
         >>> Alternating(follower_steps=2)
-        Alternating(follower_steps=2)
+        Alternating(follower_steps=2, first='leader')
     """
 
-    def __init__(self, follower_steps: int = 1) -> None:
+    def __init__(self, follower_steps: int = 1, *, first: Player = "leader") -> None:
         if not isinstance(follower_steps, int) or follower_steps < 1:
             raise BilevelError(
                 f"follower_steps is {follower_steps!r}: the follower moves a whole number of times "
                 "for each step of the leader; give 1, 2, …"
             )
+        if first not in ("leader", "follower"):
+            raise BilevelError(
+                f'first is {first!r}: one of two players begins; give "leader" or "follower"'
+            )
         self.follower_steps = follower_steps
+        self.first = first
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Moves the leader once and the solver ``follower_steps`` times, each on its own answer."""
+        if self.first == "follower":
+            self._move_solver(game, batch)
         with frozen(game.solver, "eval"):
             solution = game.solve(batch)
-        loss = game.move_leader(detach(solution.value), batch)
-        for _ in range(self.follower_steps if game.solver_opt else 0):
-            game.move_solver(game.solve(batch).value, batch)
+        loss = game.move_leader(solution.value, batch)
+        if self.first == "leader":
+            self._move_solver(game, batch)
         return game.metrics(loss, solution)
 
+    def _move_solver(self, game: Bilevel, batch: Batch) -> None:
+        for _ in range(self.follower_steps if game.solver_opt else 0):
+            game.move_solver(game.solve(batch).value, batch)
+
     def __repr__(self) -> str:
-        return f"Alternating(follower_steps={self.follower_steps})"
+        return f"Alternating(follower_steps={self.follower_steps}, first={self.first!r})"

@@ -34,11 +34,14 @@ class Solution:
         value: y, a point of Y; its history leads to the solver's parameters, where it has any.
         stats: Scalars on the device, without history: ``objective_before`` and ``objective_after``
             (means over the batch, in the objective's own sign) and ``gradient_norm`` (mean over the
-            samples, at the last point where the gradient was taken).
+            samples, at the last point where the gradient was taken). Adjoints add what is needed
+            to judge the leader's gradient.
+        evaluations: How many gradients of the objective were taken.
     """
 
     value: Value
     stats: dict[str, Tensor]
+    evaluations: int = 0
 
 
 class Solver(nn.Module):
@@ -117,7 +120,7 @@ class Solver(nn.Module):
             value = self.answer(oracle)
             if evaluate:
                 oracle.judge(value)
-        return Solution(value, oracle.stats())
+        return Solution(value, oracle.stats(), oracle.evaluations)
 
 
 class Iterative(Solver):
@@ -126,7 +129,8 @@ class Iterative(Solver):
     .. math:: y_{k+1} = \Pi_Y\bigl(\mathrm{update}(y_k, \nabla_k, \mathrm{context}(y_k))\bigr)
 
     The gradient is a constant to what comes after it, as in the paper: φ is trained through the
-    points y_k and their contexts, never through ∇ (no second derivatives).
+    points y_k and their contexts, never through ∇ (no second derivatives). With the adjoint
+    :class:`~bilevel.Unrolled` it is not, and φ is trained through both.
 
     Args:
         update: The step rule; hand-designed, or learned.
@@ -173,16 +177,32 @@ class Iterative(Solver):
 
     def answer(self, oracle: Oracle) -> Value:
         """Runs the update rule from the start, or from the kept answer."""
-        y, state = self._start(oracle)
-        for _ in range(self.steps):
-            gradient = oracle.gradient(y) if self.update.needs_gradient else None
-            y, state = self.update(y, gradient, oracle.context(y), state)
-            y = oracle.project(y)
-        if self.warm_start:
-            self._kept = detach(y), _detach_state(state)
+        y, state = oracle.advance(self.update, *self.start(oracle), self.steps)
+        self.keep(y, state)
         return y
 
-    def _start(self, oracle: Oracle) -> tuple[Value, State]:
+    def keep(self, y: Value, state: State) -> None:
+        """With a warm start, remembers where the next solve starts.
+
+        Args:
+            y: The answer.
+            state: The update's state there.
+        """
+        if self.warm_start:
+            self._kept = detach(y), _detach_state(state)
+
+    def start(self, oracle: Oracle) -> tuple[Value, State]:
+        """Where a solve starts.
+
+        Args:
+            oracle: The problem.
+
+        Returns:
+            The follower's start or the kept answer, and the update's state there.
+
+        Raises:
+            BilevelError: If the kept answer belongs to a batch of another size.
+        """
         y = oracle.init()
         if self._kept is None:
             return y, None

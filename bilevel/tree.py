@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,25 @@ def leaves(y: Value) -> list[Tensor]:
         2
     """
     return [y] if isinstance(y, Tensor) else list(y.values())
+
+
+def grow(tensors: Sequence[Tensor | None], like: Value) -> Value:
+    """The inverse of :func:`leaves`.
+
+    Args:
+        tensors: One for each of the tensors of ``like``; None stands for zeros.
+        like: A tensor or a dict of tensors.
+
+    Returns:
+        The tensors in a tree of the kind of ``like``.
+
+    Example:
+        >>> grow([torch.ones(1), None], like={"a": torch.zeros(1), "b": torch.zeros(2)})
+        {'a': tensor([1.]), 'b': tensor([0., 0.])}
+    """
+    given = iter(tensors)
+    filled = (torch.zeros_like(leaf) if (t := next(given)) is None else t for leaf in leaves(like))
+    return tree_map(lambda _: next(filled), like)
 
 
 def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value:

@@ -11,21 +11,28 @@ TRPO                                 moves a policy: the ``leader_opt`` of an im
 """
 
 from bilevel.imitation.advantages import generalized_advantages
-from bilevel.imitation.demonstrations import (
-    Demonstrations,
-    demonstrate,
-    load_demonstrations,
-    save_demonstrations,
-)
+from bilevel.imitation.apprentice import Apprentice
+from bilevel.imitation.cloning import clone
+from bilevel.imitation.demonstrations import Demonstrations, demonstrate
 from bilevel.imitation.discriminator import Discriminator, Imitation, pairs
-from bilevel.imitation.experts import MountainCarExpert
-from bilevel.imitation.imitator import Imitator
-from bilevel.imitation.policies import CategoricalPolicy, GaussianPolicy, Policy, Value, mlp
-from bilevel.imitation.rollouts import Rollout, Sampler, make_envs
+from bilevel.imitation.environments import Task, make_envs
+from bilevel.imitation.experts import MountainCarExpert, improve, train_expert
+from bilevel.imitation.imitator import Imitator, surrogate
+from bilevel.imitation.networks import Standardize, in_numpy, mlp
+from bilevel.imitation.policies import CategoricalPolicy, GaussianPolicy, Policy
+from bilevel.imitation.rollouts import Rollout, Sampler
+from bilevel.imitation.storage import (
+    load_demonstrations,
+    load_minari,
+    save_demonstrations,
+    save_minari,
+)
 from bilevel.imitation.trpo import TRPO, TrustRegionStep
+from bilevel.imitation.values import Value
 
 __all__ = [
     "TRPO",
+    "Apprentice",
     "CategoricalPolicy",
     "Demonstrations",
     "Discriminator",
@@ -36,13 +43,22 @@ __all__ = [
     "Policy",
     "Rollout",
     "Sampler",
+    "Standardize",
+    "Task",
     "TrustRegionStep",
     "Value",
+    "clone",
     "demonstrate",
     "generalized_advantages",
+    "improve",
+    "in_numpy",
     "load_demonstrations",
+    "load_minari",
     "make_envs",
     "mlp",
     "pairs",
     "save_demonstrations",
+    "save_minari",
+    "surrogate",
+    "train_expert",
 ]

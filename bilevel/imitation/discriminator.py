@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bilevel.errors import BilevelError
-from bilevel.imitation.policies import mlp
+from bilevel.imitation.environments import Task
+from bilevel.imitation.networks import Standardize, mlp
 from bilevel.imitation.rollouts import Rollout
 from bilevel.problem import FollowerProblem
 
@@ -20,6 +21,7 @@ Weights = dict[str, Tensor]
 REWARDS: dict[str, Callable[[Tensor], Tensor]] = {
     "survive": lambda logits: -F.logsigmoid(logits),
     "finish": lambda logits: F.logsigmoid(-logits),
+    "neutral": lambda logits: -logits,
 }
 """What the policy earns at logits of D, by convention: see :class:`Discriminator`."""
 
@@ -36,23 +38,33 @@ class Imitation(NamedTuple):
     expert: Tensor
 
 
-def pairs(observations: Tensor, actions: Tensor, count: int | None) -> Tensor:
+def pairs(task: Task, observations: Tensor, actions: Tensor) -> Tensor:
     """States and actions side by side, as a discriminator reads them.
 
     Args:
+        task: Whose they are.
         observations: ``(..., n)``.
         actions: ``(...)`` numbers of discrete actions, or ``(..., m)``.
-        count: How many discrete actions there are; None if actions are vectors.
 
     Returns:
         ``(B, n + m)``, discrete actions one-hot.
 
+    Raises:
+        BilevelError: If their shapes are not the task's.
+
     Example:
-        >>> pairs(torch.zeros(1, 2), torch.tensor([1]), count=2)
+        >>> pairs(Task("walk", 2, 2, discrete=True), torch.zeros(1, 2), torch.tensor([1]))
         tensor([[0., 0., 0., 1.]])
     """
-    told = actions if count is None else F.one_hot(actions, count).to(observations.dtype)
-    return torch.cat([observations, told], -1).flatten(0, -2)
+    shape = observations.shape[:-1] if task.discrete else (*observations.shape[:-1], task.actions)
+    fits = not task.discrete or bool(((actions >= 0) & (actions < task.actions)).all())
+    if observations.shape[-1:] != (task.observations,) or actions.shape != shape or not fits:
+        raise BilevelError(
+            f"states {tuple(observations.shape)} and actions {tuple(actions.shape)} are not those "
+            f"of {task}: they were recorded elsewhere; record them in {task.env}"
+        )
+    told = F.one_hot(actions, task.actions) if task.discrete else actions
+    return torch.cat([observations, told.to(observations.dtype)], -1).flatten(0, -2)
 
 
 class Discriminator(FollowerProblem):
@@ -70,17 +82,17 @@ class Discriminator(FollowerProblem):
     finish: compare with it.
 
     Args:
-        observations: n, the length of a state.
-        actions: How many discrete actions there are, or the length m of an action.
-        discrete: Whether actions are discrete.
+        task: Whose states and actions are told apart.
         hidden: Widths of the hidden layers.
         reward: The convention.
+        inputs: What pairs go through first: a :class:`Standardize` of the expert's brings all
+            numbers to one scale.
 
     Raises:
         BilevelError: If there is no such convention.
 
     Example:
-        >>> follower = Discriminator(4, 2, discrete=True, reward="survive")
+        >>> follower = Discriminator(Task("CartPole-v1", 4, 2, discrete=True), reward="survive")
         >>> sorted(follower.init(None))[0], follower.size
         ('0.bias', 2561)
     """
@@ -89,20 +101,19 @@ class Discriminator(FollowerProblem):
 
     def __init__(
         self,
-        observations: int,
-        actions: int,
+        task: Task,
         *,
-        discrete: bool,
         hidden: Sequence[int] = (64, 32),
-        reward: str = "survive",
+        reward: str,
+        inputs: Standardize | None = None,
     ) -> None:
         if reward not in REWARDS:
             raise BilevelError(
                 f"there is no reward {reward!r}: its sign decides whether episodes grow long or "
                 f"short; choose from {', '.join(REWARDS)}"
             )
-        self.count = actions if discrete else None
-        self.network: nn.Module = mlp([observations + actions, *hidden, 1])
+        self.task = task
+        self.network: nn.Module = mlp([task.observations + task.actions, *hidden, 1], inputs=inputs)
         self.convention = reward
 
     @property
@@ -173,4 +184,4 @@ class Discriminator(FollowerProblem):
         Returns:
             ``(T N, n + m)``.
         """
-        return pairs(rollout.observations, rollout.actions, self.count)
+        return pairs(self.task, rollout.observations, rollout.actions)

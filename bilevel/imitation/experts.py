@@ -1,19 +1,26 @@
-"""Experts who need no training."""
+"""Experts: one who needs no training, and one who is trained by TRPO on the real rewards."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from bilevel.imitation.environments import Task, make_envs
+from bilevel.imitation.imitator import surrogate
 from bilevel.imitation.policies import Policy
+from bilevel.imitation.rollouts import Rollout, Sampler
+from bilevel.imitation.trpo import TRPO
+from bilevel.imitation.values import Value
 
 
 class MountainCarExpert(Policy):
     """Pushes along the velocity, which is all that ``MountainCar-v0`` takes: about −120 an episode.
 
     Example:
-        >>> MountainCarExpert().act(torch.tensor([[-0.5, -0.01], [-0.5, 0.02]]))[0]
+        >>> MountainCarExpert().act(torch.tensor([[-0.5, -0.01], [-0.5, 0.02]]))
         tensor([0, 2])
     """
 
@@ -22,3 +29,67 @@ class MountainCarExpert(Policy):
         right = observations[..., 1] >= 0
         still = torch.zeros_like(observations[..., 0])
         return Categorical(torch.stack([~right, still, right], -1), validate_args=False)
+
+
+def train_expert(
+    env: str,
+    iterations: int,
+    *,
+    steps: int = 5000,
+    environments: int = 16,
+    discount: float = 0.99,
+    decay: float = 0.98,
+    seed: int = 0,
+    tell: Callable[[int, Tensor], None] = lambda iteration, returns: None,
+) -> Policy:
+    """Trains a policy by TRPO on the environment's own rewards (Schulman et al., 2015).
+
+    Args:
+        env: The environment's name.
+        iterations: How often the policy moves.
+        steps: Steps of all environments together for one move.
+        environments: How many are played side by side.
+        discount: γ.
+        decay: λ of the advantages.
+        seed: Of everything.
+        tell: Is told each iteration's number and the returns of the episodes that ended in it.
+
+    Returns:
+        The policy.
+
+    Raises:
+        BilevelError: If there is no such environment.
+    """
+    torch.manual_seed(seed)
+    envs = make_envs(env, environments)
+    task = Task.of(envs)
+    policy, value = task.policy(), Value(task.observations)
+    optimizer = TRPO(policy)
+    value_opt = torch.optim.Adam(value.parameters(), lr=1e-3)
+    sampler = Sampler(envs, policy, seed=seed)
+    for iteration in range(iterations):
+        rollout = sampler.collect(-(-steps // environments))
+        advantages, returns = value.judge(rollout, rollout.rewards, discount=discount, decay=decay)
+        improve(policy, optimizer, rollout, advantages)
+        value.fit(value_opt, rollout.observations.flatten(0, 1), returns.flatten())
+        tell(iteration, rollout.returns)
+    return policy
+
+
+def improve(policy: Policy, optimizer: TRPO, rollout: Rollout, advantages: Tensor) -> None:
+    """Moves a policy once towards what was better than average.
+
+    Args:
+        policy: Who played.
+        optimizer: Of the policy.
+        rollout: What it did.
+        advantages: How much better each action was than the average, ``(T, N)``.
+    """
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = surrogate(policy, rollout, advantages)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,65 +39,17 @@ class Rollout(NamedTuple):
     returns: Tensor
 
 
-def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
-    """Environments of one kind, which start anew in the step in which they end.
-
-    Args:
-        name: As gymnasium knows it, such as ``"CartPole-v1"``.
-        count: N, how many.
-
-    Returns:
-        A vector environment with ``AutoresetMode.SAME_STEP``.
-
-    Raises:
-        BilevelError: If there is no such environment, or it has other observations than vectors or
-            other actions than a finite number of them or vectors.
-
-    Example:
-        >>> make_envs("CartPole-v1", 2).num_envs
-        2
-    """
-    import gymnasium
-    from gymnasium.vector import AutoresetMode
-
-    if name not in gymnasium.registry:
-        near = difflib.get_close_matches(name, gymnasium.registry, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see gymnasium.registry"
-        raise BilevelError(f"there is no environment {name!r}: {hint}")
-    mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    envs = gymnasium.make_vec(
-        name,
-        count,
-        vectorization_mode="sync",
-        vector_kwargs=mode,
-        disable_env_checker=True,  # it looks at every step; what we rely on is checked in Sampler
-    )
-    seen, done = envs.single_observation_space, envs.single_action_space
-    spaces = gymnasium.spaces
-    if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1):
-        raise BilevelError(
-            f"{name} shows {seen}: policies read vectors; choose an environment with Box "
-            "observations of one dimension"
-        )
-    if not isinstance(done, spaces.Discrete | spaces.Box):
-        raise BilevelError(
-            f"{name} is moved by {done}: policies choose one of n actions or a vector; choose an "
-            "environment with Discrete or Box actions"
-        )
-    return envs
-
-
 class Sampler:
     """Plays a policy, and goes on where it was with each call.
 
     Args:
-        envs: What :func:`make_envs` gave.
+        envs: What :func:`~bilevel.imitation.make_envs` gave.
         policy: Chooses the actions; a continuous action is clipped into its range for the
             environment only.
         seed: Of the environments; the policy draws from torch's generator.
 
     Example:
-        >>> from bilevel.imitation import CategoricalPolicy
+        >>> from bilevel.imitation import CategoricalPolicy, make_envs
         >>> sampler = Sampler(make_envs("CartPole-v1", 4), CategoricalPolicy(4, 2), seed=0)
         >>> sampler.collect(8).observations.shape
         torch.Size([8, 4, 4])
@@ -107,9 +58,19 @@ class Sampler:
     def __init__(self, envs: VectorEnv[Any, Any, Any], policy: Policy, *, seed: int = 0) -> None:
         self.envs = envs
         self.policy = policy
-        observations, _ = envs.reset(seed=seed)
-        self._observations = self._read(observations)
-        self._return = np.zeros(envs.num_envs)
+        space: Any = envs.single_action_space
+        self._range = (space.low, space.high) if hasattr(space, "low") else None
+        self.restart(seed)
+
+    def restart(self, seed: int) -> None:
+        """Leaves the episodes that are under way, and begins others.
+
+        Args:
+            seed: Of the environments.
+        """
+        shown, _ = self.envs.reset(seed=seed)
+        self._shown = shown.astype(np.float32)
+        self._total = np.zeros(self.envs.num_envs)  # of each episode under way
 
     def collect(self, steps: int) -> Rollout:
         """Plays on.
@@ -121,39 +82,59 @@ class Sampler:
             What happened.
 
         Raises:
-            BilevelError: If an environment shows NaN or infinity.
+            BilevelError: If an environment shows NaN or infinity, or ends at each step.
         """
-        rows: list[tuple[Tensor, ...]] = []
-        returns: list[float] = []
-        for _ in range(steps):
-            before = self._observations
-            actions, log_probs = self.policy.act(before)
-            shown, rewards, terminated, truncated, info = self.envs.step(self._allowed(actions))
-            ended = terminated | truncated
-            after = self._read(shown)
-            self._observations = after
-            if ended.any():
-                after = after.clone()
-                after[torch.as_tensor(ended)] = self._read(np.stack(info["final_obs"][ended]))
-            self._return += rewards
-            returns.extend(self._return[ended])
-            self._return[ended] = 0
-            gained = torch.as_tensor(rewards, dtype=torch.float32)
-            over = (torch.as_tensor(part) for part in (terminated, ended))
-            rows.append((before, actions, log_probs, after, gained, *over))
-        columns = (torch.stack(column) for column in zip(*rows, strict=True))
-        return Rollout._make((*columns, torch.tensor(returns)))
+        # A vector environment's step takes 100 µs and less: what can wait until all is over waits.
+        shown = np.empty((steps + 1, *self._shown.shape), np.float32)
+        rewards = np.empty((steps, self.envs.num_envs), np.float32)
+        terminated, truncated = np.empty((2, *rewards.shape), bool)
+        acted, finals = [], {}
+        shown[0] = self._shown
+        player = self.policy.player()
+        for t in range(steps):
+            action = player(shown[t])
+            shown[t + 1], rewards[t], terminated[t], truncated[t], info = self.envs.step(
+                self._allowed(action)
+            )
+            acted.append(action)
+            if "final_obs" in info:
+                finals[t] = info["final_obs"]
+        ended = terminated | truncated
+        after = shown[1:].copy()
+        for t, final in finals.items():
+            after[t, ended[t]] = np.stack(final[ended[t]])
+        self._check(after, ended)
+        self._shown = shown[-1]
+        observations, actions = torch.from_numpy(shown[:-1]), torch.from_numpy(np.stack(acted))
+        with torch.no_grad():
+            log_probs = self.policy(observations).log_prob(actions)
+        told = map(torch.from_numpy, (after, rewards, terminated, ended))
+        returns = self._returns(rewards, ended)
+        return Rollout._make((observations, actions, log_probs, *told, returns))
 
-    def _allowed(self, actions: Tensor) -> np.ndarray[Any, Any]:
+    def _allowed(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The actions as the environments take them."""
-        space: Any = self.envs.single_action_space
-        chosen: np.ndarray[Any, Any] = actions.numpy()
-        return chosen.clip(space.low, space.high) if hasattr(space, "low") else chosen
+        return actions if self._range is None else actions.clip(*self._range)
 
-    def _read(self, observations: np.ndarray[Any, Any]) -> Tensor:
-        if not np.isfinite(observations).all():
+    def _returns(self, rewards: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> Tensor:
+        """Of the episodes that ended; the others' rewards are kept for the next rollout."""
+        totals = self._total + rewards.cumsum(0, dtype=np.float64)
+        paid, returns = np.zeros_like(self._total), []
+        for t, number in np.argwhere(ended):
+            returns.append(totals[t, number] - paid[number])
+            paid[number] = totals[t, number]
+        self._total = totals[-1] - paid
+        return torch.tensor(returns, dtype=torch.float32)
+
+    def _check(self, shown: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> None:
+        name = self.envs.spec.id if self.envs.spec else "the environment"
+        if not np.isfinite(shown).all():
             raise BilevelError(
-                "an environment shows NaN or infinity: nothing can be learned from it; check the "
+                f"{name} shows NaN or infinity: nothing can be learned from it; check the "
                 "environment, or wrap it so that it ends before"
             )
-        return torch.as_tensor(observations, dtype=torch.float32)
+        if len(ended) > 1 and ended.all():
+            raise BilevelError(
+                f"{name} ends at each step: there is no behaviour to learn, only a first action; "
+                "check its termination and its time limit"
+            )

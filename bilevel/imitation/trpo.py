@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError, NonFiniteError
-from bilevel.imitation.trust_region import Inputs, TrustRegion, conjugate_gradient
+from bilevel.imitation.trust_region import Inputs, TrustRegion
+from bilevel.linear import conjugate_gradient
 
 
 class TrustRegionStep(NamedTuple):
@@ -72,7 +73,7 @@ class TRPO(torch.optim.Optimizer):
         shrink: κ, by how much each time.
 
     Attributes:
-        last: What the last step did, a :class:`TrustRegionStep`; None before the first.
+        last: What the last step did, a :class:`TrustRegionStep`.
 
     Raises:
         BilevelError: If an argument is out of its range or nothing can be trained; in a step, if
@@ -131,7 +132,7 @@ class TRPO(torch.optim.Optimizer):
             "shrink": shrink,
         }
         super().__init__(trained, settings)
-        self.last: TrustRegionStep | None = None
+        self.last = TrustRegionStep()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
@@ -152,7 +153,7 @@ class TRPO(torch.optim.Optimizer):
         result, inputs = self._listen(closure)
         loss, region = _number(result), TrustRegion(self.policy, inputs)
         gradient = region.gradient()
-        direction, rest = conjugate_gradient(
+        direction, rest, *_ = conjugate_gradient(
             region.fisher(settings["damping"]), gradient, settings["cg_steps"]
         )
         residual = float(rest.norm() / gradient.norm())

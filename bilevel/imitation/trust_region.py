@@ -1,8 +1,7 @@
-"""The geometry of TRPO: the Fisher matrix of a policy, and a solve with it."""
+"""The geometry of TRPO: the Fisher matrix of a policy, and how far a step leads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -11,43 +10,11 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from torch.func import functional_call, vjp
 
 from bilevel.errors import BilevelError
+from bilevel.linear import Product
 from bilevel.tree import ravel, tree_map, unravel
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Parameters = dict[str, Tensor]
-Product = Callable[[Tensor], Tensor]
-
-
-def conjugate_gradient(product: Product, b: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Solves A x = b for a positive definite A that is known by its products (Hestenes, 1952).
-
-    Args:
-        product: v to A v, ``(m,)`` both.
-        b: ``(m,)``, not zero.
-        steps: The most products to spend; fewer are spent where the residual reaches rounding.
-
-    Returns:
-        x and the residual b − A x, ``(m,)`` both.
-
-    Example:
-        >>> A, b = torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([3.0, 4.0])
-        >>> conjugate_gradient(lambda v: A @ v, b, steps=2)[0].round(decimals=4)
-        tensor([1., 1.])
-    """
-    x, residual, direction = torch.zeros_like(b), b, b
-    square = start = residual @ residual
-    for _ in range(steps):
-        image = product(direction)
-        curvature = direction @ image
-        if not curvature > 0:  # A is singular along it, or not finite
-            break
-        x = x + square / curvature * direction
-        residual = residual - square / curvature * image
-        previous, square = square, residual @ residual
-        if square <= torch.finfo(b.dtype).eps ** 2 * start:
-            break
-        direction = residual + square / previous * direction
-    return x, residual
 
 
 class TrustRegion:

@@ -11,13 +11,15 @@ update                      y'                                          y
 :class:`SignGradient`       y + step · sign ∇                           tensor or dict
 :class:`NormalizedGradient` y + step · ∇ / ‖∇‖₂                         tensor or dict
 :class:`Momentum`           another update, fed m ← decay · m + ∇       as that update
+:class:`Optimizer`          as an optimizer of ``torch.optim``          tensor or dict
 :class:`CNN`                y + scale · tanh(N(context, ∇))             images (B, C, H, W)
 :class:`ConvRNN`            y + scale · tanh(N(context, ∇, memory))     images (B, C, H, W)
 :class:`CoordinateRNN`      y + scale · N(∇ᵢ, memoryᵢ) for each i       tensor or dict
+:class:`CoordinateMLP`      y + scale · N(yᵢ, ∇ᵢ) for each i            tensor or dict
 :class:`MLP`                y + N(y, ∇)                                 tensor or dict of m numbers
 ==========================  ==========================================  ==========================
 
-The last four are learned. Given ``gradient_skip`` they start as the hand-designed step and learn
+The last five are learned. Given ``gradient_skip`` they start as the hand-designed step and learn
 to improve on it: the image updates as ``y + scale · tanh(s · sign ∇)``, the others as
 ``y + η · ∇``. For a network of your own subclass :class:`ImageUpdate`, :class:`VectorUpdate` or
 :class:`Update`.
@@ -27,19 +29,22 @@ from bilevel.updates.base import State, Update
 from bilevel.updates.cnn import CNN
 from bilevel.updates.gradient import Gradient, Momentum, NormalizedGradient, SignGradient
 from bilevel.updates.learned import ImageUpdate, VectorUpdate
-from bilevel.updates.mlp import MLP
+from bilevel.updates.mlp import MLP, CoordinateMLP
 from bilevel.updates.normalize import max_abs, unit_norm
+from bilevel.updates.optimizer import Optimizer
 from bilevel.updates.rnn import ConvRNN, CoordinateRNN
 
 __all__ = [
     "CNN",
     "MLP",
     "ConvRNN",
+    "CoordinateMLP",
     "CoordinateRNN",
     "Gradient",
     "ImageUpdate",
     "Momentum",
     "NormalizedGradient",
+    "Optimizer",
     "SignGradient",
     "State",
     "Update",

@@ -22,6 +22,8 @@ class Update(nn.Module):
     Attributes:
         needs_gradient: Whether the solver computes the gradient for this update. Where it is
             False, :meth:`forward` is given None and the solve costs no pass of the leader.
+        differentiable: Whether the step changes with its gradient other than in jumps. Where it is
+            False, no adjoint differentiates through the step.
 
     Example:
         >>> class Halve(Update):
@@ -33,6 +35,7 @@ class Update(nn.Module):
     """
 
     needs_gradient: bool = True
+    differentiable: bool = True
 
     @abstractmethod
     def forward(

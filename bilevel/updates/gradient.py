@@ -80,6 +80,8 @@ class SignGradient(_Step):
         (tensor([[ 0.5000, -0.5000,  0.0000]]), None)
     """
 
+    differentiable = False
+
     def direction(self, gradient: Value) -> Value:
         """+1, -1 or 0, as the gradient's sign."""
         return tree_map(torch.sign, gradient)
@@ -136,6 +138,7 @@ class Momentum(Update):
         if not 0 <= decay < math.inf:
             raise BilevelError(f"decay is {decay}: m would not stay a sum; give 0 ≤ decay, say 1.0")
         self.update = update
+        self.differentiable = update.differentiable
         self.decay = decay
         self.normalize = normalize
 

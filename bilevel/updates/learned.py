@@ -56,7 +56,7 @@ class LearnedUpdate(Update):
                 "give a finite number, or None for no skip"
             )
 
-    def _start_at_skip(self, last: nn.Conv2d | nn.Linear) -> None:
+    def _start_at_skip(self, last: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
         """Where there is a skip, the network's ``last`` layer starts at zero."""
         if self.gradient_skip is not None:
             nn.init.zeros_(last.weight)

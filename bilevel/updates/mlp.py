@@ -1,14 +1,20 @@
-"""The updater of the paper's imitation learning: a perceptron over all numbers of y at once."""
+"""The updater of the paper's imitation learning, and two that cost a fraction of its memory.
+
+MLP(m)                 a perceptron over all numbers of y at once      52 m² weights
+MLP(m, blocks=k)       one of its own for each of k parts of y         52 m² / k
+CoordinateMLP()        one for every number of y, shared by all        707
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, ravel
 from bilevel.updates.base import State
-from bilevel.updates.checks import at_least_one
+from bilevel.updates.checks import at_least_one, positive
 from bilevel.updates.learned import VectorUpdate
 
 
@@ -17,11 +23,15 @@ class MLP(VectorUpdate):
 
     The network is 2m → 8m → 4m → m with PReLU, PReLU and no activation (Sec. 5.2, Alg. 5; the
     follower of eq. 9). It holds 52 m² + 13 m + 2 numbers: m = 2,561 are 341 million, 1.3 GiB in
-    float32 and four times as much with gradients and Adam's two moments. For a larger y see
-    :class:`~bilevel.updates.CoordinateRNN`. The paper has no term η · ∇.
+    float32 and four times as much with gradients and Adam's two moments; ``Adam(fused=True)`` is
+    then five times as fast as plain Adam. With blocks it is block-diagonal: each part of y has such
+    a network of its own and is not told of the others. The paper has neither blocks nor η · ∇.
+
+    A dense network needs a small learning rate, ∝ 1/m: for m = 2,561 and Adam 1e-6 to 1e-5.
 
     Args:
         size: m, how many numbers y has in all its tensors.
+        blocks: k, into how many parts of the same size y is cut, the last filled up with zeros.
         gradient_skip: η at the start, in units of y² per unit of the objective; None for no skip.
             With it the last layer starts at zero: untrained, the update is gradient ascent.
 
@@ -38,14 +48,17 @@ class MLP(VectorUpdate):
         {'weight': tensor([[1., 2.]]), 'bias': tensor([3.])}
     """
 
-    def __init__(self, size: int, *, gradient_skip: float | None = None) -> None:
+    def __init__(self, size: int, *, blocks: int = 1, gradient_skip: float | None = None) -> None:
         super().__init__(gradient_skip)
         self.size = at_least_one("size", size)
-        last = nn.Linear(4 * size, size)
+        self.blocks = at_least_one("blocks", blocks)
+        m = -(-size // blocks) * blocks
+        # Of length 1, a convolution is a linear layer, and knows blocks as groups.
+        last = nn.Conv1d(4 * m, m, 1, groups=blocks)
         self.network = nn.Sequential(
-            nn.Linear(2 * size, 8 * size),
+            nn.Conv1d(2 * m, 8 * m, 1, groups=blocks),
             nn.PReLU(),
-            nn.Linear(8 * size, 4 * size),
+            nn.Conv1d(8 * m, 4 * m, 1, groups=blocks),
             nn.PReLU(),
             last,
         )
@@ -59,4 +72,52 @@ class MLP(VectorUpdate):
                 f"y has {len(numbers)} numbers: MLP(size={self.size}) moves {self.size}; "
                 f"give MLP(size={len(numbers)})"
             )
-        return self.network(torch.cat([numbers, ravel(gradient)])), state
+        # A block's numbers and their gradients lie side by side.
+        both = torch.cat([self._cut(numbers), self._cut(ravel(gradient))], 1)
+        return self.network(both.reshape(1, -1, 1)).flatten()[: self.size], state
+
+    def _cut(self, numbers: Tensor) -> Tensor:
+        return F.pad(numbers, (0, -len(numbers) % self.blocks)).view(self.blocks, -1)
+
+
+class CoordinateMLP(VectorUpdate):
+    """A small perceptron for each coordinate: ``y' = y + scale · network(features) + η · ∇``.
+
+    All coordinates share it, so that one network of 707 numbers moves a y of any size. A
+    coordinate reads itself, its gradient in units of the tree's root mean square, the gradient's
+    sign and the logarithm of its size: 4 → 32 → 16 → 1 with PReLU, the last layer zero at the
+    start. It keeps no memory; :class:`~bilevel.updates.CoordinateRNN` does.
+
+    Args:
+        scale: What the network's output is multiplied by, in units of y.
+        gradient_skip: η at the start, in units of y² per unit of the objective; None for no skip.
+
+    Raises:
+        BilevelError: If an argument is out of its range; in the call, if the gradient is missing.
+
+    Example:
+        >>> updater = CoordinateMLP(gradient_skip=0.5)
+        >>> updater(torch.zeros(2), torch.tensor([2.0, 4.0]), None, None)[0].detach()
+        tensor([1., 2.])
+        >>> sum(weight.numel() for weight in CoordinateMLP().parameters())
+        707
+    """
+
+    def __init__(self, *, scale: float = 1.0, gradient_skip: float | None = None) -> None:
+        super().__init__(gradient_skip)
+        self.scale = positive("scale", scale)
+        last = nn.Linear(16, 1)
+        self.network = nn.Sequential(
+            nn.Linear(4, 32), nn.PReLU(), nn.Linear(32, 16), nn.PReLU(), last
+        )
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
+        """The network's view of each coordinate; the state passes through untouched."""
+        slope = ravel(gradient)
+        size = slope.square().mean().sqrt()
+        relative = slope / torch.where(size == 0, 1, size)
+        magnitude = relative.abs().clamp(min=1e-8).log()
+        features = torch.stack([ravel(y), relative, relative.sign(), magnitude], -1)
+        return self.scale * self.network(features).squeeze(-1), state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 from bilevel import BilevelError
 from bilevel.imitation import (
     Demonstrations,
+    GaussianPolicy,
     MountainCarExpert,
     demonstrate,
     load_demonstrations,
+    load_minari,
     save_demonstrations,
+    save_minari,
 )
 
 ENV = "MountainCar-v0"
@@ -41,13 +45,22 @@ def test_they_are_kept_bit_for_bit(shown: Demonstrations, tmp_path: Path) -> Non
     assert all(map(torch.equal, again[1:], shown[1:]))
 
 
-@pytest.mark.parametrize(("every", "offset"), [(1, 0), (20, 0), (20, 7)])
-def test_every_kth_pair_of_each_episode(shown: Demonstrations, every: int, offset: int) -> None:
-    thin = shown.thinned(every, offset)
-    expected = [part[offset::every] for part in shown.observations.split(shown.lengths.tolist())]
-    assert torch.equal(thin.observations, torch.cat(expected))
-    assert thin.lengths.tolist() == [len(part) for part in expected]
-    assert len(thin.actions) == len(thin.observations)
+@pytest.mark.parametrize("every", [1, 20])
+def test_every_kth_pair_of_each_episode(shown: Demonstrations, every: int) -> None:
+    lengths = shown.lengths.tolist()
+    for part, whole in zip(shown.shown(every), shown[1:3], strict=True):
+        expected = [episode[::every] for episode in whole.split(lengths)]
+        assert torch.equal(part, torch.cat(expected))
+
+
+def test_episodes_are_whole(shown: Demonstrations) -> None:
+    assert shown.terminated.all()
+    assert shown.last[:, 0].min() >= 0.5
+    again = demonstrate("Pendulum-v1", GaussianPolicy(3, 1), 2)
+    assert not again.terminated.any()
+    assert again.lengths.tolist() == [200, 200]
+    assert again.last.shape == (2, 3)
+    assert again.returns.tolist() == [part.sum() for part in again.rewards.split(200)]
 
 
 def test_the_first_of_them(shown: Demonstrations) -> None:
@@ -56,8 +69,8 @@ def test_the_first_of_them(shown: Demonstrations) -> None:
     assert len(few.observations) == int(few.lengths.sum())
     with pytest.raises(BilevelError, match="101 demonstrations are asked for and 100 are there"):
         shown.first(101)
-    with pytest.raises(BilevelError, match="leaves nothing of an episode"):
-        shown.thinned(20, 20)
+    with pytest.raises(BilevelError, match="every 0th pair"):
+        shown.shown(0)
 
 
 def test_what_cannot_be_imitated(shown: Demonstrations, tmp_path: Path) -> None:
@@ -76,8 +89,7 @@ def test_what_cannot_be_imitated(shown: Demonstrations, tmp_path: Path) -> None:
     save_demonstrations(path, shown._replace(actions=shown.actions[1:]))
     with pytest.raises(BilevelError, match="does not fit together"):
         load_demonstrations(path, ENV)
-    empty = shown._replace(observations=shown.observations[:0], actions=shown.actions[:0])
-    save_demonstrations(path, empty._replace(lengths=shown.lengths[:0]))
+    save_demonstrations(path, Demonstrations(ENV, *(part[:0] for part in shown[1:])))
     with pytest.raises(BilevelError, match="it is empty"):
         load_demonstrations(path, ENV)
     save_demonstrations(path, shown._replace(observations=shown.observations * torch.nan))
@@ -85,3 +97,23 @@ def test_what_cannot_be_imitated(shown: Demonstrations, tmp_path: Path) -> None:
         load_demonstrations(path, ENV)
     with pytest.raises(BilevelError, match="episodes is 0"):
         demonstrate(ENV, MountainCarExpert(), 0)
+
+
+def test_minari_keeps_them_too(
+    shown: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("h5py")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    few = shown.first(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Minari would like to know who the author is
+        save_minari("mountain-car/scripted-v0", few)
+        again = load_minari("mountain-car/scripted-v0", ENV)
+        with pytest.raises(BilevelError, match=r"already exists.*another name"):
+            save_minari("mountain-car/scripted-v0", few)
+    assert again.env == few.env
+    assert all(map(torch.equal, again[1:], few[1:]))
+    with pytest.raises(BilevelError, match="shows MountainCar-v0, not CartPole-v1"):
+        load_minari("mountain-car/scripted-v0", "CartPole-v1")
+    with pytest.raises(BilevelError, match="gave no dataset 'nobody/nothing-v0'"):
+        load_minari("nobody/nothing-v0", ENV)

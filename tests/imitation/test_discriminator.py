@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from bilevel import Bilevel, BilevelError, Detached, Iterative, LeaderProblem, Parametric, testing
-from bilevel.imitation import Discriminator, Imitation, Rollout, pairs
+from bilevel.imitation import Discriminator, Imitation, Rollout, Standardize, Task, pairs
 from bilevel.updates import Gradient
+
+TASK = Task("one state", 1, 2, discrete=True)
 
 
 class Still(LeaderProblem):
@@ -32,14 +34,14 @@ def batch_of(policy: list[int], expert: list[int]) -> Imitation:
     rollout = Rollout(
         state, acted.view(-1, 1), zero, state, zero, zero.bool(), zero.bool(), torch.zeros(0)
     )
-    return Imitation(rollout, pairs(torch.ones(len(shown), 1), shown, 2))
+    return Imitation(rollout, pairs(TASK, torch.ones(len(shown), 1), shown))
 
 
 @pytest.mark.parametrize("solver", ["parametric", "iterative"])
 def test_the_optimum_is_the_ratio_of_frequencies(solver: str) -> None:
     """D*(s, a) = π(s, a) / (π(s, a) + E(s, a)), found by the core's solvers alike."""
     torch.manual_seed(0)
-    follower, leader = Discriminator(1, 2, discrete=True, hidden=()), Still()
+    follower, leader = Discriminator(TASK, reward="neutral", hidden=()), Still()
     batch = batch_of([3, 1], [1, 4])
     if solver == "parametric":
         players = Parametric(follower.init(batch))
@@ -56,7 +58,7 @@ def test_the_optimum_is_the_ratio_of_frequencies(solver: str) -> None:
         y = dict(players.y.named_parameters())
     else:
         y = Iterative(Gradient(2.0), 1500).solve(follower, leader, batch).value
-    told = follower.logits(y, pairs(torch.ones(2, 1), torch.tensor([0, 1]), 2)).sigmoid()
+    told = follower.logits(y, pairs(TASK, torch.ones(2, 1), torch.tensor([0, 1]))).sigmoid()
     expected = torch.tensor([0.75 / (0.75 + 0.2), 0.25 / (0.25 + 0.8)])
     torch.testing.assert_close(told.detach(), expected, atol=1e-3, rtol=0)
     best = follower.objective(leader, y, batch).item()
@@ -73,24 +75,58 @@ def test_the_optimum_is_the_ratio_of_frequencies(solver: str) -> None:
 
 def test_the_rewards_signs() -> None:
     batch = batch_of([2, 1], [1, 1])
-    survive, finish = (
-        Discriminator(1, 2, discrete=True, reward=name) for name in ("survive", "finish")
+    survive, finish, neutral = (
+        Discriminator(TASK, reward=name) for name in ("survive", "finish", "neutral")
     )
     y = survive.init(batch)
     logits = survive.logits(y, survive.behaviour(batch.rollout)).view(3, 1)
     torch.testing.assert_close(survive.reward(y, batch.rollout), F.softplus(-logits).detach())
     torch.testing.assert_close(finish.reward(y, batch.rollout), -F.softplus(logits).detach())
+    torch.testing.assert_close(neutral.reward(y, batch.rollout), -logits.detach())
     assert survive.reward(y, batch.rollout).min() > 0 > finish.reward(y, batch.rollout).max()
     with pytest.raises(BilevelError, match="there is no reward 'both'"):
-        Discriminator(1, 2, discrete=True, reward="both")
+        Discriminator(TASK, reward="both")
 
 
 def test_it_keeps_what_a_follower_promises() -> None:
-    testing.check_follower(Discriminator(1, 2, discrete=True), Still(), batch_of([3, 1], [1, 4]))
+    testing.check_follower(Discriminator(TASK, reward="neutral"), Still(), batch_of([3, 1], [1, 4]))
 
 
 def test_pairs_of_vectors() -> None:
     states, actions = torch.randn(5, 3, 2), torch.randn(5, 3, 1)
-    rows = pairs(states, actions, None)
+    rows = pairs(Task("vectors", 2, 1, discrete=False), states, actions)
     assert rows.shape == (15, 3)
     torch.testing.assert_close(rows[4], torch.cat([states[1, 1], actions[1, 1]]))
+
+
+def test_a_discriminator_that_knows_nothing_gives_no_neutral_reward() -> None:
+    """At D = ½ the other two pay or cost each step log 2, whatever the policy does."""
+    batch = batch_of([2, 1], [1, 1])
+    for name, expected in (("survive", math.log(2)), ("finish", -math.log(2)), ("neutral", 0.0)):
+        follower = Discriminator(TASK, reward=name)
+        y = {key: torch.zeros_like(leaf) for key, leaf in follower.init(batch).items()}
+        torch.testing.assert_close(follower.reward(y, batch.rollout), torch.full((3, 1), expected))
+
+
+def test_what_pairs_go_through_is_no_part_of_y() -> None:
+    samples = torch.tensor([[2.0, 1.0, 0.0], [4.0, 0.0, 1.0]])
+    follower = Discriminator(TASK, reward="neutral", inputs=Standardize(samples))
+    y = follower.init(None)
+    assert sum(leaf.numel() for leaf in y.values()) == follower.size == 3 * 64 + 64 + 2048 + 32 + 33
+    plain = Discriminator(TASK, reward="neutral")
+    renamed = dict(zip(plain.init(None), y.values(), strict=True))
+    standardized = (samples - samples.mean(0)) / samples.std(0, correction=0)
+    torch.testing.assert_close(follower.logits(y, samples), plain.logits(renamed, standardized))
+
+
+@pytest.mark.parametrize(
+    ("states", "actions"),
+    [
+        (torch.zeros(3, 2), torch.zeros(3).long()),
+        (torch.zeros(3, 1), torch.zeros(3, 2)),
+        (torch.zeros(3, 1), torch.tensor([0, 1, 2])),
+    ],
+)
+def test_pairs_of_another_task_are_refused(states, actions) -> None:
+    with pytest.raises(BilevelError, match=r"are not those of Task\(env='one state'"):
+        pairs(TASK, states, actions)

@@ -15,6 +15,7 @@ from bilevel.imitation import (
     Imitator,
     MountainCarExpert,
     Sampler,
+    Task,
     Value,
     demonstrate,
     make_envs,
@@ -27,7 +28,8 @@ ENV = "MountainCar-v0"
 def make() -> tuple[Bilevel, Sampler, torch.Tensor]:
     torch.manual_seed(0)
     shown = demonstrate(ENV, MountainCarExpert(), 2)
-    follower = Discriminator(2, 3, discrete=True, reward="finish")
+    task = Task.of(make_envs(ENV, 1))
+    follower = Discriminator(task, reward="finish")
     leader = Imitator(CategoricalPolicy(2, 3), Value(2), follower)
     solver = Parametric(follower.init(None))
     game = Bilevel(
@@ -39,7 +41,7 @@ def make() -> tuple[Bilevel, Sampler, torch.Tensor]:
         adjoint=Detached(),
     )
     sampler = Sampler(make_envs(ENV, 4), leader.policy, seed=1)
-    return game, sampler, pairs(shown.observations, shown.actions, 3)
+    return game, sampler, pairs(task, *shown.shown())
 
 
 def test_at_the_policy_that_played_it_is_the_policy_gradient() -> None:
@@ -76,9 +78,12 @@ def test_the_value_leaves_the_returns_their_due() -> None:
 def test_a_step_moves_both_players_and_a_stopped_game_goes_on() -> None:
     game, sampler, expert = make()
     first, second = (Imitation(sampler.collect(50), expert) for _ in range(2))
+    assert not game.leader.met
     start = [player.clone() for player in game.players()]
     metrics = game.step(first)
     assert metrics["loss"].isfinite()
+    met = game.follower.init(first)  # the policy met the discriminator as it was before its move
+    assert all(map(torch.equal, game.leader.met.values(), met.values()))
     assert game.leader_opt.last.accepted
     assert game.leader_opt.last.kl <= 0.01
     moved = [not torch.equal(a, b) for a, b in zip(start, game.players(), strict=True)]

@@ -7,10 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from bilevel import BilevelError
-from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Policy, Value, mlp
+from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Policy, Standardize, Value, mlp
 
 KINDS = [(CategoricalPolicy, ()), (GaussianPolicy, (3,))]
 
@@ -18,13 +17,12 @@ KINDS = [(CategoricalPolicy, ()), (GaussianPolicy, (3,))]
 @pytest.mark.parametrize(("kind", "event"), KINDS)
 def test_actions_have_the_shape_of_the_kind_and_their_log_probability(kind, event) -> None:
     policy, observations = kind(5, 3), torch.randn(7, 5)
-    actions, log_probs = policy.act(observations)
+    actions = policy.act(observations)
     distribution = policy(observations)
     assert distribution.batch_shape == (7,)
     assert actions.shape == (7, *event)
-    torch.testing.assert_close(log_probs, distribution.log_prob(actions))
     assert distribution.log_prob(actions).requires_grad
-    assert not log_probs.requires_grad
+    assert not actions.requires_grad
 
 
 @pytest.mark.parametrize(("kind", "event"), KINDS)
@@ -56,22 +54,44 @@ def test_the_log_probability_of_a_vector_is_the_normal_density() -> None:
     )
 
 
-def test_layers_are_orthogonal_with_their_gains() -> None:
-    network = mlp([8, 6, 2], last_gain=0.01)
-    assert [type(layer) for layer in network] == [nn.Linear, nn.Tanh, nn.Linear]
-    first, last = network[0].weight, network[2].weight
-    torch.testing.assert_close(first @ first.T, 2 * torch.eye(6))
-    torch.testing.assert_close(last @ last.T, 1e-4 * torch.eye(2))
-    assert not network[0].bias.any()
-    assert not network[2].bias.any()
+@pytest.mark.parametrize(("kind", "event"), KINDS)
+def test_a_player_draws_from_the_policys_distribution(kind, event) -> None:
+    """By numpy and another formula: shares, or means and spreads, within four standard errors."""
+    torch.manual_seed(0)
+    policy = kind(2, 3, inputs=Standardize(torch.randn(50, 2) * 3 + 1))
+    with torch.no_grad():
+        policy.network[-1].weight.mul_(100)
+        if event:
+            policy.log_std.copy_(torch.tensor([0.0, 0.5, -1.0]))
+    state, draws = torch.tensor([[0.5, -2.0]]), 40_000
+    drawn = torch.as_tensor(policy.player()(state.expand(draws, 2).numpy()))
+    distribution = policy(state)
+    assert drawn.shape == (draws, *event)
+    if event:
+        error = (drawn.mean(0) - distribution.mean[0]) / distribution.stddev[0] * draws**0.5
+        torch.testing.assert_close(drawn.std(0), distribution.stddev[0], rtol=0.03, atol=0)
+    else:
+        probs = distribution.probs[0]
+        shares = torch.bincount(drawn, minlength=3) / draws
+        error = (shares - probs) / (probs * (1 - probs) / draws).sqrt()
+    assert error.abs().max() < 4
 
 
-def test_a_value_is_one_number_a_state() -> None:
-    assert Value(4, hidden=(8,))(torch.randn(6, 4)).shape == (6,)
+def test_a_player_follows_torchs_seed_and_keeps_the_policy_that_it_was() -> None:
+    policy, states = CategoricalPolicy(2, 3), torch.randn(64, 2).numpy()
+    torch.manual_seed(1)
+    player = policy.player()
+    first = player(states)
+    torch.manual_seed(1)
+    player = policy.player()
+    with torch.no_grad():
+        policy.network[-1].bias.copy_(torch.tensor([100.0, 0.0, 0.0]))
+    assert (player(states) == first).all()
+    assert (policy.player()(states) == 0).all()
 
 
 def test_sizes_may_come_from_numpy_as_those_of_a_space_do() -> None:
-    assert CategoricalPolicy(4, np.int64(2)).act(torch.zeros(1, 4))[0].shape == (1,)
+    assert CategoricalPolicy(4, np.int64(2)).act(torch.zeros(1, 4)).shape == (1,)
 
 
 @pytest.mark.parametrize(

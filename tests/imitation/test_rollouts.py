@@ -61,14 +61,23 @@ def test_a_time_limit_truncates_and_a_fall_terminates() -> None:
 
 
 def test_a_sampler_goes_on_where_it_was() -> None:
-    envs, policy = make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2)
-    torch.manual_seed(0)
-    sampler = Sampler(envs, policy, seed=1)
-    parts = [sampler.collect(20), sampler.collect(20)]
-    torch.manual_seed(0)
-    whole = Sampler(make_envs("CartPole-v1", 2), policy, seed=1).collect(40)
-    for pair, together in zip(zip(*parts, strict=True), whole, strict=True):
-        assert torch.equal(torch.cat(pair), together)
+    sampler = Sampler(make_envs("Pendulum-v1", 2), GaussianPolicy(3, 1), seed=1)
+    parts = [sampler.collect(120), sampler.collect(120)]
+    assert torch.equal(parts[1].observations[0], parts[0].next_observations[-1])
+    rewards, ended = (torch.cat([part[i] for part in parts]) for i in (4, 6))
+    assert ended.nonzero().tolist() == [[199, 0], [199, 1]]
+    assert not len(parts[0].returns)
+    torch.testing.assert_close(parts[1].returns, rewards[:200].sum(0))
+
+
+def test_a_restart_begins_other_episodes() -> None:
+    sampler = Sampler(make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2), seed=1)
+    first = sampler.collect(5).observations[0]
+    sampler.restart(1)
+    again = sampler.collect(300)
+    assert torch.equal(again.observations[0], first)
+    lengths = again.ended[:, 0].nonzero().flatten().diff(prepend=torch.tensor([-1]))
+    assert set(lengths.tolist()) <= set(again.returns.tolist())  # nothing is left of the first five
 
 
 def test_the_log_probabilities_are_the_policys() -> None:
@@ -79,17 +88,22 @@ def test_the_log_probabilities_are_the_policys() -> None:
     torch.testing.assert_close(rollout.log_probs, expected.detach())
 
 
-def test_environments_that_cannot_be_played() -> None:
-    with pytest.raises(BilevelError, match=r"no environment 'CartPole-v7'.*CartPole-v1"):
-        make_envs("CartPole-v7", 2)
-    with pytest.raises(BilevelError, match="policies read vectors"):
-        make_envs("FrozenLake-v1", 2)
-
-
 def test_an_environment_that_shows_nan_is_refused() -> None:
     envs, policy = make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2)
     sampler = Sampler(envs, policy)
     for env in envs.envs:
         env.unwrapped.state = np.full(4, np.nan)
-    with pytest.raises(BilevelError, match="shows NaN or infinity"):
+    with pytest.raises(BilevelError, match="CartPole-v1 shows NaN or infinity"):
         sampler.collect(1)
+
+
+def test_an_environment_that_ends_at_its_first_step_is_refused() -> None:
+    gymnasium.register(
+        "Brief-v0", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=1
+    )
+    try:
+        sampler = Sampler(make_envs("Brief-v0", 2), GaussianPolicy(3, 1))
+        with pytest.raises(BilevelError, match="Brief-v0 ends at each step"):
+            sampler.collect(3)
+    finally:
+        del gymnasium.registry["Brief-v0"]

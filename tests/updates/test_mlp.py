@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from bilevel.errors import BilevelError
-from bilevel.updates import MLP
+from bilevel.updates import MLP, CoordinateMLP
 
 M = 5
 
@@ -28,7 +28,9 @@ def test_is_its_formula(skip, dtype):
     y, gradient = problem(dtype)
     updater = MLP(M, gradient_skip=skip).to(dtype)
     nn.init.normal_(updater.network[-1].weight)
-    w1, b1, a1, w2, b2, a2, w3, b3 = updater.network.parameters()
+    w1, b1, a1, w2, b2, a2, w3, b3 = (
+        p.squeeze(-1) if p.dim() == 3 else p for p in updater.network.parameters()
+    )
     prelu = lambda h, a: torch.where(h > 0, h, a * h)  # noqa: E731
     h = prelu(w1 @ torch.cat([row(y), row(gradient)]) + b1, a1)
     move = w3 @ prelu(w2 @ h + b2, a2) + b3
@@ -40,7 +42,7 @@ def test_is_its_formula(skip, dtype):
 
 
 def test_size_is_the_papers():
-    shapes = [tuple(p.shape) for p in MLP(3).parameters() if p.dim() == 2]
+    shapes = [tuple(p.shape[:2]) for p in MLP(3).parameters() if p.dim() == 3]
     assert shapes == [(24, 6), (12, 24), (3, 12)]  # 2m → 8m → 4m → m
     assert sum(p.numel() for p in MLP(3).parameters()) == 52 * 3**2 + 13 * 3 + 2 == 509
     with torch.device("meta"):
@@ -128,3 +130,60 @@ def test_bad_input_is_an_error():
         MLP(M)(y, None, None, None)
     with pytest.raises(BilevelError, match="size is 0"):
         MLP(0)
+
+
+def test_a_block_moves_as_an_updater_of_its_own():
+    """Seven numbers in three blocks of three, the last filled up with zeros."""
+    y, gradient = torch.randn(2, 7)
+    updater = MLP(7, blocks=3)
+    moved, _ = updater(y, gradient, None, None)
+    alone = MLP(3)
+    for block in range(3):
+        for mine, all_of_them in zip(alone.parameters(), updater.parameters(), strict=True):
+            rows = len(mine)
+            chosen = all_of_them if mine.dim() == 1 and rows == 1 else all_of_them.chunk(3)[block]
+            mine.data.copy_(chosen.data)
+        part = slice(3 * block, min(3 * block + 3, 7))
+        inputs = (torch.nn.functional.pad(v[part], (0, 3 - len(v[part]))) for v in (y, gradient))
+        expected, _ = alone(*inputs, None, None)
+        torch.testing.assert_close(moved[part], expected[: len(moved[part])])
+
+
+def test_blocks_divide_the_memory():
+    dense, cut = (sum(p.numel() for p in MLP(32, blocks=k).parameters()) for k in (1, 4))
+    assert (dense - 13 * 32 - 2) / (cut - 13 * 32 - 2) == 4
+    with pytest.raises(BilevelError, match="blocks is 0"):
+        MLP(3, blocks=0)
+
+
+def test_a_coordinate_moves_by_its_own_features():
+    y, gradient = problem(torch.float64)
+    updater = CoordinateMLP(scale=0.5, gradient_skip=0.25).double()
+    nn.init.normal_(updater.network[-1].weight)
+    slope = row(gradient)
+    relative = slope / slope.square().mean().sqrt()
+    features = torch.stack([row(y), relative, slope.sign(), relative.abs().log()], 1)
+    expected = row(y) + 0.5 * updater.network(features).squeeze(1) + 0.25 * slope
+    torch.testing.assert_close(row(updater(y, gradient, None, None)[0]), expected)
+
+
+def test_coordinates_start_at_the_skip_and_a_zero_gradient_is_no_trouble():
+    y, gradient = problem()
+    updater = CoordinateMLP()
+    assert sum(p.numel() for p in updater.parameters()) == 707
+    torch.testing.assert_close(row(updater(y, gradient, None, None)[0]), row(y))
+    nn.init.normal_(updater.network[-1].weight)
+    still = torch.zeros(4, requires_grad=True)
+    moved, _ = updater(still, torch.zeros(4), None, None)
+    moved.sum().backward()
+    assert moved.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in updater.parameters())
+
+
+def test_the_step_does_not_depend_on_the_objectives_scale():
+    y, gradient = problem()
+    updater = CoordinateMLP()
+    nn.init.normal_(updater.network[-1].weight)
+    moved, _ = updater(y, gradient, None, None)
+    scaled, _ = updater(y, {name: 1000 * leaf for name, leaf in gradient.items()}, None, None)
+    torch.testing.assert_close(row(scaled), row(moved))

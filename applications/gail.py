@@ -1,0 +1,211 @@
+"""Imitation learning: a policy learns from an expert's episodes, without rewards.
+
+    python applications/gail.py                                   # MountainCar, every method
+    python applications/gail.py --env Pendulum-v1 --method l2l-gail --seeds 5
+    python applications/gail.py --env MountainCar-v0 CartPole-v1 --method gail l2l-gail \
+        --demonstrations 1 --iterations 700 --seeds 5             # Figure 6 of the paper
+
+GAIL (Ho & Ermon, 2016) and GAIL whose discriminator is moved by a learned updater (Algorithm 5 of
+Jiang et al., AISTATS 2021), beside two controls that show what an environment gives away: behaviour
+cloning, and a discriminator that says ½ whatever it sees.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from imitating.figure import draw
+from imitating.frames import film
+from imitating.games import Setting, make_apprentice, memory, suited
+from imitating.memory import check_memory
+from imitating.runs import Run, play_all
+from imitating.tables import record, tabulate
+from imitating.teachers import demonstrations
+from limit_cycles import show
+from torch import Tensor
+
+from bilevel import BilevelError, commandline, experiment
+from bilevel.experiment import ProgressBar
+from bilevel.files import replacing
+from bilevel.imitation import Demonstrations, Discriminator, Task, make_envs
+from bilevel.robustness.weights import load_weights
+
+Method = Literal["gail", "l2l-gail", "bc", "constant"]
+
+
+@dataclass
+class Args:
+    """Learn from an expert's episodes, by every method, beside the controls."""
+
+    env: tuple[str, ...] = ("MountainCar-v0",)
+    """As gymnasium knows them; observations are vectors."""
+    method: tuple[Method, ...] = ("gail", "l2l-gail", "bc", "constant")
+    updater: Literal["coordinate", "block", "dense"] = "coordinate"
+    """What moves the discriminator in l2l-gail: one small network for every weight of it, one for
+    each 16 of them, or the paper's for all, 2m → 8m → 4m → m: 341 million numbers for CartPole."""
+    reward: Literal["suited", "survive", "finish", "neutral"] = "suited"
+    """What D gives the policy. survive, −log D ≥ 0, pays for each step, so episodes grow long;
+    finish, log(1−D) ≤ 0, costs, so they grow short: a D that knows nothing then balances CartPole,
+    or climbs the mountain. neutral, log(1−D) − log D, has either sign, and tells nothing where D
+    knows nothing. suited: as Ho & Ermon have it, CartPole survives and MountainCar finishes, and
+    neutral elsewhere. Compare with --method constant."""
+    demonstrations: int = 10
+    """Episodes that are shown; Ho & Ermon show 1, 4, 7 or 10."""
+    every: int = 1
+    """Of their pairs, every how manieth; 20 in Ho & Ermon."""
+    expert: str | None = None
+    """A .npz of demonstrations, or minari:NAME. Without one MountainCar's expert is a script, and
+    elsewhere it is trained by TRPO first."""
+    iterations: int = 150
+    steps: int = 5000
+    """Of all environments together, an iteration."""
+    environments: int = 16
+    """Played side by side."""
+    follower_lr: float | None = None
+    """Adam's learning rate for the discriminator (1e-3) or its updater (coordinate 1e-3, block
+    1e-4, dense 1e-6)."""
+    follower_steps: int = 5
+    """Of Adam an iteration, in gail; an updater makes one."""
+    gradient_skip: float | None = 0.1
+    """The updater's learned step along the gradient, at the start; None for none, as in the
+    paper."""
+    max_kl: float = 0.01
+    """How far TRPO moves the policy in an iteration, in nats a state."""
+    seeds: int = 1
+    """Runs of each method, from --seed on."""
+    jobs: int = max(1, (os.cpu_count() or 1))
+    """Runs side by side, a core each."""
+    render: bool = False
+    """Draw an episode of each final policy of the first seed, as a GIF."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/gail")
+    """Results, figure, table, demonstrations, policies, checkpoints, TensorBoard logs."""
+    seed: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+    """Environments and networks this small are fastest on the CPU."""
+    smoke: bool = False
+    """Try everything in seconds: small rollouts, few iterations."""
+    resume: bool = False
+    """Go on with the runs that were stopped, or further with those that were not."""
+
+
+def main(args: Args) -> None:
+    """Finds the experts, plays every run, draws and tells."""
+    if args.smoke:
+        args = replace(args, iterations=2, steps=800, demonstrations=2)
+    settings = planned(args)
+    check(args, settings)
+    with ProgressBar("gail") as bar:
+        experts = {env: find_expert(args, env, bar) for env in dict.fromkeys(args.env)}
+        shown = {env: e.first(args.demonstrations).shown(args.every) for env, e in experts.items()}
+        runs = play_with(bar, args, settings, shown)
+    draw(args.out / "figure-6.png", runs, experts)
+    if args.render:
+        render(args, runs, shown)
+    report(args, runs, experts)
+
+
+def planned(args: Args) -> list[Setting]:
+    """The runs, a seed of every method before the next seed."""
+    return [
+        Setting(
+            env,
+            method,
+            seed,
+            args.updater,
+            args.gradient_skip,
+            suited(env) if args.reward == "suited" else args.reward,
+            args.follower_lr,
+            args.follower_steps,
+            args.max_kl,
+            args.steps,
+            args.environments,
+        )
+        for seed in range(args.seed, args.seed + args.seeds)
+        for env in dict.fromkeys(args.env)
+        for method in dict.fromkeys(args.method)
+    ]
+
+
+def check(args: Args, settings: Sequence[Setting]) -> None:
+    """Looks at everything that can be wrong before hours are spent."""
+    for name in ("env", "method"):
+        if not getattr(args, name):
+            raise BilevelError(f"no {name} is given: nothing is played; name one or several")
+    for name in ("iterations", "steps", "environments", "follower_steps", "seeds", "jobs"):
+        if (count := getattr(args, name)) < 1:
+            raise BilevelError(f"{name} is {count}: nothing would be learned; give 1 or more")
+    if args.seed < 0:
+        raise BilevelError(f"seed is {args.seed}: a seed is not negative; give 0 or more")
+    if args.follower_lr is not None and not 0 < args.follower_lr < math.inf:
+        raise BilevelError(
+            f"follower_lr is {args.follower_lr}: the discriminator could not move; give a number "
+            "above 0"
+        )
+    tasks = {env: Task.of(make_envs(env, 1)) for env in dict.fromkeys(args.env)}
+    updaters = [
+        memory(args.updater, Discriminator(tasks[one.env], reward=one.reward).size)
+        for one in settings
+        if one.method == "l2l-gail"
+    ]
+    check_memory(sum(sorted(updaters)[-args.jobs :]))
+
+
+def find_expert(args: Args, env: str, bar: ProgressBar) -> Demonstrations:
+    """The expert's episodes; its training, where it needs one, moves the bar."""
+
+    def tell(iteration: int, iterations: int) -> None:
+        bar.show(f"an expert of {env}", iteration, iterations)
+
+    return demonstrations(env, args.expert, args.out / "demonstrations", tell)
+
+
+def play_with(
+    bar: ProgressBar,
+    args: Args,
+    settings: Sequence[Setting],
+    shown: Mapping[str, tuple[Tensor, Tensor]],
+) -> list[Run]:
+    """Plays all runs; the bar counts iterations."""
+    done = {one.name: 0 for one in settings}
+
+    def tell(name: str, iteration: int) -> None:
+        done[name] = iteration
+        ended = sum(count == args.iterations for count in done.values())
+        part = f"{ended} of {len(done)} runs"
+        bar.show(part, sum(done.values()), args.iterations * len(done))
+
+    return play_all(
+        settings, args.iterations, shown, args.out, resume=args.resume, jobs=args.jobs, tell=tell
+    )
+
+
+def render(args: Args, runs: Sequence[Run], shown: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """An episode of each method's policy, of the first seed."""
+    for run in runs:
+        if run.setting.seed == args.seed:
+            policy = make_apprentice(run.setting, *shown[run.setting.env]).leader.policy
+            folder = args.out / run.setting.name
+            load_weights(folder / "policy.safetensors", policy)
+            film(folder / "policy.gif", run.setting.env, policy)
+
+
+def report(args: Args, runs: Sequence[Run], experts: Mapping[str, Demonstrations]) -> None:
+    """Results to the folder, tables there and to the screen."""
+    records = [record(run, experts[run.setting.env]) for run in runs]
+    tables = [tabulate(env, [one for one in records if one["env"] == env]) for env in experts]
+    device = experiment.pick_device("cpu")
+    experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
+    with replacing(args.out / "tables.md") as part:
+        part.write_text("\n\n".join(table.markdown() for table in tables) + "\n")
+    show(tables, args.out)
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)

@@ -1,0 +1,116 @@
+"""An imitation game that is played on: rollouts, the moves of both players, the value's fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import BilevelError
+from bilevel.game import Bilevel
+from bilevel.imitation.discriminator import Imitation
+from bilevel.imitation.imitator import Imitator
+from bilevel.imitation.rollouts import Sampler
+from bilevel.imitation.trpo import TRPO
+from bilevel.tree import ravel
+
+
+class Apprentice:
+    """Plays an imitation game iteration by iteration (Algorithm 5 of Jiang et al., 2021).
+
+    Args:
+        game: An :class:`Imitator` moved by TRPO against a :class:`Discriminator`, with any solver
+            of the discriminator's weights and any schedule.
+        sampler: Plays the imitator's policy.
+        expert: The expert's pairs, ``(E, n + m)``.
+        steps: Of each environment in one iteration.
+        value_lr: Adam's learning rate for the value.
+
+    Attributes:
+        iteration: How many are done.
+
+    Raises:
+        BilevelError: If the leader is no imitator, or not moved by TRPO.
+    """
+
+    def __init__(
+        self,
+        game: Bilevel,
+        sampler: Sampler,
+        expert: Tensor,
+        *,
+        steps: int,
+        value_lr: float = 1e-3,
+    ) -> None:
+        if not (isinstance(game.leader, Imitator) and isinstance(game.leader_opt, TRPO)):
+            raise BilevelError(
+                f"the game's leader is {type(game.leader).__name__}, moved by "
+                f"{type(game.leader_opt).__name__}: an apprentice is an Imitator moved by TRPO; "
+                "play other games with their own step"
+            )
+        self.game = game
+        self.leader = game.leader
+        self.leader_opt = game.leader_opt
+        self.sampler = sampler
+        self.expert = expert
+        self.steps = steps
+        self.value_opt = torch.optim.Adam(self.leader.value.parameters(), lr=value_lr)
+        self.iteration = 0
+
+    def iterate(self) -> dict[str, float]:
+        """One iteration: a rollout, a step of the game on it, the value's fit to what it earned.
+
+        Returns:
+            ``return`` (mean over the episodes that ended; NaN if none did), ``episodes``, the
+            discriminator's ``objective``, ``accuracy`` and ``norm`` ‖θ_D‖ as the policy met it, the
+            policy's ``kl``, and the ``explained`` share of the returns' variance.
+        """
+        batch = Imitation(self.sampler.collect(self.steps), self.expert)
+        rollout, follower = batch.rollout, self.leader.follower
+        self.game.step(batch)
+        self.iteration += 1
+        met = self.leader.met
+        _, returns = self.leader.judge(met, batch)
+        explained = self.leader.value.fit(
+            self.value_opt, rollout.observations.flatten(0, 1), returns.flatten()
+        )
+        with torch.no_grad():
+            objective = follower.objective(self.leader, met, batch)
+        return {
+            "return": rollout.returns.mean().item() if len(rollout.returns) else math.nan,
+            "episodes": float(len(rollout.returns)),
+            "objective": objective.item(),
+            "accuracy": follower.accuracy(met, batch).item(),
+            "norm": ravel(met).norm().item(),
+            "kl": self.leader_opt.last.kl,
+            "explained": explained.item(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the environments, which the sampler can start anew.
+
+        Returns:
+            Tensors and plain values, fit for ``torch.save`` and ``torch.load(weights_only=True)``.
+        """
+        return {
+            "game": self.game.state_dict(),
+            "value_opt": self.value_opt.state_dict(),
+            "iteration": self.iteration,
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave, torch's random state with it.
+
+        Args:
+            state: The state.
+
+        Raises:
+            BilevelError: If it is of another game.
+        """
+        self.game.load_state_dict(state["game"])
+        self.value_opt.load_state_dict(state["value_opt"])
+        self.iteration = state["iteration"]
+        torch.set_rng_state(state["random"])

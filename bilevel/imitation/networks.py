@@ -1,0 +1,133 @@
+"""Small perceptrons with tanh, and the same in numpy for where a call must take microseconds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bilevel.errors import BilevelError
+
+Array = np.ndarray[Any, Any]
+
+
+class Standardize(nn.Module):
+    """``(x − mean) / std``, number by number, with constants that travel in the state dict.
+
+    Args:
+        samples: ``(S, n)``, whose mean and standard deviation are taken; a number that never
+            changes there is left in its own units.
+
+    Example:
+        >>> Standardize(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))(torch.tensor([[3.0, 6.0]]))
+        tensor([[1., 1.]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, samples: Tensor) -> None:
+        super().__init__()
+        std = samples.std(0, correction=0)
+        self.register_buffer("mean", samples.mean(0))
+        self.register_buffer("std", torch.where(std > 0, std, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardizes ``(..., n)``."""
+        return (x - self.mean) / self.std
+
+
+def mlp(
+    sizes: Sequence[int], *, last_gain: float = 1.0, inputs: nn.Module | None = None
+) -> nn.Sequential:
+    """A perceptron with tanh between its layers and nothing after the last.
+
+    Weights are orthogonal with gain √2, biases zero, as policy gradient methods start best
+    (Engstrom et al., 2020, "Implementation Matters in Deep RL", Sec. 3).
+
+    Args:
+        sizes: Units of the input, the hidden layers and the output.
+        last_gain: The gain of the last layer; a small one gives outputs near zero.
+        inputs: What the input goes through first, such as :class:`Standardize`.
+
+    Returns:
+        The network, ``(..., sizes[0])`` to ``(..., sizes[-1])``.
+
+    Raises:
+        BilevelError: If there are fewer than two sizes, or one is not a whole number from 1 on.
+
+    Example:
+        >>> mlp([4, 32, 2])(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+    """
+    if len(sizes) < 2 or not all(hasattr(size, "__index__") and size >= 1 for size in sizes):
+        raise BilevelError(
+            f"the network's sizes are {tuple(sizes)}: the input, the output and each layer between "
+            "them have a whole number of units; give 1 or more for each, such as (4, 32, 2)"
+        )
+    layers: list[nn.Module] = [] if inputs is None else [inputs]
+    for before, after in itertools.pairwise(sizes):
+        linear = nn.Linear(before, after)
+        nn.init.orthogonal_(linear.weight, 2**0.5)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Tanh()]
+    with torch.no_grad():
+        linear.weight.mul_(last_gain / 2**0.5)
+    return nn.Sequential(*layers[:-1])
+
+
+def in_numpy(network: nn.Sequential) -> Callable[[Array], Array]:
+    """A perceptron as it is now, in numpy: for a few rows 3 to 5 times as fast as in torch.
+
+    Args:
+        network: What :func:`mlp` gave.
+
+    Returns:
+        The map of ``(B, n)`` to ``(B, outputs)``.
+
+    Raises:
+        BilevelError: If it has layers of another kind.
+
+    Example:
+        >>> network, x = mlp([4, 32, 2]), torch.randn(5, 4)
+        >>> bool(np.allclose(in_numpy(network)(x.numpy()), network(x).detach(), atol=1e-6))
+        True
+    """
+    layers: list[Callable[[Array], Array]] = []
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            # Copies: constant while the policy may move, and row-major for the product.
+            weight, bias = (
+                layer.weight.detach().numpy().T.copy(),
+                layer.bias.detach().numpy().copy(),
+            )
+            layers.append(partial(_linear, weight, bias))
+        elif isinstance(layer, nn.Tanh):
+            layers.append(np.tanh)
+        elif isinstance(layer, Standardize):
+            layers.append(partial(_standardize, layer.mean.numpy(), layer.std.numpy()))
+        else:
+            raise BilevelError(
+                f"the network has a {type(layer).__name__}: numpy knows Linear, Tanh and "
+                "Standardize; leave Policy.player as it is for other networks"
+            )
+
+    def forward(x: Array) -> Array:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return forward
+
+
+def _linear(weight: Array, bias: Array, x: Array) -> Array:
+    return x @ weight + bias
+
+
+def _standardize(mean: Array, std: Array, x: Array) -> Array:
+    return (x - mean) / std

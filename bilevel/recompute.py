@@ -1,0 +1,75 @@
+"""Steps of a solve whose intermediate values are computed again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from bilevel.replay import Moment
+from bilevel.tree import Value
+from bilevel.updates.base import State
+
+Steps = Callable[[Value, State], tuple[Value, State]]
+
+
+def recomputed(steps: Steps, modules: Sequence[nn.Module], y: Value, state: State) -> Any:
+    """``steps(y, state)``, of which only where it starts is kept.
+
+    ``torch.utils.checkpoint`` does not serve: each gradient inside the steps is a backward pass
+    that makes it compute the steps again, before they have been computed once.
+
+    Args:
+        steps: Some steps of a solve.
+        modules: The modules that they read.
+        y: Where they start.
+        state: The update's state there.
+
+    Returns:
+        The point reached and the state there.
+    """
+    start, spec = tree_flatten((y, state))
+    form: list[Any] = []
+
+    def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        point = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in start]
+        end, end_spec = tree_flatten(steps(*tree_unflatten(point, spec)))
+        # Without the tensors, which lead back here.
+        form[:] = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in end], end_spec
+        return tuple(leaf for leaf in end if isinstance(leaf, Tensor))
+
+    moving = [leaf for leaf in start if isinstance(leaf, Tensor)]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    reached = iter(_Recomputed.apply(run, Moment(*modules), len(moving), *moving, *parameters))
+    end = [next(reached) if constant is None else constant[0] for constant in form[0]]
+    return tree_unflatten(end, form[1])
+
+
+class _Recomputed(torch.autograd.Function):
+    """Takes the moving tensors and, so that their gradients arrive, the modules' parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, moment: Moment, moving: int, *inputs: Tensor) -> Any:
+        ctx.run, ctx.moment, ctx.moving = run, moment, moving
+        ctx.save_for_backward(*inputs)
+        return run(inputs[:moving])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        point = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in saved[: ctx.moving]]
+        inputs = [*point, *saved[ctx.moving :]]
+        with ctx.moment.again(), torch.enable_grad():
+            outputs = ctx.run(point)
+        pairs = [(o, v) for o, v in zip(outputs, slopes, strict=True) if o.requires_grad]
+        asked = [leaf for leaf in inputs if leaf.requires_grad]
+        ends, weights = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(ends, asked, weights, allow_unused=True))
+        given = (next(found) if leaf.requires_grad else None for leaf in inputs)
+        return None, None, None, *given

@@ -1,0 +1,134 @@
+"""The apprentice: one iteration is Algorithm 5, and a stopped run goes on bit for bit."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+
+from bilevel import Alternating, Bilevel, BilevelError, Detached, Iterative, Parametric
+from bilevel.imitation import (
+    TRPO,
+    Apprentice,
+    Discriminator,
+    Imitation,
+    Imitator,
+    MountainCarExpert,
+    Sampler,
+    Standardize,
+    Task,
+    Value,
+    demonstrate,
+    make_envs,
+    pairs,
+)
+from bilevel.tree import ravel
+from bilevel.updates import CoordinateMLP
+
+ENV = "MountainCar-v0"
+KINDS = ["gail", "l2l-gail"]
+
+
+def make(kind: str) -> Apprentice:
+    torch.manual_seed(0)
+    envs = make_envs(ENV, 4)
+    task = Task.of(envs)
+    states, actions = demonstrate(ENV, MountainCarExpert(), 2).shown()
+    scale = Standardize(states)
+    follower = Discriminator(
+        task, reward="finish", inputs=Standardize(pairs(task, states, actions))
+    )
+    leader = Imitator(task.policy(scale), Value(2, inputs=scale), follower)
+    if kind == "gail":
+        solver, schedule = Parametric(follower.init(None)), Alternating(3, first="follower")
+    else:
+        solver, schedule = Iterative(CoordinateMLP(gradient_skip=0.1), 1, warm_start=True), None
+    game = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=TRPO(leader.policy),
+        solver_opt=torch.optim.Adam(solver.parameters(), lr=1e-3),
+        adjoint=Detached(),
+        schedule=schedule,
+    )
+    sampler = Sampler(envs, leader.policy, seed=1)
+    return Apprentice(game, sampler, pairs(task, states, actions), steps=250)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_iteration_moves_all_and_tells(kind: str) -> None:
+    apprentice = make(kind)
+    parts = {
+        "policy": apprentice.leader.policy,
+        "value": apprentice.leader.value,
+        "solver": apprentice.game.solver,
+    }
+    before = {name: [p.clone() for p in part.parameters()] for name, part in parts.items()}
+    told = apprentice.iterate()
+    for name, part in parts.items():
+        moved = [not torch.equal(*p) for p in zip(before[name], part.parameters(), strict=True)]
+        assert any(moved), name
+    assert told["return"] == -200
+    assert told["episodes"] == 4
+    assert -2 < told["objective"] < 0
+    assert 0 <= told["accuracy"] <= 1
+    assert 0 < told["kl"] <= 0.01
+    assert told["norm"] == pytest.approx(ravel(apprentice.leader.met).norm().item())
+    assert apprentice.iteration == 1
+
+
+def test_the_policy_of_gail_meets_a_discriminator_that_has_seen_its_rollout() -> None:
+    """Ho & Ermon's order: D moves first, and the policy on what D has become."""
+    apprentice = make("gail")
+    apprentice.iterate()
+    now = dict(apprentice.game.solver.y.named_parameters())
+    assert all(torch.equal(met, now[name]) for name, met in apprentice.leader.met.items())
+
+
+def test_the_policy_of_l2l_gail_meets_the_updaters_answer() -> None:
+    """Algorithm 5: θ_D ← U(θ_D, g), then θ_U and the policy move on it."""
+    apprentice = make("l2l-gail")
+    batches: list[Imitation] = []
+    step = apprentice.game.step
+    apprentice.game.step = lambda batch: (batches.append(batch), step(batch))[1]  # type: ignore[method-assign]
+    follower, start = apprentice.leader.follower, apprentice.leader.follower.init(None)
+    apprentice.iterate()
+    y = {name: leaf.clone().requires_grad_() for name, leaf in start.items()}
+    slopes = torch.autograd.grad(
+        follower.objective(apprentice.leader, y, batches[0]), list(y.values())
+    )
+    for (name, leaf), slope in zip(start.items(), slopes, strict=True):
+        torch.testing.assert_close(apprentice.leader.met[name], leaf + 0.1 * slope)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_run_goes_on_bit_for_bit(kind: str) -> None:
+    whole, stopped = make(kind), make(kind)
+    torch.manual_seed(5)
+    rows = []
+    for part in range(2):
+        whole.sampler.restart(part)
+        rows += [whole.iterate() for _ in range(2)]
+    torch.manual_seed(5)
+    stopped.sampler.restart(0)
+    for _ in range(2):
+        stopped.iterate()
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    resumed = make(kind)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.sampler.restart(1)
+    assert resumed.iteration == 2
+    assert [resumed.iterate() for _ in range(2)] == rows[2:]
+    assert all(map(torch.equal, resumed.game.players(), whole.game.players()))
+
+
+def test_other_games_are_refused() -> None:
+    apprentice = make("gail")
+    game = apprentice.game
+    game.leader_opt = torch.optim.SGD(game.leader.parameters(), lr=0.1)
+    with pytest.raises(BilevelError, match="moved by SGD: an apprentice is an Imitator"):
+        Apprentice(game, apprentice.sampler, apprentice.expert, steps=3)

@@ -1,0 +1,36 @@
+"""Behaviour cloning finds the expert's frequencies, and does not learn its sample by heart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bilevel import BilevelError
+from bilevel.imitation import CategoricalPolicy, GaussianPolicy, clone
+
+
+def test_it_finds_the_experts_frequencies() -> None:
+    torch.manual_seed(0)
+    policy = CategoricalPolicy(1, 2, hidden=(8,))
+    states = torch.cat([torch.ones(400, 1), -torch.ones(400, 1)])
+    often = torch.cat([torch.rand(400) < 0.9, torch.rand(400) < 0.3])
+    clone(policy, states, often.long(), lr=1e-2)
+    told = policy(torch.tensor([[1.0], [-1.0]])).probs[:, 1].detach()
+    shares = often.view(2, -1).float().mean(1)
+    torch.testing.assert_close(told, shares, atol=0.08, rtol=0)
+
+
+def test_it_ends_where_what_was_held_out_grows_no_likelier() -> None:
+    """Actions are noise: the best that can be done is their spread, and to stop."""
+    torch.manual_seed(0)
+    policy = GaussianPolicy(4, 1)
+    states, actions = torch.randn(60, 4), torch.randn(60, 1)
+    epochs = clone(policy, states, actions, lr=1e-2, patience=20)
+    assert epochs < 500
+    fresh = torch.randn(2000, 4), torch.randn(2000, 1)
+    assert policy(fresh[0]).log_prob(fresh[1]).mean() > -1.75  # −1.42 is the best there is
+
+
+def test_one_pair_cannot_be_fitted_and_held_out() -> None:
+    with pytest.raises(BilevelError, match="1 pairs are no two"):
+        clone(CategoricalPolicy(1, 2), torch.ones(1, 1), torch.ones(1).long())

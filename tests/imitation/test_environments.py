@@ -1,0 +1,85 @@
+"""Environments: what can be played, and one clear line where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from bilevel import BilevelError
+from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Task, make_envs
+
+
+class Switches(gymnasium.Env):
+    """Moved by two switches, which no policy of ours can set."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.MultiBinary(2)
+
+
+class FromOne(Switches):
+    """Counts its actions from one."""
+
+    action_space = spaces.Discrete(2, start=1)
+
+
+class Images(Switches):
+    """Shows images."""
+
+    observation_space = spaces.Box(0, 1, (4, 4), np.float32)
+    action_space = spaces.Discrete(2)
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    kinds = (Switches, FromOne, Images)
+    for kind in kinds:
+        gymnasium.register(f"{kind.__name__}-v0", kind)
+    yield
+    for kind in kinds:
+        del gymnasium.registry[f"{kind.__name__}-v0"]
+
+
+def test_they_start_anew_in_the_step_in_which_they_end() -> None:
+    envs = make_envs("CartPole-v1", 3)
+    assert envs.num_envs == 3
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+
+def test_a_task_is_read_off_the_spaces_and_makes_policies() -> None:
+    task = Task.of(make_envs("MountainCar-v0", 1))
+    assert task == ("MountainCar-v0", 2, 3, True)
+    assert isinstance(task.policy(), CategoricalPolicy)
+    assert Task.of(make_envs("Pendulum-v1", 1)) == ("Pendulum-v1", 3, 1, False)
+    assert isinstance(Task("vectors", 3, 2, discrete=False).policy(), GaussianPolicy)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("CartPole-v7", r"no environment 'CartPole-v7'.*CartPole-v1"),
+        ("zzzzz", r"no environment 'zzzzz': see gymnasium.registry"),
+        ("FrozenLake-v1", "policies read vectors"),
+        ("Images-v0", "policies read vectors"),
+        ("Switches-v0", "choose one of n actions or a vector"),
+        ("FromOne-v0", "choose one of n actions or a vector"),
+    ],
+)
+def test_environments_that_cannot_be_played(name: str, told: str) -> None:
+    with pytest.raises(BilevelError, match=told) as error:
+        make_envs(name, 2)
+    assert "\n" not in str(error.value)
+
+
+def test_an_environment_whose_packages_are_missing_says_which() -> None:
+    if gymnasium.registry.get("LunarLander-v3") is None:
+        pytest.skip("no such environment")
+    try:
+        import Box2D  # noqa: F401
+    except ImportError:
+        with pytest.raises(BilevelError, match=r"LunarLander-v3 cannot be made.*install"):
+            make_envs("LunarLander-v3", 1)

@@ -1,0 +1,42 @@
+"""Perceptrons in torch and in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bilevel import BilevelError
+from bilevel.imitation import Standardize, in_numpy, mlp
+
+
+def test_layers_are_orthogonal_with_their_gains() -> None:
+    network = mlp([8, 6, 2], last_gain=0.01)
+    assert [type(layer) for layer in network] == [nn.Linear, nn.Tanh, nn.Linear]
+    first, last = network[0].weight, network[2].weight
+    torch.testing.assert_close(first @ first.T, 2 * torch.eye(6))
+    torch.testing.assert_close(last @ last.T, 1e-4 * torch.eye(2))
+    assert not network[0].bias.any()
+    assert not network[2].bias.any()
+
+
+def test_samples_come_out_standardized() -> None:
+    samples = torch.randn(100, 3) * torch.tensor([1.0, 50.0, 0.0]) + torch.tensor([0.0, 7.0, 2.0])
+    out = Standardize(samples)(samples)
+    torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]))
+
+
+def test_numpy_gives_what_torch_gives() -> None:
+    network = mlp([3, 16, 8, 2], inputs=Standardize(torch.randn(20, 3) * 4 + 1))
+    nn.init.normal_(network[1].bias)
+    x = torch.randn(7, 3)
+    here = in_numpy(network)
+    np.testing.assert_allclose(here(x.numpy()), network(x).detach(), atol=1e-6)
+    before = here(x.numpy())
+    with torch.no_grad():
+        network[1].weight.zero_()
+    np.testing.assert_array_equal(here(x.numpy()), before)  # it is the network as it was
+    with pytest.raises(BilevelError, match="has a ReLU"):
+        in_numpy(nn.Sequential(nn.Linear(1, 1), nn.ReLU()))
