@@ -25,7 +25,7 @@ from imitating.frames import film
 from imitating.games import Setting, make_apprentice, memory, suited
 from imitating.memory import check_memory
 from imitating.runs import Run, play_all
-from imitating.tables import record, tabulate
+from imitating.tables import record, tabulate, write_curves
 from imitating.teachers import demonstrations
 from limit_cycles import show
 from torch import Tensor
@@ -98,7 +98,8 @@ class Args:
 def main(args: Args) -> None:
     """Finds the experts, plays every run, draws and tells."""
     if args.smoke:
-        args = replace(args, iterations=2, steps=800, demonstrations=2)
+        small = {"iterations": min(args.iterations, 2), "steps": min(args.steps, 3200)}
+        args = replace(args, **small, jobs=min(args.jobs, 1))
     settings = planned(args)
     check(args, settings)
     with ProgressBar("gail") as bar:
@@ -106,6 +107,7 @@ def main(args: Args) -> None:
         shown = {env: e.first(args.demonstrations).shown(args.every) for env, e in experts.items()}
         runs = play_with(bar, args, settings, shown)
     draw(args.out / "figure-6.png", runs, experts)
+    write_curves(args.out / "curves.csv", runs)
     if args.render:
         render(args, runs, shown)
     report(args, runs, experts)
@@ -147,6 +149,10 @@ def check(args: Args, settings: Sequence[Setting]) -> None:
         raise BilevelError(
             f"follower_lr is {args.follower_lr}: the discriminator could not move; give a number "
             "above 0"
+        )
+    if args.resume and not any((args.out / one.name).exists() for one in settings):
+        raise BilevelError(
+            f"there is no run of these in {args.out}: nothing to go on from; leave out --resume"
         )
     tasks = {env: Task.of(make_envs(env, 1)) for env in dict.fromkeys(args.env)}
     updaters = [

@@ -107,13 +107,13 @@ def play(
         epochs = clone(policy, states, actions)
         seconds = time.perf_counter() - begun
         history = {"epochs": torch.tensor([float(epochs)])}
-        tell(setting.name, iterations)
     else:
         history = _train(apprentice, setting, iterations, folder, resume, tell)
         seconds = history.pop("seconds").mean().item()
     save_weights(
         folder / "policy.safetensors", policy, {k: str(v) for k, v in asdict(setting).items()}
     )
+    tell(setting.name, iterations)
     returns = judge(policy, setting.env)
     return Run(setting, history, returns, seconds)
 

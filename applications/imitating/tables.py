@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from reproduction.tables import Table
 
+from bilevel.files import replacing
 from bilevel.imitation import Demonstrations
 from imitating.figure import METHODS, TITLES, smooth
 from imitating.runs import Run
+
+CURVES = ("return", "objective", "accuracy", "norm", "kl", "explained")
 
 SPAN = 10
 """Iterations whose mean return is looked at."""
@@ -37,15 +42,30 @@ def record(run: Run, expert: Demonstrations) -> dict[str, Any]:
             told["worst_after"] = curve[int(near[0]) :].min().item()
         for name in ("objective", "accuracy", "norm"):
             told[name] = run.curves[name][-SPAN:].mean().item()
-        told["curve"] = [round(value, 2) for value in curve.tolist()]
     return told
 
 
+def write_curves(path: Path, runs: Sequence[Run]) -> None:
+    """Every iteration of every run, as CSV."""
+    with replacing(path) as part, part.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("env", "method", "seed", "iteration", *CURVES))
+        for run in runs:
+            rows = zip(*(run.curves.get(name, ()) for name in CURVES), strict=True)
+            for iteration, row in enumerate(rows, 1):
+                numbers = (f"{value:.6g}" for value in row)
+                setting = run.setting
+                writer.writerow((setting.env, setting.method, setting.seed, iteration, *numbers))
+
+
 def tabulate(env: str, records: Sequence[Mapping[str, Any]]) -> Table:
-    """One environment: a line for each method, means and spreads over seeds."""
+    """One environment: a line for each method, means and spreads over seeds.
+
+    ``near after`` is the iteration from which :data:`SPAN` together came within 10 % of the expert,
+    ``worst since`` the least mean return of as many after that.
+    """
     expert = records[0]["expert"]
-    header = ("method", "return", "within 10 % after", "worst afterwards", "D's objective",
-              "accuracy", "‖θ_D‖", "s an iteration")  # fmt: skip
+    header = ("method", "return", "near after", "worst since", "objective", "accuracy", "‖θ_D‖")
     rows = []
     for name in METHODS:
         mine = [one for one in records if one["method"] == name]
@@ -60,7 +80,6 @@ def tabulate(env: str, records: Sequence[Mapping[str, Any]]) -> Table:
                     spread([one["objective"] for one in mine if "objective" in one], 2),
                     spread([one["accuracy"] for one in mine if "accuracy" in one], 2),
                     spread([one["norm"] for one in mine if "norm" in one], 1),
-                    spread([one["seconds"] for one in mine], 2) if name != "bc" else "–",
                 )
             )
     return Table(f"{env}: the expert earns {expert:.1f}", header, tuple(rows))

@@ -101,8 +101,7 @@ class CategoricalPolicy(Policy):
 
         def draw(observations: Array) -> Array:
             logits = network(observations)
-            noise = generator.standard_exponential(logits.shape, dtype=np.float32)
-            action: Array = (logits - np.log(noise)).argmax(-1)
+            action: Array = (logits + generator.gumbel(size=logits.shape)).argmax(-1)
             return action
 
         return draw

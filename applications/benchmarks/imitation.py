@@ -1,0 +1,213 @@
+"""The control kit beside raw gymnasium, sb3-contrib's TRPO and the package ``imitation``'s GAIL.
+
+    pip install sb3-contrib
+    python -m venv other && other/bin/pip install imitation "sb3-contrib<2.3"   # gymnasium 0.29
+    python applications/benchmarks/imitation.py --imitation other/bin/python
+
+Three tables: steps a second of sixteen environments with our policy in the loop, against the same
+environments fed with actions drawn before; TRPO at equal environment steps, returns and speed; an
+iteration of GAIL. Turns are interleaved, ratios are medians. What is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from imitations import rival_trpo
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from bilevel import BilevelError, commandline, experiment
+from bilevel.imitation import (
+    Demonstrations,
+    MountainCarExpert,
+    Sampler,
+    Task,
+    demonstrate,
+    make_envs,
+    save_demonstrations,
+    train_expert,
+)
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from imitating.games import Setting, make_apprentice
+
+ENVS = ("CartPole-v1", "MountainCar-v0", "Pendulum-v1")
+Record = dict[str, Any]
+
+
+@dataclass
+class Args:
+    """Time rollouts, TRPO and GAIL beside other packages."""
+
+    rounds: int = 15
+    environments: int = 16
+    steps: int = 5000
+    """Of all environments together, a rollout."""
+    seeds: int = 3
+    """Of TRPO, each way."""
+    iterations: int = 15
+    """Of TRPO on CartPole."""
+    imitation: Path | None = None
+    """A Python that has the package imitation."""
+    out: Path = Path("runs/imitation")
+    smoke: bool = False
+    """Seconds instead of minutes."""
+
+
+def main(args: Args) -> None:
+    """Measures, prints tables and writes the results."""
+    torch.set_num_threads(1)
+    if args.smoke:
+        args.rounds, args.steps, args.seeds, args.iterations = 2, 320, 1, 2
+    records = [rollouts(env, args) for env in ENVS] + trpo(args)
+    if args.imitation is not None:
+        records += gail(args)
+    environment = experiment.environment(torch.device("cpu"))
+    experiment.write_results(args.out, asdict(args), environment, records)
+    for kind in dict.fromkeys(record["measured"] for record in records):
+        print_table(kind, [record for record in records if record["measured"] == kind])
+
+
+def rollouts(env: str, args: Args) -> Record:
+    """Steps a second, raw and with the policy that is asked for each action."""
+    envs = make_envs(env, args.environments)
+    sampler = Sampler(make_envs(env, args.environments), Task.of(envs).policy())
+    count = args.steps // args.environments
+    envs.reset(seed=0)
+    envs.action_space.seed(0)
+    actions = [envs.action_space.sample() for _ in range(count)]
+    raw, own = [], []
+    for _ in track(range(args.rounds), f"rollouts, {env}"):
+        begun = time.perf_counter()
+        for action in actions:
+            envs.step(action)
+        raw.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        sampler.collect(count)
+        own.append(time.perf_counter() - begun)
+    steps = count * args.environments
+    return {
+        "measured": "rollouts",
+        "env": env,
+        "raw, steps a second": steps / statistics.median(raw),
+        "with the policy": steps / statistics.median(own),
+        "share": statistics.median(a / b for a, b in zip(raw, own, strict=True)),
+    }
+
+
+def trpo(args: Args) -> list[Record]:
+    """CartPole at equal steps; the seeds of both ways take turns."""
+    records = []
+    for seed in track(range(args.seeds), "TRPO"):
+        returns: list[float] = []
+        begun = time.perf_counter()
+        train_expert(
+            "CartPole-v1",
+            args.iterations,
+            steps=args.steps,
+            environments=args.environments,
+            seed=seed,
+            tell=partial(note, returns),
+        )
+        records.append(trpo_record("bilevel", seed, args, time.perf_counter() - begun, returns))
+        if importlib.util.find_spec("sb3_contrib"):
+            spent, theirs = rival_trpo.learn("CartPole-v1", seed, args.iterations, args.steps)
+            records.append(trpo_record("sb3-contrib", seed, args, spent, theirs))
+    return records
+
+
+def note(returns: list[float], _: int, ended: Tensor) -> None:
+    """Writes down the mean return of an iteration, where an episode ended."""
+    if len(ended):
+        returns.append(ended.mean().item())
+
+
+def trpo_record(who: str, seed: int, args: Args, seconds: float, returns: list[float]) -> Record:
+    """One run of TRPO in numbers."""
+    return {
+        "measured": "TRPO on CartPole-v1",
+        "by": who,
+        "seed": seed,
+        "mean return": statistics.fmean(returns),
+        "last return": returns[-1],
+        "iterations to 490": next((i + 1 for i, r in enumerate(returns) if r >= 490), None),
+        "steps a second": args.iterations * args.steps / seconds,
+    }
+
+
+def gail(args: Args) -> list[Record]:
+    """An iteration on MountainCar: rollout, five steps of D, TRPO, three epochs of the value."""
+    shown = demonstrate("MountainCar-v0", MountainCarExpert(), 10, seed=99)
+    setting = Setting(
+        "MountainCar-v0", "gail", 0, "coordinate", None, "finish", None, 5, 0.01, args.steps, 16
+    )
+    apprentice = make_apprentice(setting, *shown.shown())
+    own, theirs = [], []
+    for _ in track(range(max(2, args.rounds // 3)), "GAIL"):
+        for _ in range(3):
+            begun = time.perf_counter()
+            apprentice.iterate()
+            own.append(time.perf_counter() - begun)
+        theirs += rival_seconds(args.imitation, shown, args.steps)
+    return [
+        {
+            "measured": "GAIL on MountainCar-v0",
+            "bilevel, s an iteration": statistics.median(own),
+            "imitation, s an iteration": statistics.median(theirs),
+            "ratio": statistics.median(own) / statistics.median(theirs),
+        }
+    ]
+
+
+def rival_seconds(python: Path | None, shown: Demonstrations, steps: int) -> list[float]:
+    """Three iterations in another interpreter, which tells its own seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shown.npz"
+        save_demonstrations(path, shown)
+        script = Path(__file__).parent / "imitations" / "rival_gail.py"
+        command = [str(python), str(script), "MountainCar-v0", str(path), str(steps), "3"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BilevelError(
+            f"{python} could not run imitation ({done.stderr.strip().splitlines()[-1:]}): see the "
+            "first lines of this file for how to install it"
+        )
+    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])["seconds"]
+    return seconds
+
+
+def print_table(title: str, records: list[Record]) -> None:
+    """One table of the terminal."""
+    names = [name for name in records[0] if name != "measured"]
+    grid = Table(*names, title=title)
+    for record in records:
+        values = (record[name] for name in names)
+        grid.add_row(
+            *(
+                f"{v:.3g}"
+                if isinstance(v, float) and v < 10
+                else f"{v:,.0f}"
+                if isinstance(v, float)
+                else str(v)
+                for v in values
+            )
+        )
+    Console().print(grid)
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)

@@ -1,0 +1,1 @@
+"""The parts of ``applications/benchmarks/imitation.py``."""
