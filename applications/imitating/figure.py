@@ -50,7 +50,7 @@ def draw(path: Path, runs: Sequence[Run], experts: dict[str, Demonstrations]) ->
             upper.set_title(env)
         grid[0, 0].set_ylabel("return of the policy")
         grid[1, 0].set_ylabel("discriminator's accuracy")
-        grid[0, -1].legend(frameon=False, fontsize="small", loc="lower right")
+        grid[0, 0].legend(frameon=False, fontsize="small", loc="center right")
         with replacing(path) as part:
             figure.savefig(part, dpi=130, format="png")
 

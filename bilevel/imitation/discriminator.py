@@ -172,8 +172,11 @@ class Discriminator(FollowerProblem):
             A scalar; ½ is guessing.
         """
         with torch.no_grad():
-            policy = (self.logits(y, self.behaviour(batch.rollout)) > 0).float().mean()
-            return (policy + (self.logits(y, batch.expert) < 0).float().mean()) / 2
+            policy, expert = (
+                self.logits(y, behaviour).sign().mean()
+                for behaviour in (self.behaviour(batch.rollout), batch.expert)
+            )
+            return (2 + policy - expert) / 4
 
     def behaviour(self, rollout: Rollout) -> Tensor:
         """The pairs of a rollout.
