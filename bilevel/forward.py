@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from bilevel.answered import Answered
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.pullback import Answered, Pullback, Slopes
+from bilevel.pullback import Pullback, Slopes
 from bilevel.solver import Solver
 from bilevel.tree import Value, leaves
 from bilevel.unrolled import check_steps

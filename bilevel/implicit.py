@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from bilevel import linear
+from bilevel.answered import Answered
 from bilevel.errors import BilevelError
 from bilevel.linear import LinearSolution, LinearSolver
 from bilevel.oracle import Oracle
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.pullback import Answered, Pullback, Slopes
+from bilevel.pullback import Pullback, Slopes
 from bilevel.solver import Iterative, Solver
 from bilevel.tree import Value, grow, leaves, ravel, tree_map, unravel
 from bilevel.unrolled import check_differentiable

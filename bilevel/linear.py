@@ -75,7 +75,7 @@ def conjugate_gradient(
     .. math:: \|x_k - x\|_A \le 2 \Bigl(\frac{\sqrt κ - 1}{\sqrt κ + 1}\Bigr)^k \|x_0 - x\|_A
 
     Where it meets a direction along which A is not positive it ends with what it has: the
-    ``curvature`` it reports is then 0 or less (or not finite, if A is not).
+    ``curvature`` it reports is then 0 to rounding, or less (or not finite, if A is not).
 
     Args:
         product: v to A v, ``(m,)`` both.
@@ -102,8 +102,10 @@ def conjugate_gradient(
         image = product(direction)
         products += 1
         curvature = direction @ image
-        smallest, largest = _note(smallest, largest, curvature / (direction @ direction))
-        if not curvature > 0:  # A is singular along it, or not finite
+        ratio = curvature / (direction @ direction)
+        smallest, largest = _note(smallest, largest, ratio)
+        # A is singular along it to rounding, or not definite, or not finite.
+        if not ratio > torch.finfo(b.dtype).eps * largest:
             break
         x = x + square / curvature * direction
         residual = residual - square / curvature * image
@@ -163,7 +165,7 @@ def gmres(
         start: Where x begins, at the price of a product; zero if None.
 
     Returns:
-        The answer.
+        The answer; ``curvature`` is the smallest over the Krylov space.
 
     Example:
         >>> A = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])      # no symmetric part at all
@@ -182,7 +184,7 @@ def gmres(
     for _ in range(min(steps, len(b))):
         image = product(basis[-1])
         products += 1
-        smallest, largest = _note(smallest, largest, basis[-1] @ image)
+        largest = torch.maximum(largest, image.norm())
         column = torch.zeros_like(coordinates)
         for _ in range(2):
             part = basis @ image
@@ -196,6 +198,7 @@ def gmres(
         if missed.abs() <= target or length <= torch.finfo(b.dtype).eps * largest:
             break
     weights = torch.linalg.pinv(projected) @ coordinates
+    smallest = torch.linalg.eigvalsh((projected[:-1] + projected[:-1].T) / 2)[0]
     x = x + weights @ basis[:-1]
     return LinearSolution(
         x, (coordinates - projected @ weights) @ basis, smallest, largest, products

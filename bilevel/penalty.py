@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bilevel.answered import Answered
 from bilevel.errors import BilevelError
 from bilevel.oracle import Oracle
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
-from bilevel.pullback import Answered, Pullback, Slopes
+from bilevel.pullback import Pullback, Slopes
 from bilevel.solver import Iterative, Solver
 from bilevel.tree import Value, leaves, ravel, tree_map
 from bilevel.updates.base import Update
@@ -81,10 +82,10 @@ class Penalty(Pullback):
 
     def pull(self, problem: Answered, v: Value) -> Slopes:
         """Solves both tilted problems and compares the follower's costs in θ."""
-        up, down = (self._tilted(problem, v, sign) for sign in (1, -1))
+        (up, rest), (down, other) = (self._tilted(problem, v, sign) for sign in (1, -1))
         distance = ravel(tree_map(torch.sub, down, up)) * self.strength / 2
         curvature = ravel(v) @ distance / (distance @ distance)
-        problem.note(curvature=curvature)
+        problem.note(residual=torch.maximum(rest, other), curvature=curvature)
         rounding = torch.finfo(distance.dtype).eps * ravel(problem.y).norm() * self.strength
         self.doubt(
             distance.norm() < 100 * rounding,
@@ -97,8 +98,8 @@ class Penalty(Pullback):
             for (name, a), b in zip(slopes[0].items(), slopes[1].values(), strict=True)
         }
 
-    def _tilted(self, problem: Answered, v: Value, sign: Literal[1, -1]) -> Value:
-        """The answer to the follower's problem with a linear term, from y* on."""
+    def _tilted(self, problem: Answered, v: Value, sign: int) -> tuple[Value, Tensor]:
+        """The answer to the follower's problem with a linear term, from y* on, and its residual."""
         update, steps = self._steps(problem.solver)
         assert update is not None
         tilt = tree_map(lambda leaf: leaf * (sign / self.strength), v)
@@ -110,14 +111,13 @@ class Penalty(Pullback):
         before, end = problem.at({}, solve, Tilted(problem.follower, tilt))
         last, way = (ravel(tree_map(torch.sub, end, begin)).norm() for begin in (before, problem.y))
         residual = steps * last / way.clamp(min=torch.finfo(way.dtype).tiny)
-        problem.note(residual=residual)
         self.doubt(
             residual > SETTLED,
             "the tilted problems are not solved: their answers still move as they did at first, "
             "and the difference is of where they are and not of where they go; give more steps, "
             "or an update that settles",
         )
-        return end
+        return end, residual
 
     def _slopes(self, problem: Answered, y: Value) -> Slopes:
         """The gradient of the follower's gain in θ, at a point."""

@@ -9,103 +9,22 @@ as one operation.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bilevel.adjoint import Adjoint
+from bilevel.answered import Answered, Parameters, with_parameters
 from bilevel.errors import BilevelError
-from bilevel.frozen import frozen
-from bilevel.oracle import Oracle
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.replay import Moment
 from bilevel.solver import Solution, Solver
 from bilevel.tree import Value, grow, leaves, tree_map
 
-T = TypeVar("T")
-Parameters = dict[str, Tensor]
 Slopes = dict[str, Tensor | None]
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The follower's problem as it was answered, for the backward pass.
-
-    Args:
-        solver: What answered.
-        follower: The problem.
-        leader: The leader; :meth:`at` gives it its parameters and the mode it was in.
-        batch: The data.
-        theta: The leader's parameters, by name.
-        y: The answer.
-        wanted: The names of the parameters whose gradients are asked for.
-        moment: How solver and leader computed before the solve.
-        stats: The solution's statistics, to be written into.
-    """
-
-    solver: Solver
-    follower: FollowerProblem
-    leader: LeaderProblem
-    batch: Batch
-    theta: Parameters
-    y: Value
-    wanted: tuple[str, ...]
-    moment: Moment
-    stats: dict[str, Tensor]
-
-    def at(self, theta: Parameters, function: Callable[[Oracle], T], follower: Any = None) -> T:
-        """Computes something as in the solve, for a leader with other parameters.
-
-        Args:
-            theta: Its parameters, by name; those that are missing are as in the solve.
-            function: What to compute, of a differentiable oracle.
-            follower: Another problem to ask about.
-
-        Returns:
-            What ``function`` returned.
-        """
-        oracle = Oracle(follower or self.follower, self.leader, self.batch, differentiable=True)
-
-        def call() -> T:
-            with frozen(self.leader, self.solver.leader_mode, differentiable=True):
-                return function(oracle)
-
-        with self.moment.again():
-            result = with_parameters(self.leader, {**self.theta, **theta}, call)
-        self.stats["evaluations"] += oracle.evaluations
-        return result
-
-    def solved(self, theta: Any) -> Value:
-        """Solves the follower again, with the same random numbers, for another leader.
-
-        Args:
-            theta: Its parameters, by name; those that are missing are as in the solve.
-
-        Returns:
-            The answer, a constant.
-        """
-
-        def call() -> Solution:
-            return self.solver.solve(self.follower, self.leader, self.batch, evaluate=False)
-
-        with self.moment.again(), torch.no_grad():
-            solution = with_parameters(self.leader, {**self.theta, **theta}, call)
-        self.stats["evaluations"] += solution.evaluations
-        return solution.value
-
-    def note(self, **numbers: Tensor | float) -> None:
-        """Writes statistics down, in place, since the step's metrics hold them already.
-
-        Args:
-            **numbers: Their names and values.
-        """
-        for name, number in numbers.items():
-            self.stats[name].fill_(number)
 
 
 class Pullback(Adjoint):
@@ -294,31 +213,3 @@ def _one_by_one(
     ]
     stacked = tuple(torch.stack(column) for column in zip(*rows, strict=True))
     return stacked, (0,) * len(stacked)
-
-
-class _Holder(nn.Module):
-    """Makes any function of a leader a module, which ``functional_call`` asks for."""
-
-    def __init__(self, leader: nn.Module, function: Callable[[], Any]) -> None:
-        super().__init__()
-        self.leader = leader
-        self.function = function
-
-    def forward(self) -> Any:
-        return self.function()
-
-
-def with_parameters(leader: nn.Module, theta: Parameters, function: Callable[[], T]) -> T:
-    """Calls a function while a leader has other parameters.
-
-    Args:
-        leader: The leader.
-        theta: Its parameters, by name.
-        function: What to call.
-
-    Returns:
-        What it returned.
-    """
-    held = {f"leader.{name}": parameter for name, parameter in theta.items()}
-    result: T = functional_call(_Holder(leader, function), held)
-    return result

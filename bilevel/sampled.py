@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from bilevel.answered import Answered
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.pullback import Answered, Pullback, Slopes
+from bilevel.pullback import Pullback, Slopes
 from bilevel.solver import Solver
 from bilevel.tree import Value, leaves, ravel, unravel
+
+# Of an estimate that is nothing but noise the standard error is the length.
+NOISE = 0.7
 
 
 class Sampled(Pullback):
@@ -75,9 +79,9 @@ class Sampled(Pullback):
         residual = (variance.sum() / self.samples).sqrt() / mean.norm()
         problem.note(residual=residual)
         self.doubt(
-            residual > 1,
-            "the samples say little: the estimate's standard error is greater than the estimate; "
-            "give more samples, or a leader of fewer parameters",
+            residual > NOISE,
+            "the samples say little: the estimate's standard error is most of the estimate; give "
+            "more samples, or a leader of fewer parameters",
         )
         return dict(zip(theta, leaves(unravel(mean, like=theta)), strict=True))
 

@@ -96,7 +96,8 @@ class Unrolled(Adjoint):
             y, state = oracle.advance(solver.update, *solver.start(oracle), solver.steps - kept)
         # A step's history holds y several times over; where four times, this is the least of all.
         size = math.isqrt(kept // 4) if self.recompute is True else self.recompute or kept
-        for done in range(0, kept, max(size, 1)):
+        size = max(size, 1)
+        for done in range(0, kept, size):
             steps = partial(oracle.advance, solver.update, steps=min(size, kept - done))
             if self.recompute:
                 y, state = recomputed(steps, (leader, solver), y, state)

@@ -13,6 +13,10 @@ from bilevel.tree import Value, grow, leaves, tree_map
 from bilevel.updates.base import State, Update
 from bilevel.updates.checks import given
 
+# Of higher's others, those of AdamW and newer ones are missing, Adagrad's fails without a history
+# and RMSprop's warns of wrong gradients; Rprop's step is the gradient's sign.
+UNROLLED = ("SGD", "Adam", "Adadelta", "Adamax", "ASGD")
+
 
 class Optimizer(Update):
     """Steps y as an optimizer of ``torch.optim`` steps parameters, differentiably.
@@ -42,6 +46,12 @@ class Optimizer(Update):
 
     def __init__(self, optimizer: type[torch.optim.Optimizer], **settings: Any) -> None:
         super().__init__()
+        if optimizer.__name__ not in UNROLLED:
+            raise BilevelError(
+                f"{optimizer.__name__} cannot be unrolled: there is no differentiable version of "
+                f"it that is right; give one of {', '.join(UNROLLED)} (Adam has weight_decay), or "
+                "train y by it in bilevel.Parametric and take the adjoint Implicit()"
+            )
         self.optimizer = optimizer
         self.settings = settings
         self._stepper, self._count = self._differentiable(1), 1
@@ -66,15 +76,7 @@ class Optimizer(Update):
 
         stand_ins = [torch.empty(0) for _ in range(count)]
         optimizer = self.optimizer(stand_ins, **self.settings)
-        try:
-            return higher.optim.get_diff_optim(optimizer, stand_ins)
-        except ValueError as error:
-            raise BilevelError(
-                f"{self.optimizer.__name__} cannot be unrolled ({error}): give a class that "
-                "`higher` has a differentiable version of, such as torch.optim.Adam (which has "
-                "weight_decay) or SGD; or train y by it in bilevel.Parametric and take the adjoint "
-                "Implicit()"
-            ) from error
+        return higher.optim.get_diff_optim(optimizer, stand_ins)
 
     def extra_repr(self) -> str:
         """The optimizer and its settings, as ``repr`` shows them."""

@@ -1,0 +1,149 @@
+"""What a hypergradient costs, and how wrong it is: bilevel, TorchOpt, higher, BOAT, by hand.
+
+    OMP_NUM_THREADS=1 python applications/benchmarks/hypergradient.py
+    pip install --no-deps boat-torch torchopt     # adds them; TorchOpt needs optree and graphviz
+
+One step of data hyper-cleaning on digits: T = 100 steps of gradient descent train a network on
+1,000 weighed samples, and the validation loss is differentiated with respect to the weights, in
+float32 on one thread. All ways take turns in one process. The seconds are the processor's, medians
+over rounds, and ratios are medians of what each round gives. An error is the distance from what the
+same way gives in float64, its linear system solved to the end, relative to its length. The memory
+is what tensors take at the peak of one run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1]))  # what an application is made of
+
+from cleaning.memory import peak_mib
+from hypergradients import own, rivals
+from hypergradients.task import Task, make_task
+
+from bilevel import HypergradientWarning, commandline, experiment
+
+Way = Callable[[Task], Tensor]
+
+UNROLLED: dict[str, Way] = {
+    "by hand": rivals.by_hand,
+    "TorchOpt": rivals.torchopt_unrolled,
+    "higher": rivals.higher_unrolled,
+    "BOAT": rivals.boat_unrolled,
+    "bilevel": own.unrolled,
+    "by hand, compiled": rivals.compiled_by_hand,
+    "bilevel, compiled": own.compiled,
+    "by hand, recomputed": rivals.recomputed_by_hand,
+    "bilevel, recomputed": own.recomputed,
+}
+IMPLICIT: dict[str, Way] = {
+    "by hand": rivals.implicit_by_hand,
+    "TorchOpt": rivals.torchopt_implicit,
+    "BOAT": rivals.boat_implicit,
+    "bilevel": own.implicit,
+}
+KINDS = {
+    ("linear", "unrolled"): (UNROLLED, rivals.by_hand),
+    ("linear", "implicit"): (IMPLICIT, rivals.implicit_exact),
+    ("mlp", "unrolled"): (UNROLLED, rivals.by_hand),
+}
+"""Which ways compute the same, and what is exact in float64. After 100 steps the multilayer
+perceptron is at no minimum: there is no implicit gradient."""
+
+
+@dataclass
+class Args:
+    """Time each way to a hypergradient, beside its error and its memory."""
+
+    rounds: int = 15
+    steps: int = 100
+    """T, of the descent that is differentiated."""
+    out: Path = Path("runs/hypergradient")
+    seed: int = 0
+    smoke: bool = False
+    """Seconds instead of minutes: two rounds of few steps."""
+
+
+def main(args: Args) -> None:
+    """Measures, prints the tables and writes the results."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
+    warnings.simplefilter("ignore", HypergradientWarning)  # errors are told, in numbers
+    if args.smoke:
+        args.rounds, args.steps = 2, 6
+    records = []
+    for (model, kind), (ways, exact) in KINDS.items():
+        task = make_task(model, args.steps, args.seed)
+        found = measure(f"{model}, {kind}", task, ways, exact(task.double()).float(), args.rounds)
+        records += [{"model": model, "kind": kind, **record} for record in found]
+    environment = experiment.environment(torch.device("cpu"))
+    experiment.write_results(args.out, asdict(args), environment, records)
+    for model, kind in KINDS:
+        chosen = [one for one in records if (one["model"], one["kind"]) == (model, kind)]
+        print_table(f"{model}, {kind}: dL/dθ of 1,000 weights, T = {args.steps}", chosen)
+
+
+def measure(
+    title: str, task: Task, ways: dict[str, Way], exact: Tensor, rounds: int
+) -> list[dict[str, Any]]:
+    """A record of each way; of one that is not installed, that it is not."""
+    records: dict[str, dict[str, Any]] = {name: {"way": name} for name in ways}
+    seconds: dict[str, list[float]] = {}
+    for name, way in ways.items():
+        try:
+            gradient = way(task)  # compiles, and fills the caches
+        except ImportError as error:
+            records[name]["missing"] = error.name
+            continue
+        records[name]["error"] = float((gradient - exact).norm() / exact.norm())
+        records[name]["peak_mib"] = peak_mib(partial(way, task), torch.device("cpu"))
+        seconds[name] = []
+    for _ in track(range(rounds), title):
+        for name, times in seconds.items():
+            begun = time.process_time()
+            ways[name](task)
+            times.append(time.process_time() - begun)
+    for name, times in seconds.items():
+        records[name]["cpu_ms"] = 1e3 * statistics.median(times)
+        for other in ("by hand", "TorchOpt"):
+            if other in seconds:
+                by_round = zip(times, seconds[other], strict=True)
+                records[name][f"÷ {other}"] = statistics.median(a / b for a, b in by_round)
+    return list(records.values())
+
+
+def print_table(title: str, records: list[dict[str, Any]]) -> None:
+    """A row a way."""
+    columns = {
+        "cpu_ms": "CPU, ms",
+        "÷ by hand": "÷ by hand",
+        "÷ TorchOpt": "÷ TorchOpt",
+        "error": "error",
+        "peak_mib": "peak, MiB",
+    }
+    table = Table("", *columns.values(), title=title)
+    for record in records:
+        cells = (record.get(key) for key in columns)
+        shown = ["–" if cell is None else f"{cell:.3g}" for cell in cells]
+        if "missing" in record:
+            shown[0] = "not installed"
+        table.add_row(record["way"], *shown)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)

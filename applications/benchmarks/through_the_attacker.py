@@ -1,0 +1,100 @@
+"""Adversarial training where the classifier differentiates through its learned attacker.
+
+    OMP_NUM_THREADS=1 python applications/benchmarks/through_the_attacker.py
+
+In the zero-sum game the attack is a constant to the classifier's gradient (Detached), which is
+exact for an attack that is optimal. A learned one is not: it answers to the gradient that it is
+shown, and to differentiate through it (Unrolled) lets the classifier shape that answer. Both train
+on digits by two-step L2L with the same seeds. The cost of a step is measured apart, in turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bilevel import Adjoint, Bilevel, Detached, Unrolled, ZeroSum, commandline, experiment
+from bilevel.robustness import About, Linf, batches, make_game
+from bilevel.robustness.arguments import TrainingArguments
+from bilevel.robustness.study import Study
+
+METHOD = "two-step-l2l"
+ADJOINTS: dict[str, type[Adjoint]] = {"detached": Detached, "unrolled": Unrolled}
+MEASURED = ("clean", "pgm20", "pgm100", "own_attacker")
+
+
+@dataclass
+class Args(TrainingArguments):
+    """Train with the attack as a constant, and through the attacker: accuracy and cost."""
+
+    seeds: int = 3
+    """From --seed on."""
+    rounds: int = 40
+    """Steps of each that are timed."""
+    out: Path = Path("runs/through_the_attacker")
+
+
+def main(args: Args) -> None:
+    """Trains, measures, prints the table and writes the results."""
+    if args.smoke:
+        args.seeds, args.rounds = 1, 2
+    records = []
+    for seed in range(args.seed, args.seed + args.seeds):
+        study = Study(replace(args, seed=seed, out=args.out / f"seed-{seed}"))
+        for name, about, game in games(study):
+            study.run(name, about, game, {"adjoint": name})
+        records += study.records
+    cost = cost_of_a_step(study, args.rounds)
+    records.append({"method": "unrolled ÷ detached, CPU time of a step", "ratio": cost})
+    environment = experiment.environment(study.device)
+    experiment.write_results(args.out, asdict(args), environment, records)
+    print_table(records[:-1], cost)
+
+
+def games(study: Study) -> Iterator[tuple[str, About, Bilevel]]:
+    """The same game with each adjoint."""
+    follower, about = Linf(study.recipe.epsilon), study.about(METHOD)
+    for name, adjoint in ADJOINTS.items():
+        model, solver = study.networks(about)
+        leader = ZeroSum(model, follower)
+        yield name, about, make_game(leader, follower, solver, study.recipe, adjoint=adjoint())
+
+
+def cost_of_a_step(study: Study, rounds: int) -> float:
+    """Processor time with :class:`Unrolled` ÷ with :class:`Detached`, the median over turns."""
+    batch = next(batches(study.data.train, study.recipe.batch_size))
+    turns = {name: game for name, _, game in games(study)}
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in track(range(rounds + 1), "cost of a step"):
+        for name, game in turns.items():
+            begun = time.process_time()
+            game.step(batch)
+            seconds[name].append(time.process_time() - begun)
+    by_round = zip(seconds["unrolled"][1:], seconds["detached"][1:], strict=True)
+    return median(ours / theirs for ours, theirs in by_round)
+
+
+def print_table(records: list[dict[str, Any]], cost: float) -> None:
+    """A row an adjoint: mean (least to greatest) over the seeds."""
+    table = Table("adjoint", *MEASURED, title=f"a step through the attacker takes {cost:.2f} times")
+    for name in ADJOINTS:
+        cells = []
+        for quantity in MEASURED:
+            values = [record[quantity] for record in records if record["method"] == name]
+            cells.append(f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        table.add_row(name, *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    commandline.run(main, Args)

@@ -1,0 +1,236 @@
+"""Data hyper-cleaning: find the wrong labels by learning how much each training sample counts.
+
+    python applications/hyper_cleaning.py                              # digits, a minute
+    python applications/hyper_cleaning.py --adjoint all --model mlp
+    python applications/hyper_cleaning.py --dataset fashion-mnist --data-dir data
+
+A share of the training labels is wrong, nobody says which. A network is trained on weighed samples
+(the follower), the loss on images that were held out is differentiated through the training with
+respect to the weights (the leader), by one adjoint or by several side by side. Wrong labels lose
+their weight. Franceschi et al., "Forward and Reverse Gradient-Based Hyperparameter Optimization",
+ICML 2017.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from cleaning import scores
+from cleaning.adjoints import ALL, NAMES, make
+from cleaning.data import Corrupted, Dataset, load
+from cleaning.figure import draw
+from cleaning.learning import Learning
+from cleaning.problem import SampleWeights, Training
+from rich.console import Console
+from rich.table import Table
+
+from bilevel import Bilevel, BilevelError, commandline, experiment
+from bilevel.robustness import save_weights
+from bilevel.robustness.study import cell
+from bilevel.updates.checks import positive
+
+LONGER = 5
+"""How many times as long as in each solve a network is trained to be tested."""
+
+COLUMNS = {
+    "weights": "weights",
+    "accuracy": "accuracy",
+    "found": "found",
+    "false_alarms": "false alarms",
+    "auc": "AUC",
+    "seconds": "seconds",
+    "peak_mib": "peak, MiB",
+}
+
+
+@dataclass
+class Args:
+    """Learn how much each training sample counts, where a share of the labels is wrong."""
+
+    adjoint: tuple[str, ...] = ("unrolled", "implicit")
+    """unrolled, recomputed, compiled, truncated, sampled, implicit, gmres, neumann, penalty; all of
+    these; or forward, for at most a hundred samples."""
+    dataset: Dataset = "digits"
+    """digits come with scikit-learn."""
+    data_dir: Path = Path("data")
+    """Where the images are, or are downloaded to."""
+    download: bool = True
+    """Fetch a missing dataset."""
+    model: Literal["linear", "mlp"] = "linear"
+    """What is trained; mlp has a hidden layer of 256."""
+    corrupted: float = 0.4
+    """Share of the training labels that are wrong."""
+    train_size: int = 1000
+    """How many images are weighed."""
+    validation_size: int = 1000
+    """On how many they are judged, at most."""
+
+    steps: int = 100
+    """Of gradient descent, by which the network is trained again for each move of the weights; five
+    times as many before it is tested."""
+    step: float = 1.0
+    """Their size."""
+    decay: float = 1e-2
+    """Weight decay of the network."""
+    iterations: int = 60
+    """Moves of the weights."""
+    lr: float = 0.1
+    """The weights' learning rate (Adam)."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/hyper_cleaning")
+    """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    smoke: bool = False
+    """Try everything in seconds: a few moves of weights, short training."""
+    resume: bool = False
+    """Go on where a stopped run with the same arguments ended."""
+
+
+def main(args: Args) -> None:
+    """Learns with each adjoint, draws, prints the table and writes the results."""
+    names = check(args)
+    if args.smoke:
+        args.iterations, args.steps = 3, 10
+    device = experiment.pick_device(args.device)
+    data = load(
+        args.dataset,
+        args.data_dir,
+        seed=args.seed,
+        share=args.corrupted,
+        train_size=args.train_size,
+        validation_size=args.validation_size,
+        download=args.download,
+    ).to(device)
+    records = references(args, data)
+    learned = {}
+    for name in names:
+        learning = learn(args, name, data)
+        learned[name] = learning.leader.logits.detach().sigmoid()
+        records.append(report(args, name, learning, data))
+    curves = {name: scores.roc(weights, data.wrong) for name, weights in learned.items()}
+    draw(args.out / "hyper_cleaning.png", curves, names[0], learned[names[0]], data)
+    experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
+    print_table(args, records)
+
+
+def check(args: Args) -> list[str]:
+    """Says so where an argument is out of its range.
+
+    Returns:
+        The adjoints' names.
+    """
+    if not args.adjoint:
+        raise BilevelError("no adjoint is given: nothing is learned; name one or several, or all")
+    for name in args.adjoint:
+        if name not in (*NAMES, "all"):
+            near = difflib.get_close_matches(name, NAMES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(NAMES)}, all"
+            raise BilevelError(f"there is no adjoint {name!r}: {hint}")
+    for name in ("step", "lr"):
+        positive(name, getattr(args, name))
+    if not 0 <= args.decay < float("inf"):
+        raise BilevelError(f"decay is {args.decay}: it is no weight decay; give a number from 0 on")
+    for name in ("steps", "iterations"):
+        if getattr(args, name) < 1:
+            raise BilevelError(
+                f"{name} is {getattr(args, name)}: nothing would be learned; give 1 or more"
+            )
+    if args.resume and not list(args.out.glob("*/checkpoint.pt")):
+        raise BilevelError(
+            f"there is no checkpoint in {args.out}: nothing to go on from; leave out --resume, or "
+            "name the folder of the stopped run with --out"
+        )
+    return list(dict.fromkeys(ALL if "all" in args.adjoint else args.adjoint))
+
+
+def begin(args: Args, data: Corrupted) -> SampleWeights:
+    """The leader and, in it, the follower; the same at each call."""
+    torch.manual_seed(args.seed)
+    device = data.wrong.device
+    follower = Training(data.network(args.model).to(device), args.decay)
+    return SampleWeights(follower, args.train_size).to(device)
+
+
+def learn(args: Args, name: str, data: Corrupted) -> Learning:
+    """The weights that an adjoint learns, from its checkpoint if the run goes on."""
+    leader = begin(args, data)
+    adjoint, solver = make(name, args.step, args.steps)
+    optimizer = torch.optim.Adam(leader.parameters(), lr=args.lr)
+    game = Bilevel(leader, leader.follower, solver, leader_opt=optimizer, adjoint=adjoint)
+    same = ("dataset", "model", "corrupted", "train_size", "validation_size", "steps", "step")
+    config = {key: getattr(args, key) for key in (*same, "decay", "lr", "seed")}
+    folder = args.out / name
+    learning = Learning(game, data, folder / "checkpoint.pt", {"adjoint": name, **config})
+    with experiment.Journal(name, folder) as journal:
+        journal.begin(args.iterations)
+        if args.resume and learning.path.exists():
+            learning.resume()
+        learning.learn(args.iterations, journal.report)
+    return learning
+
+
+def report(args: Args, name: str, learning: Learning, data: Corrupted) -> dict[str, Any]:
+    """Saves what was learned, and tells what it is worth.
+
+    Returns:
+        The flat record of ``results.json``.
+    """
+    record = tested(args, name, learning.leader, data)
+    weights = learning.leader.logits.detach().sigmoid()
+    return {
+        **record,
+        "iterations": learning.game.steps,
+        **scores.found(weights, data.wrong),
+        "auc": scores.roc(weights, data.wrong).area,
+        "seconds": learning.seconds,
+        "peak_mib": learning.peak_mib(),
+    }
+
+
+def references(args: Args, data: Corrupted) -> list[dict[str, Any]]:
+    """What is to be had with weights that nobody learned."""
+    records = []
+    for name, of_wrong, of_right in (("uniform", 0.0, 0.0), ("right only", -torch.inf, torch.inf)):
+        leader = begin(args, data)
+        leader.logits.data = torch.where(data.wrong, of_wrong, of_right)
+        records.append(tested(args, name, leader, data))
+    return records
+
+
+def tested(args: Args, name: str, leader: SampleWeights, data: Corrupted) -> dict[str, Any]:
+    """Trains a network with some weights, saves both, and tests it."""
+    network = scores.train(leader, data, args.step, LONGER * args.steps)
+    about = {"dataset": args.dataset, "model": args.model, "weights": name, "seed": str(args.seed)}
+    save_weights(args.out / name / "sample_weights.safetensors", leader, about)
+    save_weights(args.out / name / "network.safetensors", network, about)
+    return {
+        "weights": name,
+        "dataset": args.dataset,
+        "model": args.model,
+        "corrupted": args.corrupted,
+        "seed": args.seed,
+        "accuracy": scores.accuracy(network, data),
+    }
+
+
+def print_table(args: Args, records: Sequence[dict[str, Any]]) -> None:
+    """A row for each way to weigh the samples."""
+    title = f"{args.dataset}, {args.model}: {args.corrupted:.0%} of {args.train_size} labels wrong"
+    table = Table(*COLUMNS.values(), title=title)
+    for record in records:
+        table.add_row(*(cell(record.get(key)) for key in COLUMNS))
+    console = Console()
+    console.print(table)
+    console.print(f"results, figure and weights are in {args.out}")
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)

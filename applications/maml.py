@@ -1,0 +1,149 @@
+"""Learning where to start: weights from which ten points are enough to learn any sine wave.
+
+    python applications/maml.py     # two minutes
+
+Model-agnostic meta-learning (Finn et al., ICML 2017, Sec. 5.1) as a game: the leader is the common
+start θ, the follower's answer the way y that each task goes from there, by gradient descent on ten
+points of it. Other points judge θ + y. Which method it is, is the adjoint and the number of steps:
+
+    maml      Unrolled()     differentiates through the way
+    fomaml    Detached()     takes it as a constant: first-order MAML
+    joint     no steps       θ is trained on all tasks at once, without a thought of what follows
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+import bilevel
+from bilevel import commandline, experiment
+from bilevel.robustness import Batch, load_weights, read_about, save_weights
+from bilevel.updates import Gradient
+from bilevel.updates.checks import at_least_one, one_of
+
+METHODS: dict[str, tuple[type[bilevel.Adjoint], int]] = {
+    "maml": (bilevel.Unrolled, 5),
+    "fomaml": (bilevel.Detached, 5),
+    "joint": (bilevel.Detached, 0),
+}
+STEPS = (0, 1, 5, 20)  # after which the error is told
+Tasks = tuple[Batch, Batch]  # points of B functions, (B, K, 1): to learn from, to be judged on
+
+
+class Start(bilevel.LeaderProblem):
+    """θ, judged where each task has gone from there."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def errors(self, y: dict[str, Tensor], points: Batch) -> Tensor:
+        """The mean squared error of θ + y_i on points of task i, (B,)."""
+        ends = {name: theta + y[name] for name, theta in self.network.named_parameters()}
+        said = vmap(lambda end, x: functional_call(self.network, end, (x,)))(ends, points.x)
+        return torch.square(said - points.y).mean((1, 2))
+
+    def loss(self, y: Any, batch: Tasks) -> Tensor:
+        return self.errors(y, batch[1]).mean()
+
+
+class Adaptation(bilevel.FollowerProblem):
+    """min over y_i of the error of θ + y_i on what is given of task i, from y_i = 0."""
+
+    sense = "min"
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def init(self, batch: Tasks) -> dict[str, Tensor]:
+        count, parameters = len(batch[0].x), self.network.named_parameters()
+        return {name: theta.new_zeros(count, *theta.shape) for name, theta in parameters}
+
+    def objective(self, leader: Start, y: dict[str, Tensor], batch: Tasks) -> Tensor:
+        return leader.errors(y, batch[0])
+
+
+@dataclass
+class Args:
+    """Learn a start from which ten points are enough for any sine wave."""
+
+    method: tuple[str, ...] = tuple(METHODS)
+    iterations: int = 3000
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/maml")
+    """Results, weights and TensorBoard logs."""
+    seed: int = 0
+    device: str = "cpu"
+    smoke: bool = False
+    """Seconds instead of minutes: a few steps."""
+    resume: bool = False
+    """Take the starts that are there, if they were learned with the same arguments."""
+
+
+def main(args: Args) -> None:
+    """Learns with each method, prints the table and writes the results."""
+    at_least_one("iterations", args.iterations)
+    for method in args.method:
+        one_of("method", method, METHODS)
+    args.iterations = 20 if args.smoke else args.iterations
+    device = experiment.pick_device(args.device)
+    table = Table("method", *(f"{steps} steps" for steps in STEPS), title="error on unseen waves")
+    records = []
+    for method in args.method:
+        leader, follower = learn(args, method, device)
+        unseen = sine_waves(500, torch.Generator().manual_seed(10_000), device)
+        errors = {}
+        for steps in STEPS:
+            solution = bilevel.Iterative(Gradient(0.01), steps).solve(follower, leader, unseen)
+            errors[f"error_{steps}"] = leader.loss(solution.value, unseen).item()
+        records.append({"method": method, "seed": args.seed, **errors})
+        table.add_row(method, *(f"{error:.3f}" for error in errors.values()))
+    experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
+    Console().print(table)
+
+
+def learn(args: Args, method: str, device: torch.device) -> tuple[Start, Adaptation]:
+    """The start that a method learns, from its file if the run goes on."""
+    torch.manual_seed(args.seed)
+    layers = nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1)
+    leader = Start(nn.Sequential(*layers).to(device))
+    follower = Adaptation(leader.network)
+    path = args.out / method / "start.safetensors"
+    about = {"iterations": str(args.iterations), "seed": str(args.seed)}
+    if args.resume and path.exists() and read_about(path) == about:
+        load_weights(path, leader)
+        return leader, follower
+    adjoint, steps = METHODS[method]
+    solver = bilevel.Iterative(Gradient(0.01), steps)
+    adam = torch.optim.Adam(leader.parameters(), lr=1e-3)
+    game = bilevel.Bilevel(leader, follower, solver, leader_opt=adam, adjoint=adjoint())
+    numbers = torch.Generator().manual_seed(args.seed)
+    with experiment.Journal(method, path.parent) as journal:
+        journal.begin(args.iterations)
+        for iteration in range(1, args.iterations + 1):
+            loss = game.step(sine_waves(25, numbers, device))["loss"]
+            if iteration % 20 == 0:
+                journal.report(iteration, {"loss": loss.item()})
+    save_weights(path, leader, about)
+    return leader, follower
+
+
+def sine_waves(count: int, numbers: torch.Generator, device: torch.device) -> Tasks:
+    """Waves of any phase and amplitudes of 0.1 to 5: ten points of each given, ten held out."""
+    amplitude, phase = torch.rand(2, count, 1, 1, generator=numbers).to(device)
+    x = 10 * torch.rand(count, 20, 1, generator=numbers).to(device) - 5
+    y = (0.1 + 4.9 * amplitude) * torch.sin(x - math.pi * phase)
+    return Batch(x[:, :10], y[:, :10]), Batch(x[:, 10:], y[:, 10:])
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)

@@ -1,0 +1,267 @@
+"""`applications/hyper_cleaning.py` as a user runs it, and the parts that it is made of."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from bilevel import Bilevel, HypergradientWarning
+from bilevel.robustness.weights import load_weights, read_about
+from tests.applications.conftest import one_line
+from tests.robustness.test_data import write_fashion_mnist
+
+Part = Callable[[str], ModuleType]
+# PyTorch's own, on its way to forward mode.
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+
+REFERENCES = {"uniform", "right only"}
+
+
+@pytest.fixture
+def part(applications: Part) -> Part:
+    return lambda name: applications(f"cleaning.{name}")
+
+
+@pytest.fixture
+def app(applications: Part) -> ModuleType:
+    return applications("hyper_cleaning")
+
+
+@pytest.fixture
+def run(app: ModuleType, tmp_path: Path, call: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: call(app, "--smoke", "--out", tmp_path / "run", *arguments)
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")  # training is short
+def test_a_run_with_several_adjoints(
+    run: Callable[..., Any], app: ModuleType, part: Part, tmp_path: Path
+) -> None:
+    names = ["recomputed", "truncated", "implicit"]
+    ended = run("--adjoint", *names)
+    assert (ended.status, ended.err) == (0, "")
+    assert "40% of 1000 labels wrong" in ended.out
+    out = tmp_path / "run"
+    assert (out / "hyper_cleaning.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((out / "results.json").read_text())
+    assert list(content) == ["config", "environment", "results"]
+    assert [one["weights"] for one in content["results"]] == ["uniform", "right only", *names]
+    for record in content["results"]:
+        assert 0.5 < record["accuracy"] <= 1
+        if record["weights"] not in REFERENCES:
+            assert record["auc"] > 0.7
+            assert record["peak_mib"] > 0
+        folder = out / record["weights"]
+        about = read_about(folder / "network.safetensors")
+        assert about["weights"] == record["weights"]
+        data = part("data").load("digits", seed=0)
+        network = data.network("linear")
+        load_weights(folder / "network.safetensors", network)
+        assert part("scores").accuracy(network, data) == pytest.approx(record["accuracy"])
+    assert list(out.glob("implicit/tensorboard/events*"))
+    assert len(names) == len(list(out.glob("*/checkpoint.pt")))
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")  # training is short
+@pytest.mark.parametrize("adjoint", ["unrolled", "implicit"])
+def test_a_resumed_run_is_the_one_that_was_never_stopped(
+    app: ModuleType, tmp_path: Path, adjoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    step = Bilevel.step
+    monkeypatch.setattr(
+        Bilevel, "step", lambda game, batch: steps.append(game.steps) or step(game, batch)
+    )
+
+    def learned(folder: str, iterations: int, *, resume: bool = False) -> Any:
+        out = tmp_path / folder
+        args = app.Args(steps=5, iterations=iterations, train_size=50, out=out, resume=resume)
+        return app.learn(args, adjoint, data)
+
+    data = app.load("digits", seed=0, train_size=50)
+    whole = learned("whole", 4)
+    learned("stopped", 2)
+    resumed = learned("stopped", 4, resume=True)
+    assert torch.equal(whole.leader.logits, resumed.leader.logits)
+    assert whole.leader.logits.ne(0).all()
+    assert steps == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert resumed.seconds > 0
+
+
+def test_wrong_labels_lose_their_weight(app: ModuleType, part: Part, tmp_path: Path) -> None:
+    """Ten moves of the weights tell most of them."""
+    args = app.Args(iterations=10, steps=30, lr=0.3, out=tmp_path)
+    data = app.load("digits", seed=0)
+    weights = app.learn(args, "unrolled", data).leader.logits.detach().sigmoid()
+    scores = part("scores")
+    assert scores.roc(weights, data.wrong).area > 0.95
+    assert scores.found(weights, data.wrong)["found"] > 0.8
+    assert scores.found(weights, data.wrong)["false_alarms"] < 0.1
+    learned = app.begin(args, data)
+    learned.logits.data = torch.logit(weights)
+    networks = [scores.train(one, data, 1.0, 200) for one in (learned, app.begin(args, data))]
+    better, uniform = (scores.accuracy(network, data) for network in networks)
+    assert better > uniform + 0.02
+
+
+@FORWARD_MODE
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")  # eight samples are few
+def test_every_adjoint_has_its_name(part: Part) -> None:
+    """Each gives a gradient of its own kind, which points where the exact one does."""
+    adjoints, problem = part("adjoints"), part("problem")
+    data = part("data").load("digits", seed=0, train_size=10)
+    exact = None
+    for name in adjoints.NAMES:
+        if name == "compiled":  # seconds; the benchmark's test runs it
+            continue
+        torch.manual_seed(0)
+        follower = problem.Training(data.network("linear"), decay=1.0)
+        leader = problem.SampleWeights(follower, 10)
+        adjoint, solver = adjoints.make(name, step=0.5, steps=12)
+        solution = adjoint.solve(solver, follower, leader, data.images)
+        (gradient,) = torch.autograd.grad(leader.loss(solution.value, data.images), leader.logits)
+        exact = gradient if exact is None else exact
+        cosine = float(torch.cosine_similarity(gradient, exact, dim=0))
+        assert cosine > (0.2 if name == "sampled" else 0.99), (name, cosine)
+    assert set(adjoints.ALL) == set(adjoints.NAMES) - {"forward"}
+
+
+def test_the_solvers_start_where_their_adjoint_asks(part: Part) -> None:
+    make = part("adjoints").make
+    assert make("unrolled", 1.0, 5)[1].repeatable
+    assert not make("implicit", 1.0, 5)[1].repeatable
+
+
+def test_the_objective_in_numbers(part: Part) -> None:
+    problem = part("problem")
+    network = torch.nn.Linear(2, 3, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    follower = problem.Training(network, decay=0.5)
+    leader = problem.SampleWeights(follower, 2)
+    leader.logits.data = torch.tensor([0.0, torch.inf])  # weights ½ and 1
+    x, labels = torch.eye(2), torch.tensor([0, 2])
+    images = problem.Images(problem.Batch(x, labels), problem.Batch(x, labels))
+    y = {"weight": torch.zeros(3, 2)}
+    y["weight"][0, 0] = 2.0  # logits (2, 0, 0) and (0, 0, 0)
+    first = torch.tensor([2.0, 0, 0]).logsumexp(0) - 2
+    expected = (0.5 * first + torch.tensor(3.0).log()) / 2 + 0.5 / 2 * 4
+    torch.testing.assert_close(follower.objective(leader, y, images).detach(), expected)
+    torch.testing.assert_close(leader.loss(y, images), (first + torch.tensor(3.0).log()) / 2)
+
+
+def test_labels_are_wrong_where_it_is_said(part: Part) -> None:
+    data = part("data").load("digits", seed=3, share=0.25, train_size=400, validation_size=100)
+    assert int(data.wrong.sum()) == 100
+    assert torch.equal(data.images.train.y != data.truth, data.wrong)
+    assert data.images.train.y[data.wrong].bincount(minlength=10).min() > 0
+    assert len(data.images.validation.y) == 100
+    again = part("data").load("digits", seed=3, share=0.25, train_size=400, validation_size=100)
+    assert torch.equal(again.images.train.y, data.images.train.y)
+    other = part("data").load("digits", seed=4, share=0.25, train_size=400)
+    assert not torch.equal(other.wrong, data.wrong)
+    assert torch.equal(other.test.x, data.test.x)
+
+
+def test_a_curve_in_numbers(part: Part) -> None:
+    scores = part("scores")
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.9])
+    wrong = torch.tensor([True, False, True, False])
+    curve = scores.roc(weights, wrong)
+    assert curve.found.tolist() == [0, 0.5, 0.5, 1, 1]
+    assert curve.false.tolist() == [0, 0, 0.5, 0.5, 1]
+    assert curve.area == 0.75  # three of four pairs are in order
+    assert scores.found(weights, wrong) == {"found": 1.0, "false_alarms": 0.5}
+    assert scores.roc(weights, ~wrong).area == 0.25
+
+
+def test_memory_is_that_of_what_lives_at_once(part: Part) -> None:
+    def one_after_the_other() -> None:
+        for _ in range(3):
+            torch.ones(2**18) + 1  # two of a MiB each
+
+    peak = part("memory").peak_mib(one_after_the_other, torch.device("cpu"))
+    assert peak == pytest.approx(2, abs=0.01)
+
+
+def test_measuring_memory_leaves_the_game_as_it_was(app: ModuleType, tmp_path: Path) -> None:
+    data = app.load("digits", seed=0, train_size=50)
+    args = app.Args(steps=3, iterations=1, train_size=50, out=tmp_path)
+    learning = app.learn(args, "unrolled", data)
+    before = learning.leader.logits.detach().clone()
+    assert learning.peak_mib() > 0
+    assert torch.equal(learning.leader.logits, before)
+    assert learning.game.steps == 1
+
+
+def test_fashion_mnist(run: Callable[..., Any], tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path / "data")
+    small = ["--train-size", 20, "--adjoint", "unrolled"]
+    ended = run("--dataset", "fashion-mnist", "--data-dir", tmp_path / "data", *small)
+    assert ended.status == 0, ended.err
+    assert "fashion-mnist, linear: 40% of 20 labels wrong" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--adjoint", "no adjoint is given"),
+        ("--adjoint unroled", "there is no adjoint 'unroled': did you mean unrolled[?]"),
+        ("--adjoint zzz", "there is no adjoint 'zzz': choose from unrolled, .*, all"),
+        ("--corrupted 0", "corrupted is 0.0: .*give a share between 0 and 1"),
+        ("--corrupted 1", "corrupted is 1.0"),
+        ("--corrupted nan", "corrupted is nan"),
+        ("--corrupted 0.0001", "corrupted is 0.0001: .*no label of 1000 would be wrong"),
+        ("--train-size 5000", "train_size is 5000: .*give 1 to 1007"),
+        ("--train-size 0", "train_size is 0"),
+        ("--validation-size 0", "a sample of 0 images is empty"),
+        ("--steps 0", "steps is 0: nothing would be learned; give 1 or more"),
+        ("--iterations 0", "iterations is 0: nothing would be learned"),
+        ("--step 0", "step is 0.0: the update would not move"),
+        ("--lr -1", "lr is -1.0"),
+        ("--decay -1", "decay is -1.0: .*give a number from 0 on"),
+        ("--decay nan", "decay is nan"),
+        ("--seed -1", "seed is -1: .*give 0 or more"),
+        ("--device gpu", "device 'gpu' is not available"),
+        ("--dataset mnist", "invalid choice 'mnist'"),
+        ("--model cnn", "invalid choice 'cnn'"),
+        ("--resume", "no checkpoint in .*leave out --resume"),
+        ("--iteration 3", "did you mean --iterations[?]"),
+    ],
+)
+def test_bad_input_is_one_line(
+    app: ModuleType, call: Callable[..., Any], tmp_path: Path, arguments: str, message: str
+) -> None:
+    line = one_line(call(app, "--out", tmp_path / "run", *arguments.split()))
+    assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_forward_mode_is_for_few_samples(run: Callable[..., Any]) -> None:
+    assert "would solve 1000 times" in one_line(run("--adjoint", "forward"))
+
+
+def test_a_checkpoint_of_another_run(app: ModuleType, run: Callable[..., Any]) -> None:
+    small = ["--adjoint", "unrolled", "--train-size", 30]
+    assert run(*small).status == 0
+    assert "is a run with decay = 0.01, this one has 0.5" in one_line(
+        run(*small, "--decay", 0.5, "--resume")
+    )
+
+
+def test_a_game_that_is_doubtful_says_so(part: Part) -> None:
+    """Two steps of training are no minimum: the implicit gradient is not what it is called."""
+    problem = part("problem")
+    data = part("data").load("digits", seed=0, train_size=30)
+    follower = problem.Training(data.network("mlp"), decay=1e-3)
+    leader = problem.SampleWeights(follower, 30)
+    adjoint, solver = part("adjoints").make("implicit", step=0.1, steps=2)
+    optimizer = torch.optim.Adam(leader.parameters())
+    game = Bilevel(leader, follower, solver, leader_opt=optimizer, adjoint=adjoint)
+    with pytest.warns(HypergradientWarning, match="not stationary|negative curvature"):
+        game.step(data.images)

@@ -1,0 +1,108 @@
+"""The first-order adjoint: how its error falls, its constraints, and what it refuses."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from bilevel import BilevelError, HypergradientWarning, Iterative, Parametric, Penalty
+from bilevel.updates import Gradient, SignGradient
+from tests.valleys import (
+    F64,
+    Boxed,
+    Curve,
+    Known,
+    Numbers,
+    Quadratic,
+    error,
+    hypergradient,
+    optimum,
+    valley,
+)
+
+
+def test_the_error_falls_as_the_square_of_the_strength() -> None:
+    batch, leader = torch.randn(4, 3, dtype=F64), Numbers(3)
+    y = torch.asinh(batch @ leader.theta)
+    v = torch.randn(4, dtype=F64)
+    truth = batch.T @ (v / y.cosh()).detach()
+    errors = []
+    for strength in (2.0, 4.0, 8.0, 16.0):
+        solver = Iterative(Gradient(0.1), 900)
+        slope, _ = hypergradient(Penalty(strength), solver, Curve(), leader, batch, v)
+        errors.append(error(slope, truth))
+    for wide, narrow in pairwise(errors):
+        assert wide / narrow == pytest.approx(4, rel=0.2)
+
+
+@pytest.mark.parametrize("sense", ["min", "max"])
+@pytest.mark.parametrize("solver", [Iterative(Gradient(0.1), 600), Known(optimum)])
+def test_a_quadratic_follower_has_no_error(sense, solver) -> None:
+    batch, leader, v = valley(4, 10.0), Numbers(3), torch.randn(4, dtype=F64)
+    adjoint = Penalty(10.0, update=Gradient(0.1), steps=600)
+    slope, solution = hypergradient(adjoint, solver, Quadratic(sense), leader, batch, v)
+    assert error(slope, batch.b.T @ torch.linalg.solve(batch.h, v)) < 1e-8
+    assert solution.stats["residual"] < 1e-6
+    assert 1 <= solution.stats["curvature"] <= 10
+    assert solution.stats["evaluations"] == 1202 + (0 if isinstance(solver, Known) else 600)
+
+
+def test_a_box_stops_the_derivative() -> None:
+    leader, batch = Numbers(4), 2 * torch.randn(5, 4, dtype=F64)
+    inside, v = (leader.theta * batch).abs() < 0.99, torch.randn(5, 4, dtype=F64)
+    solver = Iterative(Gradient(0.4), 200)
+    slope, _ = hypergradient(Penalty(1e4), solver, Boxed(), leader, batch, v)
+    assert error(slope, (inside * batch * v).sum(0)) < 1e-8
+
+
+def test_it_takes_no_second_derivatives() -> None:
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, slope):
+            return slope
+
+    class Rough(Quadratic):
+        def objective(self, leader, y, batch):
+            return super().objective(leader, Once.apply(y), batch)
+
+    batch, leader, v = valley(3, 4.0), Numbers(3), torch.randn(3, dtype=F64)
+    solver = Iterative(Gradient(0.2), 300)
+    slope, _ = hypergradient(Penalty(10.0), solver, Rough(), leader, batch, v)
+    assert error(slope, batch.b.T @ torch.linalg.solve(batch.h, v)) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "update", "message"),
+    [
+        (Penalty(10.0, steps=2), Gradient(0.001), "tilted problems are not solved: their answers"),
+        (Penalty(10.0), SignGradient(0.001), "tilted problems are not solved: .* that settles"),
+        (Penalty(1e15), Gradient(0.1), "tilt drowns in rounding: .* lower the strength"),
+    ],
+)
+def test_what_should_not_be_trusted(adjoint, update, message) -> None:
+    batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
+    given = adjoint, Iterative(update, 300), Quadratic(), leader, batch, v
+    with pytest.warns(HypergradientWarning, match=message):
+        hypergradient(*given)
+
+
+def test_a_solver_without_steps() -> None:
+    solver = Parametric(torch.zeros(3, dtype=F64))
+    with pytest.raises(BilevelError, match=r"Parametric has none: give update=.* and steps"):
+        Penalty(10.0).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
+    with pytest.raises(BilevelError, match="Parametric has none"):
+        Penalty(10.0, steps=3).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(BilevelError, match=r"strength is 0.*give λ > 0"):
+        Penalty(0.0)
+    with pytest.raises(BilevelError, match=r"steps is 0.*give 1, 2"):
+        Penalty(1.0, steps=0)
