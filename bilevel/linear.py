@@ -11,6 +11,7 @@ none of them raises where A is not what it asks for: that is for the caller to s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -94,24 +95,26 @@ def conjugate_gradient(
     """
     tolerance = torch.finfo(b.dtype).eps if tolerance is None else tolerance
     x, residual, products = _begin(product, b, start)
-    direction, square, target = residual, residual @ residual, tolerance**2 * (b @ b)
-    smallest, largest = _unseen(b)
+    # Numbers and not tensors: each step looks at them anyway, and arithmetic on them is free.
+    square, target = float(residual @ residual), tolerance**2 * float(b @ b)
+    smallest, largest = math.inf, 0.0
+    direction = residual
     for _ in range(steps):
         if square <= target:
             break
         image = product(direction)
         products += 1
-        curvature = direction @ image
-        ratio = curvature / (direction @ direction)
-        smallest, largest = _note(smallest, largest, ratio)
-        # A is singular along it to rounding, or not definite, or not finite.
-        if not ratio > torch.finfo(b.dtype).eps * largest:
+        curvature = float(direction @ image)
+        ratio = curvature / float(direction @ direction)
+        smallest = smallest if ratio >= smallest else ratio  # NaN stays
+        largest = max(largest, abs(ratio))
+        if not curvature > 0:  # A is singular along it, or not finite
             break
-        x = x + square / curvature * direction
-        residual = residual - square / curvature * image
-        previous, square = square, residual @ residual
-        direction = residual + square / previous * direction
-    return LinearSolution(x, residual, smallest, largest, products)
+        x = torch.add(x, direction, alpha=square / curvature)
+        residual = torch.sub(residual, image, alpha=square / curvature)
+        previous, square = square, float(residual @ residual)
+        direction = torch.add(residual, direction, alpha=square / previous)
+    return LinearSolution(x, residual, b.new_tensor(smallest), b.new_tensor(largest), products)
 
 
 def neumann(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem, reading
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, explain
 from bilevel.tree import Value, detach, grow, leaves, tree_map
 from bilevel.updates.base import State, Update
 
@@ -52,9 +52,14 @@ class Oracle:
 
         Raises:
             BilevelError: If the batch lacks what the follower reads.
+            AttributeError: If another object lacks something.
+            KeyError: Likewise.
         """
-        with reading(self._follower, self._batch):
+        try:
             self._start = self._follower.init(self._batch)
+        except (AttributeError, KeyError) as error:
+            explain(error, self._follower, self._batch)
+            raise
         return self._start
 
     def gradient(self, y: Value) -> Value:
@@ -66,7 +71,7 @@ class Oracle:
         Returns:
             A tree of the shape of ``y``: a constant, unless the oracle is differentiable.
         """
-        return self.gain_and_gradient(y)[1]
+        return self._look(y)[1]
 
     def gain_and_gradient(self, y: Value) -> tuple[Tensor, Value]:
         """The objective with its gradient, for the price of the gradient.
@@ -76,37 +81,41 @@ class Oracle:
 
         Returns:
             What :meth:`gain`, as a constant, and :meth:`gradient` return.
-
-        Raises:
-            BilevelError: If the objective does not depend on ``y``.
         """
+        objective, gradient = self._look(y)
+        return self._follower.sign * objective, gradient
+
+    def _look(self, y: Value) -> tuple[Tensor, Value]:
+        """The objective as a constant, in its own sign, and the gradient of the gain."""
         history = self._differentiable and torch.is_grad_enabled()
         with torch.enable_grad():
             point = tree_map(opened if self._differentiable else _cut, y)
-            gain = self.gain(point)
-            if not gain.requires_grad:
+            value = self._objective(point)
+            if not value.requires_grad:
                 raise BilevelError(
                     f"{type(self._follower).__name__}.objective does not depend on y: its gradient "
                     "cannot be taken; compute it from y without detach() or no_grad(), or use an "
                     "update with needs_gradient = False"
                 )
+            # Sums over the samples and turns, without an operation for either.
+            turned = torch.full_like(value, self._follower.sign)
             slopes = torch.autograd.grad(
-                gain.sum(), leaves(point), create_graph=history, materialize_grads=True
+                value, leaves(point), turned, create_graph=history, materialize_grads=True
             )
-        gain, gradient = gain.detach(), grow(slopes, like=point)
-        self.note(gain, gradient)
-        return gain, gradient
+        objective, gradient = value.detach(), grow(slopes, like=point)
+        self.note(objective, gradient)
+        return objective, gradient
 
-    def note(self, gain: Tensor, gradient: Value, evaluations: int = 1) -> None:
+    def note(self, objective: Tensor, gradient: Value, evaluations: int = 1) -> None:
         """Remembers what was seen on the way.
 
         Args:
-            gain: The objective at the first point, without history.
+            objective: At the first point, without history.
             gradient: Its gradient at the last one.
             evaluations: Of how many.
         """
         if self._before is None:
-            self._before = gain
+            self._before = objective
         self._gradient = gradient
         self.evaluations += evaluations
 
@@ -136,8 +145,11 @@ class Oracle:
         """
         with torch.no_grad():
             if self._before is None and self._start is not None:
-                self._before = self.gain(self._start)
-            self._after = self.gain(detach(y))
+                self._before = self._objective(self._start)
+            self._after = self._objective(detach(y))
+
+    def _objective(self, y: Value) -> Tensor:
+        return self._follower.checked_objective(self._leader, y, self._batch)
 
     def stats(self) -> dict[str, Tensor]:
         """What was seen on the way.
@@ -146,9 +158,9 @@ class Oracle:
             The statistics of :class:`~bilevel.Solution` that are known.
         """
         stats = {}
-        for name, gain in (("objective_before", self._before), ("objective_after", self._after)):
-            if gain is not None:
-                stats[name] = self._follower.sign * gain.mean()
+        for name, seen in (("objective_before", self._before), ("objective_after", self._after)):
+            if seen is not None:
+                stats[name] = seen.mean()
         if self._gradient is not None and self._before is not None:
             stats["gradient_norm"] = norms(
                 detach(self._gradient), by_sample=self._before.dim() == 1

@@ -9,8 +9,7 @@ know about it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -149,10 +148,33 @@ class FollowerProblem(ABC):
         Raises:
             BilevelError: If the sense, the objective's shape or the batch is wrong.
         """
-        with reading(self, batch):
-            value = self.objective(leader, y, batch)
-        self._check_shape(value, y)
+        value = self.checked_objective(leader, y, batch)
         return value if self.sign > 0 else -value
+
+    def checked_objective(self, leader: Any, y: Value, batch: Batch) -> Tensor:
+        """The objective, with a word where its shape or the batch is wrong.
+
+        Args:
+            leader: The leader.
+            y: The follower's variable.
+            batch: The data of this step.
+
+        Returns:
+            What :meth:`objective` returns.
+
+        Raises:
+            BilevelError: If the objective's shape or the batch is wrong.
+            AttributeError: If another object lacks something.
+            KeyError: Likewise.
+        """
+        try:  # not `with`, which costs as much as a small tensor operation, at each step
+            value = self.objective(leader, y, batch)
+        except (AttributeError, KeyError) as error:
+            explain(error, self, batch)
+            raise
+        if value.dim():
+            self._check_samples(value, y)
+        return value
 
     @property
     def sign(self) -> int:
@@ -172,9 +194,9 @@ class FollowerProblem(ABC):
             )
         return 1 if sense == "max" else -1
 
-    def _check_shape(self, value: Tensor, y: Value) -> None:
+    def _check_samples(self, value: Tensor, y: Value) -> None:
         samples = {leaf.shape[0] for leaf in leaves(y) if leaf.dim() > 0}
-        if value.dim() == 0 or (value.dim() == 1 and samples == {len(value)}):
+        if value.dim() == 1 and samples == {len(value)}:
             return
         raise BilevelError(
             f"{type(self).__name__}.objective returned shape {tuple(value.shape)} for y of shape "
@@ -184,34 +206,24 @@ class FollowerProblem(ABC):
         )
 
 
-@contextmanager
-def reading(problem: FollowerProblem, batch: Batch) -> Iterator[None]:
-    """Within the block a field that the batch lacks is told as such.
+def explain(error: AttributeError | KeyError, problem: FollowerProblem, batch: Batch) -> None:
+    """Tells a field that the batch lacks as such; other objects' errors are not ours to explain.
 
     Args:
-        problem: Whose methods read the batch.
+        error: What was raised by a method that reads the batch.
+        problem: Whose method.
         batch: The data.
-
-    Yields:
-        Nothing.
 
     Raises:
         BilevelError: If the batch lacks an attribute or a key that was asked for.
-        AttributeError: If another object lacks it.
-        KeyError: Likewise.
     """
-    try:
-        yield
-    except (AttributeError, KeyError) as error:
-        # Other objects' errors are not ours to explain.
-        key_missing = isinstance(batch, Mapping) and error.args[:1] and error.args[0] not in batch
-        if key_missing or (isinstance(error, AttributeError) and error.obj is batch):
-            raise BilevelError(
-                f"{type(problem).__name__} cannot read a batch of type {type(batch).__name__} "
-                f"({error}): a batch must have the fields that the problem's own methods use; wrap "
-                "what the loader yields: Batch(images, labels)"
-            ) from error
-        raise
+    key_missing = isinstance(batch, Mapping) and error.args[:1] and error.args[0] not in batch
+    if key_missing or (isinstance(error, AttributeError) and error.obj is batch):
+        raise BilevelError(
+            f"{type(problem).__name__} cannot read a batch of type {type(batch).__name__} "
+            f"({error}): a batch must have the fields that the problem's own methods use; wrap "
+            "what the loader yields: Batch(images, labels)"
+        ) from error
 
 
 class ZeroSum(LeaderProblem):

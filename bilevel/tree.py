@@ -41,9 +41,11 @@ def grow(tensors: Sequence[Tensor | None], like: Value) -> Value:
         >>> grow([torch.ones(1), None], like={"a": torch.zeros(1), "b": torch.zeros(2)})
         {'a': tensor([1.]), 'b': tensor([0., 0.])}
     """
-    given = iter(tensors)
-    filled = (torch.zeros_like(leaf) if (t := next(given)) is None else t for leaf in leaves(like))
-    return tree_map(lambda _: next(filled), like)
+    grown = (
+        torch.zeros_like(leaf) if tensor is None else tensor
+        for tensor, leaf in zip(tensors, leaves(like), strict=True)
+    )
+    return next(grown) if isinstance(like, Tensor) else dict(zip(like, grown, strict=True))
 
 
 def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value:

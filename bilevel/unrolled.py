@@ -19,9 +19,6 @@ from bilevel.solver import Iterative, Parametric, Solution, Solver
 from bilevel.tree import Value, detach, leaves, tree_map
 from bilevel.updates.base import State, Update
 
-# Steps in one compiled call: calls cost time, steps cost time to compile.
-TOGETHER = 5
-
 
 class Unrolled(Adjoint):
     r"""Differentiates through the solver's own steps, in reverse (Maclaurin et al., 2015).
@@ -130,51 +127,48 @@ class Unrolled(Adjoint):
 
 
 class CompiledOracle(Oracle):
-    """An oracle that steps by compiled functions; for solves that are differentiated through."""
+    """An oracle that steps by a compiled function; for solves that are differentiated through.
+
+    One step a call: several together save calls where a step is tiny, and lose twice as much where
+    it is not, since the compiler then keeps more for the backward pass.
+    """
 
     def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
-        """Some steps, several in one call, their gradients taken within."""
+        """Some steps, each with its gradient in one compiled call."""
+        step = _compiled()
         y = tree_map(opened, y)  # as it is from the second call on
-        for done in range(0, steps, TOGETHER):
-            count = min(TOGETHER, steps - done)
-            y, state, seen = _compiled()(
-                update, self._follower, self._leader, self._batch, y, state, count
-            )
+        for _ in range(steps):
+            y, state, seen = step(update, self._follower, self._leader, self._batch, y, state)
             if seen is not None:
-                gain, gradient = seen
-                self.note(gain, gradient, count)
+                self.note(*seen)
         return y, state
 
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(_advance, fullgraph=True)
+    return torch.compile(_step, fullgraph=True)
 
 
-def _advance(
+def _step(
     update: Update,
     follower: FollowerProblem,
     leader: LeaderProblem,
     batch: Batch,
     y: Value,
     state: State,
-    steps: int,
 ) -> tuple[Value, State, tuple[Tensor, Value] | None]:
-    """What :meth:`Oracle.advance` does, as a function of tensors, and what it has seen."""
+    """A step of :meth:`Oracle.advance` as a function of tensors, with what it has seen."""
 
     def total(point: Value) -> tuple[Tensor, Tensor]:
-        gain = follower.gain(leader, point, batch)
-        return gain.sum(), gain
+        objective = follower.checked_objective(leader, point, batch)
+        return follower.sign * objective.sum(), objective
 
-    gradient = before = None
-    for _ in range(steps):
-        if update.needs_gradient:
-            gradient, gain = torch.func.grad(total, has_aux=True)(y)
-            before = gain.detach() if before is None else before
-        y, state = update(y, gradient, follower.context(y, batch), state)
-        y = follower.project(y, batch)
-    seen = None if before is None or gradient is None else (before, detach(gradient))
-    return y, state, seen
+    gradient = seen = None
+    if update.needs_gradient:
+        gradient, objective = torch.func.grad(total, has_aux=True)(y)
+        seen = objective.detach(), detach(gradient)
+    y, state = update(y, gradient, follower.context(y, batch), state)
+    return follower.project(y, batch), state, seen
 
 
 def check_steps(adjoint: Adjoint, solver: Solver) -> None:

@@ -33,9 +33,9 @@ print(f"{len(states)} pairs of an expert that earns {shown.returns.mean():.1f} a
 # Leader and follower
 # -------------------
 #
-# The follower gives the rewards. Its convention matters: with ``"finish"`` every step costs, so that
-# short episodes are best. Here that is the environment's own rule, and even a discriminator that
-# knows nothing would teach it; ``"neutral"`` pays nothing where the discriminator knows nothing.
+# The follower gives the rewards. Its convention matters: with ``"finish"`` every step costs, so
+# that short episodes are best. Here that is the own rule of the environment, and a discriminator
+# that knows nothing would teach it too; ``"neutral"`` pays nothing where nothing is known.
 # :class:`~bilevel.imitation.Standardize` brings position and velocity to one scale, without which
 # nothing is learned in a hundred iterations.
 
