@@ -77,6 +77,8 @@ class Args:
     paper."""
     max_kl: float = 0.01
     """How far TRPO moves the policy in an iteration, in nats a state."""
+    max_norm: float | None = None
+    """The most that ‖θ_D‖ may be; about 9 at the start. None for no bound."""
     seeds: int = 1
     """Runs of each method, from --seed on."""
     jobs: int = max(1, (os.cpu_count() or 1))
@@ -126,6 +128,7 @@ def planned(args: Args) -> list[Setting]:
             args.follower_lr,
             args.follower_steps,
             args.max_kl,
+            args.max_norm,
             args.steps,
             args.environments,
         )

@@ -45,7 +45,8 @@ from bilevel.imitation import (
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from imitating.games import Setting, make_apprentice
 
-ENVS = ("CartPole-v1", "MountainCar-v0", "Pendulum-v1")
+ENV = "MountainCar-v0"
+ENVS = ("CartPole-v1", ENV, "Pendulum-v1")
 Record = dict[str, Any]
 
 
@@ -151,9 +152,9 @@ def trpo_record(who: str, seed: int, args: Args, seconds: float, returns: list[f
 
 def gail(args: Args) -> list[Record]:
     """An iteration on MountainCar: rollout, five steps of D, TRPO, three epochs of the value."""
-    shown = demonstrate("MountainCar-v0", MountainCarExpert(), 10, seed=99)
+    shown = demonstrate(ENV, MountainCarExpert(), 10, seed=99)
     setting = Setting(
-        "MountainCar-v0", "gail", 0, "coordinate", None, "finish", None, 5, 0.01, args.steps, 16
+        ENV, "gail", 0, "coordinate", None, "finish", None, 5, 0.01, None, args.steps, 16
     )
     apprentice = make_apprentice(setting, *shown.shown())
     own, theirs = [], []
@@ -179,7 +180,7 @@ def rival_seconds(python: Path | None, shown: Demonstrations, steps: int) -> lis
         path = Path(folder) / "shown.npz"
         save_demonstrations(path, shown)
         script = Path(__file__).parent / "imitations" / "rival_gail.py"
-        command = [str(python), str(script), "MountainCar-v0", str(path), str(steps), "3"]
+        command = [str(python), str(script), ENV, str(path), str(steps), "3"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BilevelError(

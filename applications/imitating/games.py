@@ -50,6 +50,7 @@ class Setting:
     follower_lr: float | None
     follower_steps: int
     max_kl: float
+    max_norm: float | None
     steps: int
     environments: int
 
@@ -77,7 +78,9 @@ def make_apprentice(setting: Setting, states: torch.Tensor, actions: torch.Tenso
     envs = make_envs(setting.env, setting.environments)
     task = Task.of(envs)
     expert, scale = pairs(task, states, actions), Standardize(states)
-    follower = Discriminator(task, reward=setting.reward, inputs=Standardize(expert))
+    follower = Discriminator(
+        task, reward=setting.reward, inputs=Standardize(expert), max_norm=setting.max_norm
+    )
     leader = Imitator(task.policy(scale), Value(task.observations, inputs=scale), follower)
     game = make_game(setting, leader, follower)
     sampler = Sampler(envs, leader.policy, seed=setting.seed)

@@ -15,6 +15,7 @@ from bilevel.imitation.environments import Task
 from bilevel.imitation.networks import Standardize, mlp
 from bilevel.imitation.rollouts import Rollout
 from bilevel.problem import FollowerProblem
+from bilevel.tree import ravel
 
 Weights = dict[str, Tensor]
 
@@ -87,9 +88,11 @@ class Discriminator(FollowerProblem):
         reward: The convention.
         inputs: What pairs go through first: a :class:`Standardize` of the expert's brings all
             numbers to one scale.
+        max_norm: Y is the ball of that radius, ‖y‖ ≤ R; None for all weights. A few pairs of an
+            expert can be told apart ever more sharply by ever larger weights.
 
     Raises:
-        BilevelError: If there is no such convention.
+        BilevelError: If there is no such convention, or the radius is not positive.
 
     Example:
         >>> follower = Discriminator(Task("CartPole-v1", 4, 2, discrete=True), reward="survive")
@@ -106,7 +109,10 @@ class Discriminator(FollowerProblem):
         hidden: Sequence[int] = (64, 32),
         reward: str,
         inputs: Standardize | None = None,
+        max_norm: float | None = None,
     ) -> None:
+        if max_norm is not None and not max_norm > 0:
+            raise BilevelError(f"max_norm is {max_norm}: Y would be a point; give more than 0")
         if reward not in REWARDS:
             raise BilevelError(
                 f"there is no reward {reward!r}: its sign decides whether episodes grow long or "
@@ -115,6 +121,7 @@ class Discriminator(FollowerProblem):
         self.task = task
         self.network: nn.Module = mlp([task.observations + task.actions, *hidden, 1], inputs=inputs)
         self.convention = reward
+        self.max_norm = max_norm
 
     @property
     def size(self) -> int:
@@ -128,6 +135,13 @@ class Discriminator(FollowerProblem):
     def init(self, batch: Imitation | None) -> Weights:
         """The weights as the network was made."""
         return {name: p.detach().clone() for name, p in self.network.named_parameters()}
+
+    def project(self, y: Weights, batch: Imitation | None) -> Weights:
+        """The nearest weights whose norm is at most R."""
+        if self.max_norm is None:
+            return y
+        shrink = (self.max_norm / ravel(y).norm()).clamp(max=1)
+        return {name: shrink * leaf for name, leaf in y.items()}
 
     def logits(self, y: Weights, behaviour: Tensor) -> Tensor:
         """Log D − log(1 − D).

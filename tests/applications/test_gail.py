@@ -39,7 +39,7 @@ def games(applications: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.fixture
 def setting(games: ModuleType) -> Callable[..., Any]:
     def setting(method: str, updater: str = "coordinate", skip: float | None = 0.1) -> Any:
-        return games.Setting(ENV, method, 0, updater, skip, "finish", None, 2, 0.01, 64, 4)
+        return games.Setting(ENV, method, 0, updater, skip, "finish", None, 2, 0.01, None, 64, 4)
 
     return setting
 
@@ -179,6 +179,7 @@ def test_an_episode_is_drawn(
         ("--seeds 0", "seeds is 0: .*give 1 or more"),
         ("--seed -1", "seed is -1: .*give 0 or more"),
         ("--follower-lr 0", "follower_lr is 0.0: .*give a number above 0"),
+        ("--max-norm 0", "max_norm is 0.0: Y would be a point"),
         ("--max-kl 0", "max_kl is 0.0: TRPO could not move"),
         ("--demonstrations 1000", "1000 demonstrations are asked for and 100 are there"),
         ("--every 0", "every 0th pair is no choice"),

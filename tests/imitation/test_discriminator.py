@@ -11,6 +11,7 @@ from torch import nn
 
 from bilevel import Bilevel, BilevelError, Detached, Iterative, LeaderProblem, Parametric, testing
 from bilevel.imitation import Discriminator, Imitation, Rollout, Standardize, Task, pairs
+from bilevel.tree import ravel
 from bilevel.updates import Gradient
 
 TASK = Task("one state", 1, 2, discrete=True)
@@ -130,3 +131,15 @@ def test_what_pairs_go_through_is_no_part_of_y() -> None:
 def test_pairs_of_another_task_are_refused(states, actions) -> None:
     with pytest.raises(BilevelError, match=r"are not those of Task\(env='one state'"):
         pairs(TASK, states, actions)
+
+
+def test_weights_are_kept_in_the_ball() -> None:
+    follower = Discriminator(TASK, reward="neutral", max_norm=2.0)
+    y = {name: torch.randn_like(leaf) for name, leaf in follower.init(None).items()}
+    near = follower.project(y, None)
+    assert ravel(near).norm().item() == pytest.approx(2)
+    torch.testing.assert_close(ravel(near) / ravel(near).norm(), ravel(y) / ravel(y).norm())
+    inside = {name: 0.1 * leaf for name, leaf in near.items()}
+    assert all(map(torch.equal, follower.project(inside, None).values(), inside.values()))
+    with pytest.raises(BilevelError, match="max_norm is 0"):
+        Discriminator(TASK, reward="neutral", max_norm=0)
