@@ -20,6 +20,7 @@ from bilevel.robustness.attacks.fresh import Fresh
 from bilevel.robustness.attacks.interfaces import Adversary, foolbox_attack
 from bilevel.robustness.attacks.random_search import RandomSearch
 from bilevel.robustness.attacks.standard import STANDARD, check_attack, make_attacks
+from bilevel.robustness.averaging import Averaged
 from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
 from bilevel.robustness.classifier import Classifier, Normalize
 from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images, sample
@@ -64,6 +65,7 @@ __all__ = [
     "Attack",
     "Attacker",
     "Augment",
+    "Averaged",
     "Batch",
     "Battery",
     "CarliniWagner",

@@ -53,6 +53,9 @@ class TrainingArguments:
     attacker_lr: float | None = None
     """The attacker's learning rate (Adam)."""
     weight_decay: float | None = None
+    ema: float | None = None
+    """Decay of the averaged classifier that is validated, saved and attacked, such as 0.995; 0 is
+    off, as in the paper."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 computes the networks in bfloat16 (autocast); weights stay float32."""
 

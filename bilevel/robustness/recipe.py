@@ -26,6 +26,8 @@ class Recipe:
         lr: The classifier's learning rate (SGD, momentum 0.9), times 0.1 at each milestone.
         milestones: When, as shares of the run; 30, 60 and 90 of the paper's 100 epochs.
         weight_decay: Of both networks.
+        ema: Decay of the classifier's averaged weights, which are then validated, kept and
+            evaluated (:class:`~bilevel.robustness.Averaged`); 0 averages nothing, as the paper.
         attacker_lr: The attacker's learning rate (Adam); it does not decay.
         attacker: See :class:`~bilevel.robustness.Attacker`.
         attacker_width: Likewise.
@@ -45,6 +47,7 @@ class Recipe:
     lr: float = 0.1
     milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
     weight_decay: float = 2e-4
+    ema: float = 0.0
     attacker_lr: float = 1e-3
     attacker: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] = "wide"
     attacker_width: int = 64
@@ -60,6 +63,11 @@ class Recipe:
         for name in ("lr", "weight_decay", "attacker_lr"):
             if not 0 <= (rate := getattr(self, name)) < math.inf:
                 raise BilevelError(f"{name} is {rate}: it is no rate; give a number from 0 on")
+        if not 0 <= self.ema < 1:
+            raise BilevelError(
+                f"ema is {self.ema}: it is the share of the average that a step keeps; give "
+                "0 ≤ ema < 1, 0.995 for an average over 200 steps, 0 for none"
+            )
         if self.gradient_skip is not None and not math.isfinite(self.gradient_skip):
             raise BilevelError(
                 f"gradient_skip is {self.gradient_skip}: nothing can be learned from there; give a "

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from bilevel import Bilevel, MetricLog, checkpoint, pgm
 from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.robustness.averaging import Averaged
 from bilevel.robustness.batches import shuffled_batches
 from bilevel.robustness.data import Splits
 from bilevel.robustness.evaluation.accuracy import accuracy
@@ -64,6 +66,10 @@ class Trainer:
         precision: ``"bf16"`` trains under autocast; evaluation stays in float32.
         report: Called with the number of steps done and metrics, at each reading of the metrics.
         save_every: Seconds after which a checkpoint is written within an epoch.
+
+    Attributes:
+        averaged: The leader with its averaged weights, which are validated and kept, where the
+            recipe asks for them.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Trainer:
         self.save_every = save_every
         self.progress = Progress()
         self.best_weights: dict[str, Any] = {}
+        self.averaged = Averaged(game.leader, recipe.ema) if recipe.ema else None
         self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
 
     def fit(self) -> Progress:
@@ -118,6 +125,7 @@ class Trainer:
         state = {
             "config": self.config,
             "game": self.game.state_dict(),
+            "averaged": self.averaged and self.averaged.state_dict(),
             "progress": asdict(self.progress),
             "best_weights": self.best_weights,
             "random": checkpoint.random_state(),
@@ -141,6 +149,8 @@ class Trainer:
                         "arguments, or another --out"
                     )
             self.game.load_state_dict(state["game"])
+            if self.averaged:
+                self.averaged.load_state_dict(state["averaged"])
             self.progress = Progress(**state["progress"])
             self.best_weights = state["best_weights"]
             checkpoint.set_random_state(state["random"])
@@ -182,6 +192,8 @@ class Trainer:
         for batch in stream:
             with autocast:
                 log.add(self.game.step(batch))
+            if self.averaged:
+                self.averaged.follow(self.game.leader)
             now.position += 1
             if now.position % WINDOW == 0 or now.position == self.steps_per_epoch:
                 self.report(self.game.steps, log.means())
@@ -189,7 +201,7 @@ class Trainer:
                 begun = time.perf_counter()
 
     def _close_epoch(self) -> None:
-        now, game = self.progress, self.game
+        now = self.progress
         record = {"epoch": now.epoch, "lr": self.recipe.lr_at(now.epoch), **self._validate()}
         score = record[self.choose_by]
         if score > now.best:
@@ -197,17 +209,21 @@ class Trainer:
             self.best_weights = {
                 name: {
                     key: value.clone() if isinstance(value, torch.Tensor) else value
-                    for key, value in getattr(game, name).state_dict().items()
+                    for key, value in network.state_dict().items()
                 }
-                for name in ("leader", "solver")
+                for name, network in (("leader", self._leader()), ("solver", self.game.solver))
             }
         now.history.append(record)
         now.seconds.append(now.elapsed)
         now.epoch, now.position, now.elapsed = now.epoch + 1, 0, 0.0
-        self.report(game.steps, record)
+        self.report(self.game.steps, record)
+
+    def _leader(self) -> nn.Module:
+        """The leader as it is evaluated."""
+        return self.averaged.module if self.averaged else self.game.leader
 
     def _validate(self) -> dict[str, float]:
-        model, images = self.game.leader.get_submodule("model"), self.data.validation
+        model, images = self._leader().get_submodule("model"), self.data.validation
         eps = self.recipe.epsilon
         pgm10 = pgm(TRAINING_STEP * eps, 10)
         try:
