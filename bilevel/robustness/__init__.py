@@ -23,7 +23,7 @@ from bilevel.robustness.attacks.standard import STANDARD, check_attack, make_att
 from bilevel.robustness.averaging import Averaged
 from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
 from bilevel.robustness.classifier import Classifier, Normalize
-from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images, sample
+from bilevel.robustness.data import Dataset, ImageSet, Splits, checksum, load_images, sample
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
 from bilevel.robustness.evaluation.battery import Battery
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
@@ -41,11 +41,12 @@ from bilevel.robustness.methods import (
     TRAINING_STEP,
     Attacker,
     check_method,
+    fitting_width,
     is_learned,
     make_solver,
 )
 from bilevel.robustness.models import build_model, resnet18, small_cnn, wide_resnet
-from bilevel.robustness.recipe import RECIPES, Recipe, make_game
+from bilevel.robustness.recipe import RECIPES, Recipe, fast, make_game
 from bilevel.robustness.threats import L2, Linf, Perturbation
 from bilevel.robustness.trained import About, Trained, load_trained, save_trained
 from bilevel.robustness.training import Progress, Trainer
@@ -101,11 +102,14 @@ __all__ = [
     "check_attack",
     "check_classifier",
     "check_method",
+    "checksum",
     "correct",
     "cross_entropy",
     "dlr",
     "draw_attacks",
     "examples",
+    "fast",
+    "fitting_width",
     "foolbox_attack",
     "headline",
     "is_learned",
