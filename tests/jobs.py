@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from bilevel import BilevelError, ZeroSum, distributed, pgm
 from bilevel.alias import SCHEDULES
@@ -56,10 +56,9 @@ class Ended(NamedTuple):
 
 def launch(*command: object, processes: int = 2, timeout: float = 120) -> list[Ended]:
     """Runs a command in processes that find each other; all have ended when it returns."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": processes}
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "WORLD_SIZE": processes}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": True}
     shared |= {"LOCAL_WORLD_SIZE": processes, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
     started = [
         subprocess.Popen(
