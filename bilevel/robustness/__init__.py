@@ -47,6 +47,14 @@ from bilevel.robustness.methods import (
 )
 from bilevel.robustness.models import build_model, resnet18, small_cnn, wide_resnet
 from bilevel.robustness.recipe import RECIPES, Recipe, fast, make_game
+from bilevel.robustness.speed import (
+    Trunk,
+    compile_network,
+    computing,
+    enough_memory,
+    fitting_precision,
+    recompute_activations,
+)
 from bilevel.robustness.threats import L2, Linf, Perturbation
 from bilevel.robustness.trained import About, Trained, load_trained, save_trained
 from bilevel.robustness.training import Progress, Trainer
@@ -93,6 +101,7 @@ __all__ = [
     "Targeted",
     "Trained",
     "Trainer",
+    "Trunk",
     "accuracy",
     "accuracy_by_epsilon",
     "accuracy_by_iterations",
@@ -103,12 +112,16 @@ __all__ = [
     "check_classifier",
     "check_method",
     "checksum",
+    "compile_network",
+    "computing",
     "correct",
     "cross_entropy",
     "dlr",
     "draw_attacks",
+    "enough_memory",
     "examples",
     "fast",
+    "fitting_precision",
     "fitting_width",
     "foolbox_attack",
     "headline",
@@ -124,6 +137,7 @@ __all__ = [
     "not_to_be_quoted",
     "probe",
     "read_about",
+    "recompute_activations",
     "records",
     "resnet18",
     "sample",

@@ -61,8 +61,15 @@ class TrainingArguments:
     ema: float | None = None
     """Decay of the averaged classifier that is validated, saved and attacked, such as 0.995; 0 is
     off, as in the paper."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16 computes the networks in bfloat16 (autocast); weights stay float32."""
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
+    """bf16 trains in bfloat16 (autocast), tf32 lets a GPU's matrix units round; weights stay
+    float32, and evaluation is not affected. auto is bf16 on a GPU that has it, else float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the networks; auto does on a GPU. Takes a minute before the first step."""
+    recompute: bool = False
+    """Compute the classifier's activations again in the backward pass: less memory, more time."""
+    channels_last: bool = True
+    """Keep the channels of a pixel side by side, which convolutions are fastest with."""
 
     sync_batchnorm: bool = False
     """Normalise by the statistics of the whole batch where many processes share it (torchrun)."""

@@ -194,15 +194,21 @@ def make_game(
         The game.
     """
     attacker = list(solver.parameters())
+    # One kernel for all weights; elsewhere torch's own choice.
+    fused = True if all(p.is_cuda for p in leader.parameters()) else None
     return Bilevel(
         leader,
         follower,
         solver,
         leader_opt=torch.optim.SGD(
-            leader.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
+            leader.parameters(),
+            lr=recipe.lr,
+            momentum=0.9,
+            weight_decay=recipe.weight_decay,
+            fused=fused,
         ),
         solver_opt=torch.optim.Adam(
-            attacker, lr=recipe.attacker_lr, weight_decay=recipe.weight_decay
+            attacker, lr=recipe.attacker_lr, weight_decay=recipe.weight_decay, fused=fused
         )
         if attacker
         else None,

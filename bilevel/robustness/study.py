@@ -21,6 +21,12 @@ from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.methods import EVALUATION_STEP, Attacker, fitting_width
 from bilevel.robustness.models import build_model
+from bilevel.robustness.speed import (
+    Precision,
+    compile_network,
+    fitting_precision,
+    recompute_activations,
+)
 from bilevel.robustness.threats import Linf, Perturbation
 from bilevel.robustness.trained import About, save_trained
 from bilevel.robustness.training import Progress, Trainer
@@ -61,7 +67,17 @@ class Study:
                 "divide by the maximum of its own share; give --normalize sample"
             )
         distributed.agree({**asdict(args), "code": experiment.code()})
+        if args.recompute and args.compile == "on":
+            raise BilevelError(
+                "compile is on and so is recompute: a compiled network chooses itself what it "
+                "computes again; give one of them"
+            )
         self.device = experiment.pick_device(args.device)
+        auto = args.compile == "auto" and self.device.type == "cuda" and not args.recompute
+        self._compile = auto or args.compile == "on"
+        self._precision: Precision = (
+            fitting_precision(self.device) if args.precision == "auto" else args.precision
+        )
         self.data = args.load(self.device)
         self.records: list[dict[str, Any]] = []
         self._shown = next(batches(sample(self.data.test, 3), 3))
@@ -113,10 +129,18 @@ class Study:
         """
         torch.manual_seed(self.args.seed)
         model, solver = about.classifier(), about.solver(self.recipe.pgm_steps)
+        if self.args.recompute:
+            recompute_activations(model)
         for network in (model, solver):
-            network.to(self.device).to(memory_format=torch.channels_last)  # convolutions' fastest
+            network.to(self.device)
+            if self.args.channels_last:
+                network.to(memory_format=torch.channels_last)
             if self.args.sync_batchnorm:
                 SyncBatchNorm.take_over(network)
+        if self._compile:
+            compile_network(model)
+            for update in solver.children():
+                compile_network(update)
         return model, solver
 
     def run(
@@ -173,7 +197,7 @@ class Study:
                 self.recipe,
                 seed=self.args.seed,
                 choose_by="validation_clean" if about.method == "plain" else "validation_pgm",
-                precision=self.args.precision,
+                precision=self._precision,
                 path=folder / "checkpoint.pt",
                 config={"method": name, "dataset": about.dataset, **sizes, **config}
                 | {"sync_batchnorm": self.args.sync_batchnorm}

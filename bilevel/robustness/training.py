@@ -21,6 +21,7 @@ from bilevel.robustness.data import Splits
 from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.methods import TRAINING_STEP
 from bilevel.robustness.recipe import Recipe
+from bilevel.robustness.speed import Precision, computing, enough_memory
 from bilevel.robustness.threats import Linf
 
 WINDOW = 50
@@ -66,7 +67,7 @@ class Trainer:
         config: Plain values that tell this run from others; a checkpoint of another run is refused.
         choose_by: The record that the best epoch has the highest of: ``"validation_pgm"``, accuracy
             under PGM-10, or ``"validation_clean"`` for a method that does not defend.
-        precision: ``"bf16"`` trains under autocast; evaluation stays in float32.
+        precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
         report: Called with the number of steps done and metrics, at each reading of the metrics.
         save_every: Seconds after which a checkpoint is written within an epoch.
 
@@ -85,7 +86,7 @@ class Trainer:
         path: Path,
         config: dict[str, Any],
         choose_by: Literal["validation_pgm", "validation_clean"] = "validation_pgm",
-        precision: Literal["float32", "bf16"] = "float32",
+        precision: Precision = "float32",
         report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
         save_every: float = 60.0,
     ) -> None:
@@ -195,13 +196,11 @@ class Trainer:
             share=distributed.mine,
         )
         begun = time.perf_counter()
-        autocast = torch.autocast(
-            self.data.train.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        device, size = self.data.train.images.device, self.recipe.batch_size
         for batch in stream:
             self._share()
             self._set_lr()
-            with autocast:
+            with computing(self.precision, device), enough_memory(size):
                 log.add(self.game.step(batch))
             if self.game.pool:
                 average_statistics(self.game.pool, [self.game.leader, self.game.solver])
