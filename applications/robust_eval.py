@@ -21,7 +21,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from bilevel import BilevelError, Solver, checkpoint, commandline, experiment, fgsm, pgm
+from bilevel import (
+    BilevelError,
+    Solver,
+    checkpoint,
+    commandline,
+    distributed,
+    experiment,
+    fgsm,
+    pgm,
+)
 from bilevel.robustness import (
     EVALUATION_STEP,
     STANDARD,
@@ -41,6 +50,7 @@ from bilevel.robustness import (
     batches,
     check_attack,
     check_classifier,
+    checksum,
     examples,
     headline,
     judge,
@@ -120,6 +130,7 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
     """The classifiers, the surrogates and the images; all that is wrong with them is told here."""
     for name in args.attack:
         check_attack(name)
+    distributed.agree({**asdict(args), "code": experiment.code()})
     device = experiment.pick_device(args.device)
     targets, surrogates = (load(names, device) for names in (args.checkpoint, args.surrogate))
     if not targets:
@@ -137,6 +148,8 @@ def report(
     args: Args, targets: list[Trained], evaluations: list[Evaluation], data: dict[str, Splits]
 ) -> None:
     """The page, the results and a table."""
+    if not distributed.is_first():
+        return
     environment = experiment.environment(experiment.pick_device(args.device))
     rows = [record for evaluation in evaluations for record in records(evaluation)]
     experiment.write_results(args.out, asdict(args), environment, rows)
@@ -186,7 +199,10 @@ def images(args: Args, target: Trained, device: torch.device) -> Splits:
 @lru_cache(maxsize=1)
 def read(dataset: Dataset, data_dir: Path, seed: int, device: torch.device) -> Splits:
     """The images of a dataset, read once for all classifiers that were trained on them."""
-    return Splits(*(part.to(device) for part in load_images(dataset, data_dir, seed=seed)))
+    with distributed.one_first():
+        data = load_images(dataset, data_dir, seed=seed)
+    distributed.agree({"images": checksum(data)})
+    return Splits(*(part.to(device) for part in data))
 
 
 def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Splits) -> Evaluation:

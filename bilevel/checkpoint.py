@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from bilevel import distributed
 from bilevel.errors import BilevelError
 from bilevel.files import replacing
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes ``state`` so that ``path`` holds the old file or the new one, never a part of it.
+
+    Of many processes, which all have the same state, the first one writes it.
 
     Args:
         path: The file; its folder is made.
@@ -30,6 +33,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
         >>> load(file)
         {'epoch': 3}
     """
+    if not distributed.is_first():
+        return
     with replacing(path) as part:
         torch.save(state, part)
 

@@ -7,12 +7,12 @@ import difflib
 import io
 import itertools
 import re
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
+from bilevel import distributed
 from bilevel.errors import BilevelError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ Arguments = TypeVar("Arguments", bound="DataclassInstance")
 
 def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
     """Turns a dataclass into a command line, runs ``main`` on it and ends the process.
+
+    Under ``torchrun`` it joins the other processes first, see :mod:`bilevel.distributed`.
 
     Bad arguments and bad data end with exit status 2 and one line on the standard error, without
     a traceback.
@@ -36,14 +38,17 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
     """
     threading.excepthook = _thread_failed
     try:
+        distributed.join()
         main(_parse(arguments))
     except BilevelError as error:
         line = " ".join(str(error).splitlines())  # whatever it quotes
-        print(f"error: {line}", file=sys.stderr)
+        distributed.say(f"error: {line}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        distributed.say("stopped; the same command with --resume goes on")
         raise SystemExit(130) from None
+    finally:
+        distributed.leave()
     raise SystemExit(0)
 
 

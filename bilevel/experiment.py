@@ -5,6 +5,7 @@ Not part of the core: it serves the scripts in ``applications/`` and knows no pr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bilevel import distributed
 from bilevel.errors import BilevelError
 from bilevel.files import make_folder, replacing, writing
 
@@ -28,20 +30,28 @@ def pick_device(name: str) -> torch.device:
         name: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` and so on.
 
     Returns:
-        The device.
+        The device; of many processes each has a GPU of its own.
 
     Raises:
-        BilevelError: If it is not there.
+        BilevelError: If it is not there, or not for every process.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise BilevelError(
             f"device {name!r} is not available ({str(error).splitlines()[0]}): give --device auto"
         ) from error
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type != "cuda" or distributed.processes() == 1:
+        return device
+    if name != "cuda":
+        raise BilevelError(
+            f"device {name!r} is one GPU for {distributed.processes()} processes: each needs one "
+            "of its own; give --device cuda"
+        )
+    return distributed.gpu()
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -59,9 +69,22 @@ def environment(device: torch.device) -> dict[str, str]:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "device": f"{device.type}: {name}",
         "threads": str(torch.get_num_threads()),
+        "processes": str(distributed.processes()),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def code() -> str:
+    """What is run: a checksum of the library's source, the application's and torch's version.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256(torch.__version__.encode())
+    for path in [*sorted(Path(__file__).parent.rglob("*.py")), Path(sys.argv[0])]:
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:16]
 
 
 def write_results(
@@ -91,7 +114,8 @@ def write_results(
 class Journal:
     """The progress of one training run: a bar on the screen, curves in TensorBoard.
 
-    Where the screen is a file, each epoch is a line instead.
+    Where the screen is a file, each epoch is a line instead. Of many processes, the first one's
+    is written down.
 
     Args:
         name: What the run is called.
@@ -103,10 +127,12 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter
 
         self._name = name
-        self._folder = make_folder(folder / "tensorboard")
+        self._folder = folder / "tensorboard"
         self._shown: dict[str, float] = {}
-        with writing(self._folder):
-            self._writer = SummaryWriter(self._folder)
+        self._writer: SummaryWriter | None = None
+        if distributed.is_first():
+            with writing(make_folder(self._folder)):
+                self._writer = SummaryWriter(self._folder)
         self._bar = Progress(
             TextColumn("{task.description:>14}"),
             BarColumn(bar_width=16),
@@ -134,6 +160,8 @@ class Journal:
         Raises:
             BilevelError: If they cannot be written.
         """
+        if self._writer is None:
+            return
         for name, value in metrics.items():
             with writing(self._folder):
                 self._writer.add_scalar(name, value, steps)
@@ -152,8 +180,9 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         """Takes the bar off and closes the files."""
         self._bar.stop()
-        with writing(self._folder):
-            self._writer.close()
+        if self._writer is not None:
+            with writing(self._folder):
+                self._writer.close()
 
 
 class ProgressBar:

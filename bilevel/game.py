@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedule import Schedule, Simultaneous
 from bilevel.solver import Solution, Solver
 from bilevel.tree import Value, detach, leaves
+
+if TYPE_CHECKING:
+    from bilevel.distributed import Pool
 
 
 class Optimizer(Protocol):
@@ -60,6 +63,10 @@ class Bilevel:
         adjoint: How the answer enters the leader's gradient. A zero-sum game defaults to
             :class:`Detached`, which is exact there; any other game names its own.
         schedule: In which order the players move; default :class:`Simultaneous`.
+
+    Attributes:
+        pool: Where many processes play, each on its share of the batch: adds up their gradients
+            (:class:`~bilevel.distributed.Pool`). None otherwise.
 
     Raises:
         BilevelError: If the parts do not fit together.
@@ -112,6 +119,7 @@ class Bilevel:
         self.adjoint = copy.deepcopy(adjoint or Detached())
         self.schedule = copy.deepcopy(schedule or Simultaneous())
         self.schedule.check(self)
+        self.pool: Pool | None = None
         self.steps = 0
         self._checked = False
 
@@ -192,8 +200,8 @@ class Bilevel:
             forget_gradients(self.leader)
             loss = self.leader.loss(detach(y) if losses else y, batch)
             checks.check_loss("the leader's loss", loss, self.steps)
-            loss.backward(inputs=asked)
-            losses.append(loss.detach())
+            loss = self._backward(loss, asked)
+            losses.append(loss)
             return loss
 
         self.leader_opt.step(closure)
@@ -224,7 +232,21 @@ class Bilevel:
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
             checks.check_loss("the follower's objective", loss, self.steps)
-            loss.backward(inputs=trained(self.solver), retain_graph=True)
+            self._backward(loss, trained(self.solver), retain_graph=True)
+
+    def _backward(
+        self, loss: Tensor, asked: list[Tensor] | None, *, retain_graph: bool = False
+    ) -> Tensor:
+        """Fills the gradients; both they and the loss returned are those of the whole batch."""
+        if self.pool is None:
+            loss.backward(inputs=asked, retain_graph=retain_graph)
+            return loss.detach()
+        loss = loss * self.pool.share
+        loss.backward(inputs=asked, retain_graph=retain_graph)
+        loss = loss.detach().clone()
+        moved = asked or [*trained(self.leader), *trained(self.solver)]
+        self.pool.add_up([loss, *(p.grad for p in moved if p.grad is not None)])
+        return loss
 
     def step_solver(self) -> None:
         """The second half: the step of the solver's optimizer, where there is one."""

@@ -20,9 +20,10 @@ from bilevel.robustness.attacks.fresh import Fresh
 from bilevel.robustness.attacks.interfaces import Adversary, foolbox_attack
 from bilevel.robustness.attacks.random_search import RandomSearch
 from bilevel.robustness.attacks.standard import STANDARD, check_attack, make_attacks
+from bilevel.robustness.averaging import Averaged
 from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
 from bilevel.robustness.classifier import Classifier, Normalize
-from bilevel.robustness.data import Dataset, ImageSet, Splits, load_images, sample
+from bilevel.robustness.data import Dataset, ImageSet, Splits, checksum, load_images, sample
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
 from bilevel.robustness.evaluation.battery import Battery
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
@@ -40,11 +41,20 @@ from bilevel.robustness.methods import (
     TRAINING_STEP,
     Attacker,
     check_method,
+    fitting_width,
     is_learned,
     make_solver,
 )
 from bilevel.robustness.models import build_model, resnet18, small_cnn, wide_resnet
-from bilevel.robustness.recipe import RECIPES, Recipe, make_game
+from bilevel.robustness.recipe import RECIPES, Recipe, fast, make_game
+from bilevel.robustness.speed import (
+    Trunk,
+    compile_network,
+    computing,
+    enough_memory,
+    fitting_precision,
+    recompute_activations,
+)
 from bilevel.robustness.threats import L2, Linf, Perturbation
 from bilevel.robustness.trained import About, Trained, load_trained, save_trained
 from bilevel.robustness.training import Progress, Trainer
@@ -64,6 +74,7 @@ __all__ = [
     "Attack",
     "Attacker",
     "Augment",
+    "Averaged",
     "Batch",
     "Battery",
     "CarliniWagner",
@@ -90,6 +101,7 @@ __all__ = [
     "Targeted",
     "Trained",
     "Trainer",
+    "Trunk",
     "accuracy",
     "accuracy_by_epsilon",
     "accuracy_by_iterations",
@@ -99,11 +111,18 @@ __all__ = [
     "check_attack",
     "check_classifier",
     "check_method",
+    "checksum",
+    "compile_network",
+    "computing",
     "correct",
     "cross_entropy",
     "dlr",
     "draw_attacks",
+    "enough_memory",
     "examples",
+    "fast",
+    "fitting_precision",
+    "fitting_width",
     "foolbox_attack",
     "headline",
     "is_learned",
@@ -118,6 +137,7 @@ __all__ = [
     "not_to_be_quoted",
     "probe",
     "read_about",
+    "recompute_activations",
     "records",
     "resnet18",
     "sample",

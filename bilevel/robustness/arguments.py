@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from bilevel.robustness.data import Splits, load_images, sample
-from bilevel.robustness.recipe import RECIPES, Recipe
+from bilevel import distributed
+from bilevel.robustness.data import Splits, checksum, load_images, sample
+from bilevel.robustness.recipe import RECIPES, Recipe, fast
 
 
 @dataclass
@@ -30,12 +31,16 @@ class TrainingArguments:
     test_size: int | None = None
     """Attack this many test images only."""
 
+    fast: bool = False
+    """Half of the recipe's epochs and 30 at most: one cycle of the learning rate, averaged weights,
+    an attacker in proportion to the classifier."""
     model: str | None = None
     """small-cnn, resnet18, or wrn-DEPTH-WIDTH such as wrn-34-10."""
     attacker: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] | None = None
     """The attacker's network: wide is the paper's Table 1, slim its Table 5."""
     attacker_width: int | None = None
-    """Channels of the attacker's first layer; keep it in proportion to the classifier."""
+    """Channels of the attacker's first layer; keep it in proportion to the classifier, as --fast
+    does by itself."""
     normalize: Literal["sample", "batch"] = "sample"
     """Divide gradients by each image's maximum, or by the batch's as the authors' code does."""
     gradient_skip: float | None = None
@@ -53,8 +58,21 @@ class TrainingArguments:
     attacker_lr: float | None = None
     """The attacker's learning rate (Adam)."""
     weight_decay: float | None = None
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16 computes the networks in bfloat16 (autocast); weights stay float32."""
+    ema: float | None = None
+    """Decay of the averaged classifier that is validated, saved and attacked, such as 0.995; 0 is
+    off, as in the paper."""
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
+    """bf16 trains in bfloat16 (autocast), tf32 lets a GPU's matrix units round; weights stay
+    float32, and evaluation is not affected. auto is bf16 on a GPU that has it, else float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the networks; auto does on a GPU. Takes a minute before the first step."""
+    recompute: bool = False
+    """Compute the classifier's activations again in the backward pass: less memory, more time."""
+    channels_last: bool = True
+    """Keep the channels of a pixel side by side, which convolutions are fastest with."""
+
+    sync_batchnorm: bool = False
+    """Normalise by the statistics of the whole batch where many processes share it (torchrun)."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
     """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
@@ -76,7 +94,8 @@ class TrainingArguments:
         known = {name: value for name, value in given.items() if value is not None}
         if self.smoke:
             known = {"model": "small-cnn", "attacker": "two-layer"} | known | {"epochs": 2}
-        return replace(RECIPES[self.dataset], **known)
+        recipe = replace(RECIPES[self.dataset], **known)
+        return replace(fast(recipe), **known) if self.fast else recipe
 
     def load(self, device: torch.device) -> Splits:
         """The images.
@@ -87,13 +106,15 @@ class TrainingArguments:
         Returns:
             Training, validation and test images.
         """
-        data = load_images(
-            self.dataset,
-            self.data_dir,
-            seed=self.seed,
-            train_size=self.train_size,
-            download=self.download,
-        )
+        with distributed.one_first():  # to download, and to fill caches
+            data = load_images(
+                self.dataset,
+                self.data_dir,
+                seed=self.seed,
+                train_size=self.train_size,
+                download=self.download,
+            )
+        distributed.agree({"images": checksum(data)})
         sizes = (256, 64, 64) if self.smoke else (None, self.validation_size, self.test_size)
         parts = (sample(part, size).to(device) for part, size in zip(data, sizes, strict=True))
         return Splits(*parts)

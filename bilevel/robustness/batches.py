@@ -9,7 +9,7 @@ would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -135,6 +135,7 @@ def shuffled_batches(
     epoch: int,
     augment: Augment | None = None,
     start: int = 0,
+    share: Callable[[int], slice] = lambda count: slice(count),
 ) -> Iterator[Batch]:
     """All images once, shuffled and augmented: for training.
 
@@ -149,6 +150,9 @@ def shuffled_batches(
         epoch: Number of the epoch, from 0; each has an order of its own.
         augment: What happens to the images; ``None`` leaves them as they are.
         start: The first batch wanted, for a run resumed within an epoch.
+        share: Which of a batch's images to make, given their number; all of them unless given.
+            :func:`bilevel.distributed.mine` where many processes share a batch. A share without
+            an image gets the batch's first, since a network needs one.
 
     Returns:
         The batches ``start``, ``start + 1``, … of the epoch.
@@ -180,6 +184,8 @@ def shuffled_batches(
 
     def batch(begin: int) -> Batch:
         part = plan[:, begin : begin + batch_size]
+        own = part[:, share(part.shape[1])]
+        part = own if own.shape[1] else part[:, :1]
         pixels = images.images.index_select(0, part[0])
         if augment is not None:
             pixels = augment(pixels, part[1:])

@@ -8,6 +8,7 @@ test set, as much work on adversarial training does, reports the luckiest checkp
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +197,22 @@ def sample(images: ImageSet, size: int | None, *, seed: int = 0) -> ImageSet:
     if size < 1:
         raise BilevelError(f"a sample of {size} images is empty: give a size of 1 or more")
     return _split(images, size, seed)[0]
+
+
+def checksum(splits: Splits) -> int:
+    """A number that tells images from others, for processes that must have the same.
+
+    Args:
+        splits: Images on the CPU.
+
+    Returns:
+        32 bits of their pixels and labels.
+    """
+    found = 0
+    for part in splits:
+        for tensor in (part.images, part.labels):
+            found = zlib.crc32(np.ascontiguousarray(tensor.numpy()).data, found)
+    return found
 
 
 def _split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:

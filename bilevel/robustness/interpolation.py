@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bilevel.errors import BilevelError
 from bilevel.problem import LeaderProblem
 from bilevel.robustness.batches import Batch
+from bilevel.robustness.speed import at_least_float32
 from bilevel.robustness.threats import Linf
 
 
@@ -147,7 +148,7 @@ class InterpolatedLabels(LeaderProblem):
 
     def loss(self, y: Tensor, batch: Batch) -> Tensor:
         """Soft cross entropy at x + δ, the mean over the batch."""
-        logits = self.model(batch.x + y)
+        logits = at_least_float32(self.model(batch.x + y))
         return F.cross_entropy(logits, self.targets(batch, logits.shape[1]).to(logits.dtype))
 
     def targets(self, batch: Batch, classes: int) -> Tensor:
@@ -181,4 +182,5 @@ def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
         model(x)
     finally:
         handle.remove()
-    return seen[-1].flatten(2).mean(2) if seen[-1].ndim > 2 else seen[-1]
+    output = at_least_float32(seen[-1])
+    return output.flatten(2).mean(2) if output.ndim > 2 else output

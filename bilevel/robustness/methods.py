@@ -9,12 +9,17 @@ K-step-l2l, …             δ ← Π(δ + g(x + δ, ∇)), K times   Iterative(
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bilevel import Iterative, Solver, fgsm, pgm
 from bilevel.errors import BilevelError
@@ -76,6 +81,45 @@ class Attacker:
             network = partial(CNN, form=self.form, width=self.width)
         skip = self.gradient_skip if "gradient" in inputs else None
         return network(channels, eps, inputs=inputs, normalize=self.normalize, gradient_skip=skip)
+
+
+def fitting_width(
+    attacker: Attacker, classifier: nn.Module, shape: tuple[int, int, int], share: float = 0.1
+) -> int:
+    """The width with which an attacker's pass costs a share of a classifier's.
+
+    Args:
+        attacker: The attacker; its width is not read.
+        classifier: The classifier.
+        shape: Channels, height and width of the images.
+        share: The share, in multiply–adds.
+
+    Returns:
+        The largest of 4, 8, 12, 16, 24, 32, 48, 64 that costs no more; 4 if none does.
+
+    Example:
+        >>> from bilevel.robustness import build_model
+        >>> with torch.device("meta"):
+        ...     resnet = build_model("resnet18", channels=3, classes=10)
+        >>> fitting_width(Attacker("wide"), resnet, (3, 32, 32))
+        8
+    """
+    images = torch.zeros(1, *shape, device="meta")
+    limit = share * _cost(copy.deepcopy(classifier).to("meta"), images)
+    chosen = 4
+    for width in (8, 12, 16, 24, 32, 48, 64):
+        with torch.device("meta"):
+            update = replace(attacker, width=width).update(shape[0], 1.0, ("context", "gradient"))
+        if _cost(update, images, images, images, None) <= limit:
+            chosen = width
+    return chosen
+
+
+def _cost(network: nn.Module, *inputs: Tensor | None) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(*inputs)
+    cost: int = counter.get_total_flops()
+    return cost
 
 
 def is_learned(method: str) -> bool:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from bilevel.errors import BilevelError
 from bilevel.robustness.classifier import Classifier, Normalize
+from bilevel.robustness.speed import Trunk
 
 __all__ = ["build_model", "resnet18", "small_cnn", "wide_resnet"]
 
@@ -97,7 +98,7 @@ def small_cnn(channels: int, classes: int, *, width: int = 32) -> Classifier:
         >>> small_cnn(channels=1, classes=10).features(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 128])
     """
-    trunk = nn.Sequential(
+    trunk = Trunk(
         _conv_bn_relu(channels, width),
         _conv_bn_relu(width, 2 * width, stride=2),
         _conv_bn_relu(2 * width, 4 * width, stride=2),
@@ -123,7 +124,7 @@ def resnet18(channels: int, classes: int) -> Classifier:
         11173962
     """
     stages = _stages(_BasicBlock, 2, (64, 64, 128, 256, 512))
-    trunk = nn.Sequential(_conv_bn_relu(channels, 64), *stages)
+    trunk = Trunk(_conv_bn_relu(channels, 64), *stages)
     return Classifier(trunk, 512, channels=channels, classes=classes)
 
 
@@ -156,7 +157,7 @@ def wide_resnet(depth: int, widen: int, channels: int, classes: int) -> Classifi
         )
     width = 64 * widen
     stages = _stages(_PreActivationBlock, (depth - 4) // 6, (16, width // 4, width // 2, width))
-    trunk = nn.Sequential(_conv(channels, 16), *stages, nn.BatchNorm2d(width), nn.ReLU())
+    trunk = Trunk(_conv(channels, 16), *stages, nn.BatchNorm2d(width), nn.ReLU())
     return Classifier(trunk, width, channels=channels, classes=classes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from bilevel import Bilevel, Solver, experiment, pgm
+from bilevel import Bilevel, Solver, distributed, experiment, pgm
+from bilevel.batchnorm import SyncBatchNorm
 from bilevel.errors import BilevelError
 from bilevel.robustness.arguments import TrainingArguments
 from bilevel.robustness.batches import batches
@@ -18,7 +19,14 @@ from bilevel.robustness.data import sample
 from bilevel.robustness.evaluation.accuracy import accuracy, examples
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.figures import draw_attacks
-from bilevel.robustness.methods import EVALUATION_STEP, Attacker
+from bilevel.robustness.methods import EVALUATION_STEP, Attacker, fitting_width
+from bilevel.robustness.models import build_model
+from bilevel.robustness.speed import (
+    Precision,
+    compile_network,
+    fitting_precision,
+    recompute_activations,
+)
 from bilevel.robustness.threats import Linf, Perturbation
 from bilevel.robustness.trained import About, save_trained
 from bilevel.robustness.training import Progress, Trainer
@@ -41,7 +49,8 @@ class Study:
         args: The application's arguments.
 
     Raises:
-        BilevelError: If the images cannot be had, or there is nothing to resume.
+        BilevelError: If the images cannot be had, there is nothing to resume, or processes were not
+            started alike.
     """
 
     def __init__(self, args: TrainingArguments) -> None:
@@ -52,7 +61,23 @@ class Study:
             )
         self.args = args
         self.recipe = args.recipe()
+        if distributed.processes() > 1 and args.normalize == "batch":
+            raise BilevelError(
+                f"normalize is batch and there are {distributed.processes()} processes: each would "
+                "divide by the maximum of its own share; give --normalize sample"
+            )
+        distributed.agree({**asdict(args), "code": experiment.code()})
+        if args.recompute and args.compile == "on":
+            raise BilevelError(
+                "compile is on and so is recompute: a compiled network chooses itself what it "
+                "computes again; give one of them"
+            )
         self.device = experiment.pick_device(args.device)
+        auto = args.compile == "auto" and self.device.type == "cuda" and not args.recompute
+        self._compile = auto or args.compile == "on"
+        self._precision: Precision = (
+            fitting_precision(self.device) if args.precision == "auto" else args.precision
+        )
         self.data = args.load(self.device)
         self.records: list[dict[str, Any]] = []
         self._shown = next(batches(sample(self.data.test, 3), 3))
@@ -77,11 +102,21 @@ class Study:
             dataset=args.dataset,
             epsilon=recipe.epsilon,
             seed=args.seed,
-            attacker=Attacker(
-                recipe.attacker, recipe.attacker_width, args.normalize, recipe.gradient_skip
-            ),
+            attacker=self._attacker(),
             interpolation=interpolation,
         )
+
+    def _attacker(self) -> Attacker:
+        recipe, images = self.recipe, self.data.train
+        attacker = Attacker(
+            recipe.attacker, normalize=self.args.normalize, gradient_skip=recipe.gradient_skip
+        )
+        width = recipe.attacker_width
+        if width is None:
+            _, channels, *size = images.images.shape
+            model = build_model(recipe.model, channels=channels, classes=len(images.classes))
+            width = fitting_width(attacker, model, (channels, size[0], size[1]))
+        return replace(attacker, width=width)
 
     def networks(self, about: About) -> tuple[nn.Module, Solver]:
         """The classifier and the method's solver, seeded and on the device.
@@ -94,8 +129,18 @@ class Study:
         """
         torch.manual_seed(self.args.seed)
         model, solver = about.classifier(), about.solver(self.recipe.pgm_steps)
+        if self.args.recompute:
+            recompute_activations(model)
         for network in (model, solver):
-            network.to(self.device).to(memory_format=torch.channels_last)  # convolutions' fastest
+            network.to(self.device)
+            if self.args.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if self.args.sync_batchnorm:
+                SyncBatchNorm.take_over(network)
+        if self._compile:
+            compile_network(model)
+            for update in solver.children():
+                compile_network(update)
         return model, solver
 
     def run(
@@ -111,7 +156,8 @@ class Study:
         """
         progress = self._train(name, about, game, config or {})
         model = game.leader.get_submodule("model")
-        save_trained(self.args.out / name, about, model, game.solver)
+        if distributed.is_first():
+            save_trained(self.args.out / name, about, model, game.solver)
         with Console().status(f"{name}: attacking {len(self.data.test)} test images"):
             attacked = self._evaluate(about, model, game)
         self.records.append(
@@ -133,6 +179,8 @@ class Study:
 
     def close(self) -> None:
         """Writes results and figure, and prints the table."""
+        if not distributed.is_first():
+            return
         add_ratios(self.records)
         environment = experiment.environment(self.device)
         experiment.write_results(self.args.out, asdict(self.args), environment, self.records)
@@ -149,9 +197,10 @@ class Study:
                 self.recipe,
                 seed=self.args.seed,
                 choose_by="validation_clean" if about.method == "plain" else "validation_pgm",
-                precision=self.args.precision,
+                precision=self._precision,
                 path=folder / "checkpoint.pt",
                 config={"method": name, "dataset": about.dataset, **sizes, **config}
+                | {"sync_batchnorm": self.args.sync_batchnorm}
                 | asdict(about.attacker),
                 report=journal.report,
             )

@@ -19,6 +19,7 @@ from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.batches import Batch
 from bilevel.robustness.losses import Loss, cross_entropy
+from bilevel.robustness.speed import at_least_float32
 
 
 class Perturbation(FollowerProblem):
@@ -79,7 +80,7 @@ class Perturbation(FollowerProblem):
 
     def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
         """The loss at x + δ."""
-        return self.loss(leader.model(batch.x + y), batch)
+        return self.loss(at_least_float32(leader.model(batch.x + y)), batch)
 
     def project(self, y: Tensor, batch: Batch) -> Tensor:
         """δ clipped to the ball, then x + δ to [0, 1], which never leaves the ball."""

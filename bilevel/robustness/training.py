@@ -8,15 +8,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import nn
 
-from bilevel import Bilevel, MetricLog, checkpoint, pgm
+from bilevel import Bilevel, MetricLog, checkpoint, distributed, pgm
+from bilevel.batchnorm import average_statistics
 from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.robustness.averaging import Averaged
 from bilevel.robustness.batches import shuffled_batches
 from bilevel.robustness.data import Splits
 from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.methods import TRAINING_STEP
 from bilevel.robustness.recipe import Recipe
+from bilevel.robustness.speed import Precision, computing, enough_memory
 from bilevel.robustness.threats import Linf
 
 WINDOW = 50
@@ -50,7 +55,8 @@ class Trainer:
     """Runs the epochs of a game on images and keeps the weights that validate best.
 
     Epochs are compared on the validation split; the test set has no say (the paper's code chooses
-    on it).
+    on it). Many processes train on their shares of each batch and have, up to rounding, the weights
+    that one process would have; up to its statistics, where batch normalisation has its own.
 
     Args:
         game: The game, see :func:`make_game`; its leader has the classifier as ``model``.
@@ -61,9 +67,13 @@ class Trainer:
         config: Plain values that tell this run from others; a checkpoint of another run is refused.
         choose_by: The record that the best epoch has the highest of: ``"validation_pgm"``, accuracy
             under PGM-10, or ``"validation_clean"`` for a method that does not defend.
-        precision: ``"bf16"`` trains under autocast; evaluation stays in float32.
+        precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
         report: Called with the number of steps done and metrics, at each reading of the metrics.
         save_every: Seconds after which a checkpoint is written within an epoch.
+
+    Attributes:
+        averaged: The leader with its averaged weights, which are validated and kept, where the
+            recipe asks for them.
     """
 
     def __init__(
@@ -76,7 +86,7 @@ class Trainer:
         path: Path,
         config: dict[str, Any],
         choose_by: Literal["validation_pgm", "validation_clean"] = "validation_pgm",
-        precision: Literal["float32", "bf16"] = "float32",
+        precision: Precision = "float32",
         report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
         save_every: float = 60.0,
     ) -> None:
@@ -92,7 +102,11 @@ class Trainer:
         self.save_every = save_every
         self.progress = Progress()
         self.best_weights: dict[str, Any] = {}
+        self.averaged = Averaged(game.leader, recipe.ema) if recipe.ema else None
         self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
+        if distributed.processes() > 1:
+            game.pool = distributed.Pool()
+            self._seed_apart()
 
     def fit(self) -> Progress:
         """Trains from where the run stands to its last epoch, and puts the best weights in place.
@@ -105,6 +119,8 @@ class Trainer:
                 becomes NaN or infinite; the last checkpoint is kept.
             BilevelError: If a checkpoint cannot be written.
         """
+        if distributed.processes() > 1:
+            self.save()  # so that there is one, however soon a process is lost
         while self.progress.epoch < self.recipe.epochs:
             self._train_epoch()
             self._close_epoch()
@@ -114,13 +130,14 @@ class Trainer:
         return self.progress
 
     def save(self) -> None:
-        """Writes everything that the rest of the run depends on."""
+        """Writes everything that the rest of the run depends on. Collective."""
         state = {
             "config": self.config,
             "game": self.game.state_dict(),
+            "averaged": self.averaged and self.averaged.state_dict(),
             "progress": asdict(self.progress),
             "best_weights": self.best_weights,
-            "random": checkpoint.random_state(),
+            "random": distributed.everyone(checkpoint.random_state()),
         }
         checkpoint.save(self.path, state)
 
@@ -141,9 +158,14 @@ class Trainer:
                         "arguments, or another --out"
                     )
             self.game.load_state_dict(state["game"])
+            if self.averaged:
+                self.averaged.load_state_dict(state["averaged"])
             self.progress = Progress(**state["progress"])
             self.best_weights = state["best_weights"]
-            checkpoint.set_random_state(state["random"])
+            if len(state["random"]) == distributed.processes():
+                checkpoint.set_random_state(state["random"][distributed.rank()])
+            else:
+                self._seed_apart()
         except (KeyError, TypeError) as error:
             raise BilevelError(
                 f"{self.path} is not the checkpoint of a training run ({error}): it was written by "
@@ -152,15 +174,12 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         now = self.progress
-        assert isinstance(self.game.leader_opt, torch.optim.Optimizer)
-        for group in self.game.leader_opt.param_groups:
-            group["lr"] = self.recipe.lr_at(now.epoch)
         self.game.leader.train()
         self.game.solver.train()
         saved = time.monotonic()
         for window in self._windows():
             now.elapsed += window
-            if time.monotonic() - saved > self.save_every:
+            if distributed.first(time.monotonic() - saved > self.save_every):
                 self.save()
                 saved = time.monotonic()
 
@@ -174,22 +193,46 @@ class Trainer:
             epoch=now.epoch,
             augment=self.recipe.augment,
             start=now.position,
+            share=distributed.mine,
         )
         begun = time.perf_counter()
-        autocast = torch.autocast(
-            self.data.train.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        device, size = self.data.train.images.device, self.recipe.batch_size
         for batch in stream:
-            with autocast:
+            self._share()
+            self._set_lr()
+            with computing(self.precision, device), enough_memory(size):
                 log.add(self.game.step(batch))
+            if self.game.pool:
+                average_statistics(self.game.pool, [self.game.leader, self.game.solver])
+            if self.averaged:
+                self.averaged.follow(self.game.leader)
             now.position += 1
             if now.position % WINDOW == 0 or now.position == self.steps_per_epoch:
-                self.report(self.game.steps, log.means())
+                self.report(self.game.steps, _mean(distributed.everyone(log.means())))
                 yield time.perf_counter() - begun
                 begun = time.perf_counter()
 
+    def _set_lr(self) -> None:
+        assert isinstance(self.game.leader_opt, torch.optim.Optimizer)
+        epoch = self.progress.epoch + self.progress.position / self.steps_per_epoch
+        for group in self.game.leader_opt.param_groups:
+            group["lr"] = self.recipe.lr_at(epoch)
+
+    def _share(self) -> None:
+        """Tells the pool how much of the next batch this process has."""
+        if self.game.pool:
+            begin = self.progress.position * self.recipe.batch_size
+            count = min(self.recipe.batch_size, len(self.data.train) - begin)
+            own = distributed.mine(count)
+            self.game.pool.share = (own.stop - own.start) / count
+
+    def _seed_apart(self) -> None:
+        """Other random numbers for each process, whatever a run with fewer or more had drawn."""
+        parts = self.seed, self.game.steps, distributed.processes(), distributed.rank()
+        torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
+
     def _close_epoch(self) -> None:
-        now, game = self.progress, self.game
+        now = self.progress
         record = {"epoch": now.epoch, "lr": self.recipe.lr_at(now.epoch), **self._validate()}
         score = record[self.choose_by]
         if score > now.best:
@@ -197,17 +240,21 @@ class Trainer:
             self.best_weights = {
                 name: {
                     key: value.clone() if isinstance(value, torch.Tensor) else value
-                    for key, value in getattr(game, name).state_dict().items()
+                    for key, value in network.state_dict().items()
                 }
-                for name in ("leader", "solver")
+                for name, network in (("leader", self._leader()), ("solver", self.game.solver))
             }
         now.history.append(record)
         now.seconds.append(now.elapsed)
         now.epoch, now.position, now.elapsed = now.epoch + 1, 0, 0.0
-        self.report(game.steps, record)
+        self.report(self.game.steps, record)
+
+    def _leader(self) -> nn.Module:
+        """The leader as it is evaluated."""
+        return self.averaged.module if self.averaged else self.game.leader
 
     def _validate(self) -> dict[str, float]:
-        model, images = self.game.leader.get_submodule("model"), self.data.validation
+        model, images = self._leader().get_submodule("model"), self.data.validation
         eps = self.recipe.epsilon
         pgm10 = pgm(TRAINING_STEP * eps, 10)
         try:
@@ -217,3 +264,8 @@ class Trainer:
             }
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.game.steps}: {error}") from error
+
+
+def _mean(reports: list[dict[str, float]]) -> dict[str, float]:
+    """What the processes have seen, each on its share."""
+    return {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}

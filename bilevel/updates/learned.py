@@ -134,7 +134,8 @@ class ImageUpdate(LearnedUpdate):
         if self.gradient_skip is not None:
             slope = self._images("gradient", given("gradient", gradient), like=y)
             output = output + self.gradient_skip * torch.sign(slope)
-        return y + self.scale * torch.tanh(output), state
+        # In y's precision: in bfloat16, 1 − tanh² is zero from 3 on, and so would be φ's gradient.
+        return y + self.scale * torch.tanh(output.to(y.dtype)), state
 
     def _images(self, name: str, value: Value, like: Tensor | None = None) -> Tensor:
         """``value``, which must be a tensor ``(B, channels, H, W)`` of the shape of ``like``."""

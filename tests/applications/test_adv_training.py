@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from bilevel import checkpoint
-from bilevel.robustness import RECIPES, Attacker, Recipe, load_trained
+from bilevel.robustness import RECIPES, Attacker, Recipe, fast, load_trained
 from tests.images import write_tree
 
 ROOT = Path(__file__).parents[2]
@@ -181,3 +181,16 @@ def test_a_disk_that_is_full_before_the_epoch_ends(
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
     assert re.search("cannot write .*tensorboard .*No space left.*: free some space", refused())
+
+
+def test_the_fast_recipe(run: Callable[..., Any], app: ModuleType, tmp_path: Path) -> None:
+    assert app.Args(fast=True).recipe() == fast(RECIPES["digits"])
+    assert app.Args(fast=True, ema=0.0, epochs=3).recipe().ema == 0
+    arguments = ["--fast", "--method", "grad-l2l", "--attacker", "wide", "--epochs", 2]
+    assert run(*arguments, "--model", "wrn-10-1").status == 0
+    state = checkpoint.load(tmp_path / "run" / "grad-l2l" / "checkpoint.pt")
+    assert state["averaged"] is not None
+    assert [record["lr"] for record in state["progress"]["history"]] == [
+        pytest.approx(0.2 * rate) for rate in (1 / 25, 0.5 / 0.7)
+    ]
+    assert load_trained(tmp_path / "run" / "grad-l2l").about.attacker.width == 4

@@ -38,6 +38,9 @@ DIGITS = RECIPES["digits"]
         ("--gradient-skip nan", "gradient_skip is nan: .*give a finite number"),
         ("--weight-decay -1", "weight_decay is -1.0: .*give a number from 0 on"),
         ("--weight-decay inf", "weight_decay is inf: .*from 0 on"),
+        ("--ema 1", "ema is 1.0: .*give 0 ≤ ema < 1"),
+        ("--ema -0.5", "ema is -0.5: .*give 0 ≤ ema < 1"),
+        ("--compile on --recompute", "compile is on and so is recompute: .*give one of them"),
         ("--train-size 0", "train_size is 0: .*give 1 to 1294"),
         ("--train-size -5", "train_size is -5: .*give 1 to 1294"),
         ("--train-size 2000", "train_size is 2000: 1294 training images .*give 1 to 1294"),
@@ -87,8 +90,8 @@ def test_what_tyro_says_loses_its_frame_and_colours(
     monkeypatch.setenv("TERM", "xterm")
     line = refused("--precision", "bf8")
     assert line == (
-        "error: invalid choice 'bf8' for argument '--precision'. Expected one of ('float32', "
-        "'bf16'); --help tells the arguments\n"
+        "error: invalid choice 'bf8' for argument '--precision'. Expected one of ('auto', "
+        "'float32', 'tf32', 'bf16'); --help tells the arguments\n"
     )
 
 

@@ -258,3 +258,52 @@ def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer])
             BilevelError, match=f"not the checkpoint of a training run .'{missing}'"
         ):
             trainer.resume()
+
+
+# Averaged weights.
+
+EMA = replace(RECIPE, ema=0.8)
+
+
+def test_the_networks_that_are_trained_do_not_notice_their_average(
+    build: Callable[..., Trainer],
+) -> None:
+    histories, games = [], []
+    for recipe in (EMA, RECIPE):
+        trainer = build(recipe=recipe)
+        torch.manual_seed(0)
+        histories.append(trainer.fit().history)
+        games.append(checkpoint.load(trainer.path)["game"])
+    assert equal(*games)
+    assert histories[0] != histories[1]
+
+
+def test_a_stopped_run_with_averaged_weights_goes_on_bit_for_bit(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    straight = build(recipe=EMA)
+    straight.fit()
+    stop_after(build(recipe=EMA, save_every=-1.0), 9)
+    resumed = build(recipe=EMA)
+    resumed.resume()
+    assert resumed.game.steps == 8
+    resumed.fit()
+    assert equal(outcome(resumed), outcome(straight))
+    assert equal(resumed.averaged.state_dict(), straight.averaged.state_dict())
+
+
+def test_the_best_weights_are_those_that_were_validated(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = module.accuracy
+
+    def spy(model: Any, images: Any, *attack: Any) -> float:
+        seen.append(copy.deepcopy(model.state_dict()))
+        return original(model, images, *attack)
+
+    monkeypatch.setattr(module, "accuracy", spy)
+    trainer = build(recipe=EMA)
+    progress = trainer.fit()
+    assert equal(trainer.game.leader.model.state_dict(), seen[2 * progress.best_epoch])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bilevel import NonFiniteError, Solver, frozen
+from bilevel import NonFiniteError, Solver, distributed, frozen
 from bilevel.robustness.attacks.attack import attack
 from bilevel.robustness.batches import Batch, batches
 from bilevel.robustness.data import ImageSet
@@ -25,6 +25,8 @@ def correct(
 ) -> Tensor:
     """Which images have their largest logit at the right class.
 
+    Of many processes each looks at its share, and all get to know the whole: all must call it.
+
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
         images: The images.
@@ -38,20 +40,23 @@ def correct(
     Raises:
         NonFiniteError: If a logit is NaN or infinite: its image is neither right nor wrong.
     """
-    right, finite = [], []
+    right, finite = [images.labels.new_empty(0, dtype=torch.bool)], []
+    mine = distributed.mine(len(images))
     with torch.no_grad(), frozen(model):
-        for batch in batches(images, batch_size):
+        share = ImageSet(images.images[mine], images.labels[mine], images.classes)
+        for batch in batches(share, batch_size):
             if follower is not None and solver is not None:
                 batch = attack(model, follower, solver, batch)
             logits = model(batch.x)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())
-    if not torch.stack(finite).all():
+    found = distributed.everyone((torch.cat(right).cpu(), all(map(bool, finite))))
+    if not all(sound for _, sound in found):
         raise NonFiniteError(
             "the classifier's logits are not finite: training has diverged or the images are not "
             "finite; lower the learning rate, or go back to the last checkpoint"
         )
-    return torch.cat(right)
+    return torch.cat([answers for answers, _ in found]).to(images.labels.device)
 
 
 def accuracy(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError, checkpoint, frozen
+from bilevel import BilevelError, checkpoint, distributed, frozen
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.batches import Batch, batches
 from bilevel.robustness.data import ImageSet
@@ -41,7 +42,8 @@ class _Work:
 class Battery:
     """Runs attacks, can be stopped and goes on bit for bit.
 
-    An attack that fails is left out with its reason, and the others go on.
+    An attack that fails is left out with its reason, and the others go on. Many processes attack a
+    batch each at a time, with the figures of one.
 
     Args:
         attacks: The attacks, cheap ones first.
@@ -120,14 +122,14 @@ class Battery:
         begun = time.perf_counter() - work.seconds
         try:
             torch.manual_seed(_seed(self.seed, position))
-            attack.prepare(model)
-            for rows in self._batches(work):
-                torch.manual_seed(_seed(self.seed, position, work.done))
-                work.broken[rows] = self._broken(attack, model, images.subset(rows))
-                work.done += len(rows)
+            distributed.together(partial(attack.prepare, model))
+            for rows in self._rounds(work):
+                attacked = partial(self._attacked, position, model, images, rows, work.done)
+                work.broken[torch.cat(rows)] = torch.cat(distributed.together(attacked))
+                work.done += sum(map(len, rows))
                 work.seconds = time.perf_counter() - begun
                 self._note(position, right, works)
-        except (KeyboardInterrupt, MemoryError):
+        except (KeyboardInterrupt, MemoryError, distributed.LostContactError):
             raise
         except Exception as error:  # whatever another package raises
             work.problem = _line(error)
@@ -135,9 +137,22 @@ class Battery:
         work.seconds, work.finished = time.perf_counter() - begun, True
         self._note(position, right, works)
 
-    def _batches(self, work: _Work) -> Iterator[Tensor]:
+    def _rounds(self, work: _Work) -> Iterator[tuple[Tensor, ...]]:
+        """Which images come next: a batch for each process."""
         rows = work.attacked.nonzero().squeeze(1)[work.done :]
-        yield from rows.split(self.batch_size) if len(rows) else ()
+        step = distributed.processes()
+        queue = rows.split(self.batch_size) if len(rows) else ()
+        return (queue[begin : begin + step] for begin in range(0, len(queue), step))
+
+    def _attacked(
+        self, position: int, model: nn.Module, images: ImageSet, rows: Sequence[Tensor], done: int
+    ) -> Tensor:
+        """Which images of this process's batch the attack breaks; none where it has no batch."""
+        before, own = rows[: distributed.rank()], rows[distributed.rank() :][:1]
+        if not own:
+            return torch.zeros(0, dtype=torch.bool)
+        torch.manual_seed(_seed(self.seed, position, done + sum(map(len, before))))
+        return self._broken(self.attacks[position], model, images.subset(own[0]))
 
     def _broken(self, attack: Attack, model: nn.Module, images: ImageSet) -> Tensor:
         """Which of the images one of the attack's tries breaks."""

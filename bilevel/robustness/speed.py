@@ -1,0 +1,215 @@
+"""How the networks compute: in which precision, compiled or not, with which activations kept.
+
+None of it changes what is computed but for rounding, so float32 without any of it is what results
+are checked against.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bilevel.errors import BilevelError
+from bilevel.replay import Condition
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+
+def fitting_precision(device: torch.device) -> Precision:
+    """The fastest precision that a device computes in and adversarial training bears.
+
+    Args:
+        device: The device.
+
+    Returns:
+        bf16 on GPUs from Ampere on, else float32: few processors gain by bf16, and some lose.
+
+    Example:
+        >>> fitting_precision(torch.device("cpu"))
+        'float32'
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return "bf16"
+    return "float32"
+
+
+@contextmanager
+def computing(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within the block the networks compute in a precision; their weights stay float32.
+
+    Args:
+        precision: ``"float32"``; ``"tf32"``, in which a GPU's matrix units round the factors to 10
+            bits; or ``"bf16"``, autocast to bfloat16, in which losses stay float32.
+        device: Where they compute.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> network, x = nn.Linear(2, 3), torch.rand(1, 2)
+        >>> with computing("bf16", x.device):
+        ...     network(x).dtype
+        torch.bfloat16
+    """
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [backend.allow_tf32 for backend in backends]
+    # Without the cache of converted weights: it does not notice that a player has moved, as one
+    # does within a step of most schedules.
+    autocast = torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
+    )
+    try:
+        for backend in backends:
+            backend.allow_tf32 = precision != "float32"
+        with autocast:
+            yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Numbers of half precision as float32, in which differences and exponentials survive.
+
+    Args:
+        values: A network's output.
+
+    Returns:
+        The same numbers.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def compile_network(network: nn.Module) -> None:
+    """Compiles a network in place; where that fails it computes as before, and says so once.
+
+    Its copies (``copy.deepcopy``, averaged weights) are not compiled.
+
+    Args:
+        network: The network.
+    """
+    # A network computes in training, in evaluation and with or without gradients of weights and of
+    # images, each with the sizes of batches that occur: more graphs than torch expects.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    # An answer's history serves one player's backward pass after the other's.
+    torch._functorch.config.donated_buffer = False
+    network._compiled_call_impl = _Compiled(network._call_impl)
+
+
+class _Compiled:
+    """A compiled function, or the function itself from the first failure on."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.eager = function
+        self.compiled: Callable[..., Any] | None = torch.compile(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.compiled is not None:
+            try:
+                return self.compiled(*args, **kwargs)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                self.compiled = None
+                reason = " ".join(str(error).split())[:120]
+                warnings.warn(f"not compiled, and slower for it: {reason}", stacklevel=2)
+        return self.eager(*args, **kwargs)
+
+
+class Trunk(nn.Sequential):
+    """A sequence of blocks whose inner activations may be computed again in the backward pass.
+
+    The memory of a training step is then that of the blocks' outputs and of one block, at the price
+    of one more forward pass where there is a backward one (Chen et al., 2016).
+
+    Attributes:
+        recompute: Whether they are; not by default.
+
+    Example:
+        >>> trunk = Trunk(nn.Linear(2, 2), nn.Tanh())
+        >>> trunk.recompute = True
+        >>> trunk(torch.rand(1, 2, requires_grad=True)).sum().backward()
+    """
+
+    recompute = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The blocks, one after the other.
+
+        Args:
+            input: The first block's input.
+
+        Returns:
+            The last block's output.
+        """
+        for block in self:
+            kept = not self.recompute or not torch.is_grad_enabled()
+            input = block(input) if kept else _recomputed(block, input)
+        return input
+
+
+def _recomputed(block: nn.Module, input: Tensor) -> Tensor:
+    condition = Condition(block)
+    contexts = lambda: (nullcontext(), _as_it_was(condition))  # noqa: E731
+    output: Tensor = checkpoint(block, input, use_reentrant=False, context_fn=contexts)
+    return output
+
+
+@contextmanager
+def _as_it_was(condition: Condition) -> Iterator[None]:
+    """Batch normalisation takes its statistics in once, whatever mode the network is in by now."""
+    now = Condition(condition.module)
+    try:
+        condition.restore()
+        condition.stand_in()
+        yield
+    finally:
+        now.restore()
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Lets a classifier compute its activations again instead of keeping them.
+
+    Args:
+        model: The classifier.
+
+    Raises:
+        BilevelError: If it has no :class:`Trunk`.
+    """
+    trunks = [module for module in model.modules() if isinstance(module, Trunk)]
+    if not trunks:
+        raise BilevelError(
+            f"{type(model).__name__} has no Trunk: its blocks are not known; build its layers as "
+            "bilevel.robustness.Trunk(*blocks)"
+        )
+    for trunk in trunks:
+        trunk.recompute = True
+
+
+@contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """Within the block it is told what helps where memory ends.
+
+    Args:
+        batch_size: Images a step.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BilevelError: If memory ends.
+        RuntimeError: Whatever else is raised.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise  # torch raises no class of its own where a processor's memory ends
+        raise BilevelError(
+            f"out of memory with batches of {batch_size} images: activations take most of it; give "
+            "--recompute, a smaller --batch-size, or --precision bf16 on a GPU; --resume goes on"
+        ) from error

@@ -1,0 +1,215 @@
+"""What several processes do together in tests, and how they are started.
+
+A job is a function of this file; ``launch`` runs it in processes of its own, as torchrun would.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from bilevel import BilevelError, ZeroSum, distributed, pgm
+from bilevel.alias import SCHEDULES
+from bilevel.batchnorm import SyncBatchNorm
+from bilevel.robustness import (
+    Attacker,
+    Battery,
+    Linf,
+    Recipe,
+    Solved,
+    Splits,
+    Trainer,
+    correct,
+    make_game,
+    make_solver,
+)
+from tests.images import image_set
+from tests.problems import BatchNormNet
+
+ROOT = Path(__file__).parents[1]
+
+RECIPE = Recipe(epsilon=0.1, epochs=2, batch_size=5, padding=1, milestones=(0.5,), ema=0.9)
+"""Two epochs of five steps on 22 images: shares of 2 and 3 images, at last of 1 and 1."""
+
+GAMES = {
+    "pgm": ("pgm", "simultaneous", "none"),
+    "two-step": ("two-step-l2l", "simultaneous", "sync"),
+    "alternating": ("grad-l2l", "alternating", "sync"),
+    "extragradient": ("grad-l2l", "extragradient", "sync"),
+    "own statistics": ("two-step-l2l", "simultaneous", "own"),
+}
+"""Method, schedule, and what becomes of batch normalisation."""
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def launch(*command: object, processes: int = 2, timeout: float = 120) -> list[Ended]:
+    """Runs a command in processes that find each other; all have ended when it returns."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "WORLD_SIZE": processes}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": True}
+    shared |= {"LOCAL_WORLD_SIZE": processes, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env={**os.environ, **{k: str(v) for k, v in {**shared, **own(rank)}.items()}},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        return [Ended(*_wait(process, timeout)) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def own(rank: int) -> dict[str, int]:
+    return {"RANK": rank, "LOCAL_RANK": rank}
+
+
+def _wait(process: subprocess.Popen[str], timeout: float) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def job(name: str, folder: Path, processes: int = 2) -> list[Ended]:
+    """Runs a function of this file."""
+    code = (
+        # Ours, whatever package of that name is installed.
+        "import sys, types; sys.modules['tests'] = tests = types.ModuleType('tests'); "
+        "tests.__path__ = ['tests']; from tests import jobs; "
+        f"jobs.{name}(jobs.Path({str(folder)!r}))"
+    )
+    return launch("-c", code, processes=processes)
+
+
+def build(name: str, folder: Path, **options: Any) -> Trainer:
+    """A trainer of one of the games, the same in all processes."""
+    method, schedule, norm = GAMES[name]
+    torch.manual_seed(0)
+    data = Splits(image_set(22), image_set(7), image_set(6))
+    attacker = Attacker("two-layer", width=4)
+    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+    model = BatchNormNet()
+    if norm == "none":
+        model.layers[1] = torch.nn.Identity()
+    elif norm == "sync":
+        SyncBatchNorm.take_over(model)
+        SyncBatchNorm.take_over(solver)
+    follower = Linf(0.1)
+    game = make_game(
+        ZeroSum(model, follower), follower, solver, RECIPE, schedule=SCHEDULES[schedule]()
+    )
+    path = folder / f"{name}.pt"
+    return Trainer(game, data, RECIPE, seed=0, path=path, config={"game": name}, **options)
+
+
+def together(folder: Path) -> None:
+    """All that does not end the job."""
+    distributed.join()
+    tell(folder)
+    play(folder)
+    attack(folder)
+    distributed.leave()
+
+
+def play(folder: Path) -> None:
+    """Every game, from its checkpoint where there is one."""
+    reports: list[dict[str, float]] = []
+    for name in GAMES:
+        trainer = build(name, folder, report=lambda steps, metrics: reports.append(metrics))
+        if trainer.path.exists():
+            trainer.resume()
+        trainer.fit()
+        same = distributed.everyone(trainer.game.state_dict())
+        told = distributed.everyone(reports)
+        if distributed.is_first():
+            torch.save({"states": same, "reports": told}, folder / f"{name} ended.pt")
+
+
+def attack(folder: Path) -> None:
+    model, images = attacked()
+    right = correct(model, images, batch_size=4)
+    right, outcomes = battery(folder / "battery.pt").run(model, images)
+    found = distributed.everyone((right, [outcome.broken for outcome in outcomes]))
+    if distributed.is_first():
+        torch.save(found, folder / "attacked.pt")
+
+
+def attacked() -> tuple[torch.nn.Module, Any]:
+    torch.manual_seed(0)
+    return BatchNormNet(), image_set(23)
+
+
+class Broken(Solved):
+    """An attack that fails on the last batch, so in one process only."""
+
+    def perturb(self, model: Any, batch: Any, attempt: int) -> Any:
+        if len(batch.y) < 2:
+            raise RuntimeError("no more")
+        return super().perturb(model, batch, attempt)
+
+
+def battery(path: Path) -> Battery:
+    near = Linf(0.5, start=0.5)
+    attacks = [
+        Solved("random", near, pgm(0.01, 0), alone=True),
+        Broken("broken", near, pgm(0.01, 0), alone=True),
+        Solved("PGM-2", near, pgm(0.02, 2)),
+    ]
+    return Battery(attacks, eps=0.5, batch_size=2, path=path)
+
+
+def tell(folder: Path) -> None:
+    """What is told where processes differ, or one of them fails."""
+
+    def fail() -> None:
+        if distributed.rank() == 1:
+            raise BilevelError("it is so: because; change it")
+
+    told = []
+    for attempt in (
+        lambda: distributed.agree({"seed": distributed.rank(), "epochs": 3}),
+        lambda: distributed.together(fail),
+    ):
+        try:
+            attempt()
+        except BilevelError as error:
+            told.append(str(error))
+    (folder / f"told {distributed.rank()}").write_text("\n".join(told))
+    distributed.say("said by one")
+
+
+def training(folder: Path) -> None:
+    """Training in which the second process is killed."""
+    from bilevel import commandline
+    from bilevel.robustness.arguments import TrainingArguments
+
+    def main(_: TrainingArguments) -> None:
+        trainer = build("two-step", folder)
+        step = trainer.game.step
+
+        def killed(batch: Any) -> Any:
+            if distributed.rank() == 1 and trainer.game.steps == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(batch)
+
+        trainer.game.step = killed
+        trainer.fit()
+
+    commandline.run(main, TrainingArguments)

@@ -1,0 +1,40 @@
+"""`Averaged` against the recursion written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bilevel.robustness import Averaged
+from tests.problems import BatchNormNet
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.995])
+def test_weights_and_statistics_follow_the_recursion(decay: float) -> None:
+    network = BatchNormNet()
+    averaged = Averaged(network, decay)
+    expected: dict[str, Tensor] = {}
+    for t in range(30):
+        network(torch.rand(5, 1, 4, 4))  # moves the statistics
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        averaged.follow(network)
+        d = min(decay, (1 + t) / (10 + t))
+        for name, value in network.state_dict().items():
+            if t == 0 or not value.is_floating_point():
+                expected[name] = value.clone()
+            else:
+                expected[name] = d * expected[name] + (1 - d) * value
+    torch.testing.assert_close(averaged.module.state_dict(), expected)
+
+
+def test_what_never_changes_stays_bit_for_bit() -> None:
+    network = BatchNormNet()
+    averaged = Averaged(network, 0.9)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for _ in range(10):
+        averaged.follow(network)
+    for name, value in averaged.module.state_dict().items():
+        assert torch.equal(value, before[name]), name
