@@ -56,7 +56,7 @@ class Apprentice:
         self.sampler = sampler
         self.expert = expert
         self.steps = steps
-        self.value_opt = torch.optim.Adam(self.leader.value.parameters(), lr=value_lr)
+        self.value_opt = torch.optim.Adam(self.leader.value.parameters(), lr=value_lr, fused=True)
         self.iteration = 0
 
     def iterate(self) -> dict[str, float]:

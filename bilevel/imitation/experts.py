@@ -65,7 +65,7 @@ def train_expert(
     task = Task.of(envs)
     policy, value = task.policy(), Value(task.observations)
     optimizer = TRPO(policy)
-    value_opt = torch.optim.Adam(value.parameters(), lr=1e-3)
+    value_opt = torch.optim.Adam(value.parameters(), lr=1e-3, fused=True)
     sampler = Sampler(envs, policy, seed=seed)
     for iteration in range(iterations):
         rollout = sampler.collect(-(-steps // environments))
