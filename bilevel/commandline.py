@@ -24,7 +24,7 @@ Arguments = TypeVar("Arguments", bound="DataclassInstance")
 def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
     """Turns a dataclass into a command line, runs ``main`` on it and ends the process.
 
-    Under ``torchrun`` it joins the other processes first, see :mod:`bilevel.distributed`.
+    Under ``torchrun`` it joins the other processes first, see ``bilevel.distributed``.
 
     Bad arguments and bad data end with exit status 2 and one line on the standard error, without
     a traceback.

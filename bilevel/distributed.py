@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from bilevel.errors import BilevelError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class LostContactError(BilevelError):
@@ -135,11 +135,10 @@ def mine(count: int) -> slice:
 class Pool:
     """Adds up over the processes what each finds on its share of a batch.
 
-    A :class:`~bilevel.Bilevel` with such a :attr:`~bilevel.Bilevel.pool` multiplies its losses by
-    the share and adds up the gradients before an optimizer reads them. Not
-    ``DistributedDataParallel``: it knows one forward and one backward pass of one module, where a
-    step here takes gradients of the input in between, trains two networks by one backward pass and
-    may repeat either for its schedule.
+    A :class:`~bilevel.Bilevel` with such a ``pool`` multiplies its losses by the share and adds up
+    the gradients before an optimizer reads them. Not ``DistributedDataParallel``: it knows one
+    forward and one backward pass of one module, where a step here takes gradients of the input in
+    between, trains two networks by one backward pass and may repeat either for its schedule.
 
     Attributes:
         share: This process's images divided by the batch's.
@@ -161,7 +160,7 @@ class Pool:
             tensor.copy_(part.view(tensor.shape))
 
 
-def everyone(value: T) -> list[T]:
+def everyone(value: _T) -> list[_T]:
     """What each process has. Collective.
 
     Args:
@@ -177,7 +176,7 @@ def everyone(value: T) -> list[T]:
     return found
 
 
-def first(value: T) -> T:
+def first(value: _T) -> _T:
     """What the first process has, such as its clock's opinion. Collective.
 
     Args:
@@ -189,7 +188,7 @@ def first(value: T) -> T:
     return everyone(value)[0]
 
 
-def together(function: Callable[[], T]) -> list[T]:
+def together(function: Callable[[], _T]) -> list[_T]:
     """Calls a function that may fail in one process, and then fails in all. Collective.
 
     Args:

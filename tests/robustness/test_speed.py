@@ -29,10 +29,10 @@ from bilevel.robustness import (
     margin,
     recompute_activations,
 )
-from bilevel.updates import max_abs
+from bilevel.updates import CNN, max_abs
 
 CPU = torch.device("cpu")
-BATCH = Batch(torch.rand(6, 1, 8, 8), torch.arange(6))
+BATCH = Batch(torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6))
 
 
 def make(schedule: str = "simultaneous", model: str = "wrn-10-1") -> Bilevel:
@@ -100,7 +100,7 @@ def test_gradients_of_images_survive_bf16_also_where_the_classifier_is_sure() ->
     with torch.no_grad():
         model.head.weight.mul_(300)
         sure = Batch(BATCH.x, model(BATCH.x).argmax(1))
-        assert model(sure.x).softmax(1).amax(1).max() > 1 - 1e-4
+        assert model(sure.x).softmax(1).amax(1).max() > 0.999
     for loss in (None, margin):
         follower = Linf(0.1, **({"loss": loss} if loss else {}))
         leader, gradients = ZeroSum(model, follower), []
@@ -116,16 +116,15 @@ def test_gradients_of_images_survive_bf16_also_where_the_classifier_is_sure() ->
 
 
 def test_an_attacker_at_the_edge_of_its_reach_still_learns_in_bf16() -> None:
-    update = make().solver.update
-    with torch.no_grad():
-        list(update.parameters())[-1].fill_(4.0)  # the last layer's bias
-        update.gradient_skip.fill_(0.0)
+    update = CNN(1, 0.1, form="two-layer", width=4)
+    bias = list(update.parameters())[-1]
+    nn.init.constant_(bias, 6.0)
     zeros = torch.zeros_like(BATCH.x)
     with computing("bf16", CPU):
         moved, _ = update(zeros, torch.ones_like(zeros), BATCH.x, None)
     moved.sum().backward()
     assert moved.dtype == torch.float32
-    assert list(update.parameters())[-1].grad.abs().min() > 0
+    assert bias.grad.abs().min() > 0
 
 
 # Compilation.
