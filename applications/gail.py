@@ -58,7 +58,7 @@ class Args:
     demonstrations: int = 10
     """Episodes that are shown; Ho & Ermon show 1, 4, 7 or 10."""
     every: int = 1
-    """Of their pairs, every how manieth; 20 in Ho & Ermon."""
+    """k, to show every k-th of their pairs; 20 in Ho & Ermon."""
     expert: str | None = None
     """A .npz of demonstrations, or minari:NAME. Without one MountainCar's expert is a script, and
     elsewhere it is trained by TRPO first."""
