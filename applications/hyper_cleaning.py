@@ -96,10 +96,14 @@ class Args:
     resume: bool = False
     """Go on where a stopped run with the same arguments ended."""
 
+    def __post_init__(self) -> None:
+        """The step that suits the images, where none is given."""
+        if self.step is None:
+            self.step = STEPS[self.dataset]
+
 
 def main(args: Args) -> None:
     """Learns with each adjoint, draws, prints the table and writes the results."""
-    args.step = STEPS[args.dataset] if args.step is None else args.step
     names = check(args)
     if args.smoke:
         args.iterations, args.steps = 3, 10
