@@ -43,6 +43,8 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
     except BilevelError as error:
         line = " ".join(str(error).splitlines())  # whatever it quotes
         distributed.say(f"error: {line}")
+        if isinstance(error, distributed.LostContactError):
+            distributed.abandon(2)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         distributed.say("stopped; the same command with --resume goes on")
