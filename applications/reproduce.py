@@ -146,8 +146,9 @@ class Args:
 
     scale: Literal["smoke", "small", "paper"] = "smoke"
     """smoke: digits, minutes. small: CIFAR-10 on a CPU, hours. paper: WRN-34-10 on a GPU."""
-    dataset: Literal["digits", "cifar10", "cifar100", "folder"] | None = None
-    """The scale's dataset unless given; folder reads CIFAR-10 from a tree of images."""
+    dataset: Literal["digits", "cifar10", "cifar100", "folder", "npz"] | None = None
+    """The scale's dataset unless given; folder reads CIFAR-10 from a tree of images, npz from a
+    file of arrays."""
     data_dir: Path = Path("data")
     row: tuple[str, ...] = tuple(ROWS)
     """The classifiers to train and attack."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
@@ -95,7 +95,7 @@ class Args:
     curve_size: int = 200
     """Images that the curves are measured on."""
 
-    dataset: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "folder"] | None = None
+    dataset: Dataset | None = None
     """What the classifiers were trained on unless given."""
     data_dir: Path = Path("data")
     test_size: int | None = 1000

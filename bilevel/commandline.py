@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import io
 import itertools
 import re
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
-from bilevel import distributed
+from bilevel import commandline_plain, distributed
 from bilevel.errors import BilevelError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ Arguments = TypeVar("Arguments", bound="DataclassInstance")
 
 def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
     """Turns a dataclass into a command line, runs ``main`` on it and ends the process.
+
+    tyro makes the command line; where it is not installed, ``argparse`` does, for plain types.
 
     Under ``torchrun`` it joins the other processes first, see ``bilevel.distributed``.
 
@@ -56,22 +59,28 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
 
 def _parse(arguments: type[Arguments]) -> Arguments:
     """The command line, or the one line that says what is wrong with it."""
-    import tyro
-
-    page = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(page):
-            parsed, unknown = tyro.cli(arguments, return_unknown_args=True)
-    except SystemExit as end:
-        if not end.code:  # --help
-            raise
-        raise BilevelError(f"{_sentence(page.getvalue())}; --help tells the arguments") from None
+    read = _read_by_tyro if importlib.util.find_spec("tyro") else commandline_plain.read
+    parsed, unknown = read(arguments)
     if unknown:
         known = ["--" + field.name.replace("_", "-") for field in fields(arguments)]
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else "--help tells the arguments"
         raise BilevelError(f"there is no argument {unknown[0]}: {hint}")
     return parsed
+
+
+def _read_by_tyro(arguments: type[Arguments]) -> tuple[Arguments, list[str]]:
+    """The arguments, and the words that belong to none."""
+    import tyro
+
+    page = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(page):
+            return tyro.cli(arguments, return_unknown_args=True)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise BilevelError(f"{_sentence(page.getvalue())}; --help tells the arguments") from None
 
 
 def _sentence(page: str) -> str:

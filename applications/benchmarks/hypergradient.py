@@ -31,11 +31,11 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))  # what an application is made of
 
-from cleaning.memory import peak_mib
 from hypergradients import own, rivals
 from hypergradients.task import Task, make_task
 
 from bilevel import HypergradientWarning, commandline, experiment
+from bilevel.memory import peak_mib
 
 Way = Callable[[Task], Tensor]
 

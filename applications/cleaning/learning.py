@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bilevel import Bilevel, BilevelError, checkpoint
+from bilevel.memory import peak_mib
 from cleaning.data import Corrupted
-from cleaning.memory import peak_mib
 from cleaning.problem import SampleWeights
 from cleaning.scores import found, roc
 

@@ -23,7 +23,7 @@ from bilevel.robustness.attacks.standard import STANDARD, check_attack, make_att
 from bilevel.robustness.averaging import Averaged
 from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
 from bilevel.robustness.classifier import Classifier, Normalize
-from bilevel.robustness.data import Dataset, ImageSet, Splits, checksum, load_images, sample
+from bilevel.robustness.data import ImageSet, Splits, checksum, sample
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
 from bilevel.robustness.evaluation.battery import Battery
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
@@ -47,6 +47,7 @@ from bilevel.robustness.methods import (
 )
 from bilevel.robustness.models import build_model, resnet18, small_cnn, wide_resnet
 from bilevel.robustness.recipe import RECIPES, Recipe, fast, make_game
+from bilevel.robustness.sources import Dataset, load_images
 from bilevel.robustness.speed import (
     Trunk,
     compile_network,

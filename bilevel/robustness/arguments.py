@@ -10,18 +10,20 @@ import torch
 import tyro
 
 from bilevel import distributed
-from bilevel.robustness.data import Splits, checksum, load_images, sample
+from bilevel.robustness.data import Splits, checksum, sample
 from bilevel.robustness.recipe import RECIPES, Recipe, fast
+from bilevel.robustness.sources import Dataset, load_images
 
 
 @dataclass
 class TrainingArguments:
     """What is trained, on what, and where it goes; what is left out is the dataset's recipe's."""
 
-    dataset: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "folder"] = "digits"
-    """digits come with scikit-learn; folder is any tree of images, one folder a class."""
+    dataset: Dataset = "digits"
+    """digits come with scikit-learn; folder is any tree of images, one folder a class; npz is one
+    file of arrays in the layout of MedMNIST."""
     data_dir: Path = Path("data")
-    """Where the images are, or are downloaded to."""
+    """Where the images are, or are downloaded to; for npz the file."""
     download: bool = True
     """Fetch a missing torchvision dataset."""
     train_size: int | None = None

@@ -1,4 +1,4 @@
-"""Where the images of the robustness kit come from, and how they are split.
+"""The images of the robustness kit in memory, and how they are split.
 
 Three sets: ``train`` to fit the classifier, ``validation`` (held out of the training images) to
 choose a checkpoint or a hyperparameter, ``test`` to report one figure at the end. Choosing on the
@@ -7,31 +7,18 @@ test set, as much work on adversarial training does, reports the luckiest checkp
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.folder import find_trees
-
-Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "folder"]
-"""The names that :func:`load_images` takes."""
 
 _TEST_SHARE = 0.2  # of the images that come without a test set
-
-# torchvision's class of a dataset, and the folder below data_dir where it looks for the files.
-_TORCHVISION = {
-    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
-    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
-    "cifar100": ("CIFAR100", "cifar-100-python"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,68 +98,6 @@ class Splits(NamedTuple):
     test: ImageSet
 
 
-def load_images(
-    dataset: Dataset,
-    data_dir: str | os.PathLike[str],
-    *,
-    seed: int,
-    validation: float = 0.1,
-    train_size: int | None = None,
-    download: bool = True,
-) -> Splits:
-    """Loads a dataset into memory, on the CPU.
-
-    Every split is stratified: it holds the classes in the proportion of the whole. ``digits``, and
-    a folder without ``train/`` and ``test/``, come without a test set: a fifth of them becomes
-    one, the same for every ``seed``, so that figures of several seeds speak of the same images.
-
-    Args:
-        dataset: ``digits`` (inside scikit-learn, no files needed), ``fashion-mnist``, ``cifar10``,
-            ``cifar100`` (through torchvision) or ``folder``: RGB images of one size in
-            ``data_dir/{train,test}/CLASS/`` or in ``data_dir/CLASS/``, decoded once into a cache.
-        data_dir: Folder of the files.
-        seed: Decides which training images become validation images; 0 or more.
-        validation: Share of the training images held out, in [0, 1).
-        train_size: How many of the remaining training images are kept; ``None`` keeps all.
-        download: Whether missing files may be fetched from the network.
-
-    Returns:
-        The training, validation and test sets, each in the order of its source.
-
-    Raises:
-        BilevelError: The images cannot be had, or an argument is out of its range.
-
-    Example:
-        >>> splits = load_images("digits", ".", seed=0)
-        >>> len(splits.train), len(splits.validation), len(splits.test)
-        (1294, 144, 359)
-    """
-    if seed < 0:
-        raise BilevelError(f"seed is {seed}: it seeds the validation split; give 0 or more")
-    if not 0 <= validation < 1:
-        raise BilevelError(
-            f"validation is {validation}: it is a share of the training images; give it in [0, 1)"
-        )
-    root = Path(data_dir).expanduser()
-    if dataset == "digits":
-        train, test = _digits()
-    elif dataset == "folder":
-        train, test = _folder(root)
-    elif dataset in _TORCHVISION:
-        train, test = (_torchvision(dataset, root, part, download) for part in (True, False))
-    else:
-        raise BilevelError(f"dataset {dataset!r} is unknown; give {', '.join(get_args(Dataset))}")
-    held_out, train = _split(train, round(validation * len(train)), seed)
-    if train_size is not None:
-        if not 1 <= train_size <= len(train):
-            raise BilevelError(
-                f"train_size is {train_size}: {len(train)} training images remain beside the "
-                f"validation set; give 1 to {len(train)}"
-            )
-        train, _ = _split(train, train_size, seed)
-    return Splits(train, held_out, test)
-
-
 def sample(images: ImageSet, size: int | None, *, seed: int = 0) -> ImageSet:
     """A stratified sample: the classes keep their proportions.
 
@@ -188,6 +113,7 @@ def sample(images: ImageSet, size: int | None, *, seed: int = 0) -> ImageSet:
         BilevelError: If ``size`` is less than 1.
 
     Example:
+        >>> from bilevel.robustness import load_images
         >>> digits = load_images("digits", ".", seed=0).test
         >>> sample(digits, 20).labels.bincount()
         tensor([2, 2, 2, 2, 2, 2, 2, 2, 2, 2])
@@ -196,7 +122,7 @@ def sample(images: ImageSet, size: int | None, *, seed: int = 0) -> ImageSet:
         return images
     if size < 1:
         raise BilevelError(f"a sample of {size} images is empty: give a size of 1 or more")
-    return _split(images, size, seed)[0]
+    return split(images, size, seed)[0]
 
 
 def checksum(splits: Splits) -> int:
@@ -215,8 +141,22 @@ def checksum(splits: Splits) -> int:
     return found
 
 
-def _split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Draws ``size`` images, stratified: what was drawn, and the rest."""
+def split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Draws images, stratified.
+
+    Args:
+        images: The images.
+        size: How many to draw, 0 to all.
+        seed: Decides which.
+
+    Returns:
+        What was drawn and the rest, each in the order of ``images``.
+
+    Example:
+        >>> images = ImageSet(torch.zeros(6, 1, 2, 2).byte(), torch.arange(6) // 3, ("cat", "dog"))
+        >>> [part.labels.tolist() for part in split(images, 4, seed=0)]
+        [[0, 0, 1, 1], [0, 1]]
+    """
     # The images are shuffled, then the r-th of the n images of a class goes to place (r + ½) / n
     # between 0 and 1: read in this order, each beginning holds the classes in proportion.
     shuffled = np.random.default_rng(seed).permutation(len(images))
@@ -229,62 +169,14 @@ def _split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
     return images.subset(order[:size].sort().values), images.subset(order[size:].sort().values)
 
 
-def _hold_out_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of a set without a test set."""
-    test, train = _split(images, round(_TEST_SHARE * len(images)), seed=0)
+def hold_out_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Training and test images of a set that comes without a test set.
+
+    Args:
+        images: All of them.
+
+    Returns:
+        Four fifths and a fifth, stratified: always the same.
+    """
+    test, train = split(images, round(_TEST_SHARE * len(images)), seed=0)
     return train, test
-
-
-def _digits() -> tuple[ImageSet, ImageSet]:
-    """scikit-learn's 1797 digits, 8×8: their grey levels 0…16 become bytes."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    return _hold_out_test(ImageSet(images, labels, tuple(str(name) for name in range(10))))
-
-
-def _folder(root: Path) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of an image folder."""
-    sets = [
-        ImageSet(torch.from_numpy(tree.read()), torch.from_numpy(tree.labels), tree.classes)
-        for tree in find_trees(root)
-    ]
-    if len(sets) == 1:
-        return _hold_out_test(sets[0])
-    train, test = sets
-    if train.images.shape[1:] != test.images.shape[1:]:
-        height, width, test_height, test_width = (*train.images.shape[2:], *test.images.shape[2:])
-        raise BilevelError(
-            f"images differ in size: those in {root}/train are {width}x{height} and those in "
-            f"{root}/test are {test_width}x{test_height} pixels; bring all images to one size"
-        )
-    return train, test
-
-
-def _torchvision(name: str, root: Path, train: bool, download: bool) -> ImageSet:
-    """The training or the test images of one of torchvision's datasets."""
-    class_name, folder = _TORCHVISION[name]
-    try:
-        import torchvision
-    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
-        raise BilevelError(
-            f"{name} is read by torchvision, which cannot be imported ({_line(error)}); "
-            "install the torchvision that belongs to the installed torch, or use digits or folder"
-        ) from error
-    try:
-        source: Any = getattr(torchvision.datasets, class_name)(root, train, download=download)
-    except Exception as error:  # whatever the network, the archive or the files gave torchvision
-        raise BilevelError(
-            f"{name} is not to be had in {root / folder} ({_line(error)}); put its unpacked files "
-            f"there, {'' if download else 'allow the download, '}or use digits, which needs none"
-        ) from error
-    pixels = torch.as_tensor(source.data)
-    images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    return ImageSet(images, torch.as_tensor(source.targets), tuple(source.classes))
-
-
-def _line(error: Exception) -> str:
-    """What an error says, on one line; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -137,6 +137,7 @@ RECIPES = {
     "cifar10": Recipe(),
     "cifar100": Recipe(),
     "folder": Recipe(),
+    "npz": Recipe(),
 }
 """The recipe of each dataset: the paper's for CIFAR, a small one for small images."""
 

@@ -180,15 +180,6 @@ def test_a_curve_in_numbers(part: Part) -> None:
     assert scores.roc(weights, ~wrong).area == 0.25
 
 
-def test_memory_is_that_of_what_lives_at_once(part: Part) -> None:
-    def one_after_the_other() -> None:
-        for _ in range(3):
-            torch.ones(2**18) + 1  # two of a MiB each
-
-    peak = part("memory").peak_mib(one_after_the_other, torch.device("cpu"))
-    assert peak == pytest.approx(2, abs=0.01)
-
-
 def test_measuring_memory_leaves_the_game_as_it_was(app: ModuleType, tmp_path: Path) -> None:
     data = app.load("digits", seed=0, train_size=50)
     args = app.Args(steps=3, iterations=1, train_size=50, out=tmp_path)

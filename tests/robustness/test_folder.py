@@ -13,7 +13,8 @@ from PIL import Image
 
 from bilevel.errors import BilevelError
 from bilevel.robustness import folder
-from bilevel.robustness.data import ImageSet, Splits, load_images
+from bilevel.robustness.data import ImageSet, Splits
+from bilevel.robustness.sources import load_images
 from tests.images import write_image, write_tree
 
 
@@ -228,5 +229,5 @@ def test_train_and_test_of_different_sizes(tmp_path: Path) -> None:
     write_tree(tmp_path / "train", count=2)
     for name in ("cat", "dog"):
         write_image(tmp_path / "test" / name / "0.png", 0, size=(7, 8))
-    with pytest.raises(BilevelError, match=r"train are 5x4 and those in .*test are 7x8 pixels"):
+    with pytest.raises(BilevelError, match=r"train are 5x4x3 and those in .*test are 7x8x3 "):
         load(tmp_path)

@@ -22,6 +22,10 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float:
 
     Returns:
         MiB.
+
+    Example:
+        >>> peak_mib(lambda: torch.zeros(2**20) + torch.ones(2**20), torch.device("cpu"))
+        12.0
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
