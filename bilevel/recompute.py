@@ -1,20 +1,67 @@
-"""Steps of a solve whose intermediate values are computed again in the backward pass."""
+"""Layers, and steps of a solve, whose values in between are computed again in the backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint
 
-from bilevel.replay import Moment
+from bilevel.replay import Condition, Moment
 from bilevel.tree import Value
 from bilevel.updates.base import State
 
 Steps = Callable[[Value, State], tuple[Value, State]]
+
+
+def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
+    """``layers(input)``, of which only the input is kept for the backward pass.
+
+    There the layers are computed again, but for the last one's output. Not under ``torch.compile``,
+    which decides for itself what it keeps, nor under ``torch.func``, which cannot.
+
+    Args:
+        layers: The layers; batch normalisation takes its statistics in once.
+        input: Their input.
+
+    Returns:
+        Their output.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Tanh(), nn.Linear(2, 2))
+        >>> checkpointed(layers, torch.rand(1, 2, requires_grad=True)).sum().backward()
+    """
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed or not torch.is_grad_enabled():
+        output: Tensor = layers(input)
+    else:
+        condition = Condition(layers)
+        contexts = lambda: (nullcontext(), _AsItWas(condition))  # noqa: E731
+        output = checkpoint(layers, input, use_reentrant=False, context_fn=contexts)
+    return output
+
+
+class _AsItWas:
+    """Whatever mode the layers are in by now; they write into copies of their buffers.
+
+    A class, since a second derivative enters it a second time.
+    """
+
+    def __init__(self, condition: Condition) -> None:
+        self.condition = condition
+
+    def __enter__(self) -> None:
+        self.now = Condition(self.condition.module)
+        self.condition.restore()
+        self.condition.stand_in()
+
+    def __exit__(self, *_: object) -> None:
+        self.now.restore()
 
 
 def recomputed(steps: Steps, modules: Sequence[nn.Module], y: Value, state: State) -> Any:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from bilevel.errors import BilevelError
-from bilevel.replay import Condition
+from bilevel.recompute import checkpointed
 
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -149,28 +148,8 @@ class Trunk(nn.Sequential):
             The last block's output.
         """
         for block in self:
-            kept = not self.recompute or not torch.is_grad_enabled()
-            input = block(input) if kept else _recomputed(block, input)
+            input = checkpointed(block, input) if self.recompute else block(input)
         return input
-
-
-def _recomputed(block: nn.Module, input: Tensor) -> Tensor:
-    condition = Condition(block)
-    contexts = lambda: (nullcontext(), _as_it_was(condition))  # noqa: E731
-    output: Tensor = checkpoint(block, input, use_reentrant=False, context_fn=contexts)
-    return output
-
-
-@contextmanager
-def _as_it_was(condition: Condition) -> Iterator[None]:
-    """Batch normalisation takes its statistics in once, whatever mode the network is in by now."""
-    now = Condition(condition.module)
-    try:
-        condition.restore()
-        condition.stand_in()
-        yield
-    finally:
-        now.restore()
 
 
 def recompute_activations(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bilevel.recompute import checkpointed
 from bilevel.updates.base import State
 from bilevel.updates.checks import at_least_one, one_of
 from bilevel.updates.learned import ImageUpdate, Inputs
@@ -120,7 +121,10 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, H, W)`` to ``(B, outputs, H, W)``."""
-        out: Tensor = self.residual(x) + self.shortcut(x)
+        # What comes before a convolution is cheap to compute again, and would take two thirds of
+        # the memory: a solve of many steps keeps all of them until its one backward pass.
+        hidden = checkpointed(self.residual[:3], x)
+        out: Tensor = checkpointed(self.residual[3:], hidden) + self.shortcut(x)
         return out
 
 

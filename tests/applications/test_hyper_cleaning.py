@@ -15,7 +15,7 @@ import torch
 from bilevel import Bilevel, HypergradientWarning
 from bilevel.robustness.weights import load_weights, read_about
 from tests.applications.conftest import one_line
-from tests.robustness.test_data import write_fashion_mnist
+from tests.robustness.test_sources import write_fashion_mnist
 
 Part = Callable[[str], ModuleType]
 # PyTorch's own, on its way to forward mode.

@@ -1,0 +1,91 @@
+"""Layers that keep their input alone compute what they compute, in every mode of torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel.recompute import checkpointed
+from bilevel.updates import CNN
+from bilevel.updates.cnn import ResBlock
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm2d(3), nn.PReLU(), nn.Conv2d(3, 3, 3, padding=1)).double()
+
+
+X = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def kept(run: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass."""
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = run()  # while it lives, so do they
+    del output
+    return sum(found.values())
+
+
+def test_gradients_and_statistics_are_those_of_the_layers() -> None:
+    plain, again = layers(), layers()
+    for run in (lambda: plain(X), lambda: checkpointed(again, X)):
+        run().pow(2).sum().backward()
+    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(buffer, again.get_buffer(name)), name
+    assert again[0].num_batches_tracked == 1
+
+
+def test_the_backward_pass_is_of_the_mode_that_the_layers_were_in() -> None:
+    plain, again = layers(), layers()
+    outputs = plain(X), checkpointed(again, X)
+    for network, output in zip((plain, again), outputs, strict=True):
+        network.eval()
+        output.pow(2).sum().backward()
+    assert torch.equal(plain[2].weight.grad, again[2].weight.grad)
+    assert not again[0].training
+
+
+def test_second_derivatives() -> None:
+    found = []
+    for run in (lambda net, x: net(x), checkpointed):
+        x, net = X.clone().requires_grad_(), layers()
+        (slope,) = torch.autograd.grad(run(net, x).pow(2).sum(), x, create_graph=True)
+        slope.pow(2).sum().backward()
+        found.append(x.grad)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.jacfwd])
+def test_under_transforms(transform: Callable[..., Callable[[Tensor], Tensor]]) -> None:
+    net = layers().eval()
+    exact = transform(lambda x: net(x).pow(2).sum())(X)
+    assert torch.equal(transform(lambda x: checkpointed(net, x).pow(2).sum())(X), exact)
+
+
+def test_a_block_of_an_attacker_keeps_a_third() -> None:
+    block, x = ResBlock(8, 8), torch.randn(2, 8, 16, 16, requires_grad=True)
+    assert kept(lambda: block(x)) < 0.4 * kept(lambda: block.residual(x))
+
+
+def test_an_attacker_is_one_graph_for_a_compiler() -> None:
+    attacker = CNN(1, 0.1, width=2)
+    compiled = torch.compile(copy.deepcopy(attacker), backend="aot_eager", fullgraph=True)
+    x, outputs = torch.rand(2, 1, 4, 4), []
+    for network in (attacker, compiled):
+        output, _ = network(torch.zeros_like(x), x - 0.5, x, None)
+        output.sum().backward()
+        outputs.append(output)
+    torch.testing.assert_close(*outputs)
