@@ -68,7 +68,8 @@ class Trainer:
         choose_by: The record that the best epoch has the highest of: ``"validation_pgm"``, accuracy
             under PGM-10, or ``"validation_clean"`` for a method that does not defend.
         precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
-        report: Called with the number of steps done and metrics, at each reading of the metrics.
+        report: Called with the number of steps done and metrics, at each reading of the metrics and
+            after each epoch; it may save the run, and end it by raising.
         save_every: Seconds after which a checkpoint is written within an epoch.
 
     Attributes:
@@ -177,14 +178,15 @@ class Trainer:
         self.game.leader.train()
         self.game.solver.train()
         saved = time.monotonic()
-        for window in self._windows():
-            now.elapsed += window
+        for seconds, metrics in self._windows():
+            now.elapsed += seconds
             if distributed.first(time.monotonic() - saved > self.save_every):
                 self.save()
                 saved = time.monotonic()
+            self.report(self.game.steps, metrics)
 
-    def _windows(self) -> Iterator[float]:
-        """Trains the rest of the epoch; yields the seconds between two readings of the metrics."""
+    def _windows(self) -> Iterator[tuple[float, dict[str, float]]]:
+        """Trains the rest of the epoch; yields each reading of the metrics, and the seconds to it."""
         now, log = self.progress, MetricLog()
         stream = shuffled_batches(
             self.data.train,
@@ -208,8 +210,8 @@ class Trainer:
                 self.averaged.follow(self.game.leader)
             now.position += 1
             if now.position % WINDOW == 0 or now.position == self.steps_per_epoch:
-                self.report(self.game.steps, _mean(distributed.everyone(log.means())))
-                yield time.perf_counter() - begun
+                metrics = _mean(distributed.everyone(log.means()))
+                yield time.perf_counter() - begun, metrics
                 begun = time.perf_counter()
 
     def _set_lr(self) -> None:

@@ -1,0 +1,242 @@
+"""The paper's claim at full size: what its methods cost, and what they buy, on one GPU.
+
+    python applications/benchmarks/gpu_suite.py --data cifar10.npz --out runs/gpu_suite
+    python applications/benchmarks/gpu_suite.py                    # without a GPU: small, minutes
+
+(a) a training step of each method beside WRN-34-10 and ResNet-18: time, memory, arithmetic; in
+float32, TF32 and bf16, eager and compiled, as ``Simultaneous`` and as ``Alternating``, which is how
+the authors' code runs; (b) classifiers trained by the fast recipe, and what they withstand; (c) the
+ratios to PGM-10, beside the paper's.
+
+A call ends after ``--minutes``, and the same command goes on where it ended. It needs torch,
+torchvision and numpy alone; images come from an ``.npz`` file or a folder of class folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from suite import tables
+from suite.ledger import Clock, Job, Ledger, Record, work
+from suite.steps import METHODS, Case, Size, matrix_rate, measure
+from suite.training import Training
+
+from bilevel import BilevelError, commandline, experiment
+from bilevel.files import replacing
+from bilevel.robustness import Splits, load_images, sample
+from bilevel.robustness.sources import Dataset
+from bilevel.robustness.speed import Precision, fitting_precision
+
+Way = tuple[Precision, bool]
+"""A precision, and whether networks are compiled."""
+
+TRAINED = ("two-step-l2l", "pgm", "grad-l2l", "plain")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Args:
+        sizes: Whose steps are measured.
+        turns: The ways in which they compute; those of a group take turns.
+        rounds: Of turns.
+        epochs: Of each classifier that is trained; None for the recipe's.
+        images: Training, validation and test images; None for all.
+        compiled: Whether their networks are.
+    """
+
+    sizes: tuple[Size, ...]
+    turns: tuple[tuple[Way, ...], ...]
+    rounds: int
+    epochs: dict[str, int | None]
+    images: tuple[int | None, int | None, int | None]
+    compiled: bool = False
+
+
+FULL = Scale(
+    sizes=(Size("wrn-34-10", 64, 128), Size("resnet18", None, 128)),
+    turns=tuple(
+        (way,)
+        for way in (
+            ("bf16", True),
+            ("float32", False),
+            ("bf16", False),
+            ("tf32", False),
+            ("tf32", True),
+            ("float32", True),
+        )
+    ),
+    rounds=5,
+    epochs={"resnet18": 20, "wrn-34-10": 15},
+    images=(None, 500, 2000),
+    compiled=True,
+)
+SMALL = Scale(
+    sizes=(Size("wrn-16-2", None, 32),),
+    turns=((("float32", False), ("bf16", False)),),
+    rounds=6,
+    epochs={"wrn-16-1": 15},
+    images=(10_000, 500, 1000),
+)
+DIGITS = replace(SMALL, epochs={"small-cnn": None}, images=(None, None, None))
+SMOKE = replace(
+    DIGITS,
+    sizes=(Size("wrn-10-1", None, 4),),
+    turns=((("bf16", False),),),
+    rounds=1,
+    epochs={"small-cnn": 1},
+    images=(128, 32, 16),
+)
+
+
+@dataclass
+class Args:
+    """Measure what learned attackers cost and buy, in stages that go on from each other."""
+
+    data: Path | None = None
+    """An .npz file or a folder of class folders, meant for CIFAR-10; without a GPU and without it,
+    scikit-learn's digits."""
+    minutes: float = 8.5
+    """Length of a stage."""
+    epochs: int | None = None
+    """Of the training runs, instead of the scale's."""
+    test_size: int | None = None
+    """Images that are attacked, instead of the scale's."""
+    out: Path = Path("runs/gpu_suite")
+    """results.json, tables.md and checkpoints; what is there is not measured again."""
+    seed: int = 0
+    device: str = "auto"
+    smoke: bool = False
+    """Try everything in seconds."""
+
+
+def main(args: Args) -> None:
+    """Works through the jobs until the stage is over, then prints what is known."""
+    clock = Clock(args.minutes)
+    device = experiment.pick_device(args.device)
+    scale = fitting_scale(args, device)
+    given = {name: value for name, value in asdict(args).items() if name not in ("minutes", "out")}
+    environment = experiment.environment(device)
+    ledger = Ledger(args.out, given, environment)
+    jobs = planned(args, scale, device, clock)
+    finished = work(jobs, ledger, clock)
+    report = tables.report(ledger.records, environment)
+    with replacing(args.out / "tables.md") as part:
+        part.write_text(report)
+    print(report)
+    failed = sum("failed" in record for record in ledger.records)
+    left = sum(not ledger.done(job) for job in jobs)
+    if left:
+        print(f"{left} of {len(jobs)} parts are to be done, the same command goes on")
+    if finished and failed:
+        raise BilevelError(f"{failed} parts failed, see {args.out}/results.json; try them again")
+
+
+def fitting_scale(args: Args, device: torch.device) -> Scale:
+    """What a device can measure on the images given."""
+    if args.smoke:
+        return SMOKE
+    if device.type != "cuda":
+        return SMALL if args.data else DIGITS
+    if args.data is None:
+        raise BilevelError(
+            "no images are given: classifiers of this size learn nothing from digits; give --data "
+            "FILE.npz or a folder of CIFAR-10's images"
+        )
+    return FULL
+
+
+def planned(args: Args, scale: Scale, device: torch.device, clock: Clock) -> list[Job]:
+    """The jobs; what matters most comes first, should time run out."""
+    images = cache(partial(load, args, scale, device))
+    steps = [
+        Job(
+            f"steps of {size.model}, {tables.ways(turns)}",
+            partial(time_steps, size, turns, scale.rounds, device),
+            minutes=3.0 if device.type == "cuda" else 0.0,
+        )
+        for turns in scale.turns
+        for size in scale.sizes
+    ]
+    runs = [
+        [train(args, scale, model, method, images, device, clock) for method in TRAINED]
+        for model in scale.epochs
+    ]
+    first = 2 * len(scale.sizes)
+    rates = Job("matrix rates", partial(rate, device))
+    later = [job for group in runs[1:] for job in group]
+    return [rates, *steps[:first], *runs[0], *steps[first:], *later]
+
+
+def rate(device: torch.device) -> list[Record]:
+    """What the device's matrix units do at best."""
+    precisions: tuple[Precision, ...] = ("float32", "tf32", "bf16")
+    return [
+        {"precision": precision, "flops_per_second": matrix_rate(precision, device)}
+        for precision in precisions
+        if device.type == "cuda" or precision != "tf32"
+    ]
+
+
+def time_steps(size: Size, turns: Sequence[Way], rounds: int, device: torch.device) -> list[Record]:
+    """Every method and both schedules, in some ways that take turns."""
+    cases = [
+        Case(method, schedule, *way)
+        for way in turns
+        for schedule in ("simultaneous", "alternating")
+        for method in METHODS
+    ]
+    try:
+        return measure(size, cases, device, rounds, lambda case: print(f"  {case}", flush=True))
+    finally:
+        torch._dynamo.reset()  # what was compiled for these games serves no other
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def train(
+    args: Args,
+    scale: Scale,
+    model: str,
+    method: str,
+    images: partial[Splits],
+    device: torch.device,
+    clock: Clock,
+) -> Job:
+    """A training run."""
+    training = Training(
+        method,
+        model,
+        dataset(args),
+        epochs=args.epochs or scale.epochs[model],
+        precision=fitting_precision(device),
+        compiled=scale.compiled,
+        seed=args.seed,
+        folder=args.out / model / method,
+    )
+    return Job(f"training {model}, {method}", lambda: training.run(images(), clock))
+
+
+def dataset(args: Args) -> Dataset:
+    """What the images come from."""
+    if args.data is None:
+        return "digits"
+    return "npz" if args.data.suffix == ".npz" else "folder"
+
+
+def load(args: Args, scale: Scale, device: torch.device) -> Splits:
+    """The images, on the device."""
+    sizes = (*scale.images[:2], args.test_size or scale.images[2])
+    splits = load_images(dataset(args), args.data or ".", seed=args.seed)
+    return Splits(
+        *(sample(part, size).to(device) for part, size in zip(splits, sizes, strict=True))
+    )
+
+
+if __name__ == "__main__":
+    commandline.run(main, Args)

@@ -1,0 +1,111 @@
+"""What has been measured so far, and when to stop: a long measurement in several short stages."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bilevel import BilevelError, experiment
+
+Record = dict[str, Any]
+
+
+class StageOver(Exception):
+    """The stage has used up its time; the next one goes on."""
+
+
+class Clock:
+    """How much of a stage is left.
+
+    Args:
+        minutes: A stage's length.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.end = time.monotonic() + 60 * minutes
+
+    def check(self, minutes: float = 0.0) -> None:
+        """Ends the stage unless that much of it is left."""
+        if time.monotonic() + 60 * minutes > self.end:
+            raise StageOver
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of the measurement.
+
+    Args:
+        name: What the records are kept under.
+        run: Gives its records; what it raises is noted, and the job tried again in the next stage.
+        minutes: What must be left of a stage for it to begin.
+    """
+
+    name: str
+    run: Callable[[], list[Record]]
+    minutes: float = 0.0
+
+
+class Ledger:
+    """The records of all stages, in ``out/results.json`` after each job.
+
+    Args:
+        out: The folder.
+        config: The arguments; a ledger of others is refused.
+        environment: See :func:`bilevel.experiment.environment`.
+    """
+
+    def __init__(
+        self, out: Path, config: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> None:
+        self.out = out
+        self.config = json.loads(json.dumps(config, default=str))
+        self.environment = environment
+        self.records: list[Record] = []
+        path = out / "results.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            for name, value in self.config.items():
+                if found["config"].get(name) != value:
+                    raise BilevelError(
+                        f"{path} was measured with {name} = {found['config'].get(name)}, now it is "
+                        f"{value}: figures of one table belong together; give another --out"
+                    )
+            self.records = found["results"]
+
+    def done(self, job: Job) -> bool:
+        """Whether a job's records are there."""
+        return any(one["job"] == job.name and "failed" not in one for one in self.records)
+
+    def note(self, job: Job, records: Sequence[Record]) -> None:
+        """Puts a job's records in place of those of an attempt that failed."""
+        self.records = [one for one in self.records if one["job"] != job.name]
+        self.records += [{"job": job.name, **record} for record in records]
+        experiment.write_results(self.out, self.config, self.environment, self.records)
+
+
+def work(jobs: Sequence[Job], ledger: Ledger, clock: Clock) -> bool:
+    """Does the jobs that are not done, in their order, until the stage is over.
+
+    Returns:
+        Whether all have been tried.
+    """
+    for number, job in enumerate(jobs, 1):
+        if ledger.done(job):
+            continue
+        begun = time.monotonic()
+        print(f"{number} of {len(jobs)}: {job.name}", flush=True)
+        try:
+            clock.check(job.minutes)
+            ledger.note(job, job.run())
+        except StageOver:
+            return False
+        except Exception as error:  # one that fails does not cost the others their figures
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(f"  failed: {reason}", flush=True)
+            ledger.note(job, [{"failed": reason}])
+        print(f"  {time.monotonic() - begun:.0f} s", flush=True)
+    return True

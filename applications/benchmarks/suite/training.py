@@ -1,0 +1,182 @@
+"""Training runs by the fast recipe, and what their classifiers withstand."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bilevel import Bilevel, BilevelError, ZeroSum
+from bilevel.robustness import (
+    RECIPES,
+    About,
+    Arsenal,
+    Attacker,
+    Battery,
+    Linf,
+    Splits,
+    Trained,
+    Trainer,
+    compile_network,
+    computing,
+    fast,
+    fitting_width,
+    make_attacks,
+    make_game,
+)
+from bilevel.robustness.sources import Dataset
+from bilevel.robustness.speed import Precision
+from suite.ledger import Clock, Record, StageOver
+
+ATTACKS = ("pgm-20", "pgm-100", "apgd-ce", "apgd-t")
+"""Cheap ones first: each is tried on what the others have left, and PGM for its own figure too."""
+
+
+class Training:
+    """One method's run: trained in as many stages as it takes, then attacked.
+
+    Args:
+        method: See :data:`bilevel.robustness.METHODS`.
+        model: The classifier.
+        dataset: Whose recipe is made fast.
+        epochs: Of the run; the fast recipe's unless given.
+        precision: That it trains in.
+        compiled: Whether its networks are.
+        seed: Of everything.
+        folder: Of its checkpoints.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        model: str,
+        dataset: Dataset,
+        *,
+        epochs: int | None,
+        precision: Precision,
+        compiled: bool,
+        seed: int,
+        folder: Path,
+    ) -> None:
+        recipe = fast(replace(RECIPES[dataset], model=model))
+        self.recipe = replace(recipe, epochs=epochs or recipe.epochs)
+        self.method = method
+        self.dataset = dataset
+        self.precision = precision
+        self.compiled = compiled
+        self.seed = seed
+        self.folder = folder
+
+    def run(self, data: Splits, clock: Clock) -> list[Record]:
+        """The record of the run, once its last stage is done."""
+        about = self._about(data)
+        game = self._game(about, data.train.images.device)
+        trainer = self._trainer(game, data, clock)
+        # Epochs are chosen, and classifiers attacked, in what matrix units make of float32.
+        with computing("tf32", data.train.images.device):
+            progress = trainer.fit()
+            clock.check(1.0)
+            accuracies = self._attack(about, game.leader.get_submodule("model"), data)
+        return [
+            {
+                "method": self.method,
+                "model": self.recipe.model,
+                "dataset": self.dataset,
+                "precision": self.precision,
+                "compiled": self.compiled,
+                "seed": self.seed,
+                "epochs": self.recipe.epochs,
+                "best_epoch": progress.best_epoch,
+                "attacker_width": about.attacker.width if about.learned else None,
+                "seconds": sum(progress.seconds),
+                "seconds_per_epoch": sum(progress.seconds[1:]) / max(1, len(progress.seconds) - 1),
+                "test_images": len(data.test),
+                **accuracies,
+            }
+        ]
+
+    def _about(self, data: Splits) -> About:
+        recipe, (_, channels, *size) = self.recipe, data.train.images.shape
+        attacker = Attacker(recipe.attacker, gradient_skip=recipe.gradient_skip)
+        about = About(
+            method=self.method,
+            model=recipe.model,
+            channels=channels,
+            classes=len(data.train.classes),
+            dataset=self.dataset,
+            epsilon=recipe.epsilon,
+            seed=self.seed,
+        )
+        width = recipe.attacker_width
+        width = width or fitting_width(attacker, about.classifier(), (channels, *size))
+        return replace(about, attacker=replace(attacker, width=width))
+
+    def _game(self, about: About, device: torch.device) -> Bilevel:
+        torch.manual_seed(self.seed)
+        model, solver = about.classifier(), about.solver(self.recipe.pgm_steps)
+        for network in (model, *solver.children()):
+            network.to(device, memory_format=torch.channels_last)
+            if self.compiled:
+                compile_network(network)
+        follower = Linf(about.epsilon)
+        return make_game(ZeroSum(model, follower), follower, solver, self.recipe)
+
+    def _trainer(self, game: Bilevel, data: Splits, clock: Clock) -> Trainer:
+        def report(steps: int, metrics: dict[str, float]) -> None:
+            if "epoch" in metrics:
+                told = {key: round(value, 4) for key, value in metrics.items()}
+                print(f"  {steps} steps: {told}", flush=True)
+            else:
+                self._pause(trainer, clock)
+
+        config: dict[str, Any] = {"method": self.method, "images": len(data.train)}
+        trainer = Trainer(
+            game,
+            data,
+            self.recipe,
+            seed=self.seed,
+            path=self.folder / "checkpoint.pt",
+            config=config,
+            precision=self.precision,
+            choose_by="validation_clean" if self.method == "plain" else "validation_pgm",
+            report=report,
+        )
+        if trainer.path.exists():
+            trainer.resume()
+        return trainer
+
+    def _pause(self, trainer: Trainer, clock: Clock) -> None:
+        try:
+            clock.check()
+        except StageOver:
+            trainer.save()
+            raise
+
+    def _attack(self, about: About, model: nn.Module, data: Splits) -> dict[str, float]:
+        """Accuracy: clean, under each attack, under all of them."""
+        model = copy.deepcopy(model)  # which is not compiled: the last images come in odd numbers
+        arsenal = Arsenal(Trained(self.method, about, model, None), about.epsilon, seed=self.seed)
+        path = self.folder / "battery.pt"
+        battery = Battery(
+            make_attacks(ATTACKS, arsenal),
+            eps=about.epsilon,
+            seed=self.seed,
+            batch_size=512,
+            path=path,
+        )
+        right, outcomes = battery.run(model, data.test, resume=path.exists())
+        left = right.clone()
+        found = {"clean": right.double().mean().item()}
+        for outcome in outcomes:
+            if outcome.problem:
+                raise BilevelError(f"{outcome.name}: {outcome.problem}")
+            left &= ~outcome.broken
+            key = outcome.name.lower().replace("-", "")
+            if outcome.attacked[right].all():
+                found[key] = (right & ~outcome.broken).double().mean().item()
+            found[f"left_after_{key}"] = left.double().mean().item()
+        return {**found, "worst_case": left.double().mean().item()}
