@@ -81,7 +81,7 @@ class Args:
     """The most that ‖θ_D‖ may be; about 9 at the start. None for no bound."""
     seeds: int = 1
     """Runs of each method, from --seed on."""
-    jobs: int = max(1, (os.cpu_count() or 1))
+    jobs: int = 4 * (os.cpu_count() or 1)
     """Runs side by side, a core each."""
     render: bool = False
     """Draw an episode of each final policy of the first seed, as a GIF."""

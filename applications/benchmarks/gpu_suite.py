@@ -80,8 +80,8 @@ SMALL = Scale(
     sizes=(Size("wrn-16-2", None, 32),),
     turns=((("float32", False), ("bf16", False)),),
     rounds=6,
-    epochs={"wrn-16-1": 15},
-    images=(10_000, 500, 1000),
+    epochs={"wrn-10-1": 10},
+    images=(8000, 500, 1000),
 )
 DIGITS = replace(SMALL, epochs={"small-cnn": None}, images=(None, None, None))
 SMOKE = replace(

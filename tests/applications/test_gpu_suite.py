@@ -1,0 +1,297 @@
+"""`applications/benchmarks/gpu_suite.py`: steps counted and timed, stages, tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.applications.conftest import APPLICATIONS, Ended
+
+BENCHMARKS = APPLICATIONS / "benchmarks"
+CPU = torch.device("cpu")
+Part = Callable[[str], ModuleType]
+
+
+@pytest.fixture(scope="module")
+def part(applications: Part) -> Iterator[Part]:
+    """A module of the suite by name."""
+    sys.path.insert(0, str(BENCHMARKS))
+    scripts = "gpu_suite", "step_cost"
+    yield lambda name: applications(name if name in scripts else f"suite.{name}")
+    sys.path.remove(str(BENCHMARKS))
+
+
+def write_images(path: Path) -> Path:
+    """Small images of two classes, bright and dark."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, count in (("train", 60), ("test", 20)):
+        labels = np.arange(count) % 2
+        noise = rng.integers(0, 100, (count, 8, 8, 3))
+        arrays[f"{name}_labels"] = labels
+        arrays[f"{name}_images"] = (noise + 150 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez(path, **arrays)
+    return path
+
+
+# Steps.
+
+
+@pytest.mark.parametrize(
+    ("method", "simultaneous", "alternating"),
+    [
+        ("plain", (3, 0), (3, 0)),
+        ("fgsm", (5, 0), (5, 0)),
+        ("pgm", (23, 0), (23, 0)),
+        ("naive-l2l", (3, 3), (5, 4)),
+        ("grad-l2l", (5, 3), (9, 4)),
+        ("two-step-l2l", (7, 6), (13, 8)),
+    ],
+)
+def test_steps_cost_what_is_counted_by_hand(
+    part: Part, method: str, simultaneous: tuple[int, int], alternating: tuple[int, int]
+) -> None:
+    """In passes of a wide network, whose first convolution is nothing, and of the attacker."""
+    steps = part("steps")
+    size = steps.Size("wrn-16-10", 32, 1)
+    for schedule, (f, g) in (("simultaneous", simultaneous), ("alternating", alternating)):
+        counted = steps.count(size, method, schedule)
+        share = counted["attacker_forward"] / counted["classifier_forward"]
+        expected = f + g * share
+        assert counted["step_in_classifier_forwards"] == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_measurement(part: Part) -> None:
+    steps = part("steps")
+    cases = [
+        steps.Case(method, "simultaneous", precision)
+        for precision in ("float32", "bf16")
+        for method in ("pgm", "grad-l2l")
+    ]
+    told: list[str] = []
+    size = steps.Size("wrn-10-1", 4, 4, image_size=16)
+    records = steps.measure(size, cases, CPU, 3, told.append)
+    assert told[-1] == "grad-l2l, simultaneous, bf16"
+    for record, case in zip(records, cases, strict=True):
+        assert (record["method"], record["precision"]) == (case.method, case.precision)
+        arithmetic = 2 * 4 * record["step"] / record["seconds"]
+        assert record["flops_per_second"] == pytest.approx(arithmetic)
+    pgm, grad, *_ = records
+    assert pgm["ratio_to_pgm"] == pgm["ratio_to_pgm_max"] == 1
+    assert grad["ratio_to_pgm_min"] <= grad["ratio_to_pgm"] < 1
+    assert grad["peak_mib"] > pgm["peak_mib"] > records[2]["peak_mib"]  # bf16 takes less
+
+
+def test_a_timed_game_stays_where_it_is(part: Part) -> None:
+    """Steps of size zero: figures of a thousandth step are those of the first."""
+    steps = part("steps")
+    bench = steps.Bench(steps.Size("wrn-10-1", 4, 4, image_size=16), CPU)
+    game = bench.game(steps.Case("two-step-l2l"))
+    before = [p.clone() for player in (game.leader, game.solver) for p in player.parameters()]
+    steps.take(game, bench.batch, "float32")
+    after = [p for player in (game.leader, game.solver) for p in player.parameters()]
+    assert all(map(torch.equal, before, after))
+    assert bench.game(steps.Case("pgm")).leader.model is game.leader.model
+
+
+def test_the_rate_of_matrix_products(part: Part) -> None:
+    assert 1e9 < part("steps").matrix_rate("float32", CPU) < 1e14
+
+
+# Stages.
+
+
+class Counted:
+    """A clock that ends the stage at a look."""
+
+    def __init__(self, looks: int, over: type[Exception]) -> None:
+        self.looks, self.over = looks, over
+
+    def check(self, minutes: float = 0.0) -> None:
+        self.looks -= 1
+        if self.looks < 0:
+            raise self.over
+
+
+def test_stages_give_what_one_stage_gives(
+    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, ledger = part("training"), part("ledger")
+    monkeypatch.setattr("bilevel.robustness.training.WINDOW", 1)
+    sources, data = part("gpu_suite"), write_images(tmp_path / "images.npz")
+    args = sources.Args(data=data)
+    images = sources.load(args, sources.SMOKE, CPU)
+    settings: dict[str, Any] = {"precision": "bf16", "compiled": False, "seed": 0, "epochs": 2}
+    found = []
+    for looks in (1000, 3):
+        folder = tmp_path / str(looks)
+        run = training.Training("two-step-l2l", "small-cnn", "npz", folder=folder, **settings)
+        run.recipe = sources.replace(run.recipe, batch_size=10)
+        stages = 1
+        while True:
+            try:
+                (record,) = run.run(images, Counted(looks, ledger.StageOver))
+                break
+            except ledger.StageOver:
+                stages += 1
+        del record["seconds"], record["seconds_per_epoch"]
+        found.append(record)
+    assert stages > 3
+    assert found[0] == found[1]
+    assert 0 <= record["worst_case"] <= record["left_after_apgdce"] <= record["pgm100"] <= 1
+    assert record["pgm20"] <= record["clean"]
+
+
+def test_a_ledger_goes_on_where_the_last_stage_ended(part: Part, tmp_path: Path) -> None:
+    ledger = part("ledger")
+    tries: list[str] = []
+
+    def job(name: str, *outcomes: object) -> Any:
+        left = list(outcomes)
+
+        def run() -> list[dict[str, object]]:
+            tries.append(name)
+            outcome = left.pop(0)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return [{"figure": outcome}]
+
+        return ledger.Job(name, run)
+
+    jobs = [job("a", 1), job("b", ValueError("no\nmemory"), 2), job("c", ledger.StageOver(), 3)]
+    made = lambda: ledger.Ledger(tmp_path, {"seed": 0}, {})  # noqa: E731
+    assert not ledger.work(jobs, made(), ledger.Clock(1))
+    noted = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert noted == [
+        {"job": "a", "figure": 1},
+        {"job": "b", "failed": "ValueError: no memory"},
+    ]
+    assert ledger.work(jobs, made(), ledger.Clock(1))
+    assert [record.get("figure") for record in made().records] == [1, 2, 3]
+    assert tries == list("abcbc")
+    with pytest.raises(ledger.BilevelError, match=r"seed = 0, now it is 1: .*another --out"):
+        ledger.Ledger(tmp_path, {"seed": 1}, {})
+
+
+def test_a_clock(part: Part) -> None:
+    ledger = part("ledger")
+    ledger.Clock(1).check(0.9)
+    with pytest.raises(ledger.StageOver):
+        ledger.Clock(1).check(1.1)
+    job = ledger.Job("late", lambda: pytest.fail("it began"), minutes=2)
+    assert not ledger.work([job], ledger.Ledger(Path("nowhere"), {}, {}), ledger.Clock(1))
+
+
+# The whole, and its tables.
+
+
+def test_it_needs_torch_torchvision_and_numpy_alone(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images.npz")
+    out = tmp_path / "out"
+    code = (
+        "import runpy, sys\n"
+        "for name in ('rich', 'tyro', 'matplotlib', 'tensorboard', 'sklearn', 'safetensors',"
+        " 'gymnasium', 'higher', 'PIL', 'tqdm'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        f"sys.argv = ['gpu_suite.py', '--smoke', '--data', {str(data)!r}, '--out', {str(out)!r}]\n"
+        f"runpy.run_path({str(BENCHMARKS / 'gpu_suite.py')!r}, run_name='__main__')\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    content = json.loads((out / "results.json").read_text())
+    assert not any("failed" in record for record in content["results"])
+    assert {record["job"] for record in content["results"]} >= {
+        "matrix rates",
+        "steps of wrn-10-1, bf16",
+        "training small-cnn, two-step-l2l",
+    }
+    report = (out / "tables.md").read_text()
+    assert report in ended.stdout
+    for title in ("## A step: wrn-10-1", "## Training: small-cnn, npz", "## Targets"):
+        assert title in report
+    assert "| two-step-l2l | alternating | bf16 |" in report
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert "of 6: " not in again.stdout  # all is there
+
+
+def test_targets_are_told_from_the_records(part: Part) -> None:
+    tables = part("tables")
+    step = {"job": "steps", "model": "wrn-34-10", "schedule": "simultaneous", "peak_mib": 100.0}
+    wide = [
+        {**step, "method": method, "precision": "bf16", "compiled": True, "seconds": seconds}
+        | {"flops_per_second": 4e14, "peak_mib": memory}
+        for method, seconds, memory in (
+            ("pgm", 1.0, 100.0),
+            ("grad-l2l", 0.25, 110.0),
+            ("two-step-l2l", 0.4, 150.0),
+            ("plain", 0.1, 100.0),
+        )
+    ]
+    authors = {**step, "method": "two-step-l2l", "schedule": "alternating", "seconds": 4.0}
+    authors |= {"precision": "float32", "compiled": False}
+    rate = {"job": "matrix rates", "precision": "bf16", "flops_per_second": 8e14}
+    run = {"job": "training", "model": "resnet18"}
+    runs = [
+        {**run, "method": "pgm", "worst_case": 0.5, "seconds": 100.0},
+        {**run, "method": "two-step-l2l", "worst_case": 0.51, "seconds": 42.0},
+    ]
+    reached = {what: value for what, _, value in tables.reached([*wide, authors, rate, *runs])}
+    measured = {what: round(value, 6) for what, value in reached.items() if value is not None}
+    assert measured == {
+        "grad-l2l ÷ pgm, wrn-34-10, bf16 compiled": 0.25,
+        "two-step-l2l ÷ pgm, wrn-34-10, bf16 compiled": 0.4,
+        "two-step-l2l: bf16 compiled ÷ float32 eager alternating": 0.1,
+        "plain wrn-34-10, share of the bf16 matrix rate": 0.5,
+        "memory of two-step-l2l ÷ pgm, bf16": 1.5,
+        "resnet18, worst case of two-step-l2l − pgm": 0.01,
+        "resnet18, training time of two-step-l2l ÷ pgm": 0.42,
+    }
+    empty = tables.targets([])
+    assert empty.count("not measured") == len(reached)
+
+
+def test_the_papers_table_as_ratios(part: Part) -> None:
+    paper = part("tables").PAPER
+    assert {name: round(value, 2) for name, value in paper.items()} == {
+        "plain": 0.08,
+        "pgm": 1.0,
+        "naive-l2l": 0.22,
+        "grad-l2l": 0.47,
+        "two-step-l2l": 0.61,
+    }
+
+
+def test_a_gpu_asks_for_images(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    suite = part("gpu_suite")
+    with pytest.raises(suite.BilevelError, match=r"no images .*--data FILE\.npz"):
+        suite.fitting_scale(suite.Args(), torch.device("cuda"))
+    args = suite.Args(data=Path("x.npz"))
+    assert suite.fitting_scale(args, torch.device("cuda")) is suite.FULL
+    jobs = suite.planned(args, suite.FULL, torch.device("cuda"), None)
+    assert len({job.name for job in jobs}) == len(jobs) == 1 + 2 * 6 + 2 * 4
+    assert jobs[1].name == "steps of wrn-34-10, bf16 compiled"
+
+
+def test_step_cost(part: Part, call: Callable[..., Ended], tmp_path: Path) -> None:
+    """`applications/benchmarks/step_cost.py` too is made of these parts."""
+    module = part("step_cost")
+    ended = call(module, "--smoke", "--method", "pgm", "two-step-l2l", "--out", tmp_path)
+    assert ended.status == 0, ended.err
+    *steps, overhead = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert len(steps) == 4
+    assert overhead["ratio_min"] <= overhead["ratio"] <= overhead["ratio_max"]
+    ended = call(module, "--method", "pgn")
+    assert (ended.status, "method pgn is not timed: give plain" in ended.err) == (2, True)
