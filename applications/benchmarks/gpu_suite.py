@@ -156,7 +156,7 @@ def planned(args: Args, scale: Scale, device: torch.device, clock: Clock) -> lis
     images = cache(partial(load, args, scale, device))
     steps = [
         Job(
-            f"steps of {size.model}, {tables.ways(turns)}",
+            f"steps of {size.model}, {' and '.join(tables.way(*one) for one in turns)}",
             partial(time_steps, size, turns, scale.rounds, device),
             minutes=3.0 if device.type == "cuda" else 0.0,
         )

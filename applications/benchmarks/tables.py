@@ -6,10 +6,12 @@ python applications/benchmarks/tables.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from suite import tables
 
 RESULTS = Path(__file__).parent / "results"
 Records = list[dict[str, Any]]
@@ -17,26 +19,31 @@ Records = list[dict[str, Any]]
 
 def main() -> None:
     """Prints every table whose results are there."""
-    digits = [read(path) for path in sorted(RESULTS.glob("digits/*/results.json"))]
-    if digits:
-        print(f"Digits, ε = 0.2, {len(digits)} seeds: mean (least to greatest)\n")
-        print_training(digits)
-    cifar = RESULTS / "cifar10-jpeg75" / "results.json"
-    if cifar.exists():
-        print("CIFAR-10 (JPEG-75)\n")
-        print_training([read(cifar)])
-    for path in sorted(RESULTS.glob("step_cost*/results.json")):
-        print(f"{path.parent.name}\n")
-        print_step_cost(read(path))
+    cpu, gpu = read("step_cost"), read("gpu_suite")
+    print(f"Table 3\n\n{tables.table_3(cpu, gpu)}\n")
+    print(f"Targets\n\n{tables.targets(gpu)}\n")
+    for folder in (RESULTS, *sorted(RESULTS.iterdir())):
+        runs = [read(path.parent) for path in sorted(folder.glob("seed-*/results.json"))]
+        records = read(folder)
+        if runs and "pgm20" in runs[0][0]:
+            print(f"{folder.name}, {len(runs)} seeds: mean (least to greatest)\n")
+            print(training(runs))
+        elif records and "own_attacker" in records[0]:
+            print(f"{folder.name}\n\n{training([records])}\n")
+        for title, table in tables.sections(records):
+            print(f"{folder.name}: {title}\n\n{table}\n")
+        if records and "ratio_min" in records[-1]:
+            print(f"{records[-1]['method']}: {tables.spread(records[-1], 'ratio')}\n")
 
 
-def read(path: Path) -> Records:
-    """The records of a results file."""
-    records: Records = json.loads(path.read_text())["results"]
+def read(folder: str | Path) -> Records:
+    """The records of a results folder; none where there is none."""
+    path = RESULTS / folder / "results.json"
+    records: Records = json.loads(path.read_text())["results"] if path.exists() else []
     return records
 
 
-def print_training(runs: Sequence[Records]) -> None:
+def training(runs: Sequence[Records]) -> str:
     """Accuracies and times of training methods, over seeds."""
     columns = {
         "clean": "clean",
@@ -50,23 +57,7 @@ def print_training(runs: Sequence[Records]) -> None:
     for same_method in zip(*runs, strict=True):
         values = ([record[key] for record in same_method] for key in columns)
         rows.append([same_method[0]["method"], *map(summary, values)])
-    print_table(["method", *columns.values()], rows)
-
-
-def print_step_cost(records: Records) -> None:
-    """Counted and measured cost of a step."""
-    rows = []
-    for record in records[:-1]:
-        counted = f"{record['step_in_classifier_forwards']:.2f} F"
-        ratio = spread(record, "ratio_to_pgm")
-        rows.append([record["method"], record["schedule"], record["expected"], counted, ratio])
-    print_table(["method", "schedule", "should cost", "counted", "÷ PGM-10"], rows)
-    print(f"{records[-1]['method']}: {spread(records[-1], 'ratio')}\n")
-
-
-def spread(record: dict[str, Any], name: str) -> str:
-    """A median with its range."""
-    return f"{record[name]:.3f} ({record[f'{name}_min']:.3f} to {record[f'{name}_max']:.3f})"
+    return tables.table(["method", *columns.values()], rows)
 
 
 def summary(values: Sequence[float | None]) -> str:
@@ -77,13 +68,6 @@ def summary(values: Sequence[float | None]) -> str:
     if len(known) == 1:
         return f"{known[0]:.3f}"
     return f"{mean(known):.3f} ({min(known):.3f} to {max(known):.3f})"
-
-
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str | None]]) -> None:
-    """A Markdown table."""
-    for row in (titles, ["---"] * len(titles), *rows):
-        print("| " + " | ".join(cell or "" for cell in row) + " |")
-    print()
 
 
 if __name__ == "__main__":
