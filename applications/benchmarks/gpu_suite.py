@@ -4,9 +4,9 @@
     python applications/benchmarks/gpu_suite.py                    # without a GPU: small, minutes
 
 (a) a training step of each method beside WRN-34-10 and ResNet-18: time, memory, arithmetic; in
-float32, TF32 and bf16, eager and compiled, as ``Simultaneous`` and as ``Alternating``, which is how
-the authors' code runs; (b) classifiers trained by the fast recipe, and what they withstand; (c) the
-ratios to PGM-10, beside the paper's.
+float32, TF32 and bf16, eager, compiled and as a CUDA graph, as ``Simultaneous`` and as
+``Alternating``, which is how the authors' code runs; (b) classifiers trained by the fast recipe,
+and what they withstand; (c) the ratios to PGM-10, beside the paper's.
 
 A call ends after ``--minutes``, and the same command goes on where it ended. It needs torch,
 torchvision and numpy alone; images come from an ``.npz`` file or a folder of class folders.
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from suite import tables
 from suite.ledger import Clock, Job, Ledger, Record, work
-from suite.steps import METHODS, Case, Size, matrix_rate, measure
+from suite.steps import METHODS, Case, Size, matrix_rate, measure, way
 from suite.training import Training
 
 from bilevel import BilevelError, commandline, experiment
@@ -31,8 +31,8 @@ from bilevel.robustness import Splits, load_images, sample
 from bilevel.robustness.sources import Dataset
 from bilevel.robustness.speed import Precision, fitting_precision
 
-Way = tuple[Precision, bool]
-"""A precision, and whether networks are compiled."""
+Way = tuple[Precision, bool, bool]
+"""A precision, whether networks are compiled, and whether a step is one CUDA graph."""
 
 TRAINED = ("two-step-l2l", "pgm", "grad-l2l", "plain")
 
@@ -61,14 +61,15 @@ class Scale:
 FULL = Scale(
     sizes=(Size("wrn-34-10", 64, 128), Size("resnet18", None, 128)),
     turns=tuple(
-        (way,)
-        for way in (
-            ("bf16", True),
-            ("float32", False),
-            ("bf16", False),
-            ("tf32", False),
-            ("tf32", True),
-            ("float32", True),
+        (how,)
+        for how in (
+            ("bf16", True, False),
+            ("float32", False, False),
+            ("bf16", False, False),
+            ("bf16", True, True),
+            ("tf32", False, False),
+            ("tf32", True, False),
+            ("float32", True, False),
         )
     ),
     rounds=5,
@@ -78,7 +79,7 @@ FULL = Scale(
 )
 SMALL = Scale(
     sizes=(Size("wrn-16-2", None, 32),),
-    turns=((("float32", False), ("bf16", False)),),
+    turns=((("float32", False, False), ("bf16", False, False)),),
     rounds=6,
     epochs={"wrn-10-1": 10},
     images=(8000, 500, 1000),
@@ -87,7 +88,7 @@ DIGITS = replace(SMALL, epochs={"small-cnn": None}, images=(None, None, None))
 SMOKE = replace(
     DIGITS,
     sizes=(Size("wrn-10-1", None, 4),),
-    turns=((("bf16", False),),),
+    turns=((("bf16", False, False),),),
     rounds=1,
     epochs={"small-cnn": 1},
     images=(128, 32, 16),
@@ -156,7 +157,7 @@ def planned(args: Args, scale: Scale, device: torch.device, clock: Clock) -> lis
     images = cache(partial(load, args, scale, device))
     steps = [
         Job(
-            f"steps of {size.model}, {' and '.join(tables.way(*one) for one in turns)}",
+            f"steps of {size.model}, {' and '.join(way(*one) for one in turns)}",
             partial(time_steps, size, turns, scale.rounds, device),
             minutes=3.0 if device.type == "cuda" else 0.0,
         )
@@ -186,8 +187,8 @@ def rate(device: torch.device) -> list[Record]:
 def time_steps(size: Size, turns: Sequence[Way], rounds: int, device: torch.device) -> list[Record]:
     """Every method and both schedules, in some ways that take turns."""
     cases = [
-        Case(method, schedule, *way)
-        for way in turns
+        Case(method, schedule, *how)
+        for how in turns
         for schedule in ("simultaneous", "alternating")
         for method in METHODS
     ]

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from suite.steps import METHODS, Bench, Case, Record, Size, interleaved, measure, spread, take
+from suite.steps import METHODS, Bench, Case, Record, Size, interleaved, measure, spread, take, way
 
 from bilevel import Bilevel, BilevelError, commandline, experiment
 from bilevel.alias import ScheduleName
@@ -66,7 +66,7 @@ def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     size = Size(args.model, args.attacker_width, args.batch_size, args.channels, args.image_size)
     ways = product(args.precision, (False, True)[: 1 + args.compile], args.schedule, args.method)
-    cases = [Case(method, schedule, *way) for *way, schedule, method in ways]
+    cases = [Case(method, schedule, *how) for *how, schedule, method in ways]
     console = Console()
     with console.status("networks") as status:
         records = measure(size, cases, device, args.rounds, status.update)
@@ -128,7 +128,7 @@ def tabulate(records: list[Record]) -> Table:
         table.add_row(
             record["method"],
             record["schedule"],
-            record["precision"] + ", compiled" * record["compiled"],
+            way(record["precision"], record["compiled"]),
             METHODS[record["method"]] if single else "",
             f"{record['step_in_classifier_forwards']:.2f}",
             f"{record['seconds']:.3f}",

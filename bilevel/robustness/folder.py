@@ -10,6 +10,7 @@ import hashlib
 import os
 import warnings
 import zipfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,6 @@ def _image_files(root: Path, name: str) -> list[str]:
 
 def _decode(paths: list[Path]) -> Bytes:
     """Decodes all images, with a progress bar on the standard error."""
-    from rich.console import Console
-    from rich.progress import track
-
     first = _pixels(paths[0])
     images = np.empty((len(paths), *first.shape), np.uint8)
 
@@ -177,18 +175,22 @@ def _decode(paths: list[Path]) -> Bytes:
             images[index] = pixels
 
     begins = range(0, len(paths), _CHUNK)
-    console = Console(stderr=True)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in track(
-            pool.map(decode, begins),
-            description=f"Decoding {len(paths)} images",
-            total=len(begins),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ):
+        for _ in _watched(pool.map(decode, begins), len(begins), f"Decoding {len(paths)} images"):
             pass
     return images
+
+
+def _watched(parts: Iterator[None], total: int, title: str) -> Iterable[None]:
+    """The parts, behind a bar where there is a terminal, and rich to draw it."""
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError:
+        return parts
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return track(parts, title, total, console=console, transient=True, disable=hidden)
 
 
 def _pixels(path: Path) -> Bytes:

@@ -186,7 +186,7 @@ class Trainer:
             self.report(self.game.steps, metrics)
 
     def _windows(self) -> Iterator[tuple[float, dict[str, float]]]:
-        """Trains the rest of the epoch; yields each reading of the metrics, and the seconds to it."""
+        """Trains the rest of the epoch; yields seconds and metrics at each reading of them."""
         now, log = self.progress, MetricLog()
         stream = shuffled_batches(
             self.data.train,

@@ -229,6 +229,7 @@ def test_it_needs_torch_torchvision_and_numpy_alone(tmp_path: Path) -> None:
 def test_targets_are_told_from_the_records(part: Part) -> None:
     tables = part("tables")
     step = {"job": "steps", "model": "wrn-34-10", "schedule": "simultaneous", "peak_mib": 100.0}
+    step["graphs"] = False
     wide = [
         {**step, "method": method, "precision": "bf16", "compiled": True, "seconds": seconds}
         | {"flops_per_second": 4e14, "peak_mib": memory}
@@ -282,7 +283,7 @@ def test_a_gpu_asks_for_images(part: Part, monkeypatch: pytest.MonkeyPatch) -> N
     args = suite.Args(data=Path("x.npz"))
     assert suite.fitting_scale(args, torch.device("cuda")) is suite.FULL
     jobs = suite.planned(args, suite.FULL, torch.device("cuda"), None)
-    assert len({job.name for job in jobs}) == len(jobs) == 1 + 2 * 6 + 2 * 4
+    assert len({job.name for job in jobs}) == len(jobs) == 1 + 2 * 7 + 2 * 4
     assert jobs[1].name == "steps of wrn-34-10, bf16 compiled"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ def test_a_folder_is_read_as_image_folder_reads_it(
     assert test.labels.tolist() == source.targets
     expected = np.stack([np.asarray(image) for image, _ in source]).transpose(0, 3, 1, 2)
     assert np.array_equal(test.images, expected)
+
+
+def test_a_folder_is_read_without_a_bar_where_rich_is_missing(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert len(load_images("folder", tree, seed=0).train) > 0
 
 
 def test_a_folder_with_test_images_keeps_them_whole(tree: Path) -> None:

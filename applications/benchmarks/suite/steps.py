@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any, TypeVar
@@ -85,10 +85,17 @@ class Case:
     schedule: ScheduleName = "simultaneous"
     precision: Precision = "float32"
     compiled: bool = False
+    graphs: bool = False
+    """Captured as one CUDA graph, which a GPU replays without Python."""
 
     def __str__(self) -> str:
-        words = (self.method, self.schedule, self.precision, "compiled" if self.compiled else "")
-        return ", ".join(filter(None, words))
+        words = self.method, self.schedule, way(self.precision, self.compiled, self.graphs)
+        return ", ".join(words)
+
+
+def way(precision: str, compiled: bool, graphs: bool = False) -> str:
+    """How a step computes, in words."""
+    return precision + " compiled" * compiled + " in a CUDA graph" * graphs
 
 
 class Bench:
@@ -164,17 +171,18 @@ def measure(
     for case in cases:
         tell(str(case))
         game = bench.game(case)
-        turns[case] = step = partial(take, game, bench.batch, case.precision)
+        step = partial(take, game, bench.batch, case.precision)
         for _ in range(2):  # compiled by the first; the second finds what it has left
             step()
         peaks[case] = peak(game, step, device)
+        turns[case] = captured(game, step) if case.graphs else step
     seconds = interleaved(turns, device, rounds)
     counts = {(c.method, c.schedule): count(size, c.method, c.schedule) for c in cases}
     records = []
     for case, times in seconds.items():
         counted = counts[case.method, case.schedule]
         arithmetic = 2 * counted["step"] * size.batch_size
-        pgm = Case("pgm", "simultaneous", case.precision, case.compiled)
+        pgm = replace(case, method="pgm", schedule="simultaneous")
         records.append(
             {
                 **asdict(size),
@@ -193,6 +201,23 @@ def take(game: Bilevel, batch: Batch, precision: Precision) -> None:
     """A step."""
     with computing(precision, batch.x.device):
         game.step(batch)
+
+
+def captured(game: Bilevel, step: Turn) -> Turn:
+    """The step as a CUDA graph: its kernels, recorded once and launched together."""
+    for optimizer in (game.leader_opt, game.solver_opt):
+        for group in optimizer.param_groups if optimizer else ():
+            if "capturable" in group:
+                group["capturable"] = True
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # as torch.cuda.graph asks for
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def peak(game: Bilevel, step: Turn, device: torch.device) -> float:

@@ -11,14 +11,14 @@ sys.path.append(str(Path(__file__).parents[2]))  # where the paper's tables are
 
 from reproduction.paper import TABLE_3
 
-from suite.steps import METHODS
+from suite.steps import METHODS, way
 
 Record = Mapping[str, Any]
 
 PAPER = {name: seconds / TABLE_3["cifar10"]["pgm"] for name, seconds in TABLE_3["cifar10"].items()}
 """Table 3 as ratios: an epoch of WRN-34-10 on CIFAR-10, divided by PGM-10's."""
 
-FAST = {"precision": "bf16", "compiled": True}
+FAST: dict[str, object] = {"precision": "bf16", "compiled": True}
 """What a GPU trains in unless told otherwise."""
 
 UNKNOWN = "not measured"
@@ -57,7 +57,7 @@ def cost(steps: Sequence[Record]) -> str:
             [
                 one["method"],
                 one["schedule"],
-                way(one["precision"], one["compiled"]),
+                way(one["precision"], one["compiled"], one["graphs"]),
                 METHODS[one["method"]] if single else "",
                 f"{one['step_in_classifier_forwards']:.2f}",
                 f"{1e3 * one['seconds']:.1f}",
@@ -158,7 +158,8 @@ class Steps:
 
     def find(self, **wanted: object) -> Record | None:
         """The record of a case."""
-        wanted = {"schedule": "simultaneous", "precision": "float32", "compiled": False} | wanted
+        usual = {"schedule": "simultaneous", "precision": "float32"}
+        wanted = usual | {"compiled": False, "graphs": False} | wanted
         return next((one for one in self.records if wanted.items() <= one.items()), None)
 
     def to_pgm(self, key: str, **wanted: object) -> dict[str, float]:
@@ -166,11 +167,6 @@ class Steps:
         pgm = self.find(method="pgm", **{**wanted, "schedule": "simultaneous"})
         found = {method: self.find(method=method, **wanted) for method in METHODS}
         return {name: one[key] / pgm[key] for name, one in found.items() if one and pgm}
-
-
-def way(precision: str, compiled: bool) -> str:
-    """How a step computes, in words."""
-    return f"{precision} compiled" if compiled else precision
 
 
 def spread(record: Record, name: str) -> str:

@@ -1,0 +1,147 @@
+"""Draws what robust accuracy costs: against training time, both beside PGM-10's.
+
+    python applications/benchmarks/frontier.py docs/images/frontier.png
+
+Other work's figures are those that it reports itself, ours the committed results of
+``gpu_suite.py``: what is left under PGM-100, APGD-CE and APGD-T together.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from suite.tables import PAPER, runs_of
+from tables import read
+
+from bilevel.files import replacing
+from bilevel.robustness.evaluation.plots import COLORS
+from bilevel.robustness.figures import INK, MUTED, STYLE
+
+TABLE_2 = {
+    "plain": 0.0,
+    "pgm": 47.04,
+    "naive-l2l": 0.01,
+    "grad-l2l": 51.17,
+    "two-step-l2l": 54.32,
+}
+"""PGM-20 on CIFAR-10, WRN-34-10, in the paper; its plain row is the poster's."""
+
+OURS = COLORS[0]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A classifier: training time divided by PGM-10's, accuracy under attack in per cent."""
+
+    name: str
+    time: float
+    accuracy: float
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Classifiers that are compared.
+
+    Args:
+        title: Data and network.
+        attack: What the accuracy withstands.
+        points: The classifiers; those of others are hollow.
+        folder: Of our results, and their network there.
+        limit: Accuracies without a training time that compares: a line each.
+    """
+
+    title: str
+    attack: str
+    points: tuple[Point, ...]
+    folder: str
+    model: str
+    limits: tuple[tuple[str, float], ...] = ()
+
+
+PANELS = (
+    Panel(
+        "CIFAR-10, WRN-34-10",
+        "PGM-20",
+        tuple(Point(name, PAPER[name], accuracy) for name, accuracy in TABLE_2.items()),
+        "gpu_suite",
+        "wrn-34-10",
+        (("PGD-AT, AutoAttack", 52.7), ("TRADES-AWP, AutoAttack", 56.17)),
+    ),
+    Panel(
+        "CIFAR-10, ResNet-18",
+        "AutoAttack",
+        (
+            Point("NU-AT", 0.42, 50.10),
+            Point("PGD-AT, averaged", 1.0, 50.49),
+        ),
+        "gpu_suite",
+        "resnet18",
+    ),
+    Panel(
+        "CIFAR-10 (JPEG-75), 8,000 images, WRN-10-1",
+        "PGM-100, APGD-CE and -T",
+        (),
+        "gpu_suite-small",
+        "wrn-10-1",
+    ),
+)
+
+
+def main(path: Path) -> None:
+    """Draws all panels."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+            draw(axes, panel)
+        with replacing(path) as part:
+            figure.savefig(part, dpi=120, format="png")
+
+
+def draw(axes: Axes, panel: Panel) -> None:
+    """One panel: hollow marks were reported, full ones measured."""
+    ours = measured(panel.folder, panel.model)
+    for point in (*panel.points, *ours):
+        color = OURS if point.ours else INK
+        fill = OURS if point.ours else "white"
+        axes.scatter(point.time, point.accuracy, s=36, zorder=3, facecolor=fill, edgecolor=color)
+        side, away = ("left", 6) if point.time < 0.8 else ("right", -6)
+        axes.annotate(
+            point.name,
+            (point.time, point.accuracy),
+            textcoords="offset points",
+            xytext=(away, -3),
+            ha=side,
+            color=color,
+            fontsize=8,
+        )
+    for name, accuracy in panel.limits:
+        axes.axhline(accuracy, color=MUTED, linewidth=0.8, linestyle=":")
+        axes.text(0.02, accuracy, name, color=MUTED, fontsize=7, va="bottom")
+    axes.set_title(panel.title, loc="left")
+    axes.set_xlabel("training time ÷ PGM-10" + ("" if ours else "\n(ours: not measured)"))
+    axes.set_ylabel(f"accuracy, % ({panel.attack})")
+    top = max(one.accuracy for one in (*panel.points, *ours, Point("", 0, 10)))
+    axes.set_xlim(0, 1.1)
+    axes.set_ylim(-0.05 * top, 1.15 * top)
+
+
+def measured(folder: str, model: str) -> list[Point]:
+    """Our classifiers."""
+    runs = [one for one in runs_of(read(folder)) if one["model"] == model]
+    pgm = next((one["seconds"] for one in runs if one["method"] == "pgm"), None)
+    if pgm is None:
+        return []
+    return [
+        Point(one["method"], one["seconds"] / pgm, 100 * one["worst_case"], ours=True)
+        for one in runs
+    ]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
