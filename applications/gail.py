@@ -82,7 +82,7 @@ class Args:
     seeds: int = 1
     """Runs of each method, from --seed on."""
     jobs: int = 4 * (os.cpu_count() or 1)
-    """Runs side by side, a core each."""
+    """Runs side by side; more than there are cores, so that all cores are busy to the end."""
     render: bool = False
     """Draw an episode of each final policy of the first seed, as a GIF."""
 

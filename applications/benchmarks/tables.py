@@ -19,21 +19,18 @@ Records = list[dict[str, Any]]
 
 def main() -> None:
     """Prints every table whose results are there."""
-    cpu, gpu = read("step_cost"), read("gpu_suite")
-    print(f"Table 3\n\n{tables.table_3(cpu, gpu)}\n")
-    print(f"Targets\n\n{tables.targets(gpu)}\n")
-    for folder in (RESULTS, *sorted(RESULTS.iterdir())):
-        runs = [read(path.parent) for path in sorted(folder.glob("seed-*/results.json"))]
-        records = read(folder)
-        if runs and "pgm20" in runs[0][0]:
-            print(f"{folder.name}, {len(runs)} seeds: mean (least to greatest)\n")
-            print(training(runs))
-        elif records and "own_attacker" in records[0]:
-            print(f"{folder.name}\n\n{training([records])}\n")
+    print(f"Table 3\n\n{tables.table_3(read('step_cost'), read('gpu_suite'))}\n")
+    print(f"Targets\n\n{tables.targets(read('gpu_suite'))}\n")
+    for name in ("digits", "digits-float32", "cifar10-jpeg75"):
+        seeds = [read(path) for path in sorted((RESULTS / name).glob("seed-*"))]
+        print(f"{name}\n\n{training(seeds or [read(name)])}\n")
+    for name in ("step_cost", "step_cost-small", "gpu_suite", "gpu_suite-small"):
+        records = read(name)
         for title, table in tables.sections(records):
-            print(f"{folder.name}: {title}\n\n{table}\n")
-        if records and "ratio_min" in records[-1]:
-            print(f"{records[-1]['method']}: {tables.spread(records[-1], 'ratio')}\n")
+            print(f"{name}: {title}\n\n{table}\n")
+        for record in records:
+            if "ratio" in record:
+                print(f"{record['method']}: {tables.spread(record, 'ratio')}\n")
 
 
 def read(folder: str | Path) -> Records:

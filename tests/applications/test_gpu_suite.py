@@ -232,7 +232,7 @@ def test_targets_are_told_from_the_records(part: Part) -> None:
     step["graphs"] = False
     wide = [
         {**step, "method": method, "precision": "bf16", "compiled": True, "seconds": seconds}
-        | {"flops_per_second": 4e14, "peak_mib": memory}
+        | {"flops_per_second": 4e14, "peak_mib": memory, "ratio_to_pgm": seconds}
         for method, seconds, memory in (
             ("pgm", 1.0, 100.0),
             ("grad-l2l", 0.25, 110.0),
@@ -241,7 +241,8 @@ def test_targets_are_told_from_the_records(part: Part) -> None:
         )
     ]
     authors = {**step, "method": "two-step-l2l", "schedule": "alternating", "seconds": 4.0}
-    authors |= {"precision": "float32", "compiled": False}
+    authors |= {"precision": "float32", "compiled": False, "flops_per_second": 1e13}
+    authors["ratio_to_pgm"] = 4.0
     rate = {"job": "matrix rates", "precision": "bf16", "flops_per_second": 8e14}
     run = {"job": "training", "model": "resnet18"}
     runs = [
@@ -261,7 +262,9 @@ def test_targets_are_told_from_the_records(part: Part) -> None:
     }
     assert tables.targets([]).count("not measured") == len(reached)
     found = tables.table_3([{**authors, "step": 8.0}], wide).splitlines()
-    assert found[-1] == "| two-step-l2l | 0.61 " + "| not measured " * 5 + "| 0.40 |"
+    assert found[-1] == (
+        "| two-step-l2l | 0.61 | not measured | 4.00 " + "| not measured " * 3 + "| 0.40 |"
+    )
 
 
 def test_the_papers_table_as_ratios(part: Part) -> None:
