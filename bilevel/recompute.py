@@ -22,8 +22,8 @@ Steps = Callable[[Value, State], tuple[Value, State]]
 def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
     """``layers(input)``, of which only the input is kept for the backward pass.
 
-    There the layers are computed again, but for the last one's output. Not under ``torch.compile``,
-    which decides for itself what it keeps, nor under ``torch.func``, which cannot.
+    There the layers are computed again, but for the last one's output; not under ``torch.func``,
+    which cannot.
 
     Args:
         layers: The layers; batch normalisation takes its statistics in once.
@@ -36,9 +36,10 @@ def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
         >>> layers = nn.Sequential(nn.Tanh(), nn.Linear(2, 2))
         >>> checkpointed(layers, torch.rand(1, 2, requires_grad=True)).sum().backward()
     """
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         output: Tensor = layers(input)
+    elif torch.compiler.is_compiling():  # traced once, in the mode that it is called in
+        output = checkpoint(layers, input, use_reentrant=False)
     else:
         condition = Condition(layers)
         contexts = lambda: (nullcontext(), _AsItWas(condition))  # noqa: E731

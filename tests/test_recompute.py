@@ -83,9 +83,17 @@ def test_a_block_of_an_attacker_keeps_a_third() -> None:
 def test_an_attacker_is_one_graph_for_a_compiler() -> None:
     attacker = CNN(1, 0.1, width=2)
     compiled = torch.compile(copy.deepcopy(attacker), backend="aot_eager", fullgraph=True)
-    x, outputs = torch.rand(2, 1, 4, 4), []
+    x, found = torch.rand(2, 1, 4, 4), []
     for network in (attacker, compiled):
         output, _ = network(torch.zeros_like(x), x - 0.5, x, None)
+        network.eval()
         output.sum().backward()
-        outputs.append(output)
-    torch.testing.assert_close(*outputs)
+        gradients = [p.grad for p in network.parameters()]
+        found.append([output, *gradients, *network.buffers()])
+    torch.testing.assert_close(*found)
+
+
+def test_a_compiler_keeps_as_little() -> None:
+    block, x = ResBlock(8, 8), torch.randn(2, 8, 16, 16, requires_grad=True)
+    compiled = torch.compile(block, backend="aot_eager")
+    assert kept(lambda: compiled(x)) < 0.6 * kept(lambda: block.residual(x))

@@ -27,7 +27,7 @@ from suite.training import Training
 
 from bilevel import BilevelError, commandline, experiment
 from bilevel.files import replacing
-from bilevel.robustness import Splits, load_images, sample
+from bilevel.robustness import RECIPES, Splits, fast, load_images, sample
 from bilevel.robustness.sources import Dataset
 from bilevel.robustness.speed import Precision, fitting_precision
 
@@ -209,12 +209,13 @@ def train(
     device: torch.device,
     clock: Clock,
 ) -> Job:
-    """A training run."""
+    """A training run by the fast recipe."""
+    recipe = fast(replace(RECIPES[dataset(args)], model=model))
+    epochs = args.epochs or scale.epochs[model] or recipe.epochs
     training = Training(
         method,
-        model,
+        replace(recipe, epochs=epochs),
         dataset(args),
-        epochs=args.epochs or scale.epochs[model],
         precision=fitting_precision(device),
         compiled=scale.compiled,
         seed=args.seed,

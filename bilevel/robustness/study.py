@@ -67,13 +67,8 @@ class Study:
                 "divide by the maximum of its own share; give --normalize sample"
             )
         distributed.agree({**asdict(args), "code": experiment.code()})
-        if args.recompute and args.compile == "on":
-            raise BilevelError(
-                "compile is on and so is recompute: a compiled network chooses itself what it "
-                "computes again; give one of them"
-            )
         self.device = experiment.pick_device(args.device)
-        auto = args.compile == "auto" and self.device.type == "cuda" and not args.recompute
+        auto = args.compile == "auto" and self.device.type == "cuda"
         self._compile = auto or args.compile == "on"
         self._precision: Precision = (
             fitting_precision(self.device) if args.precision == "auto" else args.precision

@@ -40,7 +40,6 @@ DIGITS = RECIPES["digits"]
         ("--weight-decay inf", "weight_decay is inf: .*from 0 on"),
         ("--ema 1", "ema is 1.0: .*give 0 ≤ ema < 1"),
         ("--ema -0.5", "ema is -0.5: .*give 0 ≤ ema < 1"),
-        ("--compile on --recompute", "compile is on and so is recompute: .*give one of them"),
         ("--train-size 0", "train_size is 0: .*give 1 to 1294"),
         ("--train-size -5", "train_size is -5: .*give 1 to 1294"),
         ("--train-size 2000", "train_size is 2000: 1294 training images .*give 1 to 1294"),

@@ -130,13 +130,16 @@ def test_an_attacker_at_the_edge_of_its_reach_still_learns_in_bf16() -> None:
 # Compilation.
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
 def test_a_compiled_game_is_the_eager_one_but_for_rounding(
-    schedule: str, monkeypatch: pytest.MonkeyPatch
+    schedule: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced and differentiated as in earnest, without the minutes that a C++ compiler takes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     eager, compiled = make(schedule, "small-cnn"), make(schedule, "small-cnn")
+    if recompute:
+        recompute_activations(compiled.leader.model)
     for network in (compiled.leader.model, compiled.solver.update):
         compile_network(network)
     copied = copy.deepcopy(compiled.leader.model)

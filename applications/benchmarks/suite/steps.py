@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from statistics import median
 from typing import Any, TypeVar
 
@@ -70,11 +70,16 @@ class Size:
         return build_model(self.model, channels=self.channels, classes=10)
 
     def solver(self, method: str) -> Solver:
-        attacker = Attacker("wide")
-        width = self.attacker_width or fitting_width(attacker, self.classifier(), self.shape())
-        attacker = Attacker("wide", width)
-        eps = Recipe().epsilon
+        eps, attacker = Recipe().epsilon, attacker_of(self)
         return make_solver(method, eps=eps, channels=self.channels, attacker=attacker)
+
+
+@cache
+def attacker_of(size: Size) -> Attacker:
+    """The attacker's network, of the width that was given or fits."""
+    attacker = Attacker("wide")
+    width = size.attacker_width or fitting_width(attacker, size.classifier(), size.shape())
+    return replace(attacker, width=width)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -12,18 +13,17 @@ from torch import nn
 
 from bilevel import Bilevel, BilevelError, ZeroSum
 from bilevel.robustness import (
-    RECIPES,
     About,
     Arsenal,
     Attacker,
     Battery,
     Linf,
+    Recipe,
     Splits,
     Trained,
     Trainer,
     compile_network,
     computing,
-    fast,
     fitting_width,
     make_attacks,
     make_game,
@@ -36,40 +36,27 @@ ATTACKS = ("pgm-20", "pgm-100", "apgd-ce", "apgd-t")
 """Cheap ones first: each is tried on what the others have left, and PGM for its own figure too."""
 
 
+@dataclass(frozen=True)
 class Training:
     """One method's run: trained in as many stages as it takes, then attacked.
 
     Args:
         method: See :data:`bilevel.robustness.METHODS`.
-        model: The classifier.
-        dataset: Whose recipe is made fast.
-        epochs: Of the run; the fast recipe's unless given.
+        recipe: How, and which classifier.
+        dataset: What the images come from.
         precision: That it trains in.
         compiled: Whether its networks are.
         seed: Of everything.
         folder: Of its checkpoints.
     """
 
-    def __init__(
-        self,
-        method: str,
-        model: str,
-        dataset: Dataset,
-        *,
-        epochs: int | None,
-        precision: Precision,
-        compiled: bool,
-        seed: int,
-        folder: Path,
-    ) -> None:
-        recipe = fast(replace(RECIPES[dataset], model=model))
-        self.recipe = replace(recipe, epochs=epochs or recipe.epochs)
-        self.method = method
-        self.dataset = dataset
-        self.precision = precision
-        self.compiled = compiled
-        self.seed = seed
-        self.folder = folder
+    method: str
+    recipe: Recipe
+    dataset: Dataset
+    precision: Precision
+    compiled: bool
+    seed: int
+    folder: Path
 
     def run(self, data: Splits, clock: Clock) -> list[Record]:
         """The record of the run, once its last stage is done."""
@@ -92,8 +79,8 @@ class Training:
                 "epochs": self.recipe.epochs,
                 "best_epoch": progress.best_epoch,
                 "attacker_width": about.attacker.width if about.learned else None,
-                "seconds": sum(progress.seconds),
-                "seconds_per_epoch": sum(progress.seconds[1:]) / max(1, len(progress.seconds) - 1),
+                "seconds": median(progress.seconds) * self.recipe.epochs,
+                "seconds_with_compilation": sum(progress.seconds),
                 "test_images": len(data.test),
                 **accuracies,
             }
