@@ -110,13 +110,12 @@ def draw(axes: Axes, panel: Panel) -> None:
         color = OURS if point.ours else INK
         fill = OURS if point.ours else "white"
         axes.scatter(point.time, point.accuracy, s=36, zorder=3, facecolor=fill, edgecolor=color)
-        side, away = ("left", 6) if point.time < 0.8 else ("right", -6)
         axes.annotate(
             point.name,
             (point.time, point.accuracy),
             textcoords="offset points",
-            xytext=(away, -3),
-            ha=side,
+            xytext=(0, 6),
+            ha="center",
             color=color,
             fontsize=8,
         )
@@ -127,7 +126,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel("training time ÷ PGM-10" + ("" if ours else "\n(ours: not measured)"))
     axes.set_ylabel(f"accuracy, % ({panel.attack})")
     top = max(one.accuracy for one in (*panel.points, *ours, Point("", 0, 10)))
-    axes.set_xlim(0, 1.1)
+    axes.set_xlim(0, 1.2)
     axes.set_ylim(-0.05 * top, 1.15 * top)
 
 
