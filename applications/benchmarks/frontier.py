@@ -96,7 +96,7 @@ PANELS = (
 def main(path: Path) -> None:
     """Draws all panels."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        figure = Figure(figsize=(12.5, 3.8), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
             draw(axes, panel)
         with replacing(path) as part:
@@ -114,7 +114,7 @@ def draw(axes: Axes, panel: Panel) -> None:
             point.name,
             (point.time, point.accuracy),
             textcoords="offset points",
-            xytext=(0, 6),
+            xytext=(0, -13),
             ha="center",
             color=color,
             fontsize=8,
@@ -127,7 +127,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(f"accuracy, % ({panel.attack})")
     top = max(one.accuracy for one in (*panel.points, *ours, Point("", 0, 10)))
     axes.set_xlim(0, 1.2)
-    axes.set_ylim(-0.05 * top, 1.15 * top)
+    axes.set_ylim(-0.1 * top, 1.1 * top)
 
 
 def measured(folder: str, model: str) -> list[Point]:
