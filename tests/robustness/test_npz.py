@@ -51,7 +51,7 @@ def path(tmp_path: Path) -> Path:
         ((3, 5, 4), lambda images: images),
         ((1, 5, 3), lambda images: images.transpose(0, 3, 1, 2)),
     ],
-    ids=str,
+    ids=["grey", "grey last", "rgb last", "grey first", "rgb first", "rgb of height 1"],
 )
 @pytest.mark.parametrize("column", [False, True])
 @pytest.mark.parametrize("dtype", ["uint8", "int64", ">i4"])
