@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -208,7 +210,9 @@ def test_it_needs_torch_torchvision_and_numpy_alone(tmp_path: Path) -> None:
         f"runpy.run_path({str(BENCHMARKS / 'gpu_suite.py')!r}, run_name='__main__')\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", code]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = partial(subprocess.run, command, capture_output=True, text=True, check=False)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = run(env=one_thread)
     assert ended.returncode == 0, ended.stderr
     content = json.loads((out / "results.json").read_text())
     assert not any("failed" in record for record in content["results"])
@@ -222,7 +226,7 @@ def test_it_needs_torch_torchvision_and_numpy_alone(tmp_path: Path) -> None:
     for title in ("## A step: wrn-10-1", "## Training: small-cnn, npz", "## Targets"):
         assert title in report
     assert "| two-step-l2l | alternating | bf16 |" in report
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = run(env=one_thread)
     assert again.returncode == 0
     assert "of 6: " not in again.stdout  # all is there
 
