@@ -40,21 +40,20 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
         SystemExit: Always: 0, 2 for bad input, 130 if it was interrupted.
     """
     threading.excepthook = _thread_failed
+    status = 0
     try:
         distributed.join()
         main(_parse(arguments))
     except BilevelError as error:
         line = " ".join(str(error).splitlines())  # whatever it quotes
         distributed.say(f"error: {line}")
-        if isinstance(error, distributed.LostContactError):
-            distributed.abandon(2)
-        raise SystemExit(2) from None
+        status = 2
     except KeyboardInterrupt:
         distributed.say("stopped; the same command with --resume goes on")
-        raise SystemExit(130) from None
-    finally:
-        distributed.leave()
-    raise SystemExit(0)
+        status = 130
+    except SystemExit as end:  # after --help, or when the job is ended
+        status = end.code if isinstance(end.code, int) else 0
+    distributed.leave(status)
 
 
 def _parse(arguments: type[Arguments]) -> Arguments:

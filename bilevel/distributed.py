@@ -61,23 +61,22 @@ def join() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
 
 
-def leave() -> None:
-    """Leaves the job; the end of what :func:`join` began."""
-    global _job
-    if _job is not None:
-        _job = None
-        dist.destroy_process_group()
-
-
-def abandon(status: int) -> NoReturn:
-    """Ends this process at once, where :func:`leave` would wait for processes that are gone.
+def leave(status: int = 0) -> NoReturn:
+    """Ends this process, and its part in the job.
 
     Args:
         status: The exit status.
+
+    Raises:
+        SystemExit: Always, where nobody has joined.
     """
+    if _job is None:
+        raise SystemExit(status)
+    # At once: threads of gloo may abort an interpreter on its way out, most of all where they wait
+    # for a process that is gone.
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(status)  # gloo aborts an interpreter that ends with operations under way
+    os._exit(status)
 
 
 def processes() -> int:

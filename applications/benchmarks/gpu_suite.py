@@ -130,7 +130,7 @@ def main(args: Args) -> None:
     with replacing(args.out / "tables.md") as part:
         part.write_text(report)
     print(report)
-    failed = sum("failed" in record for record in ledger.records)
+    failed = sum("failed" in record or "reason" in record for record in ledger.records)
     left = sum(not ledger.done(job) for job in jobs)
     if left:
         print(f"{left} of {len(jobs)} parts are to be done, the same command goes on")
@@ -159,7 +159,7 @@ def planned(args: Args, scale: Scale, device: torch.device, clock: Clock) -> lis
         Job(
             f"steps of {size.model}, {' and '.join(way(*one) for one in turns)}",
             partial(time_steps, size, turns, scale.rounds, device),
-            minutes=3.0 if device.type == "cuda" else 0.0,
+            minutes=room(size.model, device),
         )
         for turns in scale.turns
         for size in scale.sizes
@@ -220,8 +220,16 @@ def train(
         compiled=scale.compiled,
         seed=args.seed,
         folder=args.out / model / method,
+        attack_minutes=room(model, device),
     )
     return Job(f"training {model}, {method}", lambda: training.run(images(), clock))
+
+
+def room(model: str, device: torch.device) -> float:
+    """Minutes of a stage within which what cannot be interrupted must end."""
+    if device.type != "cuda":
+        return 0.0
+    return 5.0 if model.startswith("wrn") else 2.5
 
 
 def dataset(args: Args) -> Dataset:
@@ -233,11 +241,14 @@ def dataset(args: Args) -> Dataset:
 
 def load(args: Args, scale: Scale, device: torch.device) -> Splits:
     """The images, on the device."""
-    sizes = (*scale.images[:2], args.test_size or scale.images[2])
     splits = load_images(dataset(args), args.data or ".", seed=args.seed)
-    return Splits(
-        *(sample(part, size).to(device) for part, size in zip(splits, sizes, strict=True))
-    )
+    train, validation, test = scale.images
+    if scale.compiled:  # for each size of batch another time: an epoch has whole ones only
+        batch_size = RECIPES[dataset(args)].batch_size
+        train = len(splits.train) // batch_size * batch_size
+    sizes = train, validation, args.test_size or test
+    parts = (sample(part, size) for part, size in zip(splits, sizes, strict=True))
+    return Splits(*(part.to(device) for part in parts))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Averaged(AveragedModel):
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__(network, multi_avg_fn=self._move, use_buffers=True)
+        super().__init__(network)
         self.decay = decay
 
     @torch.no_grad()
@@ -53,13 +53,17 @@ class Averaged(AveragedModel):
         Args:
             network: The network that is trained.
         """
-        self.update_parameters(network)
+        # Not by `update_parameters`, which sends the count to the device at each step and waits.
+        count = int(self.n_averaged)
+        share = max(1 - self.decay, 9 / (10 + count)) if count else 1.0
+        averaged, here = _tensors(self.module), _tensors(network)
+        real = [tensor.is_floating_point() for tensor in averaged]
+        torch._foreach_lerp_(list(compress(averaged, real)), list(compress(here, real)), share)
+        for old, new, is_real in zip(averaged, here, real, strict=True):
+            if not is_real:  # a number of batches has no mean
+                old.copy_(new)
+        self.n_averaged += 1
 
-    def _move(self, averaged: Sequence[Tensor], here: Sequence[Tensor], _: Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            # Not the count that is handed over: it lies on the device, and reading would wait.
-            count = int(self.n_averaged)
-            share = max(1 - self.decay, 9 / (10 + count))
-            torch._foreach_lerp_(list(averaged), list(here), share)
-        else:  # a number of batches has no mean
-            torch._foreach_copy_(list(averaged), list(here))
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]

@@ -103,12 +103,31 @@ def compile_network(network: nn.Module) -> None:
     network._compiled_call_impl = _Compiled(network._call_impl)
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Whether :func:`compile_network` was called, and nothing has failed since.
+
+    Args:
+        network: The network.
+
+    Returns:
+        False for a network that computes as it is written.
+
+    Example:
+        >>> is_compiled(nn.Linear(1, 1))
+        False
+    """
+    call = network._compiled_call_impl
+    return isinstance(call, _Compiled) and call.compiled is not None
+
+
 class _Compiled:
     """A compiled function, or the function itself from the first failure on."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.eager = function
-        self.compiled: Callable[..., Any] | None = torch.compile(function)
+        # A graph for each size of batch, the epoch's last one too: one that took any size would be
+        # slower, and be taken for all sizes once there is it.
+        self.compiled: Callable[..., Any] | None = torch.compile(function, dynamic=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.compiled is not None:

@@ -93,6 +93,16 @@ def test_a_measurement(part: Part) -> None:
     assert grad["peak_mib"] > pgm["peak_mib"] > records[2]["peak_mib"]  # bf16 takes less
 
 
+def test_a_case_that_fails_does_not_cost_the_others_their_figures(part: Part) -> None:
+    steps = part("steps")
+    cases = [steps.Case("plain", graphs=True), steps.Case("plain")]  # of CUDA there is none
+    told: list[str] = []
+    good, bad = steps.measure(steps.Size("wrn-10-1", 4, 4), cases, CPU, 1, told.append)
+    assert good["seconds"] > 0
+    assert bad["graphs"]
+    assert told[1] == f"  failed: {bad['reason']}"
+
+
 def test_a_timed_game_stays_where_it_is(part: Part) -> None:
     """Steps of size zero: figures of a thousandth step are those of the first."""
     steps = part("steps")
@@ -290,6 +300,7 @@ def test_a_gpu_asks_for_images(part: Part, monkeypatch: pytest.MonkeyPatch) -> N
         suite.fitting_scale(suite.Args(), torch.device("cuda"))
     args = suite.Args(data=Path("x.npz"))
     assert suite.fitting_scale(args, torch.device("cuda")) is suite.FULL
+    assert suite.room("wrn-34-10", torch.device("cuda")) == 5.0
     jobs = suite.planned(args, suite.FULL, torch.device("cuda"), None)
     assert len({job.name for job in jobs}) == len(jobs) == 1 + 2 * 7 + 2 * 4
     assert jobs[1].name == "steps of wrn-34-10, bf16 compiled"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from bilevel import Bilevel, BilevelError, ZeroSum
+from bilevel import Bilevel, BilevelError, Iterative, ZeroSum
 from bilevel.alias import SCHEDULES
 from bilevel.robustness import (
     Attacker,
@@ -29,6 +29,7 @@ from bilevel.robustness import (
     margin,
     recompute_activations,
 )
+from bilevel.robustness.speed import is_compiled
 from bilevel.updates import CNN, max_abs
 
 CPU = torch.device("cpu")
@@ -151,6 +152,39 @@ def test_a_compiled_game_is_the_eager_one_but_for_rounding(
     assert not torch.equal(copied(BATCH.x), compiled.leader.model(BATCH.x))  # a copy is its own
 
 
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+def test_a_compiled_attacker_that_steps_twice(
+    schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second step writes into statistics that the first one's backward pass has seen.
+
+    With the decompositions of the compiler in earnest, without which this does not work.
+    """
+    compiler = partial(torch.compile, backend="aot_eager_decomp_partition")
+    monkeypatch.setattr(torch, "compile", compiler)
+    games = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        update = CNN(1, 0.1, width=2)
+        follower = Linf(0.1)
+        leader = ZeroSum(build_model("small-cnn", channels=1, classes=10), follower)
+        if compiled:
+            compile_network(update)
+            assert is_compiled(update)
+        solver = Iterative(update, 2)
+        game = Bilevel(
+            leader,
+            follower,
+            solver,
+            leader_opt=torch.optim.SGD(leader.parameters(), lr=0.01),
+            solver_opt=torch.optim.SGD(solver.parameters(), lr=0.01),
+            schedule=SCHEDULES[schedule](),
+        )
+        games.append(game)
+    close(play(games[1], 2), play(games[0], 2))
+    assert is_compiled(games[1].solver.update)
+
+
 def test_what_cannot_be_compiled_computes_as_before_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -163,6 +197,7 @@ def test_what_cannot_be_compiled_computes_as_before_and_says_so_once(
     with pytest.warns(UserWarning, match="not compiled, and slower.*no compiler here") as said:
         result = play(compiled)
     assert len(said) == 1
+    assert not is_compiled(compiled.leader.model)
     for name, value in play(eager).items():
         assert torch.equal(value, result[name]), name
 

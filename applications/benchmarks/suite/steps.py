@@ -28,7 +28,7 @@ from bilevel.robustness import (
     make_game,
     make_solver,
 )
-from bilevel.robustness.speed import Precision
+from bilevel.robustness.speed import Precision, is_compiled
 
 METHODS = {
     "plain": "3F",
@@ -172,15 +172,15 @@ def measure(
     """
     bench = Bench(size, device)
     turns: dict[Case, Turn] = {}
-    peaks = {}
+    peaks, failed = {}, []
     for case in cases:
         tell(str(case))
-        game = bench.game(case)
-        step = partial(take, game, bench.batch, case.precision)
-        for _ in range(2):  # compiled by the first; the second finds what it has left
-            step()
-        peaks[case] = peak(game, step, device)
-        turns[case] = captured(game, step) if case.graphs else step
+        try:
+            turns[case], peaks[case] = set_up(bench, case)
+        except Exception as error:  # a case that fails does not cost the others their figures
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            tell(f"  failed: {reason}")
+            failed.append({**asdict(size), **asdict(case), "reason": reason})
     seconds = interleaved(turns, device, rounds)
     counts = {(c.method, c.schedule): count(size, c.method, c.schedule) for c in cases}
     records = []
@@ -199,7 +199,19 @@ def measure(
                 **(spread("ratio_to_pgm", times, seconds[pgm]) if pgm in seconds else {}),
             }
         )
-    return records
+    return records + failed
+
+
+def set_up(bench: Bench, case: Case) -> tuple[Turn, float]:
+    """A game that has taken its first steps, and the MiB of another one."""
+    game = bench.game(case)
+    step = partial(take, game, bench.batch, case.precision)
+    for _ in range(2):  # compiled by the first; the second finds what it has left
+        step()
+    if case.compiled and not is_compiled(game.leader.model):
+        raise RuntimeError("the classifier could not be compiled")
+    memory = peak(game, step, bench.device)
+    return captured(game, step) if case.graphs else step, memory
 
 
 def take(game: Bilevel, batch: Batch, precision: Precision) -> None:
@@ -243,20 +255,26 @@ def interleaved(
     turns: Mapping[_Name, Turn], device: torch.device, rounds: int
 ) -> dict[_Name, list[float]]:
     """Wall-clock seconds of a turn in each round, the device's work included."""
-    # A GPU is handed several at once, as in training: what it computes hides what Python does.
-    times, synchronize = (
-        (10, torch.cuda.synchronize) if device.type == "cuda" else (1, lambda: None)
-    )
+    times = dict.fromkeys(turns, 1)
+    if device.type == "cuda":  # handed several at once, as in training: it hides what Python does
+        for name, turn in turns.items():
+            times[name] = max(1, min(10, int(0.3 / timed(turn, device, 1))))
     seconds: dict[_Name, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, turn in turns.items():
-            synchronize()
-            begun = time.perf_counter()
-            for _ in range(times):
-                turn()
-            synchronize()
-            seconds[name].append((time.perf_counter() - begun) / times)
+            seconds[name].append(timed(turn, device, times[name]))
     return seconds
+
+
+def timed(turn: Turn, device: torch.device, times: int) -> float:
+    """Seconds of a turn, one of so many in a row."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+    begun = time.perf_counter()
+    for _ in range(times):
+        turn()
+    synchronize()
+    return (time.perf_counter() - begun) / times
 
 
 def spread(name: str, times: Sequence[float], others: Sequence[float]) -> dict[str, float]:

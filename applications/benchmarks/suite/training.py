@@ -29,7 +29,7 @@ from bilevel.robustness import (
     make_game,
 )
 from bilevel.robustness.sources import Dataset
-from bilevel.robustness.speed import Precision
+from bilevel.robustness.speed import Precision, is_compiled
 from suite.ledger import Clock, Record, StageOver
 
 ATTACKS = ("pgm-20", "pgm-100", "apgd-ce", "apgd-t")
@@ -48,6 +48,7 @@ class Training:
         compiled: Whether its networks are.
         seed: Of everything.
         folder: Of its checkpoints.
+        attack_minutes: What must be left of a stage for the attacks to begin.
     """
 
     method: str
@@ -57,6 +58,7 @@ class Training:
     compiled: bool
     seed: int
     folder: Path
+    attack_minutes: float = 0.0
 
     def run(self, data: Splits, clock: Clock) -> list[Record]:
         """The record of the run, once its last stage is done."""
@@ -66,7 +68,7 @@ class Training:
         # Epochs are chosen, and classifiers attacked, in what matrix units make of float32.
         with computing("tf32", data.train.images.device):
             progress = trainer.fit()
-            clock.check(1.0)
+            clock.check(self.attack_minutes)
             accuracies = self._attack(about, game.leader.get_submodule("model"), data)
         return [
             {
@@ -74,7 +76,7 @@ class Training:
                 "model": self.recipe.model,
                 "dataset": self.dataset,
                 "precision": self.precision,
-                "compiled": self.compiled,
+                "compiled": is_compiled(game.leader.get_submodule("model")),
                 "seed": self.seed,
                 "epochs": self.recipe.epochs,
                 "best_epoch": progress.best_epoch,
