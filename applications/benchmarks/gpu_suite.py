@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -124,7 +124,8 @@ def main(args: Args) -> None:
     given = {name: value for name, value in asdict(args).items() if name not in ("minutes", "out")}
     environment = experiment.environment(device)
     ledger = Ledger(args.out, given, environment)
-    jobs = planned(args, scale, device, clock)
+    images = load(args, scale, device)  # what is wrong with them is told before minutes are spent
+    jobs = planned(args, scale, images, device, clock)
     finished = work(jobs, ledger, clock)
     report = tables.report(ledger.records, environment)
     with replacing(args.out / "tables.md") as part:
@@ -152,9 +153,10 @@ def fitting_scale(args: Args, device: torch.device) -> Scale:
     return FULL
 
 
-def planned(args: Args, scale: Scale, device: torch.device, clock: Clock) -> list[Job]:
+def planned(
+    args: Args, scale: Scale, images: Splits, device: torch.device, clock: Clock
+) -> list[Job]:
     """The jobs; what matters most comes first, should time run out."""
-    images = cache(partial(load, args, scale, device))
     steps = [
         Job(
             f"steps of {size.model}, {' and '.join(way(*one) for one in turns)}",
@@ -205,13 +207,14 @@ def train(
     scale: Scale,
     model: str,
     method: str,
-    images: partial[Splits],
+    images: Splits,
     device: torch.device,
     clock: Clock,
 ) -> Job:
     """A training run by the fast recipe."""
     recipe = fast(replace(RECIPES[dataset(args)], model=model))
-    epochs = args.epochs or scale.epochs[model] or recipe.epochs
+    given = scale.epochs[model] if args.epochs is None else args.epochs
+    epochs = recipe.epochs if given is None else given
     training = Training(
         method,
         replace(recipe, epochs=epochs),
@@ -222,7 +225,7 @@ def train(
         folder=args.out / model / method,
         attack_minutes=room(model, device),
     )
-    return Job(f"training {model}, {method}", lambda: training.run(images(), clock))
+    return Job(f"training {model}, {method}", lambda: training.run(images, clock))
 
 
 def room(model: str, device: torch.device) -> float:
@@ -246,7 +249,7 @@ def load(args: Args, scale: Scale, device: torch.device) -> Splits:
     if scale.compiled:  # for each size of batch another time: an epoch has whole ones only
         batch_size = RECIPES[dataset(args)].batch_size
         train = len(splits.train) // batch_size * batch_size
-    sizes = train, validation, args.test_size or test
+    sizes = train, validation, test if args.test_size is None else args.test_size
     parts = (sample(part, size) for part, size in zip(splits, sizes, strict=True))
     return Splits(*(part.to(device) for part in parts))
 

@@ -301,9 +301,33 @@ def test_a_gpu_asks_for_images(part: Part, monkeypatch: pytest.MonkeyPatch) -> N
     args = suite.Args(data=Path("x.npz"))
     assert suite.fitting_scale(args, torch.device("cuda")) is suite.FULL
     assert suite.room("wrn-34-10", torch.device("cuda")) == 5.0
-    jobs = suite.planned(args, suite.FULL, torch.device("cuda"), None)
+    jobs = suite.planned(args, suite.FULL, None, torch.device("cuda"), None)
     assert len({job.name for job in jobs}) == len(jobs) == 1 + 2 * 7 + 2 * 4
     assert jobs[1].name == "steps of wrn-34-10, bf16 compiled"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data", "nowhere.npz"], "there is no file nowhere.npz"),
+        (["--epochs", "0"], "epochs is 0: nothing would be trained"),
+        (["--test-size", "0"], "a sample of 0 images is empty"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_measured(
+    part: Part, call: Callable[..., Ended], tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    ended = call(part("gpu_suite"), "--smoke", "--out", tmp_path, *arguments)
+    assert ended.status == 2
+    assert ended.err.startswith(f"error: {told}")
+    assert ended.out == ""
+
+
+def test_without_pgm_there_is_nothing_to_divide_by(part: Part) -> None:
+    step = {"job": "steps", "model": "wrn-34-10", "schedule": "simultaneous", "method": "plain"}
+    step |= {"precision": "float32", "compiled": False, "graphs": False, "seconds": 1.0}
+    records = [{**step, "flops_per_second": 1e12, "peak_mib": 1.0}]
+    assert part("tables").targets(records).count("not measured") == 13
 
 
 def test_step_cost(part: Part, call: Callable[..., Ended], tmp_path: Path) -> None:

@@ -170,7 +170,12 @@ class Steps:
     def times(self, **wanted: object) -> dict[str, float]:
         """Each method's time divided by that of PGM-10 in one pass, as measured in turns."""
         found = {method: self.find(method=method, **wanted) for method in METHODS}
-        return {name: one["ratio_to_pgm"] for name, one in found.items() if one}
+        # Where PGM-10 itself failed, there is nothing to divide by.
+        return {
+            name: one["ratio_to_pgm"]
+            for name, one in found.items()
+            if one and "ratio_to_pgm" in one
+        }
 
     def to_pgm(self, key: str, **wanted: object) -> dict[str, float]:
         """Each method's figure divided by that of PGM-10 in one pass."""
