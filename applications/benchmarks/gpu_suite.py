@@ -136,7 +136,10 @@ def main(args: Args) -> None:
     if left:
         print(f"{left} of {len(jobs)} parts are to be done, the same command goes on")
     if finished and failed:
-        raise BilevelError(f"{failed} parts failed, see {args.out}/results.json; try them again")
+        raise BilevelError(
+            f"{failed} measurements failed, for reasons that {args.out}/results.json tells: the "
+            "tables lack them; mend what is told, and give another --out"
+        )
 
 
 def fitting_scale(args: Args, device: torch.device) -> Scale:

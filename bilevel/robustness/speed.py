@@ -27,8 +27,8 @@ def fitting_precision(device: torch.device) -> Precision:
         device: The device.
 
     Returns:
-        bf16 on GPUs from Ampere on and on processors that multiply it (AVX512_BF16, AMX), where
-        a step takes half to four fifths of float32's time; else float32.
+        bf16 on GPUs from Ampere on and on processors that multiply it (AVX512_BF16, AMX), else
+        float32.
 
     Example:
         >>> fitting_precision(torch.device("cpu")) in ("float32", "bf16")
