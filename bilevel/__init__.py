@@ -1,19 +1,26 @@
-"""Bilevel optimization with learned optimizers, in PyTorch.
+"""Bilevel optimization in PyTorch, with hand-designed and learned inner solvers.
 
-A leader trains against a follower, and the follower's optimizer may itself be trained:
+An outer problem (the leader) is trained against an inner problem (the follower), whose solver may
+itself be trained:
 
     min over θ   L(θ, y*)     s.t.   y* ∈ argmax over y ∈ Y of q(θ, y)
 
-Six nouns, one a module, make every algorithm:
+Six nouns make up every algorithm:
 
-    LeaderProblem     θ and its loss             ZeroSum(model, follower), or your own
-    FollowerProblem   what y must optimise       your own: init, objective, project
-    Update            one step rule              updates.SignGradient, .CNN, .ConvRNN, .MLP, …
-    Solver            the loop that answers      Iterative(update, steps), Parametric(y)
-    Adjoint           how y*(θ) is differentiated   Detached, Unrolled, Implicit, Penalty, …
-    Schedule          in which order θ, φ move   Simultaneous, Alternating, Extragradient, …
+    LeaderProblem     the outer problem: θ and its loss L(θ, y*)
+                      your own, or ZeroSum(model, follower)
+    FollowerProblem   the inner problem: the objective q(θ, y) and the set Y
+                      your own: init, objective, project
+    Update            one step rule for y, hand-designed or learned
+                      updates.SignGradient, Optimizer, CNN, CoordinateRNN, MLP, …
+    Solver            the loop that computes y*
+                      Iterative(update, steps), Parametric(y); pgm, fgsm
+    Adjoint           how y*(θ) is differentiated
+                      Detached, Unrolled, Implicit, Penalty, Forward, Sampled
+    Schedule          the order in which θ and the solver's φ move
+                      Simultaneous, Alternating, Extragradient, Optimistic, …
 
-Named algorithms are compositions, so one is swapped for another in one line:
+Named algorithms are compositions, so replacing one by another changes one line:
 
     pgm(step, steps)        = Iterative(SignGradient(step), steps)
     fgsm(eps)               = pgm(eps, 1)
@@ -25,9 +32,8 @@ Named algorithms are compositions, so one is swapped for another in one line:
     gradient descent–ascent = Simultaneous with Parametric(y)
     proximal point          = ProximalPoint(k), of which Extragradient is k = 2
 
-and ``Bilevel(leader, follower, solver, leader_opt=…, solver_opt=…)`` plays the game.
-The kits (``bilevel.robustness``, ``bilevel.imitation``) are imported by name; the core knows none
-of them.
+and ``Bilevel(leader, follower, solver, leader_opt=…, solver_opt=…)`` trains them. The kits
+(``bilevel.robustness``, ``bilevel.imitation``) are imported by name; the core imports neither.
 """
 
 from bilevel import games, testing, updates

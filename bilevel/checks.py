@@ -9,8 +9,44 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError, NonFiniteError
-from bilevel.problem import Batch, FollowerProblem
-from bilevel.tree import Value, detach, leaves
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
+from bilevel.tree import Value, beside, detach, leaves
+
+
+def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
+    """Whether the leader's loss is what its follower maximises.
+
+    Args:
+        leader: The leader.
+        follower: The follower.
+
+    Returns:
+        True for a :class:`~bilevel.ZeroSum` around this follower, unless its loss is another.
+    """
+    return (
+        isinstance(leader, ZeroSum)
+        and leader.follower is follower
+        and type(leader).loss is ZeroSum.loss
+    )
+
+
+def check_apart(leader: nn.Module, solver: nn.Module) -> None:
+    """Whether no parameter belongs to both players.
+
+    Args:
+        leader: The leader.
+        solver: The solver.
+
+    Raises:
+        BilevelError: If one does.
+    """
+    own = {id(parameter) for parameter in leader.parameters()}
+    shared = [name for name, parameter in solver.named_parameters() if id(parameter) in own]
+    if shared:
+        raise BilevelError(
+            f"the solver's {shared[0]} is the leader's too: each player would undo the other's "
+            "step; what a solver only reads of the leader, it must not register as a module"
+        )
 
 
 def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
@@ -52,8 +88,13 @@ def check_answer(follower: FollowerProblem, y: Value, batch: Batch) -> None:
     """
     with torch.no_grad():
         y = detach(y)
-        projected = leaves(follower.project(y, batch))
-    for leaf, nearest in zip(leaves(y), projected, strict=True):
+        projected = follower.project(y, batch)
+    if isinstance(y, dict) and (not isinstance(projected, dict) or projected.keys() != y.keys()):
+        raise BilevelError(
+            f"{type(follower).__name__}.project does not return the names {[*y]}: a point of Y is "
+            "of the kind that init gives; return a dict of all of them"
+        )
+    for leaf, nearest in zip(leaves(y), beside(y, projected), strict=True):
         if not leaf.isfinite().all():
             raise NonFiniteError(
                 "the follower's first answer is not finite: the objective, its gradient or the "
@@ -80,6 +121,8 @@ def check_loss(term: str, loss: Tensor, step: int) -> None:
         BilevelError: If it is not a scalar.
         NonFiniteError: If it is not finite, where looking costs no synchronisation.
     """
+    if not isinstance(loss, Tensor):
+        raise BilevelError(f"{term} is a {type(loss).__name__}: return a scalar tensor")
     if loss.numel() != 1:
         raise BilevelError(
             f"{term} has shape {tuple(loss.shape)}: a player moves along the gradient of one "
@@ -87,31 +130,6 @@ def check_loss(term: str, loss: Tensor, step: int) -> None:
         )
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NonFiniteError(
-            f"step {step}: {term} is {loss.item()}: training has diverged or the batch is not "
-            "finite; lower the learning rate, or go back to the last checkpoint"
+            f"step {step}: {term} is {loss.item()}: training has diverged, or the batch is empty "
+            "or not finite; lower the learning rate, or go back to the last checkpoint"
         )
-
-
-def check_fits(name: str, own: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Whether a saved state belongs to this architecture.
-
-    Args:
-        name: Whose state it is.
-        own: The state dict of the module at hand.
-        saved: The saved one.
-
-    Raises:
-        BilevelError: If a tensor is missing, left over or of another shape.
-    """
-    for key in {**own, **saved}:
-        there, here = (_shape(state, key) for state in (saved, own))
-        if there != here and not key.endswith("_extra_state"):
-            raise BilevelError(
-                f"the saved {name} is of another architecture: {key} is {there} there and {here} "
-                "here; build the network as it was when it was saved"
-            )
-
-
-def _shape(state: dict[str, Any], key: str) -> str:
-    value = state.get(key)
-    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"

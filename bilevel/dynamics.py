@@ -39,7 +39,7 @@ class Verdict:
     Example:
         >>> print(Verdict("cycling", period=62.8, radius=1.0, trend=1.03))
         cycles with period 62.8 steps and radius 1, which grows by 3 % a period: a smaller step only
-        slows it; use Extragradient or Optimistic
+        slows it; use Extragradient or Optimistic, or regularise the players
     """
 
     kind: Kind
@@ -78,7 +78,8 @@ class Verdict:
             return seen
         if period < 4:  # no rotation is as fast: the players jump over the solution and back
             return f"{seen}: the step is too large; lower the learning rates"
-        return f"{seen}: a smaller step only slows it; use Extragradient or Optimistic"
+        remedy = "use Extragradient or Optimistic, or regularise the players"
+        return f"{seen}: a smaller step only slows it; {remedy}"
 
 
 def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:

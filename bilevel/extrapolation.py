@@ -17,7 +17,7 @@ field, and nothing is known of what comes out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -70,11 +70,15 @@ class ProximalPoint(Simultaneous):
         players = game.players()
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
-        for _ in range(self.iterations - 1):
-            game.project(batch)
-            offset = torch._foreach_sub(base, players)
-            super().step(game, batch)
-            torch._foreach_add_(players, offset)
+        try:
+            for _ in range(self.iterations - 1):
+                game.project(batch)
+                offset = torch._foreach_sub(base, players)
+                super().step(game, batch)
+                torch._foreach_add_(players, offset)
+        except BaseException:  # a look ahead at what is not finite is no move
+            torch._foreach_copy_(players, base)
+            raise
         return metrics
 
     def __repr__(self) -> str:
@@ -127,7 +131,7 @@ class Optimistic(Simultaneous):
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
         displacement = list(torch._foreach_sub(players, base))
-        if self._last is not None:
+        if _alike(self._last, players):
             torch._foreach_add_(players, displacement)
             torch._foreach_sub_(players, self._last)
         self._last = displacement
@@ -186,7 +190,7 @@ class Lookahead(Schedule):
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """One step of the inner schedule; with the k-th, back toward where they started from."""
         players = game.players()
-        if self._slow is None:
+        if not _alike(self._slow, players):
             self._slow = [player.clone() for player in players]
         metrics = self.inner.step(game, batch)
         self._taken += 1
@@ -206,6 +210,11 @@ class Lookahead(Schedule):
 
     def __repr__(self) -> str:
         return f"Lookahead({self.inner!r}, steps={self.steps}, alpha={self.alpha:g})"
+
+
+def _alike(kept: list[Tensor] | None, players: list[Tensor]) -> TypeGuard[list[Tensor]]:
+    """Whether something was kept, of the same players: none was frozen or thawed meanwhile."""
+    return kept is not None and [k.shape for k in kept] == [p.shape for p in players]
 
 
 def _count(name: str, value: int) -> int:

@@ -3,52 +3,24 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bilevel import checks
+from bilevel import state as game_state
 from bilevel.adjoint import Adjoint, Detached
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
+from bilevel.player import Optimizer, forget_gradients, trained
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedule import Schedule, Simultaneous
 from bilevel.solver import Solution, Solver
 from bilevel.tree import Value, detach, leaves
 
 if TYPE_CHECKING:
     from bilevel.distributed import Pool
-
-
-class Optimizer(Protocol):
-    """What moves a player: an optimizer of ``torch.optim``, or a method with ``step(closure)``."""
-
-    def step(self, closure: Callable[[], Any]) -> Any:
-        """Evaluates ``closure`` (loss and gradients) as often as it needs, and moves.
-
-        Args:
-            closure: Computes the loss, fills ``.grad`` and returns the loss.
-
-        Returns:
-            Whatever the method returns; it is not read.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the method remembers.
-
-        Returns:
-            Its state.
-        """
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave.
-
-        Args:
-            state_dict: The state.
-        """
 
 
 class Bilevel:
@@ -62,7 +34,8 @@ class Bilevel:
         solver_opt: Moves φ, the solver's parameters; None where it has none.
         adjoint: How the answer enters the leader's gradient. A zero-sum game defaults to
             :class:`Detached`, which is exact there; any other game names its own.
-        schedule: In which order the players move; default :class:`Simultaneous`.
+        schedule: In which order the players move; default :class:`Simultaneous`. Like the adjoint
+            it is copied, since what it remembers is of this game.
 
     Attributes:
         pool: Where many processes play, each on its share of the batch: adds up their gradients
@@ -106,13 +79,15 @@ class Bilevel:
         self.solver = solver
         self.leader_opt = leader_opt
         self.solver_opt = solver_opt
-        self.zero_sum = isinstance(leader, ZeroSum) and leader.follower is follower
+        self.zero_sum = checks.is_zero_sum(leader, follower)
         if adjoint is None and not self.zero_sum:
             raise BilevelError(
                 f"{type(leader).__name__} is not zero-sum with {type(follower).__name__}: treating "
                 "y* as a constant would drop a term of the leader's gradient; name the adjoint: "
-                "Unrolled(), Implicit(), …, or Detached() if that is what you want"
+                "Unrolled(), Implicit(), …, or Detached() if that is what you want (a ZeroSum is "
+                "one with its own follower object alone, and as long as its loss is not another)"
             )
+        checks.check_apart(leader, solver)
         checks.check_optimizer("leader", leader, leader_opt)
         checks.check_optimizer("solver", solver, solver_opt)
         # What they remember is of this game.
@@ -124,14 +99,17 @@ class Bilevel:
         self._checked = False
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Solves the follower and moves both players once; no device synchronisation inside.
+        """Solves the follower and moves both players once.
+
+        No device synchronisation inside, but for the first step, which looks at its answer.
 
         Args:
             batch: The data of this step.
 
         Returns:
-            Scalars on the device: ``loss`` (the leader's, before it moved) and what the solver saw
-            (:class:`Solution`). :class:`~bilevel.MetricLog` reads many steps at once.
+            Scalars on the device: ``loss`` (the leader's, before it moved), what the solver saw
+            (:class:`Solution`) and, where the solver is trained, ``objective_after``.
+            :class:`~bilevel.MetricLog` reads many steps at once.
 
         Raises:
             NonFiniteError: On the CPU, where looking costs nothing, if a loss is NaN or infinite;
@@ -150,8 +128,7 @@ class Bilevel:
         Returns:
             The parameters themselves, cut from autograd: what is written into them stays.
         """
-        parameters = itertools.chain(self.leader.parameters(), self.solver.parameters())
-        return [parameter.detach() for parameter in parameters if parameter.requires_grad]
+        return [parameter.detach() for parameter in trained(self.leader, self.solver)]
 
     def project(self, batch: Batch) -> None:
         """Puts both players back where they may be.
@@ -181,8 +158,9 @@ class Bilevel:
     def move_leader(self, y: Value, batch: Batch) -> Tensor:
         """One step of the leader's optimizer on L(·, y).
 
-        The optimizer's first evaluation also differentiates through ``y``, as far as its history
-        leads to θ; further ones, of an optimizer that asks for several, hold y constant.
+        The first evaluation of the closure is at ``y``. Further ones, of an optimizer that asks for
+        several, are of the same function of θ: the follower is solved again, unless the adjoint
+        holds its answer constant.
 
         Args:
             y: The answer.
@@ -190,24 +168,45 @@ class Bilevel:
 
         Returns:
             The leader's loss before it moved.
-        """
-        return self._move_leader(y, batch, trained(self.leader))
 
-    def _move_leader(self, y: Value, batch: Batch, asked: list[Tensor] | None) -> Tensor:
+        Raises:
+            BilevelError: If the optimizer does not call its closure, or calls it again where the
+                solver goes on from its last answer.
+        """
+        return self._move_leader(y, batch, [self.leader])
+
+    def _move_leader(self, y: Value, batch: Batch, players: list[nn.Module]) -> Tensor:
         losses: list[Tensor] = []
 
         def closure() -> Tensor:
             forget_gradients(self.leader)
-            loss = self.leader.loss(detach(y) if losses else y, batch)
+            loss = self.leader.loss(self._answer_again(y, batch) if losses else y, batch)
             checks.check_loss("the leader's loss", loss, self.steps)
-            loss = self._backward(loss, asked)
+            loss = self._backward(loss, [self.leader] if losses else players)
             losses.append(loss)
             return loss
 
         self.leader_opt.step(closure)
+        if not losses:
+            raise BilevelError(
+                f"{type(self.leader_opt).__name__}.step did not call its closure, which computes "
+                "the leader's loss and gradients: call it, as the optimizers of torch.optim do"
+            )
         return losses[0]
 
-    def move_solver(self, y: Value, batch: Batch) -> None:
+    def _answer_again(self, y: Value, batch: Batch) -> Value:
+        """The answer to the leader where its optimizer has carried it meanwhile."""
+        if isinstance(self.adjoint, Detached):
+            return detach(y)
+        if not self.solver.repeatable:
+            raise BilevelError(
+                f"{type(self.leader_opt).__name__} evaluates the leader's loss several times a "
+                f"step, but {type(self.solver).__name__} goes on from its last answer at each "
+                "solve: give it warm_start=False, or take an optimizer that evaluates once"
+            )
+        return self.solve(batch).value
+
+    def move_solver(self, y: Value, batch: Batch) -> Tensor | None:
         """One step of the solver's optimizer, which ascends the follower's mean gain at ``y``.
 
         The leader is held fixed. A solver without parameters has nothing to move.
@@ -215,37 +214,52 @@ class Bilevel:
         Args:
             y: An answer with its history.
             batch: The data.
-        """
-        self.ask_solver(y, batch)
-        self.step_solver()
 
-    def ask_solver(self, y: Value, batch: Batch) -> None:
+        Returns:
+            The follower's mean objective there; None where there is nothing to move.
+        """
+        objective = self.ask_solver(y, batch)
+        self.step_solver()
+        return objective
+
+    def ask_solver(self, y: Value, batch: Batch) -> Tensor | None:
         """The first half of :meth:`move_solver`: the gradient, while the history of y is kept.
 
         Args:
             y: An answer with its history.
             batch: The data.
+
+        Returns:
+            What :meth:`move_solver` returns.
         """
         if self.solver_opt is None:
-            return
-        forget_gradients(self.solver)
+            return None
+        forget_gradients(self.solver)  # of what was frozen meanwhile too: an optimizer reads them
+        if not trained(self.solver):
+            return None
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
             checks.check_loss("the follower's objective", loss, self.steps)
-            self._backward(loss, trained(self.solver), retain_graph=True)
+            loss = self._backward(loss, [self.solver], retain_graph=True)
+        return -self.follower.sign * loss
 
     def _backward(
-        self, loss: Tensor, asked: list[Tensor] | None, *, retain_graph: bool = False
+        self, loss: Tensor, players: list[nn.Module], *, retain_graph: bool = False
     ) -> Tensor:
-        """Fills the gradients; both they and the loss returned are those of the whole batch."""
-        if self.pool is None:
+        """Fills these players' gradients, and nobody else's, with those of the whole batch.
+
+        Returns:
+            The whole batch's loss.
+        """
+        asked = trained(*players)
+        if self.pool is not None:
+            loss = loss * self.pool.share
+        if asked:
             loss.backward(inputs=asked, retain_graph=retain_graph)
-            return loss.detach()
-        loss = loss * self.pool.share
-        loss.backward(inputs=asked, retain_graph=retain_graph)
-        loss = loss.detach().clone()
-        moved = asked or [*trained(self.leader), *trained(self.solver)]
-        self.pool.add_up([loss, *(p.grad for p in moved if p.grad is not None)])
+        loss = loss.detach()
+        if self.pool is not None:
+            loss = loss.clone()
+            self.pool.add_up([loss, *(p.grad for p in asked if p.grad is not None)])
         return loss
 
     def step_solver(self) -> None:
@@ -267,7 +281,7 @@ class Bilevel:
             The leader's loss before it moved.
         """
         forget_gradients(self.solver)
-        loss = self._move_leader(y, batch, None)
+        loss = self._move_leader(y, batch, [self.leader, self.solver])
         if self.solver_opt is not None:
             for parameter in self.solver.parameters():
                 if parameter.grad is not None:
@@ -275,20 +289,24 @@ class Bilevel:
         self.step_solver()
         return loss
 
-    def metrics(self, loss: Tensor, solution: Solution) -> dict[str, Tensor]:
+    def metrics(
+        self, loss: Tensor, solution: Solution, objective: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What a step reports.
 
         Args:
             loss: The leader's loss at the solution.
             solution: The solution that it moved on.
+            objective: The follower's mean objective where its solver moved; in a zero-sum game
+                the loss says it.
 
         Returns:
-            The loss and the solution's statistics, of which a zero-sum loss is one.
+            The loss, the solution's statistics and the objective.
         """
         metrics = {"loss": loss, **solution.stats}
         if self.zero_sum:
-            metrics["objective_after"] = loss if self.follower.sign > 0 else -loss
-        return metrics
+            objective = loss if self.follower.sign > 0 else -loss
+        return metrics if objective is None else {**metrics, "objective_after": objective}
 
     # What outlives the process.
 
@@ -298,8 +316,7 @@ class Bilevel:
         Returns:
             Tensors and plain values, fit for ``torch.save`` and ``torch.load(weights_only=True)``.
         """
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return {**parts, "steps": self.steps}
+        return {**game_state.read(self._parts()), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what :meth:`state_dict` gave, or raises before anything has changed.
@@ -308,19 +325,10 @@ class Bilevel:
             state: What :meth:`state_dict` returned, of a game made of the same parts.
 
         Raises:
-            BilevelError: If the state belongs to another architecture.
+            BilevelError: If the state is that of another game.
         """
-        parts = self._parts()
-        for name in (*parts, "steps"):
-            if name not in state:
-                raise BilevelError(
-                    f"the state has no {name!r}: it was written by a game of other parts; build "
-                    "the game as it was when the state was saved"
-                )
-        for name in ("leader", "solver"):
-            checks.check_fits(name, parts[name].state_dict(), state[name])
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        device = next((p.device for p in self.leader.parameters()), torch.device("cpu"))
+        game_state.load(self._parts(), state, device)
         self.steps = state["steps"]
 
     def _parts(self) -> dict[str, Any]:
@@ -334,14 +342,3 @@ class Bilevel:
             "adjoint": None if isinstance(self.adjoint, Detached) else self.adjoint,
         }
         return {name: part for name, part in parts.items() if part is not None}
-
-
-def trained(module: nn.Module) -> list[Tensor]:
-    """The parameters that ask for a gradient."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def forget_gradients(module: nn.Module) -> None:
-    """``module.zero_grad()``, without its overhead."""
-    for parameter in module.parameters():
-        parameter.grad = None

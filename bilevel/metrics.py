@@ -34,24 +34,24 @@ class MetricLog:
         """Reads and forgets what was kept, in one synchronisation a metric.
 
         Returns:
-            The mean of each metric; nothing if nothing was kept.
+            The mean of each metric over the steps that had it; nothing if nothing was kept.
 
         Raises:
             NonFiniteError: If a metric is NaN or infinite, with its name and the step.
         """
         steps, self._steps = self._steps, []
-        return {
-            name: _mean(name, [step[name] for step in steps]) for name in (steps[:1] or [{}])[0]
-        }
+        names = dict.fromkeys(name for step in steps for name in step)
+        return {name: _mean(name, [step.get(name) for step in steps]) for name in names}
 
 
-def _mean(name: str, scalars: list[Tensor]) -> float:
-    values = torch.stack(scalars).cpu()
+def _mean(name: str, scalars: list[Tensor | None]) -> float:
+    there = [number for number, scalar in enumerate(scalars, 1) if scalar is not None]
+    values = torch.stack([scalar for scalar in scalars if scalar is not None]).cpu()
     bad = (~values.isfinite()).nonzero()
     if len(bad):
         first = int(bad[0])
         raise NonFiniteError(
-            f"{name} is {values[first].item()} at step {first + 1} of the last {len(values)}: "
+            f"{name} is {values[first].item()} at step {there[first]} of the last {len(scalars)}: "
             "training has diverged or the batch is not finite; lower the learning rate, or go back "
             "to the last checkpoint"
         )

@@ -130,11 +130,19 @@ class Oracle:
 
         Returns:
             The point of Y reached and the rule's state there.
+
+        Raises:
+            BilevelError: If the rule does not return a pair.
         """
         for _ in range(steps):
             gradient = self.gradient(y) if update.needs_gradient else None
-            y, state = update(y, gradient, self.context(y), state)
-            y = self.project(y)
+            moved = update(y, gradient, self.context(y), state)
+            if not isinstance(moved, tuple) or len(moved) != 2:
+                raise BilevelError(
+                    f"{type(update).__name__} returned a {type(moved).__name__}: an update gives "
+                    "the moved variable and its state for the next step; return y, state"
+                )
+            y, state = self.project(moved[0]), moved[1]
         return y, state
 
     def judge(self, y: Value) -> None:
@@ -261,5 +269,6 @@ def norms(gradient: Value, *, by_sample: bool) -> Tensor:
     """
     squares = [leaf.square() for leaf in leaves(gradient)]
     if by_sample:
-        return torch.stack([square.flatten(1).sum(1) for square in squares]).sum(0).sqrt()
+        rows = [square.reshape(len(square), -1).sum(1) for square in squares]
+        return torch.stack(rows).sum(0).sqrt()
     return torch.stack([square.sum() for square in squares]).sum().sqrt()

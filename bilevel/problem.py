@@ -21,7 +21,7 @@ Batch = Any
 """Whatever object the problem's own methods understand."""
 
 
-class LeaderProblem(nn.Module):
+class LeaderProblem(nn.Module, ABC):
     """The leader: an ``nn.Module`` whose parameters are θ, and its loss L(θ, y).
 
     A subclass registers the modules that it trains and writes :meth:`loss`.
@@ -172,6 +172,11 @@ class FollowerProblem(ABC):
         except (AttributeError, KeyError) as error:
             explain(error, self, batch)
             raise
+        if not isinstance(value, Tensor):
+            raise BilevelError(
+                f"{type(self).__name__}.objective returned a {type(value).__name__}: return a "
+                "tensor, one value a sample or a scalar"
+            )
         if value.dim():
             self._check_samples(value, y)
         return value
@@ -222,7 +227,7 @@ def explain(error: AttributeError | KeyError, problem: FollowerProblem, batch: B
         raise BilevelError(
             f"{type(problem).__name__} cannot read a batch of type {type(batch).__name__} "
             f"({error}): a batch must have the fields that the problem's own methods use; wrap "
-            "what the loader yields: Batch(images, labels)"
+            'what the loader yields, say in a collections.namedtuple("Batch", "x y")'
         ) from error
 
 
@@ -235,17 +240,22 @@ class ZeroSum(LeaderProblem):
     gives the right gradient (Danskin, 1967), and in which one backward pass serves both players.
     If the follower minimises q, the leader maximises it.
 
+    A subclass with a ``loss`` of its own is not zero-sum, and names its adjoint.
+
     Args:
         model: The network that the follower's objective reads as ``leader.model``.
         follower: The follower's problem.
     """
 
     model: nn.Module
+    follower: FollowerProblem
 
     def __init__(self, model: nn.Module, follower: FollowerProblem) -> None:
         super().__init__()
         self.model = model
-        self.follower = follower
+        # Past nn.Module: the parameters of a follower that is a module too (a teacher, say) are
+        # not the leader's to train.
+        object.__setattr__(self, "follower", follower)
 
     def loss(self, y: Value, batch: Batch) -> Tensor:
         """The mean of the follower's gain at ``y``."""

@@ -83,12 +83,12 @@ class Simultaneous(Schedule):
         """Moves both players once, on one answer."""
         solution = game.solve(batch)
         if game.zero_sum:
-            loss = game.move_both(solution.value, batch)
-        else:
-            game.ask_solver(solution.value, batch)  # before the leader moves, and moved after it,
-            loss = game.move_leader(solution.value, batch)  # since φ may be the answer itself
-            game.step_solver()
-        return game.metrics(loss, solution)
+            return game.metrics(game.move_both(solution.value, batch), solution)
+        # Asked before the leader moves, and moved after it, since φ may be the answer itself.
+        objective = game.ask_solver(solution.value, batch)
+        loss = game.move_leader(solution.value, batch)
+        game.step_solver()
+        return game.metrics(loss, solution, objective)
 
     def __repr__(self) -> str:
         return "Simultaneous()"
@@ -101,8 +101,9 @@ class Alternating(Schedule):
     the leader meets a follower that has already answered this batch: generative adversarial
     networks (Goodfellow et al., 2014, Algorithm 1) and imitation (Ho & Ermon, 2016) are trained so.
 
-    While one player moves, the other computes in evaluation mode. Dearer than
-    :class:`Simultaneous`, which shares the solve and the pass at the solution.
+    The solver answers in evaluation mode while the leader moves, and the leader is held fixed while
+    the solver moves. Dearer than :class:`Simultaneous`, which shares the solve and the pass at the
+    solution.
 
     Args:
         follower_steps: Steps of φ for each step of θ.
@@ -132,18 +133,19 @@ class Alternating(Schedule):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Moves the leader once and the solver ``follower_steps`` times, each on its own answer."""
-        if self.first == "follower":
-            self._move_solver(game, batch)
+        objective = self._move_solver(game, batch) if self.first == "follower" else None
         with frozen(game.solver, "eval"):
             solution = game.solve(batch)
         loss = game.move_leader(solution.value, batch)
         if self.first == "leader":
-            self._move_solver(game, batch)
-        return game.metrics(loss, solution)
+            objective = self._move_solver(game, batch)
+        return game.metrics(loss, solution, objective)
 
-    def _move_solver(self, game: Bilevel, batch: Batch) -> None:
+    def _move_solver(self, game: Bilevel, batch: Batch) -> Tensor | None:
+        objective = None
         for _ in range(self.follower_steps if game.solver_opt else 0):
-            game.move_solver(game.solve(batch).value, batch)
+            objective = game.move_solver(game.solve(batch).value, batch)
+        return objective
 
     def __repr__(self) -> str:
         return f"Alternating(follower_steps={self.follower_steps}, first={self.first!r})"

@@ -10,13 +10,13 @@ gradient steps is a solver whose parameters *are* the answer. So every schedule 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from bilevel.errors import BilevelError
 from bilevel.frozen import Mode, frozen
@@ -44,7 +44,7 @@ class Solution:
     evaluations: int = 0
 
 
-class Solver(nn.Module):
+class Solver(nn.Module, ABC):
     """Gives the follower's answer to a fixed leader, and leaves the leader as it was.
 
     A subclass writes :meth:`answer`.
@@ -189,7 +189,7 @@ class Iterative(Solver):
             state: The update's state there.
         """
         if self.warm_start:
-            self._kept = detach(y), _detach_state(state)
+            self._kept = tree_map_only(Tensor, Tensor.detach, (y, state))
 
     def start(self, oracle: Oracle) -> tuple[Value, State]:
         """Where a solve starts.
@@ -214,7 +214,7 @@ class Iterative(Solver):
                 f"{shapes[1]}: a kept answer fits batches of one size; drop the last batch, or "
                 "warm_start=False"
             )
-        return kept, state
+        return oracle.project(kept), state  # Y may be another batch's by now
 
     def get_extra_state(self) -> tuple[Value, State] | None:
         """The kept answer and update state, for the state dict.
@@ -268,7 +268,8 @@ class Parametric(Solver):
         elif isinstance(y, Tensor):
             self.y = nn.Parameter(y.detach().clone())
         elif not any("." in name for name in y):
-            self.y = nn.ParameterDict({name: leaf.detach().clone() for name, leaf in y.items()})
+            # Ordered: a ParameterDict sorts the names of any other dict.
+            self.y = nn.ParameterDict(OrderedDict((k, v.detach().clone()) for k, v in y.items()))
         else:
             self.y = _nested(y)
 
@@ -278,7 +279,7 @@ class Parametric(Solver):
 
     def project(self, follower: FollowerProblem, batch: Batch) -> None:
         """Projects the parameters onto Y."""
-        self._within(partial(follower.project, batch=batch))
+        self._within(lambda y: follower.project(y, batch))
 
     def _within(self, project: Callable[[Value], Value]) -> Value:
         y: Value
@@ -315,13 +316,3 @@ def _nested(weights: Mapping[str, Tensor]) -> nn.Module:
             owner = owner.get_submodule(part)
         owner.register_parameter(last, nn.Parameter(leaf.detach().clone()))
     return root
-
-
-def _detach_state(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.detach()
-    if isinstance(state, dict):
-        return {name: _detach_state(part) for name, part in state.items()}
-    if isinstance(state, tuple):
-        return tuple(_detach_state(part) for part in state)
-    return state

@@ -10,15 +10,19 @@ Each raises an :class:`AssertionError` that says which promise is broken, and re
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bilevel.errors import BilevelError
+from bilevel.frozen import frozen
 from bilevel.oracle import Oracle
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solver import Solver
-from bilevel.tree import Value, detach, leaves, tree_map
+from bilevel.tree import Value, beside, detach, leaves, tree_map
 from bilevel.updates.base import Update
 
 __all__ = ["check_follower", "check_solver", "check_update"]
@@ -50,6 +54,13 @@ def check_follower(
         ...     def project(self, y, batch): return y.clamp(-1, 1)
         >>> check_follower(Box(), ZeroSum(torch.nn.Linear(3, 1), Box()), torch.randn(4, 3))
     """
+    with _told(), frozen(leader):
+        _check_follower(follower, leader, batch, tolerance)
+
+
+def _check_follower(
+    follower: FollowerProblem, leader: LeaderProblem, batch: Batch, tolerance: float
+) -> None:
     name = type(follower).__name__
     oracle = Oracle(follower, leader, batch)
     start = detach(oracle.init())
@@ -97,7 +108,11 @@ def check_update(
     if gradient is None:
         gradient = tree_map(torch.randn_like, y)
     given = copy.deepcopy((y, gradient, context))
-    moved, state = update(y, gradient, context, None)
+    result = update(y, gradient, context, None)
+    assert (type(result), len(result)) == (tuple, 2), (
+        f"{name} returns a {type(result).__name__} where it must return y and its state, a pair"
+    )
+    moved, state = result
     _assert_same_form(moved, y, name)
     for before, after in zip(given, (y, gradient, context), strict=True):
         if before is not None and after is not None:
@@ -107,8 +122,10 @@ def check_update(
     parameters = [p for p in update.parameters() if p.requires_grad]
     if parameters:
         total = torch.stack([leaf.square().sum() for leaf in leaves(moved)]).sum()
+        ignored = f"{name}'s answer ignores its parameters"
+        assert total.requires_grad, ignored
         slopes = torch.autograd.grad(total, parameters, allow_unused=True)
-        assert any(slope is not None for slope in slopes), f"{name}'s answer ignores its parameters"
+        assert any(slope is not None for slope in slopes), ignored
     still, _ = update(y, tree_map(torch.zeros_like, gradient), context, None)
     assert all(leaf.isfinite().all() for leaf in leaves(still)), (
         f"{name} gives NaN or infinity where the gradient is zero"
@@ -139,6 +156,17 @@ def check_solver(
     Raises:
         AssertionError: If a promise is broken.
     """
+    with _told(), torch.random.fork_rng():
+        _check_solver(solver, follower, leader, batch, tolerance)
+
+
+def _check_solver(
+    solver: Solver,
+    follower: FollowerProblem,
+    leader: LeaderProblem,
+    batch: Batch,
+    tolerance: float,
+) -> None:
     name = type(solver).__name__
     twin = copy.deepcopy(solver)
     before = _everything(leader)
@@ -162,6 +190,15 @@ def check_solver(
     torch.manual_seed(0)
     loaded = detach(twin.solve(follower, leader, batch).value)
     _assert_close(loaded, later, 0.0, f"{name}'s state dict lacks something that its answer needs")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the library itself finds wrong is a broken promise too."""
+    try:
+        yield
+    except BilevelError as error:
+        raise AssertionError(str(error)) from error
 
 
 def _everything(module: nn.Module) -> dict[str, Any]:
@@ -191,13 +228,19 @@ def _assert_samples_apart(
 
 
 def _assert_same_form(value: Value, like: Value, name: str) -> None:
+    assert isinstance(value, dict) == isinstance(like, dict), (
+        f"{name} gives a {type(value).__name__} where y is a {type(like).__name__}"
+    )
+    if isinstance(value, dict) and isinstance(like, dict):
+        assert value.keys() == like.keys(), f"{name} gives {[*value]} where y has {[*like]}"
     forms = [
-        [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves(tree)] for tree in (value, like)
+        [(leaf.shape, leaf.dtype, leaf.device) for leaf in tensors]
+        for tensors in (beside(like, value), leaves(like))
     ]
     assert forms[0] == forms[1], f"{name} gives {forms[0]} where y is {forms[1]}"
 
 
 def _assert_close(value: Value, like: Value, tolerance: float, message: str) -> None:
-    for leaf, other in zip(leaves(value), leaves(like), strict=True):
+    for leaf, other in zip(beside(like, value), leaves(like), strict=True):
         distance = float((leaf.detach() - other.detach()).abs().max()) if leaf.numel() else 0.0
         assert distance <= tolerance, f"{message} (by {distance:.3g})"

@@ -27,6 +27,26 @@ def leaves(y: Value) -> list[Tensor]:
     return [y] if isinstance(y, Tensor) else list(y.values())
 
 
+def beside(y: Value, other: Value) -> list[Tensor]:
+    """The tensors of ``other`` in the order of :func:`leaves` of ``y``.
+
+    Args:
+        y: A tensor or a dict of tensors.
+        other: A tree of the same kind and with the same names, in any order.
+
+    Returns:
+        One tensor, or the values by name.
+
+    Example:
+        >>> a, b = torch.zeros(1), torch.ones(1)
+        >>> beside({"a": a, "b": b}, {"b": b, "a": a})
+        [tensor([0.]), tensor([1.])]
+    """
+    if isinstance(y, Tensor) or isinstance(other, Tensor):
+        return leaves(other)
+    return [other[name] for name in y]
+
+
 def grow(tensors: Sequence[Tensor | None], like: Value) -> Value:
     """The inverse of :func:`leaves`.
 

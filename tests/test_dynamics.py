@@ -211,7 +211,7 @@ def test_rounding_is_no_motion() -> None:
         (
             Verdict("cycling", period=63, radius=1.0, trend=1.03),
             "cycles with period 63 steps and radius 1, which grows by 3 % a period: a smaller step "
-            "only slows it; use Extragradient or Optimistic",
+            "only slows it; use Extragradient or Optimistic, or regularise the players",
         ),
         (
             Verdict("cycling", period=2, radius=1.0, trend=1.0),

@@ -95,7 +95,15 @@ class Game(FollowerProblem):
 
         Returns:
             ``(n + m, n + m)``, the leader's numbers first.
+
+        Raises:
+            BilevelError: If the game is a stack of many.
         """
+        if self.count is not None:
+            raise BilevelError(
+                f"{self.count} stacked games have no one Jacobian, factor or best step: ask one of "
+                "the games before they are stacked"
+            )
         parts = torch.func.jacrev(self.field, argnums=(0, 1))(*self.equilibrium)
         return torch.cat([torch.cat(row, 1) for row in parts])
 
@@ -160,7 +168,7 @@ def stack(games: Sequence[Game]) -> Game:
         A game whose x is ``(G, n)`` and whose y is ``(G, m)``.
 
     Raises:
-        BilevelError: If they are not of one kind.
+        BilevelError: If there are none, or they are not of one kind and size.
 
     Example:
         >>> from bilevel.games import bilinear
@@ -168,11 +176,11 @@ def stack(games: Sequence[Game]) -> Game:
         ...                                             torch.ones(2, 1).double())[0].tolist()
         [[1.0], [2.0]]
     """
-    kinds = sorted({type(game).__name__ for game in games})
+    kinds = sorted({f"{type(g).__name__} {[*map(len, g.equilibrium)]}" for g in games})
     if len(kinds) != 1:
         raise BilevelError(
             f"games of kinds {kinds} cannot be stacked: one function is mapped over all; stack "
-            "each kind by itself"
+            "games of one kind and size, one at least"
         )
     many = copy(games[0])
     many.count = len(games)

@@ -27,6 +27,7 @@ class Bilinear(Game):
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        matrix = _floating(matrix)
         super().__init__((torch.zeros_like(matrix[:, 0]), torch.zeros_like(matrix[0])), matrix)
 
     def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
@@ -54,6 +55,7 @@ class Quadratic(Game):
         mu: float = 0.0,
         equilibrium: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        matrix = _floating(matrix)
         center = equilibrium or Bilinear(matrix).equilibrium
         super().__init__(center, matrix, matrix.new_tensor(mu), *center)
 
@@ -139,9 +141,9 @@ class MatrixGame(Game):
         BilevelError: If a player has no strategy.
 
     Example:
-        >>> rock_paper_scissors = torch.tensor([[0.0, 1, -1], [-1, 0, 1], [1, -1, 0]])
+        >>> rock_paper_scissors = torch.tensor([[0, 1, -1], [-1, 0, 1], [1, -1, 0]])
         >>> MatrixGame(rock_paper_scissors).equilibrium[0]
-        tensor([0.3333, 0.3333, 0.3333])
+        tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64)
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -150,6 +152,7 @@ class MatrixGame(Game):
                 f"the matrix has shape {tuple(matrix.shape)}: a player without strategies has an "
                 "empty simplex, onto which nothing can be projected; give (n, m), both from 1 on"
             )
+        matrix = _floating(matrix)
         leader, follower = (_safest(one) for one in (matrix, -matrix.T))
         super().__init__((leader, follower), matrix)
 
@@ -170,6 +173,11 @@ class MatrixGame(Game):
 
     def best_step(self, schedule: Schedule) -> None:
         """None, likewise."""
+
+
+def _floating(matrix: Tensor) -> Tensor:
+    """Whole numbers as float64: players move by less."""
+    return matrix if matrix.is_floating_point() else matrix.double()
 
 
 def _safest(losses: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilevel.checks import check_fits
 from bilevel.errors import BilevelError
 from bilevel.files import replacing
+from bilevel.state import check_fits
 
 
 def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:

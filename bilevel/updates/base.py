@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ State = Any
 """What an update carries from one step to the next: None, or tensors in tuples and dicts."""
 
 
-class Update(nn.Module):
+class Update(nn.Module, ABC):
     """One step of the follower: ``(y, gradient, context, state) -> (y', state)``.
 
     A subclass writes :meth:`forward`. With parameters it is a learned optimizer, without it is a

@@ -1,0 +1,94 @@
+"""The state of what a game is made of: read, and loaded as a whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from bilevel.errors import BilevelError
+
+REMEMBERING = ("solver", "schedule", "adjoint")
+"""Parts that remember tensors which are no parameters: loading does not copy them into a place."""
+
+
+def read(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of each part.
+
+    Args:
+        parts: What has a ``state_dict``, by name.
+
+    Returns:
+        Tensors and plain values.
+    """
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
+def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.device) -> None:
+    """Loads each part's state, or raises before anything has changed.
+
+    Args:
+        parts: What :func:`read` was given, of a game made of the same parts.
+        state: What it returned, and the game's number of steps.
+        device: Where the game is played.
+
+    Raises:
+        BilevelError: If the state is that of another game.
+    """
+    for name in (*parts, "steps"):
+        if name not in state:
+            raise BilevelError(
+                f"the state has no {name!r}: it was written by a game of other parts; build "
+                "the game as it was when the state was saved"
+            )
+    for name in ("leader", "solver"):
+        check_fits(name, parts[name].state_dict(), state[name])
+    before = copy.deepcopy(read(parts))
+    try:
+        _load(parts, state, device)
+    except Exception as error:
+        _load(parts, before, device)
+        raise BilevelError(
+            f"the state does not fit ({type(error).__name__}: {error}): it was written by a game "
+            "with another schedule, adjoint or optimizer; build the game as it was when the state "
+            "was saved"
+        ) from error
+
+
+def _load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.device) -> None:
+    for name, part in parts.items():
+        saved = state[name]
+        if name in REMEMBERING:  # a state may have been read on another device
+            saved = tree_map_only(Tensor, lambda tensor: tensor.to(device), saved)
+        if name in ("schedule", "adjoint") and saved.keys() != (own := part.state_dict()).keys():
+            raise KeyError(f"the {name} remembers {[*own]}, not {[*saved]}")
+        part.load_state_dict(saved)
+
+
+def check_fits(name: str, own: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Whether a saved state belongs to this architecture.
+
+    Args:
+        name: Whose state it is.
+        own: The state dict of the module at hand.
+        saved: The saved one.
+
+    Raises:
+        BilevelError: If a tensor is missing, left over or of another shape.
+    """
+    for key in {**own, **saved}:
+        there, here = (_shape(state, key) for state in (saved, own))
+        if there != here and not key.endswith("_extra_state"):
+            raise BilevelError(
+                f"the saved {name} is of another architecture: {key} is {there} there and {here} "
+                "here; build the network as it was when it was saved"
+            )
+
+
+def _shape(state: dict[str, Any], key: str) -> str:
+    value = state.get(key)
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
