@@ -87,14 +87,13 @@ class Answered:
         self.stats["evaluations"] += solution.evaluations
         return solution.value
 
-    def note(self, **numbers: Tensor | float) -> None:
-        """Writes statistics down, in place, since the step's metrics hold them already.
+    def note(self, **numbers: Tensor) -> None:
+        """Adds to the solution's statistics.
 
         Args:
             **numbers: Their names and values.
         """
-        for name, number in numbers.items():
-            self.stats[name].fill_(number)
+        self.stats.update({name: number.detach() for name, number in numbers.items()})
 
 
 class _Holder(nn.Module):

@@ -61,10 +61,11 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             )
         dims = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
-        count = input.new_tensor([input.numel() / input.shape[1]])
-        total, count = _Sum.apply(torch.cat([input.sum(dims), count])).tensor_split([-1])
+        x = input.to(torch.promote_types(input.dtype, torch.float32))  # sums of bfloat16 are none
+        count = x.new_tensor([x.numel() / x.shape[1]])
+        total, count = _Sum.apply(torch.cat([x.sum(dims), count])).tensor_split([-1])
         mean = total / count
-        centred = input - mean.view(shape)
+        centred = x - mean.view(shape)
         var = _Sum.apply(centred.square().sum(dims)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
@@ -72,7 +73,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         out: Tensor = centred * (var + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             out = out * self.weight.view(shape) + self.bias.view(shape)
-        return out
+        return out.to(input.dtype)
 
 
 class _Sum(torch.autograd.Function):

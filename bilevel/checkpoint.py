@@ -76,10 +76,10 @@ def random_state() -> dict[str, Any]:
     """The state of torch's random number generators.
 
     Returns:
-        One entry for the CPU and one for each GPU in use.
+        That of the CPU, and of this process's GPU where one is in use.
     """
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), "cuda": gpus}
+    gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return {"cpu": torch.get_rng_state(), "cuda": gpu}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
@@ -89,5 +89,5 @@ def set_random_state(state: dict[str, Any]) -> None:
         state: What it returned.
     """
     torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -16,6 +16,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -56,7 +57,7 @@ def join() -> None:
     _job = dist.PrefixStore(  # type: ignore[attr-defined]
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
     )
-    signal.signal(signal.SIGTERM, _ended)
+    _listen()
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
 
@@ -163,11 +164,21 @@ class Pool:
         Args:
             tensors: Of the same shapes everywhere.
         """
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors))
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        places = [_laid_out(piece, tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+        torch._foreach_copy_(places, list(tensors))
         with _contact():
             dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        torch._foreach_copy_(list(tensors), places)
+
+
+def _laid_out(piece: Tensor, like: Tensor) -> Tensor:
+    """A piece of memory as a tensor whose numbers lie in the order of another's."""
+    # So that copies need not gather: gradients of channels-last weights are channels last.
+    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        return piece.as_strided(like.shape, like.stride())
+    return piece.view(like.shape)
 
 
 def everyone(value: _T) -> list[_T]:
@@ -282,10 +293,23 @@ def _contact() -> Iterator[None]:
         ) from error
 
 
-def _ended(*_: object) -> NoReturn:
-    """What torchrun does to the others when a process is lost."""
-    say(
-        "error: another process was lost, or the job was ended: this one was told to stop; the "
-        "same command with --resume goes on from the last checkpoint"
-    )
-    raise SystemExit(128 + signal.SIGTERM)
+def _listen() -> None:
+    """Ends this process in words when torchrun tells it to, as it does when another is lost.
+
+    In a thread: the main one may wait for the others in a library, where no handler runs.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # so that its number is written
+    signal.set_wakeup_fd(writer)
+
+    def wait() -> None:
+        while signal.SIGTERM not in os.read(reader, 1):
+            pass
+        say(
+            "error: another process was lost, or the job was ended: this one was told to stop; the "
+            "same command with --resume goes on from the last checkpoint"
+        )
+        leave(128 + signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()

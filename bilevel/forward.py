@@ -68,11 +68,11 @@ class Forward(Pullback):
     def _product(self, problem: Answered, v: Value, name: str, place: int) -> Tensor | None:
         """vᵀ dy/dθ_i; None where nothing of y depends on the parameter."""
         point = problem.theta[name].detach()
-        direction = torch.zeros_like(point)
-        direction.view(-1)[place] = 1
+        direction = point.new_zeros(point.numel())
+        direction[place] = 1
         # Autograd switches forward mode off within its functions, and this is called by one.
         with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
-            theta = {name: forward_ad.make_dual(point, direction)}
+            theta = {name: forward_ad.make_dual(point, direction.view_as(point))}
             y = problem.at(theta, problem.solver.answer)
             tangents = [forward_ad.unpack_dual(leaf).tangent for leaf in leaves(y)]
         pairs = [(t, w) for t, w in zip(tangents, leaves(v), strict=True) if t is not None]

@@ -74,8 +74,6 @@ class Implicit(Pullback):
         Implicit(solver='neumann', max_steps=50)
     """
 
-    diagnoses = ("residual", "curvature", "gradient_norm")
-
     def __init__(
         self,
         solver: Method | None = None,

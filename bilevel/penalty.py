@@ -14,7 +14,7 @@ from bilevel.oracle import Oracle
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.pullback import Pullback, Slopes
 from bilevel.solver import Iterative, Solver
-from bilevel.tree import Value, leaves, ravel, tree_map
+from bilevel.tree import Value, beside, leaves, ravel, tree_map
 from bilevel.updates.base import Update
 
 # A solve has settled where its last step, as often as there were steps, would not lead this part
@@ -52,8 +52,6 @@ class Penalty(Pullback):
         >>> Penalty(1e3)
         Penalty(1000)
     """
-
-    diagnoses = ("residual", "curvature")
 
     def __init__(
         self, strength: float, *, update: Update | None = None, steps: int | None = None
@@ -154,8 +152,8 @@ class Tilted(FollowerProblem):
     def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
         """The follower's own, less the cost of y for one that maximises, plus it otherwise."""
         value = self.follower.objective(leader, y, batch)
-        products = [a * b for a, b in zip(leaves(y), leaves(self.tilt), strict=True)]
-        costs = [p.flatten(1).sum(1) if value.dim() and p.dim() else p.sum() for p in products]
+        products = [a * b for a, b in zip(leaves(y), beside(y, self.tilt), strict=True)]
+        costs = [p.reshape(len(p), -1).sum(1) if value.dim() else p.sum() for p in products]
         return value - self.sign * torch.stack(costs).sum(0)
 
     def project(self, y: Any, batch: Batch) -> Value:

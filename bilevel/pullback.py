@@ -30,16 +30,14 @@ Slopes = dict[str, Tensor | None]
 class Pullback(Adjoint):
     """An adjoint that is a function v ↦ (dy*/dθ)ᵀ v of the answer.
 
-    A subclass writes :meth:`pull`. ``jacrev`` and ``vmap`` of ``torch.func`` go through it, over
-    the leader's parameters (given by ``functional_call``) and the batch's tensors; they solve one
-    problem after the other. The gradient cannot be differentiated once more.
+    A subclass writes :meth:`pull`. Of the transforms of ``torch.func``, ``grad`` and ``jacrev`` go
+    through it over the leader's parameters (given by ``functional_call``), and ``vmap`` over the
+    batch's tensors too, one problem after the other. The answer has no derivative in the batch,
+    and the gradient none at all: who asks for either gets an error.
 
-    Attributes:
-        diagnoses: The names of the statistics that :meth:`pull` writes, NaN until the backward
-            pass.
+    What :meth:`pull` finds out joins the solution's statistics in the backward pass. Where that
+    finds v = 0 (a hinge that is met) there is nothing to solve and nothing to tell.
     """
-
-    diagnoses: tuple[str, ...] = ()
 
     @abstractmethod
     def pull(self, problem: Answered, v: Value) -> Slopes:
@@ -134,12 +132,8 @@ class _Task:
         self.solves += 1
         self.history = solution.value
         like = leaves(solution.value)[0]
-        unknown = {
-            name: like.new_full((), torch.nan, requires_grad=False)
-            for name in self.adjoint.diagnoses
-        }
-        self.stats = {**solution.stats, **unknown}
-        self.stats["evaluations"] = like.new_full((), float(solution.evaluations))
+        evaluations = like.new_full((), float(solution.evaluations), requires_grad=False)
+        self.stats = {**solution.stats, "evaluations": evaluations}
         return tuple(leaf.detach().clone() for leaf in leaves(solution.value))
 
     def pull(self, wanted: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -147,6 +141,8 @@ class _Task:
         size = len(leaves(self.history))
         v, y = (grow(part, like=self.history) for part in (tensors[:size], tensors[-size:]))
         theta, batch = self.split(tensors[size:-size])
+        if not any(leaf.any() for leaf in leaves(v)):
+            return tuple(torch.zeros_like(leaf) for leaf in leaves(theta))
         names = tuple(name for name, asked in zip(self.names, wanted, strict=True) if asked)
         problem = Answered(*self.parts, batch, theta, y, names, self.moment, self.stats)
         slopes = self.adjoint.pull(problem, v)
@@ -170,6 +166,12 @@ class _Answer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[1 : 1 + len(ctx.task.names)]
+        if any(ctx.needs_input_grad[1 + len(wanted) :]):
+            raise BilevelError(
+                f"the batch asks for gradients: {ctx.task.adjoint!r} gives those of the leader's "
+                "parameters only; compute what leads to the batch inside objective and loss, or "
+                "take Unrolled()"
+            )
         slopes = _Pull.apply(ctx.task, wanted, *v, *ctx.saved_tensors)
         asked = (slope if want else None for slope, want in zip(slopes, wanted, strict=True))
         return None, *asked, *(None for _ in ctx.needs_input_grad[1 + len(wanted) :])

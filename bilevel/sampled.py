@@ -41,8 +41,6 @@ class Sampled(Pullback):
         Sampled(0.01, samples=64)
     """
 
-    diagnoses = ("residual",)
-
     def __init__(self, scale: float, *, samples: int = 32) -> None:
         if not scale > 0:
             raise BilevelError(f"scale is {scale}: the leader is not moved; give σ > 0")

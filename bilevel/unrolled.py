@@ -138,7 +138,15 @@ class CompiledOracle(Oracle):
         step = _compiled()
         y = tree_map(opened, y)  # as it is from the second call on
         for _ in range(steps):
-            y, state, seen = step(update, self._follower, self._leader, self._batch, y, state)
+            try:
+                found = step(update, self._follower, self._leader, self._batch, y, state)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = str(error).partition("\n")[0]
+                raise BilevelError(
+                    f"a step of {type(update).__name__} cannot be compiled ({reason}): all of it, "
+                    "the objective included, has to be one graph; leave out compile=True"
+                ) from error
+            y, state, seen = found
             if seen is not None:
                 self.note(*seen)
         return y, state

@@ -5,10 +5,12 @@ A job is a function of this file; ``launch`` runs it in processes of its own, as
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,6 +127,7 @@ def together(folder: Path) -> None:
     tell(folder)
     play(folder)
     attack(folder)
+    normalise(folder)
     distributed.leave()
 
 
@@ -149,6 +152,36 @@ def attack(folder: Path) -> None:
     found = distributed.everyone((right, [outcome.broken for outcome in outcomes]))
     if distributed.is_first():
         torch.save(found, folder / "attacked.pt")
+
+
+def normalised(images: torch.Tensor) -> list[torch.Tensor]:
+    """What synchronised normalisation makes of this process's images, and its statistics."""
+    norm = torch.nn.BatchNorm2d(3)
+    SyncBatchNorm.take_over(norm)
+    images = images[distributed.mine(len(images))]
+    out = norm(images)
+    assert out.dtype == images.dtype
+    return [out.detach(), norm.running_mean, norm.running_var]
+
+
+def normalise(folder: Path) -> None:
+    """In bfloat16, which knows no whole numbers past 256: 600 numbers a channel."""
+    torch.manual_seed(0)
+    images = 5 + torch.randn(24, 3, 5, 5)
+    found = distributed.everyone(normalised(images.bfloat16()))
+    if distributed.is_first():
+        torch.save((images, found), folder / "normalised.pt")
+
+
+def waiting(folder: Path) -> None:
+    """The second process waits in a library, out of Python's reach, and is told to stop."""
+    distributed.join()
+    number = distributed.everyone(os.getpid())[1]
+    if distributed.is_first():
+        time.sleep(0.5)
+        os.kill(number, signal.SIGTERM)
+        distributed.leave()
+    ctypes.CDLL(None).sleep(60)
 
 
 def attacked() -> tuple[torch.nn.Module, Any]:

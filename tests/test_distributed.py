@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,25 @@ def test_a_battery_finds_what_it_finds_alone(folder: Path) -> None:
     works, own = (checkpoint.load(folder / name)["works"] for name in ("battery.pt", "alone.pt"))
     assert [work["problem"] for work in works] == [work["problem"] for work in own]
     assert works[1]["problem"] == "RuntimeError: no more"
+
+
+def test_batch_normalisation_counts_all_images_in_half_precision_too(folder: Path) -> None:
+    images, found = torch.load(folder / "normalised.pt")
+    alone = torch.nn.BatchNorm2d(3)
+    expected = alone(images.bfloat16().float())
+    out = torch.cat([out for out, _, _ in found])
+    torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.01)
+    for _, mean, var in found:
+        torch.testing.assert_close(mean, alone.running_mean)
+        torch.testing.assert_close(var, alone.running_var)
+
+
+def test_a_process_that_waits_elsewhere_is_ended_in_words(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    first, second = jobs.job("waiting", tmp_path)
+    assert (first.status, second.status) == (0, 128 + signal.SIGTERM)
+    assert re.fullmatch("error: another process was lost, .* --resume goes on .*\n", second.err)
+    assert time.monotonic() - begun < 50
 
 
 def test_what_differs_or_fails_is_told_by_all(folder: Path) -> None:

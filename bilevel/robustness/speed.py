@@ -41,13 +41,17 @@ def fitting_precision(device: torch.device) -> Precision:
 
 
 @contextmanager
-def computing(precision: Precision, device: torch.device) -> Iterator[None]:
+def computing(
+    precision: Precision, device: torch.device, *, one_size: bool = False
+) -> Iterator[None]:
     """Within the block the networks compute in a precision; their weights stay float32.
 
     Args:
         precision: ``"float32"``; ``"tf32"``, in which a GPU's matrix units round the factors to 10
             bits; or ``"bf16"``, autocast to bfloat16, in which losses stay float32.
         device: Where they compute.
+        one_size: Whether all batches have one size, so that it pays to let cuDNN search for the
+            fastest algorithms (unless deterministic ones are asked for).
 
     Yields:
         Nothing.
@@ -58,21 +62,41 @@ def computing(precision: Precision, device: torch.device) -> Iterator[None]:
         ...     network(x).dtype
         torch.bfloat16
     """
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    before = [backend.allow_tf32 for backend in backends]
+    cudnn, switches = torch.backends.cudnn, _tf32_switches()
+    before = [getattr(backend, name) for backend, name, _ in switches]
+    searched = cudnn.benchmark
     # Without the cache of converted weights: it does not notice that a player has moved, as one
     # does within a step of most schedules.
     autocast = torch.autocast(
         device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
     )
     try:
-        for backend in backends:
-            backend.allow_tf32 = precision != "float32"
+        for backend, name, values in switches:
+            setattr(backend, name, values[precision != "float32"])
+        if one_size and not torch.are_deterministic_algorithms_enabled():
+            cudnn.benchmark = True
         with autocast:
             yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        cudnn.benchmark = searched
+        for (backend, name, _), value in zip(switches, before, strict=True):
+            setattr(backend, name, value)
+
+
+def _tf32_switches() -> list[tuple[Any, str, tuple[Any, Any]]]:
+    """What turns TF32 off and on: object, attribute and its two values."""
+    # torch 2.9 brought new switches and raises where they are mixed with the older ones, which
+    # other code reads still. So the new ones are touched only where the user has set them.
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    older: list[Any] = [(part, "allow_tf32", (False, True)) for part in (matmul, cudnn)]
+    try:
+        for part, name, _ in older:
+            getattr(part, name)
+        mixed = getattr(torch.backends, "fp32_precision", "none") != "none"
+    except RuntimeError:
+        mixed = True
+    parts: tuple[Any, ...] = (matmul, cudnn.conv, cudnn.rnn) if mixed else ()
+    return [(part, "fp32_precision", ("ieee", "tf32")) for part in parts] or older
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -95,11 +119,17 @@ def compile_network(network: nn.Module) -> None:
     Args:
         network: The network.
     """
+    dynamo, functorch = torch._dynamo.config, torch._functorch.config
     # A network computes in training, in evaluation and with or without gradients of weights and of
     # images, each with the sizes of batches that occur: more graphs than torch expects.
-    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+    setattr(dynamo, limit, max(32, getattr(dynamo, limit)))
     # An answer's history serves one player's backward pass after the other's.
-    torch._functorch.config.donated_buffer = False
+    functorch.donated_buffer = False
+    # The backward graph with the forward one, where a failure can still be mended, not as late as
+    # in the first backward pass.
+    if hasattr(functorch, "force_non_lazy_backward_lowering"):
+        functorch.force_non_lazy_backward_lowering = True
     network._compiled_call_impl = _Compiled(network._call_impl)
 
 
@@ -211,5 +241,6 @@ def enough_memory(batch_size: int) -> Iterator[None]:
             raise  # torch raises no class of its own where a processor's memory ends
         raise BilevelError(
             f"out of memory with batches of {batch_size} images: activations take most of it; give "
-            "--recompute, a smaller --batch-size, or --precision bf16 on a GPU; --resume goes on"
+            "--recompute, with which --resume goes on, or begin again with a smaller --batch-size "
+            "or --precision bf16"
         ) from error
