@@ -14,15 +14,17 @@ torchvision and numpy alone; images come from an ``.npz`` file or a folder of cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from suite import tables
+from suite import plan, tables
 from suite.ledger import Clock, Job, Ledger, Record, work
-from suite.steps import METHODS, Case, Size, matrix_rate, measure, way
+from suite.plan import Run, Scale, Steps
+from suite.steps import METHODS, Case, way
+from suite.timing import matrix_rate, measure
 from suite.training import Training
 
 from bilevel import BilevelError, commandline, experiment
@@ -30,69 +32,6 @@ from bilevel.files import replacing
 from bilevel.robustness import RECIPES, Splits, fast, load_images, sample
 from bilevel.robustness.sources import Dataset
 from bilevel.robustness.speed import Precision, fitting_precision
-
-Way = tuple[Precision, bool, bool]
-"""A precision, whether networks are compiled, and whether a step is one CUDA graph."""
-
-TRAINED = ("two-step-l2l", "pgm", "grad-l2l", "plain")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large everything is.
-
-    Args:
-        sizes: Whose steps are measured.
-        turns: The ways in which they compute; those of a group take turns.
-        rounds: Of turns.
-        epochs: Of each classifier that is trained; None for the recipe's.
-        images: Training, validation and test images; None for all.
-        compiled: Whether their networks are.
-    """
-
-    sizes: tuple[Size, ...]
-    turns: tuple[tuple[Way, ...], ...]
-    rounds: int
-    epochs: dict[str, int | None]
-    images: tuple[int | None, int | None, int | None]
-    compiled: bool = False
-
-
-FULL = Scale(
-    sizes=(Size("wrn-34-10", 64, 128), Size("resnet18", None, 128)),
-    turns=tuple(
-        (how,)
-        for how in (
-            ("bf16", True, False),
-            ("float32", False, False),
-            ("bf16", False, False),
-            ("bf16", True, True),
-            ("tf32", False, False),
-            ("tf32", True, False),
-            ("float32", True, False),
-        )
-    ),
-    rounds=5,
-    epochs={"resnet18": 20, "wrn-34-10": 15},
-    images=(None, 500, 2000),
-    compiled=True,
-)
-SMALL = Scale(
-    sizes=(Size("wrn-16-2", None, 32),),
-    turns=((("float32", False, False), ("bf16", False, False)),),
-    rounds=6,
-    epochs={"wrn-10-1": 10},
-    images=(8000, 500, 1000),
-)
-DIGITS = replace(SMALL, epochs={"small-cnn": None}, images=(None, None, None))
-SMOKE = replace(
-    DIGITS,
-    sizes=(Size("wrn-10-1", None, 4),),
-    turns=((("bf16", False, False),),),
-    rounds=1,
-    epochs={"small-cnn": 1},
-    images=(128, 32, 16),
-)
 
 
 @dataclass
@@ -126,16 +65,16 @@ def main(args: Args) -> None:
     ledger = Ledger(args.out, given, environment)
     images = load(args, scale, device)  # what is wrong with them is told before minutes are spent
     jobs = planned(args, scale, images, device, clock)
-    finished = work(jobs, ledger, clock)
+    work(jobs, ledger, clock)
     report = tables.report(ledger.records, environment)
     with replacing(args.out / "tables.md") as part:
         part.write_text(report)
     print(report)
     failed = sum("failed" in record or "reason" in record for record in ledger.records)
-    left = sum(not ledger.done(job) for job in jobs)
-    if left:
-        print(f"{left} of {len(jobs)} parts are to be done, the same command goes on")
-    if finished and failed:
+    untried = sum(not ledger.tried(job) for job in jobs)
+    if untried:
+        print(f"{untried} of {len(jobs)} parts are to be done, the same command goes on")
+    elif failed:
         raise BilevelError(
             f"{failed} measurements failed, for reasons that {args.out}/results.json tells: the "
             "tables lack them; mend what is told, and give another --out"
@@ -145,38 +84,28 @@ def main(args: Args) -> None:
 def fitting_scale(args: Args, device: torch.device) -> Scale:
     """What a device can measure on the images given."""
     if args.smoke:
-        return SMOKE
+        return plan.SMOKE_GPU if device.type == "cuda" else plan.SMOKE
     if device.type != "cuda":
-        return SMALL if args.data else DIGITS
+        return plan.SMALL if args.data else plan.DIGITS
     if args.data is None:
         raise BilevelError(
             "no images are given: classifiers of this size learn nothing from digits; give --data "
             "FILE.npz or a folder of CIFAR-10's images"
         )
-    return FULL
+    return plan.FULL
 
 
 def planned(
     args: Args, scale: Scale, images: Splits, device: torch.device, clock: Clock
 ) -> list[Job]:
-    """The jobs; what matters most comes first, should time run out."""
-    steps = [
-        Job(
-            f"steps of {size.model}, {' and '.join(way(*one) for one in turns)}",
-            partial(time_steps, size, turns, scale.rounds, device),
-            minutes=room(size.model, device),
-        )
-        for turns in scale.turns
-        for size in scale.sizes
-    ]
-    runs = [
-        [train(args, scale, model, method, images, device, clock) for method in TRAINED]
-        for model in scale.epochs
-    ]
-    first = 2 * len(scale.sizes)
-    rates = Job("matrix rates", partial(rate, device))
-    later = [job for group in runs[1:] for job in group]
-    return [rates, *steps[:first], *runs[0], *steps[first:], *later]
+    """The jobs, in the order of the plan."""
+    jobs = [Job("matrix rates", partial(rate, device), 0.0)]
+    for part in scale.parts:
+        if isinstance(part, Run):
+            jobs.append(train(args, part, images, device, clock))
+        else:
+            jobs.append(Job(named(part), partial(time_steps, part, device), part.minutes))
+    return jobs
 
 
 def rate(device: torch.device) -> list[Record]:
@@ -189,53 +118,47 @@ def rate(device: torch.device) -> list[Record]:
     ]
 
 
-def time_steps(size: Size, turns: Sequence[Way], rounds: int, device: torch.device) -> list[Record]:
-    """Every method and both schedules, in some ways that take turns."""
+def named(part: Steps) -> str:
+    """What its records are kept under."""
+    return f"steps of {part.size.model}, {' and '.join(way(*one) for one in part.ways)}"
+
+
+def time_steps(part: Steps, device: torch.device) -> list[Record]:
+    """Every method under each schedule, in some ways that take turns."""
     cases = [
         Case(method, schedule, *how)
-        for how in turns
-        for schedule in ("simultaneous", "alternating")
+        for how in part.ways
+        for schedule in part.schedules
         for method in METHODS
     ]
+    tell = partial(print, " ", flush=True)
     try:
-        return measure(size, cases, device, rounds, lambda case: print(f"  {case}", flush=True))
+        return measure(part.size, cases, device, part.rounds, tell)
     finally:
         torch._dynamo.reset()  # what was compiled for these games serves no other
+        gc.collect()  # a compiled network refers to itself
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def train(
-    args: Args,
-    scale: Scale,
-    model: str,
-    method: str,
-    images: Splits,
-    device: torch.device,
-    clock: Clock,
-) -> Job:
+def train(args: Args, part: Run, images: Splits, device: torch.device, clock: Clock) -> Job:
     """A training run by the fast recipe."""
-    recipe = fast(replace(RECIPES[dataset(args)], model=model))
-    given = scale.epochs[model] if args.epochs is None else args.epochs
-    epochs = recipe.epochs if given is None else given
+    recipe = fast(replace(RECIPES[dataset(args)], model=part.model))
+    epochs = args.epochs if args.epochs is not None else part.epochs
+    precision = part.precision or fitting_precision(device)
+    name = part.method + (f", {part.precision}" if part.precision else "")
     training = Training(
-        method,
-        replace(recipe, epochs=epochs),
+        part.method,
+        replace(recipe, epochs=recipe.epochs if epochs is None else epochs),
         dataset(args),
-        precision=fitting_precision(device),
-        compiled=scale.compiled,
+        precision=precision,
+        compiled=part.compiled,
         seed=args.seed,
-        folder=args.out / model / method,
-        attack_minutes=room(model, device),
+        folder=args.out / part.model / name.replace(", ", "-"),
+        attack_minutes=part.minutes,
     )
-    return Job(f"training {model}, {method}", lambda: training.run(images, clock))
-
-
-def room(model: str, device: torch.device) -> float:
-    """Minutes of a stage within which what cannot be interrupted must end."""
-    if device.type != "cuda":
-        return 0.0
-    return 5.0 if model.startswith("wrn") else 2.5
+    run = lambda: training.run(images, clock)  # noqa: E731
+    return Job(f"training {part.model}, {name}", run, part.minutes)
 
 
 def dataset(args: Args) -> Dataset:

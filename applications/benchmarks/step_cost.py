@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from suite.steps import METHODS, Bench, Case, Record, Size, interleaved, measure, spread, take, way
+from suite.steps import METHODS, Bench, Case, Record, Size, take, way
+from suite.timing import interleaved, measure, spread
 
 from bilevel import Bilevel, BilevelError, commandline, experiment
 from bilevel.alias import ScheduleName

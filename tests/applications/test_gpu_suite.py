@@ -73,7 +73,7 @@ def test_steps_cost_what_is_counted_by_hand(
 
 
 def test_a_measurement(part: Part) -> None:
-    steps = part("steps")
+    steps, timing = part("steps"), part("timing")
     cases = [
         steps.Case(method, "simultaneous", precision)
         for precision in ("float32", "bf16")
@@ -81,7 +81,7 @@ def test_a_measurement(part: Part) -> None:
     ]
     told: list[str] = []
     size = steps.Size("wrn-10-1", 4, 4, image_size=16)
-    records = steps.measure(size, cases, CPU, 3, told.append)
+    records = timing.measure(size, cases, CPU, 3, told.append)
     assert told[-1] == "grad-l2l, simultaneous, bf16"
     for record, case in zip(records, cases, strict=True):
         assert (record["method"], record["precision"]) == (case.method, case.precision)
@@ -97,10 +97,33 @@ def test_a_case_that_fails_does_not_cost_the_others_their_figures(part: Part) ->
     steps = part("steps")
     cases = [steps.Case("plain", graphs=True), steps.Case("plain")]  # of CUDA there is none
     told: list[str] = []
-    good, bad = steps.measure(steps.Size("wrn-10-1", 4, 4), cases, CPU, 1, told.append)
+    good, bad = part("timing").measure(steps.Size("wrn-10-1", 4, 4), cases, CPU, 1, told.append)
     assert good["seconds"] > 0
     assert bad["graphs"]
     assert told[1] == f"  failed: {bad['reason']}"
+
+
+def test_what_was_not_compiled_is_not_taken_for_it(
+    part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One graph of an attacker fails, after which the other cases were set up already."""
+    steps, timing = part("steps"), part("timing")
+    compiled: list[object] = []
+
+    def compiler(graph: Any, _: object) -> Any:
+        compiled.append(graph)
+        if len(compiled) > 2:
+            raise RuntimeError("no more")
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    cases = [steps.Case(method, compiled=True) for method in ("plain", "grad-l2l")]
+    size = steps.Size("wrn-10-1", 4, 4, image_size=16)
+    with pytest.warns(UserWarning, match="not compiled"):
+        records = timing.measure(size, cases, CPU, 1, lambda _: None)
+    failed = {one["method"] for one in records if "could not be compiled" in one.get("reason", "")}
+    assert "grad-l2l" in failed
+    assert {one["method"] for one in records} == {"plain", "grad-l2l"}
 
 
 def test_a_timed_game_stays_where_it_is(part: Part) -> None:
@@ -116,7 +139,7 @@ def test_a_timed_game_stays_where_it_is(part: Part) -> None:
 
 
 def test_the_rate_of_matrix_products(part: Part) -> None:
-    assert 1e9 < part("steps").matrix_rate("float32", CPU) < 1e14
+    assert 1e9 < part("timing").matrix_rate("float32", CPU) < 1e14
 
 
 # Stages.
@@ -141,7 +164,7 @@ def test_stages_give_what_one_stage_gives(
     monkeypatch.setattr("bilevel.robustness.training.WINDOW", 1)
     sources, data = part("gpu_suite"), write_images(tmp_path / "images.npz")
     args = sources.Args(data=data)
-    images = sources.load(args, sources.SMOKE, CPU)
+    images = sources.load(args, part("plan").SMOKE, CPU)
     recipe = sources.fast(sources.RECIPES["digits"])
     recipe = sources.replace(recipe, epochs=2, batch_size=10)
     settings: dict[str, Any] = {"precision": "bf16", "compiled": False, "seed": 0}
@@ -178,30 +201,50 @@ def test_a_ledger_goes_on_where_the_last_stage_ended(part: Part, tmp_path: Path)
                 raise outcome
             return [{"figure": outcome}]
 
-        return ledger.Job(name, run)
+        return ledger.Job(name, run, 0.0)
 
-    jobs = [job("a", 1), job("b", ValueError("no\nmemory"), 2), job("c", ledger.StageOver(), 3)]
-    made = lambda: ledger.Ledger(tmp_path, {"seed": 0}, {})  # noqa: E731
-    assert not ledger.work(jobs, made(), ledger.Clock(1))
+    class Killed(BaseException):
+        pass
+
+    jobs = [
+        job("a", 1),
+        job("b", ValueError("no\nmemory"), 2),
+        job("c", ledger.StageOver(), 3),
+        job("d", Killed(), 4),
+        job("e", 5),
+    ]
+    made = lambda: ledger.Ledger(tmp_path, {"seed": 0}, {"device": "cpu"})  # noqa: E731
+    with pytest.raises(Killed):
+        ledger.work(jobs, made(), ledger.Clock(1))
     noted = json.loads((tmp_path / "results.json").read_text())["results"]
     assert noted == [
         {"job": "a", "figure": 1},
         {"job": "b", "failed": "ValueError: no memory"},
+        {"job": "d", "failed": "the stage ended in the middle of it"},
     ]
-    assert ledger.work(jobs, made(), ledger.Clock(1))
-    assert [record.get("figure") for record in made().records] == [1, 2, 3]
-    assert tries == list("abcbc")
+    ledger.work(jobs, made(), ledger.Clock(1))
+    assert sorted(record.get("figure") for record in made().records) == [1, 2, 3, 4, 5]
+    assert tries == list("abcdcebd")  # what has failed comes last
+    assert all(map(made().done, jobs))
     with pytest.raises(ledger.BilevelError, match=r"seed = 0, now it is 1: .*another --out"):
-        ledger.Ledger(tmp_path, {"seed": 1}, {})
+        ledger.Ledger(tmp_path, {"seed": 1}, {"device": "cpu"})
+    with pytest.raises(ledger.BilevelError, match=r"device = cpu, now it is cuda: .*another --out"):
+        ledger.Ledger(tmp_path, {"seed": 0}, {"device": "cuda"})
 
 
-def test_a_clock(part: Part) -> None:
+def test_a_clock(part: Part, tmp_path: Path) -> None:
     ledger = part("ledger")
     ledger.Clock(1).check(0.9)
     with pytest.raises(ledger.StageOver):
         ledger.Clock(1).check(1.1)
-    job = ledger.Job("late", lambda: pytest.fail("it began"), minutes=2)
-    assert not ledger.work([job], ledger.Ledger(Path("nowhere"), {}, {}), ledger.Clock(1))
+    begun: list[str] = []
+
+    def job(name: str, minutes: float) -> Any:
+        return ledger.Job(name, lambda: [begun.append(name) or {}], minutes)
+
+    made = ledger.Ledger(tmp_path, {}, {})
+    ledger.work([job("long", 2), job("short", 0.1)], made, ledger.Clock(1))
+    assert begun == ["short"]  # what does not fit does not keep out what does
 
 
 # The whole, and its tables.
@@ -299,11 +342,14 @@ def test_a_gpu_asks_for_images(part: Part, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(suite.BilevelError, match=r"no images .*--data FILE\.npz"):
         suite.fitting_scale(suite.Args(), torch.device("cuda"))
     args = suite.Args(data=Path("x.npz"))
-    assert suite.fitting_scale(args, torch.device("cuda")) is suite.FULL
-    assert suite.room("wrn-34-10", torch.device("cuda")) == 5.0
-    jobs = suite.planned(args, suite.FULL, None, torch.device("cuda"), None)
-    assert len({job.name for job in jobs}) == len(jobs) == 1 + 2 * 7 + 2 * 4
+    plan = part("plan")
+    assert suite.fitting_scale(args, torch.device("cuda")) is plan.FULL
+    jobs = suite.planned(args, plan.FULL, None, torch.device("cuda"), None)
+    assert len({job.name for job in jobs}) == len(jobs) == 1 + len(plan.FULL.parts)
     assert jobs[1].name == "steps of wrn-34-10, bf16 compiled"
+    assert max(job.minutes for job in jobs) < suite.Args().minutes
+    args.smoke = True
+    assert suite.fitting_scale(args, torch.device("cuda")) is plan.SMOKE_GPU
 
 
 @pytest.mark.parametrize(

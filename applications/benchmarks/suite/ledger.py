@@ -28,9 +28,13 @@ class Clock:
     def __init__(self, minutes: float) -> None:
         self.end = time.monotonic() + 60 * minutes
 
+    def leaves(self, minutes: float) -> bool:
+        """Whether that much of the stage is left."""
+        return time.monotonic() + 60 * minutes <= self.end
+
     def check(self, minutes: float = 0.0) -> None:
         """Ends the stage unless that much of it is left."""
-        if time.monotonic() + 60 * minutes > self.end:
+        if not self.leaves(minutes):
             raise StageOver
 
 
@@ -40,13 +44,13 @@ class Job:
 
     Args:
         name: What the records are kept under.
-        run: Gives its records; what it raises is noted, and the job tried again in the next stage.
+        run: Gives its records; what it raises is noted, and the job tried again after all others.
         minutes: What must be left of a stage for it to begin.
     """
 
     name: str
     run: Callable[[], list[Record]]
-    minutes: float = 0.0
+    minutes: float
 
 
 class Ledger:
@@ -55,7 +59,7 @@ class Ledger:
     Args:
         out: The folder.
         config: The arguments; a ledger of others is refused.
-        environment: See :func:`bilevel.experiment.environment`.
+        environment: See :func:`bilevel.experiment.environment`; so is one of another device.
     """
 
     def __init__(
@@ -68,11 +72,13 @@ class Ledger:
         path = out / "results.json"
         if path.exists():
             found = json.loads(path.read_text())
-            for name, value in self.config.items():
-                if found["config"].get(name) != value:
+            kept = found["config"] | {n: found["environment"].get(n) for n in ("device", "torch")}
+            here = self.config | {n: environment.get(n) for n in ("device", "torch")}
+            for name, value in here.items():
+                if kept.get(name) != value:
                     raise BilevelError(
-                        f"{path} was measured with {name} = {found['config'].get(name)}, now it is "
-                        f"{value}: figures of one table belong together; give another --out"
+                        f"{path} was measured with {name} = {kept.get(name)}, now it is {value}: "
+                        "figures of one table belong together; give another --out"
                     )
             self.records = found["results"]
 
@@ -80,32 +86,40 @@ class Ledger:
         """Whether a job's records are there."""
         return any(one["job"] == job.name and "failed" not in one for one in self.records)
 
+    def tried(self, job: Job) -> bool:
+        """Whether a job is done or has failed."""
+        return any(one["job"] == job.name for one in self.records)
+
     def note(self, job: Job, records: Sequence[Record]) -> None:
         """Puts a job's records in place of those of an attempt that failed."""
         self.records = [one for one in self.records if one["job"] != job.name]
         self.records += [{"job": job.name, **record} for record in records]
+        self.write()
+
+    def write(self) -> None:
+        """Puts the records into their file."""
         experiment.write_results(self.out, self.config, self.environment, self.records)
 
 
-def work(jobs: Sequence[Job], ledger: Ledger, clock: Clock) -> bool:
-    """Does the jobs that are not done, in their order, until the stage is over.
+def work(jobs: Sequence[Job], ledger: Ledger, clock: Clock) -> None:
+    """Does the jobs that are not done and fit into what is left of the stage.
 
-    Returns:
-        Whether all have been tried.
+    In their order, but those that have failed come last: one that never ends well, or in which a
+    stage was killed, does not cost the others their figures.
     """
-    for number, job in enumerate(jobs, 1):
-        if ledger.done(job):
+    for job in sorted((job for job in jobs if not ledger.done(job)), key=ledger.tried):
+        if not clock.leaves(job.minutes):
             continue
-        begun = time.monotonic()
-        print(f"{number} of {len(jobs)}: {job.name}", flush=True)
+        begun, before = time.monotonic(), ledger.records
+        print(f"{jobs.index(job) + 1} of {len(jobs)}: {job.name}", flush=True)
+        ledger.note(job, [{"failed": "the stage ended in the middle of it"}])
         try:
-            clock.check(job.minutes)
             ledger.note(job, job.run())
         except StageOver:
-            return False
-        except Exception as error:  # one that fails does not cost the others their figures
+            ledger.records = before
+            ledger.write()
+        except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             print(f"  failed: {reason}", flush=True)
             ledger.note(job, [{"failed": reason}])
         print(f"  {time.monotonic() - begun:.0f} s", flush=True)
-    return True

@@ -31,6 +31,7 @@ from bilevel.robustness import (
 from bilevel.robustness.sources import Dataset
 from bilevel.robustness.speed import Precision, is_compiled
 from suite.ledger import Clock, Record, StageOver
+from suite.steps import learned
 
 ATTACKS = ("pgm-20", "pgm-100", "apgd-ce", "apgd-t")
 """Cheap ones first: each is tried on what the others have left, and PGM for its own figure too."""
@@ -69,14 +70,15 @@ class Training:
         with computing("tf32", data.train.images.device):
             progress = trainer.fit()
             clock.check(self.attack_minutes)
-            accuracies = self._attack(about, game.leader.get_submodule("model"), data)
+            model = game.leader.get_submodule("model")
+            accuracies = self._attack(about, model, data)
         return [
             {
                 "method": self.method,
                 "model": self.recipe.model,
                 "dataset": self.dataset,
                 "precision": self.precision,
-                "compiled": is_compiled(game.leader.get_submodule("model")),
+                "compiled": all(map(is_compiled, [model, *learned(game.solver)])),
                 "seed": self.seed,
                 "epochs": self.recipe.epochs,
                 "best_epoch": progress.best_epoch,
@@ -107,7 +109,7 @@ class Training:
     def _game(self, about: About, device: torch.device) -> Bilevel:
         torch.manual_seed(self.seed)
         model, solver = about.classifier(), about.solver(self.recipe.pgm_steps)
-        for network in (model, *solver.children()):
+        for network in (model, *learned(solver)):
             network.to(device, memory_format=torch.channels_last)
             if self.compiled:
                 compile_network(network)
