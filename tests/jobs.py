@@ -180,6 +180,7 @@ def waiting(folder: Path) -> None:
     if distributed.is_first():
         time.sleep(0.5)
         os.kill(number, signal.SIGTERM)
+        time.sleep(3)  # contact is not lost meanwhile
         distributed.leave()
     ctypes.CDLL(None).sleep(60)
 

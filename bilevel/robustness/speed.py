@@ -95,7 +95,8 @@ def _tf32_switches() -> list[tuple[Any, str, tuple[Any, Any]]]:
         mixed = getattr(torch.backends, "fp32_precision", "none") != "none"
     except RuntimeError:
         mixed = True
-    parts: tuple[Any, ...] = (matmul, cudnn.conv, cudnn.rnn) if mixed else ()
+    conv, rnn = (getattr(cudnn, name, None) for name in ("conv", "rnn"))
+    parts: tuple[Any, ...] = (matmul, conv, rnn) if mixed else ()
     return [(part, "fp32_precision", ("ieee", "tf32")) for part in parts] or older
 
 

@@ -1,0 +1,202 @@
+"""A device that computes on the CPU: what would fail or wait on a GPU, found without one.
+
+Its tensors say that they lie on ``pretend:0``. As on a GPU, operations on tensors of two devices
+fail, so do random numbers from another device's generator and numpy; and each operation for which
+the host would wait is noted, with the line that asked for it.
+
+    python tests/accelerator.py applications/adv_training.py --smoke --device pretend
+
+What a GPU does otherwise (kernels, streams, autocast, CUDA graphs) is not seen here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+NAME = "pretend"
+ROOT = Path(__file__).parents[1]
+aten = torch.ops.aten
+
+waits: list[str] = []
+"""File and line of each operation for which the host waited."""
+
+WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2"}
+MIXING = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"}
+"""What takes tensors of two devices."""
+
+
+class Far(Tensor):
+    """A tensor on the device, around one on the CPU."""
+
+    raw: Tensor
+
+    @staticmethod
+    def __new__(cls, raw: Tensor) -> Far:
+        far: Far = Tensor._make_wrapper_subclass(
+            cls,
+            raw.size(),
+            strides=raw.stride(),
+            storage_offset=raw.storage_offset(),
+            dtype=raw.dtype,
+            device=torch.device(NAME, 0),
+        )
+        far.raw = raw
+        return far
+
+    def __repr__(self) -> str:
+        return f"Far({self.raw})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        near = self.detach().cpu()
+        rebuild = torch._utils._rebuild_device_tensor_from_cpu_tensor
+        return rebuild, (near, self.dtype, NAME, self.requires_grad)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in (Tensor.numpy, Tensor.__array__):
+            if not kwargs.get("force"):
+                raise TypeError(f"can't convert {NAME} device type tensor to numpy")
+            return args[0].detach().cpu().numpy()
+        if function is Tensor.tolist:
+            return args[0].detach().cpu().tolist()
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return call(op, args, kwargs or {})
+
+
+def call(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """An operation whose arguments or results lie on the device."""
+    name = op._schema.name.removeprefix("aten::")
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    wanted = kwargs.get("device")
+    far = any(isinstance(t, Far) for t in tensors) if wanted is None else _is_far(wanted)
+    _check(name, args, kwargs, tensors, far)
+    args_near, kwargs_near = tree_map_only(Far, lambda tensor: tensor.raw, (args, kwargs))
+    if wanted is not None:
+        kwargs_near["device"] = torch.device("cpu")
+        kwargs_near.pop("pin_memory", None)
+    result = op(*args_near, **kwargs_near)
+    if not far:
+        return result
+    wrap = lambda tensor: tensor if isinstance(tensor, Far) else Far(tensor)  # noqa: E731
+    return return_and_correct_aliasing(op, args, kwargs, tree_map_only(Tensor, wrap, result))
+
+
+def _is_far(device: Any) -> bool:
+    return torch.device(device).type == NAME
+
+
+def _check(name: str, args: Any, kwargs: Any, tensors: list[Tensor], far: bool) -> None:
+    """What a GPU does not do, or waits for."""
+    near = [tensor for tensor in tensors if not isinstance(tensor, Far) and tensor.dim()]
+    mixed = len(near) < len(tensors) and bool(near)
+    if name == "copy_":
+        to_host = isinstance(args[1], Far) and not isinstance(args[0], Far)
+        asynchronous = len(args) > 2 and args[2]
+    else:
+        to_host = name == "_to_copy" and not far and isinstance(args[0], Far)
+        asynchronous = kwargs.get("non_blocking")
+    indices = [t for t in tree_leaves(args[1]) if t is not None] if name == "index" else []
+    by_mask = any(index.dtype == torch.bool for index in indices)
+    if name in WAITING or by_mask or (to_host and not asynchronous):
+        waits.append(_line())
+    if mixed and name not in MIXING:
+        raise RuntimeError(f"{name}: expected all tensors to be on the same device")
+    generator = kwargs.get("generator")
+    if far and generator is not None and generator.device.type == "cpu":
+        raise RuntimeError(f"{name}: expected a {NAME!r} device type for generator")
+
+
+def _line() -> str:
+    """The innermost line of the project."""
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        if path.is_relative_to(ROOT) and path != Path(__file__):
+            return f"{path.relative_to(ROOT)}:{frame.lineno}"
+    return "elsewhere"
+
+
+class Module:
+    """``torch.pretend``."""
+
+    waits = waits
+    is_available = is_initialized = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 1)
+    current_device = staticmethod(lambda: 0)
+    _is_in_bad_fork = staticmethod(lambda: False)
+    manual_seed_all = staticmethod(lambda seed: None)
+    get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16])
+    get_rng_state = staticmethod(lambda device=None: torch.get_rng_state())
+    set_rng_state = staticmethod(lambda state, device=None: None)
+    device = staticmethod(lambda index: contextlib.nullcontext())
+
+
+def _factories() -> Iterator[tuple[str, Any]]:
+    """The operations that make tensors out of nothing."""
+    for full in torch._C._dispatch_get_all_op_names():
+        if not full.startswith("aten::"):
+            continue
+        name, _, overload = full.removeprefix("aten::").partition(".")
+        op = getattr(getattr(aten, name, None), overload or "default", None)
+        arguments = op._schema.arguments if op else []
+        if any(one.name == "device" for one in arguments) and not any(
+            "Tensor" in str(one.type) for one in arguments
+        ):
+            yield full.removeprefix("aten::"), op
+
+
+def _kernel(op: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: call(op, args, {**kwargs, "device": torch.device(NAME, 0)})
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Within the block there is the device; to the end of the process its name."""
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module)
+    with (
+        torch.library._scoped_library("aten", "IMPL") as library,
+        torch.library._scoped_library("_", "IMPL") as others,
+    ):
+        for name, op in _factories():
+            library.impl(name, _kernel(op), "PrivateUse1")
+        copy = lambda raw, to, non_blocking=False: call(  # noqa: E731
+            aten.copy_.default, (to, raw, non_blocking), {}
+        )
+        library.impl("_copy_from", copy, "PrivateUse1")
+        others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        yield
+
+
+def main() -> None:
+    """Runs a script, then prints how often it waited where."""
+    sys.argv = sys.argv[1:]
+    sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
+    try:
+        with registered():
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        print(json.dumps({line: waits.count(line) for line in dict.fromkeys(waits)}))
+
+
+if __name__ == "__main__":
+    main()
