@@ -1,13 +1,14 @@
-"""Adversarial training, by hand-designed and by learned followers, side by side in one table.
+"""Adversarial training with hand-designed and learned attackers, compared in one table.
 
     python applications/adv_training.py                                     # digits, two minutes
     python applications/adv_training.py --dataset cifar10 --data-dir data --method pgm two-step-l2l
     python applications/adv_training.py --dataset folder --data-dir photos --model resnet18
 
 For each method a classifier is trained against the method's follower (Algorithm 3 of Jiang et al.,
-"Learning to Defend by Learning to Attack", AISTATS 2021), the epoch that validates best is kept,
-and the test set is attacked with PGM-20, PGM-100 and the method's own attacker.
-``applications/robust_eval.py`` attacks the classifiers with all that is known.
+"Learning to Defend by Learning to Attack", AISTATS 2021), the epoch with the best validation
+accuracy is kept, and the test set is attacked with PGM-20, PGM-100 (PGM is the paper's name for
+PGD) and the method's own attacker. ``applications/robust_eval.py`` evaluates the classifiers with
+a battery of eight attacks.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ from bilevel.robustness.study import Study
 class Args(TrainingArguments):
     """Train robust classifiers by several methods and compare them in one table.
 
-    What is left out comes from the dataset's recipe: the paper's for CIFAR, a small one for digits.
+    Arguments not given default to the dataset's recipe: the paper's for CIFAR, a small one for
+    digits.
     """
 
     method: tuple[str, ...] = ("plain", "pgm", "grad-l2l", "two-step-l2l")
     """plain, fgsm, pgm, naive-l2l, grad-l2l, two-step-l2l, grad-only-l2l, two-step-grad-only-l2l,
-    or K-step-l2l for any K; several train one after the other."""
+    or K-step-l2l for any K; several are trained one after the other."""
     pgm_steps: int | None = None
-    """Steps of the pgm method: 10 in the paper."""
+    """Steps of the pgm method (PGD); 10 in the paper."""
     schedule: ScheduleName = "simultaneous"
-    """One pass for both networks, one each as the authors' code runs (alternating), or one of the
-    schedules for players who circle, which cost up to five times as much."""
+    """One pass for both networks (simultaneous), one for each as in the authors' code
+    (alternating), or a schedule for games that cycle, at up to five times the cost."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/adv_training")
     """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
 
@@ -50,7 +52,7 @@ def main(args: Args) -> None:
         raise BilevelError("no method is given: there is nothing to train; name one or several")
     for method in args.method:
         check_method(method)
-    study = Study(args)
+    study = Study(args, args.method)
     follower = Linf(study.recipe.epsilon)
     for method in args.method:
         about = study.about(method)

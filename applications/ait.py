@@ -3,10 +3,11 @@
     python applications/ait.py                                      # digits, two minutes
     python applications/ait.py --dataset cifar10 --data-dir data --method ait grad-l2l
 
-The follower moves each image's features toward another image's; the leader learns to call the
-result not that other image (Algorithms 2 and 4 of Jiang et al., "Learning to Defend by Learning to
-Attack", AISTATS 2021). ``label-smoothing`` is the control: the same labels, images left alone.
-PGM flatters the classifiers that come out; ``applications/robust_eval.py`` tells how much.
+The follower moves each image's features toward those of another image; the leader learns to
+predict that the result is not of that image's class (Algorithms 2 and 4 of Jiang et al., "Learning
+to Defend by Learning to Attack", AISTATS 2021). ``label-smoothing`` is the control: the same labels
+on unperturbed images. PGM (PGD) overestimates the robustness of these classifiers;
+``applications/robust_eval.py`` measures by how much.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ class Args(TrainingArguments):
     """Train classifiers by adversarial interpolation and compare them in one table."""
 
     method: tuple[str, ...] = ("label-smoothing", "ait", "grad-l2l", "two-step-l2l")
-    """label-smoothing, ait (one step of the gradient's sign), grad-l2l, two-step-l2l, or another
-    method of adv_training.py as the follower's solver."""
+    """label-smoothing, ait (one sign-gradient step), grad-l2l, two-step-l2l, or another method of
+    adv_training.py as the follower's solver."""
     epsilon_y: float = 0.5
     """How far a label moves away from the partner's, from 0 to 1."""
     layer: str = "trunk"
     """Module of the classifier whose pooled outputs are the features."""
     pairing: Literal["reversed", "next", "other-class"] = "reversed"
-    """Who is whose partner in a batch, which is shuffled: reversed is the original's."""
+    """How partners are chosen in a shuffled batch; reversed is that of the original method."""
     sense: Literal["min", "max"] = "min"
-    """min moves toward the partner as the authors' code does; max is the sign that the paper
-    prints."""
+    """min moves toward the partner, as the authors' code does; max is the sign printed in the
+    paper."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/ait")
     """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
 
@@ -52,7 +53,7 @@ def main(args: Args) -> None:
         raise BilevelError("no method is given: there is nothing to train; name one or several")
     for name in args.method:
         check_method(SOLVERS.get(name, name))
-    study = Study(args)
+    study = Study(args, args.method)
     for name in args.method:
         settings = {"layer": args.layer, "pairing": args.pairing, "sense": args.sense}
         if name == "label-smoothing":

@@ -6,8 +6,8 @@
         --demonstrations 1 --iterations 700 --seeds 5             # Figure 6 of the paper
 
 GAIL (Ho & Ermon, 2016) and GAIL whose discriminator is moved by a learned updater (Algorithm 5 of
-Jiang et al., AISTATS 2021), beside two controls that show what an environment gives away: behaviour
-cloning, and a discriminator that says ½ whatever it sees.
+Jiang et al., AISTATS 2021), with two controls: behaviour cloning, and a constant discriminator,
+which shows what the sign of the reward alone achieves.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Annotated, Literal
 
 import tyro
 from imitating.figure import draw
-from imitating.frames import film
+from imitating.frames import check_film, film
 from imitating.games import Setting, make_apprentice, memory, suited
 from imitating.memory import check_memory
 from imitating.runs import Run, play_all
 from imitating.tables import record, tabulate, write_curves
-from imitating.teachers import demonstrations
+from imitating.teachers import EPISODES, demonstrations
 from limit_cycles import show
 from torch import Tensor
 
@@ -37,52 +37,58 @@ from bilevel.imitation import Demonstrations, Discriminator, Task, make_envs
 from bilevel.robustness.weights import load_weights
 
 Method = Literal["gail", "l2l-gail", "bc", "constant"]
+COUNTS = (
+    "demonstrations", "every", "iterations", "steps", "environments", "follower_steps", "seeds",
+    "jobs",
+)  # fmt: skip
 
 
 @dataclass
 class Args:
-    """Learn from an expert's episodes, by every method, beside the controls."""
+    """Learn from an expert's episodes by GAIL and L2L-GAIL, with two controls."""
 
     env: tuple[str, ...] = ("MountainCar-v0",)
-    """As gymnasium knows them; observations are vectors."""
+    """Gymnasium environments with vector observations."""
     method: tuple[Method, ...] = ("gail", "l2l-gail", "bc", "constant")
+    """gail, l2l-gail, and the controls: behaviour cloning (bc) and a constant discriminator."""
     updater: Literal["coordinate", "block", "dense"] = "coordinate"
-    """What moves the discriminator in l2l-gail: one small network for every weight of it, one for
-    each 16 of them, or the paper's for all, 2m → 8m → 4m → m: 341 million numbers for CartPole."""
+    """What moves the discriminator in l2l-gail: one small network applied to each weight, one for
+    each block of 16 weights, or the paper's dense one, 2m → 8m → 4m → m: 341 million parameters
+    for CartPole."""
     reward: Literal["suited", "survive", "finish", "neutral"] = "suited"
-    """What D gives the policy. survive, −log D ≥ 0, pays for each step, so episodes grow long;
-    finish, log(1−D) ≤ 0, costs, so they grow short: a D that knows nothing then balances CartPole,
-    or climbs the mountain. neutral, log(1−D) − log D, has either sign, and tells nothing where D
-    knows nothing. suited: as Ho & Ermon have it, CartPole survives and MountainCar finishes, and
-    neutral elsewhere. Compare with --method constant."""
+    """The reward from D. survive, −log D ≥ 0, favours long episodes; finish, log(1−D) ≤ 0, favours
+    short ones: even a constant D then balances CartPole, or solves MountainCar. neutral,
+    log(1−D) − log D, has either sign, and is 0 for a constant D. suited: survive for CartPole and
+    finish for MountainCar, as in Ho & Ermon, neutral elsewhere. Compare with --method constant."""
     demonstrations: int = 10
-    """Episodes that are shown; Ho & Ermon show 1, 4, 7 or 10."""
+    """Expert episodes to learn from; 1, 4, 7 or 10 in Ho & Ermon."""
     every: int = 1
-    """k, to show every k-th of their pairs; 20 in Ho & Ermon."""
+    """k, to use every k-th of their pairs; 20 in Ho & Ermon."""
     expert: str | None = None
-    """A .npz of demonstrations, or minari:NAME. Without one MountainCar's expert is a script, and
-    elsewhere it is trained by TRPO first."""
+    """A .npz of demonstrations, or minari:NAME. By default MountainCar's expert is a script, and
+    that of other environments is trained by TRPO first."""
     iterations: int = 150
+    """Iterations of rollout, discriminator and policy."""
     steps: int = 5000
-    """Of all environments together, an iteration."""
+    """Environment steps per iteration, over all environments."""
     environments: int = 16
-    """Played side by side."""
+    """Environments that are stepped together."""
     follower_lr: float | None = None
     """Adam's learning rate for the discriminator (1e-3) or its updater (coordinate 1e-3, block
     1e-4, dense 1e-6)."""
     follower_steps: int = 5
-    """Of Adam an iteration, in gail; an updater makes one."""
+    """Adam steps of the discriminator per iteration, in gail; a learned updater takes one."""
     gradient_skip: float | None = 0.1
-    """The updater's learned step along the gradient, at the start; None for none, as in the
+    """Initial value of the updater's learned step along the gradient; None for none, as in the
     paper."""
     max_kl: float = 0.01
-    """How far TRPO moves the policy in an iteration, in nats a state."""
+    """TRPO's trust region: mean KL divergence per state in an iteration, in nats."""
     max_norm: float | None = None
-    """The most that ‖θ_D‖ may be; about 9 at the start. None for no bound."""
+    """Upper bound on ‖θ_D‖, which is about 9 at the start; None for no bound."""
     seeds: int = 1
-    """Runs of each method, from --seed on."""
+    """Runs of each method, with seeds from --seed on."""
     jobs: int = 4 * (os.cpu_count() or 1)
-    """Runs side by side; more than there are cores, so that all cores are busy to the end."""
+    """Parallel runs; more than there are cores, so that all cores are busy to the end."""
     render: bool = False
     """Draw an episode of each final policy of the first seed, as a GIF."""
 
@@ -90,11 +96,11 @@ class Args:
     """Results, figure, table, demonstrations, policies, checkpoints, TensorBoard logs."""
     seed: int = 0
     device: Literal["auto", "cpu"] = "auto"
-    """Environments and networks this small are fastest on the CPU."""
+    """Environments and networks this small are faster on the CPU."""
     smoke: bool = False
     """Try everything in seconds: small rollouts, few iterations."""
     resume: bool = False
-    """Go on with the runs that were stopped, or further with those that were not."""
+    """Continue stopped runs, or extend finished ones."""
 
 
 def main(args: Args) -> None:
@@ -108,11 +114,11 @@ def main(args: Args) -> None:
         experts = {env: find_expert(args, env, bar) for env in dict.fromkeys(args.env)}
         shown = {env: e.first(args.demonstrations).shown(args.every) for env, e in experts.items()}
         runs = play_with(bar, args, settings, shown)
-    draw(args.out / "figure-6.png", runs, experts)
+    report(args, runs, experts)
     write_curves(args.out / "curves.csv", runs)
+    draw(args.out / "figure-6.png", runs, experts)
     if args.render:
         render(args, runs, shown)
-    report(args, runs, experts)
 
 
 def planned(args: Args) -> list[Setting]:
@@ -143,27 +149,44 @@ def check(args: Args, settings: Sequence[Setting]) -> None:
     for name in ("env", "method"):
         if not getattr(args, name):
             raise BilevelError(f"no {name} is given: nothing is played; name one or several")
-    for name in ("iterations", "steps", "environments", "follower_steps", "seeds", "jobs"):
-        if (count := getattr(args, name)) < 1:
-            raise BilevelError(f"{name} is {count}: nothing would be learned; give 1 or more")
-    if args.seed < 0:
-        raise BilevelError(f"seed is {args.seed}: a seed is not negative; give 0 or more")
-    if args.follower_lr is not None and not 0 < args.follower_lr < math.inf:
-        raise BilevelError(
-            f"follower_lr is {args.follower_lr}: the discriminator could not move; give a number "
-            "above 0"
-        )
+    check_numbers(args)
     if args.resume and not any((args.out / one.name).exists() for one in settings):
         raise BilevelError(
             f"there is no run of these in {args.out}: nothing to go on from; leave out --resume"
         )
     tasks = {env: Task.of(make_envs(env, 1)) for env in dict.fromkeys(args.env)}
+    for env, task in tasks.items():
+        if task.env != env.rpartition(":")[2]:
+            raise BilevelError(
+                f"{env} is {task.env} today and another tomorrow: nobody could repeat the run; "
+                f"give --env {task.env}"
+            )
+        if args.render:
+            check_film(env)
     updaters = [
         memory(args.updater, Discriminator(tasks[one.env], reward=one.reward).size)
         for one in settings
         if one.method == "l2l-gail"
     ]
     check_memory(sum(sorted(updaters)[-args.jobs :]))
+
+
+def check_numbers(args: Args) -> None:
+    """Looks at every number by itself."""
+    for name in COUNTS:
+        if (count := getattr(args, name)) < 1:
+            raise BilevelError(f"{name} is {count}: nothing would be learned; give 1 or more")
+    if args.seed < 0:
+        raise BilevelError(f"seed is {args.seed}: a seed is not negative; give 0 or more")
+    for name in ("follower_lr", "max_kl", "max_norm"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise BilevelError(f"{name} is {value}: nobody could move; give a number above 0")
+    if args.expert is None and args.demonstrations > EPISODES:
+        raise BilevelError(
+            f"demonstrations is {args.demonstrations}: {EPISODES} episodes are recorded of an "
+            "expert; give as many or fewer, or more by --expert FILE"
+        )
 
 
 def find_expert(args: Args, env: str, bar: ProgressBar) -> Demonstrations:

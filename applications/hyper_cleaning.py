@@ -1,14 +1,13 @@
-"""Data hyper-cleaning: find the wrong labels by learning how much each training sample counts.
+"""Data hyper-cleaning: find wrong labels by learning a weight for each training sample.
 
     python applications/hyper_cleaning.py                              # digits, a minute
     python applications/hyper_cleaning.py --adjoint all --model mlp
     python applications/hyper_cleaning.py --dataset fashion-mnist --data-dir data
 
-A share of the training labels is wrong, nobody says which. A network is trained on weighed samples
-(the follower), the loss on images that were held out is differentiated through the training with
-respect to the weights (the leader), by one adjoint or by several side by side. Wrong labels lose
-their weight. Franceschi et al., "Forward and Reverse Gradient-Based Hyperparameter Optimization",
-ICML 2017.
+A share of the training labels is wrong, and it is not known which. A network is trained on weighted
+samples (the follower), and the loss on held-out images is differentiated through the training with
+respect to the weights (the leader), by one adjoint or several. Wrong labels lose their weight.
+Franceschi et al., "Forward and Reverse Gradient-Based Hyperparameter Optimization", ICML 2017.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from rich.table import Table
 
 from bilevel import Bilevel, BilevelError, commandline, experiment
 from bilevel.robustness import save_weights
-from bilevel.robustness.study import cell
+from bilevel.robustness.table import cell
 from bilevel.updates.checks import positive
 
 LONGER = 5
@@ -53,38 +52,38 @@ COLUMNS = {
 
 @dataclass
 class Args:
-    """Learn how much each training sample counts, where a share of the labels is wrong."""
+    """Learn a weight for each training sample, where a share of the labels is wrong."""
 
     adjoint: tuple[str, ...] = ("unrolled", "implicit")
     """unrolled, recomputed, compiled, truncated, sampled, implicit, gmres, neumann, penalty; all of
     these; or forward, for at most a hundred samples."""
     dataset: Dataset = "digits"
-    """digits come with scikit-learn."""
+    """digits are part of scikit-learn."""
     data_dir: Path = Path("data")
     """Where the images are, or are downloaded to."""
     download: bool = True
     """Fetch a missing dataset."""
     model: Literal["linear", "mlp"] = "linear"
-    """What is trained; mlp has a hidden layer of 256."""
+    """The network to train; mlp has a hidden layer of 256 units."""
     corrupted: float = 0.4
     """Share of the training labels that are wrong."""
     train_size: int = 1000
-    """How many images are weighed."""
+    """Number of weighted training images."""
     validation_size: int = 1000
-    """On how many they are judged, at most."""
+    """Maximum number of held-out images."""
 
     steps: int = 100
-    """Of gradient descent, by which the network is trained again for each move of the weights; five
-    times as many before it is tested."""
+    """Inner steps of gradient descent per outer step; the final network is trained for five times
+    as many."""
     step: float | None = None
-    """Their size; 1 for digits and 0.1 for fashion-mnist, whose squared pixels add up to ten times
-    as much."""
+    """Inner step size; by default 1 for digits and 0.1 for fashion-mnist, whose images have ten
+    times the squared norm."""
     decay: float = 1e-2
     """Weight decay of the network."""
     iterations: int = 60
-    """Moves of the weights."""
+    """Outer steps."""
     lr: float = 0.1
-    """The weights' learning rate (Adam)."""
+    """Learning rate of the weights (Adam)."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/hyper_cleaning")
     """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
@@ -92,12 +91,12 @@ class Args:
     device: str = "auto"
     """auto, cpu or cuda."""
     smoke: bool = False
-    """Try everything in seconds: a few moves of weights, short training."""
+    """Try everything in seconds: a few outer steps, short training."""
     resume: bool = False
     """Go on where a stopped run with the same arguments ended."""
 
     def __post_init__(self) -> None:
-        """The step that suits the images, where none is given."""
+        """The default step size of the dataset, if none is given."""
         if self.step is None:
             self.step = STEPS[self.dataset]
 

@@ -3,10 +3,10 @@
     python applications/learned_follower.py             # three followers: ten minutes on one core
     python applications/learned_follower.py --smoke     # seconds
 
-A GRU with 320 numbers is trained to play y in random bilinear games a (x − x*)(y − y*) and random
-Forsaken games, while x descends. Then it plays games that it has not seen, also of other kinds,
-beside the known methods. Where gradient descent–ascent circles outward, does it spiral in? How
-fast, for how long, and what is the rule that it has found?
+A GRU with 320 parameters is trained to play y in random bilinear games a (x − x*)(y − y*) and
+random Forsaken games, while x descends. Then it plays unseen games, also of other kinds, next to
+known methods. Does it converge where gradient descent–ascent diverges? How fast, for how long, and
+which rule has it learned?
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ Followers = dict[int, ScaledGRU]
 
 @dataclass
 class Args:
-    """Train followers, play unseen games, and tell what came of it."""
+    """Train followers, play unseen games, and report convergence."""
 
     step: float = 0.1
     """Step size of both players."""
     horizon: int = 50
     """Steps of play in training; unseen games are played ten times as long."""
     iterations: int = 400
-    """Steps of the training."""
+    """Training steps."""
     batch: int = 128
-    """Games in a step of the training."""
+    """Games per training step."""
     seeds: int = 3
-    """How many followers are trained, from --seed on."""
+    """Followers to train, with seeds from --seed on."""
     games: int = 256
     """Unseen games of each setting."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/learned_follower")
     """Results, weights, figure and TensorBoard logs; replaced without --resume."""
     seed: int = 0
     device: str = "cpu"
-    """Whose numbers are so few that a GPU is slower."""
+    """Games this small are faster on the CPU."""
     smoke: bool = False
-    """Try everything in seconds: a follower that has hardly learned, short play, few games."""
+    """Try everything in seconds: short training, short play, few games."""
     resume: bool = False
-    """Take the followers that are there, if they were trained with the same arguments."""
+    """Reuse followers that were trained with the same arguments."""
 
 
 def main(args: Args) -> None:

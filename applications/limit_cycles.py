@@ -1,12 +1,12 @@
-"""Limit cycles: games on which training circles, and the schedules that arrive.
+"""Limit cycles: games on which training cycles, and the schedules that converge.
 
     python applications/limit_cycles.py                              # all games, minutes
     python applications/limit_cycles.py --game bilinear --step 0.1 0.5 --start 1 1 --steps 300
     python applications/limit_cycles.py --game forsaken --schedule simultaneous optimistic --animate
 
-Plays games with known answers from f(x, y) = xy on, Figures 7 and 8 of Jiang et al. (AISTATS 2021),
-under every schedule. Draws where the players go and how far they are from the equilibrium, beside
-the slope that linear theory predicts, and sets the measured factor a step beside the predicted one.
+Plays games with known equilibria, f(x, y) = xy of Figures 7 and 8 of Jiang et al. (AISTATS 2021)
+among them, under every schedule. Draws the trajectories and the distance to the equilibrium with
+the slope that linear theory predicts, and compares measured and predicted factors per step.
 """
 
 from __future__ import annotations
@@ -37,30 +37,31 @@ from bilevel.games import Game
 
 @dataclass
 class Args:
-    """Play games with known answers under every schedule: who circles, who arrives, how fast?"""
+    """Play games with known equilibria under every schedule: which converge, and how fast?"""
 
     game: tuple[str, ...] = tuple(SETTINGS)
     """bilinear, matrix, monotone, forsaken, dirac-gan, simplex."""
     schedule: tuple[str, ...] = tuple(SCHEDULES)
     """simultaneous, alternating, extragradient, optimistic, proximal-point, lookahead."""
     step: tuple[float, ...] = ()
-    """Step sizes of both players; each game has its own unless given."""
+    """Step sizes of both players; by default each game's own."""
     start: tuple[float, float] | None = None
-    """Where the numbers of x and of y start; in simplex, the share of the first strategy."""
+    """Initial value of all entries of x, and of y; in simplex, the share of the first strategy."""
     steps: int | None = None
+    """Steps to play; by default each game's own."""
     animate: bool = False
-    """Draw the players' moves as GIFs too, where x and y are numbers."""
+    """Also draw the trajectories as GIFs, where x and y are scalars."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/limit_cycles")
     """Figures, tables, results and trajectories."""
     seed: int = 0
-    """Of the planes in which the matrix game turns; nothing else is random."""
+    """Seed of the matrix game's random planes of rotation; nothing else is random."""
     device: str = "cpu"
-    """auto, cpu or cuda; games as small as these are fastest on the CPU."""
+    """auto, cpu or cuda; games this small are faster on the CPU."""
     smoke: bool = False
-    """Try everything in seconds: fewer steps, the paper's larger."""
+    """Try everything in seconds: fewer steps, and a larger step size for the paper's game."""
     resume: bool = False
-    """Keep the trajectories that a stopped run left."""
+    """Keep the trajectories of a stopped run."""
 
 
 def main(args: Args) -> None:

@@ -1,14 +1,14 @@
-"""Learning where to start: weights from which ten points are enough to learn any sine wave.
+"""Meta-learning an initialization from which ten points are enough to learn any sine wave.
 
     python applications/maml.py     # two minutes
 
-Model-agnostic meta-learning (Finn et al., ICML 2017, Sec. 5.1) as a game: the leader is the common
-start θ, the follower's answer the way y that each task goes from there, by gradient descent on ten
-points of it. Other points judge θ + y. Which method it is, is the adjoint and the number of steps:
+Model-agnostic meta-learning (Finn et al., ICML 2017, Sec. 5.1) as a bilevel problem: the leader is
+the shared initialization θ, the follower's answer y the change of θ by each task's gradient descent
+on ten points. Held-out points evaluate θ + y. The adjoint and the number of steps give the method:
 
-    maml      Unrolled()     differentiates through the way
-    fomaml    Detached()     takes it as a constant: first-order MAML
-    joint     no steps       θ is trained on all tasks at once, without a thought of what follows
+    maml      Unrolled()     differentiates through the inner steps
+    fomaml    Detached()     treats y as a constant: first-order MAML
+    joint     no steps       trains θ on all tasks at once, without adaptation
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ METHODS: dict[str, tuple[type[bilevel.Adjoint], int]] = {
     "fomaml": (bilevel.Detached, 5),
     "joint": (bilevel.Detached, 0),
 }
-STEPS = (0, 1, 5, 20)  # after which the error is told
-Tasks = tuple[Batch, Batch]  # points of B functions, (B, K, 1): to learn from, to be judged on
+STEPS = (0, 1, 5, 20)  # after which the error is reported
+Tasks = tuple[Batch, Batch]  # points of B functions, (B, K, 1): to learn from, and held out
 
 
 class Start(bilevel.LeaderProblem):
-    """θ, judged where each task has gone from there."""
+    """θ, evaluated after each task's adaptation."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -75,10 +75,12 @@ class Adaptation(bilevel.FollowerProblem):
 
 @dataclass
 class Args:
-    """Learn a start from which ten points are enough for any sine wave."""
+    """Meta-learn an initialization from which ten points are enough for any sine wave."""
 
     method: tuple[str, ...] = tuple(METHODS)
+    """maml, fomaml, joint."""
     iterations: int = 3000
+    """Outer steps of each method, with 25 tasks each."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/maml")
     """Results, weights and TensorBoard logs."""
     seed: int = 0
@@ -86,12 +88,14 @@ class Args:
     smoke: bool = False
     """Seconds instead of minutes: a few steps."""
     resume: bool = False
-    """Take the starts that are there, if they were learned with the same arguments."""
+    """Reuse initializations that were learned with the same arguments."""
 
 
 def main(args: Args) -> None:
     """Learns with each method, prints the table and writes the results."""
     at_least_one("iterations", args.iterations)
+    if not args.method:
+        raise bilevel.BilevelError("no method is given: nothing is learned; name one or several")
     for method in args.method:
         one_of("method", method, METHODS)
     args.iterations = 20 if args.smoke else args.iterations

@@ -57,7 +57,8 @@ class Adjoint(ABC):
         """Warns, once for each adjoint and message, that a gradient should not be trusted.
 
         Args:
-            reason: Whether there is one; a tensor is looked at where that costs no synchronisation.
+            reason: Whether there is one. A tensor is looked at on the CPU only, since elsewhere
+                that would wait for the device: what depends on one is not said there.
             message: What is wrong, why, and the remedy; the part before the colon names it.
         """
         topic = message.partition(":")[0]

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from bilevel.frozen import frozen
 from bilevel.oracle import Oracle
+from bilevel.parameters import Parameters, with_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.replay import Moment
 from bilevel.solver import Solution, Solver
 from bilevel.tree import Value
 
 _T = TypeVar("_T")
-Parameters = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,31 +93,3 @@ class Answered:
             **numbers: Their names and values.
         """
         self.stats.update({name: number.detach() for name, number in numbers.items()})
-
-
-class _Holder(nn.Module):
-    """Makes any function of a leader a module, which ``functional_call`` asks for."""
-
-    def __init__(self, leader: nn.Module, function: Callable[[], Any]) -> None:
-        super().__init__()
-        self.leader = leader
-        self.function = function
-
-    def forward(self) -> Any:
-        return self.function()
-
-
-def with_parameters(leader: nn.Module, theta: Parameters, function: Callable[[], _T]) -> _T:
-    """Calls a function while a leader has other parameters.
-
-    Args:
-        leader: The leader.
-        theta: Its parameters, by name.
-        function: What to call.
-
-    Returns:
-        What it returned.
-    """
-    held = {f"leader.{name}": parameter for name, parameter in theta.items()}
-    result: _T = functional_call(_Holder(leader, function), held)
-    return result

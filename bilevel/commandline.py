@@ -49,7 +49,7 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
         distributed.say(f"error: {line}")
         status = 2
     except KeyboardInterrupt:
-        distributed.say("stopped; the same command with --resume goes on")
+        distributed.say("stopped; the same command with --resume goes on from the last checkpoint")
         status = 130
     except SystemExit as end:  # after --help, or when the job is ended
         status = end.code if isinstance(end.code, int) else 0

@@ -79,12 +79,21 @@ def writing(path: Path) -> Iterator[None]:
 
     Raises:
         BilevelError: If it cannot be written.
+        RuntimeError: Whatever else goes wrong in the block.
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        kept = "; the older file there is kept" if path.is_file() else ""
-        raise BilevelError(
-            f"cannot write {path} ({str(error).splitlines()[0]}){kept}: free some space, or write "
-            "to another folder"
-        ) from error
+    except OSError as error:
+        raise BilevelError(_not_written(path, error)) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise  # only torch's writer makes a RuntimeError of a full disk
+        raise BilevelError(_not_written(path, error)) from error
+
+
+def _not_written(path: Path, error: Exception) -> str:
+    kept = "; the older file there is kept" if path.is_file() else ""
+    return (
+        f"cannot write {path} ({str(error).splitlines()[0]}){kept}: free some space, or write "
+        "to another folder"
+    )

@@ -117,9 +117,10 @@ class Implicit(Pullback):
                 'solver="gmres" or "exact"'
             )
         if self.solver == "neumann" and step is None:
+            rule = type(getattr(solver, "update", solver)).__name__
             raise BilevelError(
-                f"{self!r} has no step to make a series of: {type(solver).__name__} does not step "
-                "along the gradient; give fixed_point=updates.Gradient(step)"
+                f"{self!r} has no step to make a series of: {rule} is no plain gradient step; "
+                "give fixed_point=updates.Gradient(step)"
             )
 
     def pull(self, problem: Answered, v: Value) -> Slopes:
@@ -134,17 +135,16 @@ class Implicit(Pullback):
             slopes = _vjp(rest, leaves(y), unravel(row, like=v))
             return self.damping * row - ravel(grow(slopes, like=y))
 
-        method: Method = self.solver or ("cg" if step is None else "gmres")
         b = ravel(v)
         start = self._kept if self._kept is not None and self._kept.shape == b.shape else None
-        solution = SOLVERS[method](
-            product, b, self.max_steps, tolerance=self.tolerance, start=start
-        )
+        solve = SOLVERS[self.solver or ("cg" if step is None else "gmres")]
+        solution = solve(product, b, self.max_steps, tolerance=self.tolerance, start=start)
         if self.warm_start:
             self._kept = solution.value
         problem.stats["evaluations"] += solution.products
-        self._judge(problem, solution, b, norm, symmetric=step is None)
-        self._judge_answer(problem, step, rest)
+        problem.note(gradient_norm=norm)
+        self._judge(problem, solution, b, symmetric=step is None)
+        self._judge_answer(problem, step, rest, float(solution.largest))
         slopes = _vjp(rest, list(theta.values()), unravel(solution.value, like=v))
         return dict(zip(theta, slopes, strict=True))
 
@@ -160,17 +160,11 @@ class Implicit(Pullback):
         return Gradient(1.0) if constrained and self.solver != "neumann" else None
 
     def _judge(
-        self,
-        problem: Answered,
-        solution: LinearSolution,
-        b: Tensor,
-        norm: Tensor,
-        *,
-        symmetric: bool,
+        self, problem: Answered, solution: LinearSolution, b: Tensor, *, symmetric: bool
     ) -> None:
         """What the linear solve says of the gradient."""
         residual = solution.residual.norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)
-        problem.note(residual=residual, curvature=solution.curvature, gradient_norm=norm)
+        problem.note(residual=residual, curvature=solution.curvature)
         curvature, largest = float(solution.curvature), float(solution.largest)
         rounding = torch.finfo(b.dtype).eps * len(b) * largest
         if symmetric and curvature < -rounding:
@@ -196,12 +190,17 @@ class Implicit(Pullback):
                 "max_steps, give damping, or take another solver",
             )
 
-    def _judge_answer(self, problem: Answered, step: Update | None, rest: Value) -> None:
+    def _judge_answer(
+        self, problem: Answered, step: Update | None, rest: Value, curvature: float
+    ) -> None:
         """Whether the condition holds at the answer, beside how far from it the start is."""
         if self._scale is None:
             with torch.no_grad():
                 start = problem.at({}, lambda oracle: _condition(oracle, step, oracle.init())[0])
-            self._scale = ravel(start).norm()
+            scale, y = ravel(start).norm(), ravel(problem.y)
+            if scale <= 100 * torch.finfo(y.dtype).eps * curvature * y.norm():
+                return  # it starts at the optimum, up to rounding: nothing to compare with
+            self._scale = scale
         part = float(ravel(rest).norm() / self._scale)
         self.doubt(
             part > STATIONARY,

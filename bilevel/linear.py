@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Product = Callable[[Tensor], Tensor]
 """v to A v, ``(m,)`` both."""
@@ -95,17 +96,17 @@ def conjugate_gradient(
     """
     tolerance = torch.finfo(b.dtype).eps if tolerance is None else tolerance
     x, residual, products = _begin(product, b, start)
-    # Numbers and not tensors: each step looks at them anyway, and arithmetic on them is free.
+    # Numbers and not tensors: each step has to look at two of them, and arithmetic is then free.
     square, target = float(residual @ residual), tolerance**2 * float(b @ b)
     smallest, largest = math.inf, 0.0
-    direction = residual
+    direction, length = residual, square  # the length squared
     for _ in range(steps):
         if square <= target:
             break
         image = product(direction)
         products += 1
         curvature = float(direction @ image)
-        ratio = curvature / float(direction @ direction)
+        ratio = curvature / length
         smallest = smallest if ratio >= smallest else ratio  # NaN stays
         largest = max(largest, abs(ratio))
         if not curvature > 0:  # A is singular along it, or not finite
@@ -114,6 +115,7 @@ def conjugate_gradient(
         residual = torch.sub(residual, image, alpha=square / curvature)
         previous, square = square, float(residual @ residual)
         direction = torch.add(residual, direction, alpha=square / previous)
+        length = square + (square / previous) ** 2 * length  # the two are orthogonal
     return LinearSolution(x, residual, b.new_tensor(smallest), b.new_tensor(largest), products)
 
 
@@ -193,7 +195,8 @@ def gmres(
             part = basis @ image
             column, image = column + part, image - part @ basis
         length = image.norm()
-        projected = torch.cat([torch.cat([projected, column[:, None]], 1), _last(length, column)])
+        row = pad(length.view(1, 1), (len(column) - 1, 0))
+        projected = torch.cat([torch.cat([projected, column[:, None]], 1), row])
         coordinates = torch.cat([coordinates, length.new_zeros(1)])
         basis = torch.cat([basis, image[None] / length.clamp(min=torch.finfo(b.dtype).tiny)])
         # The left factor's last column is what the space cannot reach.
@@ -202,10 +205,8 @@ def gmres(
             break
     weights = torch.linalg.pinv(projected) @ coordinates
     smallest = torch.linalg.eigvalsh((projected[:-1] + projected[:-1].T) / 2)[0]
-    x = x + weights @ basis[:-1]
-    return LinearSolution(
-        x, (coordinates - projected @ weights) @ basis, smallest, largest, products
-    )
+    residual = (coordinates - projected @ weights) @ basis
+    return LinearSolution(x + weights @ basis[:-1], residual, smallest, largest, products)
 
 
 def exact(
@@ -246,8 +247,3 @@ def _unseen(b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _note(smallest: Tensor, largest: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(smallest, ratio), torch.maximum(largest, ratio.abs())
-
-
-def _last(length: Tensor, column: Tensor) -> Tensor:
-    """The row that a step adds to A in the basis: zero but for its last entry."""
-    return torch.cat([length.new_zeros(len(column) - 1), length[None]])[None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ class MetricLog:
         self._steps.append(metrics)
 
     def means(self) -> dict[str, float]:
-        """Reads and forgets what was kept, in one synchronisation a metric.
+        """Reads and forgets what was kept, in one synchronisation.
 
         Returns:
             The mean of each metric over the steps that had it; nothing if nothing was kept.
@@ -39,19 +41,41 @@ class MetricLog:
         Raises:
             NonFiniteError: If a metric is NaN or infinite, with its name and the step.
         """
+        return self.means_later()()
+
+    def means_later(self) -> Callable[[], dict[str, float]]:
+        """Forgets what was kept and begins to copy it from a GPU, without waiting for it.
+
+        Returns:
+            Gives what :meth:`means` would have given, as often as it is called. It waits until
+            the steps are computed: not at all if the GPU is done with them by then.
+        """
         steps, self._steps = self._steps, []
         names = dict.fromkeys(name for step in steps for name in step)
-        return {name: _mean(name, [step.get(name) for step in steps]) for name in names}
+        there = {name: [n for n, step in enumerate(steps, 1) if name in step] for name in names}
+        columns = {
+            name: torch.stack([steps[n - 1][name] for n in numbers])
+            for name, numbers in there.items()
+        }
+        # Into pinned memory, where the copy comes from a GPU.
+        copies = {name: c.to("cpu", non_blocking=c.is_cuda) for name, c in columns.items()}
+        gpus = {column.device for column in columns.values() if column.is_cuda}
+        copied = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
+
+        def read() -> dict[str, float]:
+            for event in copied:
+                event.synchronize()
+            return {name: _mean(name, copies[name], there[name], len(steps)) for name in names}
+
+        return read
 
 
-def _mean(name: str, scalars: list[Tensor | None]) -> float:
-    there = [number for number, scalar in enumerate(scalars, 1) if scalar is not None]
-    values = torch.stack([scalar for scalar in scalars if scalar is not None]).cpu()
+def _mean(name: str, values: Tensor, numbers: list[int], count: int) -> float:
     bad = (~values.isfinite()).nonzero()
     if len(bad):
         first = int(bad[0])
         raise NonFiniteError(
-            f"{name} is {values[first].item()} at step {there[first]} of the last {len(scalars)}: "
+            f"{name} is {values[first].item()} at step {numbers[first]} of the last {count} read: "
             "training has diverged or the batch is not finite; lower the learning rate, or go back "
             "to the last checkpoint"
         )

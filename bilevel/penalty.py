@@ -35,8 +35,8 @@ class Penalty(Pullback):
     loss linear in y, and both of its signs for a symmetric difference: the error falls as 1/λ²,
     until the tilt drowns in rounding. The tilted problems are solved from y* by the solver's own
     steps, so that constraints need no case of their own. The statistics are ``residual`` (how much
-    further as many steps would lead again), ``curvature`` (that along the answers' difference) and
-    ``evaluations``.
+    further as many steps would lead again), ``curvature`` (that along the answers' difference; 0
+    where they do not differ) and ``evaluations``.
 
     Args:
         strength: λ. The tilt moves y by about v / (λ · curvature): that should be small beside
@@ -82,7 +82,8 @@ class Penalty(Pullback):
         """Solves both tilted problems and compares the follower's costs in θ."""
         (up, rest), (down, other) = (self._tilted(problem, v, sign) for sign in (1, -1))
         distance = ravel(tree_map(torch.sub, down, up)) * self.strength / 2
-        curvature = ravel(v) @ distance / (distance @ distance)
+        square = (distance @ distance).clamp(min=torch.finfo(distance.dtype).tiny)
+        curvature = ravel(v) @ distance / square
         problem.note(residual=torch.maximum(rest, other), curvature=curvature)
         rounding = torch.finfo(distance.dtype).eps * ravel(problem.y).norm() * self.strength
         self.doubt(
@@ -153,7 +154,7 @@ class Tilted(FollowerProblem):
         """The follower's own, less the cost of y for one that maximises, plus it otherwise."""
         value = self.follower.objective(leader, y, batch)
         products = [a * b for a, b in zip(leaves(y), beside(y, self.tilt), strict=True)]
-        costs = [p.reshape(len(p), -1).sum(1) if value.dim() else p.sum() for p in products]
+        costs = [p[..., None].flatten(1).sum(1) if value.dim() else p.sum() for p in products]
         return value - self.sign * torch.stack(costs).sum(0)
 
     def project(self, y: Any, batch: Batch) -> Value:

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bilevel.adjoint import Adjoint
-from bilevel.answered import Answered, Parameters, with_parameters
+from bilevel.answered import Answered
 from bilevel.errors import BilevelError
+from bilevel.parameters import Parameters, with_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.replay import Moment
 from bilevel.solver import Solution, Solver
@@ -72,7 +73,7 @@ class Pullback(Adjoint):
         theta = dict(leader.named_parameters())
         data, spec = tree_flatten(batch)
         task = _Task(self, solver, follower, leader, tuple(theta), data, spec)
-        tensors = [leaf for leaf in data if isinstance(leaf, Tensor)]
+        tensors = [_Constant.apply(self, leaf) for leaf in data if isinstance(leaf, Tensor)]
         value = grow(_Answer.apply(task, *theta.values(), *tensors), like=task.history)
         if any(leaf.requires_grad for leaf in leaves(task.history)):
             if task.solves > 1:
@@ -113,7 +114,9 @@ class _Task:
 
     def split(self, inputs: Sequence[Tensor]) -> tuple[Parameters, Batch]:
         """The leader's parameters and the batch."""
-        theta = dict(zip(self.names, inputs, strict=False))
+        # Without a history: parameters that functional_call lends may have one, and to freeze them
+        # would fail then.
+        theta = {n: p.detach() for n, p in zip(self.names, inputs, strict=False)}
         tensors = iter(inputs[len(theta) :])
         data = [next(tensors) if constant is None else constant[0] for constant in self.data]
         return theta, tree_unflatten(data, self.spec)
@@ -151,6 +154,30 @@ class _Task:
         return tuple(leaves(every))
 
 
+class _Constant(torch.autograd.Function):
+    """A tensor of the batch, as a node that autograd visits only if its gradient is asked for.
+
+    The answer's own node cannot tell: what it needs is settled before anybody asks.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(adjoint: Pullback, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.adjoint = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        raise BilevelError(
+            f"the batch asks for gradients: {ctx.adjoint!r} gives those of the leader's parameters "
+            "only; compute what leads to the batch inside objective and loss, or take Unrolled()"
+        )
+
+
 class _Answer(torch.autograd.Function):
     """θ and the batch to y*."""
 
@@ -166,15 +193,11 @@ class _Answer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[1 : 1 + len(ctx.task.names)]
-        if any(ctx.needs_input_grad[1 + len(wanted) :]):
-            raise BilevelError(
-                f"the batch asks for gradients: {ctx.task.adjoint!r} gives those of the leader's "
-                "parameters only; compute what leads to the batch inside objective and loss, or "
-                "take Unrolled()"
-            )
-        slopes = _Pull.apply(ctx.task, wanted, *v, *ctx.saved_tensors)
-        asked = (slope if want else None for slope, want in zip(slopes, wanted, strict=True))
-        return None, *asked, *(None for _ in ctx.needs_input_grad[1 + len(wanted) :])
+        slopes: Sequence[Tensor | None] = [None for _ in wanted]
+        if any(wanted):
+            found = _Pull.apply(ctx.task, wanted, *v, *ctx.saved_tensors)
+            slopes = [slope if want else None for slope, want in zip(found, wanted, strict=True)]
+        return None, *slopes, *(None for _ in ctx.needs_input_grad[1 + len(wanted) :])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, task: _Task, *inputs: Tensor) -> Any:

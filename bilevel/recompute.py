@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from bilevel.parameters import with_parameters
 from bilevel.replay import Condition, Moment
 from bilevel.tree import Value
 from bilevel.updates.base import State
@@ -92,8 +93,17 @@ def recomputed(steps: Steps, modules: Sequence[nn.Module], y: Value, state: Stat
         return tuple(leaf for leaf in end if isinstance(leaf, Tensor))
 
     moving = [leaf for leaf in start if isinstance(leaf, Tensor)]
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    reached = iter(_Recomputed.apply(run, Moment(*modules), len(moving), *moving, *parameters))
+    held, moment = nn.ModuleList(modules), Moment(*modules)
+    parameters = dict(held.named_parameters())
+    names = tuple(parameters)
+
+    def again(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        # The modules' own may be others by then, where functional_call gave them these.
+        given = dict(zip(names, parameters, strict=True))
+        with moment.again():
+            return with_parameters(held, given, lambda: run(tensors))
+
+    reached = iter(_Recomputed.apply(run, again, len(moving), *moving, *parameters.values()))
     end = [next(reached) if constant is None else constant[0] for constant in form[0]]
     return tree_unflatten(end, form[1])
 
@@ -102,8 +112,8 @@ class _Recomputed(torch.autograd.Function):
     """Takes the moving tensors and, so that their gradients arrive, the modules' parameters."""
 
     @staticmethod
-    def forward(ctx: Any, run: Any, moment: Moment, moving: int, *inputs: Tensor) -> Any:
-        ctx.run, ctx.moment, ctx.moving = run, moment, moving
+    def forward(ctx: Any, run: Any, again: Any, moving: int, *inputs: Tensor) -> Any:
+        ctx.again, ctx.moving = again, moving
         ctx.save_for_backward(*inputs)
         return run(inputs[:moving])
 
@@ -113,8 +123,8 @@ class _Recomputed(torch.autograd.Function):
         saved = ctx.saved_tensors
         point = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in saved[: ctx.moving]]
         inputs = [*point, *saved[ctx.moving :]]
-        with ctx.moment.again(), torch.enable_grad():
-            outputs = ctx.run(point)
+        with torch.enable_grad():
+            outputs = ctx.again(point, saved[ctx.moving :])
         pairs = [(o, v) for o, v in zip(outputs, slopes, strict=True) if o.requires_grad]
         asked = [leaf for leaf in inputs if leaf.requires_grad]
         ends, weights = zip(*pairs, strict=True)

@@ -74,7 +74,8 @@ class Sampled(Pullback):
             estimates.append((weights @ (up - down)) / (2 * self.scale) * u)
         every = torch.stack(estimates)
         mean, variance = every.mean(0), every.var(0)
-        residual = (variance.sum() / self.samples).sqrt() / mean.norm()
+        length = mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)  # 0 if no answer moves
+        residual = (variance.sum() / self.samples).sqrt() / length
         problem.note(residual=residual)
         self.doubt(
             residual > NOISE,

@@ -1,10 +1,11 @@
-"""Conformance checks for a problem, an update or a solver of your own.
+"""Conformance checks for a problem, an update, a solver or an adjoint of your own.
 
 Each raises an :class:`AssertionError` that says which promise is broken, and returns nothing:
 
     bilevel.testing.check_follower(MyFollower(), leader, batch)
     bilevel.testing.check_update(MyUpdate(), y, gradient)
     bilevel.testing.check_solver(MySolver(), MyFollower(), leader, batch)
+    bilevel.testing.check_adjoint(MyAdjoint(), MySolver(), MyFollower(), leader, batch)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
+from bilevel.finite_differences import check_adjoint
 from bilevel.frozen import frozen
 from bilevel.oracle import Oracle
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
@@ -25,7 +27,7 @@ from bilevel.solver import Solver
 from bilevel.tree import Value, beside, detach, leaves, tree_map
 from bilevel.updates.base import Update
 
-__all__ = ["check_follower", "check_solver", "check_update"]
+__all__ = ["check_adjoint", "check_follower", "check_solver", "check_update"]
 
 
 def check_follower(

@@ -56,5 +56,6 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "remove_config_comments": True,
     "show_signature": False,
+    "within_subsection_order": "tutorial_order.key",
     "write_computation_times": False,
 }

@@ -12,6 +12,7 @@ from bilevel import (
     Adjoint,
     Alternating,
     Bilevel,
+    BilevelError,
     Detached,
     Extragradient,
     FollowerProblem,
@@ -20,6 +21,7 @@ from bilevel import (
     Iterative,
     LeaderProblem,
     Lookahead,
+    MetricLog,
     Parametric,
     Penalty,
     Sampled,
@@ -90,6 +92,117 @@ def test_a_hyperparameter_is_learned_to_its_optimum(name: str, schedule: Schedul
     assert all(value.isfinite() for value in metrics[0].values())  # filled by the backward pass
     assert metrics[0]["evaluations"] >= 30
     assert metrics[-1]["loss"] < 1e-2 * metrics[0]["loss"]
+
+
+class Sized(FollowerProblem):
+    """min over numbers y_i, one a sample, of ½(y_i − e^θ b_i)²: y* = e^θ b."""
+
+    sense = "min"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros_like(batch)
+
+    def objective(self, leader: Decay, y: Tensor, batch: Tensor) -> Tensor:
+        return (y - leader.theta.exp() * batch).square() / 2
+
+
+@pytest.mark.parametrize("name", ADJOINTS)
+def test_one_number_a_sample(name: str) -> None:
+    leader, batch = Decay(), torch.tensor([1.0, -2.0, 0.5], dtype=F64)
+    solver = Iterative(Gradient(0.3), 60)
+    value = ADJOINTS[name].solve(solver, Sized(), leader, batch).value
+    (slope,) = torch.autograd.grad(value, leader.theta, torch.ones_like(batch))
+    expected = (1 - 0.7 ** (20 if name == "truncated" else 60)) * batch.sum()
+    assert slope.item() == pytest.approx(expected.item(), rel=0.5 if name == "sampled" else 1e-4)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS.values(), ids=repr)
+def test_a_leader_that_is_content_has_no_gradient_and_nothing_to_judge(adjoint: Adjoint) -> None:
+    class Content(Decay):
+        def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+            return (y.square().sum() - 1e9).relu() + self.theta
+
+    leader, log = Content(), MetricLog()
+    game = Bilevel(
+        leader,
+        Shrunk(),
+        Iterative(Gradient(0.3), 30),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=1.0),
+        adjoint=adjoint,
+    )
+    log.add(game.step(torch.ones(3, dtype=F64)))
+    assert log.means().keys() == {"loss", "objective_before", "gradient_norm", "evaluations"}
+    assert leader.theta.grad == 1
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+@pytest.mark.parametrize("name", ["penalty", "sampled"])
+def test_answers_that_do_not_move_are_no_reason_for_nan(name: str) -> None:
+    class Held(Shrunk):
+        def project(self, y: Tensor, batch: Tensor) -> Tensor:
+            return y.clamp(max=0.01)
+
+    solver = Iterative(Gradient(0.3), 30)
+    solution = ADJOINTS[name].solve(solver, Held(), Decay(), torch.ones(3, dtype=F64))
+    solution.value.sum().backward()
+    assert all(number.isfinite() for number in solution.stats.values())
+
+
+PULLBACKS = [a for a in ADJOINTS.values() if not isinstance(a, Unrolled)]
+
+
+@pytest.mark.parametrize("adjoint", PULLBACKS, ids=repr)
+def test_the_batchs_gradient_is_refused_where_it_is_asked_for(adjoint: Adjoint) -> None:
+    """Where the batch leads back to θ, and where it is a leaf; not where nobody asks."""
+    leader, batch = Decay(), torch.tensor([1.0, -2.0, 0.5], dtype=F64, requires_grad=True)
+    solver = Iterative(Gradient(0.3), 30)
+
+    def loss(batch: Tensor) -> Tensor:
+        return adjoint.solve(solver, Shrunk(), leader, batch).value.sum()
+
+    refused = r"batch asks for gradients: .* take Unrolled\(\)"
+    with pytest.raises(BilevelError, match=refused):
+        loss(leader.theta.exp() * batch.detach()).backward()
+    with pytest.raises(BilevelError, match=refused):
+        loss(batch).backward()
+    with pytest.raises(BilevelError, match=refused):
+        torch.func.grad(loss)(batch.detach())
+    (slope,) = torch.autograd.grad(loss(batch), leader.theta)
+    assert slope.isfinite()
+    game = Bilevel(
+        leader,
+        Shrunk(),
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=1.0),
+        adjoint=adjoint,
+    )
+    game.step(batch)
+
+
+@pytest.mark.parametrize("adjoint", [*PULLBACKS, Unrolled(recompute=4)], ids=repr)
+def test_a_leader_whose_parameters_are_lent(adjoint: Adjoint) -> None:
+    """functional_call takes them back before the backward pass."""
+
+    class Answers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.leader = Decay()
+
+        def forward(self, batch: Tensor) -> Tensor:
+            solver = Iterative(Gradient(0.3), 30)
+            return adjoint.solve(solver, Shrunk(), self.leader, batch).value
+
+    answers, batch = Answers(), torch.tensor([1.0, -2.0, 0.5], dtype=F64)
+    theta, own = torch.ones((), dtype=F64, requires_grad=True), answers.leader.theta
+    torch.nn.init.ones_(own)
+    torch.manual_seed(1)
+    (expected,) = torch.autograd.grad(answers(batch).sum(), own)
+    torch.nn.init.zeros_(own)
+    lent = torch.func.functional_call(answers, {"leader.theta": theta * 1}, (batch,))
+    torch.manual_seed(1)
+    slopes = torch.autograd.grad(lent.sum(), [theta, own], allow_unused=True)
+    assert slopes[1] is None
+    torch.testing.assert_close(slopes[0], expected)
 
 
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating(5)], ids=repr)

@@ -1,9 +1,9 @@
-"""What the whole battery costs beside its longest attack.
+"""Cost of the whole battery relative to its longest attack.
 
     python applications/benchmarks/battery.py runs/adv_training/pgm --test-size 1000
 
-Each attack is run alone, on every image that the classifier gets right, as if its figure were all
-that is wanted; then all of them together, each on what others have left.
+Each attack runs alone, on every correctly classified image; then all run together, each on the
+images that no earlier attack has broken.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Args:
     """Time the battery of robust_eval.py, and each of its attacks alone."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """Folder that a training application wrote."""
+    """Folder written by a training application."""
     attack: tuple[str, ...] = STANDARD
     data_dir: Path = Path("data")
     test_size: int = 1000
     points: int = 300
-    """Random points a sample."""
+    """Random points per sample."""
     out: Path = Path("runs/battery")
     device: str = "auto"
     seed: int = 0
@@ -66,7 +66,8 @@ def main(args: Args) -> None:
     data = load_images(target.about.dataset, args.data_dir, seed=target.about.seed)
     images = sample(data.test, args.test_size).to(device)
     eps = target.about.epsilon
-    arsenal = Arsenal(target, eps, points=args.points, alone=args.attack)
+    make = partial(Arsenal, eps, target.about.classes, trained=target, points=args.points)
+    arsenal = make(alone=args.attack)
     measured = partial(cost, model=target.model, images=images, eps=eps)
     records = [
         {"attack": attack, "how": "alone", **spent}
@@ -74,7 +75,7 @@ def main(args: Args) -> None:
         for attack, spent in measured(make_attacks([name], arsenal)).items()
     ]
     with Console().status("all together"):
-        attacks = make_attacks(args.attack, Arsenal(target, eps, points=args.points))
+        attacks = make_attacks(args.attack, make())
         together = measured(attacks)
     records += [{"attack": name, "how": "in battery", **spent} for name, spent in together.items()]
     ratios = {unit: ratio(records, unit) for unit in ("seconds", "passes")}

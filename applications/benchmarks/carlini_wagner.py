@@ -1,11 +1,11 @@
-"""The attack of Carlini & Wagner: every image at once, or one image after the other.
+"""The attack of Carlini & Wagner: a batch at once, or one image after the other.
 
     python applications/benchmarks/carlini_wagner.py
 
-Both search with the same numbers. The procedure of the authors takes one image at a time and goes
-on until it has found its smallest perturbation; it is timed as it is, and also stopped as soon as
-the image is broken within ε, which is where `CarliniWagner` stops. All take turns, so that a busy
-machine slows all alike; the figure is the median over the rounds of the ratio.
+Both search with the same settings. The authors' procedure takes one image at a time and continues
+until it has found the smallest perturbation; it is timed as it is, and also stopped as soon as the
+image is broken within ε, which is where `CarliniWagner` stops. Measurements are interleaved, so
+that other load slows all equally; the result is the median over rounds of the ratio.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Args:
     """Attack handwritten digits with CW-L∞, batched and one by one."""
 
     images: int = 100
-    """Test images that are attacked."""
+    """Test images to attack."""
     eps: float = 0.2
     epochs: int = 2
-    """Epochs of adversarial training (FGSM) that the small CNN has seen."""
+    """Epochs of adversarial training (FGSM) of the small CNN."""
     rounds: int = 3
-    """Times that each takes its turn."""
+    """Interleaved rounds."""
     out: Path = Path("runs/carlini_wagner")
     device: str = "auto"
     seed: int = 0

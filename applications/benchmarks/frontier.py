@@ -1,14 +1,13 @@
-"""Draws what robust accuracy costs: against training time, both beside PGM-10's.
+"""Draws robust accuracy against training time, relative to PGM-10.
 
-    python applications/benchmarks/frontier.py docs/images/frontier.png
+    python applications/benchmarks/frontier.py --out docs/images/frontier.png
 
-Other work's figures are those that it reports itself, ours the committed results of
-``gpu_suite.py``: what is left under PGM-100, APGD-CE and APGD-T together.
+Hollow markers are published figures; filled markers are the committed results of
+``gpu_suite.py``: accuracy under PGM-100, APGD-CE and APGD-T together.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from suite.tables import PAPER, runs_of
 from tables import read
 
+from bilevel import BilevelError, commandline
 from bilevel.files import replacing
 from bilevel.robustness.evaluation.plots import COLORS
 from bilevel.robustness.figures import INK, MUTED, STYLE
@@ -51,9 +51,10 @@ class Panel:
     Args:
         title: Data and network.
         attack: What the accuracy withstands.
-        points: The classifiers; those of others are hollow.
-        folder: Of our results, and their network there.
-        limit: Accuracies without a training time that compares: a line each.
+        points: Published classifiers; drawn hollow.
+        folder: Folder of our results.
+        model: Our network in that folder.
+        limits: Published accuracies without a comparable training time: a line each.
     """
 
     title: str
@@ -93,18 +94,28 @@ PANELS = (
 )
 
 
-def main(path: Path) -> None:
+@dataclass
+class Args:
+    """Draw robust accuracy against training time: published figures and ours."""
+
+    out: Path = Path("docs/images/frontier.png")
+    """The PNG file to write."""
+
+
+def main(args: Args) -> None:
     """Draws all panels."""
+    if args.out.suffix != ".png":
+        raise BilevelError(f"--out {args.out} is no PNG file: give a name that ends in .png")
     with rc_context(STYLE):
         figure = Figure(figsize=(12.5, 3.8), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
             draw(axes, panel)
-        with replacing(path) as part:
+        with replacing(args.out) as part:
             figure.savefig(part, dpi=120, format="png")
 
 
 def draw(axes: Axes, panel: Panel) -> None:
-    """One panel: hollow marks were reported, full ones measured."""
+    """One panel: hollow markers are published figures, filled ones were measured here."""
     ours = measured(panel.folder, panel.model)
     for point in (*panel.points, *ours):
         color = OURS if point.ours else INK
@@ -143,4 +154,4 @@ def measured(folder: str, model: str) -> list[Point]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    commandline.run(main, Args)

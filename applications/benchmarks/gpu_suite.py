@@ -1,15 +1,15 @@
-"""The paper's claim at full size: what its methods cost, and what they buy, on one GPU.
+"""The paper's claim at full size: cost and robustness of its methods, on one GPU.
 
     python applications/benchmarks/gpu_suite.py --data cifar10.npz --out runs/gpu_suite
     python applications/benchmarks/gpu_suite.py                    # without a GPU: small, minutes
 
-(a) a training step of each method beside WRN-34-10 and ResNet-18: time, memory, arithmetic; in
+(a) a training step of each method with WRN-34-10 and ResNet-18: time, memory, arithmetic; in
 float32, TF32 and bf16, eager, compiled and as a CUDA graph, as ``Simultaneous`` and as
 ``Alternating``, which is how the authors' code runs; (b) classifiers trained by the fast recipe,
-and what they withstand; (c) the ratios to PGM-10, beside the paper's.
+and their robust accuracy; (c) the ratios to PGM-10 next to the paper's.
 
-A call ends after ``--minutes``, and the same command goes on where it ended. It needs torch,
-torchvision and numpy alone; images come from an ``.npz`` file or a folder of class folders.
+A call ends after ``--minutes``, and the same command continues where it ended. It needs torch,
+torchvision and numpy only; images come from an ``.npz`` file or a folder of class folders.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from bilevel.robustness.speed import Precision, fitting_precision
 
 @dataclass
 class Args:
-    """Measure what learned attackers cost and buy, in stages that go on from each other."""
+    """Measure cost and robustness of learned attackers; each call continues the last."""
 
     data: Path | None = None
-    """An .npz file or a folder of class folders, meant for CIFAR-10; without a GPU and without it,
+    """CIFAR-10 as an .npz file or a folder of class folders; without it and without a GPU,
     scikit-learn's digits."""
     minutes: float = 8.5
-    """Length of a stage."""
+    """Length of a call."""
     epochs: int | None = None
-    """Of the training runs, instead of the scale's."""
+    """Epochs of the training runs, instead of the scale's."""
     test_size: int | None = None
-    """Images that are attacked, instead of the scale's."""
+    """Images to attack, instead of the scale's."""
     out: Path = Path("runs/gpu_suite")
-    """results.json, tables.md and checkpoints; what is there is not measured again."""
+    """results.json, tables.md and checkpoints; existing measurements are kept."""
     seed: int = 0
     device: str = "auto"
     smoke: bool = False

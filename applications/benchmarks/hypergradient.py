@@ -1,14 +1,14 @@
-"""What a hypergradient costs, and how wrong it is: bilevel, TorchOpt, higher, BOAT, by hand.
+"""Cost and error of a hypergradient: bilevel, TorchOpt, higher, BOAT, and by hand.
 
     OMP_NUM_THREADS=1 python applications/benchmarks/hypergradient.py
     pip install --no-deps boat-torch torchopt     # adds them; TorchOpt needs optree and graphviz
 
 One step of data hyper-cleaning on digits: T = 100 steps of gradient descent train a network on
-1,000 weighed samples, and the validation loss is differentiated with respect to the weights, in
-float32 on one thread. All ways take turns in one process. The seconds are the processor's, medians
-over rounds, and ratios are medians of what each round gives. An error is the distance from what the
-same way gives in float64, its linear system solved to the end, relative to its length. The memory
-is what tensors take at the peak of one run.
+1,000 weighted samples, and the validation loss is differentiated with respect to the weights, in
+float32 on one thread. All implementations are interleaved in one process. Times are CPU times,
+medians over rounds, and ratios are medians of the rounds' ratios. An error is the relative distance
+from the result of the same method in float64, with its linear system solved exactly. The memory is
+the peak of tensors in one run.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ perceptron is at no minimum: there is no implicit gradient."""
 
 @dataclass
 class Args:
-    """Time each way to a hypergradient, beside its error and its memory."""
+    """Measure time, error and memory of each implementation of a hypergradient."""
 
     rounds: int = 15
     steps: int = 100
-    """T, of the descent that is differentiated."""
+    """T, the number of inner steps."""
     out: Path = Path("runs/hypergradient")
     seed: int = 0
     smoke: bool = False

@@ -1,12 +1,12 @@
-"""The control kit beside raw gymnasium, sb3-contrib's TRPO and the package ``imitation``'s GAIL.
+"""The control kit compared with gymnasium, TRPO of sb3-contrib and GAIL of ``imitation``.
 
     pip install sb3-contrib
     python -m venv other && other/bin/pip install imitation "sb3-contrib<2.3"   # gymnasium 0.29
     python applications/benchmarks/imitation.py --imitation other/bin/python
 
-Three tables: steps a second of sixteen environments with our policy in the loop, against the same
-environments fed with actions drawn before; TRPO at equal environment steps, returns and speed; an
-iteration of GAIL. Turns are interleaved, ratios are medians. What is not installed is left out.
+Three tables: steps per second of sixteen environments with our policy in the loop, against the same
+environments with actions sampled beforehand; TRPO at equal environment steps, returns and speed; an
+iteration of GAIL. Runs are interleaved, ratios are medians. What is not installed is left out.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ Record = dict[str, Any]
 
 @dataclass
 class Args:
-    """Time rollouts, TRPO and GAIL beside other packages."""
+    """Time rollouts, TRPO and GAIL, and compare with other packages."""
 
     rounds: int = 15
     environments: int = 16
     steps: int = 5000
-    """Of all environments together, a rollout."""
+    """Environment steps per rollout, over all environments."""
     seeds: int = 3
-    """Of TRPO, each way."""
+    """Seeds of each TRPO implementation."""
     iterations: int = 15
-    """Of TRPO on CartPole."""
+    """Iterations of TRPO on CartPole."""
     imitation: Path | None = None
-    """A Python that has the package imitation."""
+    """A Python interpreter with the package imitation."""
     out: Path = Path("runs/imitation")
     smoke: bool = False
     """Seconds instead of minutes."""

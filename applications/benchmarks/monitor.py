@@ -1,8 +1,8 @@
-"""What an observation of the monitor costs beside a training step.
+"""Cost of an observation of the monitor relative to a training step.
 
     OMP_NUM_THREADS=1 python applications/benchmarks/monitor.py
 
-Steps and observations take turns in one run; the share is a median over them.
+Steps and observations are interleaved in one run; the share is a median over them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NETWORKS = {"linear": (1, 8, 64), "small-cnn": (1, 8, 64), "resnet18": (3, 32, 8
 
 @dataclass
 class Args:
-    """Time Monitor.observe beside Bilevel.step for classifiers of three sizes."""
+    """Time Monitor.observe and Bilevel.step for classifiers of three sizes."""
 
     rounds: int = 20
     out: Path = Path("runs/monitor")

@@ -1,11 +1,12 @@
-"""What a step of the library costs beside the same loop written by hand, on f(x, y) = xy.
+"""Cost of a step relative to the same loop written by hand, on f(x, y) = xy.
 
     python applications/benchmarks/schedules.py
     pip install --no-deps cooper-optim      # adds cooper's optimizers to the comparison
 
-A game of two numbers is nothing but overhead. By hand each player has its ``torch.optim.SGD`` and
-its gradient from autograd of the same function, as one would write it. Turns are interleaved, a
-ratio is a median over rounds. Then a thousand games at once, through ``torch.func.vmap``.
+A step of a game of two numbers is pure overhead. In the loop by hand each player has its
+``torch.optim.SGD`` and its gradient from autograd of the same function. Measurements are
+interleaved, and a ratio is the median over rounds. Then a thousand games are stepped at once,
+through ``torch.func.vmap``.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ Turn = Callable[[], object]
 
 @dataclass
 class Args:
-    """Time a step of each schedule beside the loop by hand, and many games at once."""
+    """Time a step of each schedule and of the loop by hand, and many games at once."""
 
     rounds: int = 15
     steps: int = 400
-    """Steps a round, of each."""
+    """Steps of each per round."""
     games: int = 1000
     """Games at once."""
     out: Path = Path("runs/schedules")

@@ -1,14 +1,14 @@
-r"""What a training step costs: multiply–adds counted, seconds measured against PGM-10.
+r"""Cost of a training step: multiply–adds counted, time measured relative to PGM-10.
 
     python applications/benchmarks/step_cost.py --batch-size 4 --rounds 4
     python applications/benchmarks/step_cost.py --model wrn-16-2 --attacker-width 8 \
         --batch-size 32 --method pgm two-step-l2l --precision float32 bf16
 
 Multiply–adds are counted on the meta device, for the paper's networks, in forward passes of the
-classifier (F) and of the attacker (G). Seconds are measured with all cases taking turns, so that a
-busy machine slows all alike; the figure is the median over the rounds of the ratio to PGM-10 in the
-same precision. Then a two-step game takes turns with one written by hand: what `Bilevel` adds to it
-is the price of the library.
+classifier (F) and of the attacker (G). Times are measured with all cases interleaved, so that other
+load slows all equally; a ratio is the median over rounds of the ratio to PGM-10 in the same
+precision. Then a two-step game is compared with one written by hand: the difference is the overhead
+of `Bilevel`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class Args:
     """Count and time a training step of every method."""
 
     model: str = "wrn-34-10"
-    """The classifier that is timed; multiply–adds are counted for it too."""
+    """The classifier whose steps are timed and counted."""
     attacker_width: int = 64
-    """64 beside WRN-34-10 gives the paper's G/F of about 0.27."""
+    """64 with WRN-34-10 gives the paper's G/F of about 0.27."""
     method: tuple[str, ...] = tuple(METHODS)
-    """pgm, which the others are compared with, among them."""
+    """Must include pgm, which the others are compared with."""
     schedule: tuple[ScheduleName, ...] = ("simultaneous", "alternating")
     precision: tuple[Literal["float32", "tf32", "bf16"], ...] = ("float32",)
     compile: bool = False
-    """Time each case compiled too."""
+    """Also time each case compiled."""
     channels: int = 3
     image_size: int = 32
     batch_size: int = 8
     rounds: int = 5
-    """Times that each case takes its turn."""
+    """Interleaved rounds."""
     out: Path = Path("runs/step_cost")
     device: str = "auto"
     seed: int = 0

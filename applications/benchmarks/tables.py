@@ -1,6 +1,9 @@
-"""Prints the committed results as the Markdown tables of the README and the documentation.
+"""Prints the results of adversarial training and of step costs as Markdown tables.
 
-python applications/benchmarks/tables.py
+    python applications/benchmarks/tables.py
+
+They are the tables of ``docs/adversarial_training.md`` and ``docs/speed.md``; the README has the
+digits without ranges and Table 3 without the counted columns.
 """
 
 from __future__ import annotations
@@ -41,30 +44,37 @@ def read(folder: str | Path) -> Records:
 
 
 def training(runs: Sequence[Records]) -> str:
-    """Accuracies and times of training methods, over seeds."""
-    columns = {
+    """Accuracies in per cent and times of training methods, over seeds."""
+    accuracies = {
         "clean": "clean",
         "pgm20": "PGM-20",
         "pgm100": "PGM-100",
         "own_attacker": "own attacker",
-        "seconds_per_epoch": "s/epoch",
-        "ratio_to_pgm": "÷ PGM",
     }
+    times = {"seconds_per_epoch": "s/epoch", "ratio_to_pgm": "÷ PGM"}
     rows = []
     for same_method in zip(*runs, strict=True):
-        values = ([record[key] for record in same_method] for key in columns)
-        rows.append([same_method[0]["method"], *map(summary, values)])
-    return tables.table(["method", *columns.values()], rows)
+        row = [same_method[0]["method"]]
+        row += [per_cent([record[key] for record in same_method]) for key in accuracies]
+        row += [summary([record[key] for record in same_method]) for key in times]
+        rows.append(row)
+    return tables.table(["method", *accuracies.values(), *times.values()], rows)
 
 
-def summary(values: Sequence[float | None]) -> str:
+def per_cent(shares: Sequence[float | None]) -> str:
+    """The summary of accuracies, in per cent."""
+    return summary([None if share is None else 100 * share for share in shares], decimals=1)
+
+
+def summary(values: Sequence[float | None], decimals: int = 3) -> str:
     """A mean with its range, or the one value there is."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    if len(known) == 1:
-        return f"{known[0]:.3f}"
-    return f"{mean(known):.3f} ({min(known):.3f} to {max(known):.3f})"
+    if len(set(known)) == 1:
+        return f"{known[0]:.{decimals}f}"
+    middle, low, high = (f"{f(known):.{decimals}f}" for f in (mean, min, max))
+    return f"{middle} ({low}–{high})"
 
 
 if __name__ == "__main__":

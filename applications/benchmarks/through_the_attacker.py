@@ -1,11 +1,11 @@
 """Adversarial training where the classifier differentiates through its learned attacker.
 
-    OMP_NUM_THREADS=1 python applications/benchmarks/through_the_attacker.py
+    OMP_NUM_THREADS=1 python applications/benchmarks/through_the_attacker.py --precision float32
 
 In the zero-sum game the attack is a constant to the classifier's gradient (Detached), which is
-exact for an attack that is optimal. A learned one is not: it answers to the gradient that it is
-shown, and to differentiate through it (Unrolled) lets the classifier shape that answer. Both train
-on digits by two-step L2L with the same seeds. The cost of a step is measured apart, in turns.
+exact for an optimal attack. A learned attack is not optimal: it responds to the gradient that it
+reads, and Unrolled differentiates through that response. Both train on digits by 2-Step L2L with
+the same seeds. The cost of a step is measured separately, interleaved.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ MEASURED = ("clean", "pgm20", "pgm100", "own_attacker")
 
 @dataclass
 class Args(TrainingArguments):
-    """Train with the attack as a constant, and through the attacker: accuracy and cost."""
+    """Train with the attack as a constant and through the attacker: accuracy and cost."""
 
     seeds: int = 3
-    """From --seed on."""
+    """Number of seeds, from --seed on."""
     rounds: int = 40
-    """Steps of each that are timed."""
+    """Timed steps of each."""
     out: Path = Path("runs/through_the_attacker")
 
 
@@ -49,7 +49,7 @@ def main(args: Args) -> None:
         args.seeds, args.rounds = 1, 2
     records = []
     for seed in range(args.seed, args.seed + args.seeds):
-        study = Study(replace(args, seed=seed, out=args.out / f"seed-{seed}"))
+        study = Study(replace(args, seed=seed, out=args.out / f"seed-{seed}"), tuple(ADJOINTS))
         for name, about, game in games(study):
             study.run(name, about, game, {"adjoint": name})
         records += study.records
@@ -84,7 +84,7 @@ def cost_of_a_step(study: Study, rounds: int) -> float:
 
 
 def print_table(records: list[dict[str, Any]], cost: float) -> None:
-    """A row an adjoint: mean (least to greatest) over the seeds."""
+    """A row for each adjoint: mean (range) over the seeds."""
     table = Table("adjoint", *MEASURED, title=f"a step through the attacker takes {cost:.2f} times")
     for name in ADJOINTS:
         cells = []

@@ -74,12 +74,14 @@ def draw_page(
     with rc_context(STYLE | {"font.size": 11}):
         figure = Figure(figsize=(16, 8.4), layout="constrained")
         figure.suptitle(
-            "Limit cycles: who circles, and who arrives", fontsize=20, fontweight="bold"
+            "Limit cycles: which schedules cycle, and which converge",
+            fontsize=20,
+            fontweight="bold",
         )
         left, middle, right = figure.subfigures(1, 3, squeeze=False, width_ratios=(1, 2.2, 1.25))[0]
         _paper(left, (2, 1), games["bilinear"], paper)
         step = clearer[0].setting.step
-        _heading(middle, f"f = xy in larger steps, η = {step:g}")
+        _heading(middle, f"f = xy with a larger step, η = {step:g}")
         _portraits(middle, games["bilinear"], clearer)
         top, bottom = right.subfigures(2, 1, squeeze=False).flat
         _heading(top, "The same: distance to (0, 0)")
@@ -114,7 +116,7 @@ def _portraits(figure: Figure | SubFigure, game: Game, runs: Sequence[Run]) -> N
         portrait(axis, game, [run], half)
         axis.set_title(run.schedule, color=COLOR[run.schedule], fontweight="bold", loc="left")
         axis.set_xlabel(
-            f"× {told(run.measured)} a step\npredicted {told(run.predicted)}\n", loc="left"
+            f"× {told(run.measured)} per step\npredicted {told(run.predicted)}\n", loc="left"
         )
 
 
@@ -125,7 +127,7 @@ def _forsaken(figure: SubFigure, game: Game, afar: Sequence[Run], nearby: Sequen
         portrait(axis, game, runs, window(runs))
         x, y = runs[0].setting.start
         axis.set_title(f"from ({x:g}, {y:g})", loc="left")
-        axis.set_xlabel(f"seen as {', '.join(sorted({run.seen_as for run in runs}))}", loc="left")
+        axis.set_xlabel(f"verdict: {', '.join(sorted({run.seen_as for run in runs}))}", loc="left")
 
 
 def _heading(figure: Figure | SubFigure, text: str) -> None:

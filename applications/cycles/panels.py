@@ -120,6 +120,8 @@ def _heads(axis: Axes, game: Game, run: Run, half: float) -> None:
     walked = run.path.diff(dim=0).norm(dim=1).cumsum(0)
     rows = torch.searchsorted(walked, half * torch.tensor([0.45, 1.45, 2.45]).double())
     points = run.path[rows[rows < len(walked)]]
+    if not len(points):
+        return  # it never came so far
     look = {"arrowstyle": "-|>", "color": COLOR[run.schedule], "mutation_scale": 13, "linewidth": 0}
     for point, ahead in zip(points, points + 1e-3 * half * _toward(game, points), strict=True):
         axis.annotate("", ahead.tolist(), point.tolist(), arrowprops=look | {"shrinkB": 0})

@@ -41,9 +41,7 @@ def draw(path: Path, runs: Sequence[Run], experts: dict[str, Demonstrations]) ->
             here = [run for run in runs if run.setting.env == env]
             _returns(upper, here, expert)
             for name in ("gail", "l2l-gail"):
-                _curve(
-                    lower, [r.curves["accuracy"] for r in here if r.setting.method == name], name
-                )
+                _curve(lower, [_accuracy(r) for r in here if r.setting.method == name], name)
             lower.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
             lower.set_ylim(0.35, 1.02)
             lower.set_xlabel("iteration")
@@ -72,20 +70,36 @@ def _returns(axes: Axes, runs: Sequence[Run], expert: Demonstrations) -> None:
             returns = torch.stack([run.returns.mean() for run in mine])
             axes.axhline(returns.mean().item(), color=LOOKS[name], linewidth=1, label=TITLES[name])
         else:
-            _curve(axes, [run.curves["return"] for run in mine], name)
+            _curve(axes, [mean_return(run, WINDOW) for run in mine], name)
 
 
 def _curve(axes: Axes, curves: Sequence[Tensor], name: str) -> None:
     """The mean over seeds in a band from the lowest to the highest seed."""
     if not curves:
         return
-    rows = torch.stack([smooth(curve) for curve in curves])
+    rows = torch.stack(list(curves))
     steps = range(1, rows.shape[1] + 1)
     axes.plot(steps, rows.nanmean(0), color=LOOKS[name], linewidth=1.3, label=TITLES[name])
     low, high = rows.nan_to_num(torch.inf).amin(0), rows.nan_to_num(-torch.inf).amax(0)
     axes.fill_between(steps, low, high, color=LOOKS[name], alpha=0.18, linewidth=0)
 
 
-def smooth(curve: Tensor, window: int = WINDOW) -> Tensor:
-    """The mean of the last numbers at each, without those that are NaN."""
-    return torch.stack([curve[max(0, i - window + 1) : i + 1].nanmean() for i in range(len(curve))])
+def _accuracy(run: Run) -> Tensor:
+    curve = run.curves["accuracy"]
+    return smooth(curve, torch.ones_like(curve), WINDOW)
+
+
+def mean_return(run: Run, window: int) -> Tensor:
+    """Of the episodes that ended in the last iterations, at each iteration.
+
+    Each episode counts the same, not each iteration: environments that have just started anew have
+    ended few episodes, and short ones.
+    """
+    return smooth(run.curves["return"], run.curves["episodes"], window)
+
+
+def smooth(curve: Tensor, weights: Tensor, window: int) -> Tensor:
+    """The weighted mean of the last numbers, at each; NaN where all weights are 0."""
+    ends = [slice(max(0, i - window + 1), i + 1) for i in range(len(curve))]
+    weighted = (curve * weights).nan_to_num()  # no episode ended where a return is NaN
+    return torch.stack([weighted[end].sum() / weights[end].sum() for end in ends])

@@ -3,46 +3,78 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import torch
+import gymnasium
 
 from bilevel import BilevelError
 from bilevel.files import replacing
 from bilevel.imitation import Policy
 
+LONGEST = 1000
+"""Steps of an episode that are shown at most."""
 
-def film(path: Path, env: str, policy: Policy, *, every: int = 2) -> None:
+EVERY = 2
+"""Of so many frames one is kept."""
+
+
+def check_film(env: str) -> None:
+    """Draws an environment once.
+
+    Args:
+        env: Its name.
+
+    Raises:
+        BilevelError: If it cannot be drawn.
+    """
+    try:
+        stage = _stage(env)
+        stage.reset(seed=0)
+        _draw(stage)
+        stage.close()
+    except Exception as error:  # of gymnasium, of what it draws with, of the environment
+        told = str(error).partition("\n")[0]
+        raise BilevelError(
+            f'{env} cannot be drawn: {told}; pip install "bilevel[render]", or leave out --render'
+        ) from error
+
+
+def film(path: Path, env: str, policy: Policy) -> None:
     """Writes one episode as a GIF.
 
     Args:
         path: The file.
         env: The environment's name.
         policy: Who plays.
-        every: Of how many frames one is kept.
-
-    Raises:
-        BilevelError: If the environment cannot be drawn.
     """
-    import gymnasium
-    from gymnasium.error import DependencyNotInstalled
+    stage, player = _stage(env), policy.player()
+    space: Any = stage.action_space
+    shown, _ = stage.reset(seed=0)
+    frames = []
+    for step in range(LONGEST):
+        if step % EVERY == 0:
+            frames.append(_draw(stage))
+        action = player(shown[None].astype("float32"))[0]
+        if hasattr(space, "low"):
+            action = action.clip(space.low, space.high)
+        shown, _, terminated, truncated, _ = stage.step(action)
+        if terminated or truncated:
+            break
+    frames.append(_draw(stage))
+    stage.close()
+    with replacing(path) as part:
+        frames[0].save(
+            part, format="GIF", save_all=True, append_images=frames[1:], duration=40, loop=0
+        )
+
+
+def _stage(env: str) -> gymnasium.Env[Any, Any]:
+    return gymnasium.make(env, render_mode="rgb_array", disable_env_checker=True)
+
+
+def _draw(stage: gymnasium.Env[Any, Any]) -> Any:
+    """A frame in 256 colours."""
     from PIL import Image
 
-    try:
-        stage = gymnasium.make(env, render_mode="rgb_array")
-        shown, _ = stage.reset(seed=0)
-        frames, over = [stage.render()], False
-        while not over:
-            action = policy.player()(torch.as_tensor(shown[None]).numpy())[0]
-            shown, _, terminated, truncated, _ = stage.step(action)
-            over = terminated or truncated
-            frames.append(stage.render())
-        stage.close()
-    except DependencyNotInstalled as error:
-        raise BilevelError(
-            f'{env} cannot be drawn: {error}; pip install "bilevel[render]", or leave out --render'
-        ) from error
-    pictures = [Image.fromarray(frame).convert("P") for frame in frames[::every]]
-    with replacing(path) as part:
-        pictures[0].save(
-            part, format="GIF", save_all=True, append_images=pictures[1:], duration=40, loop=0
-        )
+    frame: Any = stage.render()
+    return Image.fromarray(frame).convert("P")

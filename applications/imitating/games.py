@@ -60,6 +60,13 @@ class Setting:
         updater = f"-{self.updater}" if self.method == "l2l-gail" else ""
         return f"{self.env}/{self.method}{updater}-{self.seed}"
 
+    def env_seed(self, iteration: int) -> int:
+        """Of the environments that begin at an iteration, which take this one and those after it.
+
+        No two iterations share one, nor do two runs with seeds below 1,000.
+        """
+        return (1000 * iteration + self.seed) * self.environments
+
     @property
     def rate(self) -> float:
         """Adam's learning rate for the solver's parameters."""
@@ -83,7 +90,7 @@ def make_apprentice(setting: Setting, states: torch.Tensor, actions: torch.Tenso
     )
     leader = Imitator(task.policy(scale), Value(task.observations, inputs=scale), follower)
     game = make_game(setting, leader, follower)
-    sampler = Sampler(envs, leader.policy, seed=setting.seed)
+    sampler = Sampler(envs, leader.policy, seed=setting.env_seed(0))
     return Apprentice(game, sampler, expert, steps=-(-setting.steps // setting.environments))
 
 

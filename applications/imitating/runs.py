@@ -136,12 +136,12 @@ def _train(
     rows: list[dict[str, float]] = []
     path = folder / "checkpoint.pt"
     if resume and path.exists():
-        rows = _take_up(apprentice, setting, path)
+        rows = _take_up(apprentice, setting, iterations, path)
     with writing(folder):
         writer = SummaryWriter(folder / "tensorboard", purge_step=len(rows))
     while apprentice.iteration < iterations:
         if apprentice.iteration % PART == 0:
-            apprentice.sampler.restart(setting.seed + 1000 * apprentice.iteration)
+            apprentice.sampler.restart(setting.env_seed(apprentice.iteration))
         begun = time.perf_counter()
         row = apprentice.iterate()
         rows.append({**row, "seconds": time.perf_counter() - begun})
@@ -150,15 +150,17 @@ def _train(
                 if not math.isnan(value):
                     writer.add_scalar(name, value, apprentice.iteration)
         if apprentice.iteration % PART == 0:
-            state = {"setting": asdict(setting), "rows": rows, **apprentice.state_dict()}
-            checkpoint.save(path, state)
+            known = {"setting": asdict(setting), "expert": apprentice.expert, "rows": rows}
+            checkpoint.save(path, known | apprentice.state_dict())
         tell(setting.name, apprentice.iteration)
     with writing(folder):
         writer.close()
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
-def _take_up(apprentice: Apprentice, setting: Setting, path: Path) -> list[dict[str, float]]:
+def _take_up(
+    apprentice: Apprentice, setting: Setting, iterations: int, path: Path
+) -> list[dict[str, float]]:
     state = checkpoint.load(path)
     changed = [name for name, value in asdict(setting).items() if state["setting"][name] != value]
     if changed:
@@ -166,6 +168,16 @@ def _take_up(apprentice: Apprentice, setting: Setting, path: Path) -> list[dict[
             f"{path} was played with another {' and '.join(changed)}: it cannot be gone on with; "
             "give the same arguments, or another --out"
         )
-    apprentice.load_state_dict(state)
+    if "expert" not in state or not torch.equal(state["expert"], apprentice.expert):
+        raise BilevelError(
+            f"{path} was played with other demonstrations: it cannot be gone on with; give the "
+            "same --expert, --demonstrations and --every, or another --out"
+        )
     rows: list[dict[str, float]] = state["rows"]
+    if len(rows) > iterations:
+        raise BilevelError(
+            f"{path} has played {len(rows)} iterations, and {iterations} are asked for: what was "
+            f"learned is not unlearned; give --iterations {len(rows)} or more, or another --out"
+        )
+    apprentice.load_state_dict(state)
     return rows

@@ -13,13 +13,13 @@ from reproduction.tables import Table
 
 from bilevel.files import replacing
 from bilevel.imitation import Demonstrations
-from imitating.figure import METHODS, TITLES, smooth
+from imitating.figure import METHODS, TITLES, mean_return
 from imitating.runs import Run
 
-CURVES = ("return", "objective", "accuracy", "norm", "kl", "explained")
+CURVES = ("return", "episodes", "objective", "accuracy", "norm", "kl", "explained_variance")
 
 SPAN = 10
-"""Iterations whose mean return is looked at."""
+"""Iterations whose episodes' mean return is looked at."""
 
 
 def record(run: Run, expert: Demonstrations) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def record(run: Run, expert: Demonstrations) -> dict[str, Any]:
         "worst_after": None,
     }
     if "return" in run.curves:
-        curve = smooth(run.curves["return"], SPAN)
+        curve = mean_return(run, SPAN)
         near = (curve >= goal - 0.1 * abs(goal)).nonzero().flatten()
         if len(near):
             told["reached"] = int(near[0]) + 1

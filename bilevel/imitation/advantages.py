@@ -16,7 +16,7 @@ def generalized_advantages(
     ended: Tensor,
     *,
     discount: float = 0.99,
-    decay: float = 0.98,
+    gae_lambda: float = 0.98,
 ) -> Tensor:
     r"""Generalized advantage estimation (Schulman et al., 2016, eq. 16).
 
@@ -34,7 +34,7 @@ def generalized_advantages(
         terminated: Where the task was over, ``(T, N)`` bool.
         ended: Where the episode was over, terminated or truncated, ``(T, N)`` bool.
         discount: γ in [0, 1].
-        decay: λ in [0, 1]; 0 trusts the values alone, 1 the rewards alone.
+        gae_lambda: λ in [0, 1]; 0 trusts the values alone, 1 the rewards alone.
 
     Returns:
         A, ``(T, N)``.
@@ -45,10 +45,11 @@ def generalized_advantages(
     Example:
         >>> one = torch.ones(3, 1)
         >>> nothing, never = torch.zeros(3, 1), torch.zeros(3, 1).bool()
-        >>> generalized_advantages(one, nothing, nothing, never, never, discount=0.5, decay=1.0).T
+        >>> parts = (one, nothing, nothing, never, never)
+        >>> generalized_advantages(*parts, discount=0.5, gae_lambda=1.0).T
         tensor([[1.7500, 1.5000, 1.0000]])
     """
-    for name, share in (("discount", discount), ("decay", decay)):
+    for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
         if not 0 <= share <= 1:
             raise BilevelError(f"{name} is {share}: it weighs what comes later; give 0 to 1")
     parts = (rewards, values, next_values, terminated, ended)
@@ -61,6 +62,6 @@ def generalized_advantages(
     advantages = torch.empty_like(surprise)
     later = torch.zeros_like(surprise[0])
     for t in reversed(range(len(surprise))):
-        later = surprise[t] + discount * decay * later * ~ended[t]
+        later = surprise[t] + discount * gae_lambda * later * ~ended[t]
         advantages[t] = later
     return advantages

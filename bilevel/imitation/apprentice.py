@@ -32,7 +32,8 @@ class Apprentice:
         iteration: How many are done.
 
     Raises:
-        BilevelError: If the leader is no imitator, or not moved by TRPO.
+        BilevelError: If the leader is no imitator, or not moved by TRPO, or the expert's pairs are
+            not those of its task.
     """
 
     def __init__(
@@ -50,6 +51,14 @@ class Apprentice:
                 f"{type(game.leader_opt).__name__}: an apprentice is an Imitator moved by TRPO; "
                 "play other games with their own step"
             )
+        task = game.leader.follower.task
+        width = task.observations + task.actions
+        if expert.shape[1:] != (width,) or not len(expert) or expert.dtype != torch.float32:
+            raise BilevelError(
+                f"the expert's pairs are {tuple(expert.shape)} {expert.dtype}: in {task.env} they "
+                f"are (E, {width}) of torch.float32, one or more; make them with pairs(task, "
+                "observations, actions)"
+            )
         self.game = game
         self.leader = game.leader
         self.leader_opt = game.leader_opt
@@ -65,17 +74,17 @@ class Apprentice:
         Returns:
             ``return`` (mean over the episodes that ended; NaN if none did), ``episodes``, the
             discriminator's ``objective``, ``accuracy`` and ``norm`` ‖θ_D‖ as the policy met it, the
-            policy's ``kl``, and the ``explained`` share of the returns' variance.
+            policy's ``kl``, and the value's ``explained_variance``.
         """
         batch = Imitation(self.sampler.collect(self.steps), self.expert)
         rollout, follower = batch.rollout, self.leader.follower
         self.game.step(batch)
         self.iteration += 1
         met = self.leader.met
-        _, returns = self.leader.judge(met, batch)
-        explained = self.leader.value.fit(
-            self.value_opt, rollout.observations.flatten(0, 1), returns.flatten()
+        explained_variance = self.leader.value.fit(
+            self.value_opt, rollout.observations.flatten(0, 1), self.leader.returns.flatten()
         )
+        self.leader.forget()
         with torch.no_grad():
             objective = follower.objective(self.leader, met, batch)
         return {
@@ -85,7 +94,7 @@ class Apprentice:
             "accuracy": follower.accuracy(met, batch).item(),
             "norm": ravel(met).norm().item(),
             "kl": self.leader_opt.last.kl,
-            "explained": explained.item(),
+            "explained_variance": explained_variance.item(),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.imitation.policies import Policy
 
 
@@ -19,12 +20,14 @@ def clone(
     lr: float = 1e-3,
     batch_size: int = 128,
     patience: int = 50,
+    max_epochs: int = 1000,
     held_out: float = 0.3,
 ) -> int:
     r"""Fits :math:`\max_\theta \mathrm{E}_{expert} \log \pi_\theta(a \mid s)`, by Adam.
 
     As Ho & Ermon (2016, Sec. 6) run it: 30 % of the pairs are held out, and training ends where
-    their likelihood no longer grows.
+    their likelihood no longer grows. An expert without noise can be fitted ever more sharply by a
+    Gaussian policy: ``max_epochs`` ends that.
 
     Args:
         policy: What is fitted; it is left as it was at its best.
@@ -33,13 +36,16 @@ def clone(
         lr: Adam's learning rate.
         batch_size: Pairs a step.
         patience: How many epochs it may do no better before it ends.
-        held_out: Which share of the pairs is held out.
+        max_epochs: How many there are at most.
+        held_out: Which share of the pairs is held out, between 0 and 1; at least one pair is, and
+            at least one is not.
 
     Returns:
         How many epochs it took.
 
     Raises:
-        BilevelError: If there are fewer than two pairs.
+        BilevelError: If there are fewer than two pairs, or the share is not one.
+        NonFiniteError: If the likelihood becomes NaN or infinite.
 
     Example:
         >>> from bilevel.imitation import CategoricalPolicy
@@ -52,8 +58,13 @@ def clone(
         raise BilevelError(
             f"{len(observations)} pairs are no two: one is fitted, one is held out; show more"
         )
+    if not 0 < held_out < 1:
+        raise BilevelError(
+            f"held_out is {held_out}: some pairs are fitted and others held out; give a number "
+            "between 0 and 1, such as 0.3"
+        )
     order = torch.randperm(len(observations))
-    split = max(1, round(held_out * len(order)))
+    split = min(max(1, round(held_out * len(order))), len(order) - 1)
     validation, training = order[:split], order[split:]
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
 
@@ -62,7 +73,7 @@ def clone(
         return -likelihood.mean()
 
     best, waited, epochs = (float("inf"), copy.deepcopy(policy.state_dict())), 0, 0
-    while waited < patience:
+    while waited < patience and epochs < max_epochs:
         for rows in training[torch.randperm(len(training))].split(batch_size):
             optimizer.zero_grad()
             loss(rows).backward()
@@ -70,6 +81,11 @@ def clone(
         epochs, waited = epochs + 1, waited + 1
         with torch.no_grad():
             now = loss(validation).item()
+        if not math.isfinite(now):
+            raise NonFiniteError(
+                f"the expert's likelihood is not finite after {epochs} epochs of cloning: check "
+                "that its pairs are, or lower lr"
+            )
         if now < best[0]:
             best, waited = (now, copy.deepcopy(policy.state_dict())), 0
     policy.load_state_dict(best[1])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.imitation.environments import make_envs
+from bilevel.imitation.environments import Task, make_envs
 from bilevel.imitation.policies import Policy
 from bilevel.imitation.rollouts import Sampler
 
@@ -19,7 +19,7 @@ class Demonstrations(NamedTuple):
     Attributes:
         env: The environment's name.
         observations: Before each step, ``(S, n)``.
-        actions: ``(S,)`` discrete, ``(S, m)`` continuous.
+        actions: ``(S,)`` discrete, ``(S, m)`` continuous; as the environment took them.
         rewards: The environment's own, ``(S,)``.
         lengths: Of the episodes, ``(E,)``; they add up to S.
         last: What was seen after the last step of each, ``(E, n)``.
@@ -90,7 +90,9 @@ class Demonstrations(NamedTuple):
         return self.observations[kept], self.actions[kept]
 
 
-def demonstrate(env: str, expert: Policy, episodes: int, *, seed: int = 0) -> Demonstrations:
+def demonstrate(
+    env: str, expert: Policy, episodes: int, *, seed: int = 0, max_steps: int = 10_000
+) -> Demonstrations:
     """Lets an expert play whole episodes.
 
     Args:
@@ -98,22 +100,31 @@ def demonstrate(env: str, expert: Policy, episodes: int, *, seed: int = 0) -> De
         expert: Who plays.
         episodes: How many.
         seed: Of the environments.
+        max_steps: How long an episode may be.
 
     Returns:
         The first episode of as many environments, so that short ones are no likelier to be recorded
         than long ones.
 
     Raises:
-        BilevelError: If there is no such environment, or no episode is asked for.
+        BilevelError: If there is no such environment, no episode is asked for, or one does not end.
     """
     if episodes < 1:
         raise BilevelError(f"episodes is {episodes}: there is nothing to imitate; give 1 or more")
-    sampler = Sampler(make_envs(env, episodes), expert, seed=seed)
+    envs = make_envs(env, episodes)
+    sampler = Sampler(envs, expert, seed=seed)
     parts = [sampler.collect(1)]
     while not torch.cat([part.ended for part in parts]).any(0).all():
+        if sum(len(part.ended) for part in parts) >= max_steps:
+            raise BilevelError(
+                f"an episode of {env} is not over after {max_steps} steps: only whole ones are "
+                "shown; give it a time limit of so many or fewer (gymnasium.register's "
+                "max_episode_steps, or TimeLimit), or allow more max_steps"
+            )
         parts.append(sampler.collect(50))
     names = ("observations", "actions", "rewards", "next_observations", "terminated", "ended")
     columns = [torch.cat([getattr(part, name) for part in parts]) for name in names]
+    columns[1] = Task.of(envs).clip(columns[1])
     lengths = columns.pop().int().argmax(0) + 1
     numbers = torch.arange(episodes)
     after, terminated = (part[lengths - 1, numbers] for part in columns[3:])

@@ -48,15 +48,22 @@ def pairs(task: Task, observations: Tensor, actions: Tensor) -> Tensor:
         actions: ``(...)`` numbers of discrete actions, or ``(..., m)``.
 
     Returns:
-        ``(B, n + m)``, discrete actions one-hot.
+        ``(B, n + m)``, discrete actions one-hot, continuous ones clipped into their range: what the
+        environment was given. A policy's own, beyond it, would give the policy away.
 
     Raises:
-        BilevelError: If their shapes are not the task's.
+        BilevelError: If they are not of the task: other shapes, no whole numbers where actions are
+            discrete.
 
     Example:
         >>> pairs(Task("walk", 2, 2, discrete=True), torch.zeros(1, 2), torch.tensor([1]))
         tensor([[0., 0., 0., 1.]])
     """
+    if task.discrete and actions.is_floating_point():
+        raise BilevelError(
+            f"the actions are {actions.dtype}: {task.env} takes one of {task.actions}, counted "
+            "from 0; store them as integers"
+        )
     shape = observations.shape[:-1] if task.discrete else (*observations.shape[:-1], task.actions)
     fits = not task.discrete or bool(((actions >= 0) & (actions < task.actions)).all())
     if observations.shape[-1:] != (task.observations,) or actions.shape != shape or not fits:
@@ -64,7 +71,7 @@ def pairs(task: Task, observations: Tensor, actions: Tensor) -> Tensor:
             f"states {tuple(observations.shape)} and actions {tuple(actions.shape)} are not those "
             f"of {task}: they were recorded elsewhere; record them in {task.env}"
         )
-    told = F.one_hot(actions, task.actions) if task.discrete else actions
+    told = F.one_hot(actions.long(), task.actions) if task.discrete else task.clip(actions)
     return torch.cat([observations, told.to(observations.dtype)], -1).flatten(0, -2)
 
 
@@ -78,9 +85,11 @@ class Discriminator(FollowerProblem):
       are, as in balancing, and wrong where it wants to be done.
     - ``"finish"``: log(1 − D) ≤ 0. Each step costs, so episodes grow short: right where a goal is
       to be reached.
+    - ``"neutral"``: log(1 − D) − log D, of either sign (Fu et al., 2018). A D that knows nothing
+      pays nothing, so only what was learned teaches.
 
-    Ho & Ermon (2016) chose by environment too. A constant D already makes a policy survive, or
-    finish: compare with it.
+    Ho & Ermon (2016) chose one of the first two by environment. A constant D already makes a policy
+    survive, or finish: compare with it.
 
     Args:
         task: Whose states and actions are told apart.

@@ -38,7 +38,7 @@ def train_expert(
     steps: int = 5000,
     environments: int = 16,
     discount: float = 0.99,
-    decay: float = 0.98,
+    gae_lambda: float = 0.98,
     seed: int = 0,
     tell: Callable[[int, Tensor], None] = lambda iteration, returns: None,
 ) -> Policy:
@@ -50,8 +50,8 @@ def train_expert(
         steps: Steps of all environments together for one move.
         environments: How many are played side by side.
         discount: γ.
-        decay: λ of the advantages.
-        seed: Of everything.
+        gae_lambda: λ of the advantages.
+        seed: Of everything; runs of other seeds share no environment.
         tell: Is told each iteration's number and the returns of the episodes that ended in it.
 
     Returns:
@@ -66,10 +66,13 @@ def train_expert(
     policy, value = task.policy(), Value(task.observations)
     optimizer = TRPO(policy)
     value_opt = torch.optim.Adam(value.parameters(), lr=1e-3, fused=True)
-    sampler = Sampler(envs, policy, seed=seed)
+    # N environments take the seeds from this one on.
+    sampler = Sampler(envs, policy, seed=seed * environments)
     for iteration in range(iterations):
         rollout = sampler.collect(-(-steps // environments))
-        advantages, returns = value.judge(rollout, rollout.rewards, discount=discount, decay=decay)
+        advantages, returns = value.advantages_and_returns(
+            rollout, rollout.rewards, discount=discount, gae_lambda=gae_lambda
+        )
         improve(policy, optimizer, rollout, advantages)
         value.fit(value_opt, rollout.observations.flatten(0, 1), returns.flatten())
         tell(iteration, rollout.returns)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from bilevel.errors import BilevelError
 from bilevel.imitation.discriminator import Discriminator, Imitation, Weights
 from bilevel.imitation.policies import Policy
 from bilevel.imitation.rollouts import Rollout
@@ -27,7 +29,15 @@ def surrogate(policy: Policy, rollout: Rollout, advantages: Tensor) -> Tensor:
 
     Returns:
         A scalar.
+
+    Raises:
+        BilevelError: If there is one advantage alone, or none.
     """
+    if advantages.numel() < 2:
+        raise BilevelError(
+            f"the rollout has {advantages.numel()} actions: their advantages have no spread to be "
+            "normalised by; play more steps or environments"
+        )
     weights = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     chosen = policy(rollout.observations.flatten(0, 1))
     log_probs = chosen.log_prob(rollout.actions.flatten(0, 1))
@@ -47,10 +57,11 @@ class Imitator(LeaderProblem):
         value: What a state is worth to it.
         follower: The discriminator.
         discount: γ.
-        decay: λ.
+        gae_lambda: λ, see :func:`generalized_advantages`.
 
     Attributes:
         met: The discriminator's weights at the last loss, as constants; empty before.
+        returns: What the states were worth then, ``(T, N)``: the value's targets.
     """
 
     def __init__(
@@ -60,23 +71,34 @@ class Imitator(LeaderProblem):
         follower: Discriminator,
         *,
         discount: float = 0.99,
-        decay: float = 0.98,
+        gae_lambda: float = 0.98,
     ) -> None:
         super().__init__()
         self.policy = policy
         self.value = value
         self.follower = follower
         self.discount = discount
-        self.decay = decay
+        self.gae_lambda = gae_lambda
         self.met: Weights = {}
+        self.returns = self._advantages = torch.empty(0, 0)
+        self._batch: Imitation | None = None  # what met, returns and advantages are of
 
     def loss(self, y: Weights, batch: Imitation) -> Tensor:
         """The surrogate loss; one evaluation of the policy."""
-        self.met = {name: leaf.detach().clone() for name, leaf in y.items()}
-        advantages, _ = self.judge(y, batch)
-        return surrogate(self.policy, batch.rollout, advantages)
+        # A line search asks again and again at one y and batch: the advantages are kept.
+        if batch is not self._batch or not all(
+            torch.equal(y[k], met) for k, met in self.met.items()
+        ):
+            self.met = {name: leaf.detach().clone() for name, leaf in y.items()}
+            self._advantages, self.returns = self.advantages_and_returns(self.met, batch)
+            self._batch = batch
+        return surrogate(self.policy, batch.rollout, self._advantages)
 
-    def judge(self, y: Weights, batch: Imitation) -> tuple[Tensor, Tensor]:
+    def forget(self) -> None:
+        """Has the next loss estimate its advantages anew: call it when the value has changed."""
+        self._batch = None
+
+    def advantages_and_returns(self, y: Weights, batch: Imitation) -> tuple[Tensor, Tensor]:
         """How much better each action was than the average, and what each state was worth.
 
         Args:
@@ -84,7 +106,9 @@ class Imitator(LeaderProblem):
             batch: What the policy did.
 
         Returns:
-            Advantages and returns, see :meth:`Value.judge`.
+            Advantages and returns, see :meth:`Value.advantages_and_returns`.
         """
         rewards = self.follower.reward(y, batch.rollout)
-        return self.value.judge(batch.rollout, rewards, discount=self.discount, decay=self.decay)
+        return self.value.advantages_and_returns(
+            batch.rollout, rewards, discount=self.discount, gae_lambda=self.gae_lambda
+        )

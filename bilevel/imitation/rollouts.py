@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
 
+PLAYED = (torch.float32, "cpu")
+"""What a policy computes in, and where."""
+
+
 class Rollout(NamedTuple):
     """T steps of N environments side by side: the batch of an imitation game.
 
     Attributes:
         observations: Before each step, ``(T, N, n)``.
-        actions: ``(T, N)`` discrete, ``(T, N, m)`` continuous.
+        actions: As the policy drew them, ``(T, N)`` discrete, ``(T, N, m)`` continuous.
         log_probs: Of the actions, under the policy that chose them, ``(T, N)``.
         next_observations: What each step led to, before any reset, ``(T, N, n)``.
         rewards: The environment's own, ``(T, N)``; an imitator learns without them.
@@ -46,7 +50,11 @@ class Sampler:
         envs: What :func:`~bilevel.imitation.make_envs` gave.
         policy: Chooses the actions; a continuous action is clipped into its range for the
             environment only.
-        seed: Of the environments; the policy draws from torch's generator.
+        seed: Of the environments, which take this one and those after it; the policy draws from
+            torch's generator.
+
+    Raises:
+        BilevelError: If the environments do not start anew in the step in which they end.
 
     Example:
         >>> from bilevel.imitation import CategoricalPolicy, make_envs
@@ -56,6 +64,14 @@ class Sampler:
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], policy: Policy, *, seed: int = 0) -> None:
+        from gymnasium.vector import AutoresetMode
+
+        mode = envs.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise BilevelError(
+                f"the environments' autoreset_mode is {mode}: resets would be taken for steps "
+                "of the policy; use make_envs, or AutoresetMode.SAME_STEP"
+            )
         self.envs = envs
         self.policy = policy
         space: Any = envs.single_action_space
@@ -82,8 +98,12 @@ class Sampler:
             What happened.
 
         Raises:
-            BilevelError: If an environment shows NaN or infinity, or ends at each step.
+            BilevelError: If no step is asked for, the policy is not on the CPU in float32, or an
+                environment shows NaN or infinity, or ends at each step.
         """
+        if steps < 1:
+            raise BilevelError(f"steps is {steps}: there is nothing to play; give 1 or more")
+        self._check_policy()
         # A vector environment's step takes 100 µs and less: what can wait until all is over waits.
         shown = np.empty((steps + 1, *self._shown.shape), np.float32)
         rewards = np.empty((steps, self.envs.num_envs), np.float32)
@@ -103,7 +123,7 @@ class Sampler:
         after = shown[1:].copy()
         for t, final in finals.items():
             after[t, ended[t]] = np.stack(final[ended[t]])
-        self._check(after, ended)
+        self._check_shown(after, ended)
         self._shown = shown[-1]
         observations, actions = torch.from_numpy(shown[:-1]), torch.from_numpy(np.stack(acted))
         with torch.no_grad():
@@ -126,7 +146,15 @@ class Sampler:
         self._total = totals[-1] - paid
         return torch.tensor(returns, dtype=torch.float32)
 
-    def _check(self, shown: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> None:
+    def _check_policy(self) -> None:
+        for name, tensor in self.policy.state_dict().items():
+            if tensor.is_floating_point() and (tensor.dtype, tensor.device.type) != PLAYED:
+                raise BilevelError(
+                    f"the policy's {name} is {tensor.dtype} on {tensor.device}: environments are "
+                    "played on the CPU in float32; call policy.cpu().float()"
+                )
+
+    def _check_shown(self, shown: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> None:
         name = self.envs.spec.id if self.envs.spec else "the environment"
         if not np.isfinite(shown).all():
             raise BilevelError(

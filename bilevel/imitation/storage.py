@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ import torch
 from bilevel.errors import BilevelError
 from bilevel.files import replacing
 from bilevel.imitation.demonstrations import Demonstrations
+
+# TypeError: a .npy, which is no archive (in Python 3.10 an AttributeError), or an array of text.
+UNREADABLE = (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, BadZipFile)
 
 
 def save_demonstrations(path: Path, demonstrations: Demonstrations) -> None:
@@ -30,14 +33,15 @@ def save_demonstrations(path: Path, demonstrations: Demonstrations) -> None:
 
 
 def load_demonstrations(path: Path, env: str) -> Demonstrations:
-    """Reads what :func:`save_demonstrations` wrote.
+    """Reads what :func:`save_demonstrations` wrote, or another program.
 
     Args:
         path: The file.
         env: The environment that they must be of.
 
     Returns:
-        The demonstrations.
+        The demonstrations, whatever kind of numbers the file holds: float32, and int64 for actions
+        that are no floating point numbers.
 
     Raises:
         BilevelError: If there are none, or they are of another environment, empty, of shapes that
@@ -54,17 +58,18 @@ def load_demonstrations(path: Path, env: str) -> Demonstrations:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            name, *parts = (file[field] for field in Demonstrations._fields)
+            name, *arrays = (np.atleast_1d(file[field]) for field in Demonstrations._fields)
+        parts = [torch.as_tensor(array) for array in arrays]
     except FileNotFoundError as error:
         raise BilevelError(
             f"there are no demonstrations {path}: nothing to imitate; record some first"
         ) from error
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise BilevelError(
             f"{path} holds no demonstrations ({type(error).__name__}): it is truncated or of "
             "another kind; name a .npz with the arrays " + ", ".join(Demonstrations._fields)
         ) from error
-    return _checked(str(path), env, Demonstrations._make((str(name), *map(torch.as_tensor, parts))))
+    return _checked(str(path), env, Demonstrations._make((str(name[0]), *parts)))
 
 
 def save_minari(name: str, demonstrations: Demonstrations) -> None:
@@ -125,11 +130,11 @@ def load_minari(name: str, env: str) -> Demonstrations:
     if not episodes:
         raise BilevelError(f"{name} is empty: there is nothing to imitate; record some first")
     columns = (
-        np.concatenate([episode.observations[:-1] for episode in episodes]).astype(np.float32),
+        np.concatenate([episode.observations[:-1] for episode in episodes]),
         np.concatenate([episode.actions for episode in episodes]),
-        np.concatenate([episode.rewards for episode in episodes]).astype(np.float32),
+        np.concatenate([episode.rewards for episode in episodes]),
         np.array([len(episode.rewards) for episode in episodes]),
-        np.stack([episode.observations[-1] for episode in episodes]).astype(np.float32),
+        np.stack([episode.observations[-1] for episode in episodes]),
         np.array([episode.terminations[-1] for episode in episodes]),
     )
     found = Demonstrations._make((dataset.env_spec.id, *map(torch.from_numpy, columns)))
@@ -148,19 +153,40 @@ def _minari() -> Any:
 
 
 def _checked(source: str, env: str, found: Demonstrations) -> Demonstrations:
-    if found.env != env:
+    if _without_module(found.env) != _without_module(env):
         raise BilevelError(
             f"{source} shows {found.env}, not {env}: an expert of one task is none of another; "
             f"name demonstrations of {env}"
         )
-    steps = int(found.lengths.sum())
-    held = (found.observations, found.actions, found.rewards)
-    if not steps or {len(part) for part in held} != {steps}:
+    found = _cast(found)
+    by_step = (found.observations, found.actions, found.rewards)
+    by_episode = (found.lengths, found.last, found.terminated)
+    steps, episodes = ([len(part) for part in parts] for parts in (by_step, by_episode))
+    total, least = sum(found.lengths.tolist()), min(found.lengths.tolist(), default=0)
+    if {*steps} != {total} or len({*episodes}) > 1 or least < 1:
         raise BilevelError(
-            f"{source} tells of {steps} steps and holds {len(found.observations)} states, "
-            f"{len(found.actions)} actions and {len(found.rewards)} rewards: it is empty or does "
-            "not fit together; record it again"
+            f"{source} holds {steps} observations, actions and rewards, {episodes} lengths, last "
+            f"and terminated, and lengths from {least} on that add up to {total}: it is empty or "
+            "does not fit together; record it again"
         )
-    if not all(part.isfinite().all() for part in (*held, found.last)):
+    if not all(part.isfinite().all() for part in (*by_step, found.last)):
         raise BilevelError(f"{source} holds NaN or infinity: record it again")
     return found
+
+
+def _without_module(env: str) -> str:
+    """What gymnasium calls ``module:Name-v0`` once the module is imported."""
+    return env.rpartition(":")[2]
+
+
+def _cast(found: Demonstrations) -> Demonstrations:
+    """The same numbers as a rollout holds them, whatever they were stored as."""
+    kind = torch.float32 if found.actions.is_floating_point() else torch.int64
+    return found._replace(
+        observations=found.observations.float(),
+        actions=found.actions.to(kind),
+        rewards=found.rewards.float(),
+        lengths=found.lengths.long(),
+        last=found.last.float(),
+        terminated=found.terminated.bool(),
+    )

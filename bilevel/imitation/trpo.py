@@ -134,6 +134,10 @@ class TRPO(torch.optim.Optimizer):
         super().__init__(trained, settings)
         self.last = TrustRegionStep()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: torch's own leaves out what a subclass adds."""
+        return {**super().__getstate__(), "policy": self.policy, "last": self.last}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         """Moves the policy once, or not at all; :attr:`last` tells.

@@ -62,8 +62,8 @@ class Value(nn.Module):
         return self.size * values.squeeze(-1)
 
     @torch.no_grad()
-    def judge(
-        self, rollout: Rollout, rewards: Tensor, *, discount: float, decay: float
+    def advantages_and_returns(
+        self, rollout: Rollout, rewards: Tensor, *, discount: float, gae_lambda: float
     ) -> tuple[Tensor, Tensor]:
         """How much better each action was than the average, and what each state was worth.
 
@@ -71,7 +71,7 @@ class Value(nn.Module):
             rollout: What the policy did.
             rewards: What it earned for it, ``(T, N)``.
             discount: γ.
-            decay: λ, see :func:`~bilevel.imitation.generalized_advantages`.
+            gae_lambda: λ, see :func:`~bilevel.imitation.generalized_advantages`.
 
         Returns:
             Advantages and returns, ``(T, N)`` both; the returns are what V is fitted to.
@@ -84,7 +84,7 @@ class Value(nn.Module):
             rollout.terminated,
             rollout.ended,
             discount=discount,
-            decay=decay,
+            gae_lambda=gae_lambda,
         )
         return advantages, advantages + values
 
@@ -107,10 +107,11 @@ class Value(nn.Module):
             batch_size: States a step.
 
         Returns:
-            The share of the returns' variance that V explained before, at most 1.
+            The explained variance: the share of the returns' variance that V explained before, at
+            most 1.
         """
         with torch.no_grad():
-            explained: Tensor = 1 - (returns - self(observations)).var() / returns.var()
+            explained_variance: Tensor = 1 - (returns - self(observations)).var() / returns.var()
         self._stretch(returns)
         targets = returns / self.size
         for _ in range(epochs):
@@ -118,7 +119,7 @@ class Value(nn.Module):
                 optimizer.zero_grad()
                 F.mse_loss(self.network(observations[rows]).squeeze(-1), targets[rows]).backward()
                 optimizer.step()
-        return explained
+        return explained_variance
 
     @torch.no_grad()
     def _stretch(self, returns: Tensor) -> None:

@@ -14,12 +14,18 @@
 
 from bilevel.robustness.attacks.apgd import APGD
 from bilevel.robustness.attacks.arsenal import Arsenal
-from bilevel.robustness.attacks.attack import Attack, Foreign, Solved, attack
+from bilevel.robustness.attacks.attack import Attack, Solved, attack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
+from bilevel.robustness.attacks.foreign import Foreign
 from bilevel.robustness.attacks.fresh import Fresh
 from bilevel.robustness.attacks.interfaces import Adversary, foolbox_attack
-from bilevel.robustness.attacks.random_search import RandomSearch
-from bilevel.robustness.attacks.standard import STANDARD, check_attack, make_attacks
+from bilevel.robustness.attacks.random_sampling import RandomSampling
+from bilevel.robustness.attacks.standard import (
+    STANDARD,
+    check_attack,
+    make_attacks,
+    standard_attacks,
+)
 from bilevel.robustness.averaging import Averaged
 from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
 from bilevel.robustness.classifier import Classifier, Normalize
@@ -46,6 +52,7 @@ from bilevel.robustness.methods import (
     make_solver,
 )
 from bilevel.robustness.models import build_model, resnet18, small_cnn, wide_resnet
+from bilevel.robustness.progress import Progress
 from bilevel.robustness.recipe import RECIPES, Recipe, fast, make_game
 from bilevel.robustness.sources import Dataset, load_images
 from bilevel.robustness.speed import (
@@ -58,7 +65,7 @@ from bilevel.robustness.speed import (
 )
 from bilevel.robustness.threats import L2, Linf, Perturbation
 from bilevel.robustness.trained import About, Trained, load_trained, save_trained
-from bilevel.robustness.training import Progress, Trainer
+from bilevel.robustness.training import Trainer
 from bilevel.robustness.weights import load_weights, read_about, save_weights
 
 __all__ = [
@@ -95,7 +102,7 @@ __all__ = [
     "Outcome",
     "Perturbation",
     "Progress",
-    "RandomSearch",
+    "RandomSampling",
     "Recipe",
     "Solved",
     "Splits",
@@ -146,6 +153,7 @@ __all__ = [
     "save_weights",
     "shuffled_batches",
     "small_cnn",
+    "standard_attacks",
     "targeted_dlr",
     "wide_resnet",
     "write_report",

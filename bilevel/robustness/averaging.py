@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import compress
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -37,7 +35,7 @@ class Averaged(AveragedModel):
         >>> averaged = Averaged(network, decay=0.9)
         >>> for weight in (0.0, 11.0):
         ...     weight = nn.init.constant_(network.weight, weight)
-        ...     averaged.follow(network)
+        ...     averaged.update_parameters(network)
         >>> round(averaged.module.weight.item(), 4)      # d₁ = 2/11
         9.0
     """
@@ -47,23 +45,25 @@ class Averaged(AveragedModel):
         self.decay = decay
 
     @torch.no_grad()
-    def follow(self, network: nn.Module) -> None:
+    def update_parameters(self, model: nn.Module) -> None:
         """Takes in the network's weights after a step.
 
         Args:
-            network: The network that is trained.
+            model: The network that is trained.
         """
-        # Not by `update_parameters`, which sends the count to the device at each step and waits.
+        # All written here: the inherited one sends the count to the device at each step and waits.
         count = int(self.n_averaged)
         share = max(1 - self.decay, 9 / (10 + count)) if count else 1.0
-        averaged, here = _tensors(self.module), _tensors(network)
-        real = [tensor.is_floating_point() for tensor in averaged]
-        torch._foreach_lerp_(list(compress(averaged, real)), list(compress(here, real)), share)
-        for old, new, is_real in zip(averaged, here, real, strict=True):
-            if not is_real:  # a number of batches has no mean
-                old.copy_(new)
+        weights, counters = _tensors(self.module)
+        new_weights, new_counters = _tensors(model)
+        torch._foreach_lerp_(weights, new_weights, share)
+        if counters:
+            torch._foreach_copy_(counters, new_counters)
         self.n_averaged += 1
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """What has a mean, and what has none, such as a number of batches."""
+    tensors = [*network.parameters(), *network.buffers()]
+    real = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return real, [tensor for tensor in tensors if not tensor.is_floating_point()]

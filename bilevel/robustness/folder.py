@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bilevel.errors import BilevelError
+from bilevel.robustness import cache
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Files that count as images, as for ``ImageFolder``."""
@@ -26,8 +26,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 CACHE_NAME = ".bilevel-cache.npz"
 _CACHE_FORMAT = "bilevel images 1"
 _CHUNK = 256  # images a task of the thread pool: enough to make the pool's own cost vanish
-
-Bytes = npt.NDArray[np.uint8]
+_PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class ImageTree:
     labels: npt.NDArray[np.int64]
     fingerprint: str
 
-    def read(self) -> Bytes:
+    def read(self) -> cache.Bytes:
         """The pixels of the images, from the cache or else decoded and then cached.
 
         The cache is the file ``.bilevel-cache.npz`` in ``root`` or, where that cannot be written,
@@ -61,13 +60,13 @@ class ImageTree:
         Raises:
             BilevelError: An image cannot be decoded, or the images differ in size.
         """
-        places = (self.root / CACHE_NAME, _user_cache(self.root))
+        places = (self.root / CACHE_NAME, cache.user_cache(self.root))
         for place in places:
-            images = _load(place, self.fingerprint)
+            images = cache.load(place, self.fingerprint)
             if images is not None:
                 return images
         images = _decode([self.root / file for file in self.files])
-        if not any(_save(place, self.fingerprint, images) for place in places):
+        if not any(cache.save(place, self.fingerprint, images) for place in places):
             warnings.warn(
                 f"neither {places[0]} nor {places[1]} can be written: "
                 "the images will be decoded again in the next run",
@@ -76,36 +75,48 @@ class ImageTree:
         return images
 
 
-def find_trees(root: Path) -> tuple[ImageTree, ...]:
-    """Finds the images below a folder, in ``root/{train,test}/CLASS/`` or in ``root/CLASS/``.
+def find_trees(root: Path) -> dict[str, ImageTree]:
+    """Finds the images below a folder, in ``root/{train,val,test}/CLASS/`` or ``root/CLASS/``.
 
     Args:
-        root: The folder that the user gave.
+        root: The folder that the user gave. Validation images may be missing; their folder may
+            also be called ``valid`` or ``validation``.
 
     Returns:
-        The training and the test images, with the same classes, or all images where the folder
-        does not part them.
+        The images by part, ``train``, ``test`` and perhaps ``val``, with the same classes; or
+        those of ``all`` parts where the folder does not part them.
 
     Raises:
-        BilevelError: A folder is missing or empty, or training and test classes differ.
+        BilevelError: A folder is missing or empty, or the classes of two parts differ.
     """
-    parts = [part for part in (root / "train", root / "test") if part.is_dir()]
-    if not parts:
-        return (list_images(root),)
-    if len(parts) == 1:
-        raise BilevelError(
-            f"folder {root} holds {parts[0].name}/ but not both train/ and test/: add the other, "
-            f"or give {parts[0]}, and a test set is held out of it"
-        )
-    train, test = (list_images(part) for part in parts)
-    for here, there in ((train, test), (test, train)):
-        missing = sorted(set(here.classes) - set(there.classes))
-        if missing:
+    parts = {part: root / name for name, part in _PARTS.items() if (root / name).is_dir()}
+    if not {"train", "test"} & set(parts):
+        return {"all": list_images(root)}
+    _check_parts(root, parts)
+    trees = {part: list_images(place) for part, place in parts.items()}
+    train = trees["train"]
+    for other in trees.values():
+        for here, there in ((train, other), (other, train)):
+            missing = sorted(set(here.classes) - set(there.classes))
+            if missing:
+                raise BilevelError(
+                    f"class {missing[0]} is in {here.root} but not in {there.root}: "
+                    "all parts need the same class folders; add it or remove it"
+                )
+    return trees
+
+
+def _check_parts(root: Path, parts: dict[str, Path]) -> None:
+    """Raises where training or test images are missing."""
+    for part, other in (("train", "test"), ("test", "train")):
+        if other not in parts:
+            here = " and ".join(f"{place.name}/" for place in parts.values())
+            rename = f"rename {parts['val'].name}/, " if "val" in parts else ""
             raise BilevelError(
-                f"class {missing[0]} is in {here.root} but not in {there.root}: "
-                "training and test images need the same class folders; add it or remove it"
+                f"folder {root} holds {here} but no {other}/: a classifier is trained on the one "
+                f"and attacked on the other; add {other}/, {rename}or give {parts[part]}, and what "
+                "is missing is held out of it"
             )
-    return train, test
 
 
 def list_images(root: Path) -> ImageTree:
@@ -159,7 +170,7 @@ def _image_files(root: Path, name: str) -> list[str]:
     return files
 
 
-def _decode(paths: list[Path]) -> Bytes:
+def _decode(paths: list[Path]) -> cache.Bytes:
     """Decodes all images, with a progress bar on the standard error."""
     first = _pixels(paths[0])
     images = np.empty((len(paths), *first.shape), np.uint8)
@@ -193,7 +204,7 @@ def _watched(parts: Iterator[None], total: int, title: str) -> Iterable[None]:
     return track(parts, title, total, console=console, transient=True, disable=hidden)
 
 
-def _pixels(path: Path) -> Bytes:
+def _pixels(path: Path) -> cache.Bytes:
     """One image as RGB, ``(3, H, W)``."""
     from PIL import Image
 
@@ -212,40 +223,6 @@ def _pixels(path: Path) -> Bytes:
     return pixels
 
 
-def _size(pixels: Bytes) -> str:
+def _size(pixels: cache.Bytes) -> str:
     """Width × height, as image viewers say it."""
     return f"{pixels.shape[2]}x{pixels.shape[1]}"
-
-
-def _user_cache(root: Path) -> Path:
-    """The cache file of ``root`` in the user's cache folder."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bilevel"
-    return folder / (hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32] + ".npz")
-
-
-def _load(path: Path, fingerprint: str) -> Bytes | None:
-    """The images of a cache file; ``None`` where it is absent, stale or damaged."""
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            if str(file["fingerprint"]) == fingerprint:
-                images: Bytes = file["images"]
-                return images
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        pass
-    return None
-
-
-def _save(path: Path, fingerprint: str, images: Bytes) -> bool:
-    """Writes a cache file in one piece, so that no reader sees half of it; tells if it could."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                np.savez(file, fingerprint=np.array(fingerprint), images=images)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True

@@ -179,8 +179,15 @@ def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     seen: list[Tensor] = []
     handle = module.register_forward_hook(lambda _, __, output: seen.append(output))
     try:
-        model(x)
+        # A compiled call may have been traced without the hook, and would not run it.
+        with torch.compiler.set_stance("force_eager"):
+            model(x)
     finally:
         handle.remove()
+    if not seen:
+        raise BilevelError(
+            f"the classifier's layer {layer!r} computes nothing of its own: its features are "
+            "compared; choose a module inside that is called"
+        )
     output = at_least_float32(seen[-1])
     return output.flatten(2).mean(2) if output.ndim > 2 else output

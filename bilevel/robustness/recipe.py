@@ -24,7 +24,7 @@ class Recipe:
         epochs: Passes over the training set.
         batch_size: Images a step.
         lr: The classifier's learning rate (SGD, momentum 0.9), times 0.1 at each milestone.
-        milestones: When, as shares of the run; 30, 60 and 90 of the paper's 100 epochs.
+        milestones: When, as shares of the run in (0, 1]; 30, 60 and 90 of the paper's 100 epochs.
         one_cycle: Whether the learning rate rises to ``lr`` and falls to 0 instead (Smith & Topin,
             2018), step by step.
         weight_decay: Of both networks.
@@ -71,6 +71,11 @@ class Recipe:
                 f"ema is {self.ema}: it is the share of the average that a step keeps; give "
                 "0 ≤ ema < 1, 0.995 for an average over 200 steps, 0 for none"
             )
+        if not all(0 < share <= 1 for share in self.milestones):
+            raise BilevelError(
+                f"milestones are {self.milestones}: they are shares of the run; give numbers in "
+                "(0, 1], 0.3 for epoch 30 of 100"
+            )
         if self.gradient_skip is not None and not math.isfinite(self.gradient_skip):
             raise BilevelError(
                 f"gradient_skip is {self.gradient_skip}: nothing can be learned from there; give a "
@@ -82,6 +87,7 @@ class Recipe:
                 "give 0 < epsilon ≤ 1, 8/255 = 0.031 rather than 8 (the method plain trains "
                 "without an adversary)"
             )
+        Augment(self.padding, flip=self.flip)  # checks the padding
 
     def lr_at(self, epoch: float) -> float:
         """The classifier's learning rate.
@@ -103,8 +109,17 @@ class Recipe:
             done = epoch / self.epochs
             rising = 1 / 25 + (1 - 1 / 25) * done / 0.3
             return self.lr * min(rising, (1 - done) / 0.7)
-        passed = sum(epoch >= round(share * self.epochs) for share in self.milestones)
+        passed = sum(epoch / self.epochs >= share for share in self.milestones)
         return self.lr * 0.1**passed
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Images of a batch that is validated or attacked.
+
+        Returns:
+            Two of training's, for which memory is enough, and 256 at most.
+        """
+        return min(256, 2 * self.batch_size)
 
     @property
     def augment(self) -> Augment | None:

@@ -44,21 +44,23 @@ def load_images(
     Args:
         dataset: ``digits`` (inside scikit-learn, no files needed), ``fashion-mnist``, ``cifar10``,
             ``cifar100`` (through torchvision), ``folder``: RGB images of one size in
-            ``data_dir/{train,test}/CLASS/`` or in ``data_dir/CLASS/``, decoded once into a cache,
-            or ``npz``: one file of arrays in the layout of MedMNIST (Yang et al., 2023),
-            ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``; optionally
+            ``data_dir/{train,val,test}/CLASS/``, where ``val`` may be missing, or in
+            ``data_dir/CLASS/``, decoded once into a cache, or ``npz``: one file of arrays in the
+            layout of MedMNIST (Yang et al., 2023), ``train_images``, ``train_labels``,
+            ``test_images`` and ``test_labels``; optionally
             ``val_images`` and ``val_labels``, and ``classes``, the names. Images are uint8 of
             shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with C = 1 or 3, labels
             integers from 0 of shape ``(N,)`` or ``(N, 1)``.
         data_dir: Folder of the files; for ``npz`` the file.
         seed: Decides which training images become validation images; 0 or more.
-        validation: Share of the training images held out, in [0, 1); a file that brings
+        validation: Share of the training images held out, in [0, 1); a folder or file that brings
             validation images of its own keeps its training images whole.
         train_size: How many of the remaining training images are kept; ``None`` keeps all.
         download: Whether missing files may be fetched from the network.
 
     Returns:
-        The training, validation and test sets, each in the order of its source.
+        The training, validation and test sets, in the order of their source; the test images of a
+        folder or an npz file in a random order that is always the same.
 
     Raises:
         BilevelError: The images cannot be had, or an argument is out of its range.
@@ -79,7 +81,7 @@ def load_images(
     if dataset == "digits":
         train, test = _digits()
     elif dataset == "folder":
-        train, test = _folder(root)
+        train, test, held_out = _folder(root)
     elif dataset == "npz":
         sets = read_npz(root)
         _check_sizes({f"{part}_images of {root}": images for part, images in sets.items()})
@@ -88,6 +90,10 @@ def load_images(
         train, test = (_torchvision(dataset, root, part, download) for part in (True, False))
     else:
         raise BilevelError(f"dataset {dataset!r} is unknown; give {', '.join(get_args(Dataset))}")
+    if dataset in ("folder", "npz"):
+        # They often lie class by class, and a batch of one class is no sample: adversarial
+        # interpolation looks for partners there.
+        test = _shuffled(test)
     if held_out is None:
         held_out, train = split(train, round(validation * len(train)), seed)
     if train_size is not None:
@@ -110,17 +116,21 @@ def _digits() -> tuple[ImageSet, ImageSet]:
     return hold_out_test(ImageSet(images, labels, tuple(str(name) for name in range(10))))
 
 
-def _folder(root: Path) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of an image folder."""
-    sets = [
-        ImageSet(torch.from_numpy(tree.read()), torch.from_numpy(tree.labels), tree.classes)
-        for tree in find_trees(root)
-    ]
-    if len(sets) == 1:
-        return hold_out_test(sets[0])
-    train, test = sets
-    _check_sizes({f"{root}/train": train, f"{root}/test": test})
-    return train, test
+def _folder(root: Path) -> tuple[ImageSet, ImageSet, ImageSet | None]:
+    """Training, test and perhaps validation images of an image folder."""
+    sets = {
+        part: ImageSet(torch.from_numpy(tree.read()), torch.from_numpy(tree.labels), tree.classes)
+        for part, tree in find_trees(root).items()
+    }
+    if "all" in sets:
+        return *hold_out_test(sets["all"]), None
+    _check_sizes({f"{root}/{part}": images for part, images in sets.items()})
+    return sets["train"], sets["test"], sets.get("val")
+
+
+def _shuffled(images: ImageSet) -> ImageSet:
+    """The images in an order that depends on their number alone."""
+    return images.subset(torch.from_numpy(np.random.default_rng(0).permutation(len(images))))
 
 
 def _check_sizes(sets: Mapping[str, ImageSet]) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from bilevel import Bilevel, Solver, distributed, experiment, pgm
 from bilevel.batchnorm import SyncBatchNorm
 from bilevel.errors import BilevelError
+from bilevel.files import writing
 from bilevel.robustness.arguments import TrainingArguments
 from bilevel.robustness.batches import batches
 from bilevel.robustness.data import sample
@@ -21,25 +24,18 @@ from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.methods import EVALUATION_STEP, Attacker, fitting_width
 from bilevel.robustness.models import build_model
+from bilevel.robustness.progress import Progress
 from bilevel.robustness.speed import (
     Precision,
     compile_network,
+    enough_memory,
     fitting_precision,
     recompute_activations,
 )
+from bilevel.robustness.table import add_ratios, print_table
 from bilevel.robustness.threats import Linf, Perturbation
 from bilevel.robustness.trained import About, save_trained
-from bilevel.robustness.training import Progress, Trainer
-
-COLUMNS = {
-    "method": "method",
-    "clean": "clean",
-    "pgm20": "PGM-20",
-    "pgm100": "PGM-100",
-    "own_attacker": "own attacker",
-    "seconds_per_epoch": "s/epoch",
-    "ratio_to_pgm": "÷ PGM",
-}
+from bilevel.robustness.training import Trainer
 
 
 class Study:
@@ -47,19 +43,22 @@ class Study:
 
     Args:
         args: The application's arguments.
+        names: Of the runs; what earlier ones of these names left is replaced, unless they are
+            resumed.
 
     Raises:
         BilevelError: If the images cannot be had, there is nothing to resume, or processes were not
             started alike.
     """
 
-    def __init__(self, args: TrainingArguments) -> None:
+    def __init__(self, args: TrainingArguments, names: Sequence[str]) -> None:
         if args.resume and not list(args.out.glob("*/checkpoint.pt")):
             raise BilevelError(
                 f"there is no checkpoint in {args.out}: nothing to go on from; leave out --resume, "
                 "or name the folder of the stopped run with --out"
             )
         self.args = args
+        self.names = names
         self.recipe = args.recipe()
         if distributed.processes() > 1 and args.normalize == "batch":
             raise BilevelError(
@@ -68,8 +67,6 @@ class Study:
             )
         distributed.agree({**asdict(args), "code": experiment.code()})
         self.device = experiment.pick_device(args.device)
-        auto = args.compile == "auto" and self.device.type == "cuda"
-        self._compile = auto or args.compile == "on"
         self._precision: Precision = (
             fitting_precision(self.device) if args.precision == "auto" else args.precision
         )
@@ -132,7 +129,7 @@ class Study:
                 network.to(memory_format=torch.channels_last)
             if self.args.sync_batchnorm:
                 SyncBatchNorm.take_over(network)
-        if self._compile:
+        if self.args.compiles(self.device):
             compile_network(model)
             for update in solver.children():
                 compile_network(update)
@@ -149,6 +146,8 @@ class Study:
             game: The game, of the networks that :meth:`networks` made.
             config: Further settings that tell the run from others.
         """
+        if distributed.is_first() and not (self.args.resume or self.records):
+            self._remove_earlier_runs()
         progress = self._train(name, about, game, config or {})
         model = game.leader.get_submodule("model")
         if distributed.is_first():
@@ -164,7 +163,7 @@ class Study:
                 "seed": about.seed,
                 "epochs": self.recipe.epochs,
                 "best_epoch": progress.best_epoch,
-                "seconds_per_epoch": sum(progress.seconds) / max(1, len(progress.seconds)),
+                "seconds_per_epoch": median(progress.seconds),  # the first one compiles
                 "classifier_parameters": sum(p.numel() for p in model.parameters()),
                 "attacker_parameters": sum(p.numel() for p in game.solver.parameters()),
                 **attacked,
@@ -180,7 +179,19 @@ class Study:
         environment = experiment.environment(self.device)
         experiment.write_results(self.args.out, asdict(self.args), environment, self.records)
         draw_attacks(self.args.out / "attacks.png", self._examples)
-        self._print()
+        recipe = self.recipe
+        title = f"{self.args.dataset}, {recipe.model}, ε = {recipe.epsilon:g}"
+        print_table(f"{title}: accuracy on {len(self.data.test)} test images", self.records)
+        Console().print(f"results, figure and weights are in {self.args.out}")
+
+    def _remove_earlier_runs(self) -> None:
+        """Of all names at once: ``--resume`` must not go on with the old run of a later name."""
+        for name in self.names:
+            folder = self.args.out / name
+            logs = folder.glob("tensorboard/events.out.tfevents.*")
+            for path in (*folder.glob("checkpoint.pt"), *logs):
+                with writing(path):
+                    path.unlink()
 
     def _train(self, name: str, about: About, game: Bilevel, config: dict[str, Any]) -> Progress:
         folder, images = self.args.out / name, len(self.data.train)
@@ -191,7 +202,7 @@ class Study:
                 self.data,
                 self.recipe,
                 seed=self.args.seed,
-                choose_by="validation_clean" if about.method == "plain" else "validation_pgm",
+                monitor="validation_clean" if about.method == "plain" else "validation_robust",
                 precision=self._precision,
                 path=folder / "checkpoint.pt",
                 config={"method": name, "dataset": about.dataset, **sizes, **config}
@@ -207,16 +218,18 @@ class Study:
     def _evaluate(self, about: About, model: nn.Module, game: Bilevel) -> dict[str, float | None]:
         """Test accuracy: clean, under PGM as the paper runs it, under the own attacker."""
         torch.manual_seed(self.args.seed)
-        test, eps = self.data.test, about.epsilon
+        eps, size = about.epsilon, self.recipe.evaluation_batch_size
         near, step = Linf(eps, start=1e-4), EVALUATION_STEP * eps
+        measure = partial(accuracy, model, self.data.test, batch_size=size)
         assert isinstance(game.follower, Perturbation)
-        own = accuracy(model, test, game.follower, game.solver) if about.learned else None
-        return {
-            "clean": accuracy(model, test),
-            "pgm20": accuracy(model, test, near, pgm(step, 20)),
-            "pgm100": accuracy(model, test, near, pgm(step, 100)),
-            "own_attacker": own,
-        }
+        with enough_memory(size):
+            own = measure(game.follower, game.solver) if about.learned else None
+            return {
+                "clean": measure(),
+                "pgm20": measure(near, pgm(step, 20)),
+                "pgm100": measure(near, pgm(step, 100)),
+                "own_attacker": own,
+            }
 
     def _show(self, name: str, about: About, model: nn.Module, game: Bilevel) -> None:
         """Keeps what the method's attacker makes of some images.
@@ -229,44 +242,3 @@ class Study:
             follower, solver = Linf(about.epsilon), pgm(EVALUATION_STEP * about.epsilon, 20)
         shown, classes = self._shown, self.data.test.classes
         self._examples += examples(name, model, follower, solver, shown, classes)
-
-    def _print(self) -> None:
-        table = Table(
-            title=f"{self.args.dataset}, {self.recipe.model}, ε = {self.recipe.epsilon:g}: "
-            f"accuracy on {len(self.data.test)} test images"
-        )
-        for key, title in COLUMNS.items():
-            table.add_column(title, justify="left" if key == "method" else "right")
-        for record in self.records:
-            table.add_row(*(cell(record[key]) for key in COLUMNS))
-        console = Console()
-        console.print(table)
-        console.print(f"results, figure and weights are in {self.args.out}")
-
-
-def add_ratios(records: list[dict[str, Any]]) -> None:
-    """Adds to each record its time an epoch divided by that of PGM, where PGM was run.
-
-    Args:
-        records: One a method.
-    """
-    pgm_seconds = next((r["seconds_per_epoch"] for r in records if r["method"] == "pgm"), None)
-    for record in records:
-        ratio = record["seconds_per_epoch"] / pgm_seconds if pgm_seconds else None
-        record["ratio_to_pgm"] = ratio
-
-
-def cell(value: str | float | None) -> str:
-    """A table's cell: numbers with three decimals, a dash where nothing was measured.
-
-    Args:
-        value: What was measured.
-
-    Returns:
-        Text.
-
-    Example:
-        >>> cell("pgm"), cell(0.5), cell(None)
-        ('pgm', '0.500', '–')
-    """
-    return "–" if value is None else value if isinstance(value, str) else f"{value:.3f}"

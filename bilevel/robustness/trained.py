@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ class Trained:
     solver: Solver | None = None
 
 
-def save_trained(folder: Path, about: About, model: nn.Module, solver: Solver) -> None:
+def save_trained(
+    folder: str | os.PathLike[str], about: About, model: nn.Module, solver: Solver
+) -> None:
     """Writes a classifier, and its attacker where it has one.
 
     Args:
@@ -126,12 +129,12 @@ def save_trained(folder: Path, about: About, model: nn.Module, solver: Solver) -
         BilevelError: If they cannot be written.
     """
     words = {"about": json.dumps(asdict(about))}
-    save_weights(folder / CLASSIFIER, model, words)
+    save_weights(Path(folder) / CLASSIFIER, model, words)
     if about.learned:
-        save_weights(folder / ATTACKER, solver, words)
+        save_weights(Path(folder) / ATTACKER, solver, words)
 
 
-def load_trained(path: Path, name: str | None = None) -> Trained:
+def load_trained(path: str | os.PathLike[str], name: str | None = None) -> Trained:
     """Reads what :func:`save_trained` wrote.
 
     Args:
@@ -152,6 +155,7 @@ def load_trained(path: Path, name: str | None = None) -> Trained:
         >>> load_trained(folder).about == about
         True
     """
+    path = Path(path)
     file = path / CLASSIFIER if path.is_dir() else path
     about = _read(file)
     model = about.classifier()

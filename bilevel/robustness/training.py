@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bilevel import Bilevel, MetricLog, checkpoint, distributed, pgm
+from bilevel import Bilevel, Solver, checkpoint, distributed
 from bilevel.batchnorm import average_statistics
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.robustness.averaging import Averaged
-from bilevel.robustness.batches import shuffled_batches
+from bilevel.robustness.batches import Batch, shuffled_batches
 from bilevel.robustness.data import Splits
-from bilevel.robustness.evaluation.accuracy import accuracy
-from bilevel.robustness.methods import TRAINING_STEP
+from bilevel.robustness.progress import Progress, Reading, Windows, check_same_run
 from bilevel.robustness.recipe import Recipe
+from bilevel.robustness.shares import seed_apart, share_of
 from bilevel.robustness.speed import Precision, computing, enough_memory
-from bilevel.robustness.threats import Linf
+from bilevel.robustness.threats import Perturbation
+from bilevel.robustness.validation import validate_model, validation_attack
 
 WINDOW = 50
-"""Steps between two readings of the metrics: each is one device synchronisation."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; with the networks and the optimizers it is all that a checkpoint holds.
-
-    Args:
-        epoch: The epoch under way, from 0.
-        position: Batches of it that are done.
-        seconds: Training time of each finished epoch, without evaluation.
-        elapsed: Training seconds of the epoch under way.
-        history: A record for each finished epoch.
-        best: The highest validation accuracy so far.
-        best_epoch: The epoch that had it.
-    """
-
-    epoch: int = 0
-    position: int = 0
-    seconds: list[float] = field(default_factory=list)
-    elapsed: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: float = -1.0
-    best_epoch: int = -1
+"""Steps whose metrics are read together."""
 
 
 class Trainer:
@@ -65,16 +44,22 @@ class Trainer:
         seed: Of the order of the batches and their augmentation.
         path: The checkpoint's file.
         config: Plain values that tell this run from others; a checkpoint of another run is refused.
-        choose_by: The record that the best epoch has the highest of: ``"validation_pgm"``, accuracy
-            under PGM-10, or ``"validation_clean"`` for a method that does not defend.
+        monitor: The record that the best epoch has the highest of: ``"validation_robust"``,
+            accuracy under attack, or ``"validation_clean"`` for a method that does not defend.
+        validate: The threat model and the attack of ``"validation_robust"``; for ``Linf``, ``L2``
+            and ``Interpolation`` PGM-10 in the follower's ball unless given.
         precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
-        report: Called with the number of steps done and metrics, at each reading of the metrics and
+        report: Called with the number of steps done and metrics, for each window of steps and
             after each epoch; it may save the run, and end it by raising.
-        save_every: Seconds after which a checkpoint is written within an epoch.
+        save_every: Seconds between checkpoints, within an epoch and after it; what a run that is
+            stopped has to train again. One is written before the first step and one at the end.
 
     Attributes:
         averaged: The leader with its averaged weights, which are validated and kept, where the
             recipe asks for them.
+
+    Raises:
+        BilevelError: If ``validate`` has to be given.
     """
 
     def __init__(
@@ -84,9 +69,10 @@ class Trainer:
         recipe: Recipe,
         *,
         seed: int,
-        path: Path,
+        path: str | os.PathLike[str],
         config: dict[str, Any],
-        choose_by: Literal["validation_pgm", "validation_clean"] = "validation_pgm",
+        monitor: Literal["validation_robust", "validation_clean"] = "validation_robust",
+        validate: tuple[Perturbation, Solver] | None = None,
         precision: Precision = "float32",
         report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
         save_every: float = 60.0,
@@ -95,9 +81,10 @@ class Trainer:
         self.data = data
         self.recipe = recipe
         self.seed = seed
-        self.path = path
+        self.path = Path(path)
         self.config = {**config, **asdict(recipe), "seed": seed, "precision": precision}
-        self.choose_by = choose_by
+        self.monitor = monitor
+        self.validate = validate or validation_attack(game.follower)
         self.precision = precision
         self.report = report
         self.save_every = save_every
@@ -105,9 +92,10 @@ class Trainer:
         self.best_weights: dict[str, Any] = {}
         self.averaged = Averaged(game.leader, recipe.ema) if recipe.ema else None
         self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
+        self._windows = Windows(data.train.images.device)
         if distributed.processes() > 1:
             game.pool = distributed.Pool()
-            self._seed_apart()
+            seed_apart(seed, game.steps)
 
     def fit(self) -> Progress:
         """Trains from where the run stands to its last epoch, and puts the best weights in place.
@@ -120,18 +108,24 @@ class Trainer:
                 becomes NaN or infinite; the last checkpoint is kept.
             BilevelError: If a checkpoint cannot be written.
         """
-        if distributed.processes() > 1:
-            self.save()  # so that there is one, however soon a process is lost
+        self.save()  # so that there is one, however soon the run is stopped
         while self.progress.epoch < self.recipe.epochs:
             self._train_epoch()
             self._close_epoch()
-            self.save()
+            if self.progress.epoch == self.recipe.epochs or self._save_is_due():
+                self.save()
         for name, weights in self.best_weights.items():
             getattr(self.game, name).load_state_dict(weights)
         return self.progress
 
     def save(self) -> None:
-        """Writes everything that the rest of the run depends on. Collective."""
+        """Writes everything that the rest of the run depends on. Collective.
+
+        Raises:
+            NonFiniteError: If the run has diverged; the last checkpoint is kept.
+            BilevelError: If it cannot be written.
+        """
+        self._windows.check()
         state = {
             "config": self.config,
             "game": self.game.state_dict(),
@@ -141,6 +135,7 @@ class Trainer:
             "random": distributed.everyone(checkpoint.random_state()),
         }
         checkpoint.save(self.path, state)
+        self._saved = time.monotonic()
 
     def resume(self) -> None:
         """Goes back to the state of the checkpoint.
@@ -150,23 +145,17 @@ class Trainer:
         """
         state = checkpoint.load(self.path, self.data.train.images.device)
         try:
-            saved = state["config"]
-            for key in {**self.config, **saved}:
-                if saved.get(key) != self.config.get(key):
-                    raise BilevelError(
-                        f"{self.path} is a run with {key} = {saved.get(key)}, this one has "
-                        f"{self.config.get(key)}: a run is resumed as it was begun; give the same "
-                        "arguments, or another --out"
-                    )
+            check_same_run(self.path, state["config"], self.config)
             self.game.load_state_dict(state["game"])
             if self.averaged:
                 self.averaged.load_state_dict(state["averaged"])
             self.progress = Progress(**state["progress"])
             self.best_weights = state["best_weights"]
+            self._windows = Windows(self.data.train.images.device)
             if len(state["random"]) == distributed.processes():
                 checkpoint.set_random_state(state["random"][distributed.rank()])
             else:
-                self._seed_apart()
+                seed_apart(self.seed, self.game.steps)
         except (KeyError, TypeError) as error:
             raise BilevelError(
                 f"{self.path} is not the checkpoint of a training run ({error}): it was written by "
@@ -177,42 +166,54 @@ class Trainer:
         now = self.progress
         self.game.leader.train()
         self.game.solver.train()
-        saved = time.monotonic()
-        for seconds, metrics in self._windows():
+        for seconds, readings in self._steps():
             now.elapsed += seconds
-            if distributed.first(time.monotonic() - saved > self.save_every):
+            if now.position < self.steps_per_epoch and self._save_is_due():
                 self.save()
-                saved = time.monotonic()
-            self.report(self.game.steps, metrics)
+            for reading in readings:
+                self.report(*reading)
 
-    def _windows(self) -> Iterator[tuple[float, dict[str, float]]]:
-        """Trains the rest of the epoch; yields seconds and metrics at each reading of them."""
-        now, log = self.progress, MetricLog()
-        stream = shuffled_batches(
+    def _save_is_due(self) -> bool:
+        return distributed.first(time.monotonic() - self._saved > self.save_every)
+
+    def _steps(self) -> Iterator[tuple[float, list[Reading]]]:
+        """Trains the rest of the epoch; yields its seconds and its metrics, a window at a time."""
+        now = self.progress
+        begun = time.perf_counter()
+        for batch in self._batches():
+            self._windows.add(self._step(batch))
+            now.position += 1
+            last = now.position == self.steps_per_epoch
+            if last or now.position % WINDOW == 0:
+                readings = self._windows.close(self.game.steps, last=last)
+                yield time.perf_counter() - begun, readings
+                begun = time.perf_counter()
+
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the epoch."""
+        return shuffled_batches(
             self.data.train,
             self.recipe.batch_size,
             seed=self.seed,
-            epoch=now.epoch,
+            epoch=self.progress.epoch,
             augment=self.recipe.augment,
-            start=now.position,
+            start=self.progress.position,
             share=distributed.mine,
         )
-        begun = time.perf_counter()
-        device, size = self.data.train.images.device, self.recipe.batch_size
-        for batch in stream:
-            self._share()
-            self._set_lr()
-            with computing(self.precision, device), enough_memory(size):
-                log.add(self.game.step(batch))
-            if self.game.pool:
-                average_statistics(self.game.pool, [self.game.leader, self.game.solver])
-            if self.averaged:
-                self.averaged.follow(self.game.leader)
-            now.position += 1
-            if now.position % WINDOW == 0 or now.position == self.steps_per_epoch:
-                metrics = _mean(distributed.everyone(log.means()))
-                yield time.perf_counter() - begun, metrics
-                begun = time.perf_counter()
+
+    def _step(self, batch: Batch) -> dict[str, Tensor]:
+        self._set_lr()
+        if self.game.pool:
+            begin = self.progress.position * self.recipe.batch_size
+            count = min(self.recipe.batch_size, len(self.data.train) - begin)
+            self.game.pool.share = share_of(count)
+        with computing(self.precision, batch.x.device), enough_memory(self.recipe.batch_size):
+            metrics = self.game.step(batch)
+        if self.game.pool:
+            average_statistics(self.game.pool, [self.game.leader, self.game.solver])
+        if self.averaged:
+            self.averaged.update_parameters(self.game.leader)
+        return metrics
 
     def _set_lr(self) -> None:
         assert isinstance(self.game.leader_opt, torch.optim.Optimizer)
@@ -220,32 +221,14 @@ class Trainer:
         for group in self.game.leader_opt.param_groups:
             group["lr"] = self.recipe.lr_at(epoch)
 
-    def _share(self) -> None:
-        """Tells the pool how much of the next batch this process has."""
-        if self.game.pool:
-            begin = self.progress.position * self.recipe.batch_size
-            count = min(self.recipe.batch_size, len(self.data.train) - begin)
-            own = distributed.mine(count)
-            self.game.pool.share = (own.stop - own.start) / count
-
-    def _seed_apart(self) -> None:
-        """Other random numbers for each process, whatever a run with fewer or more had drawn."""
-        parts = self.seed, self.game.steps, distributed.processes(), distributed.rank()
-        torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
-
     def _close_epoch(self) -> None:
         now = self.progress
         record = {"epoch": now.epoch, "lr": self.recipe.lr_at(now.epoch), **self._validate()}
-        score = record[self.choose_by]
+        score = record[self.monitor]
         if score > now.best:
             now.best, now.best_epoch = score, now.epoch
-            self.best_weights = {
-                name: {
-                    key: value.clone() if isinstance(value, torch.Tensor) else value
-                    for key, value in network.state_dict().items()
-                }
-                for name, network in (("leader", self._leader()), ("solver", self.game.solver))
-            }
+            best = {"leader": self._leader(), "solver": self.game.solver}
+            self.best_weights = {n: copy.deepcopy(net.state_dict()) for n, net in best.items()}
         now.history.append(record)
         now.seconds.append(now.elapsed)
         now.epoch, now.position, now.elapsed = now.epoch + 1, 0, 0.0
@@ -256,18 +239,8 @@ class Trainer:
         return self.averaged.module if self.averaged else self.game.leader
 
     def _validate(self) -> dict[str, float]:
-        model, images = self._leader().get_submodule("model"), self.data.validation
-        eps = self.recipe.epsilon
-        pgm10 = pgm(TRAINING_STEP * eps, 10)
+        model, size = self._leader().get_submodule("model"), self.recipe.evaluation_batch_size
         try:
-            return {
-                "validation_clean": accuracy(model, images),
-                "validation_pgm": accuracy(model, images, Linf(eps), pgm10),
-            }
+            return validate_model(model, self.data.validation, self.validate, batch_size=size)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.game.steps}: {error}") from error
-
-
-def _mean(reports: list[dict[str, float]]) -> dict[str, float]:
-    """What the processes have seen, each on its share."""
-    return {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}

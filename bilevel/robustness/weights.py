@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bilevel.files import replacing
 from bilevel.state import check_fits
 
 
-def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
+def save_weights(path: str | os.PathLike[str], module: nn.Module, about: dict[str, str]) -> None:
     """Writes the parameters and buffers of ``module``.
 
     Args:
@@ -29,15 +30,17 @@ def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
     from safetensors.torch import save
 
     tensors = {
-        name: value.detach().cpu().contiguous()
+        # Each with memory of its own: safetensors refuses tied weights.
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in module.state_dict().items()
         if isinstance(value, Tensor)
     }
-    with replacing(path) as part:
-        part.write_bytes(save(tensors, metadata=about))
+    content = save(tensors, metadata=about)
+    with replacing(Path(path)) as part:
+        part.write_bytes(content)
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
+def load_weights(path: str | os.PathLike[str], module: nn.Module) -> None:
     """Puts the weights of a file into ``module``.
 
     Args:
@@ -57,7 +60,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
             value.copy_(tensors[name])
 
 
-def read_about(path: Path) -> dict[str, str]:
+def read_about(path: str | os.PathLike[str]) -> dict[str, str]:
     """What :func:`save_weights` wrote about the network.
 
     Args:
@@ -74,7 +77,7 @@ def read_about(path: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:

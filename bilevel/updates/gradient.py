@@ -90,7 +90,9 @@ class SignGradient(_Step):
 class NormalizedGradient(_Step):
     """A step of constant length: ``y' = y + step · g / ‖g‖₂``, for each sample.
 
-    The steepest ascent of a linear function in the L2 norm. Where the gradient is zero, y stays.
+    The steepest ascent of a linear function in the L2 norm. Where the gradient is zero, y stays. A
+    y that the batch shares is a dict: the rows of a tensor are samples (:func:`unit_norm
+    <bilevel.updates.unit_norm>`).
 
     Args:
         step: η > 0, the Euclidean length of the step, in units of y.
@@ -121,7 +123,7 @@ class Momentum(Update):
         update: The update that is fed m in the place of the gradient.
         decay: μ ≥ 0, what is kept of m from one step to the next.
         normalize: Whether each sample's gradient is first divided by its L1 norm, so that every
-            step of the sum weighs the same.
+            step of the sum weighs the same; a dict's by that of all its tensors.
 
     Raises:
         BilevelError: If ``decay`` is negative or not finite.

@@ -16,6 +16,7 @@ from bilevel.tree import Value, ravel
 from bilevel.updates.base import State
 from bilevel.updates.checks import at_least_one, positive
 from bilevel.updates.learned import VectorUpdate
+from bilevel.updates.normalize import unit_rms
 
 
 class MLP(VectorUpdate):
@@ -84,9 +85,10 @@ class CoordinateMLP(VectorUpdate):
     """A small perceptron for each coordinate: ``y' = y + scale · network(features) + η · ∇``.
 
     All coordinates share it, so that one network of 707 numbers moves a y of any size. A
-    coordinate reads itself, its gradient in units of the tree's root mean square, the gradient's
-    sign and the logarithm of its size: 4 → 32 → 16 → 1 with PReLU, the last layer zero at the
-    start. It keeps no memory; :class:`~bilevel.updates.CoordinateRNN` does.
+    coordinate reads itself, its gradient in units of the root mean square of its sample's (of all
+    of a dict's), the gradient's sign and the logarithm of its size: 4 → 32 → 16 → 1 with PReLU, the
+    last layer zero at the start. It keeps no memory; :class:`~bilevel.updates.CoordinateRNN` does.
+    A y that the batch shares is a dict: a tensor's rows are samples, scaled each by its own.
 
     Args:
         scale: What the network's output is multiplied by, in units of y.
@@ -115,9 +117,7 @@ class CoordinateMLP(VectorUpdate):
 
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
         """The network's view of each coordinate; the state passes through untouched."""
-        slope = ravel(gradient)
-        size = slope.square().mean().sqrt()
-        relative = slope / torch.where(size == 0, 1, size)
+        relative = ravel(unit_rms(gradient))
         magnitude = relative.abs().clamp(min=1e-8).log()
         features = torch.stack([ravel(y), relative, relative.sign(), magnitude], -1)
         return self.scale * self.network(features).squeeze(-1), state

@@ -5,10 +5,13 @@ orders of magnitude. Updates therefore read directions:
 
     max_abs(g)      = g / max|g|      what learned updates are fed
     unit_norm(g, p) = g / ‖g‖ₚ        the direction of steepest ascent for p = 2
+    unit_rms(g)     = g √m / ‖g‖₂     of m numbers: their mean square is 1
 
 A tensor ``(B, ...)`` is normalised sample by sample, so that a sample's answer does not depend on
 its batch-mates. A dict is one value shared by the batch: all its tensors are divided by *one*
 number, their joint norm, because a number for each tensor would turn the gradient's direction.
+So a variable that the batch shares has to be a dict, ``{"y": y}``, even of one tensor: the rows of
+a tensor are taken for samples, and a row of one number is divided by itself.
 
 A zero gradient stays zero. An infinite or NaN one gives NaN in its own sample and leaves the
 others alone: it must not pass for a direction.
@@ -75,6 +78,28 @@ def unit_norm(gradient: Value, order: float) -> Value:
     """
     gradient = max_abs(gradient)  # the powers of very small and large numbers leave float's range
     return _divide(gradient, _norm(gradient, order, "sample"))
+
+
+def unit_rms(gradient: Value) -> Value:
+    """The gradient divided by its root mean square.
+
+    Args:
+        gradient: A tensor ``(B, ...)`` with a slice a sample, or a dict shared by the batch,
+            which is divided by the root mean square of all its numbers.
+
+    Returns:
+        The same shape, root mean square 1; zeros where the gradient is zero.
+
+    Example:
+        >>> unit_rms(torch.tensor([[6.0, 8.0], [0.0, 0.0]]))
+        tensor([[0.8485, 1.1314],
+                [0.0000, 0.0000]])
+    """
+    if isinstance(gradient, dict):
+        count = sum(leaf.numel() for leaf in leaves(gradient))
+    else:
+        count = math.prod(gradient.shape[1:])
+    return tree_map(lambda leaf: leaf * math.sqrt(count), unit_norm(gradient, 2))
 
 
 def _norm(gradient: Value, order: float, over: Over) -> Tensor:

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.tree import Value, grow, leaves, tree_map
+from bilevel.tree import Value, beside, grow, leaves
 from bilevel.updates.base import State, Update
 from bilevel.updates.checks import given
+from bilevel.updates.functional import Step, adam, adamw, by_higher, sgd
 
-# Of higher's others, those of AdamW and newer ones are missing, Adagrad's fails without a history
-# and RMSprop's warns of wrong gradients; Rprop's step is the gradient's sign.
-UNROLLED = ("SGD", "Adam", "Adadelta", "Adamax", "ASGD")
+# higher's Adagrad fails without a history and its RMSprop warns of wrong gradients; Rprop's step is
+# the gradient's sign.
+STEPS: dict[type[torch.optim.Optimizer], Step] = {
+    torch.optim.SGD: sgd,
+    torch.optim.Adam: adam,
+    torch.optim.AdamW: adamw,
+    **{
+        kind: by_higher(kind)
+        for kind in (torch.optim.Adadelta, torch.optim.Adamax, torch.optim.ASGD)
+    },
+}
 
 
 class Optimizer(Update):
     """Steps y as an optimizer of ``torch.optim`` steps parameters, differentiably.
 
-    The arithmetic is that of ``higher``'s differentiable optimizers (Grefenstette et al., 2019),
-    which :class:`~bilevel.Unrolled` differentiates through, moments included: SGD, Adam, RMSprop,
-    Adagrad, Adadelta, Adamax, ASGD and Rprop. Plain gradient steps are
+    It goes through moments too, as :class:`~bilevel.Unrolled` needs it: SGD, Adam and AdamW, equal
+    to those of ``torch.optim`` up to rounding, and Adadelta, Adamax and ASGD, which are those of
+    ``higher`` (Grefenstette et al., 2019) and cannot be compiled. Plain gradient steps are
     :class:`~bilevel.updates.Gradient`'s, without its overhead.
 
-    The state is the optimizer's, a dict of tensors and numbers for each tensor of y.
+    Where Y is neither everything nor a box, steps that are scaled coordinate by coordinate (all
+    but SGD's) and then projected come to rest elsewhere than gradient steps: not at the optimum.
+
+    The state is what the optimizer keeps, a dict of tensors and numbers for each tensor of y.
 
     Args:
         optimizer: A class of ``torch.optim``.
         **settings: Its arguments: ``lr=0.1``.
 
     Raises:
-        BilevelError: If there is no differentiable version of it.
+        BilevelError: If there is no differentiable version of it, or ``maximize`` is among the
+            settings.
 
     Example:
         >>> update = Optimizer(torch.optim.SGD, lr=0.5, momentum=0.9)
@@ -46,37 +58,34 @@ class Optimizer(Update):
 
     def __init__(self, optimizer: type[torch.optim.Optimizer], **settings: Any) -> None:
         super().__init__()
-        if optimizer.__name__ not in UNROLLED:
+        if optimizer not in STEPS:
             raise BilevelError(
                 f"{optimizer.__name__} cannot be unrolled: there is no differentiable version of "
-                f"it that is right; give one of {', '.join(UNROLLED)} (Adam has weight_decay), or "
+                f"it that is right; give one of {', '.join(kind.__name__ for kind in STEPS)}, or "
                 "train y by it in bilevel.Parametric and take the adjoint Implicit()"
+            )
+        if settings.get("maximize"):
+            raise BilevelError(
+                "maximize=True would make y worse: the gradient is turned by the follower's sense "
+                'already; leave it out, and set sense = "max" on the follower'
             )
         self.optimizer = optimizer
         self.settings = settings
-        self._stepper, self._count = self._differentiable(1), 1
+        self._defaults = optimizer([torch.empty(0)], **settings).defaults
 
     def forward(
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:
         """One step; the gradient is turned, since optimizers descend."""
-        slopes = leaves(tree_map(lambda _, leaf: -leaf, y, given("gradient", gradient)))
-        if len(slopes) != self._count:
-            self._stepper, self._count = self._differentiable(len(slopes)), len(slopes)
-        memory = {} if state is None else {place: dict(part) for place, part in state.items()}
-        self._stepper.state = [defaultdict(dict, memory)]
-        # The gradients are known: what would be differentiated for them is a stand-in.
-        loss = torch.zeros((), requires_grad=True)
-        moved = self._stepper.step(loss, params=leaves(y), grad_callback=lambda _: slopes)
-        return grow(moved, like=y), dict(self._stepper.state[0])
-
-    def _differentiable(self, count: int) -> Any:
-        """The differentiable version, for so many tensors of whatever shapes."""
-        import higher
-
-        stand_ins = [torch.empty(0) for _ in range(count)]
-        optimizer = self.optimizer(stand_ins, **self.settings)
-        return higher.optim.get_diff_optim(optimizer, stand_ins)
+        slopes = beside(y, given("gradient", gradient))
+        memories = ({},) * len(slopes) if state is None else state
+        step = STEPS[self.optimizer]
+        moved = [
+            step(leaf, -slope, memory, self._defaults)
+            for leaf, slope, memory in zip(leaves(y), slopes, memories, strict=True)
+        ]
+        points, memories = zip(*moved, strict=True)
+        return grow(points, like=y), memories
 
     def extra_repr(self) -> str:
         """The optimizer and its settings, as ``repr`` shows them."""

@@ -109,7 +109,8 @@ class CoordinateRNN(VectorUpdate):
     gradient descent", NeurIPS 2016, with a GRU in place of two LSTMs. A coordinate reads the
     logarithm and the sign of its gradient, as in their appendix A, after division by the largest
     gradient of its sample (see :func:`~bilevel.updates.max_abs`): like Adam's, the cell's step does
-    not depend on the scale of the objective.
+    not depend on the scale of the objective. A y that the batch shares is a dict: the rows of a
+    tensor are samples.
 
     The state is h, ``(m, hidden)`` for the m numbers of y.
 

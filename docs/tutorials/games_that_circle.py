@@ -1,19 +1,19 @@
 r"""
-Games that circle
-=================
+Min-max games that cycle
+========================
 
-Two players who each follow their own gradient need not meet. On :math:`f(x, y) = xy`, which
-:math:`x` wants small and :math:`y` large, they chase each other around the answer
-:math:`(0, 0)` for ever (Jiang et al., 2021, Appendix A). Which schedule brings them together, how
-fast, and how does one see it in a game of one's own, whose answer is not known?
+Two players who each follow their own gradient need not converge. On :math:`f(x, y) = xy`, which
+:math:`x` minimises and :math:`y` maximises, they circle around the equilibrium :math:`(0, 0)`
+forever (Jiang et al., 2021, Appendix A). Which schedule converges, how fast, and how can you see
+it in a game of your own, whose equilibrium is unknown?
 """
 
 # %%
 # The same game under every schedule
 # ----------------------------------
 #
-# ``bilevel.games`` has games with known answers. :func:`~bilevel.games.begin` sets the players at a
-# point, :func:`~bilevel.games.trajectory` plays.
+# ``bilevel.games`` has games with known equilibria. :func:`~bilevel.games.begin` places the players
+# at a point, :func:`~bilevel.games.trajectory` plays and returns the iterates.
 
 import matplotlib.pyplot as plt
 import torch
@@ -43,11 +43,11 @@ plane.legend(fontsize="small", loc="lower left")
 plt.show()
 
 # %%
-# A game knows how fast
-# ---------------------
+# Convergence rates
+# -----------------
 #
-# Near an equilibrium a step is a matrix, and the distance shrinks or grows by its spectral radius.
-# ``factor`` gives it, and ``best_step`` the step size with the smallest.
+# Near an equilibrium a step is a linear map, and the distance changes by its spectral radius per
+# step. ``factor`` returns it, and ``best_step`` the step size that minimises it.
 
 for schedule in schedules:
     best = game.best_step(schedule)
@@ -58,9 +58,9 @@ for schedule in schedules:
 # A schedule of your own
 # ----------------------
 #
-# A schedule is one method in terms of the game's moves. This one damps each simultaneous step
-# toward where the players started, with a weight that fades (Halpern's anchored iteration); the
-# suite tells whether it is any good.
+# A schedule is one method, ``step(game, batch)``. This one pulls each simultaneous step toward the
+# starting point with a decreasing weight (Halpern's anchored iteration). The games show where it
+# converges.
 
 
 class Anchored(bilevel.Simultaneous):
@@ -87,14 +87,14 @@ for name, one, start in (
 ):
     path = games.trajectory(games.begin(one, *start, lr=0.05, schedule=Anchored()), 2000)
     away = (path - torch.cat(one.equilibrium)).norm(dim=1)
-    print(f"{name}: {away[0]:.3f} away at the start, {away[-1]:.3f} in the end")
+    print(f"{name}: distance {away[0]:.3f} at the start, {away[-1]:.3f} at the end")
 
 # %%
 # Many games at once
 # ------------------
 #
-# A claim needs more than one game. ``stack`` puts games of one kind side by side, and one step
-# moves them all (``torch.func.vmap``).
+# One game is not enough evidence. ``stack`` batches games of one kind, and one step moves them all
+# (``torch.func.vmap``).
 
 torch.manual_seed(0)
 random_games = [games.Bilinear(torch.randn(3, 3, dtype=torch.float64)) for _ in range(500)]
@@ -102,14 +102,14 @@ many = games.stack(random_games)
 for schedule in schedules:
     path = games.trajectory(games.begin(many, 1.0, 1.0, lr=0.1, schedule=schedule), 500)
     shrunk = path[-1].norm(dim=1) / path[0].norm(dim=1)
-    print(f"{schedule!r:45} {(shrunk < 1).double().mean():4.0%} of 500 games came closer")
+    print(f"{schedule!r:45} {(shrunk < 1).double().mean():4.0%} of 500 games got closer")
 
 # %%
-# A game whose answer nobody knows
-# --------------------------------
+# A game whose equilibrium is unknown
+# -----------------------------------
 #
-# :class:`~bilevel.Monitor` watches the iterates of any game and says whether they converge, cycle
-# or diverge. It looks at a few numbers of each player, so it is cheap beside a network.
+# :class:`~bilevel.Monitor` observes the iterates of any game and reports whether they converge,
+# cycle or diverge. It records a few numbers of each player, so its cost is small for a network.
 
 for schedule in (bilevel.Alternating(), bilevel.Extragradient()):
     play = games.begin(games.Forsaken(), 1.0, 1.0, lr=0.05, schedule=schedule)

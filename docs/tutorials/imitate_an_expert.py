@@ -2,19 +2,19 @@ r"""
 Imitate an expert
 =================
 
-A policy sees what an expert did, never a reward. A discriminator learns to tell the two apart, and
-the policy is paid for being taken for the expert: generative adversarial imitation learning (Ho &
-Ermon, 2016), eq. 9 of Jiang et al. (2021). The policy moves by TRPO, which is no gradient step; the
-discriminator is a follower whose variable is a network's weights. Then the discriminator's
-optimizer is learned too, which is one line.
+A policy learns from an expert's episodes, without rewards. A discriminator learns to tell the two
+apart, and the policy is rewarded for being mistaken for the expert: generative adversarial
+imitation learning (GAIL, Ho & Ermon, 2016), eq. 9 of Jiang et al. (2021). The policy moves by TRPO,
+not by a gradient step; the discriminator is a follower whose variable is the weights of a network.
+Replacing the discriminator's optimizer by a learned one changes one line.
 """
 
 # %%
 # The expert
 # ----------
 #
-# MountainCar's script pushes along the velocity. Ten episodes of it are all that the policy will
-# ever see.
+# MountainCar's expert is a script that pushes in the direction of the velocity. The policy learns
+# from ten of its episodes.
 
 import matplotlib.pyplot as plt
 import torch
@@ -27,17 +27,17 @@ torch.set_num_threads(1)
 env = "MountainCar-v0"
 shown = imitation.demonstrate(env, imitation.MountainCarExpert(), episodes=10)
 states, actions = shown.shown()
-print(f"{len(states)} pairs of an expert that earns {shown.returns.mean():.1f} an episode")
+print(f"{len(states)} pairs of an expert with mean return {shown.returns.mean():.1f}")
 
 # %%
 # Leader and follower
 # -------------------
 #
-# The follower gives the rewards. Its convention matters: with ``"finish"`` every step costs, so
-# that short episodes are best. Here that is the own rule of the environment, and a discriminator
-# that knows nothing would teach it too; ``"neutral"`` pays nothing where nothing is known.
-# :class:`~bilevel.imitation.Standardize` brings position and velocity to one scale, without which
-# nothing is learned in a hundred iterations.
+# The follower defines the rewards, and their sign matters: with ``"finish"`` every step has a
+# negative reward, so short episodes are best. That is the environment's own reward, so a
+# discriminator that has learned nothing would teach it too; with ``"neutral"`` such a discriminator
+# gives no reward. :class:`~bilevel.imitation.Standardize` brings position and velocity to the same
+# scale; without it nothing is learned in a hundred iterations.
 
 
 def make_apprentice(updater=None):
@@ -48,10 +48,10 @@ def make_apprentice(updater=None):
     follower = imitation.Discriminator(task, reward="neutral", inputs=imitation.Standardize(expert))
     value = imitation.Value(task.observations, inputs=scale)
     leader = imitation.Imitator(task.policy(scale), value, follower)
-    if updater is None:  # the weights are parameters that Adam moves, five times a step
+    if updater is None:  # the weights are parameters, moved by five steps of Adam per step
         solver = bilevel.Parametric(follower.init(None))
         schedule = bilevel.Alternating(5, first="follower")
-    else:  # the weights are the updater's answer, from which it goes on
+    else:  # the weights are the updater's answer, which warm-starts its next step
         solver = bilevel.Iterative(updater, steps=1, warm_start=True)
         schedule = bilevel.Simultaneous()
     game = bilevel.Bilevel(
@@ -68,12 +68,12 @@ def make_apprentice(updater=None):
 
 
 # %%
-# Play
-# ----
+# Train
+# -----
 #
-# An iteration is a rollout of 5,000 steps, a step of the game, and a fit of the value. The learned
-# updater is one network of 707 numbers that moves each of the discriminator's weights by itself; it
-# starts as a gradient step.
+# An iteration is a rollout of 5,000 steps, a step of the game, and a fit of the value function. The
+# learned updater is one network with 708 parameters that is applied to each of the discriminator's
+# weights separately; it starts as a gradient step.
 
 figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
 axes.axhline(shown.returns.mean(), color="gray", linestyle="--", label="expert")
@@ -113,4 +113,4 @@ plt.show()
 # ---------
 #
 # ``applications/gail.py`` does this for any environment with vectors as states, keeps checkpoints
-# that can be gone on with, and compares with the controls: :doc:`/imitation`.
+# to resume from, and compares with the controls: :doc:`/imitation`.

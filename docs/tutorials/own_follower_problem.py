@@ -2,10 +2,10 @@ r"""
 Your own ``FollowerProblem``
 ============================
 
-An adversary moves the *points* of a data set, not pixels: each point of a two-dimensional
-classification problem may be moved by at most :math:`\varepsilon` in Euclidean distance, but not
-along the forbidden direction :math:`n`. No library ships this threat model. Here it takes fifteen
-lines, and every solver and schedule then works on it.
+This adversary perturbs the *points* of a data set, not pixels: each point of a two-dimensional
+classification problem may move by at most :math:`\varepsilon` in Euclidean distance, but not along
+the forbidden direction :math:`n`. The threat model takes fifteen lines, and then works with every
+solver and schedule.
 
 .. math::
 
@@ -17,7 +17,7 @@ lines, and every solver and schedule then works on it.
 # The data
 # --------
 #
-# Two half-moons. A batch is any object that your own methods understand; a named tuple will do.
+# Two half-moons. A batch is any object that your own methods understand, here a named tuple.
 
 from typing import NamedTuple
 
@@ -48,9 +48,9 @@ train, test = moons(512, seed=0), moons(512, seed=1)
 # The follower
 # ------------
 #
-# ``sense`` says what the follower does to its objective. ``init`` gives a start, ``objective`` one
-# value *a sample* (hence ``reduction="none"``), ``project`` the nearest allowed point. ``context``
-# is optional: it is what a learned update may read beside the gradient.
+# ``sense`` says whether the follower minimises or maximises. ``init`` returns the starting point,
+# ``objective`` one value *per sample* (hence ``reduction="none"``), and ``project`` the nearest
+# feasible point. ``context`` is optional: a learned update may read it besides the gradient.
 
 
 class Shift(bilevel.FollowerProblem):
@@ -80,12 +80,12 @@ class Shift(bilevel.FollowerProblem):
 follower = Shift(eps=0.35, normal=torch.tensor([1.0, 0.3]))
 
 # %%
-# Is it right?
-# ------------
+# Check it
+# --------
 #
-# Before any training, let the library check what it will rely on: that the start lies in Y, that
-# ``project`` is idempotent, that a sample's value depends on its own y only, and more. It says
-# nothing if all is well.
+# Before training, let the library check what it relies on: that the starting point is feasible,
+# that ``project`` is idempotent, that a sample's value depends on its own y only, and more. It
+# prints nothing if all checks pass.
 
 
 def classifier() -> nn.Module:
@@ -96,8 +96,8 @@ def classifier() -> nn.Module:
 bilevel.testing.check_follower(follower, bilevel.ZeroSum(classifier(), follower), train)
 
 # %%
-# A mistake is found, and named. Here the objective averages over the batch before it is spread out
-# again, so each sample's value depends on all of them:
+# An error names the mistake. This objective averages over the batch, so each sample's value depends
+# on all samples:
 
 
 class Careless(Shift):
@@ -113,11 +113,11 @@ except AssertionError as error:
     print(error)
 
 # %%
-# Solve it by hand-designed steps
-# -------------------------------
+# Solve it with hand-designed steps
+# ---------------------------------
 #
-# Moving along the normalised gradient is steepest ascent in the Euclidean norm. A solver is a
-# step rule and a number of steps; the projection is the follower's.
+# The normalised gradient is the direction of steepest ascent in the Euclidean norm. A solver is a
+# step rule and a number of steps; the projection belongs to the follower.
 
 pgm = bilevel.Iterative(bilevel.updates.NormalizedGradient(step=0.1), steps=10)
 
@@ -131,7 +131,7 @@ print({name: round(value.item(), 3) for name, value in solution.stats.items()})
 # ----------------
 #
 # The leader minimises what the follower maximises, so this is a zero-sum game. ``step`` solves the
-# follower, then moves the leader; it never waits for the device.
+# follower's problem, then moves the leader, without synchronising with the device.
 
 
 def play(solver: bilevel.Solver, steps: int = 300) -> nn.Module:
@@ -163,12 +163,13 @@ models = {"no follower": play(no_follower), "ten gradient steps": play(pgm)}
 #
 # Now one line changes: the step rule is a network, trained by the same backward pass that trains
 # the classifier. An :class:`~bilevel.updates.Update` takes ``(y, gradient, context, state)`` and
-# returns the moved y and the state. The gradient is already turned so that a step along it helps
-# the follower, and differs in scale from sample to sample, so a learned update normalises it.
+# returns the new y and the new state. The sign of the gradient is such that a step along it
+# improves the follower's objective. Its scale differs between samples, so a learned update
+# normalises it.
 
 
 class Attacker(bilevel.Update):
-    """Reads the point and its gradient's direction, and proposes a shift."""
+    """Maps a point and the direction of its gradient to a shift."""
 
     def __init__(self, reach: float) -> None:
         super().__init__()
@@ -186,11 +187,11 @@ learned = bilevel.Iterative(Attacker(reach=0.35), steps=2)
 models["two learned steps"] = play(learned)
 
 # %%
-# Judge it
-# --------
+# Evaluate it
+# -----------
 #
-# Never by the attack it was trained with: fifty small hand-designed steps on test data are stronger
-# than either follower was.
+# Never use the attack of training for evaluation. Fifty small hand-designed steps are stronger than
+# either follower was in training.
 
 strong = bilevel.Iterative(bilevel.updates.NormalizedGradient(step=0.02), steps=50)
 
@@ -205,8 +206,8 @@ for name, model in models.items():
     print(f"{name:20} clean {clean:.3f}   attacked {robust:.3f}")
 
 # %%
-# The decision boundaries tell the same: with a follower the classifier keeps its distance along the
-# direction in which points may move.
+# The decision boundaries show the same: trained against a follower, the classifier keeps a margin
+# along the direction in which points may move.
 
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharey=True, layout="constrained")
 grid = torch.cartesian_prod(torch.linspace(-1.5, 2.5, 200), torch.linspace(-1.1, 1.6, 200))
@@ -218,5 +219,5 @@ for axis, (name, model) in zip(axes, models.items(), strict=True):
     axis.set_title(name)
 
 # %%
-# What else there is: :doc:`/choose` says which solver and schedule suit which problem, and
+# Next: :doc:`/choose` helps to choose a solver and a schedule, and
 # ``applications/adv_training.py`` does the same on images.

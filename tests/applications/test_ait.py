@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from bilevel.robustness import Interpolation, load_trained
 from tests.applications.conftest import one_line
@@ -43,6 +45,16 @@ def test_a_stopped_run_goes_on_only_as_it_was_begun(run: Callable[..., Any]) -> 
     assert run("--method", "ait").status == 0
     assert run("--method", "ait", "--resume").status == 0
     assert "epsilon_y = 0.5" in one_line(run("--method", "ait", "--resume", "--epsilon-y", 0.1))
+
+
+def test_compiled_networks(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation compiles the classifier for the very batches whose features are asked for next."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    assert run("--method", "grad-l2l", "--compile", "on", "--validation-size", 10).status == 0
+    (record,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert 0 <= record["own_attacker"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from bilevel.imitation import (
-    MountainCarExpert,
-    demonstrate,
-    save_demonstrations,
-)
+from bilevel import BilevelError
+from bilevel.imitation import GaussianPolicy, MountainCarExpert, demonstrate, save_demonstrations
 from tests.applications.conftest import one_line
 
 ENV = "MountainCar-v0"
@@ -58,7 +59,7 @@ def test_the_smoke_run(module: ModuleType, call: Callable[..., Any], tmp_path: P
     assert "| cloning |" in (tmp_path / "tables.md").read_text()
     rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
     assert len(rows) == 3 * 2  # three methods that iterate, twice
-    assert rows[0]["return"] == "-200"
+    assert (rows[0]["return"], rows[0]["episodes"]) == ("-200", "16")
     for name in ("gail-0", "l2l-gail-coordinate-0", "bc-0", "constant-0"):
         assert (tmp_path / ENV / name / "policy.safetensors").exists()
     assert list((tmp_path / ENV / "gail-0" / "tensorboard").iterdir())
@@ -81,6 +82,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert whole == parts
     other = call(module, *one, "--resume", "--max-kl", 0.02, "--out", tmp_path / "parts")
     assert "was played with another max_kl" in one_line(other)
+    fewer = call(module, *one, "--resume", "--iterations", 3, "--out", tmp_path / "parts")
+    assert re.search(
+        "has played 4 iterations, and 3 are asked for: .*give --iterations 4", one_line(fewer)
+    )
+    for demonstrations in (["--demonstrations", 1], ["--every", 2]):
+        other = call(module, *one, *demonstrations, "--resume", "--out", tmp_path / "parts")
+        assert "was played with other demonstrations" in one_line(other)
 
 
 def test_runs_side_by_side_are_those_one_after_the_other(
@@ -149,7 +157,8 @@ def test_what_is_said_of_a_run(applications: Callable[[str], ModuleType], settin
     curve = torch.cat(
         [torch.full((30,), -200.0), torch.full((30,), -110.0), torch.full((9,), -190.0)]
     )
-    curves = dict.fromkeys(("objective", "accuracy", "norm"), torch.ones(69)) | {"return": curve}
+    constant = dict.fromkeys(("objective", "accuracy", "norm", "episodes"), torch.ones(69))
+    curves = constant | {"return": curve}
     run = runs.Run(setting("gail"), curves, torch.tensor([-120.0, -130.0]), 0.2)
     told = tables.record(run, expert)
     assert told["return"] == -125
@@ -159,12 +168,112 @@ def test_what_is_said_of_a_run(applications: Callable[[str], ModuleType], settin
     assert table.rows[0][:3] == ("GAIL", "-162.5 ± 53.0", "1 of 2, 38 to 38")
 
 
+def test_each_episode_counts_the_same_and_not_each_iteration(
+    applications: Callable[[str], ModuleType], setting: Any
+) -> None:
+    """After a restart short episodes end first: one of 20 steps is no iteration's mean of 500."""
+    figure, runs = applications("imitating.figure"), applications("imitating.runs")
+    curves = {
+        "return": torch.tensor([torch.nan, 20.0, 500.0, 500.0, torch.nan]),
+        "episodes": torch.tensor([0.0, 1.0, 9.0, 10.0, 0.0]),
+    }
+    run = runs.Run(setting("gail"), curves, torch.zeros(1), 0.0)
+    mean = figure.mean_return(run, 2)
+    assert mean[0].isnan()
+    assert mean[1:].tolist() == pytest.approx([20, 452, 500, 500])
+
+
+def test_environments_of_other_seeds_and_iterations_are_others(setting: Any) -> None:
+    one, next_one = setting("gail"), dataclasses.replace(setting("gail"), seed=1)
+    seeds = [
+        each.env_seed(iteration) + env
+        for each in (one, next_one)
+        for iteration in (0, 25, 50)
+        for env in range(one.environments)
+    ]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_a_name_without_a_version_is_no_name_of_a_result(module: ModuleType) -> None:
+    args = module.Args(env=("CartPole",), method=("bc",))
+    with (
+        pytest.warns(UserWarning, match="latest versioned"),
+        pytest.raises(BilevelError, match="CartPole is CartPole-v1 today"),
+    ):
+        module.check(args, module.planned(args))
+
+
 def test_an_episode_is_drawn(
     games: ModuleType, applications: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
     pytest.importorskip("pygame")
-    applications("imitating.frames").film(tmp_path / "car.gif", ENV, MountainCarExpert())
+    frames = applications("imitating.frames")
+    frames.check_film(ENV)
+    frames.film(tmp_path / "car.gif", ENV, MountainCarExpert())
     assert (tmp_path / "car.gif").read_bytes().startswith(b"GIF89a")
+
+
+class Strict(gymnasium.Env):
+    """Goes on for ever, and takes only what its space has."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 1}
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Box(-0.01, 0.01, (1,))
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert action in self.action_space
+        self.steps += 1
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self):
+        return np.full((8, 8, 3), 30 * self.steps, np.uint8)
+
+
+@pytest.fixture
+def strict() -> Iterator[str]:
+    gymnasium.register("Strict-v0", Strict)
+    yield "Strict-v0"
+    del gymnasium.registry["Strict-v0"]
+
+
+def test_a_film_has_an_end_and_its_actions_are_in_range(
+    applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: Any, strict: str
+) -> None:
+    frames = applications("imitating.frames")
+    monkeypatch.setattr(frames, "LONGEST", 7)
+    frames.film(tmp_path / "strict.gif", strict, GaussianPolicy(1, 1))
+    with Image.open(tmp_path / "strict.gif") as film:
+        assert film.n_frames == 5  # before steps 0, 2, 4 and 6, and at the end
+
+
+def test_what_cannot_be_drawn_is_told_before_anything_is_played(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: Any, strict: str
+) -> None:
+    monkeypatch.setattr(Strict, "render", lambda _: None)
+    line = one_line(call(module, "--smoke", "--render", "--env", strict, "--out", tmp_path))
+    assert re.search("Strict-v0 cannot be drawn: .*leave out --render", line), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_are_written_whatever_becomes_of_the_film(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    def fail(*_: Any) -> None:
+        raise BilevelError("no film")
+
+    monkeypatch.setattr(module, "check_film", lambda _: None)
+    monkeypatch.setattr(module, "film", fail)
+    cloned = [*SMALL, "--method", "bc", "--every", 20]
+    assert "no film" in one_line(call(module, *cloned, "--render", "--out", tmp_path))
+    assert (tmp_path / "results.json").exists()
+    assert (tmp_path / "figure-6.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -179,17 +288,22 @@ def test_an_episode_is_drawn(
         ("--seeds 0", "seeds is 0: .*give 1 or more"),
         ("--seed -1", "seed is -1: .*give 0 or more"),
         ("--follower-lr 0", "follower_lr is 0.0: .*give a number above 0"),
-        ("--max-norm 0", "max_norm is 0.0: Y would be a point"),
-        ("--max-kl 0", "max_kl is 0.0: TRPO could not move"),
-        ("--demonstrations 1000", "1000 demonstrations are asked for and 100 are there"),
-        ("--every 0", "every 0th pair is no choice"),
+        ("--max-norm 0", "max_norm is 0.0: .*give a number above 0"),
+        ("--max-kl 0", "max_kl is 0.0: .*give a number above 0"),
+        ("--demonstrations 0", "demonstrations is 0: .*give 1 or more"),
+        ("--demonstrations 1000", "demonstrations is 1000: 100 episodes are recorded"),
+        ("--every 0", "every is 0: .*give 1 or more"),
         ("--expert nowhere.npz", "there are no demonstrations nowhere.npz"),
         ("--resume", "no run of these in .*leave out --resume"),
     ],
 )
 def test_bad_input_gets_one_line(
-    module: ModuleType, call: Callable[..., Any], tmp_path: Path, arguments: str, told: str
-) -> None:
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, arguments: str, told: str,
+    monkeypatch: Any,
+) -> None:  # fmt: skip
+    monkeypatch.delattr(module, "play_all")  # it is told before hours are spent
+    if "--expert" not in arguments:
+        monkeypatch.delattr(module, "demonstrations")  # and before an expert is trained
     line = one_line(call(module, "--smoke", "--out", tmp_path, *arguments.split()))
     assert re.search(told, line), line
 

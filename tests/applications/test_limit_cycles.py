@@ -142,6 +142,15 @@ def test_a_movie(
     assert not (tmp_path / "limit-cycles.png").exists()  # it shows other settings
 
 
+@pytest.mark.parametrize("arguments", ["--steps 3", "--step 0.01 --steps 30"])
+def test_a_few_steps_are_drawn_without_arrows(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, arguments: str
+) -> None:
+    few = ["--game", "bilinear", "--schedule", "simultaneous", *arguments.split()]
+    assert call(module, *few, "--out", tmp_path).status == 0
+    assert list(tmp_path.glob("*-step-*.png"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

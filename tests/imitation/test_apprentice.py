@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -132,3 +134,71 @@ def test_other_games_are_refused() -> None:
     game.leader_opt = torch.optim.SGD(game.leader.parameters(), lr=0.1)
     with pytest.raises(BilevelError, match="moved by SGD: an apprentice is an Imitator"):
         Apprentice(game, apprentice.sampler, apprentice.expert, steps=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_rollout_is_valued_once_which_changes_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    valued = Value.advantages_and_returns
+    monkeypatch.setattr(
+        Value, "advantages_and_returns", lambda *a, **k: (calls.append(1), valued(*a, **k))[1]
+    )
+    once, anew = make(kind), make(kind)
+    loss = anew.leader.loss
+    anew.leader.loss = lambda *a: (anew.leader.forget(), loss(*a))[1]  # type: ignore[method-assign]
+    rows = []
+    for apprentice, count in ((once, [1, 1]), (anew, None)):
+        torch.manual_seed(5)
+        counts = []
+        for _ in range(2):
+            calls.clear()
+            rows.append(apprentice.iterate())
+            counts.append(len(calls))
+        assert counts == count if count else min(counts) > 1
+    assert rows[:2] == rows[2:]
+    assert all(map(torch.equal, once.leader.parameters(), anew.leader.parameters()))
+
+
+def test_the_value_that_was_fitted_is_asked_anew() -> None:
+    apprentice = make("gail")
+    batches: list[Imitation] = []
+    step = apprentice.game.step
+    apprentice.game.step = lambda batch: (batches.append(batch), step(batch))[1]  # type: ignore[method-assign]
+    apprentice.iterate()
+    leader = apprentice.leader
+    leader.loss(leader.met, batches[0])
+    _, returns = leader.advantages_and_returns(leader.met, batches[0])
+    assert torch.equal(leader.returns, returns)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda game: pickle.loads(pickle.dumps(game))])
+def test_a_copy_of_a_game_plays_on_as_the_game_does(copied) -> None:
+    apprentice = make("gail")
+    apprentice.iterate()
+    game = copied(apprentice.game)
+    assert game.leader_opt.policy is game.leader.policy
+    assert game.leader_opt.last == apprentice.game.leader_opt.last
+    batch = Imitation(apprentice.sampler.collect(100), apprentice.expert)
+    for each in (game, apprentice.game):
+        each.step(batch)
+    assert all(map(torch.equal, game.players(), apprentice.game.players()))
+
+
+@pytest.mark.parametrize(
+    "spoil", [torch.Tensor.double, lambda pairs: pairs[:, 1:], lambda pairs: pairs[:0]]
+)
+def test_pairs_that_are_none_of_the_task_are_refused(spoil) -> None:
+    apprentice = make("gail")
+    with pytest.raises(
+        BilevelError, match=r"expert's pairs are \(.*they are \(E, 5\) of torch.float32"
+    ):
+        Apprentice(apprentice.game, apprentice.sampler, spoil(apprentice.expert), steps=3)
+
+
+def test_no_steps_are_no_iteration() -> None:
+    apprentice = make("gail")
+    apprentice.steps = 0
+    with pytest.raises(BilevelError, match="steps is 0: there is nothing to play"):
+        apprentice.iterate()

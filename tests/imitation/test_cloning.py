@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bilevel import BilevelError
+from bilevel import BilevelError, NonFiniteError
 from bilevel.imitation import CategoricalPolicy, GaussianPolicy, clone
 
 
@@ -34,3 +34,28 @@ def test_it_ends_where_what_was_held_out_grows_no_likelier() -> None:
 def test_one_pair_cannot_be_fitted_and_held_out() -> None:
     with pytest.raises(BilevelError, match="1 pairs are no two"):
         clone(CategoricalPolicy(1, 2), torch.ones(1, 1), torch.ones(1).long())
+
+
+@pytest.mark.parametrize("held_out", [0.0, 1.0, -0.5, float("nan")])
+def test_a_share_is_held_out_and_a_share_is_not(held_out: float) -> None:
+    with pytest.raises(BilevelError, match=r"held_out is .* give a number between 0 and 1"):
+        clone(CategoricalPolicy(1, 2), torch.ones(4, 1), torch.ones(4).long(), held_out=held_out)
+
+
+def test_something_is_left_to_learn_from() -> None:
+    torch.manual_seed(0)
+    policy, state = CategoricalPolicy(1, 2), torch.ones(2, 1)
+    clone(policy, state, torch.ones(2).long(), held_out=0.9, lr=1e-2)
+    assert policy(state[:1]).probs[0, 1] > 0.9
+
+
+def test_an_expert_without_noise_is_not_fitted_for_ever() -> None:
+    """A Gaussian's likelihood of one action grows without end."""
+    policy = GaussianPolicy(1, 1, hidden=())
+    assert clone(policy, torch.ones(8, 1), torch.zeros(8, 1), max_epochs=60) == 60
+
+
+def test_pairs_that_are_not_finite_are_refused() -> None:
+    states = torch.full((10, 1), torch.nan)
+    with pytest.raises(NonFiniteError, match="not finite after 1 epochs of cloning: check"):
+        clone(GaussianPolicy(1, 1), states, torch.zeros(10, 1))

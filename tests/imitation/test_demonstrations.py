@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -80,14 +81,29 @@ def test_what_cannot_be_imitated(shown: Demonstrations, tmp_path: Path) -> None:
     path.write_bytes(b"PK")
     with pytest.raises(BilevelError, match="holds no demonstrations"):
         load_demonstrations(path, ENV)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(BilevelError, match="holds no demonstrations"):
+        load_demonstrations(path, ENV)
     np.savez(path, observations=np.zeros(3))
     with pytest.raises(BilevelError, match="holds no demonstrations"):
         load_demonstrations(path, ENV)
     save_demonstrations(path, shown)
     with pytest.raises(BilevelError, match="shows MountainCar-v0, not CartPole-v1"):
         load_demonstrations(path, "CartPole-v1")
-    save_demonstrations(path, shown._replace(actions=shown.actions[1:]))
-    with pytest.raises(BilevelError, match="does not fit together"):
+    few = shown.first(2)
+    for misfit in (
+        {"actions": few.actions[1:]},
+        {"last": few.last[1:]},
+        {"terminated": few.terminated[1:]},
+        {"lengths": torch.cat([few.lengths, torch.zeros(1).long()])},
+        {"lengths": torch.tensor([-1, len(few.actions) + 1])},
+    ):
+        save_demonstrations(path, few._replace(**misfit))
+        with pytest.raises(BilevelError, match="does not fit together"):
+            load_demonstrations(path, ENV)
+    np.savez(path, **few._replace(actions=np.array(["left", "right"]))._asdict())
+    with pytest.raises(BilevelError, match="holds no demonstrations"):
         load_demonstrations(path, ENV)
     save_demonstrations(path, Demonstrations(ENV, *(part[:0] for part in shown[1:])))
     with pytest.raises(BilevelError, match="it is empty"):
@@ -117,3 +133,42 @@ def test_minari_keeps_them_too(
         load_minari("mountain-car/scripted-v0", "CartPole-v1")
     with pytest.raises(BilevelError, match="gave no dataset 'nobody/nothing-v0'"):
         load_minari("nobody/nothing-v0", ENV)
+
+
+def test_numbers_of_any_kind_are_read(shown: Demonstrations, tmp_path: Path) -> None:
+    few = shown.first(2)
+    kinds = dict.fromkeys(("observations", "rewards", "lengths", "last"), np.float64)
+    kinds |= {"actions": np.int32, "terminated": np.int64}
+    arrays = {name: getattr(few, name).numpy().astype(kind) for name, kind in kinds.items()}
+    np.savez(tmp_path / "own.npz", env=ENV, **arrays)
+    again = load_demonstrations(tmp_path / "own.npz", ENV)
+    for part, expected in zip(again[1:], few[1:], strict=True):
+        assert part.dtype == expected.dtype
+        assert torch.equal(part, expected)
+
+
+def test_continuous_actions_are_kept_as_the_environment_took_them(tmp_path: Path) -> None:
+    wild = GaussianPolicy(3, 1)
+    with torch.no_grad():
+        wild.log_std.fill_(2)
+    again = demonstrate("Pendulum-v1", wild, 1)
+    assert again.actions.abs().max() == 2
+    save_demonstrations(tmp_path / "own.npz", again._replace(actions=again.actions.double()))
+    assert load_demonstrations(tmp_path / "own.npz", "Pendulum-v1").actions.dtype == torch.float32
+
+
+def test_the_module_that_registers_an_environment_is_no_part_of_its_name(
+    shown: Demonstrations, tmp_path: Path
+) -> None:
+    save_demonstrations(tmp_path / "own.npz", shown.first(1))
+    assert load_demonstrations(tmp_path / "own.npz", f"gymnasium:{ENV}").env == ENV
+
+
+def test_an_episode_without_an_end_is_told() -> None:
+    gymnasium.register("Endless-v0", "gymnasium.envs.classic_control:PendulumEnv")
+    try:
+        with pytest.raises(BilevelError, match=r"Endless-v0 is not over after 120 .*TimeLimit"):
+            demonstrate("Endless-v0", GaussianPolicy(3, 1), 2, max_steps=120)
+    finally:
+        del gymnasium.registry["Endless-v0"]
+    assert demonstrate("Pendulum-v1", GaussianPolicy(3, 1), 1, max_steps=200).lengths == 200

@@ -100,6 +100,24 @@ def test_pairs_of_vectors() -> None:
     torch.testing.assert_close(rows[4], torch.cat([states[1, 1], actions[1, 1]]))
 
 
+def test_actions_are_told_as_the_environment_was_given_them() -> None:
+    """Else a policy whose noise leaves the range is known by that, and no expert's ever does."""
+    task = Task("vectors", 1, 2, discrete=False, low=(-1.0, 0.0), high=(1.0, 5.0))
+    rows = pairs(task, torch.zeros(2, 1), torch.tensor([[-3.0, -0.5], [0.5, 7.0]]))
+    assert rows[:, 1:].tolist() == [[-1, 0], [0.5, 5]]
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_whole_numbers_of_any_kind_count_actions(kind: torch.dtype) -> None:
+    rows = pairs(TASK, torch.zeros(2, 1), torch.tensor([1, 0], dtype=kind))
+    assert rows[:, 1:].tolist() == [[0, 1], [1, 0]]
+
+
+def test_floating_point_numbers_do_not_count_actions() -> None:
+    with pytest.raises(BilevelError, match=r"actions are torch.float32: .*store them as integers"):
+        pairs(TASK, torch.zeros(2, 1), torch.tensor([1.0, 0.0]))
+
+
 def test_a_discriminator_that_knows_nothing_gives_no_neutral_reward() -> None:
     """At D = ½ the other two pay or cost each step log 2, whatever the policy does."""
     batch = batch_of([2, 1], [1, 1])
@@ -124,7 +142,7 @@ def test_what_pairs_go_through_is_no_part_of_y() -> None:
     ("states", "actions"),
     [
         (torch.zeros(3, 2), torch.zeros(3).long()),
-        (torch.zeros(3, 1), torch.zeros(3, 2)),
+        (torch.zeros(3, 1), torch.zeros(3, 2).long()),
         (torch.zeros(3, 1), torch.tensor([0, 1, 2])),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -52,9 +53,9 @@ def test_they_start_anew_in_the_step_in_which_they_end() -> None:
 
 def test_a_task_is_read_off_the_spaces_and_makes_policies() -> None:
     task = Task.of(make_envs("MountainCar-v0", 1))
-    assert task == ("MountainCar-v0", 2, 3, True)
+    assert task == ("MountainCar-v0", 2, 3, True, (), ())
     assert isinstance(task.policy(), CategoricalPolicy)
-    assert Task.of(make_envs("Pendulum-v1", 1)) == ("Pendulum-v1", 3, 1, False)
+    assert Task.of(make_envs("Pendulum-v1", 1)) == ("Pendulum-v1", 3, 1, False, (-2.0,), (2.0,))
     assert isinstance(Task("vectors", 3, 2, discrete=False).policy(), GaussianPolicy)
 
 
@@ -66,7 +67,8 @@ def test_a_task_is_read_off_the_spaces_and_makes_policies() -> None:
         ("FrozenLake-v1", "policies read vectors"),
         ("Images-v0", "policies read vectors"),
         ("Switches-v0", "choose one of n actions or a vector"),
-        ("FromOne-v0", "choose one of n actions or a vector"),
+        ("FromOne-v0", "counts its actions from 1: policies count from 0; wrap it"),
+        ("nowhere_at_all:Mine-v0", "cannot be made: No module named 'nowhere_at_all'"),
     ],
 )
 def test_environments_that_cannot_be_played(name: str, told: str) -> None:
@@ -83,3 +85,28 @@ def test_an_environment_whose_packages_are_missing_says_which() -> None:
     except ImportError:
         with pytest.raises(BilevelError, match=r"LunarLander-v3 cannot be made.*install"):
             make_envs("LunarLander-v3", 1)
+
+
+def test_a_module_that_registers_an_environment_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_tasks.py").write_text(
+        "import gymnasium\n"
+        "entry = 'gymnasium.envs.classic_control:PendulumEnv'\n"
+        "gymnasium.register('Own-v0', entry, max_episode_steps=9)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert Task.of(make_envs("own_tasks:Own-v0", 1)).env == "Own-v0"
+    finally:
+        gymnasium.registry.pop("Own-v0", None)
+
+
+def test_a_name_without_a_version_is_the_newest_as_gymnasium_has_it() -> None:
+    with pytest.warns(UserWarning, match="latest versioned environment `CartPole-v1`"):
+        assert Task.of(make_envs("CartPole", 1)).env == "CartPole-v1"
+
+
+def test_no_environments_are_refused() -> None:
+    with pytest.raises(BilevelError, match=r"count is 0: .*give 1 or more"):
+        make_envs("CartPole-v1", 0)

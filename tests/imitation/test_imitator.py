@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 
+import pytest
 import torch
 
-from bilevel import Bilevel, Detached, Parametric
+from bilevel import Bilevel, BilevelError, Detached, Parametric
 from bilevel.imitation import (
     TRPO,
     CategoricalPolicy,
@@ -49,7 +50,7 @@ def test_at_the_policy_that_played_it_is_the_policy_gradient() -> None:
     leader, batch = game.leader, Imitation(sampler.collect(30), expert)
     y = game.follower.init(batch)
     leader.loss(y, batch).backward()
-    advantages, _ = leader.judge(y, batch)
+    advantages, _ = leader.advantages_and_returns(y, batch)
     weights = (advantages - advantages.mean()) / advantages.std()
     chosen = leader.policy(batch.rollout.observations)
     expected = torch.autograd.grad(
@@ -64,13 +65,13 @@ def test_at_the_policy_that_played_it_is_the_policy_gradient() -> None:
 def test_the_value_leaves_the_returns_their_due() -> None:
     """Advantage and value add up to the discounted rewards of an episode, for λ = 1."""
     game, sampler, expert = make()
-    game.leader.decay = 1.0
+    game.leader.gae_lambda = 1.0
     batch = Imitation(sampler.collect(3), expert)
     y = game.follower.init(batch)
     earned = game.follower.reward(y, batch.rollout)
     with torch.no_grad():
         last = game.leader.value(batch.rollout.next_observations[-1])
-    _, returns = game.leader.judge(y, batch)
+    _, returns = game.leader.advantages_and_returns(y, batch)
     expected = earned[0] + 0.99 * (earned[1] + 0.99 * (earned[2] + 0.99 * last))
     torch.testing.assert_close(returns[0], expected)
 
@@ -97,3 +98,30 @@ def test_a_step_moves_both_players_and_a_stopped_game_goes_on() -> None:
     resumed.load_state_dict(torch.load(file, weights_only=True))
     resumed.step(second)
     assert all(map(torch.equal, game.players(), resumed.players()))
+
+
+def test_advantages_are_those_of_the_batch_and_the_discriminator() -> None:
+    """They are kept for the line search, and for nothing else."""
+    game, sampler, expert = make()
+    leader = game.leader
+    first, second = (Imitation(sampler.collect(30), expert) for _ in range(2))
+    y = game.follower.init(first)
+    other = {name: leaf + 0.1 for name, leaf in y.items()}
+    for weights, batch in ((y, first), (other, first), (other, second), (y, second)):
+        leader.loss(weights, batch)
+        _, returns = leader.advantages_and_returns(weights, batch)
+        assert torch.equal(leader.returns, returns)
+    with torch.no_grad():
+        leader.value.size.mul_(2)
+    leader.loss(y, second)
+    assert torch.equal(leader.returns, returns)
+    leader.forget()
+    leader.loss(y, second)
+    assert not torch.equal(leader.returns, returns)
+
+
+def test_one_action_has_no_spread() -> None:
+    game, _, expert = make()
+    alone = Sampler(make_envs(ENV, 1), game.leader.policy).collect(1)
+    with pytest.raises(BilevelError, match=r"the rollout has 1 actions: .*play more"):
+        game.step(Imitation(alone, expert))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 
 from bilevel import BilevelError
 from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Rollout, Sampler, make_envs
@@ -107,3 +108,29 @@ def test_an_environment_that_ends_at_its_first_step_is_refused() -> None:
             sampler.collect(3)
     finally:
         del gymnasium.registry["Brief-v0"]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_environments_whose_resets_are_steps_are_refused(mode: AutoresetMode) -> None:
+    kwargs = {"autoreset_mode": mode}
+    envs = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync", vector_kwargs=kwargs)
+    with pytest.raises(BilevelError, match=rf"autoreset_mode is .*{mode.name}.*use make_envs"):
+        Sampler(envs, CategoricalPolicy(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("moved", "told"),
+    [("double", "torch.float64 on cpu"), ("half", "float16"), ("meta", "on meta")],
+)
+def test_a_policy_elsewhere_or_of_another_precision_is_refused(moved: str, told: str) -> None:
+    policy = CategoricalPolicy(4, 2)
+    policy = policy.to("meta") if moved == "meta" else getattr(policy, moved)()
+    sampler = Sampler(make_envs("CartPole-v1", 2), policy)
+    with pytest.raises(BilevelError, match=rf"network.0.weight is .*{told}.*cpu\(\).float\(\)"):
+        sampler.collect(3)
+
+
+def test_no_steps_are_refused() -> None:
+    sampler = Sampler(make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2))
+    with pytest.raises(BilevelError, match=r"steps is 0: .*give 1 or more"):
+        sampler.collect(0)

@@ -44,7 +44,9 @@ def test_advantage_and_value_make_the_return() -> None:
     zero = torch.zeros(4, 2)
     rollout = Rollout(states[:-1], zero, zero, states[1:], zero, never, never, torch.zeros(0))
     rewards = torch.randn(4, 2)
-    advantages, returns = value.judge(rollout, rewards, discount=0.9, decay=1.0)
+    advantages, returns = value.advantages_and_returns(
+        rollout, rewards, discount=0.9, gae_lambda=1.0
+    )
     expected = value(states[-1]).detach()
     for t in reversed(range(4)):
         expected = rewards[t] + 0.9 * expected

@@ -20,7 +20,7 @@ def test_weights_and_statistics_follow_the_recursion(decay: float) -> None:
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        averaged.follow(network)
+        averaged.update_parameters(network)
         d = min(decay, (1 + t) / (10 + t))
         for name, value in network.state_dict().items():
             if t == 0 or not value.is_floating_point():
@@ -35,6 +35,6 @@ def test_what_never_changes_stays_bit_for_bit() -> None:
     averaged = Averaged(network, 0.9)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for _ in range(10):
-        averaged.follow(network)
+        averaged.update_parameters(network)
     for name, value in averaged.module.state_dict().items():
         assert torch.equal(value, before[name]), name

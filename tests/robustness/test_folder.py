@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bilevel.errors import BilevelError
-from bilevel.robustness import folder
+from bilevel.robustness import cache, folder
 from bilevel.robustness.data import ImageSet, Splits
 from bilevel.robustness.sources import load_images
 from tests.images import write_image, write_tree
@@ -54,7 +54,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     pixels = folder._pixels
 
-    def spy(path: Path) -> folder.Bytes:
+    def spy(path: Path) -> cache.Bytes:
         seen.append(path)
         return pixels(path)
 
@@ -72,11 +72,13 @@ def test_a_folder_is_read_as_image_folder_reads_it(
     write_image(tree / "test" / "dog" / "grey.png", 9, mode="L")
     (tree / "test" / "dog" / "notes.txt").write_text("no image")
     source = ImageFolder(str(tree / "test"))
-    test = load(tree).test
+    test = folder.find_trees(tree)["test"]
     assert test.classes == tuple(source.classes)
     assert test.labels.tolist() == source.targets
     expected = np.stack([np.asarray(image) for image, _ in source]).transpose(0, 3, 1, 2)
-    assert np.array_equal(test.images, expected)
+    assert np.array_equal(test.read(), expected)
+    loaded = load(tree).test
+    assert {bytes(image.numpy()) for image in loaded.images} == {*map(bytes, expected)}
 
 
 def test_a_folder_is_read_without_a_bar_where_rich_is_missing(
@@ -117,8 +119,9 @@ def test_a_changed_file_is_seen(tree: Path, decoded: list[Path]) -> None:
     status = path.stat()
     write_image(path, 77)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the clock may stand still
-    test = load(tree).test
-    assert np.array_equal(test.images[1].permute(1, 2, 0), np.asarray(Image.open(path)))
+    load(tree)
+    test = folder.find_trees(tree)["test"].read()
+    assert np.array_equal(test[1].transpose(1, 2, 0), np.asarray(Image.open(path)))
     assert {path.parent.parent.name for path in decoded} == {"test"}
 
 
@@ -128,35 +131,35 @@ def test_a_renamed_file_is_seen(tmp_path: Path) -> None:
         path = tmp_path / "ab"[index % 2] / f"{index}.bmp"
         write_image(path, index)
         os.utime(path, ns=(0, 0))
-    (before,) = (tree.read() for tree in folder.find_trees(tmp_path))
+    before = folder.find_trees(tmp_path)["all"].read()
     (tmp_path / "a" / "0.bmp").rename(tmp_path / "a" / "9.bmp")
-    (after,) = (tree.read() for tree in folder.find_trees(tmp_path))
+    after = folder.find_trees(tmp_path)["all"].read()
     assert np.array_equal(after, before[[1, 0, 2, 3]])
 
 
 def test_a_damaged_cache_is_made_again(tree: Path) -> None:
     first = load(tree)
-    cache = tree / "train" / folder.CACHE_NAME
-    whole = cache.read_bytes()
+    kept = tree / "train" / folder.CACHE_NAME
+    whole = kept.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     for damage in (b"", b"junk", whole[: len(whole) // 2], whole[:-1], bytes(flipped)):
-        cache.write_bytes(damage)
+        kept.write_bytes(damage)
         assert same(load(tree), first)
-        assert len(cache.read_bytes()) == len(whole)
+        assert len(kept.read_bytes()) == len(whole)
     pickled = np.array([{}], dtype=object)
-    np.savez(cache, fingerprint=pickled, images=pickled)
+    np.savez(kept, fingerprint=pickled, images=pickled)
     assert same(load(tree), first)
-    np.savez(cache, other=np.zeros(1))
+    np.savez(kept, other=np.zeros(1))
     assert same(load(tree), first)
 
 
 def test_a_read_only_folder_is_cached_for_the_user(
     tree: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Path]
 ) -> None:
-    save = folder._save
+    save = cache.save
     monkeypatch.setattr(
-        folder, "_save", lambda path, *rest: tree not in path.parents and save(path, *rest)
+        cache, "save", lambda path, *rest: tree not in path.parents and save(path, *rest)
     )
     first = load(tree)
     assert len(list(user_cache.glob("*.npz"))) == 2
@@ -195,12 +198,35 @@ def test_a_class_without_images(tree: Path) -> None:
         load(tree)
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_train_or_test_alone(tmp_path: Path, part: str) -> None:
-    write_tree(tmp_path / "pets" / part)
-    write_tree(tmp_path / "pets" / "val")
-    with pytest.raises(BilevelError, match=f"pets holds {part}/ but not both train/ and test/"):
-        load(tmp_path / "pets")
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_validation_images_of_ones_own(tree: Path, name: str) -> None:
+    root = write_tree(tree / name, count=2, seed=7000)
+    splits = load(tree)
+    assert [counts(part) for part in splits] == [[10, 10], [2, 2], [3, 3]]
+    assert np.array_equal(splits.validation.images, folder.list_images(root).read())
+
+
+@pytest.mark.parametrize(("part", "other"), [("train", "test"), ("test", "train")])
+def test_train_or_test_alone(tmp_path: Path, part: str, other: str) -> None:
+    root = tmp_path / "pets"
+    write_tree(root / part)
+    with pytest.raises(BilevelError, match=f"pets holds {part}/ but no {other}/: .*{other}/, or"):
+        load(root)
+    write_tree(root / "valid")
+    told = f"pets holds {part}/ and valid/ but no {other}/: .*rename valid/, or give {root}/{part}"
+    with pytest.raises(BilevelError, match=told):
+        load(root)
+
+
+def test_test_images_come_in_a_mixed_order_that_is_always_the_same(tmp_path: Path) -> None:
+    """Class by class, a batch would have no partners of another class for its images."""
+    write_tree(tmp_path / "test", count=8)
+    write_tree(tmp_path / "train", count=2)
+    first, again = load(tmp_path).test, load(tmp_path, seed=1).test
+    assert torch.equal(first.images, again.images)
+    assert counts(first) == [8, 8]
+    for half in first.labels.chunk(2):
+        assert 0 < half.sum() < 8
 
 
 @pytest.mark.parametrize(("part", "other"), [("train", "test"), ("test", "train")])

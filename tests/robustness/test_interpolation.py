@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -17,13 +18,16 @@ from bilevel.robustness import (
     Batch,
     InterpolatedLabels,
     Interpolation,
+    Linf,
     Recipe,
     attack,
     build_model,
+    compile_network,
     make_game,
     make_solver,
 )
 from bilevel.robustness.interpolation import PAIRINGS
+from bilevel.robustness.speed import is_compiled
 
 EPS = 0.1
 
@@ -155,6 +159,20 @@ def test_another_layer(model: nn.Module, batch: Batch) -> None:
     torch.testing.assert_close(actual, expected)
 
 
+def test_a_classifier_compiled_before_it_is_asked_for_its_features(
+    model: nn.Module, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by validation under L∞: the graph knows nothing of the hook, and fits the images."""
+    leader, follower = play(model.eval(), start=0.0)
+    expected = fgsm(EPS).solve(follower, leader, batch).stats["objective_after"]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compile_network(model)
+    fgsm(EPS).solve(Linf(EPS), leader, batch)
+    actual = fgsm(EPS).solve(follower, leader, batch).stats["objective_after"]
+    assert is_compiled(model)
+    torch.testing.assert_close(actual, expected)
+
+
 def test_bad_input_is_told(model: nn.Module, batch: Batch) -> None:
     with pytest.raises(BilevelError, match=r"no pairing 'twins'.*reversed, next, other-class"):
         Interpolation(EPS, pairing="twins")
@@ -162,4 +180,8 @@ def test_bad_input_is_told(model: nn.Module, batch: Batch) -> None:
         InterpolatedLabels(model, Interpolation(EPS), epsilon_y=1.5)
     leader, follower = play(model, layer="trunc")
     with pytest.raises(BilevelError, match=r"no layer 'trunc'.*normalize, trunk, head"):
+        follower.objective(leader, torch.zeros_like(batch.x), batch)
+    model.spare = nn.Identity()
+    leader, follower = play(model, layer="spare")
+    with pytest.raises(BilevelError, match=r"layer 'spare' computes nothing of its own"):
         follower.objective(leader, torch.zeros_like(batch.x), batch)

@@ -13,6 +13,7 @@ import pytest
 
 from bilevel.errors import BilevelError
 from bilevel.robustness.data import Splits
+from bilevel.robustness.npz import read_npz
 from bilevel.robustness.sources import load_images
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -63,12 +64,24 @@ def test_every_layout_comes_back(
         labels = arrays[f"{part}_labels"].astype(dtype)
         arrays[f"{part}_labels"] = labels[:, None] if column else labels
     np.savez_compressed(path, **arrays)
-    splits = load(path, validation=0)
-    for part, found in (("train", splits.train), ("test", splits.test)):
+    for part, found in read_npz(path).items():
         assert np.array_equal(found.images, to_channels_first(arrays[f"{part}_images"]))
         assert found.images.is_contiguous()
         assert np.array_equal(found.labels, arrays[f"{part}_labels"].ravel())
         assert found.classes == ("0", "1")
+
+
+def test_test_images_come_in_a_mixed_order(path: Path) -> None:
+    arrays = photos()
+    arrays["test_labels"].sort()
+    np.savez(path, **arrays)
+    test = load(path).test
+    assert test.labels.tolist() not in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+    found = [
+        {(bytes(image.numpy()), int(y)) for image, y in zip(part.images, part.labels, strict=True)}
+        for part in (test, read_npz(path)["test"])
+    ]
+    assert found[0] == found[1]
 
 
 def test_images_for_validation_are_held_out_unless_the_file_has_them(path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bilevel import BilevelError
 from bilevel.robustness import RECIPES, Attacker, Recipe, build_model, fast, fitting_width
 
 
@@ -19,9 +20,25 @@ def test_one_cycle_is_two_lines() -> None:
         assert line.diff().std() < 1e-12
 
 
-def test_milestones_hold_for_whole_epochs() -> None:
-    recipe = Recipe(epochs=7, milestones=(0.5, 0.8))
-    assert [recipe.lr_at(epoch + 0.99) for epoch in range(7)] == [*map(recipe.lr_at, range(7))]
+@pytest.mark.parametrize("epochs", [1, 7, 100])
+def test_milestones_are_shares_of_the_run(epochs: int) -> None:
+    """Of a single epoch too; and the hundredths of a run of 100 epochs are its epochs."""
+    for share in (0.3, 0.55, 0.57, 0.9):
+        recipe = Recipe(epochs=epochs, milestones=(share,), lr=1.0)
+        assert recipe.lr_at(0) == recipe.lr_at((share - 0.001) * epochs) == 1.0
+        assert recipe.lr_at((share + 0.001) * epochs) == 0.1
+    assert Recipe(milestones=(0.55,), lr=1.0).lr_at(55) == 0.1
+
+
+@pytest.mark.parametrize("milestones", [(30.0, 60.0), (0.0,), (-0.5, 0.5), (float("nan"),)])
+def test_milestones_that_are_no_shares(milestones: tuple[float, ...]) -> None:
+    with pytest.raises(BilevelError, match=r"milestones are \(.*shares of the run; give numbers"):
+        Recipe(milestones=milestones)
+
+
+def test_evaluation_takes_batches_of_twice_the_images_and_256_at_most() -> None:
+    sizes = [Recipe(batch_size=size).evaluation_batch_size for size in (1, 64, 128, 512)]
+    assert sizes == [2, 128, 256, 256]
 
 
 @pytest.mark.parametrize("dataset", RECIPES)

@@ -71,6 +71,12 @@ def test_a_name_of_ones_own(tmp_path: Path) -> None:
     assert load_trained(tmp_path, "mine").name == "mine"
 
 
+def test_folders_by_name(tmp_path: Path) -> None:
+    about = ABOUT["plain"]
+    save_trained(str(tmp_path / "run"), about, about.classifier(), about.solver())
+    assert load_trained(str(tmp_path / "run")).name == "run"
+
+
 def test_a_missing_attacker_is_none(tmp_path: Path) -> None:
     about = ABOUT["grad-l2l"]
     save_trained(tmp_path, about, about.classifier(), about.solver())

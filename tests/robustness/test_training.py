@@ -21,18 +21,25 @@ from bilevel import (
     Simultaneous,
     ZeroSum,
     checkpoint,
+    pgm,
 )
 from bilevel.robustness import (
+    L2,
     Attacker,
     Linf,
     Recipe,
     Splits,
     Trainer,
+    attack,
+    batches,
     make_solver,
     shuffled_batches,
+    validation,
 )
 from bilevel.robustness import training as module
+from bilevel.robustness.progress import Windows
 from bilevel.robustness.recipe import make_game
+from bilevel.updates import NormalizedGradient
 from tests.images import image_set
 from tests.problems import BatchNormNet
 
@@ -101,8 +108,8 @@ def stop_after(trainer: Trainer, steps: int) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "save_every", "epoch", "position"),
-    [(3, -1.0, 0, 2), (11, -1.0, 1, 4), (11, math.inf, 1, 0)],
-    ids=["first epoch", "last epoch", "saved between epochs"],
+    [(0, -1.0, 0, 0), (3, -1.0, 0, 2), (7, -1.0, 1, 0), (11, -1.0, 1, 4), (11, math.inf, 0, 0)],
+    ids=["first step", "first epoch", "saved between epochs", "last epoch", "saved at the start"],
 )
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
 @pytest.mark.parametrize("method", ["pgm", "two-step-l2l"])
@@ -154,15 +161,19 @@ def test_each_epoch_has_the_batches_of_the_seed_and_the_epoch(
 
 
 @pytest.mark.parametrize(
-    ("choose_by", "best"), [("validation_pgm", 0), ("validation_clean", 1)], ids=["pgm", "clean"]
+    ("monitor", "best"),
+    [("validation_robust", 0), ("validation_clean", 1)],
+    ids=["robust", "clean"],
 )
 def test_the_weights_that_validate_best_are_put_back(
-    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, choose_by: str, best: int
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, monitor: str, best: int
 ) -> None:
     """By accuracies that are dictated; of two equal epochs the first is kept."""
     clean, attacked = iter([0.5, 0.9, 0.9, 0.7]), iter([0.4, 0.2, 0.3, 0.4])
     monkeypatch.setattr(
-        module, "accuracy", lambda model, images, *attack: next(attacked if attack else clean)
+        validation,
+        "accuracy",
+        lambda model, images, *attack, batch_size: next(attacked if attack else clean),
     )
     weights = []
 
@@ -173,11 +184,62 @@ def test_the_weights_that_validate_best_are_put_back(
         if "epoch" in metrics:
             weights.append(copy.deepcopy(networks()))
 
-    trainer = build(recipe=replace(RECIPE, epochs=4), choose_by=choose_by, report=remember)
+    trainer = build(recipe=replace(RECIPE, epochs=4), monitor=monitor, report=remember)
     progress = trainer.fit()
     assert progress.best_epoch == best
-    assert progress.best == progress.history[best][choose_by]
+    assert progress.best == progress.history[best][monitor]
     assert [equal(networks(), epoch) for epoch in weights] == [i == best for i in range(4)]
+
+
+def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Trainer]) -> None:
+    given = build()
+    game = given.game
+    game.follower = L2(0.05)
+    trainer = Trainer(game, given.data, RECIPE, seed=0, path=given.path, config={})
+    threat, solver = trainer.validate
+    assert repr(threat) == "L2(eps=0.05, start=0, loss=cross_entropy)"
+    assert isinstance(solver.update, NormalizedGradient)
+    trainer.fit()
+    batch = next(batches(given.data.validation, 6))
+    moved = (attack(game.leader.model, threat, solver, batch).x - batch.x).flatten(1)
+    assert torch.allclose(moved.norm(dim=1), torch.tensor(0.05), rtol=0.1)
+
+
+def test_a_follower_whose_ball_is_not_known_brings_its_own_attack(
+    build: Callable[..., Trainer],
+) -> None:
+    class Mine(Linf):
+        pass
+
+    given = build()
+    given.game.follower = Mine(0.1)
+    make = partial(Trainer, given.game, given.data, RECIPE, seed=0, path=given.path, config={})
+    with pytest.raises(BilevelError, match=r"Mine is neither Linf nor L2: .*give validate="):
+        make()
+    own = Mine(0.1), pgm(0.1, 1)
+    assert make(validate=own).validate is own
+
+
+def test_validation_takes_no_more_memory_than_training(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: object, images: object, *attack: object, batch_size: int) -> float:
+        assert batch_size == 2 * RECIPE.batch_size
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(validation, "accuracy", full)
+    with pytest.raises(BilevelError, match="out of memory with batches of 8 images"):
+        build().fit()
+
+
+def test_short_epochs_are_not_saved_one_by_one(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: saved.append(path))
+    trainer = build(path="run.pt", recipe=replace(RECIPE, epochs=5))
+    trainer.fit()
+    assert saved == [Path("run.pt")] * 2  # before the first step and at the end
 
 
 def test_the_classifiers_learning_rate_follows_the_recipe_and_the_attackers_stays(
@@ -220,10 +282,22 @@ def test_a_classifier_that_gives_nan_is_not_saved(build: Callable[..., Trainer])
             with torch.no_grad():
                 next(trainer.game.leader.parameters()).fill_(math.nan)
 
-    trainer = build(report=break_it)
+    trainer = build(report=break_it, save_every=-1.0)
     with pytest.raises(NonFiniteError, match="step 12: the classifier's logits are not finite"):
         trainer.fit()
     assert checkpoint.load(trainer.path)["progress"]["epoch"] == 1
+
+
+def test_what_a_gpu_has_not_told_yet_is_read_before_it_is_saved(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    trainer = build(save_every=-1.0)
+    trainer._windows = Windows(torch.device("cuda"))
+    monkeypatch.setattr(trainer.game, "step", lambda batch: {"loss": torch.tensor(math.nan)})
+    with pytest.raises(NonFiniteError, match="loss is nan at step 1 of the last 2 read"):
+        trainer.fit()
+    assert checkpoint.load(trainer.path)["progress"]["position"] == 0
 
 
 # Checkpoints that do not belong.
@@ -232,18 +306,18 @@ def test_a_classifier_that_gives_nan_is_not_saved(build: Callable[..., Trainer])
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"method": "pgm"}, "method = two-step-l2l, this one has pgm"),
-        ({"recipe": replace(RECIPE, lr=0.5)}, "lr = 0.1, this one has 0.5"),
-        ({"seed": 3}, "seed = 0, this one has 3"),
-        ({"precision": "bf16"}, "precision = float32, this one has bf16"),
-        ({"config": {"method": "two-step-l2l", "width": 8}}, "width = None, this one has 8"),
+        ({"method": "pgm"}, "method = two-step-l2l, this one has pgm: .*the same arguments"),
+        ({"recipe": replace(RECIPE, lr=0.5)}, "lr = 0.1, this one has 0.5: "),
+        ({"seed": 3}, "seed = 0, this one has 3: "),
+        ({"precision": "bf16"}, "precision = float32, .* bf16: .*give --precision float32, or"),
+        ({"config": {"method": "two-step-l2l", "width": 8}}, "width = None, this one has 8: "),
     ],
 )
 def test_a_checkpoint_of_another_run(
     build: Callable[..., Trainer], change: dict[str, Any], told: str
 ) -> None:
     build().save()
-    with pytest.raises(BilevelError, match=f"run.pt is a run with {told}: .*give the same"):
+    with pytest.raises(BilevelError, match=f"run.pt is a run with {told}"):
         build(**change).resume()
 
 
@@ -297,13 +371,13 @@ def test_the_best_weights_are_those_that_were_validated(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = module.accuracy
+    original = validation.accuracy
 
-    def spy(model: Any, images: Any, *attack: Any) -> float:
+    def spy(model: Any, *rest: Any, **options: Any) -> float:
         seen.append(copy.deepcopy(model.state_dict()))
-        return original(model, images, *attack)
+        return original(model, *rest, **options)
 
-    monkeypatch.setattr(module, "accuracy", spy)
+    monkeypatch.setattr(validation, "accuracy", spy)
     trainer = build(recipe=EMA)
     progress = trainer.fit()
     assert equal(trainer.game.leader.model.state_dict(), seen[2 * progress.best_epoch])

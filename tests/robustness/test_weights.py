@@ -46,6 +46,16 @@ def test_what_was_saved_is_loaded(tmp_path: Path, build: Callable[[], nn.Module]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_tied_weights_and_names_of_files(tmp_path: Path) -> None:
+    saved, loaded = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
+    saved[1].weight = saved[0].weight
+    path = str(tmp_path / "weights.safetensors")
+    save_weights(path, saved, {"model": "tied"})
+    load_weights(path, loaded)
+    assert read_about(path) == {"model": "tied"}
+    assert torch.equal(loaded[1].weight, saved[0].weight)
+
+
 @pytest.mark.parametrize(
     ("other", "told"),
     [

@@ -180,6 +180,17 @@ def test_coordinates_start_at_the_skip_and_a_zero_gradient_is_no_trouble():
     assert all(p.grad.isfinite().all() for p in updater.parameters())
 
 
+def test_a_coordinate_does_not_depend_on_its_samples_batch_mates():
+    y, gradient = torch.randn(2, 3, 4)
+    updater = CoordinateMLP()
+    nn.init.normal_(updater.network[-1].weight)
+    together, _ = updater(y, gradient, None, None)
+    others = torch.cat([gradient[:1], 100 * gradient[1:]])
+    torch.testing.assert_close(updater(y, others, None, None)[0][0], together[0])
+    alone = [updater(a[None], b[None], None, None)[0] for a, b in zip(y, gradient, strict=True)]
+    torch.testing.assert_close(torch.cat(alone), together)
+
+
 def test_the_step_does_not_depend_on_the_objectives_scale():
     y, gradient = problem()
     updater = CoordinateMLP()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.updates import max_abs, unit_norm
+from bilevel.updates.normalize import unit_rms
 
 NORMALIZERS = {
     "max_abs": (max_abs, math.inf),
@@ -148,6 +149,18 @@ def test_is_one_graph_without_synchronisation(normalize, order):
         torch.func.vmap(normalize)(games), torch.stack([normalize(game) for game in games])
     )
     assert normalize(gradient.to("meta")).shape == gradient.shape
+
+
+@fast
+@given(gradient=gradients())
+def test_root_mean_square_of_a_sample_or_a_dict_is_one(gradient):
+    zero = (gradient == 0).flatten(1).all(1)
+    squares = unit_rms(gradient).double().flatten(1).square().mean(1)
+    torch.testing.assert_close(squares, (~zero).double(), rtol=1e-5, atol=0)
+    for shape in ((), (3,)):  # a number a sample
+        assert torch.equal(unit_rms(torch.full(shape, -7.0)), torch.full(shape, -1.0))
+    shared = unit_rms({"weight": torch.tensor([[3.0, -4.0]]), "bias": torch.zeros(2)})
+    torch.testing.assert_close(shared["weight"], torch.tensor([[3.0, -4.0]]) / 2.5)
 
 
 def test_unknown_over_is_an_error():

@@ -1,42 +1,124 @@
-"""Optimizers of ``torch.optim`` as updates: their steps, and what cannot be unrolled."""
+"""Optimizers of ``torch.optim`` as updates: their steps, their derivatives, and what is refused."""
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from bilevel import BilevelError, testing
+from bilevel import BilevelError, Iterative, Unrolled, testing
 from bilevel.updates import Optimizer
+from tests.valleys import F64, Numbers, Quadratic, valley
 
-SETTINGS = [
+Settings = dict[str, Any]
+SETTINGS: list[tuple[type[torch.optim.Optimizer], Settings]] = [
     (torch.optim.SGD, {"lr": 0.1}),
     (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     (torch.optim.Adam, {"lr": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.1}),
+    (torch.optim.Adam, {"lr": 0.1, "amsgrad": True}),
+    (torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.1}),
     (torch.optim.Adadelta, {"lr": 1.0}),
     (torch.optim.Adamax, {"lr": 0.1}),
     (torch.optim.ASGD, {"lr": 0.1}),
 ]
 
 
-@pytest.mark.parametrize(("kind", "settings"), SETTINGS)
-def test_the_steps_are_those_of_torch(kind, settings) -> None:
-    y = {"a": torch.randn(2, 3, dtype=torch.float64), "b": torch.randn(4, dtype=torch.float64)}
+def both(
+    kind: type[torch.optim.Optimizer], settings: Settings, *, scale: float = 1.0
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Some steps of ours and of torch's, along gradients of a size."""
+    y = {"a": torch.randn(2, 3, dtype=F64), "b": torch.randn(4, dtype=F64)}
     theirs = {name: leaf.clone().requires_grad_() for name, leaf in y.items()}
     optimizer, update, state = kind(theirs.values(), **settings), Optimizer(kind, **settings), None
+    pairs = []
     for _ in range(5):
-        gradient = {name: torch.randn_like(leaf) for name, leaf in reversed(y.items())}
+        gradient = {name: scale * torch.randn_like(leaf) for name, leaf in reversed(y.items())}
         y, state = update(y, gradient, None, state)
         for name, leaf in theirs.items():
             leaf.grad = -gradient[name]
         optimizer.step()
-        for name, leaf in theirs.items():
-            torch.testing.assert_close(y[name], leaf.detach(), rtol=1e-6, atol=1e-7)
-    assert not any(leaf.requires_grad for leaf in y.values())
+        pairs += [(y[name], leaf.detach().clone()) for name, leaf in theirs.items()]
+    return pairs
+
+
+@pytest.mark.parametrize(("kind", "settings"), SETTINGS)
+def test_the_steps_are_those_of_torch(kind, settings) -> None:
+    for ours, theirs in both(kind, settings):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+        assert not ours.requires_grad
+
+
+size = st.floats(1e-10, 1e3)
+decay = st.sampled_from([0.0, 0.1])
+
+
+@given(
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    dampening=st.sampled_from([0.0, 0.3]),
+    nesterov=st.booleans(),
+    weight_decay=decay,
+    scale=size,
+)
+@hypothesis_settings(max_examples=40, deadline=None)
+def test_sgd_to_rounding(momentum, dampening, nesterov, weight_decay, scale) -> None:
+    if nesterov and (dampening or not momentum):  # torch refuses it
+        nesterov = False
+    settings = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+    settings |= {"lr": 0.1, "weight_decay": weight_decay}
+    for ours, theirs in both(torch.optim.SGD, settings, scale=scale):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@given(
+    kind=st.sampled_from([torch.optim.Adam, torch.optim.AdamW]),
+    betas=st.tuples(st.sampled_from([0.0, 0.9]), st.sampled_from([0.5, 0.999])),
+    eps=st.sampled_from([1e-8, 1e-3]),
+    weight_decay=decay,
+    amsgrad=st.booleans(),
+    decoupled=st.booleans(),
+    scale=size,
+)
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_adam_to_rounding(kind, betas, eps, weight_decay, amsgrad, decoupled, scale) -> None:
+    """At gradients of the size of eps too, which is where it matters where eps stands."""
+    settings = {"lr": 0.1, "betas": betas, "eps": eps}
+    settings |= {"weight_decay": weight_decay, "amsgrad": amsgrad}
+    if decoupled and kind is torch.optim.Adam:
+        settings["decoupled_weight_decay"] = True
+    for ours, theirs in both(kind, settings, scale=scale):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(("kind", "settings"), SETTINGS)
+def test_the_derivatives_are_exact(kind, settings) -> None:
+    """Of three steps, in where they start and in their gradients, with moments."""
+    update = Optimizer(kind, **settings)
+
+    def moved(y: torch.Tensor, *gradients: torch.Tensor) -> torch.Tensor:
+        state = None
+        for gradient in gradients:
+            y, state = update(y, gradient, None, state)
+        return y
+
+    inputs = [torch.randn(3, dtype=F64, requires_grad=True) for _ in range(4)]
+    assert torch.autograd.gradcheck(moved, inputs)
 
 
 @pytest.mark.parametrize(("kind", "settings"), SETTINGS)
 def test_it_conforms(kind, settings) -> None:
     testing.check_update(Optimizer(kind, **settings), torch.randn(2, 3))
+
+
+@pytest.mark.parametrize(("kind", "settings"), SETTINGS)
+def test_a_solve_leaves_no_history_behind(kind, settings) -> None:
+    solver = Iterative(Optimizer(kind, **settings), 3)
+    Unrolled().solve(solver, Quadratic(), Numbers(3), valley(4, 2.0))
+    copy.deepcopy(solver)  # raises where a tensor with a history is kept
 
 
 def test_two_solves_at_once_do_not_share_a_memory() -> None:
@@ -47,7 +129,13 @@ def test_two_solves_at_once_do_not_share_a_memory() -> None:
         assert update(y, g, None, state)[0].item() == 2.5
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.LBFGS])
+@pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.LBFGS])
 def test_an_optimizer_that_cannot_be_unrolled(kind) -> None:
     with pytest.raises(BilevelError, match=rf"{kind.__name__} cannot .*SGD, Adam, .*Implicit"):
         Optimizer(kind, lr=0.1)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.ASGD])
+def test_the_followers_sense_says_which_way(kind) -> None:
+    with pytest.raises(BilevelError, match=r'maximize=True would make y worse: .* sense = "max"'):
+        Optimizer(kind, lr=0.1, maximize=True)

@@ -186,10 +186,17 @@ class Steps:
 
 def spread(record: Record, name: str) -> str:
     """A median with its range."""
-    return f"{record[name]:.3f} ({record[f'{name}_min']:.3f} to {record[f'{name}_max']:.3f})"
+    return f"{record[name]:.3f} ({record[f'{name}_min']:.3f}–{record[f'{name}_max']:.3f})"
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    """A Markdown table; columns of numbers are aligned to the right."""
+    rows = list(rows)
+    columns = list(zip(*rows, strict=True))[1:]
+    rules = ["---", *("---:" if all(map(_is_number, column)) else "---" for column in columns)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (titles, rules, *rows))
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell holds a number, or says that there is none."""
+    return cell in ("", "–", UNKNOWN) or cell[0].isdigit()

@@ -20,7 +20,6 @@ from bilevel.robustness import (
     Linf,
     Recipe,
     Splits,
-    Trained,
     Trainer,
     compile_network,
     computing,
@@ -133,7 +132,7 @@ class Training:
             path=self.folder / "checkpoint.pt",
             config=config,
             precision=self.precision,
-            choose_by="validation_clean" if self.method == "plain" else "validation_pgm",
+            monitor="validation_clean" if self.method == "plain" else "validation_robust",
             report=report,
         )
         if trainer.path.exists():
@@ -150,7 +149,7 @@ class Training:
     def _attack(self, about: About, model: nn.Module, data: Splits) -> dict[str, float]:
         """Accuracy: clean, under each attack, under all of them."""
         model = copy.deepcopy(model)  # which is not compiled: the last images come in odd numbers
-        arsenal = Arsenal(Trained(self.method, about, model, None), about.epsilon, seed=self.seed)
+        arsenal = Arsenal(about.epsilon, about.classes, seed=self.seed)
         path = self.folder / "battery.pt"
         battery = Battery(
             make_attacks(ATTACKS, arsenal),

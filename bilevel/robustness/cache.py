@@ -1,0 +1,71 @@
+"""Decoded images kept in one file, which counts as long as the images' own files stay the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def user_cache(root: Path) -> Path:
+    """The cache file of a folder that cannot be written.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        A file in the user's cache folder.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bilevel"
+    return folder / (hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32] + ".npz")
+
+
+def load(path: Path, fingerprint: str) -> Bytes | None:
+    """Reads a cache file.
+
+    Args:
+        path: The file.
+        fingerprint: Of the images' files as they are now.
+
+    Returns:
+        The images; None where the cache is absent, stale or damaged.
+    """
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            if str(file["fingerprint"]) == fingerprint:
+                images: Bytes = file["images"]
+                return images
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        pass
+    return None
+
+
+def save(path: Path, fingerprint: str, images: Bytes) -> bool:
+    """Writes a cache file in one piece, so that no reader sees half of it.
+
+    Args:
+        path: The file.
+        fingerprint: Of the images' files.
+        images: What they decode to.
+
+    Returns:
+        Whether it could be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, fingerprint=np.array(fingerprint), images=images)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True

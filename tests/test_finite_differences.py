@@ -1,0 +1,79 @@
+"""`testing.check_adjoint`: passes what is right, and names the parameter of what is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bilevel import (
+    Adjoint,
+    Detached,
+    FollowerProblem,
+    Forward,
+    Implicit,
+    Iterative,
+    LeaderProblem,
+    Penalty,
+    Unrolled,
+    testing,
+)
+from bilevel.updates import Gradient, Optimizer, Update
+from tests.valleys import F64
+
+
+class Shift(LeaderProblem):
+    """Two parameters, of which the loss reads one on its own too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(2, 3, dtype=F64))
+        self.bias = nn.Parameter(torch.randn(2, dtype=F64))
+
+    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+        return y.square().sum() / 2 + self.bias.sum()
+
+
+class Soft(FollowerProblem):
+    """min over y of Σ softplus(y) + ½‖y − Ab − c‖²."""
+
+    sense = "min"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros(2, dtype=F64)
+
+    def objective(self, leader: Shift, y: Tensor, batch: Tensor) -> Tensor:
+        target = leader.matrix @ batch + leader.bias
+        return F.softplus(y).sum() + (y - target).square().sum() / 2
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "update"),
+    [
+        (Unrolled(), Gradient(0.5)),
+        (Unrolled(recompute=True), Optimizer(torch.optim.Adam, lr=0.1)),
+        (Unrolled(), Optimizer(torch.optim.AdamW, lr=0.1, amsgrad=True)),
+        (Implicit(), Gradient(0.5)),
+        (Penalty(1e3), Gradient(0.5)),
+        (Forward(), Optimizer(torch.optim.SGD, lr=0.2, momentum=0.5, nesterov=True)),
+    ],
+)
+def test_what_is_right_passes(adjoint: Adjoint, update: Update) -> None:
+    leader = Shift()
+    before = {name: p.clone() for name, p in leader.named_parameters()}
+    solver = Iterative(update, 60)
+    testing.check_adjoint(adjoint, solver, Soft(), leader, torch.randn(3, dtype=F64))
+    for name, parameter in leader.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "steps"), [(Detached(), 60), (Implicit(), 1), (Unrolled(truncate=1), 5)]
+)
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+def test_what_is_wrong_is_named(adjoint: Adjoint, steps: int) -> None:
+    solver = Iterative(Gradient(0.3), steps)
+    with pytest.raises(AssertionError, match=r"the gradient of matrix is off by \d"):
+        testing.check_adjoint(adjoint, solver, Soft(), Shift(), torch.randn(3, dtype=F64))

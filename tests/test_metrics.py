@@ -1,0 +1,47 @@
+"""`MetricLog`: one reading for many steps, at once or later."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bilevel import MetricLog, NonFiniteError
+
+
+def test_a_metric_that_some_steps_lack_is_averaged_over_the_others() -> None:
+    log = MetricLog()
+    log.add({"loss": torch.tensor(1.0)})
+    log.add({"loss": torch.tensor(2.0), "norm": torch.tensor(5.0, dtype=torch.float64)})
+    assert log.means() == {"loss": 1.5, "norm": 5.0}
+    assert log.means() == {}
+
+
+def test_what_is_read_later_is_what_was_kept_then() -> None:
+    log, loss = MetricLog(), torch.tensor(1.0)
+    log.add({"loss": loss})
+    later = log.means_later()
+    log.add({"loss": loss.fill_(7.0)})
+    assert later() == later() == {"loss": 1.0}
+    assert log.means() == {"loss": 7.0}
+
+
+def test_the_step_of_a_metric_that_is_not_finite_counts_steps_without_it() -> None:
+    log = MetricLog()
+    log.add({})
+    log.add({"norm": torch.tensor(float("nan"))})
+    later = log.means_later()
+    with pytest.raises(NonFiniteError, match="norm is nan at step 2 of the last 2 read"):
+        later()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_not_waited_for() -> None:
+    log = MetricLog()
+    for loss in torch.arange(3.0, device="cuda"):
+        log.add({"loss": loss})
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        later = log.means_later()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert later() == {"loss": 1.0}
