@@ -39,21 +39,20 @@ def save(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, part)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Reads what :func:`save` wrote; only tensors and plain values are accepted.
 
     Args:
         path: The file.
-        device: Where its tensors go.
 
     Returns:
-        The state.
+        The state, on the CPU: what loads it has memory of its own where it computes.
 
     Raises:
         BilevelError: If there is no such file, or it is truncated or not a checkpoint.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BilevelError(
             f"there is no checkpoint {path}: nothing to go on from; leave out --resume, or name "

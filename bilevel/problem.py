@@ -92,7 +92,8 @@ class FollowerProblem(ABC):
 
         Returns:
             A point of Y: a tensor ``(B, ...)`` where each sample has its own y, or a tensor or dict
-            of tensors that the whole batch shares.
+            of tensors that the whole batch shares. Updates that normalise take the rows of a
+            tensor for samples, so a shared y goes into a dict for them: ``{"y": y}``.
         """
 
     @abstractmethod

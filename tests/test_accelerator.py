@@ -68,7 +68,7 @@ print(x[x > 0].shape)
     assert sum(waits.values()) == 2
 
 
-@pytest.mark.parametrize("method", ["pgm", "naive-l2l", "two-step-l2l", "conv-rnn"])
+@pytest.mark.parametrize("method", ["pgm", "two-step-l2l", "conv-rnn"])
 def test_a_step_does_not_wait(method: str, tmp_path: Path) -> None:
     """Under any schedule, from the second step on: the first one looks at its answer."""
     script = tmp_path / "script.py"
@@ -83,7 +83,7 @@ attacker = Attacker("conv-rnn" if {method!r} == "conv-rnn" else "wide", width=4,
 method = {method!r}.replace("conv-rnn", "two-step-l2l")
 for name, make in SCHEDULES.items():
     follower = Linf(0.1, start=0.01)
-    model = build_model("wrn-10-1", channels=1, classes=10)
+    model = build_model("small-cnn", channels=1, classes=10)
     solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
     for network in (model, solver):
         network.to("pretend", memory_format=torch.channels_last)
@@ -92,7 +92,7 @@ for name, make in SCHEDULES.items():
     game = make_game(ZeroSum(model, follower), follower, solver, Recipe(), schedule=make())
     game.step(batch)
     before = len(torch.pretend.waits)
-    for _ in range(6):
+    for _ in range(6 if name == "lookahead" else 2):
         metrics = game.step(batch)
     assert {{m.device.type for m in metrics.values()}} == {{"pretend"}}
     assert torch.pretend.waits[before:] == [], (name, torch.pretend.waits[before:])

@@ -52,7 +52,7 @@ class Learning:
         Raises:
             BilevelError: If it is of another run.
         """
-        state = checkpoint.load(self.path, self.leader.logits.device)
+        state = checkpoint.load(self.path)
         written = state.get("config", {})
         for name, value in self.config.items():
             if written.get(name) != value:

@@ -143,7 +143,7 @@ class Trainer:
         Raises:
             BilevelError: If there is none, or it belongs to another run.
         """
-        state = checkpoint.load(self.path, self.data.train.images.device)
+        state = checkpoint.load(self.path)
         try:
             check_same_run(self.path, state["config"], self.config)
             self.game.load_state_dict(state["game"])
@@ -207,7 +207,8 @@ class Trainer:
             begin = self.progress.position * self.recipe.batch_size
             count = min(self.recipe.batch_size, len(self.data.train) - begin)
             self.game.pool.share = share_of(count)
-        with computing(self.precision, batch.x.device), enough_memory(self.recipe.batch_size):
+        size = self.recipe.batch_size
+        with computing(self.precision, batch.x.device, one_size=True), enough_memory(size):
             metrics = self.game.step(batch)
         if self.game.pool:
             average_statistics(self.game.pool, [self.game.leader, self.game.solver])
