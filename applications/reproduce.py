@@ -1,143 +1,35 @@
-"""Every table and figure of the paper, from one command, at three scales.
+"""The tables and figures of the paper, from one command, at three scales.
 
     python applications/reproduce.py --scale smoke                     # digits, minutes
     python applications/reproduce.py --scale small --data-dir data     # CIFAR-10 on a CPU, hours
     python applications/reproduce.py --scale paper --data-dir data     # the paper's recipe, GPU
 
-Trains what is missing, skips what is there, attacks every classifier with everything, and prints
-each table of Jiang et al. (AISTATS 2021) with the paper's figure beside its own: Tables 2, 3, 4, 6,
-7 and 8, Figures 3, 4, 5, 7, 8 and 10. A stopped run goes on where it was.
+Trains the missing classifiers, attacks each with a battery of attacks, and prints the tables of
+Jiang et al. (AISTATS 2021) with the paper's figures beside ours: Tables 2, 3, 4, 6, 7 and 8,
+Figures 3, 4, 5, 7, 8 and 10. A stopped run continues where it stopped.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
-import adv_training
 import ait
 import limit_cycles
 import robust_eval
 import tyro
 from reproduction.figures import draw_curves
-from reproduction.paper import TABLE_2, TABLE_6
+from reproduction.plan import ALONE, BATTERY, CW_ROWS, ROWS, SCALES, Scale
 from reproduction.tables import Measured, Table, tables
 from rich.console import Console
 from rich.table import Table as Grid
 
 from bilevel import BilevelError, commandline, experiment
 from bilevel.files import replacing
-
-
-@dataclass(frozen=True)
-class Row:
-    """A classifier that the tables need.
-
-    Args:
-        app: The application that trains it.
-        method: Its method there.
-        settings: Further arguments.
-        slim: Whether its attacker is the slim one.
-        surrogate: Whether it is only a source of adversarial images: another seed, not evaluated.
-    """
-
-    app: ModuleType
-    method: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    slim: bool = False
-    surrogate: bool = False
-
-
-ROWS = {
-    "plain": Row(adv_training, "plain"),
-    "fgsm": Row(adv_training, "fgsm"),
-    "pgm": Row(adv_training, "pgm"),
-    "naive-l2l": Row(adv_training, "naive-l2l"),
-    "grad-only-l2l": Row(adv_training, "grad-only-l2l"),
-    "two-step-grad-only-l2l": Row(adv_training, "two-step-grad-only-l2l"),
-    "grad-l2l": Row(adv_training, "grad-l2l"),
-    "two-step-l2l": Row(adv_training, "two-step-l2l"),
-    "slim-grad-l2l": Row(adv_training, "grad-l2l", slim=True),
-    "slim-two-step-l2l": Row(adv_training, "two-step-l2l", slim=True),
-    "label-smoothing": Row(ait, "label-smoothing"),
-    "ait": Row(ait, "ait"),
-    "ait-printed-sign": Row(ait, "ait", {"sense": "max"}),
-    "ait-grad-l2l": Row(ait, "grad-l2l"),
-    "ait-two-step-l2l": Row(ait, "two-step-l2l"),
-    "surrogate-plain": Row(adv_training, "plain", surrogate=True),
-    "surrogate-fgsm": Row(adv_training, "fgsm", surrogate=True),
-    "surrogate-pgm": Row(adv_training, "pgm", surrogate=True),
-}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large everything is.
-
-    Args:
-        dataset: What the classifiers are trained on.
-        training: Arguments of the training applications.
-        ait: Further ones of ``ait.py``.
-        slim_width: Channels of the slim attacker's first layer.
-        evaluation: Arguments of ``robust_eval.py``.
-        step: Of the limit cycle.
-    """
-
-    dataset: str
-    training: dict[str, Any]
-    evaluation: dict[str, Any]
-    slim_width: int
-    ait: dict[str, Any] = field(default_factory=dict)
-    step: float = 1e-4
-
-
-BATTERY = ("fgsm", "pgm-20", "own", "transfer", "pgm-100", "pgm-20-margin", "pgm-100-margin")
-BATTERY += ("apgd-ce", "apgd-t", "random")
-CW_ROWS = {
-    cell.row
-    for table in (TABLE_2, TABLE_6)
-    for cells in table.values()
-    for cell in cells
-    if cell.attack == "CW"
-}
-"""The rows that a table asks for CW's figure; it takes as long as the longest attack."""
-
-SCALES = {
-    "smoke": Scale(
-        "digits",
-        training={"epochs": 10, "test_size": 100},
-        evaluation={"test_size": 100, "curve_size": 50, "points": 100},
-        slim_width=16,
-        step=1e-2,
-    ),
-    "small": Scale(
-        "cifar10",
-        training={
-            "model": "wrn-10-1",
-            "attacker": "wide",
-            "attacker_width": 3,
-            "gradient_skip": 2.0,
-            "epochs": 5,
-            "milestones": (0.6, 0.8),
-            "train_size": 12000,
-            "validation_size": 500,
-            "test_size": 256,
-        },
-        evaluation={"test_size": 200, "curve_size": 64, "points": 1000},
-        slim_width=8,
-    ),
-    "paper": Scale(
-        "cifar10",
-        training={},
-        ait={"epochs": 200, "milestones": (0.3, 0.45)},
-        evaluation={"test_size": None, "curve_size": 1000, "points": 100_000, "restarts": 5},
-        slim_width=128,
-    ),
-}
+from bilevel.robustness.evaluation.battery import OtherEvaluationError
 
 
 @dataclass
@@ -147,23 +39,24 @@ class Args:
     scale: Literal["smoke", "small", "paper"] = "smoke"
     """smoke: digits, minutes. small: CIFAR-10 on a CPU, hours. paper: WRN-34-10 on a GPU."""
     dataset: Literal["digits", "cifar10", "cifar100", "folder", "npz"] | None = None
-    """The scale's dataset unless given; folder reads CIFAR-10 from a tree of images, npz from a
-    file of arrays."""
+    """By default the scale's; folder reads CIFAR-10 from a tree of images, npz from a file of
+    arrays."""
     data_dir: Path = Path("data")
+    """Where the images are, or are downloaded to; for npz the file."""
     row: tuple[str, ...] = tuple(ROWS)
     """The classifiers to train and attack."""
     figures: bool = True
-    """Measure the curves of Figures 3 and 10 too."""
+    """Also measure the curves of Figures 3 and 10."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/reproduce")
-    """A folder a scale; what is there is not made again."""
+    """Has a folder for each scale; existing results are kept."""
     seed: int = 0
     device: str = "auto"
     """auto, cpu or cuda."""
     smoke: bool = False
     """Try everything in seconds: four classifiers, few images, two epochs."""
     resume: bool = True
-    """Keep what a former run left; --no-resume begins anew."""
+    """Keep the results of an earlier run; --no-resume starts anew."""
 
 
 def main(args: Args) -> None:
@@ -174,14 +67,14 @@ def main(args: Args) -> None:
     if args.smoke:
         args.row = ("pgm", "grad-l2l", "ait", "surrogate-fgsm")
     scale = SCALES[args.scale]
-    out = args.out / args.scale
+    out = args.out / (f"{args.scale}-trial" if args.smoke else args.scale)
     if not args.resume:
         shutil.rmtree(out, ignore_errors=True)
     console = Console()
     for number, name in enumerate(args.row, 1):
-        if not (out / name / "results.json").exists():
+        if not is_trained(args, scale, name, out / name):
             console.rule(f"{number} of {len(args.row)}: training {name}")
-            train(args, scale, name, out / name)
+            ROWS[name].app.main(training(args, scale, name, out / name))
     trained = {name: read(out / name)[0] for name in args.row}
     console.rule("attacking")
     evaluate(args, scale, out)
@@ -202,24 +95,39 @@ def main(args: Args) -> None:
     console.print(f"tables, figures and report are in {out}")
 
 
-def train(args: Args, scale: Scale, name: str, out: Path) -> None:
-    """One classifier, from where a stopped run left it."""
+def is_trained(args: Args, scale: Scale, name: str, out: Path) -> bool:
+    """Whether a run has been trained; with these settings, or it is no row of these tables."""
+    path = out / "results.json"
+    if not path.exists():
+        return False
+    kept = json.loads(path.read_text())["config"]
+    wanted = json.loads(json.dumps(asdict(training(args, scale, name, out)), default=str))
+    where = {"out", "data_dir", "device", "download", "resume"}
+    changed = sorted(k for k in wanted if k not in where and kept.get(k) != wanted[k])
+    if changed:
+        raise BilevelError(
+            f"{out} was trained with other {', '.join(changed)}: its figures would not be those of "
+            "this run; give the same arguments, another --out, or --no-resume to train all anew"
+        )
+    return True
+
+
+def training(args: Args, scale: Scale, name: str, out: Path) -> Any:
+    """The arguments that train a classifier, from where a stopped run left it."""
     row = ROWS[name]
     settings = scale.training | (scale.ait if row.app is ait else {}) | row.settings
     if row.slim:
         settings |= {"attacker": "slim", "attacker_width": scale.slim_width}
-    row.app.main(
-        row.app.Args(
-            method=(row.method,),
-            dataset=args.dataset or scale.dataset,
-            data_dir=args.data_dir,
-            out=out,
-            seed=args.seed + row.surrogate,
-            device=args.device,
-            smoke=args.smoke,
-            resume=(out / row.method / "checkpoint.pt").exists(),
-            **settings,
-        )
+    return row.app.Args(
+        method=(row.method,),
+        dataset=args.dataset or scale.dataset,
+        data_dir=args.data_dir,
+        out=out,
+        seed=args.seed + row.surrogate,
+        device=args.device,
+        smoke=args.smoke,
+        resume=(out / row.method / "checkpoint.pt").exists(),
+        **settings,
     )
 
 
@@ -230,7 +138,7 @@ def evaluate(args: Args, scale: Scale, out: Path) -> None:
         checkpoint=tuple(folders[name] for name in args.row if not ROWS[name].surrogate),
         surrogate=tuple(folders[name] for name in args.row if ROWS[name].surrogate),
         attack=BATTERY,
-        alone=("pgm-20-margin", "pgm-100-margin", "cw", "random"),
+        alone=ALONE,
         curves=args.figures,
         dataset=args.dataset or scale.dataset,
         data_dir=args.data_dir,
@@ -245,8 +153,13 @@ def evaluate(args: Args, scale: Scale, out: Path) -> None:
     evaluations = []
     for target in targets:
         cw = ("cw",) if target.name in CW_ROWS else ()
-        battery = replace(common, attack=(*BATTERY, *cw))
-        evaluations.append(robust_eval.evaluate(battery, target, surrogates, data[target.name]))
+        battery = replace(common, attack=(*BATTERY, *cw), alone=(*ALONE, *cw))
+        given = target, surrogates, data[target.name]
+        try:
+            found = robust_eval.evaluate(battery, *given)
+        except OtherEvaluationError:  # a surrogate has been added, or a row trained anew
+            found = robust_eval.evaluate(replace(battery, resume=False), *given)
+        evaluations.append(found)
     robust_eval.report(common, targets, evaluations, data)
 
 

@@ -1,23 +1,25 @@
-"""How robust is a classifier really? Attacks it with all that is known and says whom to believe.
+"""Robust evaluation: a battery of attacks, and a verdict on whether its result can be trusted.
 
     python applications/robust_eval.py runs/adv_training/pgm
     python applications/robust_eval.py runs/adv_training/* --surrogate runs/other/pgm --restarts 5
 
-Each image is attacked until something breaks it; what is left is the worst case. A checklist after
-Athalye et al. (2018) and Carlini et al. (2019), Appendix D of the paper, decides whether that
-figure can be trusted. ``report.html`` is the page to read.
+Eight attacks run by default. Each image is attacked until an attack breaks it; the share of
+unbroken images is the worst-case accuracy. A checklist after Athalye et al. (2018) and Carlini et
+al. (2019), Appendix D of the paper, decides whether it can be trusted. The report is
+``report.html``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
+from evaluating.inputs import check_surrogates, images_of, load
 from rich.console import Console
 from rich.table import Table
 
@@ -50,54 +52,56 @@ from bilevel.robustness import (
     batches,
     check_attack,
     check_classifier,
-    checksum,
     examples,
     headline,
     judge,
-    load_images,
-    load_trained,
     make_attacks,
     probe,
     records,
     sample,
     write_report,
 )
+from bilevel.robustness.attacks.fingerprint import fingerprint
 
 
 @dataclass
 class Args:
-    """Attack trained classifiers with everything and report what is left, and whom to believe."""
+    """Attack trained classifiers with a battery of attacks, and judge the result."""
 
     checkpoint: tyro.conf.Positional[tuple[str, ...]]
-    """Folders with a classifier.safetensors that a training application wrote; NAME=FOLDER names
-    one in the report."""
+    """Folders with a classifier.safetensors written by a training application; NAME=FOLDER sets the
+    name in the report."""
     attack: tuple[str, ...] = STANDARD
-    """In this order: fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw, random,
-    own, fresh, transfer, square, autoattack."""
+    """Run in the order given: fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw,
+    random, own, fresh, transfer, square, autoattack."""
     surrogate: tuple[str, ...] = ()
-    """Likewise: classifiers whose adversarial images are tried on the others (transfer)."""
+    """Folders of classifiers whose adversarial images are tried on the others (transfer)."""
     epsilon: float | None = None
-    """Radius of the L-infinity ball; what the classifier was trained for unless given."""
+    """Radius of the L-infinity ball; by default the one the classifier was trained for."""
     start: float = 1e-4
     """Radius of PGM's random start."""
     restarts: int = 1
-    """Random starts of PGM and APGD; the worst counts. The paper takes 5."""
+    """Random starts of PGM and APGD; the worst counts. 5 in the paper. No effect on apgd-t, which
+    runs once for each target."""
     points: int = 300
-    """Random points a sample; the paper's table has 100000."""
+    """Random points per sample; 100000 in the paper's table."""
     fresh: str = "grad-l2l"
-    """The method of the attacker that is trained afresh."""
+    """The method of the attacker that the fresh attack trains."""
     fresh_steps: int = 300
+    """Training steps of the fresh attacker."""
     alone: tuple[str, ...] = ()
-    """Attacks that are run on every image, and not only on what others have left, for their own
-    figure; slower. fgsm, pgm-K, own and transfer always are."""
+    """Attacks of --attack to run on all images, not only on those that no earlier attack has
+    broken, so that they have an accuracy of their own; slower. fgsm, pgm-K, own and transfer always
+    do."""
     curves: bool = True
-    """Measure accuracy against ε and against iterations; the verdict asks for both."""
+    """Measure accuracy against ε and against iterations; the verdict needs both."""
     curve_size: int = 200
-    """Images that the curves are measured on."""
+    """Number of images for the curves."""
 
     dataset: Dataset | None = None
-    """What the classifiers were trained on unless given."""
+    """By default the one the classifiers were trained on."""
     data_dir: Path = Path("data")
+    """Where the images are."""
     test_size: int | None = 1000
     """Attack this many test images only."""
     batch_size: int = 256
@@ -130,6 +134,12 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
     """The classifiers, the surrogates and the images; all that is wrong with them is told here."""
     for name in args.attack:
         check_attack(name)
+    for name in args.alone:
+        if name not in args.attack:
+            raise BilevelError(
+                f"{name!r} is in --alone and not in --attack: it would not be run; choose from "
+                f"{', '.join(args.attack)}, or add it to --attack"
+            )
     distributed.agree({**asdict(args), "code": experiment.code()})
     device = experiment.pick_device(args.device)
     targets, surrogates = (load(names, device) for names in (args.checkpoint, args.surrogate))
@@ -138,9 +148,12 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
             "no checkpoint is given: there is nothing to attack; name the folder of a trained "
             "classifier, such as runs/adv_training/pgm"
         )
-    data = {target.name: images(args, target, device) for target in targets}
+    data = {}
     for target in targets:
-        check_classifier(target.model, data[target.name].test)
+        found = images_of(target, args.dataset or target.about.dataset, args.data_dir, device)
+        data[target.name] = found._replace(test=sample(found.test, args.test_size))
+        check_surrogates(target, surrogates)
+        check_classifier(target.model, data[target.name].test, args.batch_size)
     return targets, surrogates, data
 
 
@@ -163,58 +176,17 @@ def report(
     Console().print(f"the report is {args.out / 'report.html'}")
 
 
-def load(names: tuple[str, ...], device: torch.device) -> list[Trained]:
-    """The classifiers, on the device; those without a name have their folder's."""
-    trained = []
-    for given in names:
-        name, _, path = given.rpartition("=")
-        one = load_trained(Path(path), name or None)
-        for network in (one.model, one.solver):
-            if network is not None:
-                network.to(device).to(memory_format=torch.channels_last)
-        trained.append(one)
-    found = [one.name for one in trained]
-    if len(set(found)) < len(found):
-        raise BilevelError(
-            f"two classifiers have one name ({', '.join(found)}): a report could not tell them "
-            "apart; give NAME=FOLDER"
-        )
-    return trained
-
-
-def images(args: Args, target: Trained, device: torch.device) -> Splits:
-    """The images that a classifier is attacked on, and those that a fresh attacker learns from."""
-    dataset = args.dataset or target.about.dataset
-    data = read(dataset, args.data_dir, target.about.seed, device)
-    shape = (data.test.images.shape[1], len(data.test.classes))
-    if shape != (target.about.channels, target.about.classes):
-        raise BilevelError(
-            f"{target.name} takes {target.about.channels} channels to {target.about.classes} "
-            f"classes, {dataset} has {shape[0]} and {shape[1]}: name the data that it was trained "
-            "on with --dataset and --data-dir"
-        )
-    return data._replace(test=sample(data.test, args.test_size))
-
-
-@lru_cache(maxsize=1)
-def read(dataset: Dataset, data_dir: Path, seed: int, device: torch.device) -> Splits:
-    """The images of a dataset, read once for all classifiers that were trained on them."""
-    with distributed.one_first():
-        data = load_images(dataset, data_dir, seed=seed)
-    distributed.agree({"images": checksum(data)})
-    return Splits(*(part.to(device) for part in data))
-
-
 def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Splits) -> Evaluation:
-    """One classifier: looked at, attacked with everything, measured, judged."""
+    """Probes, attacks, measures and judges one classifier."""
     eps = target.about.epsilon if args.epsilon is None else args.epsilon
     arsenal = Arsenal(
-        target,
         eps,
+        target.about.classes,
         start=args.start,
         restarts=args.restarts,
         points=args.points,
-        surrogates=surrogates,
+        surrogates={surrogate.name: surrogate.model for surrogate in surrogates},
+        trained=target,
         fresh=args.fresh,
         fresh_steps=args.fresh_steps,
         train=data.train,
@@ -223,7 +195,7 @@ def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Split
     )
     folder = args.out / target.name
     torch.manual_seed(args.seed)
-    probed = probe(target.model, data.test)
+    probed = probe(target.model, data.test, batch_size=args.batch_size)
     with experiment.ProgressBar(target.name) as bar:
         battery = Battery(
             make_attacks(args.attack, arsenal),
@@ -249,20 +221,28 @@ def measure(
     path: Path,
     show: Callable[[str, float, float], None],
 ) -> tuple[Curve, ...]:
-    """Accuracy against ε and against iterations, measured once."""
+    """Accuracy against ε and against iterations, measured once for the same settings."""
     if not args.curves:
         return ()
     chosen = sample(test, args.curve_size)
+    key = {
+        "epsilon": eps,
+        "seed": args.seed,
+        "batch size": args.batch_size,
+        "classifier and images": fingerprint(target.model, chosen.images, chosen.labels),
+    }
     kept = checkpoint.load(path) if args.resume and path.exists() else {}
-    if kept.get("images") == len(chosen):  # all else is the battery's too, which has checked it
+    if kept.get("key") == key:
         return tuple(Curve(**curve) for curve in kept["curves"])
     curves = []
     for name, curve in (
         ("accuracy against ε", accuracy_by_epsilon),
         ("accuracy against iterations", accuracy_by_iterations),
     ):
-        curves.append(curve(target.model, chosen, eps, report=partial(show, name)))
-    checkpoint.save(path, {"images": len(chosen), "curves": [asdict(curve) for curve in curves]})
+        torch.manual_seed(args.seed)
+        report = partial(show, name)
+        curves.append(curve(target.model, chosen, eps, batch_size=args.batch_size, report=report))
+    checkpoint.save(path, {"key": key, "curves": [asdict(curve) for curve in curves]})
     return tuple(curves)
 
 
@@ -273,8 +253,10 @@ def picture(target: Trained, eps: float, test: ImageSet) -> list[Example]:
         "FGSM": (Linf(eps), fgsm(eps)),
         "PGM-20": (Linf(eps), pgm(EVALUATION_STEP * eps, 20)),
     }
-    if target.about.method != "plain":
-        own = target.solver or target.about.solver().to(shown.x.device)
+    own = target.solver
+    if target.about.method != "plain" and not target.about.learned:
+        own = target.about.solver().to(shown.x.device)
+    if own is not None:  # a learned attacker's file may be missing
         attacks[f"own {target.about.method}"] = (target.about.follower(eps), own)
     return [
         example

@@ -87,6 +87,11 @@ class Oracle:
 
     def _look(self, y: Value) -> tuple[Tensor, Value]:
         """The objective as a constant, in its own sign, and the gradient of the gain."""
+        if torch.is_inference_mode_enabled():
+            raise BilevelError(
+                "the follower is solved in torch.inference_mode(): no gradient can be taken there, "
+                "not even that of y; use torch.no_grad()"
+            )
         history = self._differentiable and torch.is_grad_enabled()
         with torch.enable_grad():
             point = tree_map(opened if self._differentiable else _cut, y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,7 @@ def test_the_smoke_run_and_what_is_there_is_kept(
     ended = call(module, "--smoke", "--out", tmp_path)
     assert ended.status == 0, ended.err
     assert "Table 2" in ended.out
-    out = tmp_path / "smoke"
+    out = tmp_path / "smoke-trial"
     tables = (out / "tables.md").read_text()
     for number in (2, 3, 4, 6, 7):
         assert f"### Table {number}:" in tables
@@ -37,6 +38,34 @@ def test_the_smoke_run_and_what_is_there_is_kept(
     assert call(module, "--smoke", "--out", tmp_path).status == 0
     assert os.stat(weights).st_mtime_ns == written
     assert json.loads((out / "results.json").read_text())["results"] == before
+
+
+def test_rows_trained_otherwise_are_refused_and_added_rows_attacked(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A surrogate more is another battery, which is run anew without a word."""
+    quick = {"epochs": 1, "model": "small-cnn", "attacker": "two-layer", "attacker_width": 4}
+    sizes = {"train_size": 40, "validation_size": 20, "test_size": 10}
+    evaluation = {"test_size": 8, "curve_size": 4, "points": 2}
+    scale = replace(module.SCALES["smoke"], training=quick | sizes, evaluation=evaluation)
+    monkeypatch.setitem(module.SCALES, "smoke", scale)
+    monkeypatch.setattr(module, "BATTERY", ("fgsm", "pgm-20", "transfer"))
+    monkeypatch.setattr(module, "ALONE", ())
+    monkeypatch.setattr(module, "CW_ROWS", ())
+    given = ("--out", tmp_path, "--no-figures", "--row", "pgm")
+    assert call(module, *given).status == 0
+    weights = tmp_path / "smoke" / "pgm" / "pgm" / "classifier.safetensors"
+    written = os.stat(weights).st_mtime_ns
+    ended = call(module, *given, "surrogate-fgsm")
+    assert ended.status == 0, ended.err
+    assert os.stat(weights).st_mtime_ns == written
+    records = json.loads((tmp_path / "smoke" / "results.json").read_text())["results"]
+    attacks = {r["attack"] for r in records if r["record"] == "attack"}
+    assert attacks == {"FGSM", "PGM-20", "FGSM on surrogate-fgsm", "PGM-10 on surrogate-fgsm"}
+    refused = one_line(call(module, *given, "--seed", 1))
+    assert "pgm was trained with other seed:" in refused
+    assert "--no-resume" in refused
+    assert call(module, *given, "--smoke").status == 0  # has a folder of its own
 
 
 def test_every_row_of_the_tables_is_trained_by_some_run(

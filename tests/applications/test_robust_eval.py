@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel.robustness import About, Attacker, save_trained
+from bilevel import BilevelError
+from bilevel.robustness import About, Attacker, Splits, load_images, load_trained, save_trained
 from tests.applications.conftest import one_line
 
 FEW = ["--test-size", 12, "--curve-size", 8, "--points", 3]
@@ -24,6 +25,11 @@ def write(folder: Path, method: str = "grad-l2l", **about: object) -> Path:
     what = About(method, **settings | about, epsilon=0.2, attacker=Attacker("two-layer", 4))
     save_trained(folder, what, what.classifier(), what.solver())
     return folder
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load_images("digits", ".", seed=0)
 
 
 @pytest.fixture
@@ -95,6 +101,64 @@ def test_a_classifier_without_its_attacker_is_attacked_all_the_same(
     assert own["problem"] in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_picture_of_an_attacker_that_is_missing_is_not_drawn(
+    applications: Callable[[str], ModuleType], tmp_path: Path, digits: Splits
+) -> None:
+    app, folder = applications("robust_eval"), write(tmp_path / "mine")
+    titles = [one.title for one in app.picture(load_trained(folder), 0.2, digits.test)]
+    assert "own grad-l2l" in titles
+    (folder / "attacker.safetensors").unlink()
+    titles = [one.title for one in app.picture(load_trained(folder), 0.2, digits.test)]
+    assert set(titles) == {"FGSM", "PGM-20"}
+    plain = app.picture(load_trained(write(tmp_path / "pgm", "pgm")), 0.2, digits.test)
+    assert "own pgm" in {one.title for one in plain}
+
+
+def test_curves_are_kept_for_the_same_settings_only(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, applications: Any
+) -> None:
+    """A run that is stopped before its curves leaves those of an earlier one."""
+    app, measured = applications("robust_eval"), []
+    original = app.accuracy_by_epsilon
+
+    def spy(*arguments: Any, **settings: Any) -> Any:
+        measured.append((settings["batch_size"], int(torch.get_rng_state().sum())))
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(app, "accuracy_by_epsilon", spy)
+    curves, battery = (tmp_path / "out" / "mine" / f"{what}.pt" for what in ("curves", "battery"))
+    few = [write(tmp_path / "mine"), "--attack", "random", "--batch-size", 4]
+    assert run(*few).status == 0
+    assert run(*few, "--resume").status == 0
+    assert len(measured) == 1
+    for changed in (["--seed", 1], ["--epsilon", 0.1], ["--curve-size", 7]):
+        battery.unlink()
+        assert run(*few, *changed, "--resume").status == 0
+    assert len(measured) == 4
+    battery.unlink()
+    curves.unlink()
+    assert run(*few, "--resume").status == 0
+    curves.unlink()
+    assert run(*few, "--resume").status == 0  # the battery is kept, and has drawn nothing
+    assert measured[-1] == measured[-2] == measured[0]
+    assert measured[0][0] == 4
+
+
+def test_folders_and_names(
+    applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, device = applications("evaluating.inputs"), torch.device("cpu")
+    folder = write(tmp_path / "lr=0.1" / "pgm")
+    given = (str(folder), f"mine={folder}", f"={folder / 'classifier.safetensors'}")
+    assert [inputs.load((one,), device)[0].name for one in given] == ["pgm", "mine", "pgm"]
+    monkeypatch.chdir(folder)
+    assert inputs.load((".",), device)[0].name == "pgm"
+    monkeypatch.chdir(tmp_path)
+    assert inputs.load(("lr=0.1/pgm",), device)[0].name == "pgm"
+    with pytest.raises(BilevelError, match=r"cannot read weights from .*/nowhere=0\.1/pgm"):
+        inputs.load(("runs/nowhere=0.1/pgm",), device)
+
+
 def nan(folder: Path) -> Path:
     about = About("plain", "small-cnn", 1, 10, "digits", 0.2)
     model = about.classifier()
@@ -116,6 +180,14 @@ def nan(folder: Path) -> Path:
             "surrogate s has 7 classes",
         ),
         (lambda folder: [write(folder, classes=7)], "takes 1 channels to 7 classes, digits has 1"),
+        (
+            lambda folder: [write(folder), "--alone", "pgd"],
+            "'pgd' is in --alone and not in --attack",
+        ),
+        (
+            lambda folder: [write(folder), "--attack", "fgsm", "--alone", "cw"],
+            "choose from fgsm, or add it to --attack",
+        ),
         (lambda folder: [nan(folder)], "NaN or infinite on 12 of 12 clean images"),
     ],
 )

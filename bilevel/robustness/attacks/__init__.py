@@ -2,6 +2,6 @@
 
 from bilevel.robustness.attacks.apgd import APGD
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
-from bilevel.robustness.attacks.random_search import RandomSearch
+from bilevel.robustness.attacks.random_sampling import RandomSampling
 
-__all__ = ["APGD", "CarliniWagner", "RandomSearch"]
+__all__ = ["APGD", "CarliniWagner", "RandomSampling"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.oracle import Oracle
-from bilevel.robustness.attacks.samples import check_count, check_radius, choose, per_sample
+from bilevel.robustness.attacks.samples import check_count, check_eps, choose, per_sample
 from bilevel.solver import Solver
 from bilevel.tree import Value, leaves
 
@@ -25,7 +25,7 @@ class APGD(Solver):
         z &= \Pi_Y(y_k + \eta\,\mathrm{sign}\,\nabla q(y_k)) \\
         y_{k+1} &= \Pi_Y(y_k + \alpha (z - y_k) + (1 - \alpha)(y_k - y_{k-1})), \quad \alpha = 0.75
 
-    Each sample has its own η, from twice the radius on. At the checkpoints w_j = ⌈p_j N⌉, with
+    Each sample has its own η, from 2ε on. At the checkpoints w_j = ⌈p_j N⌉, with
     p_1 = 0.22 and p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), it is halved and the sample goes
     back to its best point, if since the last checkpoint fewer than ρ of the steps have raised the
     objective, or if neither η nor the best point has changed.
@@ -38,7 +38,7 @@ class APGD(Solver):
     attacks", arXiv 2003.01690, Algorithm 1 and Sec. 3.
 
     Args:
-        radius: ε of the L∞ ball, in units of y.
+        eps: ε, the radius of the L∞ ball, in units of y.
         steps: N, the number of steps; a solve takes one gradient more.
         rho: ρ, the share of steps that must have raised the objective.
 
@@ -54,18 +54,18 @@ class APGD(Solver):
         Solved('APGD-T')
     """
 
-    def __init__(self, radius: float, steps: int = 100, rho: float = 0.75) -> None:
+    def __init__(self, eps: float, steps: int = 100, rho: float = 0.75) -> None:
         super().__init__()
         if not 0 <= rho <= 1:
             raise BilevelError(f"rho is {rho}: it is a share of the steps; give 0 ≤ rho ≤ 1")
-        self.radius = check_radius(radius)
+        self.eps = check_eps(eps)
         self.steps = check_count("steps", steps)
         self.rho = rho
 
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has seen, its start among them."""
         best = before = here = _Point.at(oracle.init(), oracle)
-        step = torch.full_like(here.gain, 2 * self.radius)
+        step = torch.full_like(here.gain, 2 * self.eps)
         kept, best_gain = torch.ones_like(here.gain, dtype=torch.bool), best.gain
         for begin, end in pairwise(_checkpoints(self.steps)):
             rises = torch.zeros_like(here.gain)
@@ -82,7 +82,7 @@ class APGD(Solver):
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""
-        return f"radius={self.radius:g}, steps={self.steps}, rho={self.rho:g}"
+        return f"eps={self.eps:g}, steps={self.steps}, rho={self.rho:g}"
 
 
 class _Point(NamedTuple):

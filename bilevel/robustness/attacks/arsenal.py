@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
 
 from bilevel.errors import BilevelError
 from bilevel.robustness.data import ImageSet
@@ -17,26 +19,31 @@ class Arsenal:
     """Everything that the named attacks are made of.
 
     Args:
-        target: The classifier to be attacked.
         eps: ε.
+        classes: Number of classes.
         start: Radius of PGM's random start; the paper's 1e-4.
         restarts: Random starts of PGM and APGD; the paper takes the worst of 5.
         points: Random points a sample; the paper's table has 1e5.
-        surrogates: Classifiers whose adversarial images are tried on the target.
+        surrogates: Classifiers by name whose adversarial images are tried on the other.
+        trained: What a training application left, whose attacker is one of the attacks.
         fresh: The method of the attacker trained afresh.
         fresh_steps: Its training steps.
         train: The images that it is trained on.
         alone: The names of the attacks that see every image for their own figure, beside FGSM,
             PGM, the own attacker and transfer, which always do.
         seed: Of other packages' random numbers.
+
+    Raises:
+        BilevelError: If a number is out of its range.
     """
 
-    target: Trained
     eps: float
+    classes: int
     start: float = 1e-4
     restarts: int = 1
     points: int = 300
-    surrogates: Sequence[Trained] = ()
+    surrogates: Mapping[str, nn.Module] = field(default_factory=dict)
+    trained: Trained | None = None
     fresh: str = "grad-l2l"
     fresh_steps: int = 300
     train: ImageSet | None = None
@@ -44,25 +51,21 @@ class Arsenal:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the numbers, and the surrogates against the target."""
+        """Checks the numbers."""
         if not 0 < self.eps <= 1:
             raise BilevelError(
                 f"epsilon is {self.eps}: an attack needs room; give 0 < epsilon ≤ 1 in units of "
                 "the pixel range, 8/255 = 0.031 rather than 8"
+            )
+        if self.classes < 2:
+            raise BilevelError(
+                f"classes is {self.classes}: an attack looks for a wrong class; give 2 or more"
             )
         for name in ("restarts", "points", "fresh_steps"):
             if (count := getattr(self, name)) < 1:
                 raise BilevelError(
                     f"{name} is {count}: an attack tries at least once; give 1 or more"
                 )
-        for surrogate in self.surrogates:
-            for what in ("classes", "channels"):
-                own, other = getattr(self.target.about, what), getattr(surrogate.about, what)
-                if own != other:
-                    raise BilevelError(
-                        f"surrogate {surrogate.name} has {other} {what}, {self.target.name} has "
-                        f"{own}: its adversarial images fit no other; name one of the same data"
-                    )
 
     def ball(self, loss: Loss = cross_entropy, *, start: float | None = None) -> Linf:
         """The threat model.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,13 +10,20 @@ from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
 from bilevel.errors import BilevelError
+from bilevel.robustness.attacks.fingerprint import fingerprint
+from bilevel.robustness.attacks.random_sampling import RandomSampling
+from bilevel.robustness.attacks.trajectory import watched
 from bilevel.robustness.batches import Batch
-from bilevel.robustness.losses import Targeted
+from bilevel.robustness.losses import Targeted, cross_entropy
 from bilevel.robustness.threats import Perturbation
 from bilevel.tree import leaves
 
 Kind = Literal["one-step", "iterative", "black-box"]
 """How an attack looks: at one gradient, at many, or at none of the classifier's own."""
+
+Role = Literal["", "cross entropy", "random sampling"]
+"""What an attack is to the checklist beside its kind: hand-designed ascent on the cross entropy,
+uniform points of the ball, or nothing of its own."""
 
 
 def attack(
@@ -69,6 +75,15 @@ class Attack(ABC):
         return 1
 
     @property
+    def role(self) -> Role:
+        """What it is to the checklist.
+
+        Returns:
+            The role; nothing unless it has one.
+        """
+        return ""
+
+    @property
     def settings(self) -> tuple[str, ...]:
         """All that its answers depend on, in words, by which a resumed battery knows it.
 
@@ -104,12 +119,16 @@ class Attack(ABC):
 class Solved(Attack):
     """A follower's solver used as an attack: hand-designed or learned, white-box or transferred.
 
+    An image counts as broken where any point on the solver's way is misclassified, as in the code
+    of Auto-PGD's authors, and not only the solver's answer.
+
     Args:
         name: What a report calls it.
         follower: The threat model with the loss that is raised.
         solver: The solver.
         restarts: Random starts.
-        targets: Try this many wrong classes instead, the likeliest first; for a targeted loss.
+        targets: Try this many wrong classes instead, one after the other, the likeliest first; for
+            a targeted loss.
         surrogate: Take gradients of this classifier and let what comes out attack the other.
         kind: See :class:`Attack`.
         alone: Likewise.
@@ -148,74 +167,36 @@ class Solved(Attack):
         return self.targets or self.restarts
 
     @property
+    def role(self) -> Role:
+        """Told from the solver and the loss, whatever the attack is called."""
+        if isinstance(self.solver, RandomSampling):
+            return "random sampling"
+        learned = any(True for _ in self.solver.parameters())
+        return "cross entropy" if self.follower.loss is cross_entropy and not learned else ""
+
+    @property
     def settings(self) -> tuple[str, ...]:
-        """The name, the follower, the solver and the number of tries."""
-        return self.name, repr(self.follower), repr(self.solver), f"{self.tries} tries"
+        """The name, the follower, the solver, the number of tries, and all weights."""
+        weights = fingerprint(*filter(None, (self.solver, self.surrogate)))
+        return self.name, repr(self.follower), repr(self.solver), f"{self.tries} tries", weights
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """The solver's answer; with targets, toward the ``attempt``-th likeliest wrong class."""
+        """The first misclassified point on the solver's way, else where it ends."""
         queried = model if self.surrogate is None else self.surrogate
-        tried = _toward(queried, batch, attempt) if self.targets else batch
-        return attack(queried, self.follower, self.solver, tried).x
+        tried = self._toward(queried, batch, attempt) if self.targets else batch
+        if self.surrogate is not None:  # what breaks that one on the way proves nothing
+            return attack(self.surrogate, self.follower, self.solver, tried).x
+        with watched(model, self.follower, tried) as trajectory:
+            answer = attack(model, self.follower, self.solver, tried).x
+        return trajectory.broken_or(answer)
 
-
-class Foreign(Attack):
-    """Another package's attack, as long as it is called as torchattacks' are.
-
-    Args:
-        name: What a report calls it.
-        make: Given the classifier, gives ``attack(images, labels) -> images``.
-        kind: See :class:`Attack`.
-        alone: Likewise.
-        passes: Likewise.
-
-    Example:
-        >>> noise = lambda model: lambda images, labels: (images + 0.1).clamp(0, 1)
-        >>> Foreign("brighter", noise, kind="black-box")
-        Foreign('brighter')
-    """
-
-    def __init__(
-        self,
-        name: str,
-        make: Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]],
-        *,
-        kind: Kind = "iterative",
-        alone: bool = False,
-        passes: float = 1.0,
-    ) -> None:
-        super().__init__(name, kind=kind, alone=alone, passes=passes)
-        self.make = make
-
-    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """What the package returns; it may ask for gradients of the classifier's parameters."""
-        with torch.enable_grad():
-            return self.make(model)(batch.x, batch.y).detach()
-
-
-class Missing(Attack):
-    """An attack that was asked for and cannot be made; a battery says so and goes on.
-
-    Args:
-        name: What a report calls it.
-        reason: Why.
-    """
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name)
-        self.reason = reason
-
-    def prepare(self, model: nn.Module) -> None:
-        """Says why, as a :class:`BilevelError`."""
-        raise BilevelError(self.reason)
-
-    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """The images as they are."""
-        return batch.x
-
-
-def _toward(model: nn.Module, batch: Batch, rank: int) -> Targeted:
-    """The batch with its ``rank``-th likeliest wrong classes, from 0, as targets."""
-    with torch.no_grad(), frozen(model):
-        logits = model(batch.x).scatter(1, batch.y.unsqueeze(1), -torch.inf)
-    return Targeted(batch.x, batch.y, logits.argsort(1, descending=True)[:, rank])
+    def _toward(self, model: nn.Module, batch: Batch, rank: int) -> Targeted:
+        """The batch with its ``rank``-th likeliest wrong classes, from 0, as targets."""
+        with torch.no_grad(), frozen(model):
+            logits = model(batch.x).scatter(1, batch.y.unsqueeze(1), -torch.inf)
+        if self.targets >= logits.shape[1]:
+            raise BilevelError(
+                f"targets is {self.targets} and the classifier has {logits.shape[1]} classes: each "
+                f"target is a wrong class; give targets={logits.shape[1] - 1} at most"
+            )
+        return Targeted(batch.x, batch.y, logits.argsort(1, descending=True)[:, rank])

@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 
 from bilevel.errors import BilevelError
 from bilevel.oracle import Oracle
-from bilevel.robustness.attacks.samples import check_count, check_radius, choose, per_sample
+from bilevel.robustness.attacks.samples import check_count, check_eps, choose, per_sample
 from bilevel.solver import Solver
 from bilevel.tree import Value, leaves
 
@@ -31,7 +31,7 @@ class CarliniWagner(Solver):
     For τ from 1 on, c goes from 1e-5 to 100 by factors of ten, each with up to ``steps`` iterations
     of Adam (learning rate 5e-3), until the loss is below 1e-4·c and the image is broken. Then τ
     becomes 0.9·min(τ, max\|δ\|), and the search goes on from that δ with that c. An image is done
-    when it is broken within ``radius``, when no c breaks it, or when τ has reached 1/256.
+    when it is broken within ``eps``, when no c breaks it, or when τ has reached 1/256.
 
     The authors attack one image after the other. Here each image has its own τ, c, δ and Adam
     state, all step together, and images that are done leave the batch. Where theirs keeps x + δ in
@@ -45,7 +45,7 @@ class CarliniWagner(Solver):
     al. (2021) allow 100 iterations (Sec. 4).
 
     Args:
-        radius: The follower's ε, in units of the pixel range.
+        eps: The follower's ε, in units of the pixel range.
         steps: Iterations for each τ and c.
 
     Raises:
@@ -58,9 +58,9 @@ class CarliniWagner(Solver):
         Solved('CW')
     """
 
-    def __init__(self, radius: float, steps: int = 100) -> None:
+    def __init__(self, eps: float, steps: int = 100) -> None:
         super().__init__()
-        self.radius = check_radius(radius)
+        self.eps = check_eps(eps)
         self.steps = check_count("steps", steps)
 
     def answer(self, oracle: Oracle) -> Value:
@@ -71,7 +71,7 @@ class CarliniWagner(Solver):
             gain, slope = oracle.gain_and_gradient(search.delta)
             (gradient,) = leaves(slope)
             works, reach = search.works(gain), search.delta.abs().flatten(1).amax(1)
-            found = (gain > 0) & (reach <= self.radius)
+            found = (gain > 0) & (reach <= self.eps)
             stepped = search.stepped(gain, gradient, self.steps)
             if (works | found).any():  # most iterations bring nothing
                 last[search.rows] = choose(works | found, search.delta, last[search.rows])
@@ -84,7 +84,7 @@ class CarliniWagner(Solver):
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""
-        return f"radius={self.radius:g}, steps={self.steps}"
+        return f"eps={self.eps:g}, steps={self.steps}"
 
 
 class _Search(NamedTuple):

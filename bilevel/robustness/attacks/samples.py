@@ -46,23 +46,23 @@ def choose(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(per_sample(chosen, yes), yes, no)
 
 
-def check_radius(radius: float) -> float:
-    """The radius of an attack, which must be finite and not negative.
+def check_eps(eps: float) -> float:
+    """The ε of an attack, which must be finite and not negative.
 
     Args:
-        radius: In units of the perturbation.
+        eps: In units of the perturbation.
 
     Returns:
-        The radius.
+        The same number.
 
     Raises:
         BilevelError: If it is no radius.
     """
-    if not 0 <= radius < math.inf:
+    if not 0 <= eps < math.inf:
         raise BilevelError(
-            f"radius is {radius}: it is the follower's ε, a number from 0 on; the paper's is 0.031"
+            f"eps is {eps}: it is the follower's ε, a number from 0 on; the paper's is 0.031"
         )
-    return radius
+    return eps
 
 
 def check_count(name: str, count: int) -> int:

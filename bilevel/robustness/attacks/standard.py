@@ -17,21 +17,29 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from bilevel import fgsm, pgm
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.apgd import APGD
 from bilevel.robustness.attacks.arsenal import Arsenal
-from bilevel.robustness.attacks.attack import Attack, Foreign, Kind, Missing, Solved
+from bilevel.robustness.attacks.attack import Attack, Solved
+from bilevel.robustness.attacks.autoattack import autoattack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
+from bilevel.robustness.attacks.foreign import Missing
 from bilevel.robustness.attacks.fresh import Fresh
-from bilevel.robustness.attacks.random_search import RandomSearch
+from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.losses import LOSSES, Loss, cross_entropy, dlr, margin, targeted_dlr
-from bilevel.robustness.methods import EVALUATION_STEP, TRAINING_STEP, is_learned, make_solver
+from bilevel.robustness.methods import (
+    EVALUATION_STEP,
+    TRAINING_STEP,
+    Attacker,
+    is_learned,
+    make_solver,
+)
 from bilevel.robustness.threats import Linf
 
 STANDARD = (
@@ -49,6 +57,38 @@ stands for PGM-100, which takes as many steps and adapts none. CW takes as long 
 them, and broke nothing that they had left of ten classifiers."""
 
 _PGM = re.compile(r"pgm-([1-9]\d*)(?:-(margin|dlr))?")
+
+
+def standard_attacks(
+    eps: float,
+    classes: int,
+    *,
+    restarts: int = 1,
+    surrogates: Mapping[str, nn.Module] | None = None,
+) -> list[Attack]:
+    """The default battery, for any classifier.
+
+    Args:
+        eps: ε of the L∞ ball, in units of the pixel range.
+        classes: Number of classes.
+        restarts: Random starts of PGM and APGD.
+        surrogates: Classifiers by name whose adversarial images are tried on the other.
+
+    Returns:
+        The attacks of :data:`STANDARD`, cheap ones first.
+
+    Example:
+        >>> for attack in standard_attacks(eps=8 / 255, classes=10):
+        ...     print(attack.name)
+        FGSM
+        PGM-20
+        PGM-20 margin
+        APGD-CE
+        APGD-T
+        random 300
+    """
+    arsenal = Arsenal(eps, classes, restarts=restarts, surrogates=surrogates or {})
+    return make_attacks(STANDARD, arsenal)
 
 
 def make_attacks(names: Sequence[str], arsenal: Arsenal) -> list[Attack]:
@@ -134,10 +174,9 @@ def _apgd(name: str, loss: Loss, arsenal: Arsenal, targets: int = 0) -> list[Att
 
 def _apgd_t(arsenal: Arsenal) -> list[Attack]:
     """Toward a class where there are enough of them for the ratio, else on the margin."""
-    classes = arsenal.target.about.classes
-    if classes < 4:
+    if arsenal.classes < 4:
         return _apgd("APGD-margin", margin, arsenal)
-    return _apgd("APGD-T", targeted_dlr, arsenal, targets=min(9, classes - 1))
+    return _apgd("APGD-T", targeted_dlr, arsenal, targets=min(9, arsenal.classes - 1))
 
 
 def _cw(arsenal: Arsenal) -> list[Attack]:
@@ -146,41 +185,31 @@ def _cw(arsenal: Arsenal) -> list[Attack]:
 
 
 def _random(arsenal: Arsenal) -> list[Attack]:
-    return [
-        Solved(
-            f"random {arsenal.points}",
-            arsenal.ball(margin),
-            RandomSearch(arsenal.points),
-            kind="black-box",
-            passes=arsenal.points,
-        )
-    ]
+    follower, points = arsenal.ball(margin), arsenal.points
+    solver = RandomSampling(points)
+    return [Solved(f"random {points}", follower, solver, kind="black-box", passes=points)]
 
 
 def _own(arsenal: Arsenal) -> list[Attack]:
-    target = arsenal.target
-    if not target.about.learned:
+    trained = arsenal.trained
+    if trained is None or not trained.about.learned:
         return []
-    name = f"own {target.about.method}"
-    if target.solver is None:
-        return [Missing(name, f"{target.name} was saved without its attacker.safetensors")]
-    follower = target.about.follower(arsenal.eps)
-    return [Solved(name, follower, target.solver, alone=True, passes=30)]
+    name = f"own {trained.about.method}"
+    if trained.solver is None:
+        return [Missing(name, f"{trained.name} was saved without its attacker.safetensors")]
+    follower = trained.about.follower(arsenal.eps)
+    return [Solved(name, follower, trained.solver, alone=True, passes=30)]
 
 
 def _fresh(arsenal: Arsenal) -> list[Attack]:
-    about, method, train = arsenal.target.about, arsenal.fresh, arsenal.train
+    trained, method, train = arsenal.trained, arsenal.fresh, arsenal.train
     if not is_learned(method):
         raise BilevelError(f"fresh is {method!r}, which learns nothing: name a method with l2l")
     if train is None:
         return [Missing(f"fresh {method}", "there are no images to train it on")]
-    make = partial(
-        make_solver,
-        method,
-        eps=arsenal.eps,
-        channels=about.channels,
-        attacker=about.attacker,
-    )
+    attacker = trained.about.attacker if trained else Attacker()
+    channels = train.images.shape[1]
+    make = partial(make_solver, method, eps=arsenal.eps, channels=channels, attacker=attacker)
     follower, steps = Linf(arsenal.eps), arsenal.fresh_steps
     return [Fresh(f"fresh {method}", follower, make, train, steps=steps, passes=30)]
 
@@ -191,57 +220,17 @@ def _transfer(arsenal: Arsenal) -> list[Attack]:
     solvers = {"FGSM": fgsm(eps), "PGM-10": pgm(TRAINING_STEP * eps, 10)}
     return [
         Solved(
-            f"{name} on {surrogate.name}",
+            f"{name} on {surrogate}",
             Linf(eps),
             solver,
-            surrogate=surrogate.model,
+            surrogate=model,
             kind="black-box",
             alone=True,
             passes=30,
         )
-        for surrogate in arsenal.surrogates
+        for surrogate, model in arsenal.surrogates.items()
         for name, solver in solvers.items()
     ]
-
-
-def _square(arsenal: Arsenal) -> list[Attack]:
-    return [_package("Square", ["square"], arsenal, kind="black-box", passes=5000)]
-
-
-def _autoattack(arsenal: Arsenal) -> list[Attack]:
-    return [_package("AutoAttack", None, arsenal, kind="iterative", passes=10000)]
-
-
-def _package(
-    name: str, parts: list[str] | None, arsenal: Arsenal, *, kind: Kind, passes: float
-) -> Attack:
-    """AutoAttack's standard version, or some of its parts, from the package of its authors."""
-
-    def make(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-        try:
-            from pyautoattack import AutoAttack
-        except ImportError as error:
-            raise BilevelError(
-                f"{name} comes with the package pyautoattack, which cannot be imported ({error}): "
-                'pip install "bilevel[attacks]"'
-            ) from error
-
-        def run(images: Tensor, labels: Tensor) -> Tensor:
-            judge = AutoAttack(
-                model,
-                attacks=parts,
-                version="custom" if parts else "standard",
-                device=images.device,
-                eps=arsenal.eps,
-                seed=arsenal.seed,
-            )
-            adversarial: Tensor
-            adversarial, _ = judge.run_standard_evaluation(images, labels, batch_size=len(images))
-            return adversarial
-
-        return run
-
-    return Foreign(name, make, kind=kind, passes=passes)
 
 
 _ATTACKS: dict[str, Callable[[Arsenal], list[Attack]]] = {
@@ -254,6 +243,6 @@ _ATTACKS: dict[str, Callable[[Arsenal], list[Attack]]] = {
     "own": _own,
     "fresh": _fresh,
     "transfer": _transfer,
-    "autoattack": _autoattack,
-    "square": _square,
+    "autoattack": partial(autoattack, "AutoAttack", None, "iterative", 10000),
+    "square": partial(autoattack, "Square", ["square"], "black-box", 5000),
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bilevel import NonFiniteError, Solver, distributed, frozen
+from bilevel import BilevelError, NonFiniteError, Solver, distributed, frozen
 from bilevel.robustness.attacks.attack import attack
 from bilevel.robustness.batches import Batch, batches
 from bilevel.robustness.data import ImageSet
@@ -38,8 +38,13 @@ def correct(
         ``(N,)`` bool on the device of the images.
 
     Raises:
+        BilevelError: If there are no images.
         NonFiniteError: If a logit is NaN or infinite: its image is neither right nor wrong.
     """
+    if not len(images):
+        raise BilevelError(
+            "the image set is empty: nothing can be right or wrong; give one image or more"
+        )
     right, finite = [images.labels.new_empty(0, dtype=torch.bool)], []
     mine = distributed.mine(len(images))
     with torch.no_grad(), frozen(model):
@@ -81,6 +86,21 @@ def accuracy(
     """
     right = correct(model, images, follower, solver, batch_size=batch_size)
     return right.double().mean().item()
+
+
+def logits_of(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Tensor:
+    """What a classifier answers, finite or not.
+
+    Args:
+        model: The classifier; it computes in evaluation mode and is left as it was.
+        images: The images.
+        batch_size: Images a batch.
+
+    Returns:
+        ``(N, K)``.
+    """
+    with torch.no_grad(), frozen(model):
+        return torch.cat([model(batch.x) for batch in batches(images, batch_size)])
 
 
 def examples(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, checkpoint, distributed, frozen
 from bilevel.robustness.attacks.attack import Attack
+from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.batches import Batch, batches
 from bilevel.robustness.data import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
@@ -27,9 +29,13 @@ from bilevel.robustness.evaluation.results import Outcome
 _ROUNDING = 1e-6  # by which float32 may leave the ball
 
 
+class OtherEvaluationError(BilevelError):
+    """What is kept on disk belongs to other attacks, another classifier or other images."""
+
+
 @dataclass
 class _Work:
-    """How far one attack has come; all that a checkpoint holds of it."""
+    """How far one attack has come."""
 
     attacked: Tensor
     broken: Tensor
@@ -39,11 +45,27 @@ class _Work:
     finished: bool = False
 
 
+@dataclass
+class _State:
+    """How far the battery has come; what a checkpoint holds."""
+
+    config: dict[str, object]
+    right: Tensor
+    works: list[_Work] = field(default_factory=list)
+
+    def survivors(self) -> Tensor:
+        alive = self.right.clone()
+        for work in self.works:
+            alive &= ~work.broken
+        return alive
+
+
 class Battery:
     """Runs attacks, can be stopped and goes on bit for bit.
 
-    An attack that fails is left out with its reason, and the others go on. Many processes attack a
-    batch each at a time, with the figures of one.
+    An attack that fails ends with its reason and without a figure of its own, what it has broken
+    stays broken, and the others go on. Many processes attack a batch each at a time, with the
+    figures of one.
 
     Args:
         attacks: The attacks, cheap ones first.
@@ -96,29 +118,30 @@ class Battery:
             The images that it gets right unattacked, ``(N,)`` bool on the CPU, and the outcomes.
 
         Raises:
-            BilevelError: If the state belongs to other attacks or another classifier.
+            OtherEvaluationError: If the state belongs to other attacks, another classifier or
+                other images.
         """
+        config = self._config(model, images)
         with frozen(model):
-            right = correct(model, images, batch_size=self.batch_size).cpu()
-            works = self._restore(right) if resume and self.path else []
+            kept = resume and self.path is not None and self.path.exists()
+            state = self._restore(config) if kept else self._begin(config, model, images)
             for position, attack in enumerate(self.attacks):
-                if position == len(works):
-                    alive = right if attack.alone else _survivors(right, works)
-                    works.append(_Work(alive.clone(), torch.zeros_like(right)))
-                if not works[position].finished:
-                    self._run(position, model, images, right, works)
-        return right, tuple(
-            Outcome(
-                attack.name, attack.kind, work.attacked, work.broken, work.seconds, work.problem
-            )
-            for attack, work in zip(self.attacks, works, strict=True)
+                if position == len(state.works):
+                    alive = state.right if attack.alone else state.survivors()
+                    state.works.append(_Work(alive.clone(), torch.zeros_like(alive)))
+                if not state.works[position].finished:
+                    self._run(position, model, images, state)
+        return state.right, tuple(
+            Outcome(a.name, a.kind, w.attacked, w.broken, w.seconds, w.problem, a.role)
+            for a, w in zip(self.attacks, state.works, strict=True)
         )
 
-    def _run(
-        self, position: int, model: nn.Module, images: ImageSet, right: Tensor, works: list[_Work]
-    ) -> None:
+    def _begin(self, config: dict[str, object], model: nn.Module, images: ImageSet) -> _State:
+        return _State(config, correct(model, images, batch_size=self.batch_size).cpu())
+
+    def _run(self, position: int, model: nn.Module, images: ImageSet, state: _State) -> None:
         """One attack, batch by batch; what goes wrong in it ends it, not the battery."""
-        attack, work = self.attacks[position], works[position]
+        attack, work = self.attacks[position], state.works[position]
         begun = time.perf_counter() - work.seconds
         try:
             torch.manual_seed(_seed(self.seed, position))
@@ -128,14 +151,13 @@ class Battery:
                 work.broken[torch.cat(rows)] = torch.cat(distributed.together(attacked))
                 work.done += sum(map(len, rows))
                 work.seconds = time.perf_counter() - begun
-                self._note(position, right, works)
+                self._note(position, state)
         except (KeyboardInterrupt, MemoryError, distributed.LostContactError):
             raise
         except Exception as error:  # whatever another package raises
             work.problem = _line(error)
-            work.broken.zero_()
         work.seconds, work.finished = time.perf_counter() - begun, True
-        self._note(position, right, works)
+        self._note(position, state)
 
     def _rounds(self, work: _Work) -> Iterator[tuple[Tensor, ...]]:
         """Which images come next: a batch for each process."""
@@ -177,41 +199,36 @@ class Battery:
                 f"{max(outside, 0):.2g} outside [0, 1]): give it the ε of the evaluation"
             )
 
-    def _note(self, position: int, right: Tensor, works: list[_Work]) -> None:
+    def _note(self, position: int, state: _State) -> None:
         """Keeps the state and tells how far the battery is."""
         if self.path is not None:
-            state = {"config": self._config(right), "works": [asdict(work) for work in works]}
-            checkpoint.save(self.path, state)
-        left = int(_survivors(right, works).sum())
-        spent = [a.passes * w.done for a, w in zip(self.attacks, works, strict=False)]
-        ahead = [
-            attack.passes * (int(right.sum()) if attack.alone else left)
-            for attack in self.attacks[position + 1 :]
-        ]
-        here, work = self.attacks[position], works[position]
+            checkpoint.save(self.path, asdict(state))
+        right, left = int(state.right.sum()), int(state.survivors().sum())
+        spent = [a.passes * w.done for a, w in zip(self.attacks, state.works, strict=False)]
+        ahead = [a.passes * (right if a.alone else left) for a in self.attacks[position + 1 :]]
+        here, work = self.attacks[position], state.works[position]
         rest = 0 if work.finished else int(work.attacked.sum()) - work.done
         self.report(here.name, sum(spent), sum(spent) + here.passes * rest + sum(ahead))
 
-    def _restore(self, right: Tensor) -> list[_Work]:
+    def _restore(self, config: dict[str, object]) -> _State:
         assert self.path is not None
-        if not self.path.exists():
-            return []
-        state = checkpoint.load(self.path)
-        if state.get("config") != (config := self._config(right)):
-            changed = [k for k, v in config.items() if state.get("config", {}).get(k) != v]
-            raise BilevelError(
-                f"{self.path} is an evaluation with other {', '.join(changed) or 'settings'}: an "
-                "evaluation is resumed as it was begun; give the same arguments, or another --out"
+        kept: dict[str, Any] = checkpoint.load(self.path)
+        changed = [k for k, v in config.items() if kept.get("config", {}).get(k) != v]
+        if changed:
+            raise OtherEvaluationError(
+                f"{self.path} is an evaluation with other {', '.join(changed)}: an evaluation is "
+                "resumed as it was begun; give the same arguments, or another --out"
             )
-        return [_Work(**work) for work in state["works"]]
+        return _State(config, kept["right"], [_Work(**work) for work in kept["works"]])
 
-    def _config(self, right: Tensor) -> dict[str, object]:
+    def _config(self, model: nn.Module, images: ImageSet) -> dict[str, object]:
         return {
+            "classifier": fingerprint(model),
+            "images": fingerprint(images.images, images.labels),
             "attacks": [attack.settings for attack in self.attacks],
             "epsilon": self.eps,
             "seed": self.seed,
             "batch size": self.batch_size,
-            "images or classifier": right.nonzero().squeeze(1).tolist(),
         }
 
 
@@ -225,13 +242,6 @@ def _errs(model: nn.Module, batch: Batch) -> Tensor:
 def _seed(*parts: int) -> int:
     """One seed of several numbers, so that a resumed battery draws what it would have drawn."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def _survivors(right: Tensor, works: list[_Work]) -> Tensor:
-    alive = right.clone()
-    for work in works:
-        alive &= ~work.broken
-    return alive
 
 
 def _line(error: Exception) -> str:

@@ -8,49 +8,12 @@ nobody has checked it.
 
 from __future__ import annotations
 
-import math
-import re
-
 import numpy as np
 import torch
-from torch import Tensor
 
-from bilevel.robustness.attacks.attack import Kind
+from bilevel.robustness.attacks.attack import Kind, Role
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Finding, Outcome
-
-
-def tolerance(discordant: float, images: int) -> float:
-    """The difference in accuracy from which on two attacks are said to differ.
-
-    Two points, below which the field does not tell figures apart; on few images two standard
-    errors of the paired difference (McNemar's), so that chance gives no verdict.
-
-    Args:
-        discordant: Share of the images that one of the two breaks and the other does not.
-        images: Number of images.
-
-    Returns:
-        A difference in [0, 1].
-
-    Example:
-        >>> tolerance(0.04, 10000), tolerance(0.04, 100)
-        (0.02, 0.04)
-    """
-    return max(0.02, 2 * math.sqrt(discordant / images))
-
-
-def breaks_more(first: Tensor, second: Tensor) -> bool:
-    """Whether more images are broken by one attack than by another, beyond the tolerance.
-
-    Args:
-        first: The images that the one breaks, ``(N,)`` bool.
-        second: Those that the other breaks.
-
-    Returns:
-        True if so.
-    """
-    difference = _share(first) - _share(second)
-    return difference > tolerance(_share(first ^ second), len(first))
+from bilevel.robustness.evaluation.tolerance import breaks_more, share, tolerance
 
 
 def _one_step(evaluation: Evaluation) -> Finding:
@@ -59,7 +22,7 @@ def _one_step(evaluation: Evaluation) -> Finding:
     one, many = _strongest(evaluation, "one-step"), _strongest(evaluation, "iterative")
     if one is None or many is None:
         return _unchecked(item, "add fgsm and pgm-100 to the attacks")
-    figure = f"{_share(one.broken):.1%} broken, by many {_share(many.broken):.1%}"
+    figure = f"{share(one.broken):.1%} broken, by many {share(many.broken):.1%}"
     good = f"{one.name} is no stronger than {many.name}."
     bad = (
         f"{one.name} breaks more than {many.name}, though more steps can only help: they lose "
@@ -71,32 +34,36 @@ def _one_step(evaluation: Evaluation) -> Finding:
 def _black_box(evaluation: Evaluation) -> Finding:
     """Attacks without gradients break nothing that attacks with gradients have left."""
     item = "black-box attacks add nothing"
-    return _adds_nothing(item, evaluation, "", "transfer, square or random")
+    return _adds_nothing(
+        item, evaluation, _sound(evaluation, "black-box"), "transfer, square or random"
+    )
 
 
-def _random_search(evaluation: Evaluation) -> Finding:
+def _random_sampling(evaluation: Evaluation) -> Finding:
     """Random points of the ball break nothing that attacks with gradients have left."""
-    return _adds_nothing("random search adds nothing", evaluation, "random", "random")
+    blind = [o for o in _sound(evaluation, "black-box") if o.role == "random sampling"]
+    return _adds_nothing("random sampling adds nothing", evaluation, blind, "random")
 
 
-def _adds_nothing(item: str, evaluation: Evaluation, prefix: str, attacks: str) -> Finding:
-    blind = [o for o in _sound(evaluation, "black-box") if o.name.startswith(prefix)]
+def _adds_nothing(item: str, evaluation: Evaluation, blind: list[Outcome], attacks: str) -> Finding:
     iterative = _sound(evaluation, "iterative")
     if not blind or not iterative:
         return _unchecked(item, f"add {attacks} to the attacks, and pgm-100 before")
-    # An image that a black-box attack broke first, so that no other was tried, tells nothing.
     tried = torch.stack([outcome.attacked for outcome in iterative]).any(0)
     found = torch.stack([outcome.broken for outcome in blind]).any(0)
-    white_box = (*_sound(evaluation, "one-step"), *iterative)
-    missed = evaluation.survivors(white_box) & tried & found
+    found &= evaluation.survivors((*_sound(evaluation, "one-step"), *iterative))
+    # Where a black-box attack came first, so that no other was tried, it proves nothing.
+    none, missed = torch.zeros_like(found), found & tried
+    if breaks_more(found, none) and not breaks_more(missed, none):
+        return _unchecked(item, "run pgm-100 before them, or on every image")
     names = ", ".join(outcome.name for outcome in blind)
     good = f"What withstands attacks with gradients withstands those without ({names})."
     bad = (
         f"Attacks without gradients ({names}) break images that all attacks with gradients have "
         "left, a sign of masked gradients. Find out what masks them; the worst case is too high."
     )
-    ok = not breaks_more(missed, torch.zeros_like(missed))
-    return _finding(item, ok, f"{_share(missed):.1%} of images", good, bad)
+    ok = not breaks_more(missed, none)
+    return _finding(item, ok, f"{share(missed):.1%} of images", good, bad)
 
 
 def _unbounded(evaluation: Evaluation) -> Finding:
@@ -148,14 +115,14 @@ def _converged(evaluation: Evaluation) -> Finding:
 def _cross_entropy(evaluation: Evaluation) -> Finding:
     """PGM finds something of what can be found: another loss may find more, not everything."""
     item = "cross entropy can be followed"
-    pgm = _strongest(evaluation, "iterative", r"PGM-\d+")
+    pgm = _strongest(evaluation, "iterative", "cross entropy")
     if pgm is None:
         return _unchecked(item, "add pgm-100 to the attacks")
     left = evaluation.survivors(tuple(_sound(evaluation, "one-step", "iterative")))
     broken = evaluation.right & ~left
     # AIT's PGM-20 finds a third of what AutoAttack finds, which is a weak attack; a tenth is none.
-    ok = not breaks_more(broken, pgm.broken) or _share(pgm.broken) > 0.1 * _share(broken)
-    figure = f"{_share(pgm.broken):.1%} broken, by all white-box attacks {_share(broken):.1%}"
+    ok = not breaks_more(broken, pgm.broken) or share(pgm.broken) > 0.1 * share(broken)
+    figure = f"{share(pgm.broken):.1%} broken, by all white-box attacks {share(broken):.1%}"
     bad = (
         f"{pgm.name} breaks next to nothing of what other white-box attacks break: the cross "
         "entropy's gradient is masked, by very large logits for instance."
@@ -195,7 +162,7 @@ def _complete(evaluation: Evaluation) -> Finding:
 CHECKLIST = (
     _one_step,
     _black_box,
-    _random_search,
+    _random_sampling,
     _unbounded,
     _larger_epsilon,
     _converged,
@@ -219,11 +186,11 @@ def _sound(evaluation: Evaluation, *kinds: Kind) -> list[Outcome]:
     return [o for o in evaluation.outcomes if o.kind in kinds and not o.problem]
 
 
-def _strongest(evaluation: Evaluation, kind: Kind, name: str = ".*") -> Outcome | None:
-    """The attack that breaks most on its own."""
+def _strongest(evaluation: Evaluation, kind: Kind, role: Role | None = None) -> Outcome | None:
+    """The attack of a kind, and of a role where one is given, that breaks most on its own."""
     alone = [o for o in _sound(evaluation, kind) if evaluation.alone(o) is not None]
-    named = [o for o in alone if re.fullmatch(name, o.name)]
-    return max(named, key=lambda outcome: _share(outcome.broken), default=None)
+    chosen = [o for o in alone if role in (None, o.role)]
+    return max(chosen, key=lambda outcome: share(outcome.broken), default=None)
 
 
 def _curve(evaluation: Evaluation, quantity: str) -> Curve | None:
@@ -239,10 +206,6 @@ def _counts(difference: float, curve: Curve) -> bool:
     # What an attack breaks it also breaks with more of ε or time, nearly: the discordant images are
     # the difference itself.
     return difference > tolerance(max(difference, 0), curve.images)
-
-
-def _share(images: Tensor) -> float:
-    return images.double().mean().item()
 
 
 def _points(difference: float) -> str:

@@ -23,20 +23,19 @@ _MISPREDICTION = 0.5
 # hides nothing, is not taken for a fault, as it would be with a smaller step.
 _STEP = 1 / 255
 
-_BATCH_SIZE = 64
 
-
-def has_gradients(model: nn.Module, images: ImageSet) -> Finding:
+def has_gradients(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
     """Whether the cross entropy tells an attack where to go.
 
     Args:
         model: The classifier.
         images: Images on its device.
+        batch_size: Images a batch.
 
     Returns:
         The finding: the share of images whose gradient is zero, underflows or is no number.
     """
-    gradients = [_gradient(model, batch, cross_entropy)[1] for batch in _batches(images)]
+    gradients = [_gradient(model, batch, cross_entropy)[1] for batch in batches(images, batch_size)]
     largest = torch.cat(gradients).abs().flatten(1).amax(1)
     seen = (largest >= torch.finfo(largest.dtype).tiny) & largest.isfinite()
     blind = 1 - seen.double().mean().item()
@@ -53,7 +52,7 @@ def has_gradients(model: nn.Module, images: ImageSet) -> Finding:
     )
 
 
-def gradients_predict(model: nn.Module, images: ImageSet) -> Finding:
+def gradients_predict(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
     """Whether the margin changes as its gradient says when one sign step is taken.
 
     The median over the images of abs(Δ − ⟨∇, δ⟩) / ⟨∇, δ⟩, where δ is the step within [0, 1] and Δ
@@ -62,12 +61,13 @@ def gradients_predict(model: nn.Module, images: ImageSet) -> Finding:
     Args:
         model: The classifier.
         images: Images on its device.
+        batch_size: Images a batch.
 
     Returns:
         The finding.
     """
     errors = []
-    for batch in _batches(images):
+    for batch in batches(images, batch_size):
         before, gradient = _gradient(model, batch, margin)
         step = (batch.x + _STEP * gradient.sign()).clamp(0, 1) - batch.x
         with torch.no_grad(), frozen(model):
@@ -98,7 +98,3 @@ def _gradient(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, Tenso
             return values, torch.zeros_like(x)
         (gradient,) = torch.autograd.grad(values.sum(), x, materialize_grads=True)
     return values.detach(), gradient
-
-
-def _batches(images: ImageSet) -> list[Batch]:
-    return list(batches(images, _BATCH_SIZE))

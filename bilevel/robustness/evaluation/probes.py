@@ -11,16 +11,11 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError, frozen
 from bilevel.robustness.batches import batches
-from bilevel.robustness.classifier import Normalize
 from bilevel.robustness.data import ImageSet, sample
+from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
+from bilevel.robustness.evaluation.ranges import takes_unit_interval
 from bilevel.robustness.evaluation.results import Finding
-
-# Measured on digits and CIFAR-10: classifiers that take [0, 1] gain 2 points of accuracy at most in
-# any other range (a weakly trained one likes more contrast). Those that want [0, 255], [-1, 1] or
-# the statistics of CIFAR-10 or ImageNet gain 16 to 88. A robust one whose own range differs little
-# from [0, 1] gains 1 to 5 and goes unnoticed: so little does it lose.
-_GAIN = 0.1
 
 # By how much of their spread logits may change. In a repeated pass not at all, but for kernels that
 # add in any order. In another batch a little: its shape chooses the kernel, and TF32 has 3 digits.
@@ -28,13 +23,16 @@ _REPEATED = 1e-3
 _REARRANGED = 1e-2
 
 
-def probe(model: nn.Module, images: ImageSet, *, size: int = 256) -> tuple[Finding, ...]:
+def probe(
+    model: nn.Module, images: ImageSet, *, size: int = 256, batch_size: int = 256
+) -> tuple[Finding, ...]:
     """Asks everything.
 
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
         images: Images on its device.
         size: How many of them are asked about.
+        batch_size: Images a batch.
 
     Returns:
         The findings.
@@ -50,7 +48,7 @@ def probe(model: nn.Module, images: ImageSet, *, size: int = 256) -> tuple[Findi
         >>> [finding.item for finding in probe(model, images) if not finding.ok]
         []
     """
-    check_classifier(model, images)
+    check_classifier(model, images, batch_size)
     few = sample(images, size)
     probes = (
         gives_logits,
@@ -60,20 +58,25 @@ def probe(model: nn.Module, images: ImageSet, *, size: int = 256) -> tuple[Findi
         has_gradients,
         gradients_predict,
     )
-    return tuple(ask(model, few) for ask in probes)
+    return tuple(ask(model, few, batch_size) for ask in probes)
 
 
-def check_classifier(model: nn.Module, images: ImageSet) -> None:
+def check_classifier(model: nn.Module, images: ImageSet, batch_size: int = 256) -> None:
     """Checks that the classifier answers clean images with finite numbers, one a class.
 
     Args:
         model: The classifier.
         images: Images on its device.
+        batch_size: Images a batch.
 
     Raises:
-        BilevelError: If its output is not ``(B, K)`` for the images' K classes.
+        BilevelError: If there are no images, or its output is not ``(B, K)`` for their K classes.
         NonFiniteError: If a logit is NaN or infinite.
     """
+    if not len(images):
+        raise BilevelError(
+            "the image set is empty: a classifier cannot be asked anything; give one image or more"
+        )
     few = next(batches(images, 2))
     with torch.no_grad(), frozen(model):
         answer = model(few.x)
@@ -85,7 +88,7 @@ def check_classifier(model: nn.Module, images: ImageSet) -> None:
             f"for each of the images' {classes} classes; return (B, {classes}), or name the images "
             "that it was trained on"
         )
-    logits = _logits(model, images)
+    logits = logits_of(model, images, batch_size)
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise NonFiniteError(
             f"the classifier's logits are NaN or infinite on {bad} of {len(images)} clean images: "
@@ -94,17 +97,18 @@ def check_classifier(model: nn.Module, images: ImageSet) -> None:
         )
 
 
-def gives_logits(model: nn.Module, images: ImageSet) -> Finding:
+def gives_logits(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
     """Whether the output could be anything but probabilities, which weaken the cross entropy.
 
     Args:
         model: The classifier.
         images: Images on its device.
+        batch_size: Images a batch.
 
     Returns:
         The finding.
     """
-    output = _logits(model, images)
+    output = logits_of(model, images, batch_size)
     lowest, off = output.min().item(), (output.sum(1) - 1).abs().max().item()
     ok = lowest < 0 or off > 0.01  # a sum of probabilities in bfloat16 has two digits
     return Finding(
@@ -118,64 +122,18 @@ def gives_logits(model: nn.Module, images: ImageSet) -> Finding:
     )
 
 
-def takes_unit_interval(model: nn.Module, images: ImageSet) -> Finding:
-    """Whether images in [0, 1] suit the classifier best.
-
-    Args:
-        model: The classifier.
-        images: Images on its device.
-
-    Returns:
-        The finding; it names the range that suits it better.
-    """
-    here = _accuracy(model, images)
-    others = {
-        name: _accuracy(nn.Sequential(normalize.to(images.images.device), model), images)
-        for name, normalize in _ranges(images).items()
-    }
-    best = max(others, key=lambda name: others[name])
-    ok = others[best] - here <= _GAIN
-    return Finding(
-        "inputs are in [0, 1]",
-        ok,
-        f"{here:.1%} in [0, 1], {others[best]:.1%} {best}",
-        "No other range of inputs suits the classifier much better."
-        if ok
-        else f"The classifier wants its images {best}. Put that inside of it, as "
-        "nn.Sequential(Normalize(…), model), so that attacks see images in [0, 1].",
-    )
-
-
-def _ranges(images: ImageSet) -> dict[str, Normalize]:
-    """What images in [0, 1] are often turned into before a classifier sees them."""
-    channels = images.images.shape[1]
-    pixels = images.images.float() / 255
-    own = pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp(min=1 / 255).tolist()
-    statistics: dict[str, tuple[list[float], list[float]]] = {
-        "in [0, 255]": ([0.0], [1 / 255]),
-        "in [-1, 1]": ([0.5], [0.5]),
-        "normalised by ImageNet's mean and std": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        "normalised by CIFAR-10's mean and std": ([0.491, 0.482, 0.447], [0.247, 0.243, 0.262]),
-        "normalised by their own mean and std": own,
-    }
-    return {
-        name: Normalize(channels, mean, std)
-        for name, (mean, std) in statistics.items()
-        if len(mean) in (1, channels)
-    }
-
-
-def repeats_itself(model: nn.Module, images: ImageSet) -> Finding:
+def repeats_itself(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
     """Whether the same images get the same logits again.
 
     Args:
         model: The classifier.
         images: Images on its device.
+        batch_size: Images a batch.
 
     Returns:
         The finding.
     """
-    labels, logits = _repetition(model, images)
+    labels, logits = _repetition(model, images, batch_size)
     ok = logits <= _REPEATED
     return Finding(
         "output is deterministic",
@@ -189,22 +147,25 @@ def repeats_itself(model: nn.Module, images: ImageSet) -> Finding:
     )
 
 
-def ignores_the_batch(model: nn.Module, images: ImageSet) -> Finding:
+def ignores_the_batch(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
     """Whether an image's logits are the same beside other images and in another place.
 
     Args:
         model: The classifier.
         images: Images on its device.
+        batch_size: Images a batch.
 
     Returns:
         The finding.
     """
     backwards = torch.arange(len(images)).flip(0)
-    # In pairs and not alone, because BatchNorm refuses to take statistics of a single value.
-    pairs = _logits(model, images.subset(backwards), batch_size=2)[backwards]
-    labels, logits = _change(_logits(model, images), pairs)
+    # In pairs and not alone, because BatchNorm refuses to take statistics of a single value; of an
+    # odd number, three are together.
+    pairs = backwards.tensor_split(max(1, len(images) // 2))
+    paired = torch.cat([logits_of(model, images.subset(pair)) for pair in pairs])[backwards]
+    labels, logits = _change(logits_of(model, images, batch_size), paired)
     # What a mere repetition changes is not the batch's doing.
-    ok = logits <= max(_REARRANGED, 3 * _repetition(model, images)[1])
+    ok = logits <= max(_REARRANGED, 3 * _repetition(model, images, batch_size)[1])
     return Finding(
         "output is independent of the batch",
         ok,
@@ -217,18 +178,6 @@ def ignores_the_batch(model: nn.Module, images: ImageSet) -> Finding:
     )
 
 
-def _logits(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Tensor:
-    with torch.no_grad(), frozen(model):
-        return torch.cat([model(batch.x) for batch in batches(images, batch_size)])
-
-
-def _accuracy(model: nn.Module, images: ImageSet) -> float:
-    """Accuracy where infinite and undefined logits are wrong: ranges may well give such."""
-    logits = _logits(model, images)
-    right = (logits.argmax(1) == images.labels) & logits.isfinite().all(1)
-    return right.double().mean().item()
-
-
 def _change(first: Tensor, second: Tensor) -> tuple[float, float]:
     """Share of labels that change, and the largest change of a logit over the logits' spread."""
     labels = (first.argmax(1) != second.argmax(1)).double().mean().item()
@@ -236,10 +185,12 @@ def _change(first: Tensor, second: Tensor) -> tuple[float, float]:
     return labels, ((first - second).abs().max() / spread).item()
 
 
-def _repetition(model: nn.Module, images: ImageSet) -> tuple[float, float]:
+def _repetition(model: nn.Module, images: ImageSet, batch_size: int) -> tuple[float, float]:
     """The largest :func:`_change` in three repeated passes."""
-    first = _logits(model, images)
-    labels, logits = zip(*(_change(first, _logits(model, images)) for _ in range(3)), strict=True)
+    first = logits_of(model, images, batch_size)
+    labels, logits = zip(
+        *(_change(first, logits_of(model, images, batch_size)) for _ in range(3)), strict=True
+    )
     return max(labels), max(logits)
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.robustness.attacks.attack import Kind
+from bilevel.robustness.attacks.attack import Kind, Role
+from bilevel.robustness.evaluation.tolerance import share
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ class Outcome:
         name: The attack.
         kind: How the attack looks, see :class:`~bilevel.robustness.Attack`.
         attacked: The images it was run on, ``(N,)`` bool on the CPU.
-        broken: Those it made the classifier err on, ``(N,)``.
+        broken: Those it made the classifier err on, ``(N,)``; where it failed, until then.
         seconds: What it took.
         problem: Why it gave no figure; empty where it did.
+        role: What it is to the checklist, see :class:`~bilevel.robustness.Attack`.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Outcome:
     broken: Tensor
     seconds: float
     problem: str = ""
+    role: Role = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Evaluation:
         Returns:
             A number in [0, 1].
         """
-        return _share(self.right)
+        return share(self.right)
 
     @property
     def worst_case(self) -> float:
@@ -110,7 +113,7 @@ class Evaluation:
         Returns:
             A number in [0, 1].
         """
-        return _share(self.survivors(self.outcomes))
+        return share(self.survivors(self.outcomes))
 
     @property
     def trustworthy(self) -> bool:
@@ -146,7 +149,7 @@ class Evaluation:
         """
         if outcome.problem or not torch.equal(outcome.attacked, self.right):
             return None
-        return _share(self.survivors((outcome,)))
+        return share(self.survivors((outcome,)))
 
     def so_far(self, outcome: Outcome) -> float:
         """The worst case over the attacks up to this one.
@@ -157,7 +160,7 @@ class Evaluation:
         Returns:
             A number in [0, 1].
         """
-        return _share(self.survivors((*self._before(outcome), outcome)))
+        return share(self.survivors((*self._before(outcome), outcome)))
 
     def newly_broken(self, outcome: Outcome) -> int:
         """How many images an attack broke that none before it had.
@@ -205,7 +208,3 @@ class Example:
     adversarial: Tensor
     truth: str
     said: str
-
-
-def _share(images: Tensor) -> float:
-    return images.double().mean().item()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bilevel.robustness.evaluation.checklist import CHECKLIST, breaks_more
+from bilevel.robustness.evaluation.checklist import CHECKLIST
 from bilevel.robustness.evaluation.results import Evaluation, Finding
+from bilevel.robustness.evaluation.tolerance import breaks_more
 
 
 def judge(evaluation: Evaluation, probed: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -166,8 +166,8 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, batch: Batch) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-0.1,), "radius is -0.1: .* from 0 on"),
-        ((float("nan"),), "radius is nan"),
+        ((-0.1,), "eps is -0.1: .* from 0 on"),
+        ((float("nan"),), "eps is nan"),
         ((0.1, 0), "steps is 0: .* give 1, 2"),
         ((0.1, 2.5), "steps is 2.5"),
         ((0.1, 10, 1.5), "rho is 1.5: .* 0 ≤ rho ≤ 1"),

@@ -110,7 +110,7 @@ def test_a_follower_without_images() -> None:
         CarliniWagner(0.1).solve(Blind(), ZeroSum(torch.nn.Flatten(), Blind()), torch.zeros(2, 3))
 
 
-@pytest.mark.parametrize(("radius", "steps"), [(-0.1, 10), (0.1, 0)])
-def test_bad_arguments(radius: float, steps: int) -> None:
-    with pytest.raises(BilevelError, match=r"radius is -0\.1|steps is 0"):
-        CarliniWagner(radius, steps)
+@pytest.mark.parametrize(("eps", "steps"), [(-0.1, 10), (0.1, 0)])
+def test_bad_arguments(eps: float, steps: int) -> None:
+    with pytest.raises(BilevelError, match=r"eps is -0\.1|steps is 0"):
+        CarliniWagner(eps, steps)

@@ -1,4 +1,4 @@
-"""Random search, where the share of the ball that breaks an image is known."""
+"""Random sampling, where the share of the ball that breaks an image is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bilevel import BilevelError, ZeroSum, testing
-from bilevel.robustness import Batch, Linf, RandomSearch, attack
+from bilevel.robustness import Batch, Linf, RandomSampling, attack
 from bilevel.robustness.losses import margin
 from tests.problems import image_game
 from tests.robustness.attacks.linear import LinearClassifier
@@ -29,7 +29,7 @@ def test_as_many_images_break_as_the_share_of_the_ball_says(distance: float, poi
     count, model = 4000, one_pixel()
     batch = Batch(torch.full((count, 1, 4, 4), 0.5 + distance), torch.ones(count).long())
     follower = Linf(EPS, start=EPS, loss=margin)
-    images = attack(model, follower, RandomSearch(points), batch).x
+    images = attack(model, follower, RandomSampling(points), batch).x
     broken = (model(images).argmax(1) != batch.y).double().mean()
     expected = 1 - (1 - (EPS - distance) / (2 * EPS)) ** points
     deviation = (expected * (1 - expected) / count) ** 0.5
@@ -40,7 +40,7 @@ def test_the_best_of_its_points() -> None:
     """The maximum of n uniform numbers has mean ε(n − 1)/(n + 1)."""
     batch = Batch(torch.full((4000, 1, 4, 4), 0.5), torch.zeros(4000).long())
     follower = Linf(EPS, start=EPS, loss=margin)
-    answer = RandomSearch(9).solve(follower, ZeroSum(one_pixel(), follower), batch).value
+    answer = RandomSampling(9).solve(follower, ZeroSum(one_pixel(), follower), batch).value
     assert answer[:, 0, 0, 0].mean().item() == pytest.approx(0.8 * EPS, rel=0.01)
     assert abs(answer[:, 0, 1:].mean().item()) < 0.01 * EPS
 
@@ -57,28 +57,28 @@ def test_it_takes_one_forward_pass_a_point_and_no_gradient() -> None:
     batch = Batch(torch.rand(3, 1, 4, 4), torch.zeros(3).long())
     follower = Linf(EPS, start=EPS)
     leader = ZeroSum(Counting(torch.randn(1, 4, 4)), follower)
-    RandomSearch(7).solve(follower, leader, batch, evaluate=False)
+    RandomSampling(7).solve(follower, leader, batch, evaluate=False)
     assert Counting.calls == 7
 
 
 def test_it_keeps_what_a_game_relies_on() -> None:
     leader, _, batch = image_game()
-    testing.check_solver(RandomSearch(5), Linf(0.1, start=0.1), leader, batch)
+    testing.check_solver(RandomSampling(5), Linf(0.1, start=0.1), leader, batch)
 
 
 def test_a_follower_that_does_not_start_at_random() -> None:
     leader, follower, batch = image_game()
     with pytest.raises(BilevelError, match=r"same point twice: .* Linf\(eps, start=eps\)"):
-        RandomSearch(2).solve(follower, leader, batch)
+        RandomSampling(2).solve(follower, leader, batch)
 
 
 def test_a_batch_without_images() -> None:
     leader, _, _ = image_game()
     nothing = Batch(torch.zeros(0, 1, 4, 4), torch.zeros(0).long())
-    assert len(attack(leader.model, Linf(EPS, start=EPS), RandomSearch(3), nothing).x) == 0
+    assert len(attack(leader.model, Linf(EPS, start=EPS), RandomSampling(3), nothing).x) == 0
 
 
 @pytest.mark.parametrize("points", [0, -1, 1.5])
 def test_bad_arguments(points: float) -> None:
     with pytest.raises(BilevelError, match=f"points is {points}: .* give 1, 2"):
-        RandomSearch(points)
+        RandomSampling(points)

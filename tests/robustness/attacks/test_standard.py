@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from bilevel.robustness import (
     Arsenal,
     Attacker,
     Batch,
+    Battery,
     ImageSet,
     Solved,
     Trained,
     attack,
     check_attack,
     make_attacks,
+    standard_attacks,
 )
 from bilevel.robustness.attacks.fresh import Fresh
 from bilevel.robustness.losses import cross_entropy, dlr, margin, targeted_dlr
@@ -37,7 +40,7 @@ def trained(method: str = "plain", name: str = "target", **about: object) -> Tra
 
 
 def arsenal(**settings: object) -> Arsenal:
-    return Arsenal(**{"target": trained(), "eps": EPS, **settings})
+    return Arsenal(**{"eps": EPS, "classes": 10, **settings})
 
 
 def only(name: str, **settings: object) -> Solved:
@@ -73,7 +76,7 @@ def test_apgd_starts_anywhere_in_the_ball(name: str, loss: object, tries: int) -
 
 
 def test_few_classes_have_no_targets() -> None:
-    made = only("apgd-t", target=trained(classes=3))
+    made = only("apgd-t", classes=3)
     assert (made.name, made.follower.loss, made.targets) == ("APGD-margin", margin, 0)
 
 
@@ -85,20 +88,20 @@ def test_what_sees_every_image_for_its_own_figure() -> None:
 def test_the_own_attacker() -> None:
     assert make_attacks(["own"], arsenal()) == []
     target = trained("two-step-l2l")
-    made = only("own", target=target)
+    made = only("own", trained=target)
     assert (made.name, made.solver) == ("own two-step-l2l", target.solver)
 
 
 def test_an_attacker_that_is_missing_is_told_when_it_is_wanted() -> None:
     target = trained("grad-l2l")
-    (made,) = make_attacks(["own"], arsenal(target=Trained("it", target.about, target.model)))
+    (made,) = make_attacks(["own"], arsenal(trained=Trained("it", target.about, target.model)))
     with pytest.raises(BilevelError, match=r"it was saved without its attacker.safetensors"):
         made.prepare(target.model)
 
 
 def test_transfer_uses_the_gradients_of_the_surrogate() -> None:
     surrogate = trained(name="other")
-    made = make_attacks(["transfer"], arsenal(surrogates=[surrogate]))
+    made = make_attacks(["transfer"], arsenal(surrogates={"other": surrogate.model}))
     assert [one.name for one in made] == ["FGSM on other", "PGM-10 on other"]
     batch = Batch(torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2]))
     for one in made:
@@ -123,7 +126,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_turn(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("bilevel.robustness.attacks.attack.attack", spy)
     batch = Batch(torch.zeros(2, 1, 1, 1), torch.tensor([3, 2]))
-    made = only("apgd-t", target=trained(classes=4))
+    made = only("apgd-t", classes=4)
     for attempt in range(made.tries):
         made.perturb(Ranked(), batch, attempt)
     assert aims == [[2, 3], [1, 1], [0, 0]]
@@ -140,7 +143,7 @@ def test_a_fresh_attacker_learns_against_a_classifier_that_stands_still() -> Non
         tuple(map(str, range(10))),
     )
     before = {name: value.clone() for name, value in target.model.state_dict().items()}
-    (made,) = make_attacks(["fresh"], arsenal(target=target, train=train, fresh_steps=60))
+    (made,) = make_attacks(["fresh"], arsenal(trained=target, train=train, fresh_steps=60))
     assert isinstance(made, Fresh)
     images = Batch(train.images.float() / 255, train.labels)
     gains = []
@@ -157,8 +160,41 @@ def test_a_fresh_attacker_learns_against_a_classifier_that_stands_still() -> Non
 
 
 def test_every_standard_name_is_known() -> None:
-    made = make_attacks(STANDARD, arsenal(surrogates=[trained(name="s")]))
+    made = make_attacks(STANDARD, arsenal(surrogates={"s": nn.Flatten()}))
     assert len({one.name for one in made}) == len(made) == len(STANDARD)  # own gives 0, transfer 2
+
+
+def test_the_default_battery_needs_nothing_but_epsilon_and_the_classes() -> None:
+    made = standard_attacks(0.1, 3, restarts=2, surrogates={"other": nn.Flatten()})
+    expected = make_attacks(
+        STANDARD, Arsenal(0.1, 3, restarts=2, surrogates={"other": nn.Flatten()})
+    )
+    assert [one.settings for one in made] == [one.settings for one in expected]
+    images = ImageSet(
+        torch.randint(256, (9, 1, 2, 2), dtype=torch.uint8), torch.arange(9) % 3, ("a", "b", "c")
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    _, outcomes = Battery(standard_attacks(0.1, 3), eps=0.1).run(model, images)
+    assert [outcome.problem for outcome in outcomes] == [""] * 6  # neither own nor transfer
+
+
+@pytest.mark.parametrize(("classes", "parts"), [(10, 4), (5, 4), (3, 3), (2, 3)])
+def test_autoattack_with_few_classes(classes: int, parts: int, caplog: Any) -> None:
+    """It has nine targets, and one of its parts reads four logits."""
+    pytest.importorskip("pyautoattack")
+    images = ImageSet(
+        torch.randint(256, (2 * classes, 1, 2, 2), dtype=torch.uint8),
+        torch.arange(2 * classes) % classes,
+        tuple(map(str, range(classes))),
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, classes))
+    made = make_attacks(["autoattack"], Arsenal(0.01, classes))
+    with caplog.at_level("DEBUG"):
+        _, (outcome,) = Battery(made, eps=0.01).run(model, images)
+    assert not outcome.problem
+    if outcome.attacked.any():
+        (told,) = [line for line in caplog.messages if line.startswith("using standard version")]
+        assert len(told.split(", ")) == parts
 
 
 @pytest.mark.parametrize(
@@ -167,8 +203,7 @@ def test_every_standard_name_is_known() -> None:
         ({"eps": 0.0}, "epsilon is 0.0: .*0 < epsilon ≤ 1"),
         ({"eps": 8.0}, "epsilon is 8.0: .*8/255"),
         ({"restarts": 0}, "restarts is 0: .*1 or more"),
-        ({"surrogates": [trained(name="s", classes=100)]}, "surrogate s has 100 classes, target"),
-        ({"surrogates": [trained(name="s", channels=3)]}, "surrogate s has 3 channels, target"),
+        ({"classes": 1}, "classes is 1: .*2 or more"),
     ],
 )
 def test_bad_settings_are_told(settings: dict[str, object], message: str) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from bilevel import ZeroSum, pgm
 from bilevel.robustness import (
     RECIPES,
+    ImageSet,
     Linf,
     Splits,
     load_images,
@@ -18,6 +19,7 @@ from bilevel.robustness import (
     small_cnn,
 )
 from tests.digits import train
+from tests.robustness.evaluation.scripted import COUNT
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +43,12 @@ def robust_model(digits: Splits, robust_eps: float) -> nn.Module:
         game = make_game(ZeroSum(model, follower), follower, pgm(robust_eps / 2, 5), recipe)
         train(game, digits.train, epochs=recipe.epochs, lr_at=recipe.lr_at)
     return model.eval()
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """Even grey from black to white; the last three are labelled wrongly."""
+    grey = torch.linspace(0, 255, COUNT).round().byte()
+    labels = (grey > 127).long()
+    labels[-3:] = 0
+    return ImageSet(grey.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), labels, ("a", "b"))

@@ -3,7 +3,7 @@
 ONE_STEP, BLACK_BOX, RANDOM = (
     "one step breaks less than many",
     "black-box attacks add nothing",
-    "random search adds nothing",
+    "random sampling adds nothing",
 )
 UNBOUNDED, LARGER = "unbounded attacks break everything", "a larger ε breaks more"
 CONVERGED, CROSS_ENTROPY = "PGM has converged", "cross entropy can be followed"

@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from bilevel.robustness import (
-    About,
-    Arsenal,
-    Battery,
-    Splits,
-    Trained,
-    make_attacks,
-    sample,
-)
+from bilevel.robustness import Arsenal, Battery, Splits, make_attacks, sample
 
 COUNT = 100
 
@@ -24,8 +16,7 @@ def test_the_worst_case_is_autoattacks(
     """Its standard version: APGD-CE, APGD-T, FAB-T and Square, with the authors' settings."""
     pytest.importorskip("pyautoattack")
     images = sample(digits.test, COUNT)
-    about = About("pgm", "small-cnn", 1, 10, "digits", robust_eps)
-    arsenal = Arsenal(Trained("pgm", about, robust_model), robust_eps)
+    arsenal = Arsenal(robust_eps, classes=10)
     ours = make_attacks(["pgm-20", "pgm-100-margin", "apgd-ce", "apgd-t"], arsenal)
     theirs = make_attacks(["autoattack"], arsenal)
     left = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,51 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError, pgm
-from bilevel.robustness import Attack, Batch, Battery, Foreign, ImageSet, Linf, Solved
-from bilevel.robustness.losses import margin
-
-EPS = 0.2
-COUNT = 30
-
-
-class Threshold(nn.Module):
-    """Class 1 where the mean pixel exceeds one half."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = x.flatten(1).mean(1)
-        return torch.stack([0.5 - mean, mean - 0.5], 1)
-
-
-@pytest.fixture
-def images() -> ImageSet:
-    """Even grey from black to white; the last three are labelled wrongly."""
-    grey = torch.linspace(0, 255, COUNT).round().byte()
-    labels = (grey > 127).long()
-    labels[-3:] = 0
-    return ImageSet(grey.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), labels, ("a", "b"))
-
-
-class Scripted(Attack):
-    """Breaks the images whose grey level is in a list, and notes which ones it was given."""
-
-    def __init__(self, name: str, breaks: set[int], *, tries: int = 1, **settings: bool) -> None:
-        super().__init__(name, **settings)
-        self.breaks = breaks
-        self._tries = tries
-        self.seen: list[list[int]] = []
-
-    @property
-    def tries(self) -> int:
-        return self._tries
-
-    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        grey = (batch.x[:, 0, 0, 0] * 255).round().long().tolist()
-        self.seen.append(grey)
-        out = batch.x.clone()
-        for i, level in enumerate(grey):
-            if level in self.breaks and level % self._tries == attempt:
-                out[i] = (batch.x[i] + (EPS if level < 128 else -EPS)).clamp(0, 1)
-        return out
+from bilevel.robustness import (
+    Batch,
+    Battery,
+    Evaluation,
+    Foreign,
+    ImageSet,
+    Linf,
+    Solved,
+)
+from tests.robustness.evaluation.scripted import COUNT, EPS, Scripted, Threshold, noisy
 
 
 def near(images: ImageSet, reach: float) -> set[int]:
@@ -115,85 +79,6 @@ def test_the_exact_answer_of_a_linear_classifier(images: ImageSet) -> None:
     assert torch.equal(outcomes[0].broken, right & (distance < EPS))
 
 
-def noisy() -> list[Attack]:
-    """Random starts, so that a run depends on its random numbers."""
-    start = Linf(EPS, start=EPS)
-    return [
-        Solved("first", start, pgm(0.01, 1), restarts=2),
-        Solved("second", start, pgm(0.01, 2), alone=True),
-        Solved("third", start, pgm(0.01, 3)),
-    ]
-
-
-@pytest.mark.parametrize("stopped_after", range(1, 9))
-def test_an_interrupted_battery_goes_on_bit_for_bit(
-    images: ImageSet, tmp_path: Path, stopped_after: int
-) -> None:
-    straight = Battery(noisy(), eps=EPS, batch_size=10).run(Threshold(), images)
-    calls = 0
-
-    def stop(name: str, done: float, total: float) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == stopped_after:
-            raise KeyboardInterrupt
-
-    path = tmp_path / "battery.pt"
-    settings = {"eps": EPS, "batch_size": 10, "path": path}
-    with pytest.raises(KeyboardInterrupt):
-        Battery(noisy(), report=stop, **settings).run(Threshold(), images)
-    torch.manual_seed(99)
-    resumed = Battery(noisy(), **settings).run(Threshold(), images, resume=True)
-    for one, other in zip(straight[1], resumed[1], strict=True):
-        assert torch.equal(one.attacked, other.attacked)
-        assert torch.equal(one.broken, other.broken)
-
-
-def test_a_finished_battery_is_not_run_again(images: ImageSet, tmp_path: Path) -> None:
-    path = tmp_path / "battery.pt"
-    Battery([Scripted("one", set())], eps=EPS, path=path).run(Threshold(), images)
-    again = Scripted("one", set())
-    Battery([again], eps=EPS, path=path).run(Threshold(), images, resume=True)
-    assert again.seen == []
-    Battery([again], eps=EPS, path=path).run(Threshold(), images)
-    assert again.seen != []
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"eps": 0.1}, "epsilon"),
-        ({"seed": 1}, "seed"),
-        ({"attacks": [Scripted("other", set())]}, "attacks"),
-    ],
-)
-def test_another_evaluation_is_not_resumed(
-    images: ImageSet, tmp_path: Path, change: dict[str, object], named: str
-) -> None:
-    settings = {"attacks": [Scripted("one", set())], "eps": EPS, "path": tmp_path / "battery.pt"}
-    Battery(**settings).run(Threshold(), images)
-    with pytest.raises(BilevelError, match=f"with other {named}:.*another --out"):
-        Battery(**settings | change).run(Threshold(), images, resume=True)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        Solved("PGM", Linf(EPS), pgm(0.01, 3), restarts=2),
-        Solved("PGM", Linf(EPS, start=EPS), pgm(0.01, 3)),
-        Solved("PGM", Linf(EPS, loss=margin), pgm(0.01, 3)),
-        Solved("PGM", Linf(EPS), pgm(0.02, 3)),
-    ],
-)
-def test_attacks_of_one_name_are_told_apart(
-    images: ImageSet, tmp_path: Path, other: Attack
-) -> None:
-    settings = {"eps": EPS, "path": tmp_path / "battery.pt"}
-    Battery([Solved("PGM", Linf(EPS), pgm(0.01, 3))], **settings).run(Threshold(), images)
-    with pytest.raises(BilevelError, match="with other attacks"):
-        Battery([other], **settings).run(Threshold(), images, resume=True)
-
-
 def failing(error: Exception) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
     def attack(x: Tensor, y: Tensor) -> Tensor:
         raise error
@@ -232,6 +117,37 @@ def test_an_attack_that_fails_says_why_and_the_others_go_on(
     assert not bad.broken.any()
     assert other.broken.any()
     assert not other.problem
+
+
+def test_what_an_attack_broke_before_it_failed_stays_broken(images: ImageSet) -> None:
+    """Also for the attacks after it, which see what is left."""
+    levels = near(images, EPS)
+    good, calls = Scripted("good", levels), []
+
+    def flaky(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            calls.append(len(x))
+            if len(calls) == 3:
+                raise RuntimeError("out of memory")
+            return good.perturb(model, Batch(x, y), 0)
+
+        return run
+
+    attacks = [Foreign("flaky", flaky, alone=True), Scripted("next", set())]
+    right, (bad, other) = Battery(attacks, eps=EPS, batch_size=10).run(Threshold(), images)
+    grey = images.images[:, 0, 0, 0]
+    twenty = torch.arange(COUNT) < 20
+    assert torch.equal(
+        bad.broken, right & twenty & torch.tensor([g in levels for g in grey.tolist()])
+    )
+    assert bad.broken.any()
+    assert torch.equal(other.attacked, right & ~bad.broken)
+    assert Evaluation("it", EPS, None, right, (bad, other)).alone(bad) is None
+
+
+def test_an_image_set_without_images(images: ImageSet) -> None:
+    with pytest.raises(BilevelError, match=r"image set is empty: .*give one image or more"):
+        Battery([], eps=EPS).run(Threshold(), images.subset([]))
 
 
 def test_logits_that_are_not_finite(images: ImageSet) -> None:

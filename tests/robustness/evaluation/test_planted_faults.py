@@ -16,12 +16,12 @@ from bilevel.robustness import (
     Linf,
     Outcome,
     Perturbation,
-    RandomSearch,
+    RandomSampling,
     Splits,
     correct,
     sample,
 )
-from bilevel.robustness.attacks.attack import Kind
+from bilevel.robustness.attacks.attack import Kind, Solved
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
 from bilevel.robustness.evaluation.probes import probe
 from bilevel.robustness.evaluation.verdict import headline, judge
@@ -42,7 +42,9 @@ def attacked(
 ) -> Outcome:
     """One attack on everything that the classifier gets right."""
     right = correct(model, data)
-    return Outcome(name, kind, right, right & ~correct(model, data, follower, solver), 1.0)
+    broken = right & ~correct(model, data, follower, solver)
+    role = Solved(name, follower, solver).role
+    return Outcome(name, kind, right, broken, 1.0, role=role)
 
 
 def evaluate(
@@ -55,7 +57,7 @@ def evaluate(
         ("FGSM", "one-step", Linf(eps), fgsm(eps)),
         ("PGM-20", "iterative", Linf(eps, start=1e-4), steps),
         ("PGM-20 margin", "iterative", Linf(eps, start=eps, loss=margin), steps),
-        ("random 50", "black-box", Linf(eps, start=eps, loss=margin), RandomSearch(50)),
+        ("random 50", "black-box", Linf(eps, start=eps, loss=margin), RandomSampling(50)),
     ]
     few = sample(data, 100, seed=seed)
     curves = (accuracy_by_epsilon(model, few, eps), accuracy_by_iterations(model, few, eps))
@@ -83,13 +85,13 @@ def test_a_robust_classifier_is_trusted(
     assert 0.4 < found.worst_case < 0.8
 
 
-MASKED = {"gradients exist", UNBOUNDED, LARGER, CROSS_ENTROPY}
+MASKED = {"gradients exist", UNBOUNDED, LARGER}
 
 
 @pytest.mark.parametrize(
     ("fault", "items"),
     [
-        ("huge logits", MASKED),
+        ("huge logits", {*MASKED, CROSS_ENTROPY}),
         ("rounded logits", {*MASKED, "gradients predict the loss", BLACK_BOX, RANDOM}),
     ],
 )
@@ -98,7 +100,9 @@ def test_a_planted_fault_is_named(
 ) -> None:
     model = Faulty(robust_model, FAULTS[fault])
     found = evaluate(model, digits.test, eps=robust_eps, trained_eps=robust_eps)
-    assert {finding.item for finding in found.findings if not finding.ok} == items
+    failed = {finding.item for finding in found.findings if not finding.ok}
+    # Whether the random starts of the margin attack break rounded logits is chance.
+    assert items <= failed <= items | {CROSS_ENTROPY}
     assert headline(found).startswith("Not trustworthy: ")
     assert all(item in headline(found) for item in items)
 

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError
-from bilevel.robustness import ImageSet, Normalize, Splits, accuracy, small_cnn
-from bilevel.robustness.evaluation.probes import check_classifier, probe, takes_unit_interval
+from bilevel.robustness import (
+    ImageSet,
+    Splits,
+    accuracy,
+    small_cnn,
+)
+from bilevel.robustness.evaluation.probes import check_classifier, probe
 from tests.images import image_set
 from tests.problems import BatchNormNet
 from tests.robustness.evaluation.faults import FAULTS, Faulty, Forward, straight_through
@@ -86,62 +91,35 @@ def test_an_untrained_classifier_has_no_fault(digits: Splits) -> None:
     assert failed(small_cnn(channels=1, classes=10), digits.test) == set()
 
 
-@pytest.mark.parametrize(
-    ("fault", "range_"), [("0 to 255", "in [0, 255]"), ("-1 to 1", "in [-1, 1]")]
-)
-def test_the_range_that_is_wanted(
-    fault: str, range_: str, robust_model: nn.Module, digits: Splits
-) -> None:
-    """And what the sentence advises mends it."""
-    model = Faulty(robust_model, FAULTS[fault])
-    finding = takes_unit_interval(model, digits.test)
-    assert finding.figure.endswith(f"{accuracy(robust_model, digits.test):.1%} {range_}")
-    assert f"wants its images {range_}." in finding.sentence
-    assert "Normalize" in finding.sentence
-    inside = Normalize(1, [0.0], [1 / 255]) if "255" in fault else Normalize(1, [0.5], [0.5])
-    assert takes_unit_interval(nn.Sequential(inside, model), digits.test).ok
+@pytest.mark.parametrize("count", [20, 21])
+def test_batch_statistics_of_single_values(count: int) -> None:
+    """BatchNorm1d refuses a batch of one image, and an odd number has no pairs."""
+    norm = nn.BatchNorm1d(16, track_running_stats=False)
+    model = nn.Sequential(nn.Flatten(), norm, nn.Linear(16, 3))
+    assert failed(model, image_set(count)) == {"output is independent of the batch"}
 
 
-@pytest.mark.parametrize(
-    ("mean", "std", "name"),
-    [
-        ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], "ImageNet's mean and std"),
-        ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616], "CIFAR-10's mean and std"),
-        ([], [], "their own mean and std"),
-    ],
-)
-def test_statistics_of_colours(mean: list[float], std: list[float], name: str) -> None:
-    """A classifier that knows its images by heart, as they are in that range."""
-    pixels = torch.randint(256, (32, 3, 4, 4), dtype=torch.uint8)
-    images = ImageSet(pixels, torch.arange(32) % 8, tuple("abcdefgh"))
-    scaled = pixels.float() / 255
-    if name.startswith("their own"):
-        mean, std = scaled.mean((0, 2, 3)).tolist(), scaled.std((0, 2, 3)).tolist()
-    normalize = Normalize(3, mean, std)
-    memory = normalize(scaled).flatten(1)
-
-    class Memory(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            known = (torch.cdist(x.flatten(1), memory) < 0.05).float()
-            return known @ nn.functional.one_hot(images.labels).float()
-
-    finding = takes_unit_interval(Memory(), images)
-    assert not finding.ok
-    assert finding.figure.endswith(f"normalised by {name}")
-    assert takes_unit_interval(nn.Sequential(normalize, Memory()), images).ok
+def test_a_single_image() -> None:
+    assert all(f.item for f in probe(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), image_set(1)))
 
 
-def test_a_range_that_a_classifier_cannot_take_is_not_wanted() -> None:
-    """NaN is no right answer, though its argmax is class 0, and no reason to stop."""
+def test_no_image_at_all() -> None:
+    with pytest.raises(BilevelError, match=r"image set is empty: .*give one image or more"):
+        probe(nn.Flatten(), image_set(0))
+    with pytest.raises(BilevelError, match="image set is empty"):
+        accuracy(nn.Flatten(), image_set(0))
 
-    class Roots(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([x.sqrt().sum((1, 2, 3)).unsqueeze(1)] * 2, 1) * torch.tensor([1, 2])
 
-    images = ImageSet(image_set(9).images, torch.zeros(9).long(), ("a", "b"))
-    finding = takes_unit_interval(Roots(), images)
-    assert finding.ok
-    assert finding.figure.startswith("0.0% in [0, 1], 0.0% in")
+def test_no_batch_is_larger_than_wanted() -> None:
+    sizes = []
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return model(x)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    probe(Faulty(model, forward), image_set(20), batch_size=8)
+    assert max(sizes) == 8
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from bilevel.robustness import (
     Finding,
     Outcome,
 )
-from bilevel.robustness.attacks.attack import Kind
-from bilevel.robustness.evaluation.checklist import tolerance
+from bilevel.robustness.attacks.attack import Kind, Role
+from bilevel.robustness.evaluation.tolerance import tolerance
 from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
 from tests.robustness.evaluation.items import (
     BLACK_BOX,
@@ -44,8 +44,18 @@ def images(*spans: tuple[int, int]) -> Tensor:
 RIGHT = images((0, 900))
 
 
-def outcome(name: str, kind: Kind, *broken: tuple[int, int], attacked: Tensor = RIGHT) -> Outcome:
-    return Outcome(name, kind, attacked, images(*broken) & attacked, 1.0)
+def outcome(
+    name: str, kind: Kind, *broken: tuple[int, int], attacked: Tensor = RIGHT, role: Role = ""
+) -> Outcome:
+    return Outcome(name, kind, attacked, images(*broken) & attacked, 1.0, role=role)
+
+
+def ascent(name: str, *broken: tuple[int, int]) -> Outcome:
+    return outcome(name, "iterative", *broken, role="cross entropy")
+
+
+def sampling(*broken: tuple[int, int], attacked: Tensor = RIGHT) -> Outcome:
+    return outcome("noise", "black-box", *broken, attacked=attacked, role="random sampling")
 
 
 def sound(**changes: object) -> Evaluation:
@@ -57,11 +67,11 @@ def sound(**changes: object) -> Evaluation:
         right=RIGHT,
         outcomes=(
             outcome("FGSM", "one-step", (0, 200)),
-            outcome("PGM-20", "iterative", (0, 302)),
-            outcome("PGM-100", "iterative", (0, 305)),
+            ascent("PGM-20", (0, 302)),
+            ascent("PGM-100", (0, 305)),
             outcome("PGM-100 margin", "iterative", (305, 315), attacked=images((305, 900))),
             outcome("FGSM on pgm-1", "black-box", (0, 100)),
-            outcome("random 1000", "black-box", (315, 320), attacked=images((315, 900))),
+            sampling((315, 320), attacked=images((315, 900))),
         ),
         curves=(
             Curve("ε", EPSILONS, (0.9, 0.8, 0.6, 0.1, 0.0), N),
@@ -79,7 +89,7 @@ def with_outcome(name: str, *broken: tuple[int, int]) -> Evaluation:
     """One of the attacks breaks other images."""
     evaluation = sound()
     changed = [
-        outcome(o.name, o.kind, *broken, attacked=o.attacked) if o.name == name else o
+        outcome(o.name, o.kind, *broken, attacked=o.attacked, role=o.role) if o.name == name else o
         for o in evaluation.outcomes
     ]
     return replace(evaluation, outcomes=tuple(changed))
@@ -112,7 +122,7 @@ def test_nothing_is_wrong_with_a_sound_evaluation() -> None:
         (with_outcome("FGSM", (290, 500)), set(), ""),  # others, and no more of them
         (with_outcome("FGSM on pgm-1", (0, 345)), {BLACK_BOX}, "3.0% of images"),
         (with_outcome("FGSM on pgm-1", (0, 330)), set(), ""),
-        (with_outcome("random 1000", (315, 345)), {BLACK_BOX, RANDOM}, "3.0% of images"),
+        (with_outcome("noise", (315, 345)), {BLACK_BOX, RANDOM}, "3.0% of images"),
         (with_outcome("PGM-100", (0, 5)), set(), ""),  # the strongest counts, here PGM-20
         (with_curve("ε", 0.9, 0.8, 0.6, 0.1, 0.001), {UNBOUNDED}, "0.1% left at ε = 1"),
         (
@@ -168,9 +178,9 @@ def test_a_cross_entropy_that_finds_nothing() -> None:
     def evaluation(found: int) -> Evaluation:
         attacks = (
             outcome("FGSM", "one-step", (0, found)),
-            outcome("PGM-100", "iterative", (0, found)),
+            ascent("PGM-100", (0, found)),
             replace(margin_attack, attacked=right & ~images((0, found))),
-            outcome("random 1000", "black-box", attacked=none),
+            sampling(attacked=none),
         )
         return sound(outcomes=attacks)
 
@@ -181,18 +191,27 @@ def test_a_cross_entropy_that_finds_nothing() -> None:
     assert "under PGM-100" in " ".join(not_to_be_quoted(evaluation(200)))
 
 
-def test_a_black_box_attack_that_came_first() -> None:
-    """That no other attack was tried on what it broke speaks for nobody."""
+def test_a_black_box_attack_that_came_first_has_checked_nothing() -> None:
+    """No iterative attack saw what it broke: nobody knows what they would have left."""
     attacked = images((400, 900))
-    first = sound(
-        outcomes=(
-            outcome("random 1000", "black-box", (0, 400)),
-            outcome("PGM-100 margin", "iterative", (400, 500), attacked=attacked),
-        )
-    )
-    assert RANDOM not in failed(first)
-    second = replace(first, outcomes=(*first.outcomes, outcome("PGM-20", "iterative", (0, 300))))
+    margin_attack = outcome("PGM-100 margin", "iterative", (400, 500), attacked=attacked)
+    first = sound(outcomes=(sampling((0, 400)), margin_attack))
+    for item in (RANDOM, BLACK_BOX):
+        assert failed(first)[item].figure == "not measured"
+        assert "run pgm-100 before them" in failed(first)[item].sentence
+    second = replace(first, outcomes=(*first.outcomes, ascent("PGM-20", (0, 300))))
     assert failed(second)[RANDOM].figure == "10.0% of images"
+    third = replace(first, outcomes=(*first.outcomes, ascent("PGM-20", (0, 390))))
+    assert RANDOM not in failed(third)
+
+
+def test_names_decide_nothing() -> None:
+    """PGD of another name counts as ascent; another attack called random is not random sampling."""
+    renamed = {"PGM-20": "PGD-20", "PGM-100": "Madry", "FGSM on pgm-1": "random", "noise": "other"}
+    named = [replace(o, name=renamed.get(o.name, o.name)) for o in sound().outcomes]
+    assert failed(sound(outcomes=tuple(named))) == {}
+    without_sampling = [o for o in named if o.name != "other"]
+    assert set(failed(sound(outcomes=tuple(without_sampling)))) == {RANDOM}
 
 
 @pytest.mark.parametrize(
@@ -200,8 +219,8 @@ def test_a_black_box_attack_that_came_first() -> None:
     [
         (without("FGSM"), {ONE_STEP}, "fgsm"),
         (without("PGM-20", "PGM-100"), {ONE_STEP, CROSS_ENTROPY}, "pgm-100"),
-        (without("random 1000"), {RANDOM}, "random"),
-        (without("random 1000", "FGSM on pgm-1"), {BLACK_BOX, RANDOM}, "transfer"),
+        (without("noise"), {RANDOM}, "random"),
+        (without("noise", "FGSM on pgm-1"), {BLACK_BOX, RANDOM}, "transfer"),
         (sound(curves=sound().curves[:1]), {CONVERGED}, "curve against iterations"),
         (sound(curves=sound().curves[1:]), {UNBOUNDED, LARGER, RADIUS}, "curve against ε"),
         (sound(outcomes=()), {ONE_STEP, BLACK_BOX, RANDOM, CROSS_ENTROPY, COMPLETE}, "pgm-100"),

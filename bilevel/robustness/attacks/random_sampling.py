@@ -1,4 +1,4 @@
-"""Random search: the attack that no gradient can mislead."""
+"""Random sampling: the attack that no gradient can mislead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bilevel.solver import Solver
 from bilevel.tree import Value, leaves
 
 
-class RandomSearch(Solver):
+class RandomSampling(Solver):
     """The best of many random starts, without a gradient.
 
     Where it breaks more images than an attack that follows gradients, the gradients are masked.
@@ -28,7 +28,7 @@ class RandomSearch(Solver):
         >>> from bilevel.robustness import Linf, Solved
         >>> from bilevel.robustness.losses import margin
         >>> follower = Linf(0.031, start=0.031, loss=margin)
-        >>> Solved("random", follower, RandomSearch(1000), kind="black-box")
+        >>> Solved("random", follower, RandomSampling(1000), kind="black-box")
         Solved('random')
     """
 
@@ -45,7 +45,7 @@ class RandomSearch(Solver):
             (point,) = leaves(oracle.init())
             if number == 1 and len(point) and torch.equal(point, best):
                 raise BilevelError(
-                    "RandomSearch was given the same point twice: the follower starts where it "
+                    "RandomSampling was given the same point twice: the follower starts where it "
                     "always does; give it a random start, Linf(eps, start=eps)"
                 )
             value = oracle.gain(point)

@@ -1,0 +1,73 @@
+"""The classifiers that ``applications/robust_eval.py`` is given, and their images."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from bilevel import BilevelError, distributed
+from bilevel.robustness import Splits, Trained, checksum, load_images, load_trained
+
+
+def load(names: tuple[str, ...], device: torch.device) -> list[Trained]:
+    """The classifiers, on the device; those without a name have their folder's."""
+    trained = []
+    for given in names:
+        name, path = named(given)
+        one = load_trained(Path(os.path.abspath(path)), name)  # so that "." has a name
+        for network in (one.model, one.solver):
+            if network is not None:
+                network.to(device).to(memory_format=torch.channels_last)
+        trained.append(one)
+    found = [one.name for one in trained]
+    if len(set(found)) < len(found):
+        raise BilevelError(
+            f"two classifiers have one name ({', '.join(found)}): a report could not tell them "
+            "apart; give NAME=FOLDER"
+        )
+    return trained
+
+
+def named(given: str) -> tuple[str | None, str]:
+    """The name and the folder in NAME=FOLDER; a folder's own name may contain a "=" too."""
+    name, _, path = given.partition("=")
+    if not path or os.sep in name or Path(given).exists():
+        return None, given
+    return name or None, path
+
+
+def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
+    """Checks that surrogates take the images of the target and tell the same classes apart."""
+    for surrogate in surrogates:
+        for what in ("classes", "channels"):
+            own, other = getattr(target.about, what), getattr(surrogate.about, what)
+            if own != other:
+                raise BilevelError(
+                    f"surrogate {surrogate.name} has {other} {what}, {target.name} has {own}: its "
+                    "adversarial images do not fit; name a surrogate trained on the same data"
+                )
+
+
+def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.device) -> Splits:
+    """The images of a dataset, checked against the classifier."""
+    data = read(dataset, data_dir, target.about.seed, device)
+    shape = (data.test.images.shape[1], len(data.test.classes))
+    if shape != (target.about.channels, target.about.classes):
+        raise BilevelError(
+            f"{target.name} takes {target.about.channels} channels to {target.about.classes} "
+            f"classes, {dataset} has {shape[0]} and {shape[1]}: name the data that it was trained "
+            "on with --dataset and --data-dir"
+        )
+    return data
+
+
+@lru_cache(maxsize=1)
+def read(dataset: str, data_dir: Path, seed: int, device: torch.device) -> Splits:
+    """The images of a dataset, read once for all classifiers that were trained on them."""
+    with distributed.one_first():
+        data = load_images(dataset, data_dir, seed=seed)
+    distributed.agree({"images": checksum(data)})
+    return Splits(*(part.to(device) for part in data))

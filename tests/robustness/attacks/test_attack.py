@@ -1,0 +1,134 @@
+"""`Solved`: what it remembers of a solver's way, its role, its settings, and too many targets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel import BilevelError, Iterative, Oracle, Solver, fgsm, pgm
+from bilevel.robustness import (
+    APGD,
+    Attack,
+    Batch,
+    Battery,
+    CarliniWagner,
+    ImageSet,
+    Linf,
+    RandomSampling,
+    Solved,
+)
+from bilevel.robustness.losses import margin, targeted_dlr
+from bilevel.updates import CNN
+from tests.images import image_set
+
+EPS = 0.2
+
+
+class Bright(nn.Module):
+    """Class 1 only where the mean pixel lies between 0.55 and 0.65."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logit = 0.05 - (x.flatten(1).mean(1) - 0.6).abs()
+        return torch.stack([torch.zeros_like(logit), logit], 1)
+
+
+class Visits(Solver):
+    """Looks at δ = 0, the given values and 0 again, and answers with the last."""
+
+    def __init__(self, *values: float, leader_mode: Literal["eval", "train"] = "eval") -> None:
+        super().__init__(leader_mode=leader_mode)
+        self.values = values
+
+    def answer(self, oracle: Oracle) -> Tensor:
+        delta = oracle.init()
+        for value in self.values:
+            oracle.gain(delta + value)
+        return delta
+
+
+def greys() -> Batch:
+    return Batch(
+        torch.tensor([0.5, 0.3]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2), torch.zeros(2).long()
+    )
+
+
+def moved(solver: Solver, **settings: nn.Module) -> list[float]:
+    """How far the attack moves each of two images, of which the first can be broken."""
+    batch = greys()
+    attack = Solved("it", Linf(EPS), solver, **settings)
+    return (attack.perturb(Bright(), batch, 0) - batch.x).amax((1, 2, 3)).tolist()
+
+
+def test_an_image_that_was_broken_on_the_way_stays_broken() -> None:
+    """The first such point counts."""
+    assert moved(Visits(0.02, 0.1, 0.12, 0.02)) == pytest.approx([0.1, 0])
+
+
+def test_points_that_do_not_count() -> None:
+    """Outside of the ball, in training mode, and those that break a surrogate only."""
+    assert moved(Visits(0.3)) == [0, 0]
+    assert moved(Visits(0.1, leader_mode="train")) == [0, 0]
+    assert moved(Visits(0.1), surrogate=Bright()) == [0, 0]
+
+
+def test_a_solver_that_goes_on_with_some_of_the_images() -> None:
+    """Its images are no longer those of the batch, row by row."""
+    images = image_set(12)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 4))
+    attack = Solved("CW", Linf(EPS, loss=margin), CarliniWagner(EPS, steps=5))
+    _, (outcome,) = Battery([attack], eps=EPS).run(model, images)
+    assert not outcome.problem
+
+
+def test_the_classifier_is_watched_no_longer_than_the_attack() -> None:
+    model = Bright()
+    Solved("it", Linf(EPS), pgm(0.1, 2)).perturb(model, greys(), 0)
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("solver", "follower", "role"),
+    [
+        (pgm(0.02, 20), Linf(EPS), "cross entropy"),
+        (APGD(EPS), Linf(EPS), "cross entropy"),
+        (pgm(0.02, 20), Linf(EPS, loss=margin), ""),
+        (Iterative(CNN(1, EPS, form="two-layer", width=4), 1), Linf(EPS), ""),
+        (RandomSampling(9), Linf(EPS, start=EPS, loss=margin), "random sampling"),
+        (RandomSampling(9), Linf(EPS, start=EPS), "random sampling"),
+    ],
+)
+def test_the_role_does_not_depend_on_the_name(solver: Solver, follower: Linf, role: str) -> None:
+    assert Solved("random PGM-20", follower, solver).role == role
+
+
+def test_settings_tell_weights_apart() -> None:
+    """Of a learned solver and of a surrogate, which look alike in words."""
+    torch.manual_seed(0)
+    attackers = [Iterative(CNN(1, EPS, form="two-layer", width=4), 1) for _ in range(2)]
+    surrogates = [nn.Linear(2, 2) for _ in range(2)]
+    made: list[Attack] = [Solved("it", Linf(EPS), attacker) for attacker in attackers]
+    made += [Solved("it", Linf(EPS), fgsm(EPS), surrogate=other) for other in surrogates]
+    assert len({attack.settings for attack in made}) == 4
+    assert made[0].settings == Solved("it", Linf(EPS), attackers[0]).settings
+
+
+def test_inference_mode_is_told_to_be_the_trouble() -> None:
+    with torch.inference_mode(), pytest.raises(BilevelError, match=r"use torch\.no_grad\(\)"):
+        moved(pgm(0.1, 2))
+    with torch.no_grad():
+        assert moved(pgm(0.1, 2))[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("targets", "problem"), [(4, ""), (5, "targets is 5"), (9, "targets=4")])
+def test_as_many_targets_as_there_are_wrong_classes(targets: int, problem: str) -> None:
+    images = image_set(20)
+    images = ImageSet(images.images, images.labels % 5, tuple("abcde"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 5))
+    follower = Linf(EPS, start=EPS, loss=targeted_dlr)
+    attack = Solved("APGD-T", follower, APGD(EPS, steps=3), targets=targets)
+    _, (outcome,) = Battery([attack], eps=EPS).run(model, images)
+    assert problem in outcome.problem
+    assert bool(problem) == bool(outcome.problem)

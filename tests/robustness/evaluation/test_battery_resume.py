@@ -1,0 +1,126 @@
+"""`Battery` resumed: bit for bit, and never with the figures of another evaluation."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel import BilevelError, Iterative, pgm
+from bilevel.robustness import (
+    Attack,
+    Battery,
+    ImageSet,
+    Linf,
+    Solved,
+)
+from bilevel.robustness.evaluation.battery import OtherEvaluationError
+from bilevel.robustness.losses import margin
+from bilevel.updates import CNN
+from tests.robustness.evaluation.scripted import EPS, Scripted, Threshold, noisy
+
+
+@pytest.mark.parametrize("stopped_after", range(1, 9))
+def test_an_interrupted_battery_goes_on_bit_for_bit(
+    images: ImageSet, tmp_path: Path, stopped_after: int
+) -> None:
+    straight = Battery(noisy(), eps=EPS, batch_size=10).run(Threshold(), images)
+    calls = 0
+
+    def stop(name: str, done: float, total: float) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == stopped_after:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "battery.pt"
+    settings = {"eps": EPS, "batch_size": 10, "path": path}
+    with pytest.raises(KeyboardInterrupt):
+        Battery(noisy(), report=stop, **settings).run(Threshold(), images)
+    torch.manual_seed(99)
+    resumed = Battery(noisy(), **settings).run(Threshold(), images, resume=True)
+    for one, other in zip(straight[1], resumed[1], strict=True):
+        assert torch.equal(one.attacked, other.attacked)
+        assert torch.equal(one.broken, other.broken)
+
+
+def test_a_finished_battery_is_not_run_again(images: ImageSet, tmp_path: Path) -> None:
+    path = tmp_path / "battery.pt"
+    Battery([Scripted("one", set())], eps=EPS, path=path).run(Threshold(), images)
+    again = Scripted("one", set())
+    Battery([again], eps=EPS, path=path).run(Threshold(), images, resume=True)
+    assert again.seen == []
+    Battery([again], eps=EPS, path=path).run(Threshold(), images)
+    assert again.seen != []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"eps": 0.1}, "epsilon"),
+        ({"seed": 1}, "seed"),
+        ({"attacks": [Scripted("other", set())]}, "attacks"),
+    ],
+)
+def test_another_evaluation_is_not_resumed(
+    images: ImageSet, tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    settings = {"attacks": [Scripted("one", set())], "eps": EPS, "path": tmp_path / "battery.pt"}
+    Battery(**settings).run(Threshold(), images)
+    with pytest.raises(BilevelError, match=f"with other {named}:.*another --out"):
+        Battery(**settings | change).run(Threshold(), images, resume=True)
+
+
+class Scaled(Threshold):
+    """Right on the same images as any other of its kind."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * super().forward(x)
+
+
+def test_another_classifier_or_other_images_are_not_resumed(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    """Even where it gets the same images right."""
+    battery = Battery([Scripted("one", set())], eps=EPS, path=tmp_path / "battery.pt")
+    battery.run(Scaled(1.0), images)
+    with pytest.raises(OtherEvaluationError, match=r"battery.pt is .* with other classifier:"):
+        battery.run(Scaled(2.0), images, resume=True)
+    changed = ImageSet(images.images.clamp(min=9), images.labels, images.classes)
+    with pytest.raises(OtherEvaluationError, match="with other images:"):
+        battery.run(Scaled(1.0), changed, resume=True)
+
+
+def test_another_attacker_of_the_same_kind_is_not_resumed(images: ImageSet, tmp_path: Path) -> None:
+    path = tmp_path / "battery.pt"
+    for seed, error in ((0, nullcontext()), (1, pytest.raises(BilevelError, match="attacks"))):
+        torch.manual_seed(seed)
+        attacker = Iterative(CNN(1, EPS, form="two-layer", width=4), 1)
+        battery = Battery([Solved("own", Linf(EPS), attacker)], eps=EPS, path=path)
+        with error:
+            battery.run(Threshold(), images, resume=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Solved("PGM", Linf(EPS), pgm(0.01, 3), restarts=2),
+        Solved("PGM", Linf(EPS, start=EPS), pgm(0.01, 3)),
+        Solved("PGM", Linf(EPS, loss=margin), pgm(0.01, 3)),
+        Solved("PGM", Linf(EPS), pgm(0.02, 3)),
+    ],
+)
+def test_attacks_of_one_name_are_told_apart(
+    images: ImageSet, tmp_path: Path, other: Attack
+) -> None:
+    settings = {"eps": EPS, "path": tmp_path / "battery.pt"}
+    Battery([Solved("PGM", Linf(EPS), pgm(0.01, 3))], **settings).run(Threshold(), images)
+    with pytest.raises(BilevelError, match="with other attacks"):
+        Battery([other], **settings).run(Threshold(), images, resume=True)
