@@ -161,7 +161,7 @@ def report(
     args: Args, targets: list[Trained], evaluations: list[Evaluation], data: dict[str, Splits]
 ) -> None:
     """The page, the results and a table."""
-    if not distributed.is_first():
+    if not distributed.is_main():
         return
     environment = experiment.environment(experiment.pick_device(args.device))
     rows = [record for evaluation in evaluations for record in records(evaluation)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bilevel.distributed import Pool, processes
+from bilevel.distributed import Pool, world_size
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
@@ -49,7 +49,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         Returns:
             The same shape.
         """
-        alone = not self.training or processes() == 1
+        alone = not self.training or world_size() == 1
         if input.is_cuda and not alone:
             return super().forward(input)
         if self.training:
@@ -90,7 +90,7 @@ class _Sum(torch.autograd.Function):
 
 def _added(tensor: Tensor) -> Tensor:
     tensor = tensor.clone()
-    Pool().add_up([tensor])
+    Pool().all_reduce([tensor])
     return tensor
 
 
@@ -112,4 +112,4 @@ def average_statistics(pool: Pool, networks: Sequence[nn.Module]) -> None:
     own = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
     if own:
         torch._foreach_mul_(own, pool.share)
-        pool.add_up(own)
+        pool.all_reduce(own)

@@ -33,7 +33,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         >>> load(file)
         {'epoch': 3}
     """
-    if not distributed.is_first():
+    if not distributed.is_main():
         return
     with replacing(path) as part:
         torch.save(state, part)

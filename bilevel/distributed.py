@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 4 applications/adv_training.py …
 
 All processes run the same program: they hold the same networks, see the images in the same order
-and take the same steps, whatever their number. What differs is the share of a batch (:func:`mine`),
-who writes files (:func:`is_first`), and the random numbers. A function that says *collective* waits
+and take the same steps, whatever their number. What differs is the share of a batch (:func:`shard`),
+who writes files (:func:`is_main`), and the random numbers. A function that says *collective* waits
 for the others, so all processes call it, in one order.
 
 Without :func:`join` there is one process, and all of this does nothing.
@@ -80,7 +80,7 @@ def leave(status: int = 0) -> NoReturn:
     os._exit(status)
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many processes play.
 
     Returns:
@@ -98,7 +98,7 @@ def rank() -> int:
     return dist.get_rank() if _job is not None else 0
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Whether this process writes the files.
 
     Returns:
@@ -107,7 +107,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def gpu() -> torch.device:
+def local_gpu() -> torch.device:
     """The GPU of this process, from now on its current one.
 
     Returns:
@@ -127,7 +127,7 @@ def gpu() -> torch.device:
     return device
 
 
-def mine(count: int) -> slice:
+def shard(count: int) -> slice:
     """This process's share of some items that lie in one order for all.
 
     Args:
@@ -137,10 +137,10 @@ def mine(count: int) -> slice:
         Neighbours; the shares of all processes cover the items, in the order of the processes.
 
     Example:
-        >>> mine(5)
+        >>> shard(5)
         slice(0, 5, None)
     """
-    return slice(count * rank() // processes(), count * (rank() + 1) // processes())
+    return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 class Pool:
@@ -156,9 +156,9 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self.share = 1 / processes()
+        self.share = 1 / world_size()
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replaces tensors by their sums over the processes. Collective.
 
         Args:
@@ -181,7 +181,7 @@ def _laid_out(piece: Tensor, like: Tensor) -> Tensor:
     return piece.view(like.shape)
 
 
-def everyone(value: _T) -> list[_T]:
+def all_gather(value: _T) -> list[_T]:
     """What each process has. Collective.
 
     Args:
@@ -190,14 +190,14 @@ def everyone(value: _T) -> list[_T]:
     Returns:
         All, in the order of the processes.
     """
-    found: list[Any] = [value] * processes()
-    if processes() > 1:
+    found: list[Any] = [value] * world_size()
+    if world_size() > 1:
         with _contact():
             dist.all_gather_object(found, value)
     return found
 
 
-def first(value: _T) -> _T:
+def broadcast(value: _T) -> _T:
     """What the first process has, such as its clock's opinion. Collective.
 
     Args:
@@ -206,7 +206,7 @@ def first(value: _T) -> _T:
     Returns:
         The same everywhere.
     """
-    return everyone(value)[0]
+    return all_gather(value)[0]
 
 
 def together(function: Callable[[], _T]) -> list[_T]:
@@ -225,10 +225,10 @@ def together(function: Callable[[], _T]) -> list[_T]:
     try:
         mine, problem = function(), ""
     except Exception as error:
-        if processes() > 1:
-            everyone((None, f"{type(error).__name__}: {error}"))
+        if world_size() > 1:
+            all_gather((None, f"{type(error).__name__}: {error}"))
         raise
-    found = everyone((mine, problem))
+    found = all_gather((mine, problem))
     for _, problem in found:
         if problem:
             raise BilevelError(problem.removeprefix("BilevelError: "))
@@ -236,7 +236,7 @@ def together(function: Callable[[], _T]) -> list[_T]:
 
 
 @contextlib.contextmanager
-def one_first() -> Iterator[None]:
+def main_first() -> Iterator[None]:
     """Within the block one process of each machine goes ahead of the others. Collective.
 
     Yields:
@@ -244,10 +244,10 @@ def one_first() -> Iterator[None]:
     """
     ahead = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not ahead:
-        everyone(None)
+        all_gather(None)
     yield
     if ahead:
-        everyone(None)
+        all_gather(None)
 
 
 def agree(values: Mapping[str, object]) -> None:
@@ -259,7 +259,7 @@ def agree(values: Mapping[str, object]) -> None:
     Raises:
         BilevelError: If a value differs between two processes.
     """
-    for number, others in enumerate(everyone(dict(values))):
+    for number, others in enumerate(all_gather(dict(values))):
         differing = [name for name in values if others.get(name) != values[name]]
         if differing:
             raise BilevelError(

@@ -44,14 +44,14 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not available ({str(error).splitlines()[0]}): give --device auto"
         ) from error
     device = torch.device(name)
-    if device.type != "cuda" or distributed.processes() == 1:
+    if device.type != "cuda" or distributed.world_size() == 1:
         return device
     if name != "cuda":
         raise BilevelError(
-            f"device {name!r} is one GPU for {distributed.processes()} processes: each needs one "
+            f"device {name!r} is one GPU for {distributed.world_size()} processes: each needs one "
             "of its own; give --device cuda"
         )
-    return distributed.gpu()
+    return distributed.local_gpu()
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -69,7 +69,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "device": f"{device.type}: {name}",
         "threads": str(torch.get_num_threads()),
-        "processes": str(distributed.processes()),
+        "processes": str(distributed.world_size()),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -130,7 +130,7 @@ class Journal:
         self._folder = folder / "tensorboard"
         self._shown: dict[str, float] = {}
         self._writer: SummaryWriter | None = None
-        if distributed.is_first():
+        if distributed.is_main():
             with writing(make_folder(self._folder)):
                 self._writer = SummaryWriter(self._folder)
         self._bar = Progress(

@@ -259,7 +259,7 @@ class Bilevel:
         loss = loss.detach()
         if self.pool is not None:
             loss = loss.clone()
-            self.pool.add_up([loss, *(p.grad for p in asked if p.grad is not None)])
+            self.pool.all_reduce([loss, *(p.grad for p in asked if p.grad is not None)])
         return loss
 
     def step_solver(self) -> None:

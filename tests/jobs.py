@@ -139,9 +139,9 @@ def play(folder: Path) -> None:
         if trainer.path.exists():
             trainer.resume()
         trainer.fit()
-        same = distributed.everyone(trainer.game.state_dict())
-        told = distributed.everyone(reports)
-        if distributed.is_first():
+        same = distributed.all_gather(trainer.game.state_dict())
+        told = distributed.all_gather(reports)
+        if distributed.is_main():
             torch.save({"states": same, "reports": told}, folder / f"{name} ended.pt")
 
 
@@ -149,8 +149,8 @@ def attack(folder: Path) -> None:
     model, images = attacked()
     right = correct(model, images, batch_size=4)
     right, outcomes = battery(folder / "battery.pt").run(model, images)
-    found = distributed.everyone((right, [outcome.broken for outcome in outcomes]))
-    if distributed.is_first():
+    found = distributed.all_gather((right, [outcome.broken for outcome in outcomes]))
+    if distributed.is_main():
         torch.save(found, folder / "attacked.pt")
 
 
@@ -158,7 +158,7 @@ def normalised(images: torch.Tensor) -> list[torch.Tensor]:
     """What synchronised normalisation makes of this process's images, and its statistics."""
     norm = torch.nn.BatchNorm2d(3)
     SyncBatchNorm.take_over(norm)
-    images = images[distributed.mine(len(images))]
+    images = images[distributed.shard(len(images))]
     out = norm(images)
     assert out.dtype == images.dtype
     return [out.detach(), norm.running_mean, norm.running_var]
@@ -168,16 +168,16 @@ def normalise(folder: Path) -> None:
     """In bfloat16, which knows no whole numbers past 256: 600 numbers a channel."""
     torch.manual_seed(0)
     images = 5 + torch.randn(24, 3, 5, 5)
-    found = distributed.everyone(normalised(images.bfloat16()))
-    if distributed.is_first():
+    found = distributed.all_gather(normalised(images.bfloat16()))
+    if distributed.is_main():
         torch.save((images, found), folder / "normalised.pt")
 
 
 def waiting(folder: Path) -> None:
     """The second process waits in a library, out of Python's reach, and is told to stop."""
     distributed.join()
-    number = distributed.everyone(os.getpid())[1]
-    if distributed.is_first():
+    number = distributed.all_gather(os.getpid())[1]
+    if distributed.is_main():
         time.sleep(0.5)
         os.kill(number, signal.SIGTERM)
         time.sleep(3)  # contact is not lost meanwhile

@@ -158,7 +158,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
-    monkeypatch.setattr(distributed, "processes", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     for name in ("auto", "cuda"):
         with pytest.raises(BilevelError, match=r"4 processes share 2 GPUs: .*--nproc-per-node 2"):
@@ -171,8 +171,8 @@ def test_alone_it_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     out = sys.stdout
     distributed.join()
     assert sys.stdout is out
-    assert (distributed.processes(), distributed.rank(), distributed.is_first()) == (1, 0, True)
-    assert distributed.everyone("me") == ["me"]
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert distributed.all_gather("me") == ["me"]
     distributed.agree({"seed": 0})
     with pytest.raises(ZeroDivisionError):
         distributed.together(lambda: 1 / 0)

@@ -67,7 +67,7 @@ def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.devic
 @lru_cache(maxsize=1)
 def read(dataset: str, data_dir: Path, seed: int, device: torch.device) -> Splits:
     """The images of a dataset, read once for all classifiers that were trained on them."""
-    with distributed.one_first():
+    with distributed.main_first():
         data = load_images(dataset, data_dir, seed=seed)
     distributed.agree({"images": checksum(data)})
     return Splits(*(part.to(device) for part in data))

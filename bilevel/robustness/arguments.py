@@ -131,7 +131,7 @@ class TrainingArguments:
             return self.compile == "on"
         quick = self.smoke or RECIPES[self.dataset] is SMALL  # trained sooner than compiled
         # Statistics that processes share would cut the graphs into pieces.
-        shared = self.sync_batchnorm and distributed.processes() > 1
+        shared = self.sync_batchnorm and distributed.world_size() > 1
         return device.type == "cuda" and not quick and not shared
 
     def load(self, device: torch.device) -> Splits:
@@ -146,7 +146,7 @@ class TrainingArguments:
         Raises:
             BilevelError: If the images cannot be had, or are too few.
         """
-        with distributed.one_first():  # to download, and to fill caches
+        with distributed.main_first():  # to download, and to fill caches
             data = load_images(
                 self.dataset,
                 self.data_dir,

@@ -151,7 +151,7 @@ def shuffled_batches(
         augment: What happens to the images; ``None`` leaves them as they are.
         start: The first batch wanted, for a run resumed within an epoch.
         share: Which of a batch's images to make, given their number; all of them unless given.
-            :func:`bilevel.distributed.mine` where many processes share a batch. A share without
+            :func:`bilevel.distributed.shard` where many processes share a batch. A share without
             an image gets the batch's first, since a network needs one.
 
     Returns:

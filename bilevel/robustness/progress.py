@@ -78,7 +78,7 @@ class Windows:
         found = []
         while len(self._unread) > (self._late and not last):
             steps, means = self._unread.popleft()
-            found.append((steps, _mean(distributed.everyone(means()))))
+            found.append((steps, _mean(distributed.all_gather(means()))))
         return found
 
     def check(self) -> None:

@@ -21,7 +21,7 @@ def share_of(count: int) -> float:
         >>> share_of(5)
         1.0
     """
-    own = distributed.mine(count)
+    own = distributed.shard(count)
     return float(own.stop - own.start) / count
 
 
@@ -32,5 +32,5 @@ def seed_apart(seed: int, steps: int) -> None:
         seed: Of the run.
         steps: Done so far.
     """
-    parts = seed, steps, distributed.processes(), distributed.rank()
+    parts = seed, steps, distributed.world_size(), distributed.rank()
     torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))

@@ -60,9 +60,9 @@ class Study:
         self.args = args
         self.names = names
         self.recipe = args.recipe()
-        if distributed.processes() > 1 and args.normalize == "batch":
+        if distributed.world_size() > 1 and args.normalize == "batch":
             raise BilevelError(
-                f"normalize is batch and there are {distributed.processes()} processes: each would "
+                f"normalize is batch and there are {distributed.world_size()} processes: each would "
                 "divide by the maximum of its own share; give --normalize sample"
             )
         distributed.agree({**asdict(args), "code": experiment.code()})
@@ -146,11 +146,11 @@ class Study:
             game: The game, of the networks that :meth:`networks` made.
             config: Further settings that tell the run from others.
         """
-        if distributed.is_first() and not (self.args.resume or self.records):
+        if distributed.is_main() and not (self.args.resume or self.records):
             self._remove_earlier_runs()
         progress = self._train(name, about, game, config or {})
         model = game.leader.get_submodule("model")
-        if distributed.is_first():
+        if distributed.is_main():
             save_trained(self.args.out / name, about, model, game.solver)
         with Console().status(f"{name}: attacking {len(self.data.test)} test images"):
             attacked = self._evaluate(about, model, game)
@@ -173,7 +173,7 @@ class Study:
 
     def close(self) -> None:
         """Writes results and figure, and prints the table."""
-        if not distributed.is_first():
+        if not distributed.is_main():
             return
         add_ratios(self.records)
         environment = experiment.environment(self.device)

@@ -93,7 +93,7 @@ class Trainer:
         self.averaged = Averaged(game.leader, recipe.ema) if recipe.ema else None
         self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
         self._windows = Windows(data.train.images.device)
-        if distributed.processes() > 1:
+        if distributed.world_size() > 1:
             game.pool = distributed.Pool()
             seed_apart(seed, game.steps)
 
@@ -132,7 +132,7 @@ class Trainer:
             "averaged": self.averaged and self.averaged.state_dict(),
             "progress": asdict(self.progress),
             "best_weights": self.best_weights,
-            "random": distributed.everyone(checkpoint.random_state()),
+            "random": distributed.all_gather(checkpoint.random_state()),
         }
         checkpoint.save(self.path, state)
         self._saved = time.monotonic()
@@ -152,7 +152,7 @@ class Trainer:
             self.progress = Progress(**state["progress"])
             self.best_weights = state["best_weights"]
             self._windows = Windows(self.data.train.images.device)
-            if len(state["random"]) == distributed.processes():
+            if len(state["random"]) == distributed.world_size():
                 checkpoint.set_random_state(state["random"][distributed.rank()])
             else:
                 seed_apart(self.seed, self.game.steps)
@@ -174,7 +174,7 @@ class Trainer:
                 self.report(*reading)
 
     def _save_is_due(self) -> bool:
-        return distributed.first(time.monotonic() - self._saved > self.save_every)
+        return distributed.broadcast(time.monotonic() - self._saved > self.save_every)
 
     def _steps(self) -> Iterator[tuple[float, list[Reading]]]:
         """Trains the rest of the epoch; yields its seconds and its metrics, a window at a time."""
@@ -198,7 +198,7 @@ class Trainer:
             epoch=self.progress.epoch,
             augment=self.recipe.augment,
             start=self.progress.position,
-            share=distributed.mine,
+            share=distributed.shard,
         )
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:

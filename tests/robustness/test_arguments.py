@@ -50,7 +50,7 @@ def test_augmentation_can_be_switched_off(
 def test_networks_are_compiled_where_that_is_worth_its_while(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], processes: int, compiles: bool
 ) -> None:
-    monkeypatch.setattr(distributed, "processes", lambda: processes)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
     args = replace(TrainingArguments(dataset="cifar10"), **given)
     assert args.compiles(CUDA) == compiles
     assert args.compiles(CPU) == (args.compile == "on")

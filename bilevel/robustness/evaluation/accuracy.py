@@ -46,7 +46,7 @@ def correct(
             "the image set is empty: nothing can be right or wrong; give one image or more"
         )
     right, finite = [images.labels.new_empty(0, dtype=torch.bool)], []
-    mine = distributed.mine(len(images))
+    mine = distributed.shard(len(images))
     with torch.no_grad(), frozen(model):
         share = ImageSet(images.images[mine], images.labels[mine], images.classes)
         for batch in batches(share, batch_size):
@@ -55,7 +55,7 @@ def correct(
             logits = model(batch.x)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())
-    found = distributed.everyone((torch.cat(right).cpu(), all(map(bool, finite))))
+    found = distributed.all_gather((torch.cat(right).cpu(), all(map(bool, finite))))
     if not all(sound for _, sound in found):
         raise NonFiniteError(
             "the classifier's logits are not finite: training has diverged or the images are not "

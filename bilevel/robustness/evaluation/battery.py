@@ -162,7 +162,7 @@ class Battery:
     def _rounds(self, work: _Work) -> Iterator[tuple[Tensor, ...]]:
         """Which images come next: a batch for each process."""
         rows = work.attacked.nonzero().squeeze(1)[work.done :]
-        step = distributed.processes()
+        step = distributed.world_size()
         queue = rows.split(self.batch_size) if len(rows) else ()
         return (queue[begin : begin + step] for begin in range(0, len(queue), step))
 

@@ -83,6 +83,13 @@ def test_a_solver_that_goes_on_with_some_of_the_images() -> None:
     assert not outcome.problem
 
 
+def test_a_scripted_classifier_cannot_be_watched() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    batch = Batch(torch.rand(3, 1, 2, 2), torch.zeros(3).long())
+    found = Solved("FGSM", Linf(EPS), fgsm(EPS)).perturb(scripted, batch, 0)
+    assert (found - batch.x).abs().max() > 0
+
+
 def test_the_classifier_is_watched_no_longer_than_the_attack() -> None:
     model = Bright()
     Solved("it", Linf(EPS), pgm(0.1, 2)).perturb(model, greys(), 0)
