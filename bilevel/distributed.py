@@ -3,9 +3,9 @@
     torchrun --nproc-per-node 4 applications/adv_training.py …
 
 All processes run the same program: they hold the same networks, see the images in the same order
-and take the same steps, whatever their number. What differs is the share of a batch (:func:`shard`),
-who writes files (:func:`is_main`), and the random numbers. A function that says *collective* waits
-for the others, so all processes call it, in one order.
+and take the same steps, whatever their number. What differs is the part of a batch
+(:func:`shard`), who writes files (:func:`is_main`), and the random numbers. A function that says
+*collective* waits for the others, so all processes call it, in one order.
 
 Without :func:`join` there is one process, and all of this does nothing.
 """

@@ -182,7 +182,8 @@ def waiting(folder: Path) -> None:
         os.kill(number, signal.SIGTERM)
         time.sleep(3)  # contact is not lost meanwhile
         distributed.leave()
-    ctypes.CDLL(None).sleep(60)
+    while True:  # a signal wakes it
+        ctypes.CDLL(None).sleep(60)
 
 
 def attacked() -> tuple[torch.nn.Module, Any]:

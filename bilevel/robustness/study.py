@@ -62,8 +62,8 @@ class Study:
         self.recipe = args.recipe()
         if distributed.world_size() > 1 and args.normalize == "batch":
             raise BilevelError(
-                f"normalize is batch and there are {distributed.world_size()} processes: each would "
-                "divide by the maximum of its own share; give --normalize sample"
+                f"normalize is batch and there are {distributed.world_size()} processes: each "
+                "would divide by the maximum of its own share; give --normalize sample"
             )
         distributed.agree({**asdict(args), "code": experiment.code()})
         self.device = experiment.pick_device(args.device)
