@@ -110,7 +110,7 @@ QUIET = (
     "bilevel/adjoint",
     "bilevel/extrapolation",
     "bilevel/frozen",
-    "bilevel/game",
+    "bilevel/game.py",
     "bilevel/oracle",
     "bilevel/schedule",
     "bilevel/solver",
