@@ -30,6 +30,22 @@ def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
     )
 
 
+def check_made(name: str, part: Any, kind: type) -> None:
+    """Whether a part is an object of its kind, and not the class of one.
+
+    Args:
+        name: The argument.
+        part: What was given for it, or None.
+        kind: Its class.
+
+    Raises:
+        BilevelError: If it is something else.
+    """
+    if part is not None and not isinstance(part, kind):
+        made = getattr(part, "__name__", kind.__name__)
+        raise BilevelError(f"{name} is {part!r}: it takes an object; give {name}={made}()")
+
+
 def check_apart(leader: nn.Module, solver: nn.Module) -> None:
     """Whether no parameter belongs to both players.
 

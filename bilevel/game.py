@@ -90,8 +90,11 @@ class Bilevel:
         checks.check_apart(leader, solver)
         checks.check_optimizer("leader", leader, leader_opt)
         checks.check_optimizer("solver", solver, solver_opt)
-        # What they remember is of this game.
-        self.adjoint = copy.deepcopy(adjoint or Detached())
+        checks.check_made("adjoint", adjoint, Adjoint)
+        checks.check_made("schedule", schedule, Schedule)
+        # What they remember is of this game; updates that they share with the solver stay shared.
+        shared: dict[int, Any] = {id(module): module for module in solver.modules()}
+        self.adjoint = copy.deepcopy(adjoint or Detached(), shared)
         self.schedule = copy.deepcopy(schedule or Simultaneous())
         self.schedule.check(self)
         self.pool: Pool | None = None

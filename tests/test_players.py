@@ -358,6 +358,28 @@ def test_an_optimizer_that_asks_again_is_asked_about_the_same_function(adjoint) 
         Bilevel(leader, Doubles(), warm, leader_opt=lbfgs, adjoint=adjoint).step(None)
 
 
+def test_an_update_of_the_solver_that_the_adjoint_reads_is_the_same_one() -> None:
+    """Copied with the adjoint, it would stay untrained."""
+    solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
+    leader, follower, _ = image_game()
+    game = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=sgd(leader),
+        solver_opt=sgd(solver),
+        adjoint=Implicit(fixed_point=solver.update),
+    )
+    assert game.adjoint.fixed_point is solver.update
+
+
+@pytest.mark.parametrize(("name", "part"), [("adjoint", Unrolled), ("schedule", Simultaneous)])
+def test_a_class_where_an_object_is_meant(name, part) -> None:
+    leader, follower, _ = image_game()
+    with pytest.raises(BilevelError, match=rf"{name} is .*; give {name}={part.__name__}\(\)"):
+        Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader), **{name: part})
+
+
 # A warm start.
 
 Memory = namedtuple("Memory", "slope count")
