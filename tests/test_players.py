@@ -50,6 +50,12 @@ def sgd(module: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=lr)
 
 
+def make(leader, follower, solver, **settings) -> Bilevel:
+    """A game in which both players take gradient steps."""
+    optimizers = {"leader_opt": sgd(leader), "solver_opt": sgd(solver)}
+    return Bilevel(leader, follower, solver, **{**optimizers, **settings})
+
+
 class Divergence(FollowerProblem):
     """max over δ of the divergence from the clean answer, as in TRADES."""
 
@@ -128,14 +134,7 @@ def test_what_belongs_to_no_player_is_left_alone(schedule) -> None:
     leader = ZeroSum(BatchNormNet(), follower)
     assert len(list(leader.parameters())) == len(list(leader.model.parameters()))
     solver = Iterative(CNN(1, 0.1, form="two-layer", inputs=("gradient",), width=4), 1)
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=sgd(leader),
-        solver_opt=sgd(solver),
-        schedule=schedule,
-    )
+    game = make(leader, follower, solver, schedule=schedule)
     batch = images()
     batch.x.requires_grad_()
     before = [p.detach().clone() for p in follower.teacher.parameters()]
@@ -150,14 +149,7 @@ def test_what_belongs_to_no_player_is_left_alone(schedule) -> None:
 def test_a_player_that_is_frozen_stands_still_while_the_other_plays(schedule) -> None:
     leader, follower, batch = image_game()
     solver = Iterative(CNN(1, 0.1, form="two-layer", width=4, gradient_skip=1.0), 1)
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=sgd(leader),
-        solver_opt=sgd(solver),
-        schedule=schedule,
-    )
+    game = make(leader, follower, solver, schedule=schedule)
     game.step(batch)
     for frozen_one, other in ((solver, leader), (leader, solver)):
         frozen_one.requires_grad_(False)
@@ -362,14 +354,7 @@ def test_an_update_of_the_solver_that_the_adjoint_reads_is_the_same_one() -> Non
     """Copied with the adjoint, it would stay untrained."""
     solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
     leader, follower, _ = image_game()
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=sgd(leader),
-        solver_opt=sgd(solver),
-        adjoint=Implicit(fixed_point=solver.update),
-    )
+    game = make(leader, follower, solver, adjoint=Implicit(fixed_point=solver.update))
     assert game.adjoint.fixed_point is solver.update
 
 
