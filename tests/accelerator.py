@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -174,16 +174,16 @@ def registered() -> Iterator[None]:
     """Within the block there is the device; to the end of the process its name."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module)
     with (
-        torch.library._scoped_library("aten", "IMPL") as library,
-        torch.library._scoped_library("_", "IMPL") as others,
+        library._scoped_library("aten", "IMPL") as ours,
+        library._scoped_library("_", "IMPL") as others,
     ):
         for name, op in _factories():
-            library.impl(name, _kernel(op), "PrivateUse1")
+            ours.impl(name, _kernel(op), "PrivateUse1")
         copy = lambda raw, to, non_blocking=False: call(  # noqa: E731
             aten.copy_.default, (to, raw, non_blocking), {}
         )
-        library.impl("_copy_from", copy, "PrivateUse1")
-        others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        ours.impl("_copy_from", copy, "PrivateUse1")
+        others.fallback(library.fallthrough_kernel, "AutocastPrivateUse1")
         yield
 
 
