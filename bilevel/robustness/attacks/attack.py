@@ -119,9 +119,6 @@ class Attack(ABC):
 class Solved(Attack):
     """A follower's solver used as an attack: hand-designed or learned, white-box or transferred.
 
-    An image counts as broken where any point on the solver's way is misclassified, as in the code
-    of Auto-PGD's authors, and not only the solver's answer.
-
     Args:
         name: What a report calls it.
         follower: The threat model with the loss that is raised.
@@ -130,6 +127,8 @@ class Solved(Attack):
         targets: Try this many wrong classes instead, one after the other, the likeliest first; for
             a targeted loss.
         surrogate: Take gradients of this classifier and let what comes out attack the other.
+        keep_broken: Whether any misclassified point on the solver's way breaks an image, as in
+            the code of Auto-PGD's authors, or only by the solver's answer, as PGM is reported.
         kind: See :class:`Attack`.
         alone: Likewise.
         passes: Likewise.
@@ -150,6 +149,7 @@ class Solved(Attack):
         restarts: int = 1,
         targets: int = 0,
         surrogate: nn.Module | None = None,
+        keep_broken: bool = False,
         kind: Kind = "iterative",
         alone: bool = False,
         passes: float = 1.0,
@@ -160,6 +160,7 @@ class Solved(Attack):
         self.restarts = restarts
         self.targets = targets
         self.surrogate = surrogate
+        self.keep_broken = keep_broken
 
     @property
     def tries(self) -> int:
@@ -176,16 +177,18 @@ class Solved(Attack):
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The name, the follower, the solver, the number of tries, and all weights."""
+        """The name, the follower, the solver, what counts of its tries, and all weights."""
         weights = fingerprint(*filter(None, (self.solver, self.surrogate)))
-        return self.name, repr(self.follower), repr(self.solver), f"{self.tries} tries", weights
+        tries = f"{self.tries} tries" + ", broken points kept" * self.keep_broken
+        return self.name, repr(self.follower), repr(self.solver), tries, weights
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """The first misclassified point on the solver's way, else where it ends."""
+        """Where the solver ends; with ``keep_broken`` the first misclassified point on its way."""
         queried = model if self.surrogate is None else self.surrogate
         tried = self._toward(queried, batch, attempt) if self.targets else batch
-        if self.surrogate is not None:  # what breaks that one on the way proves nothing
-            return attack(self.surrogate, self.follower, self.solver, tried).x
+        # What breaks a surrogate on the way proves nothing.
+        if self.surrogate is not None or not self.keep_broken:
+            return attack(queried, self.follower, self.solver, tried).x
         with watched(model, self.follower, tried) as trajectory:
             answer = attack(model, self.follower, self.solver, tried).x
         return trajectory.broken_or(answer)

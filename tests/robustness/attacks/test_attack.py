@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bilevel import BilevelError, Iterative, Oracle, Solver, fgsm, pgm
 from bilevel.robustness import (
     APGD,
+    Arsenal,
     Attack,
     Batch,
     Battery,
@@ -19,6 +20,7 @@ from bilevel.robustness import (
     Linf,
     RandomSampling,
     Solved,
+    make_attacks,
 )
 from bilevel.robustness.losses import margin, targeted_dlr
 from bilevel.updates import CNN
@@ -55,16 +57,17 @@ def greys() -> Batch:
     )
 
 
-def moved(solver: Solver, **settings: nn.Module) -> list[float]:
+def moved(solver: Solver, *, keep_broken: bool = True, **settings: nn.Module) -> list[float]:
     """How far the attack moves each of two images, of which the first can be broken."""
     batch = greys()
-    attack = Solved("it", Linf(EPS), solver, **settings)
+    attack = Solved("it", Linf(EPS), solver, keep_broken=keep_broken, **settings)
     return (attack.perturb(Bright(), batch, 0) - batch.x).amax((1, 2, 3)).tolist()
 
 
 def test_an_image_that_was_broken_on_the_way_stays_broken() -> None:
     """The first such point counts."""
     assert moved(Visits(0.02, 0.1, 0.12, 0.02)) == pytest.approx([0.1, 0])
+    assert moved(Visits(0.02, 0.1, 0.12, 0.02), keep_broken=False) == [0, 0]
 
 
 def test_points_that_do_not_count() -> None:
@@ -78,7 +81,8 @@ def test_a_solver_that_goes_on_with_some_of_the_images() -> None:
     """Its images are no longer those of the batch, row by row."""
     images = image_set(12)
     model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 4))
-    attack = Solved("CW", Linf(EPS, loss=margin), CarliniWagner(EPS, steps=5))
+    solver = CarliniWagner(EPS, steps=5)
+    attack = Solved("CW", Linf(EPS, loss=margin), solver, keep_broken=True)
     _, (outcome,) = Battery([attack], eps=EPS).run(model, images)
     assert not outcome.problem
 
@@ -86,13 +90,13 @@ def test_a_solver_that_goes_on_with_some_of_the_images() -> None:
 def test_a_scripted_classifier_cannot_be_watched() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
     batch = Batch(torch.rand(3, 1, 2, 2), torch.zeros(3).long())
-    found = Solved("FGSM", Linf(EPS), fgsm(EPS)).perturb(scripted, batch, 0)
+    found = Solved("FGSM", Linf(EPS), fgsm(EPS), keep_broken=True).perturb(scripted, batch, 0)
     assert (found - batch.x).abs().max() > 0
 
 
 def test_the_classifier_is_watched_no_longer_than_the_attack() -> None:
     model = Bright()
-    Solved("it", Linf(EPS), pgm(0.1, 2)).perturb(model, greys(), 0)
+    Solved("it", Linf(EPS), pgm(0.1, 2), keep_broken=True).perturb(model, greys(), 0)
     assert not model._forward_hooks
 
 
@@ -109,6 +113,12 @@ def test_the_classifier_is_watched_no_longer_than_the_attack() -> None:
 )
 def test_the_role_does_not_depend_on_the_name(solver: Solver, follower: Linf, role: str) -> None:
     assert Solved("random PGM-20", follower, solver).role == role
+
+
+def test_pgm_is_reported_as_the_field_does_and_auto_pgd_as_its_authors_do() -> None:
+    made = make_attacks(("pgm-20", "pgm-20-margin", "apgd-ce", "apgd-t"), Arsenal(EPS, 10))
+    assert [attack.keep_broken for attack in made] == [False, True, True, True]
+    assert len({attack.settings for attack in made}) == 4
 
 
 def test_settings_tell_weights_apart() -> None:
