@@ -67,7 +67,7 @@ class ProximalPoint(Simultaneous):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Iterates v ← w + D(v); reports what the first iteration saw, at w."""
-        players = game.players()
+        players = game.trained_parameters()
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
         try:
@@ -127,7 +127,7 @@ class Optimistic(Simultaneous):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Steps, and corrects by how the displacement has changed; at first it has not."""
-        players = game.players()
+        players = game.trained_parameters()
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
         displacement = list(torch._foreach_sub(players, base))
@@ -189,7 +189,7 @@ class Lookahead(Schedule):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """One step of the inner schedule; with the k-th, back toward where they started from."""
-        players = game.players()
+        players = game.trained_parameters()
         if not _alike(self._slow, players):
             self._slow = [player.clone() for player in players]
         metrics = self.inner.step(game, batch)

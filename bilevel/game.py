@@ -125,7 +125,7 @@ class Bilevel:
 
     # The moves, for schedules.
 
-    def players(self) -> list[Tensor]:
+    def trained_parameters(self) -> list[Tensor]:
         """What moves: θ and φ, as far as they are trained.
 
         Returns:

@@ -365,6 +365,24 @@ def test_a_class_where_an_object_is_meant(name, part) -> None:
         Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader), **{name: part})
 
 
+def test_gradients_may_be_clipped_between_closure_and_step() -> None:
+    class Clipped(torch.optim.SGD):
+        def step(self, closure):
+            def clipped():
+                loss = closure()
+                nn.utils.clip_grad_norm_(self.param_groups[0]["params"], max_norm=1e-3)
+                return loss
+
+            return super().step(clipped)
+
+    leader, follower, batch = image_game()
+    before = torch.cat([p.detach().flatten() for p in leader.parameters()])
+    optimizer = Clipped(leader.parameters(), lr=1.0)
+    Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer).step(batch)
+    after = torch.cat([p.detach().flatten() for p in leader.parameters()])
+    assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
 # A warm start.
 
 Memory = namedtuple("Memory", "slope count")
