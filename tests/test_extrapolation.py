@@ -70,7 +70,7 @@ def critic_game(schedule: Schedule, optimizer: type[torch.optim.Optimizer], **op
 
 
 def state(game: Bilevel) -> list[Tensor]:
-    return [player.clone() for player in game.players()]
+    return [player.clone() for player in game.trained_parameters()]
 
 
 def plain_step(game: Bilevel, batch: Tensor) -> Step:
@@ -78,7 +78,7 @@ def plain_step(game: Bilevel, batch: Tensor) -> Step:
     plain = Simultaneous()
 
     def step(at: list[Tensor]) -> list[Tensor]:
-        for player, value in zip(game.players(), at, strict=True):
+        for player, value in zip(game.trained_parameters(), at, strict=True):
             player.copy_(value)
         plain.step(game, batch)
         return state(game)

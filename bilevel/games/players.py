@@ -105,7 +105,7 @@ def position(game: Bilevel) -> Tensor:
     Returns:
         x and y side by side, ``(n + m,)`` or ``(G, n + m)``.
     """
-    return torch.cat(game.players(), -1)
+    return torch.cat(game.trained_parameters(), -1)
 
 
 def trajectory(game: Bilevel, steps: int) -> Tensor:

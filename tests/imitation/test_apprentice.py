@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind: str) -> None:
     resumed.sampler.restart(1)
     assert resumed.iteration == 2
     assert [resumed.iterate() for _ in range(2)] == rows[2:]
-    assert all(map(torch.equal, resumed.game.players(), whole.game.players()))
+    assert all(map(torch.equal, resumed.game.trained_parameters(), whole.game.trained_parameters()))
 
 
 def test_other_games_are_refused() -> None:
@@ -183,7 +183,7 @@ def test_a_copy_of_a_game_plays_on_as_the_game_does(copied) -> None:
     batch = Imitation(apprentice.sampler.collect(100), apprentice.expert)
     for each in (game, apprentice.game):
         each.step(batch)
-    assert all(map(torch.equal, game.players(), apprentice.game.players()))
+    assert all(map(torch.equal, game.trained_parameters(), apprentice.game.trained_parameters()))
 
 
 @pytest.mark.parametrize(

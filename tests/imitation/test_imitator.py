@@ -80,14 +80,14 @@ def test_a_step_moves_both_players_and_a_stopped_game_goes_on() -> None:
     game, sampler, expert = make()
     first, second = (Imitation(sampler.collect(50), expert) for _ in range(2))
     assert not game.leader.met
-    start = [player.clone() for player in game.players()]
+    start = [player.clone() for player in game.trained_parameters()]
     metrics = game.step(first)
     assert metrics["loss"].isfinite()
     met = game.follower.init(first)  # the policy met the discriminator as it was before its move
     assert all(map(torch.equal, game.leader.met.values(), met.values()))
     assert game.leader_opt.last.accepted
     assert game.leader_opt.last.kl <= 0.01
-    moved = [not torch.equal(a, b) for a, b in zip(start, game.players(), strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(start, game.trained_parameters(), strict=True)]
     values = len(list(game.leader.value.parameters()))
     assert sum(moved) == len(moved) - values  # the value is fitted apart
     file = io.BytesIO()
@@ -97,7 +97,7 @@ def test_a_step_moves_both_players_and_a_stopped_game_goes_on() -> None:
     resumed, _, _ = make()
     resumed.load_state_dict(torch.load(file, weights_only=True))
     resumed.step(second)
-    assert all(map(torch.equal, game.players(), resumed.players()))
+    assert all(map(torch.equal, game.trained_parameters(), resumed.trained_parameters()))
 
 
 def test_advantages_are_those_of_the_batch_and_the_discriminator() -> None:
