@@ -161,7 +161,7 @@ def test_lookahead_comes_back_part_of_the_way() -> None:
             twin.step(batch)
         w = combine((0.75, slow), (0.25, state(twin)))
         torch.testing.assert_close(state(game), w)
-        for player, value in zip(twin.players(), w, strict=True):
+        for player, value in zip(twin.trained_parameters(), w, strict=True):
             player.copy_(value)
 
 
