@@ -46,7 +46,7 @@ def load(path: Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        The state, on the CPU: what loads it has memory of its own where it computes.
+        The state, on the CPU, since what loads it has memory of its own where it computes.
 
     Raises:
         BilevelError: If there is no such file, or it is truncated or not a checkpoint.

@@ -110,8 +110,8 @@ class Bilevel:
             batch: The data of this step.
 
         Returns:
-            Scalars on the device: ``loss`` (the leader's, before it moved), what the solver saw
-            (:class:`Solution`) and, where the solver is trained, ``objective_after``.
+            Scalars on the device, namely ``loss`` (the leader's, before it moved), what the solver
+            saw (:class:`Solution`) and, where the solver is trained, ``objective_after``.
             :class:`~bilevel.MetricLog` reads many steps at once.
 
         Raises:
@@ -129,7 +129,7 @@ class Bilevel:
         """What moves: θ and φ, as far as they are trained.
 
         Returns:
-            The parameters themselves, cut from autograd: what is written into them stays.
+            The parameters themselves, cut from autograd; what is written into them stays.
         """
         return [parameter.detach() for parameter in trained(self.leader, self.solver)]
 

@@ -69,7 +69,7 @@ class Oracle:
             y: Where.
 
         Returns:
-            A tree of the shape of ``y``: a constant, unless the oracle is differentiable.
+            A tree of the shape of ``y``, constant unless the oracle is differentiable.
         """
         return self._look(y)[1]
 

@@ -48,8 +48,8 @@ def pairs(task: Task, observations: Tensor, actions: Tensor) -> Tensor:
         actions: ``(...)`` numbers of discrete actions, or ``(..., m)``.
 
     Returns:
-        ``(B, n + m)``, discrete actions one-hot, continuous ones clipped into their range: what the
-        environment was given. A policy's own, beyond it, would give the policy away.
+        ``(B, n + m)``, discrete actions one-hot, continuous ones clipped into their range, as the
+        environment was given them. A policy's own, beyond it, would give the policy away.
 
     Raises:
         BilevelError: If they are not of the task: other shapes, no whole numbers where actions are

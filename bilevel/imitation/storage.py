@@ -40,8 +40,8 @@ def load_demonstrations(path: Path, env: str) -> Demonstrations:
         env: The environment that they must be of.
 
     Returns:
-        The demonstrations, whatever kind of numbers the file holds: float32, and int64 for actions
-        that are no floating point numbers.
+        The demonstrations, whatever kind of numbers the file holds, as float32, and int64 for
+        actions that are no floating point numbers.
 
     Raises:
         BilevelError: If there are none, or they are of another environment, empty, of shapes that

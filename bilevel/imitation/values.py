@@ -107,8 +107,8 @@ class Value(nn.Module):
             batch_size: States a step.
 
         Returns:
-            The explained variance: the share of the returns' variance that V explained before, at
-            most 1.
+            The explained variance, which is the share of the returns' variance that V explained
+            before, at most 1.
         """
         with torch.no_grad():
             explained_variance: Tensor = 1 - (returns - self(observations)).var() / returns.var()

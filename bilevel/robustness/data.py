@@ -176,7 +176,7 @@ def hold_out_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
         images: All of them.
 
     Returns:
-        Four fifths and a fifth, stratified: always the same.
+        Four fifths and a fifth, stratified and always the same.
     """
     test, train = split(images, round(_TEST_SHARE * len(images)), seed=0)
     return train, test

@@ -181,7 +181,7 @@ def build_model(
         std: Per-channel scale of the images, see :class:`Normalize`.
 
     Returns:
-        The classifier: images in [0, 1] to logits.
+        The classifier, from images in [0, 1] to logits.
 
     Raises:
         BilevelError: If no classifier has that name.

@@ -33,7 +33,7 @@ def has_gradients(model: nn.Module, images: ImageSet, batch_size: int = 256) -> 
         batch_size: Images a batch.
 
     Returns:
-        The finding: the share of images whose gradient is zero, underflows or is no number.
+        The finding, with the share of images whose gradient is zero, underflows or is no number.
     """
     gradients = [_gradient(model, batch, cross_entropy)[1] for batch in batches(images, batch_size)]
     largest = torch.cat(gradients).abs().flatten(1).amax(1)

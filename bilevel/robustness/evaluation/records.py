@@ -14,7 +14,7 @@ def records(evaluation: Evaluation) -> list[dict[str, Any]]:
         evaluation: The classifier.
 
     Returns:
-        Records of four kinds, by their ``record``: one ``summary``, an ``attack`` each, a
+        Records of four kinds, told by ``record``; one ``summary``, an ``attack`` each, a
         ``finding`` each, and a ``curve`` for each of its points.
 
     Example:

@@ -62,7 +62,7 @@ def not_to_be_quoted(evaluation: Evaluation) -> tuple[str, ...]:
         evaluation: The evaluation.
 
     Returns:
-        For each attack whose own figure is above the worst case by more than the tolerance: the
+        For each attack whose own figure is above the worst case by more than the tolerance, the
         figure, and what to quote.
     """
     broken = evaluation.right & ~evaluation.survivors(evaluation.outcomes)
