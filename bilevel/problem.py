@@ -91,9 +91,9 @@ class FollowerProblem(ABC):
             batch: The data of this step.
 
         Returns:
-            A point of Y, which is a tensor ``(B, ...)`` where each sample has its own y, or a tensor
-            or dict of tensors that the whole batch shares. Updates that normalise take the rows of a
-            tensor for samples, so a shared y goes into a dict for them: ``{"y": y}``.
+            A point of Y, which is a tensor ``(B, ...)`` where each sample has its own y, or a
+            tensor or dict of tensors that the whole batch shares. Updates that normalise take the
+            rows of a tensor for samples, so a shared y goes into a dict for them, ``{"y": y}``.
         """
 
     @abstractmethod
