@@ -67,6 +67,8 @@ class Moment:
         self.conditions = [Condition(module, lasting=True) for module in modules]
         self.random = torch.get_rng_state()
         tensors = [p for module in modules for p in module.parameters()]
+        elsewhere = [t.device.type for t in tensors if t.device.type not in ("cpu", "meta")]
+        self.device_type = elsewhere[0] if elsewhere else "cuda"
         self.devices, self.device_random = get_device_states(*tensors)
 
     @contextmanager
@@ -81,9 +83,9 @@ class Moment:
             for condition in self.conditions:
                 condition.restore()
                 condition.stand_in()
-            with torch.random.fork_rng(self.devices):
+            with torch.random.fork_rng(self.devices, device_type=self.device_type):
                 torch.set_rng_state(self.random)
-                set_device_states(self.devices, self.device_random)
+                set_device_states(self.devices, self.device_random, device_type=self.device_type)
                 yield
         finally:
             for condition in before:

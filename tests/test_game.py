@@ -125,7 +125,7 @@ def test_a_step_reads_no_number_from_the_device() -> None:
     with torch.device("meta"):
         game = make_game()
         batch = Batch(torch.rand(6, 1, 4, 4), torch.zeros(6, dtype=torch.long))
-        metrics = game.step(batch)
+    metrics = game.step(batch)
     assert all(value.is_meta for value in metrics.values())
 
 
