@@ -86,7 +86,7 @@ def _resnet(method: str, precision: Precision | None = None) -> Run:
     return Run("resnet18", method, 20, precision, compiled=True, minutes=2.0)
 
 
-# The first nine serve the targets, about half an hour on an H100; the rest completes the tables.
+# The first nine serve the targets, and are meant for half an hour; the rest completes the tables.
 FULL = Scale(
     parts=(
         Steps(WRN, (BF16_COMPILED,), ONE, minutes=5.0),
