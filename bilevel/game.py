@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bilevel import checks
 from bilevel import state as game_state
@@ -176,16 +176,17 @@ class Bilevel:
             BilevelError: If the optimizer does not call its closure, or calls it again where the
                 solver goes on from its last answer.
         """
-        return self._move_leader(y, batch, [self.leader])
+        return self._move_leader(y, batch, [])
 
-    def _move_leader(self, y: Value, batch: Batch, players: list[nn.Module]) -> Tensor:
+    def _move_leader(self, y: Value, batch: Batch, phi: list[Tensor]) -> Tensor:
+        """The same; the gradients of ``phi`` are filled too, where ``y`` has come from it."""
         losses: list[Tensor] = []
 
         def closure() -> Tensor:
-            forget_gradients(self.leader)
+            theta = forget_gradients(self.leader)
             loss = self.leader.loss(self._answer_again(y, batch) if losses else y, batch)
             checks.check_loss("the leader's loss", loss, self.steps)
-            loss = self._backward(loss, [self.leader] if losses else players)
+            loss = self._backward(loss, theta if losses else theta + phi)
             losses.append(loss)
             return loss
 
@@ -237,24 +238,21 @@ class Bilevel:
         """
         if self.solver_opt is None:
             return None
-        forget_gradients(self.solver)  # of what was frozen meanwhile too: an optimizer reads them
-        if not trained(self.solver):
+        phi = forget_gradients(self.solver)  # of what is frozen too: its optimizer would read them
+        if not phi:
             return None
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
             checks.check_loss("the follower's objective", loss, self.steps)
-            loss = self._backward(loss, [self.solver], retain_graph=True)
+            loss = self._backward(loss, phi, retain_graph=True)
         return -self.follower.sign * loss
 
-    def _backward(
-        self, loss: Tensor, players: list[nn.Module], *, retain_graph: bool = False
-    ) -> Tensor:
-        """Fills these players' gradients, and nobody else's, with those of the whole batch.
+    def _backward(self, loss: Tensor, asked: list[Tensor], *, retain_graph: bool = False) -> Tensor:
+        """Fills the gradients of these parameters, and no others', with the whole batch's.
 
         Returns:
             The whole batch's loss.
         """
-        asked = trained(*players)
         if self.pool is not None:
             loss = loss * self.pool.share
         if asked:
@@ -283,12 +281,11 @@ class Bilevel:
         Returns:
             The leader's loss before it moved.
         """
-        forget_gradients(self.solver)
-        loss = self._move_leader(y, batch, [self.leader, self.solver])
-        if self.solver_opt is not None:
-            for parameter in self.solver.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.neg_()
+        phi = forget_gradients(self.solver)
+        loss = self._move_leader(y, batch, phi)
+        for parameter in phi:
+            if parameter.grad is not None:
+                parameter.grad.neg_()
         self.step_solver()
         return loss
 

@@ -48,11 +48,18 @@ def trained(*players: nn.Module) -> list[Tensor]:
     return [p for player in players for p in player.parameters() if p.requires_grad]
 
 
-def forget_gradients(player: nn.Module) -> None:
+def forget_gradients(player: nn.Module) -> list[Tensor]:
     """``player.zero_grad()``, without its overhead.
 
     Args:
         player: The module.
+
+    Returns:
+        The parameters that ask for a gradient.
     """
+    asking: list[Tensor] = []
     for parameter in player.parameters():
         parameter.grad = None
+        if parameter.requires_grad:
+            asking.append(parameter)
+    return asking
