@@ -104,7 +104,8 @@ class Bilevel:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Solves the follower and moves both players once.
 
-        No device synchronisation inside, but for the first step, which looks at its answer.
+        No device synchronisation inside, but for the first step, which looks at its answer, and the
+        backward passes of adjoints other than ``Detached`` and ``Unrolled``.
 
         Args:
             batch: The data of this step.
