@@ -19,8 +19,9 @@ from typing import Annotated
 
 import tyro
 
-from bilevel import BilevelError, ZeroSum, commandline
+from bilevel import BilevelError, ZeroSum
 from bilevel.alias import SCHEDULES, ScheduleName
+from bilevel.experiment import commandline
 from bilevel.robustness import Linf, check_method, make_game
 from bilevel.robustness.arguments import TrainingArguments
 from bilevel.robustness.study import Study

@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bilevel import BilevelError, Detached, commandline
+from bilevel import BilevelError, Detached
+from bilevel.experiment import commandline
 from bilevel.robustness import InterpolatedLabels, Interpolation, check_method, make_game
 from bilevel.robustness.arguments import TrainingArguments
 from bilevel.robustness.study import Study

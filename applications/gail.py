@@ -30,9 +30,9 @@ from imitating.teachers import EPISODES, demonstrations
 from limit_cycles import show
 from torch import Tensor
 
-from bilevel import BilevelError, commandline, experiment
-from bilevel.experiment import ProgressBar
-from bilevel.files import replacing
+from bilevel import BilevelError, experiment
+from bilevel.experiment import ProgressBar, commandline
+from bilevel.experiment.files import replacing
 from bilevel.imitation import Demonstrations, Discriminator, Task, make_envs
 from bilevel.robustness.weights import load_weights
 

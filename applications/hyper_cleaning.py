@@ -29,7 +29,8 @@ from cleaning.problem import SampleWeights, Training
 from rich.console import Console
 from rich.table import Table
 
-from bilevel import Bilevel, BilevelError, commandline, experiment
+from bilevel import Bilevel, BilevelError, experiment
+from bilevel.experiment import commandline
 from bilevel.robustness import save_weights
 from bilevel.robustness.table import cell
 from bilevel.updates.checks import positive

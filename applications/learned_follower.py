@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bilevel import BilevelError, commandline, experiment
-from bilevel.files import make_folder
+from bilevel import BilevelError, experiment
+from bilevel.experiment import commandline
+from bilevel.experiment.files import make_folder
 from bilevel.robustness.weights import load_weights, read_about, save_weights
 from bilevel.updates.checks import positive
 

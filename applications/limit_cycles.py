@@ -28,10 +28,10 @@ from reproduction.tables import Table
 from rich.console import Console
 from rich.table import Table as Grid
 
-from bilevel import BilevelError, commandline, experiment
+from bilevel import BilevelError, experiment
 from bilevel.alias import SCHEDULES
-from bilevel.experiment import ProgressBar
-from bilevel.files import replacing
+from bilevel.experiment import ProgressBar, commandline
+from bilevel.experiment.files import replacing
 from bilevel.games import Game
 
 

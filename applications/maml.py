@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import bilevel
-from bilevel import commandline, experiment
+from bilevel import experiment
+from bilevel.experiment import commandline
 from bilevel.robustness import Batch, load_weights, read_about, save_weights
 from bilevel.updates import Gradient
 from bilevel.updates.checks import at_least_one, one_of

@@ -27,8 +27,9 @@ from reproduction.tables import Measured, Table, tables
 from rich.console import Console
 from rich.table import Table as Grid
 
-from bilevel import BilevelError, commandline, experiment
-from bilevel.files import replacing
+from bilevel import BilevelError, experiment
+from bilevel.experiment import commandline
+from bilevel.experiment.files import replacing
 from bilevel.robustness.evaluation.battery import OtherEvaluationError
 
 

@@ -23,16 +23,8 @@ from evaluating.inputs import check_surrogates, images_of, load
 from rich.console import Console
 from rich.table import Table
 
-from bilevel import (
-    BilevelError,
-    Solver,
-    checkpoint,
-    commandline,
-    distributed,
-    experiment,
-    fgsm,
-    pgm,
-)
+from bilevel import BilevelError, Solver, distributed, experiment, fgsm, pgm
+from bilevel.experiment import checkpoint, commandline
 from bilevel.robustness import (
     EVALUATION_STEP,
     STANDARD,

@@ -37,25 +37,33 @@ and ``Bilevel(leader, follower, solver, leader_opt=…, solver_opt=…)`` trains
 """
 
 from bilevel import games, testing, updates
-from bilevel.adjoint import Adjoint, Detached
+from bilevel.adjoints import (
+    Adjoint,
+    Detached,
+    Forward,
+    Implicit,
+    Penalty,
+    Pullback,
+    Sampled,
+    Unrolled,
+)
 from bilevel.alias import fgsm, pgm
-from bilevel.dynamics import Verdict
 from bilevel.errors import BilevelError, HypergradientWarning, NonFiniteError
-from bilevel.extrapolation import Extragradient, Lookahead, Optimistic, ProximalPoint
-from bilevel.forward import Forward
 from bilevel.frozen import frozen
 from bilevel.game import Bilevel
-from bilevel.implicit import Implicit
 from bilevel.metrics import MetricLog
-from bilevel.monitor import Monitor
-from bilevel.oracle import Oracle
-from bilevel.penalty import Penalty
+from bilevel.monitoring import Monitor, Verdict
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
-from bilevel.pullback import Pullback
-from bilevel.sampled import Sampled
-from bilevel.schedule import Alternating, Schedule, Simultaneous
-from bilevel.solver import Iterative, Parametric, Solution, Solver
-from bilevel.unrolled import Unrolled
+from bilevel.schedules import (
+    Alternating,
+    Extragradient,
+    Lookahead,
+    Optimistic,
+    ProximalPoint,
+    Schedule,
+    Simultaneous,
+)
+from bilevel.solvers import Iterative, Oracle, Parametric, Solution, Solver
 from bilevel.updates import Update
 
 __all__ = [

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from bilevel.extrapolation import Extragradient, Lookahead, Optimistic, ProximalPoint
 from bilevel.frozen import Mode
-from bilevel.schedule import Alternating, Schedule, Simultaneous
-from bilevel.solver import Iterative
+from bilevel.schedules import (
+    Alternating,
+    Extragradient,
+    Lookahead,
+    Optimistic,
+    ProximalPoint,
+    Schedule,
+    Simultaneous,
+)
+from bilevel.solvers import Iterative
 from bilevel.updates import SignGradient
 
 ScheduleName = Literal[

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from bilevel import checks
 from bilevel import state as game_state
-from bilevel.adjoint import Adjoint, Detached
+from bilevel.adjoints import Adjoint, Detached
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.player import Optimizer, forget_gradients, trained
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
-from bilevel.schedule import Schedule, Simultaneous
-from bilevel.solver import Solution, Solver
+from bilevel.schedules import Schedule, Simultaneous
+from bilevel.solvers import Solution, Solver
 from bilevel.tree import Value, detach, leaves
 
 if TYPE_CHECKING:

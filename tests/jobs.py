@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from bilevel import BilevelError, ZeroSum, distributed, pgm
 from bilevel.alias import SCHEDULES
-from bilevel.batchnorm import SyncBatchNorm
+from bilevel.distributed import SyncBatchNorm
 from bilevel.robustness import (
     Attacker,
     Battery,
@@ -232,7 +232,7 @@ def tell(folder: Path) -> None:
 
 def training(folder: Path) -> None:
     """Training in which the second process is killed."""
-    from bilevel import commandline
+    from bilevel.experiment import commandline
     from bilevel.robustness.arguments import TrainingArguments
 
     def main(_: TrainingArguments) -> None:

@@ -107,13 +107,11 @@ print("done")
 
 
 QUIET = (
-    "bilevel/adjoint",
-    "bilevel/extrapolation",
+    "bilevel/adjoints/base",
     "bilevel/frozen",
     "bilevel/game.py",
-    "bilevel/oracle",
-    "bilevel/schedule",
-    "bilevel/solver",
+    "bilevel/schedules",
+    "bilevel/solvers",
     "bilevel/updates",
     "bilevel/robustness/averaging",
     "bilevel/robustness/batches",

@@ -22,7 +22,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from bilevel import commandline, experiment
+from bilevel import experiment
+from bilevel.experiment import commandline
 from bilevel.robustness import (
     STANDARD,
     Arsenal,

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from bilevel import ZeroSum, commandline, experiment, fgsm, frozen
+from bilevel import ZeroSum, experiment, fgsm, frozen
+from bilevel.experiment import commandline
 from bilevel.robustness import (
     RECIPES,
     Batch,

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from suite.tables import PAPER, runs_of
 from tables import read
 
-from bilevel import BilevelError, commandline
-from bilevel.files import replacing
+from bilevel import BilevelError
+from bilevel.experiment import commandline
+from bilevel.experiment.files import replacing
 from bilevel.robustness.evaluation.plots import COLORS
 from bilevel.robustness.figures import INK, MUTED, STYLE
 

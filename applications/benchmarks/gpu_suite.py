@@ -27,8 +27,9 @@ from suite.steps import METHODS, Case, way
 from suite.timing import matrix_rate, measure
 from suite.training import Training
 
-from bilevel import BilevelError, commandline, experiment
-from bilevel.files import replacing
+from bilevel import BilevelError, experiment
+from bilevel.experiment import commandline
+from bilevel.experiment.files import replacing
 from bilevel.robustness import RECIPES, Splits, fast, load_images, sample
 from bilevel.robustness.sources import Dataset
 from bilevel.robustness.speed import Precision, fitting_precision

@@ -34,8 +34,9 @@ sys.path.append(str(Path(__file__).parents[1]))  # what an application is made o
 from hypergradients import own, rivals
 from hypergradients.task import Task, make_task
 
-from bilevel import HypergradientWarning, commandline, experiment
-from bilevel.memory import peak_mib
+from bilevel import HypergradientWarning, experiment
+from bilevel.experiment import commandline
+from bilevel.experiment.memory import peak_mib
 
 Way = Callable[[Task], Tensor]
 

@@ -30,7 +30,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from bilevel import BilevelError, commandline, experiment
+from bilevel import BilevelError, experiment
+from bilevel.experiment import commandline
 from bilevel.imitation import (
     Demonstrations,
     MountainCarExpert,

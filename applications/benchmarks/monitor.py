@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from bilevel import Bilevel, Monitor, ZeroSum, commandline, experiment, pgm
+from bilevel import Bilevel, Monitor, ZeroSum, experiment, pgm
+from bilevel.experiment import commandline
 from bilevel.robustness import (
     RECIPES,
     Attacker,

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bilevel import commandline, experiment, games
+from bilevel import experiment, games
 from bilevel.alias import SCHEDULES
+from bilevel.experiment import commandline
 
 GAME, STEP = games.bilinear(), 0.1
 Turn = Callable[[], object]

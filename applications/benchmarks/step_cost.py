@@ -26,8 +26,9 @@ from rich.table import Table
 from suite.steps import METHODS, Bench, Case, Record, Size, take, way
 from suite.timing import interleaved, measure, spread
 
-from bilevel import Bilevel, BilevelError, commandline, experiment
+from bilevel import Bilevel, BilevelError, experiment
 from bilevel.alias import ScheduleName
+from bilevel.experiment import commandline
 from bilevel.robustness import Batch
 
 

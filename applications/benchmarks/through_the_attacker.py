@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bilevel import Adjoint, Bilevel, Detached, Unrolled, ZeroSum, commandline, experiment
+from bilevel import Adjoint, Bilevel, Detached, Unrolled, ZeroSum, experiment
+from bilevel.experiment import commandline
 from bilevel.robustness import About, Linf, batches, make_game
 from bilevel.robustness.arguments import TrainingArguments
 from bilevel.robustness.study import Study

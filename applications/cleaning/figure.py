@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.robustness import figures
 from bilevel.robustness.evaluation.plots import COLORS, STROKES
 from bilevel.robustness.figures import BAD, INK, MUTED

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bilevel import Bilevel, BilevelError, checkpoint
-from bilevel.memory import peak_mib
+from bilevel import Bilevel, BilevelError
+from bilevel.experiment import checkpoint
+from bilevel.experiment.memory import peak_mib
 from cleaning.data import Corrupted
 from cleaning.problem import SampleWeights
 from cleaning.scores import found, roc

@@ -10,7 +10,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from bilevel.files import make_folder, writing
+from bilevel.experiment.files import make_folder, writing
 from bilevel.games import Game
 from bilevel.robustness.figures import STYLE
 from cycles.panels import COLOR, portrait, window

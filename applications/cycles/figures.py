@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.games import Game
 from bilevel.robustness import figures
 from bilevel.robustness.figures import INK, MUTED

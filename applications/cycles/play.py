@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel import BilevelError, NonFiniteError, checkpoint
+from bilevel import BilevelError, NonFiniteError
+from bilevel.experiment import checkpoint
 from bilevel.games import Game, position
-from bilevel.monitor import Monitor
+from bilevel.monitoring import Monitor
 from cycles.settings import Setting
 
 ROWS = 2000
@@ -38,7 +39,7 @@ class Run:
         path: Where the players were then, ``(rows, n + m)``.
         distance: How far that is from the equilibrium, ``(rows,)``.
         predicted: The factor a step that theory tells, None where there is none.
-        seen_as: What :class:`~bilevel.monitor.Monitor` sees in it.
+        seen_as: What :class:`~bilevel.Monitor` sees in it.
         seconds: How long it took.
     """
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.games import Game
 from bilevel.robustness.evaluation.plots import COLORS
 from bilevel.robustness.figures import LINE, MUTED, STYLE

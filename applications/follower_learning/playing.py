@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel import Alternating, Extragradient, Iterative, Optimistic, Simultaneous, games
-from bilevel.schedule import Schedule
+from bilevel.schedules import Schedule
 from bilevel.tree import leaves
 from follower_learning.family import Start, bilinear, forsaken, random_numbers
 from follower_learning.training import STRENGTH

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Iterative
-from bilevel.oracle import Oracle
+from bilevel.solvers import Oracle
 from bilevel.tree import Value, ravel, tree_map, unravel
 from bilevel.updates import Update
 from bilevel.updates.base import State

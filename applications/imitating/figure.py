@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.imitation import Demonstrations
 from bilevel.robustness.evaluation.plots import COLORS
 from bilevel.robustness.figures import MUTED, STYLE

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 
 from bilevel import BilevelError
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.imitation import Policy
 
 LONGEST = 1000

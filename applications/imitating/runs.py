@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from bilevel import BilevelError, checkpoint
-from bilevel.files import make_folder, writing
+from bilevel import BilevelError
+from bilevel.experiment import checkpoint
+from bilevel.experiment.files import make_folder, writing
 from bilevel.imitation import Apprentice, Policy, clone, demonstrate
 from bilevel.robustness.weights import save_weights
 from imitating.games import Setting, make_apprentice

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from reproduction.tables import Table
 
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.imitation import Demonstrations
 from imitating.figure import METHODS, TITLES, mean_return
 from imitating.runs import Run

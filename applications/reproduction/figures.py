@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.robustness.evaluation.plots import COLORS
 from bilevel.robustness.figures import STYLE
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bilevel.errors import BilevelError
 from bilevel.games import rates
 from bilevel.problem import Batch, FollowerProblem
-from bilevel.schedule import Schedule
+from bilevel.schedules import Schedule
 
 
 class Game(FollowerProblem):

@@ -13,8 +13,8 @@ from bilevel.game import Bilevel
 from bilevel.games import rates
 from bilevel.games.game import Game
 from bilevel.problem import ZeroSum
-from bilevel.schedule import Schedule
-from bilevel.solver import Parametric, Solver
+from bilevel.schedules import Schedule
+from bilevel.solvers import Parametric, Solver
 
 Start = float | Sequence[float] | Tensor
 """A point of a game: its numbers, or one for all."""

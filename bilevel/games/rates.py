@@ -21,8 +21,14 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.extrapolation import Lookahead, Optimistic, ProximalPoint
-from bilevel.schedule import Alternating, Schedule, Simultaneous
+from bilevel.schedules import (
+    Alternating,
+    Lookahead,
+    Optimistic,
+    ProximalPoint,
+    Schedule,
+    Simultaneous,
+)
 
 Rate = float | tuple[float, float]
 """A step size of both players, or one of each."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel.errors import BilevelError
 from bilevel.games import rates
 from bilevel.games.game import Game
-from bilevel.schedule import Schedule
+from bilevel.schedules import Schedule
 
 
 class Bilinear(Game):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.imitation.demonstrations import Demonstrations
 
 # TypeError: a .npy, which is no archive (in Python 3.10 an AttributeError), or an array of text.

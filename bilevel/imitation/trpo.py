@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bilevel.adjoints.linear import conjugate_gradient
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.imitation.trust_region import Inputs, TrustRegion
-from bilevel.linear import conjugate_gradient
 
 
 class TrustRegionStep(NamedTuple):

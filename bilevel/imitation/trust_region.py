@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
 from torch.func import functional_call, vjp
 
+from bilevel.adjoints.linear import Product
 from bilevel.errors import BilevelError
-from bilevel.linear import Product
 from bilevel.tree import ravel, tree_map, unravel
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.robustness.evaluation.results import Example
 
 if TYPE_CHECKING:

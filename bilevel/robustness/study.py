@@ -13,9 +13,9 @@ from rich.console import Console
 from torch import nn
 
 from bilevel import Bilevel, Solver, distributed, experiment, pgm
-from bilevel.batchnorm import SyncBatchNorm
+from bilevel.distributed import SyncBatchNorm
 from bilevel.errors import BilevelError
-from bilevel.files import writing
+from bilevel.experiment.files import writing
 from bilevel.robustness.arguments import TrainingArguments
 from bilevel.robustness.batches import batches
 from bilevel.robustness.data import sample

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bilevel import Bilevel, Solver, checkpoint, distributed
-from bilevel.batchnorm import average_statistics
+from bilevel import Bilevel, Solver, distributed
+from bilevel.distributed import average_statistics
 from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.experiment import checkpoint
 from bilevel.robustness.averaging import Averaged
 from bilevel.robustness.batches import Batch, shuffled_batches
 from bilevel.robustness.data import Splits

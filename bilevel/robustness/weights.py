@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.state import check_fits
 
 

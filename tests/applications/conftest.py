@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from bilevel import commandline
+from bilevel.experiment import commandline
 
 APPLICATIONS = Path(__file__).parents[2] / "applications"
 SIZES = {"train_size": 40, "validation_size": 20, "test_size": 10}

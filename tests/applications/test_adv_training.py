@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel import checkpoint
+from bilevel.experiment import checkpoint
 from bilevel.robustness import RECIPES, Attacker, Recipe, Trainer, fast, load_trained
 from tests.images import write_tree
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bilevel import checkpoint
+from bilevel.experiment import checkpoint
 from bilevel.robustness import RECIPES
 from tests.images import write_image, write_tree
 

@@ -22,7 +22,7 @@ from bilevel import (
     NonFiniteError,
     Parametric,
 )
-from bilevel.adjoint import Detached
+from bilevel.adjoints import Detached
 from bilevel.imitation import TRPO, CategoricalPolicy, GaussianPolicy
 
 KINDS = [CategoricalPolicy, GaussianPolicy]

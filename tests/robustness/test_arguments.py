@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel import BilevelError, commandline, distributed
+from bilevel import BilevelError, distributed
+from bilevel.experiment import commandline
 from bilevel.robustness import Augment
 from bilevel.robustness.arguments import TrainingArguments
 from tests.images import write_tree

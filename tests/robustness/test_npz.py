@@ -227,7 +227,7 @@ def test_torch_and_numpy_are_enough(path: Path) -> None:
         "import sys\n"
         "for name in 'PIL gymnasium higher matplotlib rich safetensors scipy sklearn tensorboard "
         "torchvision tyro'.split(): sys.modules[name] = None\n"
-        "from bilevel import commandline\n"
+        "from bilevel.experiment import commandline\n"
         "from bilevel.robustness import load_images\n"
         f"print(*map(len, load_images('npz', {str(path)!r}, seed=0)))"
     )

@@ -13,16 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel import (
-    Alternating,
-    BilevelError,
-    NonFiniteError,
-    Schedule,
-    Simultaneous,
-    ZeroSum,
-    checkpoint,
-    pgm,
-)
+from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simultaneous, ZeroSum, pgm
+from bilevel.experiment import checkpoint
 from bilevel.robustness import (
     L2,
     Attacker,

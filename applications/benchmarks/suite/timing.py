@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Bilevel
-from bilevel.memory import peak_mib
+from bilevel.experiment.memory import peak_mib
 from bilevel.robustness import computing
 from bilevel.robustness.speed import Precision, is_compiled
 from suite.steps import Bench, Case, Record, Size, Turn, count, learned, take

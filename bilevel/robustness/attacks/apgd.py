@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.oracle import Oracle
 from bilevel.robustness.attacks.samples import check_count, check_eps, choose, per_sample
-from bilevel.solver import Solver
+from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
 _MOMENTUM = 0.75  # α of the paper: the share of the new step, the rest is the last one's

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from bilevel.errors import BilevelError
-from bilevel.oracle import Oracle
 from bilevel.robustness.attacks.samples import check_count, check_eps, choose, per_sample
-from bilevel.solver import Solver
+from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
 _LEAST_TAU = 1 / 256

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.oracle import Oracle
 from bilevel.robustness.attacks.samples import check_count, choose
-from bilevel.solver import Solver
+from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError, checkpoint, distributed, frozen
+from bilevel import BilevelError, distributed, frozen
+from bilevel.experiment import checkpoint
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.batches import Batch, batches

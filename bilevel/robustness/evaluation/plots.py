@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.robustness.evaluation.results import Curve, Evaluation
 from bilevel.robustness.figures import BAD, INK, LINE, MUTED, STYLE
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bilevel.files import replacing
+from bilevel.experiment.files import replacing
 from bilevel.robustness.evaluation.plots import draw_curves, inline_svg, plot_curves, quantities
 from bilevel.robustness.evaluation.results import Evaluation, Example
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted

@@ -1,0 +1,240 @@
+"""What all adjoints share that need y* only, and not the way that led there.
+
+Of the Jacobian dy*/dθ a gradient needs one product, v ↦ (dy*/dθ)ᵀ v with v = ∂L/∂y. Such an adjoint
+is that function: the answer is a node of autograd's graph whose backward calls it. So it goes with
+any solver, costs nothing until a gradient is asked for, and is seen by ``torch.func``'s transforms
+as one operation.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from bilevel.adjoints.answered import Answered
+from bilevel.adjoints.base import Adjoint
+from bilevel.errors import BilevelError
+from bilevel.parameters import Parameters, with_parameters
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.replay import Moment
+from bilevel.solvers import Solution, Solver
+from bilevel.tree import Value, grow, leaves, tree_map
+
+Slopes = dict[str, Tensor | None]
+
+
+class Pullback(Adjoint):
+    """An adjoint that is a function v ↦ (dy*/dθ)ᵀ v of the answer.
+
+    A subclass writes :meth:`pull`. Of the transforms of ``torch.func``, ``grad`` and ``jacrev`` go
+    through it over the leader's parameters (given by ``functional_call``), and ``vmap`` over the
+    batch's tensors too, one problem after the other. The answer has no derivative in the batch,
+    and the gradient none at all: who asks for either gets an error.
+
+    What :meth:`pull` finds out joins the solution's statistics in the backward pass. Where that
+    finds v = 0 (a hinge that is met) there is nothing to solve and nothing to tell.
+    """
+
+    @abstractmethod
+    def pull(self, problem: Answered, v: Value) -> Slopes:
+        """The product (dy*/dθ)ᵀ v.
+
+        Args:
+            problem: The problem and its answer.
+            v: ∂L/∂y, in the shape of y.
+
+        Returns:
+            For each wanted parameter its gradient through y*; None where the follower does not
+            depend on it.
+        """
+
+    def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
+        """Says so where the adjoint does not apply.
+
+        Args:
+            solver: The solver.
+            follower: The problem.
+            leader: The leader.
+
+        Raises:
+            BilevelError: If it does not.
+        """
+
+    def solve(
+        self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem, batch: Batch
+    ) -> Solution:
+        """Answers with a history of one step to θ, and the solver's own to φ."""
+        self.check(solver, follower, leader)
+        theta = dict(leader.named_parameters())
+        data, spec = tree_flatten(batch)
+        task = _Task(self, solver, follower, leader, tuple(theta), data, spec)
+        tensors = [_Constant.apply(self, leaf) for leaf in data if isinstance(leaf, Tensor)]
+        value = grow(_Answer.apply(task, *theta.values(), *tensors), like=task.history)
+        if any(leaf.requires_grad for leaf in leaves(task.history)):
+            if task.solves > 1:
+                raise BilevelError(
+                    f"{type(solver).__name__} is trained and solved under vmap: its gradients "
+                    "would be those of the last problem; call solver.requires_grad_(False), or "
+                    "solve without vmap"
+                )
+            # Zeros that lead to φ alone, as the node leads to θ alone: who asks for one of the
+            # gradients does not pay for the other.
+            value = tree_map(lambda leaf, own: leaf + (own - own.detach()), value, task.history)
+        return Solution(value, task.stats)
+
+
+class _Task:
+    """All of a solve that is not a tensor to be transformed."""
+
+    def __init__(
+        self,
+        adjoint: Pullback,
+        solver: Solver,
+        follower: FollowerProblem,
+        leader: LeaderProblem,
+        names: tuple[str, ...],
+        data: list[Any],
+        spec: Any,
+    ) -> None:
+        self.adjoint = adjoint
+        self.parts = solver, follower, leader
+        self.names = names
+        self.data = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in data]
+        self.spec = spec
+        self.moment: Moment
+        self.stats: dict[str, Tensor] = {}
+        self.history: Value
+        self.solves = 0
+        self.recording = torch.is_grad_enabled()
+
+    def split(self, inputs: Sequence[Tensor]) -> tuple[Parameters, Batch]:
+        """The leader's parameters and the batch."""
+        # Without a history: parameters that functional_call lends may have one, and to freeze them
+        # would fail then.
+        theta = {n: p.detach() for n, p in zip(self.names, inputs, strict=False)}
+        tensors = iter(inputs[len(theta) :])
+        data = [next(tensors) if constant is None else constant[0] for constant in self.data]
+        return theta, tree_unflatten(data, self.spec)
+
+    def solve(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The answer's tensors."""
+        solver, follower, leader = self.parts
+        theta, batch = self.split(inputs)
+
+        def call() -> Solution:
+            self.moment = Moment(leader, solver)
+            with torch.set_grad_enabled(self.recording):
+                return solver.solve(follower, leader, batch, evaluate=False)
+
+        solution = with_parameters(leader, theta, call)
+        self.solves += 1
+        self.history = solution.value
+        like = leaves(solution.value)[0]
+        evaluations = like.new_full((), float(solution.evaluations), requires_grad=False)
+        self.stats = {**solution.stats, "evaluations": evaluations}
+        return tuple(leaf.detach().clone() for leaf in leaves(solution.value))
+
+    def pull(self, wanted: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A gradient for each parameter, zero where none is wanted."""
+        size = len(leaves(self.history))
+        v, y = (grow(part, like=self.history) for part in (tensors[:size], tensors[-size:]))
+        theta, batch = self.split(tensors[size:-size])
+        if not any(leaf.any() for leaf in leaves(v)):
+            return tuple(torch.zeros_like(leaf) for leaf in leaves(theta))
+        names = tuple(name for name, asked in zip(self.names, wanted, strict=True) if asked)
+        problem = Answered(*self.parts, batch, theta, y, names, self.moment, self.stats)
+        slopes = self.adjoint.pull(problem, v)
+        self.adjoint.ignored([name for name in names if slopes[name] is None])
+        every = grow([slopes.get(name) for name in self.names], like=theta)
+        return tuple(leaves(every))
+
+
+class _Constant(torch.autograd.Function):
+    """A tensor of the batch, as a node that autograd visits only if its gradient is asked for.
+
+    The answer's own node cannot tell: what it needs is settled before anybody asks.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(adjoint: Pullback, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.adjoint = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        raise BilevelError(
+            f"the batch asks for gradients: {ctx.adjoint!r} gives those of the leader's parameters "
+            "only; compute what leads to the batch inside objective and loss, or take Unrolled()"
+        )
+
+
+class _Answer(torch.autograd.Function):
+    """θ and the batch to y*."""
+
+    @staticmethod
+    def forward(task: _Task, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return task.solve(inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        ctx.task = inputs[0]
+        ctx.save_for_backward(*inputs[1:], *output)
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1 : 1 + len(ctx.task.names)]
+        slopes: Sequence[Tensor | None] = [None for _ in wanted]
+        if any(wanted):
+            found = _Pull.apply(ctx.task, wanted, *v, *ctx.saved_tensors)
+            slopes = [slope if want else None for slope, want in zip(found, wanted, strict=True)]
+        return None, *slopes, *(None for _ in ctx.needs_input_grad[1 + len(wanted) :])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, task: _Task, *inputs: Tensor) -> Any:
+        return _one_by_one(info, in_dims[1:], inputs, lambda row: _Answer.apply(task, *row))
+
+
+class _Pull(torch.autograd.Function):
+    """v, with θ, the batch and y*, to (dy*/dθ)ᵀ v."""
+
+    @staticmethod
+    def forward(task: _Task, wanted: Sequence[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return task.pull(wanted, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.adjoint = inputs[0].adjoint
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise BilevelError(
+            f"{ctx.adjoint!r} gives first derivatives only: its gradient cannot be differentiated "
+            "once more; leave out create_graph=True, or take Unrolled()"
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, task: _Task, wanted: Any, *tensors: Tensor) -> Any:
+        return _one_by_one(info, in_dims[2:], tensors, lambda row: _Pull.apply(task, wanted, *row))
+
+
+def _one_by_one(
+    info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], function: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """A rule for ``vmap``: what branches on numbers cannot take a batch of them."""
+    pairs = list(zip(tensors, in_dims, strict=True))
+    rows = [
+        function([t if dim is None else t.select(dim, i) for t, dim in pairs])
+        for i in range(info.batch_size)
+    ]
+    stacked = tuple(torch.stack(column) for column in zip(*rows, strict=True))
+    return stacked, (0,) * len(stacked)

@@ -1,0 +1,116 @@
+"""Batch normalisation over the images of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bilevel.distributed.job import world_size
+from bilevel.distributed.pool import Pool
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """``nn.SyncBatchNorm``, which knows GPUs only, on every device.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        >>> SyncBatchNorm.take_over(network)
+        >>> type(network[1]).__name__
+        'SyncBatchNorm'
+    """
+
+    momentum: float
+    num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    @staticmethod
+    def take_over(network: nn.Module) -> None:
+        """Makes every batch normalisation of a network a synchronised one, in place.
+
+        Args:
+            network: The network; its parameters stay the tensors that they are.
+        """
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.__class__ = SyncBatchNorm
+                module.process_group = None  # type: ignore[assignment]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises by the mean and the variance over the batches of all processes.
+
+        Args:
+            input: ``(B, C, ...)``.
+
+        Returns:
+            The same shape.
+        """
+        alone = not self.training or world_size() == 1
+        if input.is_cuda and not alone:
+            return super().forward(input)
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        if alone:
+            running = self.running_mean, self.running_var
+            return F.batch_norm(
+                input, *running, self.weight, self.bias, self.training, self.momentum, self.eps
+            )
+        dims = [0, *range(2, input.dim())]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))  # sums of bfloat16 are none
+        count = x.new_tensor([x.numel() / x.shape[1]])
+        total, count = _Sum.apply(torch.cat([x.sum(dims), count])).tensor_split([-1])
+        mean = total / count
+        centred = x - mean.view(shape)
+        var = _Sum.apply(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        out: Tensor = centred * (var + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(input.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over the processes, whose loss is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _added(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return _added(slope)
+
+
+def _added(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    Pool().all_reduce([tensor])
+    return tensor
+
+
+def average_statistics(pool: Pool, networks: Sequence[nn.Module]) -> None:
+    """Gives all processes the mean of their running statistics, where each has its own. Collective.
+
+    So that they validate and save one network, and take gradients of one in the next step.
+
+    Args:
+        pool: Who they are, with the share of each.
+        networks: The networks.
+    """
+    norms = [
+        module
+        for network in networks
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm)
+    ]
+    own = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+    if own:
+        torch._foreach_mul_(own, pool.share)
+        pool.all_reduce(own)

@@ -1,0 +1,92 @@
+"""Checkpoints: written whole or not at all, and read without running code from the file."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bilevel import distributed
+from bilevel.errors import BilevelError
+from bilevel.experiment.files import replacing
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes ``state`` so that ``path`` holds the old file or the new one, never a part of it.
+
+    Of many processes, which all have the same state, the first one writes it.
+
+    Args:
+        path: The file; its folder is made.
+        state: Tensors and plain values.
+
+    Raises:
+        BilevelError: If it cannot be written (a full disk, a missing permission); an older file at
+            ``path`` is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "state.pt"
+        >>> save(file, {"epoch": 3})
+        >>> load(file)
+        {'epoch': 3}
+    """
+    if not distributed.is_main():
+        return
+    with replacing(path) as part:
+        torch.save(state, part)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads what :func:`save` wrote; only tensors and plain values are accepted.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The state, on the CPU, since what loads it has memory of its own where it computes.
+
+    Raises:
+        BilevelError: If there is no such file, or it is truncated or not a checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise BilevelError(
+            f"there is no checkpoint {path}: nothing to go on from; leave out --resume, or name "
+            "the folder of the run to go on with"
+        ) from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise BilevelError(
+            f"{path} is no readable checkpoint ({str(error).splitlines()[0][:80]}): it is "
+            "truncated or of another kind; delete it to begin again, or restore it from a copy"
+        ) from error
+    if not isinstance(state, dict):
+        raise BilevelError(
+            f"{path} holds a {type(state).__name__}, not a checkpoint: it was written by something "
+            "else; name the file that the run wrote"
+        )
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's random number generators.
+
+    Returns:
+        That of the CPU, and of this process's GPU where one is in use.
+    """
+    gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return {"cpu": torch.get_rng_state(), "cuda": gpu}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Takes back what :func:`random_state` gave.
+
+    Args:
+        state: What it returned.
+    """
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

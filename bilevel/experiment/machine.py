@@ -1,0 +1,87 @@
+"""The device of a run, and what else of machine and code its figures depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from bilevel import distributed
+from bilevel.errors import BilevelError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Args:
+        name: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` and so on.
+
+    Returns:
+        The device; of many processes each has a GPU of its own.
+
+    Raises:
+        BilevelError: If it is not there, or not for every process.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise BilevelError(
+            f"device {name!r} is not available ({str(error).splitlines()[0]}): give --device auto"
+        ) from error
+    device = torch.device(name)
+    if device.type != "cuda" or distributed.world_size() == 1:
+        return device
+    if name != "cuda":
+        raise BilevelError(
+            f"device {name!r} is one GPU for {distributed.world_size()} processes: each needs one "
+            "of its own; give --device cuda"
+        )
+    return distributed.local_gpu()
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a figure depends on beside the code: machine, versions, date, command.
+
+    Args:
+        device: The device of the run.
+
+    Returns:
+        Plain text, for ``results.json``.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "device": f"{device.type}: {name}",
+        "threads": str(torch.get_num_threads()),
+        "processes": str(distributed.world_size()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def code() -> str:
+    """What is run: a checksum of the library's source, the application's and torch's version.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256(torch.__version__.encode())
+    for path in [*sorted(Path(__file__).parents[1].rglob("*.py")), Path(sys.argv[0])]:
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

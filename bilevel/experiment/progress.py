@@ -1,0 +1,131 @@
+"""How far a long computation is: bars on the screen, curves in TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bilevel import distributed
+from bilevel.experiment.files import make_folder, writing
+
+
+class Journal:
+    """The progress of one training run: a bar on the screen, curves in TensorBoard.
+
+    Where the screen is a file, each epoch is a line instead. Of many processes, the first one's
+    is written down.
+
+    Args:
+        name: What the run is called.
+        folder: Where TensorBoard's files go.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._name = name
+        self._folder = folder / "tensorboard"
+        self._shown: dict[str, float] = {}
+        self._writer: SummaryWriter | None = None
+        if distributed.is_main():
+            with writing(make_folder(self._folder)):
+                self._writer = SummaryWriter(self._folder)
+        self._bar = Progress(
+            TextColumn("{task.description:>14}"),
+            BarColumn(bar_width=16),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+        )
+        self._bar.disable = not self._bar.console.is_terminal
+        self._task = self._bar.add_task(name, total=None, metrics="")
+
+    def begin(self, steps: int) -> None:
+        """Sets the length of the bar.
+
+        Args:
+            steps: The steps of the whole run.
+        """
+        self._bar.update(self._task, total=steps)
+
+    def report(self, steps: int, metrics: dict[str, float]) -> None:
+        """Moves the bar and writes the metrics down.
+
+        Args:
+            steps: Steps done so far.
+            metrics: Numbers by name; the loss and what was validated are shown.
+
+        Raises:
+            BilevelError: If they cannot be written.
+        """
+        if self._writer is None:
+            return
+        for name, value in metrics.items():
+            with writing(self._folder):
+                self._writer.add_scalar(name, value, steps)
+            if name == "loss" or name.startswith("validation_"):
+                self._shown[name.removeprefix("validation_")] = value
+        text = "  ".join(f"{name} {value:.3f}" for name, value in self._shown.items())
+        self._bar.update(self._task, completed=steps, metrics=text)
+        if self._bar.disable and "epoch" in metrics:
+            print(f"{self._name}, epoch {metrics['epoch'] + 1:g}: {text}", flush=True)
+
+    def __enter__(self) -> Journal:
+        """Shows the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the bar off and closes the files."""
+        self._bar.stop()
+        if self._writer is not None:
+            with writing(self._folder):
+                self._writer.close()
+
+
+class ProgressBar:
+    """How far a long computation is, with the time left; lines instead where no one looks on.
+
+    Args:
+        name: What is computed.
+
+    Example:
+        >>> with ProgressBar("pgm") as bar:
+        ...     bar.show("first part", 1, 2)
+        pgm: first part
+    """
+
+    def __init__(self, name: str) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._name = name
+        self._part = ""
+        self._bar = Progress(
+            TextColumn("{task.description:>14}"),
+            BarColumn(bar_width=24),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[part]}"),
+        )
+        self._bar.disable = not self._bar.console.is_terminal
+        self._task = self._bar.add_task(name, total=None, part="")
+
+    def show(self, part: str, done: float, total: float) -> None:
+        """Moves the bar.
+
+        Args:
+            part: What is under way.
+            done: What is done.
+            total: Of how much, as far as can be foreseen.
+        """
+        self._bar.update(self._task, completed=done, total=total, part=part)
+        if self._bar.disable and part != self._part:
+            print(f"{self._name}: {part}", flush=True)
+        self._part = part
+
+    def __enter__(self) -> ProgressBar:
+        """Shows the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the bar off."""
+        self._bar.stop()

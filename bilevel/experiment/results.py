@@ -1,0 +1,36 @@
+"""What a run leaves: ``results.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bilevel.experiment.files import replacing
+
+Record = Mapping[str, Any]
+
+
+def write_results(
+    out: Path, config: Record, environment: Record, results: Sequence[Record]
+) -> Path:
+    """Writes ``out/results.json``, whole or not at all.
+
+    Args:
+        out: The run's folder; it is made.
+        config: The arguments of the run.
+        environment: See :func:`environment`.
+        results: Flat records.
+
+    Returns:
+        The file.
+
+    Raises:
+        BilevelError: If it cannot be written.
+    """
+    content = {"config": config, "environment": environment, "results": list(results)}
+    path = out / "results.json"
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    return path

@@ -1,0 +1,212 @@
+"""Naming what a sequence of iterates does: it converges, cycles or diverges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel.monitoring.rotation import MIN_PERIODS, Array, Rotation, directions, find_rotation
+
+MIN_ROWS = 128
+"""Fewer observations decide nothing."""
+
+_GROWN, _SHRUNK = math.log(1.5), math.log(0.95)  # over a record; what is between is a cycle
+_ROUNDING = 16  # units in the last place: the iterates of a converged run jitter by a few
+_HUGE = 1e150  # squares of more would overflow
+
+Kind = Literal["undecided", "converging", "cycling", "diverging"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the iterates do; ``str()`` says it in a sentence, on alarm with the remedy.
+
+    Args:
+        kind: ``"converging"`` is all that gives no alarm: an approach, a spiral inwards, a drift,
+            noise around a point.
+        period: In steps; None where nothing turns.
+        radius: Root mean square distance from the centre at the end of the record, in units of the
+            parameters; infinite if an iterate is; None where nothing turns.
+        trend: The factor by which the radius changes a period; None where nothing turns.
+        needed: If undecided: how many observations to wait for, about.
+
+    Example:
+        >>> print(Verdict("cycling", period=62.8, radius=1.0, trend=1.03))
+        cycles with period 62.8 steps and radius 1, which grows by 3 % a period: a smaller step only
+        slows it; use Extragradient or Optimistic, or regularise the players
+    """
+
+    kind: Kind
+    period: float | None = None
+    radius: float | None = None
+    trend: float | None = None
+    needed: int | None = None
+
+    @property
+    def alarm(self) -> bool:
+        """Whether something should be done: the game cycles or diverges."""
+        return self.kind in ("cycling", "diverging")
+
+    def __str__(self) -> str:
+        if self.period is not None:
+            return self._turning(self.period)
+        if self.kind == "undecided":
+            return f"undecided: it takes about {self.needed} observations to tell"
+        if self.kind == "converging":
+            return "converges: the iterates approach a point or rest around it, or drift steadily"
+        if self.radius is not None:
+            return (
+                "diverges: an iterate is NaN or infinite; go back to the last checkpoint and lower "
+                "the learning rates"
+            )
+        return "diverges: the steps grow exponentially; lower the learning rates"
+
+    def _turning(self, period: float) -> str:
+        verb = {"converging": "spirals in", "cycling": "cycles"}.get(self.kind, "spirals out")
+        percent = 100 * ((self.trend or 1.0) - 1)
+        change = f"{'grows' if percent > 0 else 'shrinks'} by {abs(percent):.2g} % a period"
+        if abs(percent) < 0.01:
+            change = "neither grows nor shrinks"
+        seen = f"{verb} with period {period:.3g} steps and radius {self.radius:.3g}, which {change}"
+        if not self.alarm:
+            return seen
+        if period < 4:  # no rotation is as fast: the players jump over the solution and back
+            return f"{seen}: the step is too large; lower the learning rates"
+        remedy = "use Extragradient or Optimistic, or regularise the players"
+        return f"{seen}: a smaller step only slows it; {remedy}"
+
+
+def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
+    """Names what a record of iterates does.
+
+    A rotation counts from three periods and from two rows a period on. It is ``"diverging"`` if
+    its radius grows over the record by more than half, ``"converging"`` if it shrinks by more than
+    5 % and by more than noise explains, and ``"cycling"`` otherwise. What does not turn diverges if
+    its spread or its steps grow exponentially, five-fold over the record.
+
+    Args:
+        rows: ``(T, d)``, floating point: one iterate a row, evenly spaced.
+        stride: Steps from one row to the next.
+
+    Returns:
+        The verdict; its period and observations in steps.
+
+    Example:
+        >>> t = torch.arange(300.0)
+        >>> circle = torch.stack([torch.cos(0.1 * t), torch.sin(0.1 * t)], dim=1)
+        >>> classify(circle).kind, classify(0.99 ** t[:, None] * circle).kind
+        ('cycling', 'converging')
+    """
+    eps = float(
+        torch.finfo(rows.dtype).eps if isinstance(rows, Tensor) else np.finfo(rows.dtype).eps
+    )
+    x = np.asarray(rows.double().cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
+    if len(x) < MIN_ROWS:
+        return Verdict("undecided", needed=MIN_ROWS * stride)
+    if not (np.abs(x) < _HUGE).all():
+        return Verdict("diverging", radius=math.inf)
+    rounding = _ROUNDING * eps * np.abs(x).max(0)
+    x = (x - _calmer_end(x))[:, np.ptp(x, axis=0) > rounding]
+    if x.shape[1] == 0:
+        return Verdict("converging")
+    size = float(np.abs(x).max())
+    x /= size
+    rotation = find_rotation(x)
+    if rotation is not None and rotation.radius * size > np.linalg.norm(rounding):
+        return _judge(rotation, len(x), size, stride)
+    if _accelerates(x):
+        return Verdict("diverging")
+    turns = _turns(x)
+    if turns is not None:
+        return Verdict("undecided", needed=math.ceil(MIN_PERIODS / turns * len(x)) * stride)
+    return Verdict("converging")
+
+
+def weigh(verdicts: Sequence[Verdict], strides: Sequence[int]) -> Verdict:
+    """Makes one verdict of those on records of the same run at several strides.
+
+    Where several see the same period, the longest record knows best whether the radius changes.
+    The finest alarm is believed, unless it is about a turning that the next record, which is
+    longer, resolves and does not see: noise excites a damped rotation, which then goes round for a
+    while and forgets its phase.
+
+    Args:
+        verdicts: Each record's, the finest first.
+        strides: Theirs.
+
+    Returns:
+        The finest alarm that holds; without one, the verdict on the longest record.
+
+    Example:
+        >>> fast = Verdict("cycling", period=3.0, radius=1.0, trend=1.0)
+        >>> aliased = Verdict("cycling", period=12.0, radius=1.0, trend=1.0)
+        >>> weigh([fast, aliased], strides=[1, 4]).period
+        3.0
+    """
+    for i, verdict in enumerate(verdicts):
+        shorter, longer = verdicts[:i], verdicts[i + 1 :]
+        if not verdict.alarm or any(_same_period(verdict, other) for other in longer):
+            continue
+        if not longer or verdict.period is None or verdict.period < 4 * strides[i + 1]:
+            return verdict  # no longer record could see it
+        if longer[0].alarm or any(_same_period(verdict, other) for other in shorter):
+            return verdict
+    return verdicts[-1]
+
+
+def _same_period(a: Verdict, b: Verdict) -> bool:
+    if a.period is None or b.period is None:
+        return False
+    return math.isclose(a.period, b.period, rel_tol=0.05)
+
+
+def _calmer_end(x: Array) -> Array:
+    """The first or last row, whichever is nearer to rest: seen from there, no digits are lost."""
+    begin, end = np.abs(x[1] - x[0]).max(), np.abs(x[-1] - x[-2]).max()
+    return x[:1] if begin < end else x[-1:]
+
+
+def _judge(rotation: Rotation, rows: int, size: float, stride: int) -> Verdict:
+    change, error = rotation.growth * rows, rotation.growth_error * rows
+    kind: Kind = "cycling"
+    if change > _GROWN:
+        kind = "diverging"
+    elif change < min(_SHRUNK, -3 * error):
+        kind = "converging"
+    trend = math.exp(min(rotation.growth * rotation.period, 700.0))
+    return Verdict(kind, rotation.period * stride, rotation.radius * size, trend)
+
+
+def _accelerates(x: Array) -> bool:
+    """Whether the spread within ninths of the record, or the steps between them, explode."""
+    blocks = np.array_split(x, 9)
+    spread = np.array([math.sqrt(block.var(0).sum()) for block in blocks])
+    steps = np.diff([block.mean(0) for block in blocks], axis=0)
+    aligned = (directions(steps[-4:]) * directions(steps[-5:-1])).sum(1) > 0.5
+    return _explodes(spread) or (bool(aligned.all()) and _explodes(np.linalg.norm(steps, axis=1)))
+
+
+def _explodes(sizes: Array) -> bool:
+    # An exponential keeps its factor; a linear warm-up of the learning rate does not.
+    recent, before, first = sizes[-1], sizes[-3], sizes[-5]
+    return bool(recent > 1.4 * before and before > 1.4 * first and recent > 5 * sizes[0])
+
+
+def _turns(x: Array) -> float | None:
+    """How often a smooth path at a steady speed has turned; None if by less than half a turn."""
+    steps = np.diff(x[:: len(x) // 32], axis=0)
+    speeds, headings = np.linalg.norm(steps, axis=1), directions(steps)
+    cosines = (headings[:-1] * headings[1:]).sum(1).clip(-1, 1)
+    to_last, half = headings @ headings[-1], len(steps) // 2
+    smooth = cosines.mean() > 0.8 and to_last[-4:].min() > 0
+    came_back = (to_last < -0.5).mean() > 0.15
+    steady = speeds[half:].mean() > 0.7 * speeds[:half].mean()
+    if not (smooth and came_back and steady):
+        return None
+    return float(np.arccos(cosines).sum()) / (2 * math.pi)

@@ -1,0 +1,179 @@
+"""`Monitor` watches a game's iterates and tells whether training converges, cycles or diverges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bilevel.errors import BilevelError
+from bilevel.game import Bilevel
+from bilevel.monitoring.dynamics import Verdict, classify, weigh
+
+SAMPLED = 128
+"""Numbers observed of each player; all of them where it has no more."""
+ROWS = 1024
+"""Rows that each record keeps."""
+FACTOR = 4
+"""How much coarser each record is than the one before."""
+
+
+class Monitor:
+    """Tells from a game's iterates whether training converges, cycles or diverges.
+
+    It watches the trainable numbers of the leader and of the solver, or 128 of each, chosen at
+    random once: a cycle moves nearly all coordinates of a player, so a few show it. An observation
+    gathers them on the device, without synchronisation and without a copy of the parameters.
+
+    The history is bounded, and no cycle is aliased: the iterates are recorded at strides 1, 4, 16,
+    … at once, the newest 1,024 rows of each, and a new stride begins when the longest record is
+    full. So any period up to a quarter of the run is resolved by the rows of some record; one that
+    looks longer than it is to a coarse record is seen rightly by a finer one, which is asked first.
+    The first quarter of the run is left out, so that a transient does not decide.
+
+    An alarm can be right and harmless: batches that come in the same order each epoch let the
+    iterates go round in an epoch. Shuffle them.
+
+    Args:
+        game: The game, on the device where it is played.
+
+    Raises:
+        BilevelError: If neither player has a trainable parameter.
+
+    Example:
+        >>> import bilevel
+        >>> class Saddle(bilevel.FollowerProblem):
+        ...     sense = "max"
+        ...     def init(self, batch): return torch.zeros(())
+        ...     def objective(self, leader, y, batch): return leader.model.weight.sum() * y
+        >>> model, saddle = torch.nn.Linear(1, 1, bias=False), Saddle()
+        >>> leader, solver = bilevel.ZeroSum(model, saddle), bilevel.Parametric(torch.tensor(1.0))
+        >>> game = bilevel.Bilevel(leader, saddle, solver, schedule=bilevel.Alternating(),
+        ...                        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        ...                        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1))
+        >>> monitor = Monitor(game)
+        >>> for _ in range(500):
+        ...     metrics = game.step(batch=None)
+        ...     monitor.observe()
+        >>> verdict = monitor.verdict()
+        >>> verdict.kind, round(verdict.period, 1), verdict.alarm
+        ('cycling', 62.8, True)
+    """
+
+    def __init__(self, game: Bilevel) -> None:
+        leader = _trainable(game.leader)
+        solver = [p for p in _trainable(game.solver) if all(p is not q for q in leader)]
+        players = [player for player in (leader, solver) if player]
+        if not players:
+            raise BilevelError(
+                "neither the leader nor the solver has a trainable parameter: there are no "
+                "iterates to watch; leave the monitor out"
+            )
+        chosen = [_sample(player) for player in players]
+        self._sources = [source for sources in chosen for source in sources]
+        self._scale = torch.cat([_scale(*pair) for pair in zip(players, chosen, strict=True)])
+        self._records = [self._empty()]
+        self._steps = 0
+
+    def observe(self) -> None:
+        """Takes note of the iterates as they are; call it once a step."""
+        newest = self._records[0][self._steps % ROWS]
+        with torch.no_grad():
+            torch.cat([parameter.take(index) for parameter, index in self._sources], out=newest)
+        for level, record in enumerate(self._records[1:], start=1):
+            row, between = divmod(self._steps, FACTOR**level)
+            if between:
+                break
+            record[row % ROWS] = newest
+        self._steps += 1
+        if self._steps == ROWS * FACTOR ** (len(self._records) - 1):
+            coarser = self._empty()
+            coarser[: ROWS // FACTOR] = self._records[-1][::FACTOR]
+            self._records.append(coarser)
+
+    def verdict(self) -> Verdict:
+        """Reads the records; on a GPU this waits for the device.
+
+        Returns:
+            What the iterates do (:class:`Verdict`), in steps, that is observations, and with the
+            radius of all parameters, estimated from those observed.
+        """
+        levels = range(len(self._records))
+        strides = [FACTOR**level for level in levels]
+        verdict = weigh([classify(self._window(n), strides[n]) for n in levels], strides)
+        if verdict.needed is None:
+            return verdict
+        return replace(verdict, needed=math.ceil(verdict.needed * 4 / 3))  # a quarter is left out
+
+    def _window(self, level: int) -> Tensor:
+        """The recorded rows of the last three quarters of the run, oldest first."""
+        stride = FACTOR**level
+        end = math.ceil(self._steps / stride)
+        begin = max(end - ROWS, math.ceil(self._steps / 4 / stride))
+        record = self._records[level].cpu() * self._scale.to(self._records[level].dtype)
+        return record[torch.arange(begin, end) % ROWS]
+
+    def _empty(self) -> Tensor:
+        parameters = [parameter for parameter, _ in self._sources]
+        dtype = parameters[0].dtype
+        for parameter in parameters:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        return torch.zeros(ROWS, len(self._scale), dtype=dtype, device=parameters[0].device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The records, so that a resumed run goes on.
+
+        Returns:
+            A tensor and a number.
+        """
+        return {"records": torch.stack(self._records), "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave.
+
+        Args:
+            state: What it returned, of a game with the same players.
+
+        Raises:
+            BilevelError: If the players had another size.
+        """
+        records, here = state["records"], self._records[0]
+        if records.shape[1:] != here.shape:
+            raise BilevelError(
+                f"the monitor's state has records of shape {tuple(records.shape[1:])}, these "
+                f"players give {tuple(here.shape)}: it was written for other players; build the "
+                "game as it was when the state was saved"
+            )
+        self._records = list(records.to(here, copy=True).unbind())
+        self._steps = state["steps"]
+
+
+Source = tuple[nn.Parameter, Tensor]  # a parameter, and which of its numbers are observed
+
+
+def _trainable(player: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in player.parameters() if parameter.requires_grad]
+
+
+def _sample(player: list[nn.Parameter]) -> list[Source]:
+    ends = np.cumsum([parameter.numel() for parameter in player])
+    # A generator of its own: observing a game must not change how it is played.
+    chosen = np.random.default_rng(0).choice(ends[-1], min(ends[-1], SAMPLED), replace=False)
+    chosen.sort()
+    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    return [
+        (parameter, torch.as_tensor(part - (end - parameter.numel()), device=parameter.device))
+        for parameter, end, part in zip(player, ends, parts, strict=True)
+        if len(part)
+    ]
+
+
+def _scale(player: list[nn.Parameter], sources: list[Source]) -> Tensor:
+    """What makes the sum of squares over the sample an estimate of the sum over the player."""
+    observed = sum(len(index) for _, index in sources)
+    total = sum(parameter.numel() for parameter in player)
+    return torch.full((observed,), math.sqrt(total / observed), dtype=torch.float64)

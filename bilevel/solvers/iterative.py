@@ -1,0 +1,131 @@
+"""The solver that applies one step rule again and again."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from bilevel.errors import BilevelError
+from bilevel.frozen import Mode
+from bilevel.solvers.base import Solver
+from bilevel.solvers.oracle import Oracle
+from bilevel.tree import Value, leaves
+from bilevel.updates.base import State, Update
+
+
+class Iterative(Solver):
+    r"""Applies one update rule ``steps`` times, projecting after each.
+
+    .. math:: y_{k+1} = \Pi_Y\bigl(\mathrm{update}(y_k, \nabla_k, \mathrm{context}(y_k))\bigr)
+
+    The gradient is a constant to what comes after it, as in the paper: φ is trained through the
+    points y_k and their contexts, never through ∇ (no second derivatives). With the adjoint
+    :class:`~bilevel.Unrolled` it is not, and φ is trained through both.
+
+    Args:
+        update: The step rule; hand-designed, or learned.
+        steps: How often it is applied; 0 gives the follower's start (no follower at all).
+        warm_start: Start from the previous solve's answer and update state instead of
+            :meth:`FollowerProblem.init`. They are part of the state dict. A leader that moves on
+            the answer has then seen the follower's move: with ``steps=1`` that is alternating play.
+        leader_mode: See :class:`Solver`.
+
+    Raises:
+        BilevelError: If ``steps`` is not a whole number from 0 on.
+
+    Example:
+        >>> from bilevel.updates import SignGradient
+        >>> Iterative(SignGradient(0.007), steps=10, warm_start=True)
+        Iterative(
+          steps=10, warm_start=True
+          (update): SignGradient(step=0.007)
+        )
+    """
+
+    def __init__(
+        self,
+        update: Update,
+        steps: int,
+        *,
+        warm_start: bool = False,
+        leader_mode: Mode = "eval",
+    ) -> None:
+        super().__init__(leader_mode=leader_mode)
+        if not isinstance(steps, int) or steps < 0:
+            raise BilevelError(
+                f"steps is {steps!r}: an update is applied a whole number of times; give 0, 1, 2, …"
+            )
+        self.update = update
+        self.steps = steps
+        self.warm_start = warm_start
+        self._kept: tuple[Value, State] | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Not with a warm start."""
+        return not self.warm_start
+
+    def answer(self, oracle: Oracle) -> Value:
+        """Runs the update rule from the start, or from the kept answer."""
+        y, state = oracle.advance(self.update, *self.start(oracle), self.steps)
+        self.keep(y, state)
+        return y
+
+    def keep(self, y: Value, state: State) -> None:
+        """With a warm start, remembers where the next solve starts.
+
+        Args:
+            y: The answer.
+            state: The update's state there.
+        """
+        if self.warm_start:
+            self._kept = tree_map_only(Tensor, Tensor.detach, (y, state))
+
+    def start(self, oracle: Oracle) -> tuple[Value, State]:
+        """Where a solve starts.
+
+        Args:
+            oracle: The problem.
+
+        Returns:
+            The follower's start or the kept answer, and the update's state there.
+
+        Raises:
+            BilevelError: If the kept answer belongs to a batch of another size.
+        """
+        y = oracle.init()
+        if self._kept is None:
+            return y, None
+        kept, state = self._kept
+        shapes = [[leaf.shape for leaf in leaves(tree)] for tree in (kept, y)]
+        if shapes[0] != shapes[1]:
+            raise BilevelError(
+                f"warm_start: the kept answer has shapes {shapes[0]}, this batch needs "
+                f"{shapes[1]}: a kept answer fits batches of one size; drop the last batch, or "
+                "warm_start=False"
+            )
+        return oracle.project(kept), state  # Y may be another batch's by now
+
+    def get_extra_state(self) -> tuple[Value, State] | None:
+        """The kept answer and update state, for the state dict.
+
+        Returns:
+            None before the first solve and without a warm start.
+        """
+        return self._kept
+
+    def set_extra_state(self, state: tuple[Value, State] | None) -> None:
+        """Takes back what :meth:`get_extra_state` gave.
+
+        Args:
+            state: The kept answer and update state, or None.
+        """
+        self._kept = state
+
+    def extra_repr(self) -> str:
+        """How the solver shows its settings.
+
+        Returns:
+            The settings that differ between two solvers with the same update.
+        """
+        return f"steps={self.steps}" + (", warm_start=True" if self.warm_start else "")

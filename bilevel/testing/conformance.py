@@ -1,0 +1,236 @@
+"""The checks of a problem, an update and a solver."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bilevel.errors import BilevelError
+from bilevel.frozen import frozen
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.solvers import Oracle, Solver
+from bilevel.tree import Value, beside, detach, leaves, tree_map
+from bilevel.updates.base import Update
+
+
+def check_follower(
+    follower: FollowerProblem, leader: LeaderProblem, batch: Batch, *, tolerance: float = 1e-5
+) -> None:
+    """Checks that a follower keeps what a solver relies on.
+
+    The start lies in Y; ``project`` is idempotent and keeps shapes; the objective has the right
+    shape, depends on y, has finite gradients, and a sample's value depends on its own y only.
+
+    Args:
+        follower: The problem under test.
+        leader: A leader to evaluate it with.
+        batch: Data to evaluate it on, of two samples at least.
+        tolerance: How far a point may lie from its projection, in units of y.
+
+    Raises:
+        AssertionError: If a promise is broken.
+
+    Example:
+        >>> from bilevel import ZeroSum
+        >>> class Box(FollowerProblem):
+        ...     sense = "max"
+        ...     def init(self, batch): return torch.zeros_like(batch)
+        ...     def objective(self, leader, y, batch): return leader.model(batch + y).sum(1)
+        ...     def project(self, y, batch): return y.clamp(-1, 1)
+        >>> check_follower(Box(), ZeroSum(torch.nn.Linear(3, 1), Box()), torch.randn(4, 3))
+    """
+    with _told(), frozen(leader):
+        _check_follower(follower, leader, batch, tolerance)
+
+
+def _check_follower(
+    follower: FollowerProblem, leader: LeaderProblem, batch: Batch, tolerance: float
+) -> None:
+    name = type(follower).__name__
+    oracle = Oracle(follower, leader, batch)
+    start = detach(oracle.init())
+    _assert_close(
+        oracle.project(start), start, tolerance, f"{name}.init gives a point that project moves"
+    )
+    far = tree_map(lambda leaf: leaf + torch.randn_like(leaf), start)
+    inside = oracle.project(far)
+    _assert_same_form(inside, start, f"{name}.project")
+    _assert_close(
+        oracle.project(inside), inside, tolerance, f"{name}.project moves what it has projected"
+    )
+    gradient = oracle.gradient(inside)
+    assert all(leaf.isfinite().all() for leaf in leaves(gradient)), (
+        f"{name}.objective has a gradient that is not finite at a point of Y"
+    )
+    _assert_samples_apart(follower, leader, inside, batch)
+
+
+def check_update(
+    update: Update,
+    y: Value,
+    gradient: Value | None = None,
+    context: Tensor | None = None,
+) -> None:
+    """Checks that an update keeps what a solver relies on.
+
+    It gives y back in its shape, does not write into what it is given, takes its own state, moves
+    by a finite amount also where the gradient is zero, and its parameters get gradients.
+
+    Args:
+        update: The update under test.
+        y: A point.
+        gradient: A gradient there; random if None.
+        context: A context there, if the update reads one.
+
+    Raises:
+        AssertionError: If a promise is broken.
+
+    Example:
+        >>> from bilevel.updates import SignGradient
+        >>> check_update(SignGradient(0.1), torch.zeros(2, 3))
+    """
+    name = type(update).__name__
+    if gradient is None:
+        gradient = tree_map(torch.randn_like, y)
+    given = copy.deepcopy((y, gradient, context))
+    result = update(y, gradient, context, None)
+    assert (type(result), len(result)) == (tuple, 2), (
+        f"{name} returns a {type(result).__name__} where it must return y and its state, a pair"
+    )
+    moved, state = result
+    _assert_same_form(moved, y, name)
+    for before, after in zip(given, (y, gradient, context), strict=True):
+        if before is not None and after is not None:
+            _assert_close(after, before, 0.0, f"{name} writes into what it is given")
+    moved, _ = update(moved, gradient, context, state)
+    _assert_same_form(moved, y, f"{name} with its own state")
+    parameters = [p for p in update.parameters() if p.requires_grad]
+    if parameters:
+        total = torch.stack([leaf.square().sum() for leaf in leaves(moved)]).sum()
+        ignored = f"{name}'s answer ignores its parameters"
+        assert total.requires_grad, ignored
+        slopes = torch.autograd.grad(total, parameters, allow_unused=True)
+        assert any(slope is not None for slope in slopes), ignored
+    still, _ = update(y, tree_map(torch.zeros_like, gradient), context, None)
+    assert all(leaf.isfinite().all() for leaf in leaves(still)), (
+        f"{name} gives NaN or infinity where the gradient is zero"
+    )
+
+
+def check_solver(
+    solver: Solver,
+    follower: FollowerProblem,
+    leader: LeaderProblem,
+    batch: Batch,
+    *,
+    tolerance: float = 1e-5,
+) -> None:
+    """Checks that a solver keeps what a game relies on.
+
+    The leader is left bit for bit as it was (parameters, gradients, buffers, training flags); the
+    answer lies in Y and is finite; the same seed gives the same answer; and a copy that loads the
+    solver's state dict gives it too.
+
+    Args:
+        solver: The solver under test.
+        follower: A problem.
+        leader: A leader.
+        batch: Data.
+        tolerance: How far the answer may lie from its projection, in units of y.
+
+    Raises:
+        AssertionError: If a promise is broken.
+    """
+    with _told(), torch.random.fork_rng():
+        _check_solver(solver, follower, leader, batch, tolerance)
+
+
+def _check_solver(
+    solver: Solver,
+    follower: FollowerProblem,
+    leader: LeaderProblem,
+    batch: Batch,
+    tolerance: float,
+) -> None:
+    name = type(solver).__name__
+    twin = copy.deepcopy(solver)
+    before = _everything(leader)
+    torch.manual_seed(0)
+    solution = solver.solve(follower, leader, batch)
+    for (what, old), new in zip(before.items(), _everything(leader).values(), strict=True):
+        same = torch.equal(old, new) if isinstance(old, Tensor) else old is new
+        assert same, f"{name}.solve changed the leader's {what}"
+    value = detach(solution.value)
+    oracle = Oracle(follower, leader, batch)
+    _assert_same_form(value, oracle.init(), name)
+    _assert_close(oracle.project(value), value, tolerance, f"{name}'s answer lies outside Y")
+    for stat, number in solution.stats.items():
+        assert bool(torch.isfinite(number)), f"{name}'s {stat} is {number.item()}"
+    torch.manual_seed(0)
+    again = twin.solve(follower, leader, batch).value
+    _assert_close(again, value, 0.0, f"{name} gives another answer with the same seed")
+    twin.load_state_dict(solver.state_dict())
+    torch.manual_seed(0)
+    later = detach(solver.solve(follower, leader, batch).value)
+    torch.manual_seed(0)
+    loaded = detach(twin.solve(follower, leader, batch).value)
+    _assert_close(loaded, later, 0.0, f"{name}'s state dict lacks something that its answer needs")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the library itself finds wrong is a broken promise too."""
+    try:
+        yield
+    except BilevelError as error:
+        raise AssertionError(str(error)) from error
+
+
+def _everything(module: nn.Module) -> dict[str, Any]:
+    """Copies of all that a solve must not change."""
+    kept: dict[str, Any] = {}
+    for name, parameter in module.named_parameters():
+        kept[f"parameter {name}"] = parameter.detach().clone()
+        kept[f"gradient of {name}"] = None if parameter.grad is None else parameter.grad.clone()
+        kept[f"requires_grad of {name}"] = parameter.requires_grad
+    kept |= {f"buffer {name}": buffer.clone() for name, buffer in module.named_buffers()}
+    kept |= {f"training flag of {name}": part.training for name, part in module.named_modules()}
+    return kept
+
+
+def _assert_samples_apart(
+    follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch
+) -> None:
+    point = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
+    gain = Oracle(follower, leader, batch).gain(point)
+    if gain.dim() == 0 or len(gain) < 2:
+        return
+    slopes = torch.autograd.grad(gain[0], leaves(point), materialize_grads=True)
+    assert all(not slope[1:].any() for slope in slopes), (
+        f"{type(follower).__name__}.objective of the first sample depends on another sample's y: "
+        "each sample's value must depend on its own y only"
+    )
+
+
+def _assert_same_form(value: Value, like: Value, name: str) -> None:
+    assert isinstance(value, dict) == isinstance(like, dict), (
+        f"{name} gives a {type(value).__name__} where y is a {type(like).__name__}"
+    )
+    if isinstance(value, dict) and isinstance(like, dict):
+        assert value.keys() == like.keys(), f"{name} gives {[*value]} where y has {[*like]}"
+    forms = [
+        [(leaf.shape, leaf.dtype, leaf.device) for leaf in tensors]
+        for tensors in (beside(like, value), leaves(like))
+    ]
+    assert forms[0] == forms[1], f"{name} gives {forms[0]} where y is {forms[1]}"
+
+
+def _assert_close(value: Value, like: Value, tolerance: float, message: str) -> None:
+    for leaf, other in zip(beside(like, value), leaves(like), strict=True):
+        distance = float((leaf.detach() - other.detach()).abs().max()) if leaf.numel() else 0.0
+        assert distance <= tolerance, f"{message} (by {distance:.3g})"

@@ -1,0 +1,107 @@
+"""Linear solvers by products: closed forms, known bounds, and what they report."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bilevel.adjoints.linear import conjugate_gradient, exact, gmres, neumann
+from tests.valleys import F64, error, valley
+
+METHODS = {"cg": conjugate_gradient, "gmres": gmres, "exact": exact}
+
+
+@given(
+    method=st.sampled_from(sorted(METHODS)),
+    size=st.integers(1, 12),
+    condition=st.floats(1.0, 1e4),
+    seed=st.integers(0, 99),
+)
+def test_the_solution_of_a_positive_definite_system(method, size, condition, seed) -> None:
+    matrix, b = valley(size, condition, numbers=1, seed=seed)
+    b = b[:, 0]
+    solution = METHODS[method](lambda v: matrix @ v, b, 20 * size, tolerance=1e-14)
+    assert error(solution.value, torch.linalg.solve(matrix, b)) < 1e-9
+    assert error(matrix @ solution.value + solution.residual, b) < 1e-11
+    assert solution.residual.norm() < 1e-9 * b.norm()
+    assert 0.99 < solution.curvature < 1.01 * solution.largest < 1.03 * condition
+
+
+@given(condition=st.floats(2.0, 1e4), seed=st.integers(0, 9), steps=st.integers(1, 20))
+def test_conjugate_gradients_keep_to_their_bound(condition, seed, steps) -> None:
+    matrix, b = valley(40, condition, numbers=1, seed=seed)
+    truth = torch.linalg.solve(matrix, b[:, 0])
+    solution = conjugate_gradient(lambda v: matrix @ v, b[:, 0], steps)
+    assert solution.products == steps
+    rest = solution.value - truth
+    root = math.sqrt(condition)
+    bound = 2 * ((root - 1) / (root + 1)) ** steps * (truth @ matrix @ truth).sqrt()
+    assert (rest @ matrix @ rest).sqrt() <= bound * (1 + 1e-6) + 1e-12
+
+
+def test_conjugate_gradient_ends_where_the_residual_is_rounding() -> None:
+    matrix, products = torch.diag(torch.tensor([1.0, 1.0, 4.0], dtype=F64)), []
+
+    def product(v: Tensor) -> Tensor:
+        products.append(v)
+        return matrix @ v
+
+    b = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    solution = conjugate_gradient(product, b, 50)
+    torch.testing.assert_close(matrix @ solution.value, b)
+    torch.testing.assert_close(solution.residual, b - matrix @ solution.value)
+    assert len(products) == solution.products <= 3  # two distinct eigenvalues
+
+
+@pytest.mark.parametrize("last", [-1.0, 0.0])
+def test_conjugate_gradient_stops_at_a_direction_without_curvature(last: float) -> None:
+    matrix = torch.diag(torch.tensor([2.0, last], dtype=F64))
+    solution = conjugate_gradient(lambda v: matrix @ v, torch.tensor([0.0, 1.0], dtype=F64), 9)
+    assert solution.curvature == last
+    assert not solution.value.any()
+    assert solution.residual.tolist() == [0, 1]
+
+
+@given(size=st.integers(1, 10), seed=st.integers(0, 99))
+def test_gmres_needs_no_symmetry_and_no_sign(size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(size, size, generator=generator, dtype=F64)
+    matrix = torch.linalg.qr(matrix)[0] + 0.2 * matrix / matrix.norm()
+    b = torch.randn(size, generator=generator, dtype=F64)
+    solution = gmres(lambda v: matrix @ v, b, size, tolerance=1e-13)
+    assert error(matrix @ solution.value, b) < 1e-10
+    assert solution.products <= size
+
+
+def test_gmres_reports_the_residual_where_the_system_has_no_solution() -> None:
+    matrix = torch.diag(torch.tensor([2.0, 0.0], dtype=F64))
+    b = torch.tensor([2.0, 1.0], dtype=F64)
+    solution = gmres(lambda v: matrix @ v, b, 5, tolerance=1e-10)
+    torch.testing.assert_close(solution.residual, b - matrix @ solution.value)
+    assert solution.residual.norm() == pytest.approx(1.0, abs=0.2)
+    shortest = exact(lambda v: matrix @ v, b, 0, tolerance=0.0)
+    assert shortest.value.tolist() == [1, 0]
+    assert shortest.residual.tolist() == [0, 1]
+
+
+def test_the_series_shrinks_its_residual_by_what_it_multiplies() -> None:
+    values = torch.tensor([0.5, 1.0, 1.5], dtype=F64)
+    b = torch.ones(3, dtype=F64)
+    solution = neumann(lambda v: values * v, b, 10, tolerance=0.0)
+    torch.testing.assert_close(solution.residual, (1 - values) ** 10 * b)
+    torch.testing.assert_close(solution.value, (1 - (1 - values) ** 10) / values)
+    assert neumann(lambda v: 3 * v, b, 10, tolerance=0.0).residual.norm() > 1000
+
+
+@pytest.mark.parametrize("method", [conjugate_gradient, gmres, neumann])
+def test_a_start_at_the_solution_costs_one_product(method) -> None:
+    matrix, b = valley(5, 1.5, numbers=1)
+    truth = torch.linalg.solve(matrix, b[:, 0])
+    solution = method(lambda v: matrix @ v, b[:, 0], 50, tolerance=1e-10, start=truth)
+    assert solution.products == 1
+    torch.testing.assert_close(solution.value, truth)

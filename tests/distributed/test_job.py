@@ -1,0 +1,181 @@
+"""Many processes: they train as one, attack as one, and end as one."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bilevel import BilevelError, distributed, experiment
+from bilevel.experiment import checkpoint
+from tests import jobs
+
+# What two processes do, seen from one.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a job of two processes has left; it resumed one game from a checkpoint of one."""
+    folder = tmp_path_factory.mktemp("job")
+    half(folder, "alternating")
+    ended = jobs.job("together", folder)
+    assert [end.status for end in ended] == [0, 0], ended
+    assert sorted(end.err for end in ended) == ["", "said by one\n"]
+    return folder
+
+
+def half(folder: Path, name: str) -> None:
+    """Trains for an epoch in this process, and keeps the checkpoint."""
+    trainer = jobs.build(name, folder)
+    save = trainer.save
+
+    def stop() -> None:
+        save()
+        raise KeyboardInterrupt
+
+    trainer.save = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest between two states."""
+    if isinstance(a, torch.Tensor):
+        return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        return max((difference(a[key], b[key]) for key in a), default=0.0)
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        return max(map(difference, a, b), default=0.0)
+    return 0.0 if a == b else float("inf")
+
+
+@pytest.mark.parametrize("name", [name for name in jobs.GAMES if name != "own statistics"])
+def test_shares_of_a_batch_train_as_the_batch(folder: Path, tmp_path: Path, name: str) -> None:
+    """Ten steps, the last one from a checkpoint of one process in one of the games."""
+    alone = jobs.build(name, tmp_path)
+    alone.fit()
+    ended = torch.load(folder / f"{name} ended.pt")
+    for state in ended["states"]:
+        assert state["steps"] == 10
+        for player in ("leader", "solver"):
+            assert difference(state[player], alone.game.state_dict()[player]) <= 1e-6
+    assert difference(*ended["states"]) == 0
+    assert difference(*ended["reports"]) == 0
+    kept = checkpoint.load(folder / f"{name}.pt")
+    assert difference(kept["averaged"], alone.averaged.state_dict()) <= 1e-6
+    assert kept["progress"]["history"] == alone.progress.history
+
+
+def test_without_synchronisation_all_have_the_same_statistics_still(folder: Path) -> None:
+    assert difference(*torch.load(folder / "own statistics ended.pt")["states"]) == 0
+
+
+def test_a_checkpoint_of_two_processes_is_resumed_by_one(folder: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(folder / "pgm.pt")
+    assert len(state["random"]) == 2
+    assert not torch.equal(state["random"][0]["cpu"], state["random"][1]["cpu"])
+    trainer = jobs.build("pgm", folder)
+    trainer.resume()
+    assert difference(trainer.game.state_dict(), state["game"]) == 0
+    trainer.fit()
+
+
+def test_a_battery_finds_what_it_finds_alone(folder: Path) -> None:
+    model, images = jobs.attacked()
+    right, outcomes = jobs.battery(folder / "alone.pt").run(model, images)
+    broken = [outcome.broken for outcome in outcomes]
+    assert 0 < broken[0].sum() < 23
+    for found, by in torch.load(folder / "attacked.pt"):
+        assert torch.equal(found, right)
+        assert all(map(torch.equal, by, broken))
+    works, own = (checkpoint.load(folder / name)["works"] for name in ("battery.pt", "alone.pt"))
+    assert [work["problem"] for work in works] == [work["problem"] for work in own]
+    assert works[1]["problem"] == "RuntimeError: no more"
+
+
+def test_batch_normalisation_counts_all_images_in_half_precision_too(folder: Path) -> None:
+    images, found = torch.load(folder / "normalised.pt")
+    alone = torch.nn.BatchNorm2d(3)
+    expected = alone(images.bfloat16().float())
+    out = torch.cat([out for out, _, _ in found])
+    torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.01)
+    for _, mean, var in found:
+        torch.testing.assert_close(mean, alone.running_mean)
+        torch.testing.assert_close(var, alone.running_var)
+
+
+def test_a_process_that_waits_elsewhere_is_ended_in_words(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    first, second = jobs.job("waiting", tmp_path)
+    assert (first.status, second.status) == (0, 128 + signal.SIGTERM)
+    assert re.fullmatch("error: another process was lost, .* --resume goes on .*\n", second.err)
+    assert time.monotonic() - begun < 50
+
+
+def test_what_differs_or_fails_is_told_by_all(folder: Path) -> None:
+    for rank, other in ((0, 1), (1, 0)):
+        differ, failed = (folder / f"told {rank}").read_text().splitlines()
+        assert re.match(f"processes {rank} and {other} differ in seed: .*one command", differ)
+        assert failed == "it is so: because; change it"
+
+
+def test_a_killed_process_ends_the_others_with_a_line_and_a_checkpoint(tmp_path: Path) -> None:
+    first, second = jobs.job("training", tmp_path)
+    assert second.status == -signal.SIGKILL
+    assert first.status == 2
+    assert re.fullmatch(
+        "error: contact with another process was lost .*--resume goes on from the last "
+        "checkpoint\n",
+        first.err,
+    )
+    trainer = jobs.build("two-step", tmp_path)
+    trainer.resume()
+    assert trainer.progress.position == 0
+
+
+# The command line.
+
+
+def test_a_folder_that_one_process_cannot_write_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["--smoke", "--method", "plain", "--out", tmp_path / "file"]
+    first, second = jobs.launch("applications/adv_training.py", *arguments)
+    assert (first.status, second.status, second.err) == (2, 2, "")
+    assert re.fullmatch("error: cannot make the folder .*: write to another folder\n", first.err)
+
+
+# Alone.
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for name in ("auto", "cuda"):
+        with pytest.raises(BilevelError, match=r"4 processes share 2 GPUs: .*--nproc-per-node 2"):
+            experiment.pick_device(name)
+    with pytest.raises(BilevelError, match=r"'cuda:1' is one GPU for 4 processes: .*--device cuda"):
+        experiment.pick_device("cuda:1")
+
+
+def test_alone_it_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    out = sys.stdout
+    distributed.join()
+    assert sys.stdout is out
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert distributed.all_gather("me") == ["me"]
+    distributed.agree({"seed": 0})
+    with pytest.raises(ZeroDivisionError):
+        distributed.together(lambda: 1 / 0)
+    distributed.say("hello")
+    assert capsys.readouterr().err == "hello\n"

@@ -1,0 +1,104 @@
+"""Checkpoints and files: whole or not at all, and never code."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from bilevel import BilevelError
+from bilevel.experiment import checkpoint
+from bilevel.experiment.files import make_folder, replacing
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    state = {"weights": torch.randn(3), "epoch": 2, "names": ["a"], "nothing": None}
+    checkpoint.save(tmp_path / "new" / "run.pt", state)
+    loaded = checkpoint.load(tmp_path / "new" / "run.pt")
+    assert torch.equal(loaded.pop("weights"), state.pop("weights"))
+    assert loaded == state
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.pt"]
+
+
+def test_the_file_changes_at_once(tmp_path: Path) -> None:
+    """A reader that opened the old file reads it to its end: nothing is written over it."""
+    path = tmp_path / "run.pt"
+    checkpoint.save(path, {"epoch": 1})
+    with path.open("rb") as old:
+        checkpoint.save(path, {"epoch": 2})
+        assert torch.load(old, weights_only=True) == {"epoch": 1}
+    assert checkpoint.load(path) == {"epoch": 2}
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "run.pt"
+    checkpoint.save(path, {"epoch": 1})
+
+    def full(state, file):
+        Path(file).write_bytes(b"half of a check")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        BilevelError, match=r"cannot write .*No space left.*older file there is kept"
+    ):
+        checkpoint.save(path, {"epoch": 2})
+    monkeypatch.undo()
+    assert checkpoint.load(path) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_torchs_own_writer_on_a_full_device_is_told_in_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BilevelError, match=r"cannot write .*free some space"),
+        replacing(tmp_path / "run.pt"),
+    ):
+        torch.save({"weights": torch.zeros(10**6)}, "/dev/full")
+
+
+def test_a_truncated_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    checkpoint.save(path, {"weights": torch.randn(1000)})
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(BilevelError, match=r"no readable checkpoint.*truncated"):
+        checkpoint.load(path)
+
+
+def test_a_file_with_code_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    for name, write in (("pickle", partial(pickle.dump, protocol=2)), ("torch", torch.save)):
+        path = tmp_path / name
+        with path.open("wb") as file:
+            write({"weights": Evil()}, file)
+        with pytest.raises(BilevelError, match="no readable checkpoint"):
+            checkpoint.load(path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_something_that_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(BilevelError, match="holds a list, not a checkpoint"):
+        checkpoint.load(tmp_path / "list.pt")
+    with pytest.raises(BilevelError, match="there is no checkpoint"):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+def test_the_random_state_comes_back() -> None:
+    state = checkpoint.random_state()
+    first = torch.randn(3)
+    checkpoint.set_random_state(state)
+    assert torch.equal(torch.randn(3), first)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BilevelError, match="cannot make the folder"):
+        make_folder(tmp_path / "file" / "inside")
