@@ -23,8 +23,8 @@ from bilevel import BilevelError, ZeroSum
 from bilevel.alias import SCHEDULES, ScheduleName
 from bilevel.experiment import commandline
 from bilevel.robustness import Linf, check_method, make_game
-from bilevel.robustness.arguments import TrainingArguments
-from bilevel.robustness.study import Study
+from bilevel.robustness.studies.arguments import TrainingArguments
+from bilevel.robustness.studies.study import Study
 
 
 @dataclass

@@ -21,8 +21,8 @@ import tyro
 from bilevel import BilevelError, Detached
 from bilevel.experiment import commandline
 from bilevel.robustness import InterpolatedLabels, Interpolation, check_method, make_game
-from bilevel.robustness.arguments import TrainingArguments
-from bilevel.robustness.study import Study
+from bilevel.robustness.studies.arguments import TrainingArguments
+from bilevel.robustness.studies.study import Study
 
 SOLVERS = {"ait": "fgsm", "label-smoothing": "plain"}
 """The methods that have a name of their own here, and the solver of their follower."""

@@ -34,7 +34,7 @@ from bilevel import BilevelError, experiment
 from bilevel.experiment import ProgressBar, commandline
 from bilevel.experiment.files import replacing
 from bilevel.imitation import Demonstrations, Discriminator, Task, make_envs
-from bilevel.robustness.weights import load_weights
+from bilevel.robustness.networks.weights import load_weights
 
 Method = Literal["gail", "l2l-gail", "bc", "constant"]
 COUNTS = (

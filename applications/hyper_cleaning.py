@@ -32,7 +32,7 @@ from rich.table import Table
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.experiment import commandline
 from bilevel.robustness import save_weights
-from bilevel.robustness.table import cell
+from bilevel.robustness.studies.table import cell
 from bilevel.updates.checks import positive
 
 LONGER = 5

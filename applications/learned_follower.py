@@ -31,7 +31,7 @@ from torch import Tensor
 from bilevel import BilevelError, experiment
 from bilevel.experiment import commandline
 from bilevel.experiment.files import make_folder
-from bilevel.robustness.weights import load_weights, read_about, save_weights
+from bilevel.robustness.networks.weights import load_weights, read_about, save_weights
 from bilevel.updates.checks import positive
 
 Followers = dict[int, ScaledGRU]

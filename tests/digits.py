@@ -21,7 +21,7 @@ from bilevel.robustness import (
     make_solver,
     shuffled_batches,
 )
-from bilevel.robustness.classifier import Classifier
+from bilevel.robustness.networks.classifier import Classifier
 
 EPS = 0.2
 

@@ -233,7 +233,7 @@ def tell(folder: Path) -> None:
 def training(folder: Path) -> None:
     """Training in which the second process is killed."""
     from bilevel.experiment import commandline
-    from bilevel.robustness.arguments import TrainingArguments
+    from bilevel.robustness.studies.arguments import TrainingArguments
 
     def main(_: TrainingArguments) -> None:
         trainer = build("two-step", folder)

@@ -113,9 +113,8 @@ QUIET = (
     "bilevel/schedules",
     "bilevel/solvers",
     "bilevel/updates",
-    "bilevel/robustness/averaging",
-    "bilevel/robustness/batches",
-    "bilevel/robustness/losses",
+    "bilevel/robustness/networks/averaging",
+    "bilevel/robustness/data/batches",
     "bilevel/robustness/threats",
 )
 """Where a step is: nothing there waits."""

@@ -36,7 +36,7 @@ from bilevel.robustness import (
     make_game,
     shuffled_batches,
 )
-from bilevel.robustness.losses import margin
+from bilevel.robustness.threats.losses import margin
 
 
 @dataclass

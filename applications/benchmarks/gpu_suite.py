@@ -31,8 +31,8 @@ from bilevel import BilevelError, experiment
 from bilevel.experiment import commandline
 from bilevel.experiment.files import replacing
 from bilevel.robustness import RECIPES, Splits, fast, load_images, sample
-from bilevel.robustness.sources import Dataset
-from bilevel.robustness.speed import Precision, fitting_precision
+from bilevel.robustness.data.sources import Dataset
+from bilevel.robustness.networks.speed import Precision, fitting_precision
 
 
 @dataclass

@@ -25,8 +25,8 @@ from rich.table import Table
 from bilevel import Adjoint, Bilevel, Detached, Unrolled, ZeroSum, experiment
 from bilevel.experiment import commandline
 from bilevel.robustness import About, Linf, batches, make_game
-from bilevel.robustness.arguments import TrainingArguments
-from bilevel.robustness.study import Study
+from bilevel.robustness.studies.arguments import TrainingArguments
+from bilevel.robustness.studies.study import Study
 
 METHOD = "two-step-l2l"
 ADJOINTS: dict[str, type[Adjoint]] = {"detached": Detached, "unrolled": Unrolled}

@@ -20,7 +20,7 @@ from bilevel import BilevelError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.files import make_folder, writing
 from bilevel.imitation import Apprentice, Policy, clone, demonstrate
-from bilevel.robustness.weights import save_weights
+from bilevel.robustness.networks.weights import save_weights
 from imitating.games import Setting, make_apprentice
 
 PART = 25

@@ -26,10 +26,9 @@ from bilevel.robustness.attacks.standard import (
     make_attacks,
     standard_attacks,
 )
-from bilevel.robustness.averaging import Averaged
-from bilevel.robustness.batches import Augment, Batch, batches, shuffled_batches
-from bilevel.robustness.classifier import Classifier, Normalize
-from bilevel.robustness.data import ImageSet, Splits, checksum, sample
+from bilevel.robustness.data.batches import Augment, Batch, batches, shuffled_batches
+from bilevel.robustness.data.images import ImageSet, Splits, checksum, sample
+from bilevel.robustness.data.sources import Dataset, load_images
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
 from bilevel.robustness.evaluation.battery import Battery
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
@@ -39,9 +38,22 @@ from bilevel.robustness.evaluation.report import write_report
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
 from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
 from bilevel.robustness.figures import draw_attacks
-from bilevel.robustness.interpolation import InterpolatedLabels, Interpolation
-from bilevel.robustness.losses import Targeted, cross_entropy, dlr, margin, targeted_dlr
-from bilevel.robustness.methods import (
+from bilevel.robustness.networks.averaging import Averaged
+from bilevel.robustness.networks.classifier import Classifier, Normalize
+from bilevel.robustness.networks.models import build_model, resnet18, small_cnn, wide_resnet
+from bilevel.robustness.networks.speed import (
+    Trunk,
+    compile_network,
+    computing,
+    enough_memory,
+    fitting_precision,
+    recompute_activations,
+)
+from bilevel.robustness.networks.weights import load_weights, read_about, save_weights
+from bilevel.robustness.threats.interpolation import InterpolatedLabels, Interpolation
+from bilevel.robustness.threats.losses import Targeted, cross_entropy, dlr, margin, targeted_dlr
+from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
+from bilevel.robustness.training.methods import (
     EVALUATION_STEP,
     METHODS,
     TRAINING_STEP,
@@ -51,22 +63,10 @@ from bilevel.robustness.methods import (
     is_learned,
     make_solver,
 )
-from bilevel.robustness.models import build_model, resnet18, small_cnn, wide_resnet
-from bilevel.robustness.progress import Progress
-from bilevel.robustness.recipe import RECIPES, Recipe, fast, make_game
-from bilevel.robustness.sources import Dataset, load_images
-from bilevel.robustness.speed import (
-    Trunk,
-    compile_network,
-    computing,
-    enough_memory,
-    fitting_precision,
-    recompute_activations,
-)
-from bilevel.robustness.threats import L2, Linf, Perturbation
-from bilevel.robustness.trained import About, Trained, load_trained, save_trained
-from bilevel.robustness.training import Trainer
-from bilevel.robustness.weights import load_weights, read_about, save_weights
+from bilevel.robustness.training.progress import Progress
+from bilevel.robustness.training.recipe import RECIPES, Recipe, fast, make_game
+from bilevel.robustness.training.trained import About, Trained, load_trained, save_trained
+from bilevel.robustness.training.trainer import Trainer
 
 __all__ = [
     "APGD",

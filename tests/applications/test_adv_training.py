@@ -83,7 +83,7 @@ def test_what_is_given_reaches_the_solver(
 
     expected = {"eps": 0.1, "channels": 1, "pgm_steps": 3}
     expected["attacker"] = Attacker("slim", 7, "batch", 0.5)
-    monkeypatch.setattr("bilevel.robustness.trained.make_solver", spy)
+    monkeypatch.setattr("bilevel.robustness.training.trained.make_solver", spy)
     attacker = "--attacker slim --attacker-width 7 --normalize batch --gradient-skip 0.5"
     arguments = f"--method pgm --epsilon 0.1 --pgm-steps 3 {attacker}"
     assert run(*arguments.split()).status == 130
@@ -226,7 +226,7 @@ def test_memory_that_ends_in_the_attack(
     def full(*_: object, batch_size: int) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("bilevel.robustness.study.accuracy", full)
+    monkeypatch.setattr("bilevel.robustness.studies.study.accuracy", full)
     assert "out of memory with batches of 40 images" in refused("--batch-size", 20)
 
 

@@ -161,7 +161,7 @@ def test_stages_give_what_one_stage_gives(
     part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training, ledger = part("training"), part("ledger")
-    monkeypatch.setattr("bilevel.robustness.training.WINDOW", 1)
+    monkeypatch.setattr("bilevel.robustness.training.trainer.WINDOW", 1)
     sources, data = part("gpu_suite"), write_images(tmp_path / "images.npz")
     args = sources.Args(data=data)
     images = sources.load(args, part("plan").SMOKE, CPU)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from bilevel import Bilevel, HypergradientWarning
-from bilevel.robustness.weights import load_weights, read_about
+from bilevel.robustness.networks.weights import load_weights, read_about
 from tests.applications.conftest import one_line
-from tests.robustness.test_sources import write_fashion_mnist
+from tests.robustness.data.test_sources import write_fashion_mnist
 
 Part = Callable[[str], ModuleType]
 # PyTorch's own, on its way to forward mode.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bilevel.alias import ScheduleName
-from bilevel.robustness.speed import Precision
+from bilevel.robustness.networks.speed import Precision
 from suite.steps import Size
 
 Way = tuple[Precision, bool, bool]

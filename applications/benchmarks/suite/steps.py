@@ -25,7 +25,7 @@ from bilevel.robustness import (
     make_game,
     make_solver,
 )
-from bilevel.robustness.speed import Precision
+from bilevel.robustness.networks.speed import Precision
 
 METHODS = {
     "plain": "3F",

@@ -27,8 +27,8 @@ from bilevel.robustness import (
     make_attacks,
     make_game,
 )
-from bilevel.robustness.sources import Dataset
-from bilevel.robustness.speed import Precision, is_compiled
+from bilevel.robustness.data.sources import Dataset
+from bilevel.robustness.networks.speed import Precision, is_compiled
 from suite.ledger import Clock, Record, StageOver
 from suite.steps import learned
 

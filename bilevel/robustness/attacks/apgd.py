@@ -46,7 +46,7 @@ class APGD(Solver):
 
     Example:
         >>> from bilevel.robustness import Linf, Solved
-        >>> from bilevel.robustness.losses import dlr, targeted_dlr
+        >>> from bilevel.robustness.threats.losses import dlr, targeted_dlr
         >>> Solved("APGD-DLR", Linf(0.031, start=0.031, loss=dlr), APGD(0.031), restarts=5)
         Solved('APGD-DLR')
         >>> Solved("APGD-T", Linf(0.031, start=0.031, loss=targeted_dlr), APGD(0.031), targets=9)

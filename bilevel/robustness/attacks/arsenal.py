@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data import ImageSet
-from bilevel.robustness.losses import Loss, cross_entropy
-from bilevel.robustness.threats import Linf
-from bilevel.robustness.trained import Trained
+from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.threats.losses import Loss, cross_entropy
+from bilevel.robustness.threats.perturbation import Linf
+from bilevel.robustness.training.trained import Trained
 
 
 @dataclass(frozen=True)

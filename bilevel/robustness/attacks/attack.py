@@ -13,9 +13,9 @@ from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.trajectory import watched
-from bilevel.robustness.batches import Batch
-from bilevel.robustness.losses import Targeted, cross_entropy
-from bilevel.robustness.threats import Perturbation
+from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.losses import Targeted, cross_entropy
+from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.tree import leaves
 
 Kind = Literal["one-step", "iterative", "black-box"]

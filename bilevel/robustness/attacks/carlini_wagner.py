@@ -52,7 +52,7 @@ class CarliniWagner(Solver):
 
     Example:
         >>> from bilevel.robustness import Linf, Solved
-        >>> from bilevel.robustness.losses import margin
+        >>> from bilevel.robustness.threats.losses import margin
         >>> Solved("CW", Linf(0.031, loss=margin), CarliniWagner(0.031))
         Solved('CW')
     """

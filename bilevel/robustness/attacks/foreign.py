@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import Attack, Kind
-from bilevel.robustness.batches import Batch
+from bilevel.robustness.data.batches import Batch
 
 
 class Foreign(Attack):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
 from bilevel.robustness.attacks.attack import Attack, attack
-from bilevel.robustness.batches import Batch, shuffled_batches
-from bilevel.robustness.data import ImageSet
-from bilevel.robustness.threats import Perturbation
+from bilevel.robustness.data.batches import Batch, shuffled_batches
+from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.threats.perturbation import Perturbation
 
 
 class Fresh(Attack):

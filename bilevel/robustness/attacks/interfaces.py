@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import attack
-from bilevel.robustness.batches import Batch
-from bilevel.robustness.threats import L2, Linf, Perturbation
+from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 
 if TYPE_CHECKING:
     from foolbox.attacks.base import FixedEpsilonAttack

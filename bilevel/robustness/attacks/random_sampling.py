@@ -25,7 +25,7 @@ class RandomSampling(Solver):
 
     Example:
         >>> from bilevel.robustness import Linf, Solved
-        >>> from bilevel.robustness.losses import margin
+        >>> from bilevel.robustness.threats.losses import margin
         >>> follower = Linf(0.031, start=0.031, loss=margin)
         >>> Solved("random", follower, RandomSampling(1000), kind="black-box")
         Solved('random')

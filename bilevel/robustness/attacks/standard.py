@@ -32,15 +32,15 @@ from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
 from bilevel.robustness.attacks.foreign import Missing
 from bilevel.robustness.attacks.fresh import Fresh
 from bilevel.robustness.attacks.random_sampling import RandomSampling
-from bilevel.robustness.losses import LOSSES, Loss, cross_entropy, dlr, margin, targeted_dlr
-from bilevel.robustness.methods import (
+from bilevel.robustness.threats.losses import LOSSES, Loss, cross_entropy, dlr, margin, targeted_dlr
+from bilevel.robustness.threats.perturbation import Linf
+from bilevel.robustness.training.methods import (
     EVALUATION_STEP,
     TRAINING_STEP,
     Attacker,
     is_learned,
     make_solver,
 )
-from bilevel.robustness.threats import Linf
 
 STANDARD = (
     "fgsm",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.robustness.attacks.samples import choose
-from bilevel.robustness.batches import Batch
-from bilevel.robustness.losses import Targeted
-from bilevel.robustness.threats import Perturbation
+from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.losses import Targeted
+from bilevel.robustness.threats.perturbation import Perturbation
 
 _ROUNDING = 1e-6  # by which float32 may leave the threat model
 

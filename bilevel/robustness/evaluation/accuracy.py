@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError, Solver, distributed, frozen
 from bilevel.robustness.attacks.attack import attack
-from bilevel.robustness.batches import Batch, batches
-from bilevel.robustness.data import ImageSet
+from bilevel.robustness.data.batches import Batch, batches
+from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.results import Example
-from bilevel.robustness.threats import Perturbation
+from bilevel.robustness.threats.perturbation import Perturbation
 
 
 def correct(

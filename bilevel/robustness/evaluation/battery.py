@@ -22,8 +22,8 @@ from bilevel import BilevelError, distributed, frozen
 from bilevel.experiment import checkpoint
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.fingerprint import fingerprint
-from bilevel.robustness.batches import Batch, batches
-from bilevel.robustness.data import ImageSet
+from bilevel.robustness.data.batches import Batch, batches
+from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.results import Outcome
 

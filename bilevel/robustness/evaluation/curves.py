@@ -14,11 +14,11 @@ from itertools import count, pairwise
 from torch import nn
 
 from bilevel import Iterative, Solver, pgm
-from bilevel.robustness.data import ImageSet
+from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.results import Curve
-from bilevel.robustness.methods import EVALUATION_STEP
-from bilevel.robustness.threats import Linf
+from bilevel.robustness.threats.perturbation import Linf
+from bilevel.robustness.training.methods import EVALUATION_STEP
 from bilevel.updates import SignGradient
 
 _START = 1e-4  # radius of the random start (Sec. 4.1)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import frozen
-from bilevel.robustness.batches import Batch, batches
-from bilevel.robustness.data import ImageSet
+from bilevel.robustness.data.batches import Batch, batches
+from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.results import Finding
-from bilevel.robustness.losses import Loss, cross_entropy, margin
+from bilevel.robustness.threats.losses import Loss, cross_entropy, margin
 
 # As many points as an evaluation may be off by; a network without a fault has none.
 _BLIND = 0.02

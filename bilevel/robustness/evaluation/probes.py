@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError, frozen
-from bilevel.robustness.batches import batches
-from bilevel.robustness.data import ImageSet, sample
+from bilevel.robustness.data.batches import batches
+from bilevel.robustness.data.images import ImageSet, sample
 from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
 from bilevel.robustness.evaluation.ranges import takes_unit_interval

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bilevel.robustness.classifier import Normalize
-from bilevel.robustness.data import ImageSet
+from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.results import Finding
 from bilevel.robustness.evaluation.tolerance import breaks_more
+from bilevel.robustness.networks.classifier import Normalize
 
 # By what another range multiplies the odds of being right, right : wrong. Measured on digits:
 # by 4 at most for networks that take [0, 1], also after one or two epochs of few images, when

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel import BilevelError, Oracle, ZeroSum, testing
 from bilevel.robustness import APGD, Batch, Classifier, Linf, Solved, batches
-from bilevel.robustness.losses import Loss, cross_entropy, dlr, margin, targeted_dlr
+from bilevel.robustness.threats.losses import Loss, cross_entropy, dlr, margin, targeted_dlr
 from tests.digits import EPS, trained
 from tests.problems import Nearest, Weights, image_game
 from tests.robustness.attacks.linear import LinearClassifier, greys

@@ -22,7 +22,7 @@ from bilevel.robustness import (
     Solved,
     make_attacks,
 )
-from bilevel.robustness.losses import margin, targeted_dlr
+from bilevel.robustness.threats.losses import margin, targeted_dlr
 from bilevel.updates import CNN
 from tests.images import image_set
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel import BilevelError, FollowerProblem, ZeroSum, testing
 from bilevel.robustness import Batch, CarliniWagner, Linf, attack, batches
-from bilevel.robustness.losses import margin
+from bilevel.robustness.threats.losses import margin
 from tests.digits import EPS, trained
 from tests.problems import image_game
 from tests.robustness.attacks.linear import LinearClassifier, greys

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bilevel import BilevelError, ZeroSum, testing
 from bilevel.robustness import Batch, Linf, RandomSampling, attack
-from bilevel.robustness.losses import margin
+from bilevel.robustness.threats.losses import margin
 from tests.problems import image_game
 from tests.robustness.attacks.linear import LinearClassifier
 

@@ -26,7 +26,7 @@ from bilevel.robustness import (
     standard_attacks,
 )
 from bilevel.robustness.attacks.fresh import Fresh
-from bilevel.robustness.losses import cross_entropy, dlr, margin, targeted_dlr
+from bilevel.robustness.threats.losses import cross_entropy, dlr, margin, targeted_dlr
 from bilevel.updates import SignGradient
 
 EPS = 0.31

@@ -18,7 +18,7 @@ from bilevel.robustness import (
     Solved,
 )
 from bilevel.robustness.evaluation.battery import OtherEvaluationError
-from bilevel.robustness.losses import margin
+from bilevel.robustness.threats.losses import margin
 from bilevel.updates import CNN
 from tests.robustness.evaluation.scripted import EPS, Scripted, Threshold, noisy
 

@@ -25,7 +25,7 @@ from bilevel.robustness.attacks.attack import Kind, Solved
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
 from bilevel.robustness.evaluation.probes import probe
 from bilevel.robustness.evaluation.verdict import headline, judge
-from bilevel.robustness.losses import margin
+from bilevel.robustness.threats.losses import margin
 from tests.robustness.evaluation.faults import FAULTS, Faulty
 from tests.robustness.evaluation.items import (
     BLACK_BOX,

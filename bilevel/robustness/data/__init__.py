@@ -1,0 +1,1 @@
+"""Images in memory, where they come from, and batches of them."""

@@ -1,0 +1,207 @@
+"""Batches of images, made on the device where the images lie.
+
+The image sets of this field are small (CIFAR-10 is 184 MB of bytes), so they lie on the device as
+a whole, and a batch is an index, a crop and a mirror there: no worker processes, no Python loop
+over images, no waiting for the device. What an epoch draws at random is a function of
+(seed, epoch) alone, so that a run resumed within an epoch goes on with the very batches that it
+would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilevel.errors import BilevelError
+from bilevel.robustness.data.images import ImageSet
+
+
+class Batch(NamedTuple):
+    """A batch of labelled images.
+
+    Attributes:
+        x: Images, ``(B, C, H, W)`` float in [0, 1].
+        y: Their classes, ``(B,)`` int64.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Augment:
+    """A random crop of the zero-padded image, mirrored with probability one half.
+
+    The augmentation of CIFAR-10 since He et al. (2015), "Deep residual learning", Sec. 4.2.
+
+    Args:
+        padding: Black pixels added on each side before an image of the old size is cut out.
+        flip: Whether images are mirrored at random. Not for digits: a mirrored 2 is no 2.
+
+    Raises:
+        BilevelError: ``padding`` is negative.
+
+    Example:
+        >>> shift = Augment(padding=1, flip=False)
+        >>> image = torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8)
+        >>> shift(image, torch.tensor([[2], [1], [0]])).tolist()
+        [[[[3, 4], [0, 0]]]]
+    """
+
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the padding."""
+        if self.padding < 0:
+            raise BilevelError(
+                f"padding is {self.padding}: a crop is cut out of a padded image; give 0 or more"
+            )
+
+    def draw(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Draws what happens to each of ``count`` images.
+
+        Args:
+            count: Number of images.
+            rng: Source of the random numbers.
+
+        Returns:
+            ``(3, count)`` int64, its rows ``top`` and ``left`` (the corner of the crop in the
+            padded image, 0 … 2·padding) and ``mirrored`` (0 or 1).
+        """
+        corners = rng.integers(0, 2 * self.padding + 1, size=(2, count))
+        mirrored = rng.integers(0, 1 + self.flip, size=(1, count))
+        return torch.from_numpy(np.concatenate([corners, mirrored]))
+
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Crops and mirrors the images.
+
+        Args:
+            images: ``(B, C, H, W)``.
+            drawn: What :meth:`draw` returned for them, ``(3, B)``, on their device.
+
+        Returns:
+            Images of the same shape and type.
+        """
+        height, width = images.shape[-2:]
+        top, left, mirrored = drawn.unsqueeze(-1)
+        rows = top + torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device)
+        columns = left + torch.where(mirrored.bool(), width - 1 - columns, columns)
+        # One gather over flattened pixels does both: half the time of cutting windows and flipping.
+        pixels = rows.unsqueeze(2) * (width + 2 * self.padding) + columns.unsqueeze(1)
+        padded = F.pad(images, (self.padding,) * 4).flatten(2)
+        index = pixels.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
+        return padded.gather(2, index).view_as(images)
+
+
+def batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
+    """All images once, in their stored order: for evaluation.
+
+    Args:
+        images: The images; the batches lie on their device.
+        batch_size: Images a batch; the last one may be smaller.
+
+    Returns:
+        The batches; none for an empty set.
+
+    Raises:
+        BilevelError: ``batch_size`` is not positive.
+
+    Example:
+        >>> images = ImageSet(torch.zeros(5, 1, 8, 8).byte(), torch.arange(5), tuple("abcde"))
+        >>> [batch.y.tolist() for batch in batches(images, 2)]
+        [[0, 1], [2, 3], [4]]
+    """
+
+    def batch(begin: int) -> Batch:
+        part = slice(begin, begin + batch_size)
+        return Batch(_unit_interval(images.images[part]), images.labels[part])
+
+    return map(batch, _begins(images, batch_size))
+
+
+def shuffled_batches(
+    images: ImageSet,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    augment: Augment | None = None,
+    start: int = 0,
+    share: Callable[[int], slice] = lambda count: slice(count),
+) -> Iterator[Batch]:
+    """All images once, shuffled and augmented: for training.
+
+    The order and the augmentation are drawn on the CPU from (``seed``, ``epoch``) and sent to the
+    device in one piece: the batches are the same on every device, and ``start`` skips batches
+    without making them.
+
+    Args:
+        images: The images; the batches lie on their device.
+        batch_size: Images a batch; the last one may be smaller.
+        seed: Seed of the run, 0 or more.
+        epoch: Number of the epoch, from 0; each has an order of its own.
+        augment: What happens to the images; ``None`` leaves them as they are.
+        start: The first batch wanted, for a run resumed within an epoch.
+        share: Which of a batch's images to make, given their number; all of them unless given.
+            :func:`bilevel.distributed.shard` where many processes share a batch. A share without
+            an image gets the batch's first, since a network needs one.
+
+    Returns:
+        The batches ``start``, ``start + 1``, … of the epoch.
+
+    Raises:
+        BilevelError: A number is out of its range.
+
+    Example:
+        >>> images = ImageSet(torch.zeros(5, 1, 8, 8).byte(), torch.arange(5), tuple("abcde"))
+        >>> epoch = shuffled_batches(images, 2, seed=0, epoch=7, augment=Augment(padding=1))
+        >>> sorted(torch.cat([batch.y for batch in epoch]).tolist())
+        [0, 1, 2, 3, 4]
+    """
+    begins = _begins(images, batch_size)
+    if seed < 0 or epoch < 0:
+        raise BilevelError(
+            f"seed is {seed} and epoch is {epoch}: both seed the random numbers; give 0 or more"
+        )
+    if not 0 <= start <= len(begins):
+        raise BilevelError(
+            f"start is {start}: an epoch of {len(images)} images has {len(begins)} batches of "
+            f"{batch_size}; resume with the data and the batch size of the stopped run"
+        )
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,)))
+    plan = torch.from_numpy(rng.permutation(len(images))).unsqueeze(0)
+    if augment is not None:
+        plan = torch.cat([plan, augment.draw(len(images), rng)])
+    plan = plan.to(images.images.device, non_blocking=True)
+
+    def batch(begin: int) -> Batch:
+        part = plan[:, begin : begin + batch_size]
+        own = part[:, share(part.shape[1])]
+        part = own if own.shape[1] else part[:, :1]
+        pixels = images.images.index_select(0, part[0])
+        if augment is not None:
+            pixels = augment(pixels, part[1:])
+        return Batch(_unit_interval(pixels), images.labels.index_select(0, part[0]))
+
+    return map(batch, begins[start:])
+
+
+def _begins(images: ImageSet, batch_size: int) -> range:
+    """The position of each batch's first image."""
+    if batch_size < 1:
+        raise BilevelError(f"batch_size is {batch_size}: a batch needs an image; give 1 or more")
+    return range(0, len(images), batch_size)
+
+
+def _unit_interval(pixels: Tensor) -> Tensor:
+    """Bytes as floats in [0, 1], bit for bit as torchvision's ``ToTensor`` on every device."""
+    # CUDA divides by a Python number by multiplying with its rounded reciprocal, by a tensor not.
+    return pixels.float().div_(torch.full((), 255.0, device=pixels.device))

@@ -1,0 +1,228 @@
+"""A folder of images, one subfolder a class, decoded once into a cache of bytes.
+
+It reads what ``torchvision.datasets.ImageFolder`` reads, in the same order and with the same
+labels, but needs Pillow alone, and names the file where something is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bilevel.errors import BilevelError
+from bilevel.robustness.data import cache
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Files that count as images, as for ``ImageFolder``."""
+
+CACHE_NAME = ".bilevel-cache.npz"
+_CACHE_FORMAT = "bilevel images 1"
+_CHUNK = 256  # images a task of the thread pool: enough to make the pool's own cost vanish
+_PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """The images of a folder, listed but not decoded.
+
+    Args:
+        root: The folder that holds the class folders.
+        classes: The names of the class folders, sorted.
+        files: Paths of the images, relative to ``root``, sorted by class.
+        labels: The class of each file, ``(N,)`` int64.
+        fingerprint: A digest of the files' names, sizes and times of change.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    fingerprint: str
+
+    def read(self) -> cache.Bytes:
+        """The pixels of the images, from the cache or else decoded and then cached.
+
+        The cache is the file ``.bilevel-cache.npz`` in ``root`` or, where that cannot be written,
+        a file in the user's cache folder. It holds the fingerprint of the files that it was made
+        from, and counts only as long as they have that fingerprint.
+
+        Returns:
+            RGB, ``(N, 3, H, W)``.
+
+        Raises:
+            BilevelError: An image cannot be decoded, or the images differ in size.
+        """
+        places = (self.root / CACHE_NAME, cache.user_cache(self.root))
+        for place in places:
+            images = cache.load(place, self.fingerprint)
+            if images is not None:
+                return images
+        images = _decode([self.root / file for file in self.files])
+        if not any(cache.save(place, self.fingerprint, images) for place in places):
+            warnings.warn(
+                f"neither {places[0]} nor {places[1]} can be written: "
+                "the images will be decoded again in the next run",
+                stacklevel=2,
+            )
+        return images
+
+
+def find_trees(root: Path) -> dict[str, ImageTree]:
+    """Finds the images below a folder, in ``root/{train,val,test}/CLASS/`` or ``root/CLASS/``.
+
+    Args:
+        root: The folder that the user gave. Validation images may be missing; their folder may
+            also be called ``valid`` or ``validation``.
+
+    Returns:
+        The images by part, ``train``, ``test`` and perhaps ``val``, with the same classes; or
+        those of ``all`` parts where the folder does not part them.
+
+    Raises:
+        BilevelError: A folder is missing or empty, or the classes of two parts differ.
+    """
+    parts = {part: root / name for name, part in _PARTS.items() if (root / name).is_dir()}
+    if not {"train", "test"} & set(parts):
+        return {"all": list_images(root)}
+    _check_parts(root, parts)
+    trees = {part: list_images(place) for part, place in parts.items()}
+    train = trees["train"]
+    for other in trees.values():
+        for here, there in ((train, other), (other, train)):
+            missing = sorted(set(here.classes) - set(there.classes))
+            if missing:
+                raise BilevelError(
+                    f"class {missing[0]} is in {here.root} but not in {there.root}: "
+                    "all parts need the same class folders; add it or remove it"
+                )
+    return trees
+
+
+def _check_parts(root: Path, parts: dict[str, Path]) -> None:
+    """Raises where training or test images are missing."""
+    for part, other in (("train", "test"), ("test", "train")):
+        if other not in parts:
+            here = " and ".join(f"{place.name}/" for place in parts.values())
+            rename = f"rename {parts['val'].name}/, " if "val" in parts else ""
+            raise BilevelError(
+                f"folder {root} holds {here} but no {other}/: a classifier is trained on the one "
+                f"and attacked on the other; add {other}/, {rename}or give {parts[part]}, and what "
+                "is missing is held out of it"
+            )
+
+
+def list_images(root: Path) -> ImageTree:
+    """Lists the images below a folder, one subfolder a class.
+
+    Args:
+        root: The folder that holds the class folders.
+
+    Returns:
+        Its images, in the order of ``ImageFolder``.
+
+    Raises:
+        BilevelError: The folder is missing, or holds fewer than two classes, or an empty class.
+    """
+    if not root.is_dir():
+        raise BilevelError(
+            f"there is no folder {root}: images are read from its class folders, {root}/CLASS/; "
+            "give the folder that holds them"
+        )
+    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+    if len(classes) < 2:
+        found = f"one class folder ({classes[0]})" if classes else "no class folders"
+        raise BilevelError(
+            f"folder {root} holds {found}: a classifier needs two classes or more; "
+            f"put the images of each class in {root}/CLASS/"
+        )
+    digest = hashlib.sha256(_CACHE_FORMAT.encode())
+    files: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        members = _image_files(root, name)
+        if not members:
+            raise BilevelError(
+                f"class folder {root / name} holds no image ({', '.join(EXTENSIONS)}); "
+                "put images in it or remove it"
+            )
+        for file in members:
+            status = os.stat(os.path.join(root, file))
+            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        files += members
+        labels += [label] * len(members)
+    return ImageTree(root, classes, tuple(files), np.array(labels, np.int64), digest.hexdigest())
+
+
+def _image_files(root: Path, name: str) -> list[str]:
+    """The images anywhere in a class folder, relative to ``root``, in ``ImageFolder``'s order."""
+    files: list[str] = []
+    for place, _, names in sorted(os.walk(root / name, followlinks=True)):
+        inside = os.path.relpath(place, root)
+        files += [os.path.join(inside, n) for n in sorted(names) if n.lower().endswith(EXTENSIONS)]
+    return files
+
+
+def _decode(paths: list[Path]) -> cache.Bytes:
+    """Decodes all images, with a progress bar on the standard error."""
+    first = _pixels(paths[0])
+    images = np.empty((len(paths), *first.shape), np.uint8)
+
+    def decode(begin: int) -> None:
+        for index, path in enumerate(paths[begin : begin + _CHUNK], start=begin):
+            pixels = _pixels(path)
+            if pixels.shape != first.shape:
+                raise BilevelError(
+                    f"images differ in size: {paths[0]} is {_size(first)} and {path} is "
+                    f"{_size(pixels)} pixels; bring all images to one size"
+                )
+            images[index] = pixels
+
+    begins = range(0, len(paths), _CHUNK)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in _watched(pool.map(decode, begins), len(begins), f"Decoding {len(paths)} images"):
+            pass
+    return images
+
+
+def _watched(parts: Iterator[None], total: int, title: str) -> Iterable[None]:
+    """The parts, behind a bar where there is a terminal, and rich to draw it."""
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError:
+        return parts
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return track(parts, title, total, console=console, transient=True, disable=hidden)
+
+
+def _pixels(path: Path) -> cache.Bytes:
+    """One image as RGB, ``(3, H, W)``."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    except Exception as error:  # decoders raise more kinds than Pillow documents
+        raise BilevelError(
+            f"image {path} cannot be decoded: {error}; repair it or remove it"
+        ) from error
+    if mode.startswith(("I", "F")):  # Pillow would cut the values at 255 without a word
+        raise BilevelError(
+            f"image {path} has more than 8 bits a channel (mode {mode}); convert it to 8 bits"
+        )
+    return pixels
+
+
+def _size(pixels: cache.Bytes) -> str:
+    """Width × height, as image viewers say it."""
+    return f"{pixels.shape[2]}x{pixels.shape[1]}"

@@ -1,0 +1,174 @@
+"""Where the images of the robustness kit come from, by the name of the dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from bilevel.errors import BilevelError
+from bilevel.robustness.data.folder import find_trees
+from bilevel.robustness.data.images import ImageSet, Splits, hold_out_test, split
+from bilevel.robustness.data.npz import read_npz
+
+Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "folder", "npz"]
+"""The names that :func:`load_images` takes."""
+
+# torchvision's class of a dataset, and the folder below data_dir where it looks for the files.
+_TORCHVISION = {
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python"),
+}
+
+
+def load_images(
+    dataset: Dataset,
+    data_dir: str | os.PathLike[str],
+    *,
+    seed: int,
+    validation: float = 0.1,
+    train_size: int | None = None,
+    download: bool = True,
+) -> Splits:
+    """Loads a dataset into memory, on the CPU.
+
+    Every split is stratified: it holds the classes in the proportion of the whole. ``digits``, and
+    a folder without ``train/`` and ``test/``, come without a test set: a fifth of them becomes
+    one, the same for every ``seed``, so that figures of several seeds speak of the same images.
+
+    Args:
+        dataset: ``digits`` (inside scikit-learn, no files needed), ``fashion-mnist``, ``cifar10``,
+            ``cifar100`` (through torchvision), ``folder``: RGB images of one size in
+            ``data_dir/{train,val,test}/CLASS/``, where ``val`` may be missing, or in
+            ``data_dir/CLASS/``, decoded once into a cache, or ``npz``: one file of arrays in the
+            layout of MedMNIST (Yang et al., 2023), ``train_images``, ``train_labels``,
+            ``test_images`` and ``test_labels``; optionally
+            ``val_images`` and ``val_labels``, and ``classes``, the names. Images are uint8 of
+            shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with C = 1 or 3, labels
+            integers from 0 of shape ``(N,)`` or ``(N, 1)``.
+        data_dir: Folder of the files; for ``npz`` the file.
+        seed: Decides which training images become validation images; 0 or more.
+        validation: Share of the training images held out, in [0, 1); a folder or file that brings
+            validation images of its own keeps its training images whole.
+        train_size: How many of the remaining training images are kept; ``None`` keeps all.
+        download: Whether missing files may be fetched from the network.
+
+    Returns:
+        The training, validation and test sets, in the order of their source; the test images of a
+        folder or an npz file in a random order that is always the same.
+
+    Raises:
+        BilevelError: The images cannot be had, or an argument is out of its range.
+
+    Example:
+        >>> splits = load_images("digits", ".", seed=0)
+        >>> len(splits.train), len(splits.validation), len(splits.test)
+        (1294, 144, 359)
+    """
+    if seed < 0:
+        raise BilevelError(f"seed is {seed}: it seeds the validation split; give 0 or more")
+    if not 0 <= validation < 1:
+        raise BilevelError(
+            f"validation is {validation}: it is a share of the training images; give it in [0, 1)"
+        )
+    root = Path(data_dir).expanduser()
+    held_out: ImageSet | None = None
+    if dataset == "digits":
+        train, test = _digits()
+    elif dataset == "folder":
+        train, test, held_out = _folder(root)
+    elif dataset == "npz":
+        sets = read_npz(root)
+        _check_sizes({f"{part}_images of {root}": images for part, images in sets.items()})
+        train, test, held_out = sets["train"], sets["test"], sets.get("val")
+    elif dataset in _TORCHVISION:
+        train, test = (_torchvision(dataset, root, part, download) for part in (True, False))
+    else:
+        raise BilevelError(f"dataset {dataset!r} is unknown; give {', '.join(get_args(Dataset))}")
+    if dataset in ("folder", "npz"):
+        # They often lie class by class, and a batch of one class is no sample: adversarial
+        # interpolation looks for partners there.
+        test = _shuffled(test)
+    if held_out is None:
+        held_out, train = split(train, round(validation * len(train)), seed)
+    if train_size is not None:
+        if not 1 <= train_size <= len(train):
+            raise BilevelError(
+                f"train_size is {train_size}: {len(train)} training images remain beside the "
+                f"validation set; give 1 to {len(train)}"
+            )
+        train, _ = split(train, train_size, seed)
+    return Splits(train, held_out, test)
+
+
+def _digits() -> tuple[ImageSet, ImageSet]:
+    """scikit-learn's 1797 digits, 8×8: their grey levels 0…16 become bytes."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    return hold_out_test(ImageSet(images, labels, tuple(str(name) for name in range(10))))
+
+
+def _folder(root: Path) -> tuple[ImageSet, ImageSet, ImageSet | None]:
+    """Training, test and perhaps validation images of an image folder."""
+    sets = {
+        part: ImageSet(torch.from_numpy(tree.read()), torch.from_numpy(tree.labels), tree.classes)
+        for part, tree in find_trees(root).items()
+    }
+    if "all" in sets:
+        return *hold_out_test(sets["all"]), None
+    _check_sizes({f"{root}/{part}": images for part, images in sets.items()})
+    return sets["train"], sets["test"], sets.get("val")
+
+
+def _shuffled(images: ImageSet) -> ImageSet:
+    """The images in an order that depends on their number alone."""
+    return images.subset(torch.from_numpy(np.random.default_rng(0).permutation(len(images))))
+
+
+def _check_sizes(sets: Mapping[str, ImageSet]) -> None:
+    """Raises where the images of two sets, named by where they lie, differ in size."""
+    sizes = {  # width, height, channels
+        name: "x".join(map(str, images.images.shape[:0:-1])) for name, images in sets.items()
+    }
+    (first, size), *others = sizes.items()
+    for name, other in others:
+        if other != size:
+            raise BilevelError(
+                f"images differ in size: those in {first} are {size} and those in {name} are "
+                f"{other} (width x height x channels); bring all images to one size"
+            )
+
+
+def _torchvision(name: str, root: Path, train: bool, download: bool) -> ImageSet:
+    """The training or the test images of one of torchvision's datasets."""
+    class_name, folder = _TORCHVISION[name]
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise BilevelError(
+            f"{name} is read by torchvision, which cannot be imported ({_line(error)}); "
+            "install the torchvision that belongs to the installed torch, or use digits or folder"
+        ) from error
+    try:
+        source: Any = getattr(torchvision.datasets, class_name)(root, train, download=download)
+    except Exception as error:  # whatever the network, the archive or the files gave torchvision
+        raise BilevelError(
+            f"{name} is not to be had in {root / folder} ({_line(error)}); put its unpacked files "
+            f"there, {'' if download else 'allow the download, '}or use digits, which needs none"
+        ) from error
+    pixels = torch.as_tensor(source.data)
+    images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return ImageSet(images, torch.as_tensor(source.targets), tuple(source.classes))
+
+
+def _line(error: Exception) -> str:
+    """What an error says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

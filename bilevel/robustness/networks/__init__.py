@@ -1,0 +1,1 @@
+"""Classifiers: architectures, how they compute, and their weights in files."""

@@ -1,0 +1,1 @@
+"""Several methods side by side: what the applications that train classifiers share."""

@@ -1,0 +1,166 @@
+"""The command line that every training application of the kit shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from bilevel import distributed
+from bilevel.errors import BilevelError
+from bilevel.robustness.data.images import Splits, checksum, sample
+from bilevel.robustness.data.sources import Dataset, load_images
+from bilevel.robustness.training.recipe import RECIPES, SMALL, Recipe, fast
+
+
+@dataclass
+class TrainingArguments:
+    """What is trained, on what data; arguments not given default to the dataset's recipe."""
+
+    dataset: Dataset = "digits"
+    """digits are part of scikit-learn; folder is a tree of images, one folder per class; npz is one
+    file of arrays in the layout of MedMNIST."""
+    data_dir: Path = Path("data")
+    """Where the images are, or are downloaded to; for npz the file."""
+    download: bool = True
+    """Fetch a missing torchvision dataset."""
+    train_size: int | None = None
+    """Train on this many images only."""
+    validation_size: int = 1000
+    """Select the epoch on at most this many images, held out from the training images."""
+    test_size: int | None = None
+    """Attack this many test images only."""
+
+    fast: bool = False
+    """Half of the recipe's epochs, at most 30: one-cycle learning rate, averaged weights, an
+    attacker whose width is scaled to the classifier."""
+    model: str | None = None
+    """small-cnn, resnet18, or wrn-DEPTH-WIDTH such as wrn-34-10."""
+    attacker: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] | None = None
+    """The attacker's network: wide is the paper's Table 1, slim its Table 5."""
+    attacker_width: int | None = None
+    """Channels of the attacker's first layer; scale it with the classifier, as --fast does by
+    default."""
+    normalize: Literal["sample", "batch"] = "sample"
+    """Divide gradients by each image's maximum, or by the batch's, as in the authors' code."""
+    gradient_skip: float | None = None
+    """Let the attacker start near FGSM: tanh(net + s·sign ∇) from this s, which is learned. The
+    paper has none; digits and fashion-mnist start from 2."""
+
+    epsilon: float | None = None
+    """Radius of the L-infinity ball in units of the pixel range: 0.031 in the paper."""
+    epochs: int | None = None
+    """Passes over the training images."""
+    milestones: tuple[float, ...] | None = None
+    """When the learning rate is divided by 10, as shares of the run."""
+    batch_size: int | None = None
+    """Images per training step, over all processes."""
+    lr: float | None = None
+    """The classifier's learning rate (SGD)."""
+    attacker_lr: float | None = None
+    """The attacker's learning rate (Adam)."""
+    weight_decay: float | None = None
+    """Weight decay of classifier and attacker."""
+    padding: int | None = None
+    """Pixels that images are shifted by at most in training, at random; 0 is off."""
+    flip: bool | None = None
+    """Mirror images at random in training: False where left and right mean something, as in text.
+    """
+    ema: float | None = None
+    """Decay of the averaged classifier that is validated, saved and attacked, such as 0.995; 0 is
+    off, as in the paper."""
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
+    """bf16 trains in bfloat16 (autocast), tf32 lets a GPU's matrix units round; weights stay
+    float32, and evaluation is not affected. auto is bf16 on GPUs from Ampere on and on CPUs with
+    AVX512_BF16 or AMX, float32 elsewhere."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the networks, which takes a minute before the first step. auto does so on a GPU, but
+    not for digits and fashion-mnist, --smoke, or --sync-batchnorm in many processes."""
+    recompute: bool = False
+    """Activation checkpointing in the classifier: less memory, more time."""
+    channels_last: bool = True
+    """Use the NHWC (channels-last) memory layout, which is fastest for convolutions."""
+
+    sync_batchnorm: bool = False
+    """Normalise by the statistics of the whole batch under torchrun."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    smoke: bool = False
+    """Try everything in seconds: few images, two epochs, small networks unless others are named."""
+    resume: bool = False
+    """Continue a stopped run with the same arguments."""
+
+    def recipe(self) -> Recipe:
+        """The dataset's recipe, with what was given on the command line in its place.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            BilevelError: If an argument is out of its range, or two contradict each other.
+        """
+        if self.fast and self.milestones is not None:
+            raise BilevelError(
+                "milestones are given with --fast, whose learning rate rises and falls in one "
+                "cycle without any; leave out one of them"
+            )
+        given = {entry.name: getattr(self, entry.name, None) for entry in fields(Recipe)}
+        known = {name: value for name, value in given.items() if value is not None}
+        if self.smoke:
+            known = {"model": "small-cnn", "attacker": "two-layer"} | known | {"epochs": 2}
+        recipe = replace(RECIPES[self.dataset], **known)
+        return replace(fast(recipe), **known) if self.fast else recipe
+
+    def compiles(self, device: torch.device) -> bool:
+        """Whether the networks are compiled.
+
+        Args:
+            device: Where they compute.
+
+        Returns:
+            What was asked for, or whether it is worth its while.
+        """
+        if self.compile != "auto":
+            return self.compile == "on"
+        quick = self.smoke or RECIPES[self.dataset] is SMALL  # trained sooner than compiled
+        # Statistics that processes share would cut the graphs into pieces.
+        shared = self.sync_batchnorm and distributed.world_size() > 1
+        return device.type == "cuda" and not quick and not shared
+
+    def load(self, device: torch.device) -> Splits:
+        """The images.
+
+        Args:
+            device: Where they shall lie.
+
+        Returns:
+            Training, validation and test images.
+
+        Raises:
+            BilevelError: If the images cannot be had, or are too few.
+        """
+        with distributed.main_first():  # to download, and to fill caches
+            data = load_images(
+                self.dataset,
+                self.data_dir,
+                seed=self.seed,
+                train_size=self.train_size,
+                download=self.download,
+            )
+        distributed.agree({"images": checksum(data)})
+        if not all(map(len, data)):
+            counts = ", ".join(f"{len(part)} {name}" for name, part in data._asdict().items())
+            raise BilevelError(
+                f"{self.dataset} images are too few ({counts} images): each part needs one at "
+                "least; add images, 20 or more in all where nothing but training images is given"
+            )
+        sizes = (256, 64, 64) if self.smoke else (None, self.validation_size, self.test_size)
+        parts = (sample(part, size).to(device) for part, size in zip(data, sizes, strict=True))
+        return Splits(*parts)

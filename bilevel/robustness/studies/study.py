@@ -1,0 +1,244 @@
+"""Several methods trained and attacked alike, side by side in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from bilevel import Bilevel, Solver, distributed, experiment, pgm
+from bilevel.distributed import SyncBatchNorm
+from bilevel.errors import BilevelError
+from bilevel.experiment.files import writing
+from bilevel.robustness.data.batches import batches
+from bilevel.robustness.data.images import sample
+from bilevel.robustness.evaluation.accuracy import accuracy, examples
+from bilevel.robustness.evaluation.results import Example
+from bilevel.robustness.figures import draw_attacks
+from bilevel.robustness.networks.models import build_model
+from bilevel.robustness.networks.speed import (
+    Precision,
+    compile_network,
+    enough_memory,
+    fitting_precision,
+    recompute_activations,
+)
+from bilevel.robustness.studies.arguments import TrainingArguments
+from bilevel.robustness.studies.table import add_ratios, print_table
+from bilevel.robustness.threats.perturbation import Linf, Perturbation
+from bilevel.robustness.training.methods import EVALUATION_STEP, Attacker, fitting_width
+from bilevel.robustness.training.progress import Progress
+from bilevel.robustness.training.trained import About, save_trained
+from bilevel.robustness.training.trainer import Trainer
+
+
+class Study:
+    """Trains classifiers on the same images, attacks them with the same attacks, tells of it.
+
+    Args:
+        args: The application's arguments.
+        names: Of the runs; what earlier ones of these names left is replaced, unless they are
+            resumed.
+
+    Raises:
+        BilevelError: If the images cannot be had, there is nothing to resume, or processes were not
+            started alike.
+    """
+
+    def __init__(self, args: TrainingArguments, names: Sequence[str]) -> None:
+        if args.resume and not list(args.out.glob("*/checkpoint.pt")):
+            raise BilevelError(
+                f"there is no checkpoint in {args.out}: nothing to go on from; leave out --resume, "
+                "or name the folder of the stopped run with --out"
+            )
+        self.args = args
+        self.names = names
+        self.recipe = args.recipe()
+        if distributed.world_size() > 1 and args.normalize == "batch":
+            raise BilevelError(
+                f"normalize is batch and there are {distributed.world_size()} processes: each "
+                "would divide by the maximum of its own share; give --normalize sample"
+            )
+        distributed.agree({**asdict(args), "code": experiment.code()})
+        self.device = experiment.pick_device(args.device)
+        self._precision: Precision = (
+            fitting_precision(self.device) if args.precision == "auto" else args.precision
+        )
+        self.data = args.load(self.device)
+        self.records: list[dict[str, Any]] = []
+        self._shown = next(batches(sample(self.data.test, 3), 3))
+        self._examples: list[Example] = []
+
+    def about(self, method: str, interpolation: dict[str, Any] | None = None) -> About:
+        """What a method's networks are.
+
+        Args:
+            method: The method whose solver the follower has.
+            interpolation: The follower's settings where it interpolates.
+
+        Returns:
+            Their description.
+        """
+        args, recipe, images = self.args, self.recipe, self.data.train
+        return About(
+            method=method,
+            model=recipe.model,
+            channels=images.images.shape[1],
+            classes=len(images.classes),
+            dataset=args.dataset,
+            epsilon=recipe.epsilon,
+            seed=args.seed,
+            attacker=self._attacker(),
+            interpolation=interpolation,
+        )
+
+    def _attacker(self) -> Attacker:
+        recipe, images = self.recipe, self.data.train
+        attacker = Attacker(
+            recipe.attacker, normalize=self.args.normalize, gradient_skip=recipe.gradient_skip
+        )
+        width = recipe.attacker_width
+        if width is None:
+            _, channels, *size = images.images.shape
+            model = build_model(recipe.model, channels=channels, classes=len(images.classes))
+            width = fitting_width(attacker, model, (channels, size[0], size[1]))
+        return replace(attacker, width=width)
+
+    def networks(self, about: About) -> tuple[nn.Module, Solver]:
+        """The classifier and the method's solver, seeded and on the device.
+
+        Args:
+            about: What they are.
+
+        Returns:
+            Both, untrained.
+        """
+        torch.manual_seed(self.args.seed)
+        model, solver = about.classifier(), about.solver(self.recipe.pgm_steps)
+        if self.args.recompute:
+            recompute_activations(model)
+        for network in (model, solver):
+            network.to(self.device)
+            if self.args.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if self.args.sync_batchnorm:
+                SyncBatchNorm.take_over(network)
+        if self.args.compiles(self.device):
+            compile_network(model)
+            for update in solver.children():
+                compile_network(update)
+        return model, solver
+
+    def run(
+        self, name: str, about: About, game: Bilevel, config: dict[str, Any] | None = None
+    ) -> None:
+        """Trains a game to its end, or goes on with it, attacks its classifier and notes a record.
+
+        Args:
+            name: The row of the table, and the folder of the weights.
+            about: What is trained.
+            game: The game, of the networks that :meth:`networks` made.
+            config: Further settings that tell the run from others.
+        """
+        if distributed.is_main() and not (self.args.resume or self.records):
+            self._remove_earlier_runs()
+        progress = self._train(name, about, game, config or {})
+        model = game.leader.get_submodule("model")
+        if distributed.is_main():
+            save_trained(self.args.out / name, about, model, game.solver)
+        with Console().status(f"{name}: attacking {len(self.data.test)} test images"):
+            attacked = self._evaluate(about, model, game)
+        self.records.append(
+            {
+                "method": name,
+                "dataset": about.dataset,
+                "model": about.model,
+                "epsilon": about.epsilon,
+                "seed": about.seed,
+                "epochs": self.recipe.epochs,
+                "best_epoch": progress.best_epoch,
+                "seconds_per_epoch": median(progress.seconds),  # the first one compiles
+                "classifier_parameters": sum(p.numel() for p in model.parameters()),
+                "attacker_parameters": sum(p.numel() for p in game.solver.parameters()),
+                **attacked,
+            }
+        )
+        self._show(name, about, model, game)
+
+    def close(self) -> None:
+        """Writes results and figure, and prints the table."""
+        if not distributed.is_main():
+            return
+        add_ratios(self.records)
+        environment = experiment.environment(self.device)
+        experiment.write_results(self.args.out, asdict(self.args), environment, self.records)
+        draw_attacks(self.args.out / "attacks.png", self._examples)
+        recipe = self.recipe
+        title = f"{self.args.dataset}, {recipe.model}, ε = {recipe.epsilon:g}"
+        print_table(f"{title}: accuracy on {len(self.data.test)} test images", self.records)
+        Console().print(f"results, figure and weights are in {self.args.out}")
+
+    def _remove_earlier_runs(self) -> None:
+        """Of all names at once: ``--resume`` must not go on with the old run of a later name."""
+        for name in self.names:
+            folder = self.args.out / name
+            logs = folder.glob("tensorboard/events.out.tfevents.*")
+            for path in (*folder.glob("checkpoint.pt"), *logs):
+                with writing(path):
+                    path.unlink()
+
+    def _train(self, name: str, about: About, game: Bilevel, config: dict[str, Any]) -> Progress:
+        folder, images = self.args.out / name, len(self.data.train)
+        sizes = {"images": images, "validation_images": len(self.data.validation)}
+        with experiment.Journal(name, folder) as journal:
+            trainer = Trainer(
+                game,
+                self.data,
+                self.recipe,
+                seed=self.args.seed,
+                monitor="validation_clean" if about.method == "plain" else "validation_robust",
+                precision=self._precision,
+                path=folder / "checkpoint.pt",
+                config={"method": name, "dataset": about.dataset, **sizes, **config}
+                | {"sync_batchnorm": self.args.sync_batchnorm}
+                | asdict(about.attacker),
+                report=journal.report,
+            )
+            journal.begin(self.recipe.epochs * trainer.steps_per_epoch)
+            if self.args.resume and trainer.path.exists():
+                trainer.resume()
+            return trainer.fit()
+
+    def _evaluate(self, about: About, model: nn.Module, game: Bilevel) -> dict[str, float | None]:
+        """Test accuracy: clean, under PGM as the paper runs it, under the own attacker."""
+        torch.manual_seed(self.args.seed)
+        eps, size = about.epsilon, self.recipe.evaluation_batch_size
+        near, step = Linf(eps, start=1e-4), EVALUATION_STEP * eps
+        measure = partial(accuracy, model, self.data.test, batch_size=size)
+        assert isinstance(game.follower, Perturbation)
+        with enough_memory(size):
+            own = measure(game.follower, game.solver) if about.learned else None
+            return {
+                "clean": measure(),
+                "pgm20": measure(near, pgm(step, 20)),
+                "pgm100": measure(near, pgm(step, 100)),
+                "own_attacker": own,
+            }
+
+    def _show(self, name: str, about: About, model: nn.Module, game: Bilevel) -> None:
+        """Keeps what the method's attacker makes of some images.
+
+        Plain training has no attacker; PGM-20 stands in for it.
+        """
+        assert isinstance(game.follower, Perturbation)
+        follower, solver = game.follower, game.solver
+        if about.method == "plain":
+            follower, solver = Linf(about.epsilon), pgm(EVALUATION_STEP * about.epsilon, 20)
+        shown, classes = self._shown, self.data.test.classes
+        self._examples += examples(name, model, follower, solver, shown, classes)

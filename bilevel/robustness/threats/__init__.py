@@ -1,0 +1,1 @@
+"""What an adversary may do to an image, and what it raises."""

@@ -1,0 +1,193 @@
+r"""Adversarial interpolation training (AIT): a game that is not zero-sum (Algorithms 2 and 4).
+
+    leader     min over θ of  CE(f(x̃_i), ỹ_i),     ỹ_i = (1 − ε_y) y_i + ε_y (1 − y_j) / (K − 1)
+    follower   min over x̃_i of  1 − cos(h(x̃_i), h(x_j)),     ‖x̃_i − x_i‖∞ ≤ ε
+
+The follower moves the features h of each image toward those of its partner x_j, the leader learns
+to call the result *not* j. Zhang & Xu (2020), "Adversarial interpolation training", is the
+original; the paper prints the follower with the opposite sign (eq. 6), ``sense="max"`` here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bilevel.errors import BilevelError
+from bilevel.problem import LeaderProblem
+from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.networks.speed import at_least_float32
+from bilevel.robustness.threats.perturbation import Linf
+
+
+def _reversed(y: Tensor) -> Tensor:
+    return torch.arange(len(y) - 1, -1, -1, device=y.device)
+
+
+def _next(y: Tensor) -> Tensor:
+    return torch.arange(len(y), device=y.device).roll(-1)
+
+
+def _other_class(y: Tensor) -> Tensor:
+    """The next image of another class; the image itself where the batch has one class only."""
+    here = torch.arange(len(y), device=y.device)
+    order = (here.unsqueeze(1) + here.roll(-1)) % len(y)  # row i: i + 1, i + 2, …, i
+    first = (y[order] != y.unsqueeze(1)).byte().argmax(1, keepdim=True)
+    return order.gather(1, first).squeeze(1)
+
+
+PAIRINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "reversed": _reversed,
+    "next": _next,
+    "other-class": _other_class,
+}
+"""From the labels of a batch, which of its images is whose partner. Batches are shuffled, so that
+``reversed``, the original's choice, and ``next`` are random pairs."""
+
+
+class Interpolation(Linf):
+    """A perturbation that turns an image's features toward another image's.
+
+    Args:
+        eps: ε of the L∞ ball.
+        layer: The module of the classifier whose outputs are the features, averaged over their
+            pixels; ``"trunk"`` is the pooled last layer of the kit's classifiers.
+        pairing: A name of :data:`PAIRINGS`.
+        sense: ``"min"`` moves toward the partner, as the original and the authors' code do;
+            ``"max"`` away from it, as eq. 6 and Algorithm 4 print.
+        start: Radius of the random start; ε unless another is given.
+
+    Raises:
+        BilevelError: If there is no such pairing.
+
+    Example:
+        >>> from bilevel.robustness import build_model
+        >>> class Leader: model = build_model("small-cnn", channels=1, classes=10)
+        >>> batch = Batch(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))
+        >>> follower = Interpolation(0.1)
+        >>> follower.objective(Leader, follower.init(batch), batch).shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        eps: float,
+        *,
+        layer: str = "trunk",
+        pairing: str = "reversed",
+        sense: Literal["min", "max"] = "min",
+        start: float | None = None,
+    ) -> None:
+        super().__init__(eps, start=eps if start is None else start)
+        if pairing not in PAIRINGS:
+            raise BilevelError(
+                f"there is no pairing {pairing!r}: each image needs a partner in its batch; choose "
+                f"from {', '.join(PAIRINGS)}"
+            )
+        self.layer = layer
+        self.pairing = pairing
+        self.sense = sense
+
+    def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
+        """1 − cos(h(x_i + δ_i), h(x_j)), the partner's features held constant."""
+        with torch.no_grad():
+            there = _features(leader.model, self.layer, batch.x)[self.partner(batch)]
+        here = _features(leader.model, self.layer, batch.x + y)
+        return 1 - F.cosine_similarity(here, there)
+
+    def partner(self, batch: Batch) -> Tensor:
+        """Which image of the batch is whose partner.
+
+        Args:
+            batch: The images.
+
+        Returns:
+            Positions, ``(B,)`` int64.
+        """
+        return PAIRINGS[self.pairing](batch.y)
+
+    def __repr__(self) -> str:
+        settings = f"eps={self.eps:g}, layer={self.layer!r}, pairing={self.pairing!r}"
+        return f"Interpolation({settings}, sense={self.sense!r}, start={self.start:g})"
+
+
+class InterpolatedLabels(LeaderProblem):
+    """A classifier that learns the label ỹ of each interpolated image.
+
+    Args:
+        model: The classifier.
+        follower: Who is whose partner.
+        epsilon_y: ε_y in [0, 1], how far a label moves away from the partner's; 0.5 in the paper.
+
+    Raises:
+        BilevelError: If ε_y is not in [0, 1].
+
+    Example:
+        >>> leader = InterpolatedLabels(nn.Flatten(), Interpolation(0.1), epsilon_y=0.5)
+        >>> batch = Batch(torch.zeros(2, 1, 1, 3), torch.tensor([0, 1]))
+        >>> leader.targets(batch, classes=3)
+        tensor([[0.7500, 0.0000, 0.2500],
+                [0.0000, 0.7500, 0.2500]])
+    """
+
+    def __init__(self, model: nn.Module, follower: Interpolation, *, epsilon_y: float) -> None:
+        super().__init__()
+        if not (math.isfinite(epsilon_y) and 0 <= epsilon_y <= 1):
+            raise BilevelError(
+                f"epsilon_y is {epsilon_y}: it is the share of a label that moves; give 0 to 1, "
+                "0.5 as in the paper"
+            )
+        self.model = model
+        self.follower = follower
+        self.epsilon_y = epsilon_y
+
+    def loss(self, y: Tensor, batch: Batch) -> Tensor:
+        """Soft cross entropy at x + δ, the mean over the batch."""
+        logits = at_least_float32(self.model(batch.x + y))
+        return F.cross_entropy(logits, self.targets(batch, logits.shape[1]).to(logits.dtype))
+
+    def targets(self, batch: Batch, classes: int) -> Tensor:
+        """ỹ_i = (1 − ε_y) y_i + ε_y (1 − y_j) / (K − 1).
+
+        Args:
+            batch: The images.
+            classes: K.
+
+        Returns:
+            Probabilities, ``(B, K)``.
+        """
+        own = F.one_hot(batch.y, classes)
+        other = own[self.follower.partner(batch)]
+        return (1 - self.epsilon_y) * own + self.epsilon_y * (1 - other) / (classes - 1)
+
+
+def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """What a layer gives for the images, averaged over its pixels: ``(B, width)``."""
+    try:
+        module = model.get_submodule(layer)
+    except AttributeError as error:
+        names = ", ".join(name for name, _ in model.named_children())
+        raise BilevelError(
+            f"the classifier has no layer {layer!r}: its features are compared; choose one of "
+            f"{names}, or a module inside"
+        ) from error
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, output: seen.append(output))
+    try:
+        # A compiled call may have been traced without the hook, and would not run it.
+        with torch.compiler.set_stance("force_eager"):
+            model(x)
+    finally:
+        handle.remove()
+    if not seen:
+        raise BilevelError(
+            f"the classifier's layer {layer!r} computes nothing of its own: its features are "
+            "compared; choose a module inside that is called"
+        )
+    output = at_least_float32(seen[-1])
+    return output.flatten(2).mean(2) if output.ndim > 2 else output

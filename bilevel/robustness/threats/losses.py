@@ -1,0 +1,144 @@
+"""What an attack raises: functions of the logits, one value a sample, positive directions out.
+
+cross_entropy    −log softmax(z)_y                        saturates where the classifier is sure
+margin           max_{k≠y} z_k − z_y                      positive exactly where the image is broken
+dlr              (max_{k≠y} z_k − z_y) / (z_π1 − z_π3)    the margin, whatever the logits' scale
+targeted_dlr     (z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2)   toward one class t
+
+with z_π1 ≥ z_π2 ≥ … the sorted logits. The ratios are those of Croce & Hein (2020), "Reliable
+evaluation of adversarial robustness", eqs. 6 and 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bilevel.errors import BilevelError
+from bilevel.robustness.data.batches import Batch
+
+
+class Targeted(NamedTuple):
+    """A batch of labelled images, each with the class that an attack wants it taken for.
+
+    Attributes:
+        x: Images, ``(B, C, H, W)`` float in [0, 1].
+        y: Their classes, ``(B,)`` int64.
+        target: The classes wanted, ``(B,)`` int64.
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+
+
+Loss = Callable[[Tensor, "Batch | Targeted"], Tensor]
+"""Logits ``(B, K)`` and their batch to one value a sample, ``(B,)``, that an attack raises."""
+
+
+def cross_entropy(logits: Tensor, batch: Batch | Targeted) -> Tensor:
+    """Cross entropy, the objective of PGM (eq. 3).
+
+    Args:
+        logits: ``(B, K)``.
+        batch: What they are the logits of.
+
+    Returns:
+        One value a sample, ``(B,)``.
+    """
+    return F.cross_entropy(logits, batch.y, reduction="none")
+
+
+def margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
+    """The largest wrong logit minus the right one: positive exactly where the answer is wrong.
+
+    Args:
+        logits: ``(B, K)``.
+        batch: What they are the logits of.
+
+    Returns:
+        One value a sample, ``(B,)``.
+
+    Example:
+        >>> batch = Batch(torch.zeros(2, 1, 1, 1), torch.tensor([0, 0]))
+        >>> margin(torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 0.5]]), batch)
+        tensor([-1.,  1.])
+    """
+    right = F.one_hot(batch.y, logits.shape[1]).bool()
+    return logits.masked_fill(right, -torch.inf).amax(1) - _at(logits, batch.y)
+
+
+def dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
+    """The difference of logits ratio: the margin in units of the spread of the first three.
+
+    Args:
+        logits: ``(B, K)``, of three classes or more.
+        batch: What they are the logits of.
+
+    Returns:
+        One value a sample, ``(B,)``; the same for logits shifted or scaled.
+
+    Raises:
+        BilevelError: If there are fewer than three classes.
+
+    Example:
+        >>> batch = Batch(torch.zeros(1, 1, 1, 1), torch.tensor([0]))
+        >>> dlr(torch.tensor([[3.0, 2.0, 1.0]]), batch).item()
+        -0.5
+    """
+    first = _sorted(logits, 3)
+    return margin(logits, batch) / _spread(first[:, 0] - first[:, 2])
+
+
+def targeted_dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
+    """The difference of logits ratio toward the class ``batch.target``.
+
+    Args:
+        logits: ``(B, K)``, of four classes or more.
+        batch: What they are the logits of, with targets.
+
+    Returns:
+        One value a sample, ``(B,)``.
+
+    Raises:
+        BilevelError: If there are fewer than four classes, or the batch has no targets.
+
+    Example:
+        >>> batch = Targeted(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]))
+        >>> targeted_dlr(torch.tensor([[4.0, 2.0, 1.0, 1.0]]), batch).item()
+        -0.6666666865348816
+    """
+    if not isinstance(batch, Targeted):
+        raise BilevelError(
+            "targeted_dlr got a batch without targets: it goes toward one class; give "
+            "Targeted(x, y, target)"
+        )
+    first = _sorted(logits, 4)
+    gap = _at(logits, batch.target) - _at(logits, batch.y)
+    return gap / _spread(first[:, 0] - (first[:, 2] + first[:, 3]) / 2)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+"""The losses of untargeted attacks by name."""
+
+
+def _at(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes.unsqueeze(1)).squeeze(1)
+
+
+def _sorted(logits: Tensor, count: int) -> Tensor:
+    if logits.shape[1] < count:
+        raise BilevelError(
+            f"the classifier has {logits.shape[1]} classes, the difference of logits ratio needs "
+            f"{count}: attack it with the margin"
+        )
+    return logits.topk(count, dim=1).values
+
+
+def _spread(difference: Tensor) -> Tensor:
+    """A denominator that equal logits do not make zero."""
+    return difference + 1e-12

@@ -1,0 +1,233 @@
+"""How a classifier is trained: the paper's recipe, and what the small datasets need instead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from bilevel import Adjoint, Bilevel, FollowerProblem, LeaderProblem, Schedule, Solver
+from bilevel.errors import BilevelError
+from bilevel.robustness.data.batches import Augment
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a training run; the defaults are the paper's (Sec. 4.1).
+
+    Args:
+        model: Name of the classifier, see :func:`~bilevel.robustness.build_model`.
+        epsilon: ε of the L∞ threat model, in units of the pixel range.
+        pgm_steps: Steps of the ``pgm`` method.
+        epochs: Passes over the training set.
+        batch_size: Images a step.
+        lr: The classifier's learning rate (SGD, momentum 0.9), times 0.1 at each milestone.
+        milestones: When, as shares of the run in (0, 1]; 30, 60 and 90 of the paper's 100 epochs.
+        one_cycle: Whether the learning rate rises to ``lr`` and falls to 0 instead (Smith & Topin,
+            2018), step by step.
+        weight_decay: Of both networks.
+        ema: Decay of the classifier's averaged weights, which are then validated, kept and
+            evaluated (:class:`~bilevel.robustness.Averaged`); 0 averages nothing, as the paper.
+        attacker_lr: The attacker's learning rate (Adam); it does not decay.
+        attacker: See :class:`~bilevel.robustness.Attacker`.
+        attacker_width: Likewise; None for :func:`~bilevel.robustness.fitting_width`.
+        gradient_skip: Likewise; the paper has none.
+        padding: Pixels of the random crop.
+        flip: Whether images are mirrored.
+
+    Raises:
+        BilevelError: If a number is out of its range.
+    """
+
+    model: str = "wrn-34-10"
+    epsilon: float = 0.031
+    pgm_steps: int = 10
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 0.1
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
+    one_cycle: bool = False
+    weight_decay: float = 2e-4
+    ema: float = 0.0
+    attacker_lr: float = 1e-3
+    attacker: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] = "wide"
+    attacker_width: int | None = 64
+    gradient_skip: float | None = None
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the numbers before any image is read."""
+        for name in ("pgm_steps", "epochs", "batch_size", "attacker_width"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise BilevelError(f"{name} is {count}: nothing would be trained; give 1 or more")
+        for name in ("lr", "weight_decay", "attacker_lr"):
+            if not 0 <= (rate := getattr(self, name)) < math.inf:
+                raise BilevelError(f"{name} is {rate}: it is no rate; give a number from 0 on")
+        if not 0 <= self.ema < 1:
+            raise BilevelError(
+                f"ema is {self.ema}: it is the share of the average that a step keeps; give "
+                "0 ≤ ema < 1, 0.995 for an average over 200 steps, 0 for none"
+            )
+        if not all(0 < share <= 1 for share in self.milestones):
+            raise BilevelError(
+                f"milestones are {self.milestones}: they are shares of the run; give numbers in "
+                "(0, 1], 0.3 for epoch 30 of 100"
+            )
+        if self.gradient_skip is not None and not math.isfinite(self.gradient_skip):
+            raise BilevelError(
+                f"gradient_skip is {self.gradient_skip}: nothing can be learned from there; give a "
+                "finite number"
+            )
+        if not 0 < self.epsilon <= 1:
+            raise BilevelError(
+                f"epsilon is {self.epsilon}: the adversary's reach is a share of the pixel range; "
+                "give 0 < epsilon ≤ 1, 8/255 = 0.031 rather than 8 (the method plain trains "
+                "without an adversary)"
+            )
+        Augment(self.padding, flip=self.flip)  # checks the padding
+
+    def lr_at(self, epoch: float) -> float:
+        """The classifier's learning rate.
+
+        Args:
+            epoch: Epochs done, from 0; with a fraction within an epoch.
+
+        Returns:
+            ``lr`` · 0.1 to the number of milestones passed. With ``one_cycle``, what lies on the
+            lines from ``lr`` / 25 to ``lr`` at three tenths of the run, and to 0 at its end.
+
+        Example:
+            >>> [round(Recipe().lr_at(epoch), 6) for epoch in (0, 29.9, 30, 60, 90)]
+            [0.1, 0.1, 0.01, 0.001, 0.0001]
+            >>> [round(Recipe(one_cycle=True).lr_at(epoch), 6) for epoch in (0, 15, 30, 65, 100)]
+            [0.004, 0.052, 0.1, 0.05, 0.0]
+        """
+        if self.one_cycle:
+            done = epoch / self.epochs
+            rising = 1 / 25 + (1 - 1 / 25) * done / 0.3
+            return self.lr * min(rising, (1 - done) / 0.7)
+        passed = sum(epoch / self.epochs >= share for share in self.milestones)
+        return self.lr * 0.1**passed
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Images of a batch that is validated or attacked.
+
+        Returns:
+            Two of training's, for which memory is enough, and 256 at most.
+        """
+        return min(256, 2 * self.batch_size)
+
+    @property
+    def augment(self) -> Augment | None:
+        """The augmentation, or None where there is none.
+
+        Returns:
+            A crop and a flip.
+        """
+        return Augment(self.padding, flip=self.flip) if self.padding or self.flip else None
+
+
+SMALL = Recipe(
+    model="small-cnn",
+    epsilon=0.2,
+    epochs=30,
+    batch_size=64,
+    milestones=(0.5, 0.8),
+    weight_decay=5e-3,
+    attacker_lr=5e-4,
+    attacker="two-layer",
+    attacker_width=32,
+    gradient_skip=2.0,
+    padding=0,
+    flip=False,
+)
+
+RECIPES = {
+    "digits": SMALL,
+    "fashion-mnist": SMALL,
+    "cifar10": Recipe(),
+    "cifar100": Recipe(),
+    "folder": Recipe(),
+    "npz": Recipe(),
+}
+"""The recipe of each dataset: the paper's for CIFAR, a small one for small images."""
+
+
+def fast(recipe: Recipe) -> Recipe:
+    """The same in half of the epochs and 30 at most, which averaged weights make up for.
+
+    One cycle of the learning rate to twice the recipe's (its mean is then the recipe's first), a
+    weight decay of 5e-4 at least (Pang et al., 2021, "Bag of tricks for adversarial training"), an
+    average over 200 steps, and an attacker that starts near FGSM and, unless it has two layers,
+    costs a tenth of the classifier.
+
+    Args:
+        recipe: A dataset's recipe.
+
+    Returns:
+        Its fast form.
+
+    Example:
+        >>> fast(Recipe()).epochs, fast(RECIPES["digits"]).epochs
+        (30, 15)
+    """
+    return replace(
+        recipe,
+        epochs=min(30, max(1, recipe.epochs // 2)),
+        one_cycle=True,
+        lr=2 * recipe.lr,
+        weight_decay=max(recipe.weight_decay, 5e-4),
+        ema=0.995,
+        attacker_width=recipe.attacker_width if recipe.attacker == "two-layer" else None,
+        gradient_skip=2.0,
+    )
+
+
+def make_game(
+    leader: LeaderProblem,
+    follower: FollowerProblem,
+    solver: Solver,
+    recipe: Recipe,
+    *,
+    schedule: Schedule | None = None,
+    adjoint: Adjoint | None = None,
+) -> Bilevel:
+    """A classifier's training as a game with the paper's optimizers.
+
+    Args:
+        leader: The classifier and its loss; ``ZeroSum(model, follower)`` for adversarial training.
+        follower: The threat model.
+        solver: A training method's solver.
+        recipe: Learning rates and weight decay.
+        schedule: See :class:`~bilevel.Bilevel`.
+        adjoint: Likewise.
+
+    Returns:
+        The game.
+    """
+    attacker = list(solver.parameters())
+    # One kernel for all weights; elsewhere torch's own choice.
+    fused = True if all(p.is_cuda for p in leader.parameters()) else None
+    return Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(
+            leader.parameters(),
+            lr=recipe.lr,
+            momentum=0.9,
+            weight_decay=recipe.weight_decay,
+            fused=fused,
+        ),
+        solver_opt=torch.optim.Adam(
+            attacker, lr=recipe.attacker_lr, weight_decay=recipe.weight_decay, fused=fused
+        )
+        if attacker
+        else None,
+        adjoint=adjoint,
+        schedule=schedule,
+    )

@@ -1,0 +1,180 @@
+"""Classifiers as a training run leaves them: their weights, their attacker, what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bilevel import Solver
+from bilevel.errors import BilevelError
+from bilevel.robustness.networks.models import build_model
+from bilevel.robustness.networks.weights import load_weights, read_about, save_weights
+from bilevel.robustness.threats.interpolation import Interpolation
+from bilevel.robustness.threats.perturbation import Linf, Perturbation
+from bilevel.robustness.training.methods import Attacker, is_learned, make_solver
+
+CLASSIFIER = "classifier.safetensors"
+ATTACKER = "attacker.safetensors"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a trained classifier is; kept with its weights.
+
+    Args:
+        method: The method that trained it, see
+            :data:`~bilevel.robustness.training.methods.METHODS`.
+        model: The name of its architecture.
+        channels: Channels of its images.
+        classes: Number of classes.
+        dataset: What it was trained on.
+        epsilon: ε that it was trained for.
+        seed: Of the run.
+        attacker: Its attacker's network.
+        interpolation: The follower's settings where it was trained by interpolation.
+    """
+
+    method: str
+    model: str
+    channels: int
+    classes: int
+    dataset: str
+    epsilon: float
+    seed: int = 0
+    attacker: Attacker = field(default_factory=Attacker)
+    interpolation: dict[str, Any] | None = None
+
+    def follower(self, eps: float | None = None) -> Perturbation:
+        """The follower that the attacker was trained to solve.
+
+        Args:
+            eps: Another ε than the one that it was trained for.
+
+        Returns:
+            The threat model.
+        """
+        eps = self.epsilon if eps is None else eps
+        if self.interpolation is None:
+            return Linf(eps)
+        return Interpolation(eps, **self.interpolation)
+
+    def solver(self, pgm_steps: int = 10) -> Solver:
+        """The method's solver, as it is before training.
+
+        Args:
+            pgm_steps: Steps of ``pgm``.
+
+        Returns:
+            A new solver.
+        """
+        return make_solver(
+            self.method,
+            eps=self.epsilon,
+            channels=self.channels,
+            attacker=self.attacker,
+            pgm_steps=pgm_steps,
+        )
+
+    def classifier(self) -> nn.Module:
+        """The classifier, as it is before training.
+
+        Returns:
+            A new network.
+        """
+        return build_model(self.model, channels=self.channels, classes=self.classes)
+
+    @property
+    def learned(self) -> bool:
+        """Whether an attacker was trained with the classifier.
+
+        Returns:
+            True if so.
+        """
+        return is_learned(self.method)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier with all that is known about it.
+
+    Args:
+        name: What a report calls it.
+        about: What it is.
+        model: The classifier.
+        solver: The attacker that was trained with it; None where there is none.
+    """
+
+    name: str
+    about: About
+    model: nn.Module
+    solver: Solver | None = None
+
+
+def save_trained(
+    folder: str | os.PathLike[str], about: About, model: nn.Module, solver: Solver
+) -> None:
+    """Writes a classifier, and its attacker where it has one.
+
+    Args:
+        folder: Where to; it is made.
+        about: What they are.
+        model: The classifier.
+        solver: The method's solver.
+
+    Raises:
+        BilevelError: If they cannot be written.
+    """
+    words = {"about": json.dumps(asdict(about))}
+    save_weights(Path(folder) / CLASSIFIER, model, words)
+    if about.learned:
+        save_weights(Path(folder) / ATTACKER, solver, words)
+
+
+def load_trained(path: str | os.PathLike[str], name: str | None = None) -> Trained:
+    """Reads what :func:`save_trained` wrote.
+
+    Args:
+        path: The folder, or the classifier's file in it.
+        name: What a report shall call it; the folder's name unless given.
+
+    Returns:
+        The classifier; without its attacker if that file is missing.
+
+    Raises:
+        BilevelError: If there is no classifier, or it is not known what it is.
+
+    Example:
+        >>> import tempfile
+        >>> about = About("pgm", "small-cnn", 1, 10, dataset="digits", epsilon=0.2)
+        >>> folder = Path(tempfile.mkdtemp()) / "pgm"
+        >>> save_trained(folder, about, about.classifier(), about.solver())
+        >>> load_trained(folder).about == about
+        True
+    """
+    path = Path(path)
+    file = path / CLASSIFIER if path.is_dir() else path
+    about = _read(file)
+    model = about.classifier()
+    load_weights(file, model)
+    solver, attacker = None, file.parent / ATTACKER
+    if about.learned and attacker.exists():
+        solver = about.solver()
+        load_weights(attacker, solver)
+    return Trained(name or file.parent.name, about, model, solver)
+
+
+def _read(file: Path) -> About:
+    words = read_about(file)
+    try:
+        values = json.loads(words["about"])
+        return About(**{**values, "attacker": Attacker(**values["attacker"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise BilevelError(
+            f"{file} does not say what network it holds ({type(error).__name__}: {error}): name "
+            f"a {CLASSIFIER} that a training application of this version wrote"
+        ) from error

@@ -1,0 +1,248 @@
+"""Training a classifier against a follower by epochs, so that it can be stopped and resumed."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bilevel import Bilevel, Solver, distributed
+from bilevel.distributed import average_statistics
+from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.experiment import checkpoint
+from bilevel.robustness.data.batches import Batch, shuffled_batches
+from bilevel.robustness.data.images import Splits
+from bilevel.robustness.networks.averaging import Averaged
+from bilevel.robustness.networks.speed import Precision, computing, enough_memory
+from bilevel.robustness.threats.perturbation import Perturbation
+from bilevel.robustness.training.progress import Progress, Reading, Windows, check_same_run
+from bilevel.robustness.training.recipe import Recipe
+from bilevel.robustness.training.shares import seed_apart, share_of
+from bilevel.robustness.training.validation import validate_model, validation_attack
+
+WINDOW = 50
+"""Steps whose metrics are read together."""
+
+
+class Trainer:
+    """Runs the epochs of a game on images and keeps the weights that validate best.
+
+    Epochs are compared on the validation split; the test set has no say (the paper's code chooses
+    on it). Many processes train on their shares of each batch and have, up to rounding, the weights
+    that one process would have; up to its statistics, where batch normalisation has its own.
+
+    Args:
+        game: The game, see :func:`make_game`; its leader has the classifier as ``model``.
+        data: The images, on the training device.
+        recipe: Epochs, batch size, learning rates and augmentation.
+        seed: Of the order of the batches and their augmentation.
+        path: The checkpoint's file.
+        config: Plain values that tell this run from others; a checkpoint of another run is refused.
+        monitor: The record that the best epoch has the highest of: ``"validation_robust"``,
+            accuracy under attack, or ``"validation_clean"`` for a method that does not defend.
+        validate: The threat model and the attack of ``"validation_robust"``; for ``Linf``, ``L2``
+            and ``Interpolation`` PGM-10 in the follower's ball unless given.
+        precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
+        report: Called with the number of steps done and metrics, for each window of steps and
+            after each epoch; it may save the run, and end it by raising.
+        save_every: Seconds between checkpoints, within an epoch and after it; what a run that is
+            stopped has to train again. One is written before the first step and one at the end.
+
+    Attributes:
+        averaged: The leader with its averaged weights, which are validated and kept, where the
+            recipe asks for them.
+
+    Raises:
+        BilevelError: If ``validate`` has to be given.
+    """
+
+    def __init__(
+        self,
+        game: Bilevel,
+        data: Splits,
+        recipe: Recipe,
+        *,
+        seed: int,
+        path: str | os.PathLike[str],
+        config: dict[str, Any],
+        monitor: Literal["validation_robust", "validation_clean"] = "validation_robust",
+        validate: tuple[Perturbation, Solver] | None = None,
+        precision: Precision = "float32",
+        report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
+        save_every: float = 60.0,
+    ) -> None:
+        self.game = game
+        self.data = data
+        self.recipe = recipe
+        self.seed = seed
+        self.path = Path(path)
+        self.config = {**config, **asdict(recipe), "seed": seed, "precision": precision}
+        self.monitor = monitor
+        self.validate = validate or validation_attack(game.follower)
+        self.precision = precision
+        self.report = report
+        self.save_every = save_every
+        self.progress = Progress()
+        self.best_weights: dict[str, Any] = {}
+        self.averaged = Averaged(game.leader, recipe.ema) if recipe.ema else None
+        self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
+        self._windows = Windows(data.train.images.device)
+        if distributed.world_size() > 1:
+            game.pool = distributed.Pool()
+            seed_apart(seed, game.steps)
+
+    def fit(self) -> Progress:
+        """Trains from where the run stands to its last epoch, and puts the best weights in place.
+
+        Returns:
+            The history of the run.
+
+        Raises:
+            NonFiniteError: If a loss, or what the classifier answers to the validation images,
+                becomes NaN or infinite; the last checkpoint is kept.
+            BilevelError: If a checkpoint cannot be written.
+        """
+        self.save()  # so that there is one, however soon the run is stopped
+        while self.progress.epoch < self.recipe.epochs:
+            self._train_epoch()
+            self._close_epoch()
+            if self.progress.epoch == self.recipe.epochs or self._save_is_due():
+                self.save()
+        for name, weights in self.best_weights.items():
+            getattr(self.game, name).load_state_dict(weights)
+        return self.progress
+
+    def save(self) -> None:
+        """Writes everything that the rest of the run depends on. Collective.
+
+        Raises:
+            NonFiniteError: If the run has diverged; the last checkpoint is kept.
+            BilevelError: If it cannot be written.
+        """
+        self._windows.check()
+        state = {
+            "config": self.config,
+            "game": self.game.state_dict(),
+            "averaged": self.averaged and self.averaged.state_dict(),
+            "progress": asdict(self.progress),
+            "best_weights": self.best_weights,
+            "random": distributed.all_gather(checkpoint.random_state()),
+        }
+        checkpoint.save(self.path, state)
+        self._saved = time.monotonic()
+
+    def resume(self) -> None:
+        """Goes back to the state of the checkpoint.
+
+        Raises:
+            BilevelError: If there is none, or it belongs to another run.
+        """
+        state = checkpoint.load(self.path)
+        try:
+            check_same_run(self.path, state["config"], self.config)
+            self.game.load_state_dict(state["game"])
+            if self.averaged:
+                self.averaged.load_state_dict(state["averaged"])
+            self.progress = Progress(**state["progress"])
+            self.best_weights = state["best_weights"]
+            self._windows = Windows(self.data.train.images.device)
+            if len(state["random"]) == distributed.world_size():
+                checkpoint.set_random_state(state["random"][distributed.rank()])
+            else:
+                seed_apart(self.seed, self.game.steps)
+        except (KeyError, TypeError) as error:
+            raise BilevelError(
+                f"{self.path} is not the checkpoint of a training run ({error}): it was written by "
+                "something else; give another --out"
+            ) from error
+
+    def _train_epoch(self) -> None:
+        now = self.progress
+        self.game.leader.train()
+        self.game.solver.train()
+        for seconds, readings in self._steps():
+            now.elapsed += seconds
+            if now.position < self.steps_per_epoch and self._save_is_due():
+                self.save()
+            for reading in readings:
+                self.report(*reading)
+
+    def _save_is_due(self) -> bool:
+        return distributed.broadcast(time.monotonic() - self._saved > self.save_every)
+
+    def _steps(self) -> Iterator[tuple[float, list[Reading]]]:
+        """Trains the rest of the epoch; yields its seconds and its metrics, a window at a time."""
+        now = self.progress
+        begun = time.perf_counter()
+        for batch in self._batches():
+            self._windows.add(self._step(batch))
+            now.position += 1
+            last = now.position == self.steps_per_epoch
+            if last or now.position % WINDOW == 0:
+                readings = self._windows.close(self.game.steps, last=last)
+                yield time.perf_counter() - begun, readings
+                begun = time.perf_counter()
+
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the epoch."""
+        return shuffled_batches(
+            self.data.train,
+            self.recipe.batch_size,
+            seed=self.seed,
+            epoch=self.progress.epoch,
+            augment=self.recipe.augment,
+            start=self.progress.position,
+            share=distributed.shard,
+        )
+
+    def _step(self, batch: Batch) -> dict[str, Tensor]:
+        self._set_lr()
+        if self.game.pool:
+            begin = self.progress.position * self.recipe.batch_size
+            count = min(self.recipe.batch_size, len(self.data.train) - begin)
+            self.game.pool.share = share_of(count)
+        size = self.recipe.batch_size
+        with computing(self.precision, batch.x.device, one_size=True), enough_memory(size):
+            metrics = self.game.step(batch)
+        if self.game.pool:
+            average_statistics(self.game.pool, [self.game.leader, self.game.solver])
+        if self.averaged:
+            self.averaged.update_parameters(self.game.leader)
+        return metrics
+
+    def _set_lr(self) -> None:
+        assert isinstance(self.game.leader_opt, torch.optim.Optimizer)
+        epoch = self.progress.epoch + self.progress.position / self.steps_per_epoch
+        for group in self.game.leader_opt.param_groups:
+            group["lr"] = self.recipe.lr_at(epoch)
+
+    def _close_epoch(self) -> None:
+        now = self.progress
+        record = {"epoch": now.epoch, "lr": self.recipe.lr_at(now.epoch), **self._validate()}
+        score = record[self.monitor]
+        if score > now.best:
+            now.best, now.best_epoch = score, now.epoch
+            best = {"leader": self._leader(), "solver": self.game.solver}
+            self.best_weights = {n: copy.deepcopy(net.state_dict()) for n, net in best.items()}
+        now.history.append(record)
+        now.seconds.append(now.elapsed)
+        now.epoch, now.position, now.elapsed = now.epoch + 1, 0, 0.0
+        self.report(self.game.steps, record)
+
+    def _leader(self) -> nn.Module:
+        """The leader as it is evaluated."""
+        return self.averaged.module if self.averaged else self.game.leader
+
+    def _validate(self) -> dict[str, float]:
+        model, size = self._leader().get_submodule("model"), self.recipe.evaluation_batch_size
+        try:
+            return validate_model(model, self.data.validation, self.validate, batch_size=size)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {self.game.steps}: {error}") from error

@@ -1,0 +1,72 @@
+"""Accuracies on held-out images, by which the epochs of a run are compared."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from bilevel import Iterative, Solver, pgm
+from bilevel.errors import BilevelError
+from bilevel.problem import FollowerProblem
+from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.evaluation.accuracy import accuracy
+from bilevel.robustness.networks.speed import enough_memory
+from bilevel.robustness.threats.interpolation import Interpolation
+from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
+from bilevel.robustness.training.methods import TRAINING_STEP
+from bilevel.updates import NormalizedGradient
+
+STEPS = 10
+
+
+def validation_attack(follower: FollowerProblem) -> tuple[Perturbation, Solver]:
+    """PGM-10 on the cross entropy, in the ball of a game's follower.
+
+    Args:
+        follower: The follower of a game on images; of :class:`~bilevel.robustness.Interpolation`
+            the ball counts, not what it aims at.
+
+    Returns:
+        A threat model of the follower's norm and radius, and the attack on it.
+
+    Raises:
+        BilevelError: If the follower is of another class: its ball is not known.
+
+    Example:
+        >>> validation_attack(L2(0.5))[0]
+        L2(eps=0.5, start=0, loss=cross_entropy)
+    """
+    if type(follower) in (Linf, Interpolation):
+        assert isinstance(follower, Linf)
+        return Linf(follower.eps), pgm(TRAINING_STEP * follower.eps, STEPS)
+    if type(follower) is L2:
+        step = NormalizedGradient(TRAINING_STEP * follower.eps)
+        return L2(follower.eps), Iterative(step, STEPS)
+    raise BilevelError(
+        f"{type(follower).__name__} is neither Linf nor L2: epochs are compared by accuracy under "
+        "attack, within the adversary's reach; give validate=(threat model, attack)"
+    )
+
+
+def validate_model(
+    model: nn.Module,
+    images: ImageSet,
+    attack: tuple[Perturbation, Solver],
+    *,
+    batch_size: int,
+) -> dict[str, float]:
+    """Measures a classifier.
+
+    Args:
+        model: The classifier, left as it was.
+        images: Held-out images.
+        attack: A threat model and an attack on it.
+        batch_size: Images a batch.
+
+    Returns:
+        ``validation_clean`` and ``validation_robust``, accuracy under the attack.
+    """
+    measure = partial(accuracy, model, images, batch_size=batch_size)
+    with enough_memory(batch_size):
+        return {"validation_clean": measure(), "validation_robust": measure(*attack)}

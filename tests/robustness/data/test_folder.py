@@ -1,0 +1,267 @@
+"""Image folders: the order of ``ImageFolder``, the cache, and what is said of bad input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bilevel.errors import BilevelError
+from bilevel.robustness.data import cache, folder
+from bilevel.robustness.data.images import ImageSet, Splits
+from bilevel.robustness.data.sources import load_images
+from tests.images import write_image, write_tree
+
+
+def load(root: Path, **options: Any) -> Splits:
+    return load_images("folder", root, **{"seed": 0, **options})
+
+
+def counts(images: ImageSet) -> list[int]:
+    return torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+
+
+def same(a: Splits, b: Splits) -> bool:
+    return all(
+        torch.equal(p.images, q.images) and torch.equal(p.labels, q.labels)
+        for p, q in zip(a, b, strict=True)
+    )
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    write_tree(tmp_path / "pets" / "train")
+    write_tree(tmp_path / "pets" / "test", count=3, seed=5000)
+    return tmp_path / "pets"
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keeps the tests out of the user's own cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bilevel"
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are decoded from now on."""
+    seen: list[Path] = []
+    pixels = folder._pixels
+
+    def spy(path: Path) -> cache.Bytes:
+        seen.append(path)
+        return pixels(path)
+
+    monkeypatch.setattr(folder, "_pixels", spy)
+    return seen
+
+
+def test_a_folder_is_read_as_image_folder_reads_it(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import ImageFolder
+
+    monkeypatch.setattr(folder, "_CHUNK", 3)  # several tasks even for a few images
+    write_image(tree / "test" / "cat" / "deeper" / "x.JPG", 9)
+    write_image(tree / "test" / "dog" / "grey.png", 9, mode="L")
+    (tree / "test" / "dog" / "notes.txt").write_text("no image")
+    source = ImageFolder(str(tree / "test"))
+    test = folder.find_trees(tree)["test"]
+    assert test.classes == tuple(source.classes)
+    assert test.labels.tolist() == source.targets
+    expected = np.stack([np.asarray(image) for image, _ in source]).transpose(0, 3, 1, 2)
+    assert np.array_equal(test.read(), expected)
+    loaded = load(tree).test
+    assert {bytes(image.numpy()) for image in loaded.images} == {*map(bytes, expected)}
+
+
+def test_a_folder_is_read_without_a_bar_where_rich_is_missing(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert len(load_images("folder", tree, seed=0).train) > 0
+
+
+def test_a_folder_with_test_images_keeps_them_whole(tree: Path) -> None:
+    splits = load(tree, validation=0.2)
+    assert [counts(part) for part in splits] == [[8, 8], [2, 2], [3, 3]]
+    assert splits.test.images.shape == (6, 3, 4, 5)
+
+
+def test_a_folder_without_test_images_gives_a_fifth(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "pets")
+    first, other = (load(root, validation=0.25, seed=seed) for seed in (0, 1))
+    assert [counts(part) for part in first] == [[6, 6], [2, 2], [2, 2]]
+    assert len({bytes(image.numpy()) for part in first for image in part.images}) == 20
+    assert torch.equal(first.test.images, other.test.images)
+
+
+def test_the_cache_is_hit_and_gives_the_same_images(tree: Path, decoded: list[Path]) -> None:
+    first = load(tree)
+    assert {path.parent.parent.name for path in decoded} == {"train", "test"}
+    decoded.clear()
+    assert same(load(tree), first)
+    assert not decoded
+    assert (tree / "train" / folder.CACHE_NAME).is_file()
+    assert not list(tree.rglob("*.partial"))
+
+
+def test_a_changed_file_is_seen(tree: Path, decoded: list[Path]) -> None:
+    load(tree)
+    decoded.clear()
+    path = tree / "test" / "cat" / "001.png"
+    status = path.stat()
+    write_image(path, 77)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the clock may stand still
+    load(tree)
+    test = folder.find_trees(tree)["test"].read()
+    assert np.array_equal(test[1].transpose(1, 2, 0), np.asarray(Image.open(path)))
+    assert {path.parent.parent.name for path in decoded} == {"test"}
+
+
+def test_a_renamed_file_is_seen(tmp_path: Path) -> None:
+    """Bitmaps of one archive may share their size and time: the names alone tell them apart."""
+    for index in range(4):
+        path = tmp_path / "ab"[index % 2] / f"{index}.bmp"
+        write_image(path, index)
+        os.utime(path, ns=(0, 0))
+    before = folder.find_trees(tmp_path)["all"].read()
+    (tmp_path / "a" / "0.bmp").rename(tmp_path / "a" / "9.bmp")
+    after = folder.find_trees(tmp_path)["all"].read()
+    assert np.array_equal(after, before[[1, 0, 2, 3]])
+
+
+def test_a_damaged_cache_is_made_again(tree: Path) -> None:
+    first = load(tree)
+    kept = tree / "train" / folder.CACHE_NAME
+    whole = kept.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damage in (b"", b"junk", whole[: len(whole) // 2], whole[:-1], bytes(flipped)):
+        kept.write_bytes(damage)
+        assert same(load(tree), first)
+        assert len(kept.read_bytes()) == len(whole)
+    pickled = np.array([{}], dtype=object)
+    np.savez(kept, fingerprint=pickled, images=pickled)
+    assert same(load(tree), first)
+    np.savez(kept, other=np.zeros(1))
+    assert same(load(tree), first)
+
+
+def test_a_read_only_folder_is_cached_for_the_user(
+    tree: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Path]
+) -> None:
+    save = cache.save
+    monkeypatch.setattr(
+        cache, "save", lambda path, *rest: tree not in path.parents and save(path, *rest)
+    )
+    first = load(tree)
+    assert len(list(user_cache.glob("*.npz"))) == 2
+    decoded.clear()
+    assert same(load(tree), first)
+    assert not decoded
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.warns(UserWarning, match="can be written: the images will be decoded again"):
+        splits = load(tree)
+    assert len(splits.test) == 6
+    assert not list(tree.rglob("*.partial"))
+
+
+def test_fewer_than_two_classes(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    with pytest.raises(BilevelError, match=f"there is no folder {root}"):
+        load(root)
+    root.mkdir()
+    with pytest.raises(BilevelError, match="pets holds no class folders"):
+        load(root)
+    with pytest.raises(BilevelError, match=r"pets holds one class folder \(cat\)"):
+        load(write_tree(root, classes=["cat"]))
+
+
+def test_a_class_without_images(tree: Path) -> None:
+    (tree / "train" / "cow").mkdir()
+    with pytest.raises(BilevelError, match=f"class folder {tree}/train/cow holds no image"):
+        load(tree)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_validation_images_of_ones_own(tree: Path, name: str) -> None:
+    root = write_tree(tree / name, count=2, seed=7000)
+    splits = load(tree)
+    assert [counts(part) for part in splits] == [[10, 10], [2, 2], [3, 3]]
+    assert np.array_equal(splits.validation.images, folder.list_images(root).read())
+
+
+@pytest.mark.parametrize(("part", "other"), [("train", "test"), ("test", "train")])
+def test_train_or_test_alone(tmp_path: Path, part: str, other: str) -> None:
+    root = tmp_path / "pets"
+    write_tree(root / part)
+    with pytest.raises(BilevelError, match=f"pets holds {part}/ but no {other}/: .*{other}/, or"):
+        load(root)
+    write_tree(root / "valid")
+    told = f"pets holds {part}/ and valid/ but no {other}/: .*rename valid/, or give {root}/{part}"
+    with pytest.raises(BilevelError, match=told):
+        load(root)
+
+
+def test_test_images_come_in_a_mixed_order_that_is_always_the_same(tmp_path: Path) -> None:
+    """Class by class, a batch would have no partners of another class for its images."""
+    write_tree(tmp_path / "test", count=8)
+    write_tree(tmp_path / "train", count=2)
+    first, again = load(tmp_path).test, load(tmp_path, seed=1).test
+    assert torch.equal(first.images, again.images)
+    assert counts(first) == [8, 8]
+    for half in first.labels.chunk(2):
+        assert 0 < half.sum() < 8
+
+
+@pytest.mark.parametrize(("part", "other"), [("train", "test"), ("test", "train")])
+def test_other_classes_in_test(tree: Path, part: str, other: str) -> None:
+    write_image(tree / part / "cow" / "0.png", 0)
+    with pytest.raises(BilevelError, match=f"cow is in {tree}/{part} but not in {tree}/{other}"):
+        load(tree)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text"])
+def test_a_corrupt_image_is_named(tree: Path, damage: str) -> None:
+    path = tree / "train" / "dog" / "004.png"
+    path.write_bytes({"empty": b"", "cut": path.read_bytes()[:-30], "text": b"hello"}[damage])
+    with pytest.raises(BilevelError, match=f"image {path} cannot be decoded: .*remove it"):
+        load(tree)
+    assert not (tree / "train" / folder.CACHE_NAME).exists()
+
+
+def test_sixteen_bits_are_refused_rather_than_cut(tree: Path) -> None:
+    path = tree / "train" / "cat" / "003.png"
+    Image.fromarray(np.full((4, 5), 4096, np.uint16)).save(path)
+    with pytest.raises(BilevelError, match=f"image {path} has more than 8 bits"):
+        load(tree)
+
+
+def test_images_of_different_sizes_are_named(tree: Path) -> None:
+    for name in ("dog/007.png", "dog/003.png"):
+        write_image(tree / "train" / name, 1, size=(6, 4))
+    with pytest.raises(BilevelError, match=r"cat/000.png is 5x4 and .*dog/003.png is 6x4 pixels"):
+        load(tree)
+
+
+def test_train_and_test_of_different_sizes(tmp_path: Path) -> None:
+    write_tree(tmp_path / "train", count=2)
+    for name in ("cat", "dog"):
+        write_image(tmp_path / "test" / name / "0.png", 0, size=(7, 8))
+    with pytest.raises(BilevelError, match=r"train are 5x4x3 and those in .*test are 7x8x3 "):
+        load(tmp_path)

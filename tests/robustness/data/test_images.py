@@ -1,0 +1,32 @@
+"""Images in memory: what an ImageSet refuses, and how a sample is drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bilevel.errors import BilevelError
+from bilevel.robustness.data.images import ImageSet, sample
+
+
+def test_a_sample_is_stratified() -> None:
+    labels = torch.arange(200) % 4
+    images = ImageSet(torch.arange(200).byte().view(-1, 1, 1, 1), labels, tuple("abcd"))
+    small = sample(images, 40, seed=3)
+    drawn = small.images.flatten().long()
+    assert small.labels.bincount().tolist() == [10] * 4
+    assert torch.equal(small.labels, labels[drawn])
+    assert (drawn.diff() > 0).all()  # in the order of the images
+    assert torch.equal(small.images, sample(images, 40, seed=3).images)
+    assert not torch.equal(small.images, sample(images, 40, seed=4).images)
+    assert sample(images, None) is sample(images, 10_000) is images
+    with pytest.raises(BilevelError, match="a sample of 0 images is empty"):
+        sample(images, 0)
+
+
+def test_an_image_set_refuses_floats_and_missing_labels() -> None:
+    pixels = torch.zeros(2, 1, 4, 4)
+    with pytest.raises(BilevelError, match=r"images are torch.float32 of shape \(2, 1, 4, 4\)"):
+        ImageSet(pixels, torch.zeros(2).long(), ("a",))
+    with pytest.raises(BilevelError, match=r"give int64 of shape \(2,\)"):
+        ImageSet(pixels.byte(), torch.zeros(3).long(), ("a",))

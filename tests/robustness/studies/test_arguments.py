@@ -1,0 +1,70 @@
+"""`TrainingArguments`: what they make of images, augmentation and compilation."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bilevel import BilevelError, distributed
+from bilevel.experiment import commandline
+from bilevel.robustness import Augment
+from bilevel.robustness.studies.arguments import TrainingArguments
+from tests.images import write_tree
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", Augment(4, flip=True)),
+        ("--flip False", Augment(4, flip=False)),
+        ("--padding 0", Augment(0, flip=True)),
+        ("--flip False --padding 0", None),
+    ],
+)
+def test_augmentation_can_be_switched_off(
+    monkeypatch: pytest.MonkeyPatch, words: str, expected: Augment | None
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--dataset", "folder", *words.split()])
+    assert commandline._parse(TrainingArguments).recipe().augment == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "compiles"),
+    [
+        ({}, 1, True),
+        ({}, 2, True),
+        ({"sync_batchnorm": True}, 1, True),
+        ({"sync_batchnorm": True}, 2, False),
+        ({"smoke": True}, 1, False),
+        ({"dataset": "digits"}, 1, False),
+        ({"dataset": "digits", "compile": "on"}, 1, True),
+        ({"compile": "off"}, 1, False),
+    ],
+)
+def test_networks_are_compiled_where_that_is_worth_its_while(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], processes: int, compiles: bool
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    args = replace(TrainingArguments(dataset="cifar10"), **given)
+    assert args.compiles(CUDA) == compiles
+    assert args.compiles(CPU) == (args.compile == "on")
+
+
+@pytest.mark.parametrize(
+    ("count", "counts"),
+    [
+        (1, "2 train, 0 validation, 0 test"),
+        (2, "3 train, 0 validation, 1 test"),
+    ],
+)
+def test_too_few_images(tmp_path: Path, count: int, counts: str) -> None:
+    args = TrainingArguments("folder", write_tree(tmp_path / "pets", count=count))
+    with pytest.raises(BilevelError, match=rf"images are too few \({counts} images\): .*add"):
+        args.load(CPU)

@@ -1,0 +1,187 @@
+"""Adversarial interpolation: the follower, the leader, and one step of the game by hand."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bilevel import BilevelError, Detached, fgsm
+from bilevel.robustness import (
+    Attacker,
+    Batch,
+    InterpolatedLabels,
+    Interpolation,
+    Linf,
+    Recipe,
+    attack,
+    build_model,
+    compile_network,
+    make_game,
+    make_solver,
+)
+from bilevel.robustness.networks.speed import is_compiled
+from bilevel.robustness.threats.interpolation import PAIRINGS
+
+EPS = 0.1
+
+
+@pytest.fixture
+def batch() -> Batch:
+    torch.manual_seed(0)
+    return Batch(torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 1, 2, 2, 0]))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(1)
+    return build_model("small-cnn", channels=1, classes=3)
+
+
+def play(model: nn.Module, **settings: object) -> tuple[InterpolatedLabels, Interpolation]:
+    follower = Interpolation(EPS, **settings)
+    return InterpolatedLabels(model, follower, epsilon_y=0.5), follower
+
+
+def distance(model: nn.Module, x: Tensor, batch: Batch) -> Tensor:
+    """1 − cos of the pooled last layers, the partner being the batch read backwards."""
+    model = copy.deepcopy(model).eval()
+    return 1 - F.cosine_similarity(model.features(x), model.features(batch.x).flip(0).detach())
+
+
+def test_the_objective_is_the_cosine_distance_of_the_pooled_last_layers(
+    model: nn.Module, batch: Batch
+) -> None:
+    leader, follower = play(model.eval())
+    delta = torch.zeros_like(batch.x).uniform_(-EPS, EPS)
+    expected = distance(model, batch.x + delta, batch)
+    torch.testing.assert_close(follower.objective(leader, delta, batch), expected)
+
+
+@pytest.mark.parametrize(("sense", "closer"), [("min", True), ("max", False)])
+def test_the_sign_decides_whether_images_move_toward_their_partners(
+    model: nn.Module, batch: Batch, sense: str, closer: bool
+) -> None:
+    leader, follower = play(model, sense=sense, start=0.0)
+    moved = batch.x + fgsm(EPS).solve(follower, leader, batch).value
+    before, after = (distance(model, x, batch).mean() for x in (batch.x, moved))
+    assert (after < before) == closer
+
+
+def test_one_step_is_the_originals(model: nn.Module, batch: Batch) -> None:
+    """X + U(±ε), then a sign step of size ε down the distance, clipped to the ball and the box."""
+    leader, follower = play(model)
+    torch.manual_seed(3)
+    actual = batch.x + fgsm(EPS).solve(follower, leader, batch).value
+    torch.manual_seed(3)
+    noise = torch.empty_like(batch.x).uniform_(-EPS, EPS)
+    start = (batch.x + noise).clamp(0, 1).requires_grad_()
+    (slope,) = torch.autograd.grad(distance(model, start, batch).sum(), start)
+    stepped = start.detach() - EPS * slope.sign()
+    expected = (batch.x + (stepped - batch.x).clamp(-EPS, EPS)).clamp(0, 1)
+    torch.testing.assert_close(actual, expected)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 5))
+def test_pairings(seed: int, count: int, classes: int) -> None:
+    y = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
+    assert PAIRINGS["reversed"](y).tolist() == list(range(count))[::-1]
+    assert sorted(PAIRINGS["next"](y).tolist()) == list(range(count))
+    if count > 1:
+        assert (PAIRINGS["next"](y) != torch.arange(count)).all()
+    partner = PAIRINGS["other-class"](y)
+    alone = (y == y[0]).all()
+    assert (y[partner] == y).all() if alone else (y[partner] != y).all()
+
+
+@given(st.floats(0, 1), st.integers(2, 12), st.integers(0, 10**6))
+def test_targets_are_probabilities_and_the_papers(share: float, classes: int, seed: int) -> None:
+    y = torch.randint(classes, (7,), generator=torch.Generator().manual_seed(seed))
+    leader = InterpolatedLabels(nn.Flatten(), Interpolation(EPS), epsilon_y=share)
+    targets = leader.targets(Batch(torch.zeros(7, 1, 1, 1), y), classes)
+    torch.testing.assert_close(targets.sum(1), torch.ones(7))
+    for i, j in enumerate(reversed(range(7))):
+        for k in range(classes):
+            expected = (1 - share) * (k == y[i]) + share * (k != y[j]) / (classes - 1)
+            assert targets[i, k].item() == pytest.approx(expected.item())
+
+
+def test_the_leader_steps_on_the_answer_held_constant(model: nn.Module, batch: Batch) -> None:
+    """One step of AIT against the same step by hand: Algorithm 2."""
+    twin = copy.deepcopy(model)
+    leader, follower = play(model, start=0.0)
+    recipe = Recipe(lr=0.1, weight_decay=0.0)
+    make_game(leader, follower, fgsm(EPS), recipe, adjoint=Detached()).step(batch)
+
+    other, _ = play(twin, start=0.0)
+    moved = batch.x + fgsm(EPS).solve(follower, other, batch).value
+    own, partner = F.one_hot(batch.y, 3).float(), F.one_hot(batch.y, 3).float().flip(0)
+    targets = 0.5 * own + 0.5 * (1 - partner) / 2
+    loss = -(targets * twin(moved).log_softmax(1)).sum(1).mean()
+    loss.backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs - 0.1 * theirs.grad)
+
+
+@pytest.mark.parametrize("method", ["grad-l2l", "two-step-l2l"])
+def test_a_learned_follower_comes_closer_than_it_began(
+    model: nn.Module, batch: Batch, method: str
+) -> None:
+    """Algorithm 4: against a leader that stands still, the attacker learns to interpolate."""
+    leader, follower = play(model)
+    solver = make_solver(method, eps=EPS, channels=1, attacker=Attacker("two-layer", 16))
+    game = make_game(leader, follower, solver, Recipe(attacker_lr=0.01), adjoint=Detached())
+    distances = []
+    for _ in range(30):
+        solution = game.solve(batch)
+        distances.append(follower.objective(leader, solution.value, batch).mean().item())
+        game.move_solver(solution.value, batch)
+    assert distances[-1] < 0.9 * distances[0]
+
+
+def test_an_attacker_that_interpolates_is_an_attack(model: nn.Module, batch: Batch) -> None:
+    follower = Interpolation(EPS)
+    moved = attack(model, follower, fgsm(EPS), batch).x
+    assert (moved - batch.x).abs().max() <= EPS + 1e-6
+
+
+def test_another_layer(model: nn.Module, batch: Batch) -> None:
+    leader, follower = play(model.eval(), layer="head")
+    logits = model(batch.x)
+    expected = 1 - F.cosine_similarity(logits, logits.flip(0))
+    actual = follower.objective(leader, torch.zeros_like(batch.x), batch)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_a_classifier_compiled_before_it_is_asked_for_its_features(
+    model: nn.Module, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by validation under L∞: the graph knows nothing of the hook, and fits the images."""
+    leader, follower = play(model.eval(), start=0.0)
+    expected = fgsm(EPS).solve(follower, leader, batch).stats["objective_after"]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compile_network(model)
+    fgsm(EPS).solve(Linf(EPS), leader, batch)
+    actual = fgsm(EPS).solve(follower, leader, batch).stats["objective_after"]
+    assert is_compiled(model)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_bad_input_is_told(model: nn.Module, batch: Batch) -> None:
+    with pytest.raises(BilevelError, match=r"no pairing 'twins'.*reversed, next, other-class"):
+        Interpolation(EPS, pairing="twins")
+    with pytest.raises(BilevelError, match=r"epsilon_y is 1.5: .*0 to 1"):
+        InterpolatedLabels(model, Interpolation(EPS), epsilon_y=1.5)
+    leader, follower = play(model, layer="trunc")
+    with pytest.raises(BilevelError, match=r"no layer 'trunc'.*normalize, trunk, head"):
+        follower.objective(leader, torch.zeros_like(batch.x), batch)
+    model.spare = nn.Identity()
+    leader, follower = play(model, layer="spare")
+    with pytest.raises(BilevelError, match=r"layer 'spare' computes nothing of its own"):
+        follower.objective(leader, torch.zeros_like(batch.x), batch)

@@ -1,0 +1,91 @@
+"""The losses of attacks: signs, invariances, and the formulas of Croce & Hein written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bilevel import BilevelError
+from bilevel.robustness import Batch
+from bilevel.robustness.threats.losses import (
+    LOSSES,
+    Targeted,
+    cross_entropy,
+    dlr,
+    margin,
+    targeted_dlr,
+)
+
+seeds = st.integers(0, 2**31)
+
+
+def drawn(seed: int, classes: int = 6, count: int = 20) -> tuple[torch.Tensor, Targeted]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, classes, generator=generator, dtype=torch.float64)
+    y = torch.randint(classes, (count,), generator=generator)
+    shift = torch.randint(1, classes, (count,), generator=generator)
+    return logits, Targeted(torch.zeros(count, 1, 1, 1), y, (y + shift) % classes)
+
+
+@given(seeds)
+def test_margin_and_dlr_are_positive_exactly_where_the_answer_is_wrong(seed: int) -> None:
+    logits, batch = drawn(seed)
+    wrong = logits.argmax(1) != batch.y
+    for loss in (margin, dlr):
+        assert torch.equal(loss(logits, batch) > 0, wrong)
+
+
+@given(seeds, st.floats(0.1, 100), st.floats(-50, 50))
+def test_the_ratios_do_not_see_the_logits_scale_or_shift(
+    seed: int, scale: float, shift: float
+) -> None:
+    logits, batch = drawn(seed)
+    for loss in (dlr, targeted_dlr):
+        torch.testing.assert_close(loss(scale * logits + shift, batch), loss(logits, batch))
+
+
+@given(seeds)
+def test_the_ratios_are_the_papers(seed: int) -> None:
+    logits, batch = drawn(seed)
+    rows = zip(logits.tolist(), batch.y.tolist(), batch.target.tolist(), strict=True)
+    expected, toward = [], []
+    for z, y, t in rows:
+        first = sorted(z, reverse=True)
+        other = max(value for k, value in enumerate(z) if k != y)
+        expected.append(-(z[y] - other) / (first[0] - first[2]))
+        toward.append(-(z[y] - z[t]) / (first[0] - (first[2] + first[3]) / 2))
+    torch.testing.assert_close(dlr(logits, batch), torch.tensor(expected, dtype=torch.float64))
+    actual = targeted_dlr(logits, batch)
+    torch.testing.assert_close(actual, torch.tensor(toward, dtype=torch.float64))
+
+
+def test_cross_entropy_keeps_one_value_a_sample() -> None:
+    logits, batch = drawn(0)
+    expected = F.nll_loss(logits.log_softmax(1), batch.y, reduction="none")
+    torch.testing.assert_close(cross_entropy(logits, batch), expected)
+
+
+@pytest.mark.parametrize("loss", [*LOSSES.values(), targeted_dlr])
+def test_equal_logits_give_finite_slopes(loss) -> None:
+    _, batch = drawn(0, count=4)
+    logits = torch.zeros(4, 6, requires_grad=True)
+    loss(logits, batch).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_too_few_classes_for_a_ratio_are_told() -> None:
+    logits, batch = drawn(0, classes=3)
+    with pytest.raises(BilevelError, match=r"3 classes.*needs 4: attack it with the margin"):
+        targeted_dlr(logits, batch)
+    logits, batch = drawn(0, classes=2)
+    with pytest.raises(BilevelError, match=r"2 classes.*needs 3"):
+        dlr(logits, batch)
+
+
+def test_a_targeted_loss_wants_targets() -> None:
+    logits, batch = drawn(0)
+    with pytest.raises(BilevelError, match="give Targeted"):
+        targeted_dlr(logits, Batch(batch.x, batch.y))

@@ -1,0 +1,43 @@
+"""`Windows`: what is read when, and that a run that has diverged is told."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bilevel import NonFiniteError
+from bilevel.robustness.training.progress import Windows
+
+
+def windows(device: str) -> Windows:
+    """After a step whose loss is 1."""
+    windows = Windows(torch.device(device))
+    windows.add({"loss": torch.tensor(1.0)})
+    return windows
+
+
+def test_on_a_gpu_a_window_is_read_when_the_next_one_has_been_launched() -> None:
+    late = windows("cuda")
+    assert late.close(50, last=False) == []
+    for loss in (2.0, 4.0):
+        late.add({"loss": torch.tensor(loss)})
+    assert late.close(100, last=False) == [(50, {"loss": 1.0})]
+    late.add({"loss": torch.tensor(5.0)})
+    assert late.close(120, last=True) == [(100, {"loss": 3.0}), (120, {"loss": 5.0})]
+
+
+def test_on_the_cpu_a_window_is_read_at_once() -> None:
+    assert windows("cpu").close(50, last=False) == [(50, {"loss": 1.0})]
+
+
+def test_a_window_that_is_not_read_yet_can_be_checked() -> None:
+    late = windows("cuda")
+    late.close(50, last=False)
+    late.check()
+    late.add({"loss": torch.tensor(math.nan)})
+    assert late.close(100, last=False) == [(50, {"loss": 1.0})]
+    for read in (late.check, lambda: late.close(150, last=True)):
+        with pytest.raises(NonFiniteError, match="loss is nan at step 1 of the last 1 read"):
+            read()

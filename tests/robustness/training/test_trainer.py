@@ -1,0 +1,375 @@
+"""`Trainer`: what it keeps, what it refuses, and that a stopped run goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simultaneous, ZeroSum, pgm
+from bilevel.experiment import checkpoint
+from bilevel.robustness import (
+    L2,
+    Attacker,
+    Linf,
+    Recipe,
+    Splits,
+    Trainer,
+    attack,
+    batches,
+    make_solver,
+    shuffled_batches,
+)
+from bilevel.robustness.training import trainer as module
+from bilevel.robustness.training import validation
+from bilevel.robustness.training.progress import Windows
+from bilevel.robustness.training.recipe import make_game
+from bilevel.updates import NormalizedGradient
+from tests.images import image_set
+from tests.problems import BatchNormNet
+
+RECIPE = Recipe(epsilon=0.1, epochs=2, batch_size=4, padding=1, milestones=(0.5,))
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Trainer]:
+    """Makes a trainer whose epoch has six steps and whose follower starts at random."""
+    data = Splits(image_set(22), image_set(6), image_set(6))
+
+    def build(
+        method: str = "two-step-l2l",
+        schedule: Schedule | None = None,
+        *,
+        recipe: Recipe = RECIPE,
+        seed: int = 0,
+        **options: Any,
+    ) -> Trainer:
+        torch.manual_seed(seed)
+        attacker = Attacker("two-layer", width=4)
+        solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+        networks = BatchNormNet(dropout=0.2), solver
+        for network in networks:
+            network.to(memory_format=torch.channels_last)
+        follower = Linf(0.1, start=0.05)
+        leader = ZeroSum(networks[0], follower)
+        game = make_game(leader, follower, solver, recipe, schedule=schedule)
+        settings = {"path": tmp_path / "run.pt", "config": {"method": method}, **options}
+        return Trainer(game, data, recipe, seed=seed, **settings)
+
+    return build
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two states are the same, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def outcome(trainer: Trainer) -> dict[str, Any]:
+    """Everything that a run leaves, but its times."""
+    progress = asdict(trainer.progress)
+    del progress["seconds"], progress["elapsed"]
+    return {"game": trainer.game.state_dict(), "best": trainer.best_weights, **progress}
+
+
+def stop_after(trainer: Trainer, steps: int) -> None:
+    """Runs until someone presses Ctrl-C."""
+    step = trainer.game.step
+
+    def interrupted(batch: Any) -> Any:
+        if trainer.game.steps == steps:
+            raise KeyboardInterrupt
+        return step(batch)
+
+    trainer.game.step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
+@pytest.mark.parametrize(
+    ("steps", "save_every", "epoch", "position"),
+    [(0, -1.0, 0, 0), (3, -1.0, 0, 2), (7, -1.0, 1, 0), (11, -1.0, 1, 4), (11, math.inf, 0, 0)],
+    ids=["first step", "first epoch", "saved between epochs", "last epoch", "saved at the start"],
+)
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
+@pytest.mark.parametrize("method", ["pgm", "two-step-l2l"])
+def test_a_stopped_run_resumed_equals_the_run_never_stopped(
+    build: Callable[..., Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    schedule: Schedule,
+    steps: int,
+    save_every: float,
+    epoch: int,
+    position: int,
+) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    straight = build(method, schedule)
+    straight.fit()
+    straight.path.unlink()
+    after = torch.get_rng_state()
+
+    stop_after(build(method, schedule, save_every=save_every), steps)
+    resumed = build(method, schedule)
+    torch.manual_seed(99)
+    resumed.resume()
+    assert (resumed.progress.epoch, resumed.progress.position) == (epoch, position)
+    assert resumed.game.steps == 6 * epoch + position
+    resumed.fit()
+    assert equal(outcome(resumed), outcome(straight))
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_the_seed_decides_the_run(build: Callable[..., Trainer]) -> None:
+    first, again, other = build(seed=0), build(seed=0), build(seed=1)
+    for trainer, seed in ((first, 5), (again, 5), (other, 6)):
+        torch.manual_seed(seed)
+        trainer.fit()
+    assert equal(outcome(first), outcome(again))
+    assert not equal(outcome(first), outcome(other))
+
+
+def test_each_epoch_has_the_batches_of_the_seed_and_the_epoch(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build(seed=3)
+    step, seen = trainer.game.step, []
+    monkeypatch.setattr(trainer.game, "step", lambda batch: seen.append(batch) or step(batch))
+    trainer.fit()
+    epoch = partial(shuffled_batches, trainer.data.train, 4, seed=3, augment=RECIPE.augment)
+    assert equal(seen, [*epoch(epoch=0), *epoch(epoch=1)])
+
+
+@pytest.mark.parametrize(
+    ("monitor", "best"),
+    [("validation_robust", 0), ("validation_clean", 1)],
+    ids=["robust", "clean"],
+)
+def test_the_weights_that_validate_best_are_put_back(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, monitor: str, best: int
+) -> None:
+    """By accuracies that are dictated; of two equal epochs the first is kept."""
+    clean, attacked = iter([0.5, 0.9, 0.9, 0.7]), iter([0.4, 0.2, 0.3, 0.4])
+    monkeypatch.setattr(
+        validation,
+        "accuracy",
+        lambda model, images, *attack, batch_size: next(attacked if attack else clean),
+    )
+    weights = []
+
+    def networks() -> list[dict[str, Any]]:
+        return [part.state_dict() for part in (trainer.game.leader, trainer.game.solver)]
+
+    def remember(steps: int, metrics: dict[str, float]) -> None:
+        if "epoch" in metrics:
+            weights.append(copy.deepcopy(networks()))
+
+    trainer = build(recipe=replace(RECIPE, epochs=4), monitor=monitor, report=remember)
+    progress = trainer.fit()
+    assert progress.best_epoch == best
+    assert progress.best == progress.history[best][monitor]
+    assert [equal(networks(), epoch) for epoch in weights] == [i == best for i in range(4)]
+
+
+def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Trainer]) -> None:
+    given = build()
+    game = given.game
+    game.follower = L2(0.05)
+    trainer = Trainer(game, given.data, RECIPE, seed=0, path=given.path, config={})
+    threat, solver = trainer.validate
+    assert repr(threat) == "L2(eps=0.05, start=0, loss=cross_entropy)"
+    assert isinstance(solver.update, NormalizedGradient)
+    trainer.fit()
+    batch = next(batches(given.data.validation, 6))
+    moved = (attack(game.leader.model, threat, solver, batch).x - batch.x).flatten(1)
+    assert torch.allclose(moved.norm(dim=1), torch.tensor(0.05), rtol=0.1)
+
+
+def test_a_follower_whose_ball_is_not_known_brings_its_own_attack(
+    build: Callable[..., Trainer],
+) -> None:
+    class Mine(Linf):
+        pass
+
+    given = build()
+    given.game.follower = Mine(0.1)
+    make = partial(Trainer, given.game, given.data, RECIPE, seed=0, path=given.path, config={})
+    with pytest.raises(BilevelError, match=r"Mine is neither Linf nor L2: .*give validate="):
+        make()
+    own = Mine(0.1), pgm(0.1, 1)
+    assert make(validate=own).validate is own
+
+
+def test_validation_takes_no_more_memory_than_training(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: object, images: object, *attack: object, batch_size: int) -> float:
+        assert batch_size == 2 * RECIPE.batch_size
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(validation, "accuracy", full)
+    with pytest.raises(BilevelError, match="out of memory with batches of 8 images"):
+        build().fit()
+
+
+def test_short_epochs_are_not_saved_one_by_one(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: saved.append(path))
+    trainer = build(path="run.pt", recipe=replace(RECIPE, epochs=5))
+    trainer.fit()
+    assert saved == [Path("run.pt")] * 2  # before the first step and at the end
+
+
+def test_the_classifiers_learning_rate_follows_the_recipe_and_the_attackers_stays(
+    build: Callable[..., Trainer],
+) -> None:
+    rates = []
+
+    def read(steps: int, metrics: dict[str, float]) -> None:
+        if "epoch" not in metrics:
+            optimizers = trainer.game.leader_opt, trainer.game.solver_opt
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+
+    trainer = build(report=read)
+    history = trainer.fit().history
+    assert rates == [[pytest.approx(0.1), 1e-3], [pytest.approx(0.01), 1e-3]]
+    assert [record["lr"] for record in history] == [rate for rate, _ in rates]
+
+
+def test_bf16_trains_the_networks_in_bfloat16_and_validates_in_float32(
+    build: Callable[..., Trainer],
+) -> None:
+    seen: set[tuple[bool, torch.dtype]] = set()
+    trainer = build(precision="bf16")
+    leader = trainer.game.leader
+    leader.model.register_forward_hook(
+        lambda model, inputs, logits: seen.add((torch.is_autocast_enabled("cpu"), logits.dtype))
+    )
+    progress = trainer.fit()
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert all(math.isfinite(value) for record in progress.history for value in record.values())
+    parameters = [*leader.parameters(), *trainer.game.solver.parameters()]
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
+
+
+def test_a_classifier_that_gives_nan_is_not_saved(build: Callable[..., Trainer]) -> None:
+    """The last step of an epoch may break what no later loss would show."""
+
+    def break_it(steps: int, metrics: dict[str, float]) -> None:
+        if steps == 12:
+            with torch.no_grad():
+                next(trainer.game.leader.parameters()).fill_(math.nan)
+
+    trainer = build(report=break_it, save_every=-1.0)
+    with pytest.raises(NonFiniteError, match="step 12: the classifier's logits are not finite"):
+        trainer.fit()
+    assert checkpoint.load(trainer.path)["progress"]["epoch"] == 1
+
+
+def test_what_a_gpu_has_not_told_yet_is_read_before_it_is_saved(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    trainer = build(save_every=-1.0)
+    trainer._windows = Windows(torch.device("cuda"))
+    monkeypatch.setattr(trainer.game, "step", lambda batch: {"loss": torch.tensor(math.nan)})
+    with pytest.raises(NonFiniteError, match="loss is nan at step 1 of the last 2 read"):
+        trainer.fit()
+    assert checkpoint.load(trainer.path)["progress"]["position"] == 0
+
+
+# Checkpoints that do not belong.
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"method": "pgm"}, "method = two-step-l2l, this one has pgm: .*the same arguments"),
+        ({"recipe": replace(RECIPE, lr=0.5)}, "lr = 0.1, this one has 0.5: "),
+        ({"seed": 3}, "seed = 0, this one has 3: "),
+        ({"precision": "bf16"}, "precision = float32, .* bf16: .*give --precision float32, or"),
+        ({"config": {"method": "two-step-l2l", "width": 8}}, "width = None, this one has 8: "),
+    ],
+)
+def test_a_checkpoint_of_another_run(
+    build: Callable[..., Trainer], change: dict[str, Any], told: str
+) -> None:
+    build().save()
+    with pytest.raises(BilevelError, match=f"run.pt is a run with {told}"):
+        build(**change).resume()
+
+
+def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer]) -> None:
+    trainer = build()
+    with pytest.raises(BilevelError, match="there is no checkpoint"):
+        trainer.resume()
+    whole = {"config": trainer.config, "game": trainer.game.state_dict()}
+    for state, missing in (({}, "config"), (whole, "progress")):
+        checkpoint.save(trainer.path, state)
+        with pytest.raises(
+            BilevelError, match=f"not the checkpoint of a training run .'{missing}'"
+        ):
+            trainer.resume()
+
+
+# Averaged weights.
+
+EMA = replace(RECIPE, ema=0.8)
+
+
+def test_the_networks_that_are_trained_do_not_notice_their_average(
+    build: Callable[..., Trainer],
+) -> None:
+    histories, games = [], []
+    for recipe in (EMA, RECIPE):
+        trainer = build(recipe=recipe)
+        torch.manual_seed(0)
+        histories.append(trainer.fit().history)
+        games.append(checkpoint.load(trainer.path)["game"])
+    assert equal(*games)
+    assert histories[0] != histories[1]
+
+
+def test_a_stopped_run_with_averaged_weights_goes_on_bit_for_bit(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    straight = build(recipe=EMA)
+    straight.fit()
+    stop_after(build(recipe=EMA, save_every=-1.0), 9)
+    resumed = build(recipe=EMA)
+    resumed.resume()
+    assert resumed.game.steps == 8
+    resumed.fit()
+    assert equal(outcome(resumed), outcome(straight))
+    assert equal(resumed.averaged.state_dict(), straight.averaged.state_dict())
+
+
+def test_the_best_weights_are_those_that_were_validated(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = validation.accuracy
+
+    def spy(model: Any, *rest: Any, **options: Any) -> float:
+        seen.append(copy.deepcopy(model.state_dict()))
+        return original(model, *rest, **options)
+
+    monkeypatch.setattr(validation, "accuracy", spy)
+    trainer = build(recipe=EMA)
+    progress = trainer.fit()
+    assert equal(trainer.game.leader.model.state_dict(), seen[2 * progress.best_epoch])
