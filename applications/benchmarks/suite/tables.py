@@ -98,7 +98,7 @@ def trained(runs: Sequence[Record]) -> str:
     return table(["method", "precision", *attacks.values(), "training, s", "÷ PGM-10"], rows)
 
 
-def table_3(cpu: Sequence[Record], gpu: Sequence[Record]) -> str:
+def table_3(cpu: Sequence[Record], gpu: Sequence[Record], *, counted: bool = True) -> str:
     """The paper's Table 3 as ratios to PGM-10, what was counted, and what was measured."""
     ours = Steps(cpu, "wrn-34-10")
     columns = {
@@ -110,6 +110,8 @@ def table_3(cpu: Sequence[Record], gpu: Sequence[Record]) -> str:
         "one pass, CPU, bf16": ours.times(precision="bf16"),
         "one pass, GPU, bf16, compiled": Steps(gpu, "wrn-34-10").times(**FAST),
     }
+    if not counted:
+        columns = {title: column for title, column in columns.items() if "counted" not in title}
     rows = [
         [
             name,
@@ -222,4 +224,4 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _is_number(cell: str) -> bool:
     """Whether a cell holds a number, or says that there is none."""
-    return cell in ("", "–", UNKNOWN) or cell[0].isdigit()
+    return cell in ("", "–", UNKNOWN) or cell.lstrip("*−")[:1].isdigit()

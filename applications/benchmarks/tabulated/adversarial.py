@@ -1,0 +1,90 @@
+"""Accuracies of adversarially trained classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+from suite.tables import table
+
+from tabulated.reading import Record, per_cent, ranged, read, seeds
+
+ATTACKS = {"clean": "clean", "pgm20": "PGM-20", "pgm100": "PGM-100"}
+
+
+def digits() -> str:
+    """Digits, three seeds: everything."""
+    return _training(seeds("digits/seed-*"))
+
+
+def digits_in_short() -> str:
+    """The same without ranges."""
+    rows = []
+    for runs in zip(*seeds("digits/seed-*"), strict=True):
+        name = {"pgm": "pgm (10 steps)"}.get(runs[0]["method"], runs[0]["method"])
+        accuracies = [f"{100 * mean(run[key] for run in runs):.1f}" for key in ATTACKS]
+        rows.append([name, *accuracies, f"{mean(run['ratio_to_pgm'] for run in runs):.2f}"])
+    return table(["method", *ATTACKS.values(), "training time ÷ PGM-10"], rows)
+
+
+def cifar10() -> str:
+    """CIFAR-10 as JPEG files, one seed."""
+    return _training([read("cifar10-jpeg75")])
+
+
+def precisions() -> str:
+    """Digits in float32 and in bf16."""
+    columns = [(key, name) for key in ("clean", "pgm20") for name in ("digits-float32", "digits")]
+    titles = [f"{ATTACKS[key]}, {'float32' if '32' in name else 'bf16'}" for key, name in columns]
+    runs = {name: list(zip(*seeds(f"{name}/seed-*"), strict=True)) for _, name in columns}
+    rows = [
+        [
+            both[0][0]["method"],
+            *(per_cent([run[key] for run in both[name == "digits"]]) for key, name in columns),
+        ]
+        for both in zip(runs["digits-float32"], runs["digits"], strict=True)
+    ]
+    return table(["method", *titles], rows)
+
+
+def schedules() -> str:
+    """2-Step L2L under each schedule."""
+    order = [
+        "simultaneous",
+        "alternating",
+        "extragradient",
+        "optimistic",
+        "lookahead",
+        "proximal-point",
+    ]
+    rows = []
+    for name in order:
+        runs = [records[0] for records in seeds(f"digits-schedules/{name}-*")]
+        rows.append([name, *(per_cent([run[key] for run in runs]) for key in ATTACKS)])
+    return table(["schedule", *ATTACKS.values()], rows)
+
+
+def through_the_attacker() -> str:
+    """2-Step L2L with two adjoints."""
+    records = read("through_the_attacker")
+    attacks = {**ATTACKS, "own_attacker": "own attacker"}
+    cost = {"detached": 1.0, "unrolled": next(one["ratio"] for one in records if "ratio" in one)}
+    rows = []
+    for name, ratio in cost.items():
+        runs = [one for one in records if one["method"] == name]
+        accuracies = (per_cent([run[key] for run in runs]) for key in attacks)
+        rows.append([f"`{name.capitalize()}()`", *accuracies, f"{ratio:.3g}"])
+    return table(["adjoint", *attacks.values(), "CPU time of a step"], rows)
+
+
+def _training(runs: Sequence[Sequence[Record]]) -> str:
+    """Accuracies in per cent and times of training methods, over seeds."""
+    accuracies = {**ATTACKS, "own_attacker": "own attacker"}
+    times = {"seconds_per_epoch": "s/epoch", "ratio_to_pgm": "÷ PGM"}
+    rows = []
+    for same_method in zip(*runs, strict=True):
+        row = [same_method[0]["method"]]
+        row += [per_cent([record[key] for record in same_method]) for key in accuracies]
+        row += [ranged([record[key] for record in same_method]) for key in times]
+        rows.append(row)
+    return table(["method", *accuracies.values(), *times.values()], rows)

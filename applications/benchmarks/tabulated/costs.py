@@ -1,0 +1,61 @@
+"""Time and memory of a training step, and the targets for a GPU."""
+
+from __future__ import annotations
+
+from suite import tables
+from suite.steps import way
+
+from tabulated.reading import read
+
+
+def table_3() -> str:
+    """The paper's Table 3 as ratios, counted and measured."""
+    return tables.table_3(read("step_cost"), read("gpu_suite"))
+
+
+def table_3_in_short() -> str:
+    """The same without what was counted."""
+    return tables.table_3(read("step_cost"), read("gpu_suite"), counted=False)
+
+
+def cpu() -> str:
+    """Options of one processor, relative to the same method in float32, eager and in one pass."""
+    steps = tables.Steps(read("step_cost-small"), "wrn-16-2")
+    ways = [
+        (precision, compiled) for precision in ("float32", "bf16") for compiled in (False, True)
+    ]
+    rows = []
+    for method in ("pgm", "two-step-l2l"):
+        base = steps.find(method=method)
+        for schedule in ("alternating", "simultaneous"):
+            found = [
+                steps.find(method=method, schedule=schedule, precision=precision, compiled=compiled)
+                for precision, compiled in ways
+            ]
+            ratios = [one["seconds"] / base["seconds"] for one in found if one and base]
+            rows.append([method, schedule, *(f"{ratio:.2f}" for ratio in ratios)])
+    return tables.table(["", "schedule", *(way(*one) for one in ways)], rows)
+
+
+def memory() -> str:
+    """MiB of a step."""
+    steps = tables.Steps(read("step_cost-16"), "wrn-34-10")
+    rows = []
+    for method in ("pgm", "grad-l2l", "two-step-l2l"):
+        row = [method]
+        for precision in ("float32", "bf16"):
+            one = steps.find(method=method, precision=precision)
+            ratio = steps.to_pgm("peak_mib", precision=precision)[method]
+            row += [f"{one['peak_mib']:.0f}" if one else "–", f"{ratio:.2f}"]
+        rows.append(row)
+    return tables.table(["method", "float32", "÷ PGM-10", "bf16", "÷ PGM-10"], rows)
+
+
+def targets() -> str:
+    """What is aimed at on a GPU, and what was reached."""
+    return tables.targets(read("gpu_suite"))
+
+
+def small_training() -> str:
+    """The small version of the GPU's training runs."""
+    return tables.trained(tables.runs_of(read("gpu_suite-small")))

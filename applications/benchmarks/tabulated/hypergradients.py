@@ -1,0 +1,93 @@
+"""Hyper-cleaning, the cost of a hypergradient, and MAML."""
+
+from __future__ import annotations
+
+from suite.tables import table
+
+from tabulated.reading import Record, per_cent, ranged, read, seeds, significant
+
+WEIGHTS = {
+    "uniform": "all ½ (the initial weights)",
+    "right only": "correct labels only",
+    "unrolled": "`Unrolled()`",
+    "compiled": "`Unrolled(compile=True)`",
+    "recomputed": "`Unrolled(recompute=True)`",
+    "truncated": "`Unrolled(truncate=20)`",
+    "sampled": "`Sampled(0.1, samples=8)`",
+    "implicit": '`Implicit("cg")`',
+    "gmres": '`Implicit("gmres")`',
+    "neumann": '`Implicit("neumann")`',
+    "penalty": "`Penalty(100)`",
+}
+
+
+def cleaning() -> str:
+    """One seed, all adjoints."""
+    rows = [
+        [
+            WEIGHTS[one["weights"]],
+            *(per_cent([one.get(key)]) for key in ("accuracy", "found", "false_alarms")),
+            ranged([one.get("auc")]),
+            ranged([one.get("peak_mib")], 2),
+        ]
+        for one in read("hyper_cleaning/seed-0")
+    ]
+    return table(["weights", "accuracy", "found", "false alarms", "AUC", "peak memory, MiB"], rows)
+
+
+def cleaning_by_seeds() -> str:
+    """Those adjoints that were run with three seeds."""
+    runs = [{one["weights"]: one for one in records} for records in seeds("hyper_cleaning/seed-*")]
+    rows = []
+    for name in (name for name in WEIGHTS if all(name in run for run in runs)):
+        accuracy = per_cent([run[name]["accuracy"] for run in runs])
+        rows.append([WEIGHTS[name], accuracy, ranged([run[name].get("auc") for run in runs])])
+    return table(["weights", "accuracy", "AUC"], rows)
+
+
+def linear_unrolled() -> str:
+    """A linear network, unrolled."""
+    return _costs("linear", "unrolled")
+
+
+def linear_implicit() -> str:
+    """The same, implicit."""
+    return _costs("linear", "implicit")
+
+
+def mlp_unrolled() -> str:
+    """A multilayer perceptron, unrolled."""
+    return _costs("mlp", "unrolled")
+
+
+def _costs(model: str, kind: str) -> str:
+    rows = [
+        [
+            _ours_bold(one["way"]),
+            significant(one["cpu_ms"], 3),
+            f"{one['÷ by hand']:.2f}",
+            f"{one['÷ TorchOpt']:.2f}",
+            significant(one["error"], 1),
+            significant(one["peak_mib"], 3),
+        ]
+        for one in read("hypergradient")
+        if (one["model"], one["kind"]) == (model, kind)
+    ]
+    titles = "CPU, ms", "÷ by hand", "÷ TorchOpt", "error", "peak, MiB"
+    return table(["", *titles], rows)
+
+
+def _ours_bold(way: str) -> str:
+    return f"**{way}**" if way.startswith("bilevel") else way
+
+
+def maml() -> str:
+    """Errors on unseen waves after so many steps."""
+    adjoints = {"maml": "`Unrolled()`", "fomaml": "`Detached()`", "joint": "no inner steps"}
+    steps = (0, 1, 5, 20)
+
+    def errors(one: Record) -> list[str]:
+        return [f"{one[f'error_{count}']:.2f}" for count in steps]
+
+    rows = [[one["method"], adjoints[one["method"]], *errors(one)] for one in read("maml")]
+    return table(["method", "adjoint", *("0 steps", "1", "5", "20")], rows)

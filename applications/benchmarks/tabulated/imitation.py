@@ -1,0 +1,60 @@
+"""Returns of imitators."""
+
+from __future__ import annotations
+
+from suite.tables import table
+
+from tabulated.reading import Record, read, spread
+
+NAMES = {
+    "gail": "GAIL",
+    "l2l-gail": "L2L-GAIL, coordinate",
+    "bc": "behaviour cloning",
+    "constant": "constant D",
+}
+
+
+def ten_demonstrations() -> str:
+    """Returns of the final policies, and when they were near the expert's."""
+    environments = read("gail-mountaincar"), read("gail-pendulum")
+    rows = [["expert"]]
+    for records in environments:
+        rows[0] += [spread([records[0]["expert"]], 1), ""]
+    for method, name in NAMES.items():
+        row = [name]
+        for records in environments:
+            runs = [one for one in records if one["method"] == method]
+            row += [spread([one["return"] for one in runs], 1), _near(runs)]
+        rows.append(row)
+    titles = "MountainCar, `--reward neutral`", "near after", "Pendulum", "near after"
+    return table(["", *titles], rows)
+
+
+def _near(runs: list[Record]) -> str:
+    if runs[0]["method"] == "bc":
+        return "–"
+    reached = [one["reached"] for one in runs if one["reached"] is not None]
+    when = f"{min(reached)} to {max(reached)}, " if reached else ""
+    return f"{when}{len(reached)} of {len(runs)} seeds"
+
+
+def one_demonstration() -> str:
+    """700 iterations with seven pairs."""
+    long, ball = read("gail-long"), read("gail-long-ball")
+    kinds = {
+        "GAIL": [one for one in long if one["method"] == "gail"],
+        "L2L-GAIL, coordinate": [one for one in long if one["method"] == "l2l-gail"],
+        "the same, `--max-norm 15` (four seeds)": ball,
+    }
+    rows = [
+        [
+            name,
+            spread([one["return"] for one in runs], 1),
+            spread([one["worst_after"] for one in runs], 0),
+            spread([one["norm"] for one in runs], 0),
+            f"{sum(one['accuracy'] for one in runs) / len(runs):.2f}",
+        ]
+        for name, runs in kinds.items()
+    ]
+    titles = "final return", "worst ten iterations after *near*", "‖θ_D‖, 8.7 at first"
+    return table(["", *titles, "accuracy of D"], rows)

@@ -1,0 +1,57 @@
+"""Committed results, and how their figures are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+Record = dict[str, Any]
+
+
+def read(folder: str | Path) -> list[Record]:
+    """The records of a results folder; none where there is none."""
+    path = RESULTS / folder / "results.json"
+    records: list[Record] = json.loads(path.read_text())["results"] if path.exists() else []
+    return records
+
+
+def seeds(pattern: str) -> list[list[Record]]:
+    """The records of the same command with several seeds."""
+    return [read(path) for path in sorted(RESULTS.glob(pattern))]
+
+
+def ranged(values: Sequence[float | None], decimals: int = 3) -> str:
+    """A mean with its range, or the one value there is."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    if len(set(known)) == 1:
+        return f"{known[0]:.{decimals}f}"
+    middle, low, high = (f"{f(known):.{decimals}f}" for f in (mean, min, max))
+    return f"{middle} ({low}–{high})"
+
+
+def per_cent(shares: Sequence[float | None]) -> str:
+    """A mean with its range, in per cent."""
+    return ranged([None if share is None else 100 * share for share in shares], decimals=1)
+
+
+def spread(values: Sequence[float], decimals: int) -> str:
+    """Mean ± standard deviation, with a minus sign."""
+    if not values:
+        return "–"
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    text = f"{mean(values):,.{decimals}f}".replace("-", "−")
+    return text + (f" ± {deviation:.{decimals}f}" if round(deviation, decimals) else "")
+
+
+def significant(value: float, digits: int) -> str:
+    """A figure with so many significant digits, without an exponent unless it is tiny."""
+    text = f"{value:.{digits}g}"
+    if "e-" in text:
+        return text.replace("e-0", "e-")
+    return f"{float(text):.0f}" if "e" in text else f"{value:#.{digits}g}".rstrip(".")

@@ -1,0 +1,32 @@
+"""The tables of the documentation are what the committed results say."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parents[2] / "applications" / "benchmarks")
+    tables = importlib.import_module("tables")
+
+PAGES = {str(page.relative_to(tables.ROOT)): page.read_text() for page in tables.pages()}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "<!-- table" in PAGES[page]])
+def test_a_page_shows_the_results(page: str) -> None:
+    remedy = "python applications/benchmarks/tables.py writes the tables"
+    assert tables.filled(PAGES[page]) == PAGES[page], remedy
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_a_table_stands_on_one_page(name: str) -> None:
+    places = [page for page, text in PAGES.items() if f"<!-- table {name}: begin -->\n|" in text]
+    assert len(places) == 1
+
+
+def test_a_figure_that_was_changed_by_hand_is_found() -> None:
+    assert "| 75.5 |" in PAGES["README.md"]
+    forged = PAGES["README.md"].replace("| 75.5 |", "| 76.5 |")
+    assert tables.filled(forged) == PAGES["README.md"]
