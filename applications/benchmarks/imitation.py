@@ -4,9 +4,10 @@
     python -m venv other && other/bin/pip install imitation "sb3-contrib<2.3"   # gymnasium 0.29
     python applications/benchmarks/imitation.py --imitation other/bin/python
 
-Three tables: steps per second of sixteen environments with our policy in the loop, against the same
-environments with actions sampled beforehand; TRPO at equal environment steps, returns and speed; an
-iteration of GAIL. Runs are interleaved, ratios are medians. What is not installed is left out.
+Five tables: steps per second of sixteen environments with our policy in the loop, against the same
+environments with actions sampled beforehand; TRPO at equal environment steps, returns and speed;
+the learned updaters; seeds side by side; an iteration of GAIL. Runs are interleaved, ratios are
+medians. What is not installed is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from imitations import rival_trpo
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -45,6 +45,7 @@ from bilevel.imitation import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from imitating.games import Setting, make_apprentice
+from imitations import own, rival_trpo
 
 ENV = "MountainCar-v0"
 ENVS = ("CartPole-v1", ENV, "Pendulum-v1")
@@ -76,6 +77,8 @@ def main(args: Args) -> None:
     if args.smoke:
         args.rounds, args.steps, args.seeds, args.iterations = 2, 320, 1, 2
     records = [rollouts(env, args) for env in ENVS] + trpo(args)
+    records += own.updaters(args.rounds, ("coordinate", "block") + ("dense",) * (not args.smoke))
+    records += own.side_by_side(max(1, args.rounds // 5), 2 if args.smoke else 40)
     if args.imitation is not None:
         records += gail(args)
     environment = experiment.environment(torch.device("cpu"))
