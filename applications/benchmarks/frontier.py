@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from suite.tables import PAPER, runs_of
-from tables import read
+from tabulated.reading import read
 
 from bilevel import BilevelError
 from bilevel.experiment import commandline

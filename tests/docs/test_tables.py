@@ -1,4 +1,4 @@
-"""The tables of the documentation are what the committed results say."""
+"""The tables and the frontier of the documentation are what the committed results say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parents[2] / "applications" / "benchmarks")
-    tables = importlib.import_module("tables")
+    tables, frontier = map(importlib.import_module, ("tables", "frontier"))
 
 PAGES = {str(page.relative_to(tables.ROOT)): page.read_text() for page in tables.pages()}
 
@@ -30,3 +30,8 @@ def test_a_figure_that_was_changed_by_hand_is_found() -> None:
     assert "| 75.5 |" in PAGES["README.md"]
     forged = PAGES["README.md"].replace("| 75.5 |", "| 76.5 |")
     assert tables.filled(forged) == PAGES["README.md"]
+
+
+def test_the_frontier_is_drawn_from_the_results(tmp_path: Path) -> None:
+    frontier.main(frontier.Args(out=tmp_path / "frontier.png"))
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
