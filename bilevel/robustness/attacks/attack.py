@@ -12,7 +12,8 @@ from bilevel import Solver, ZeroSum, frozen
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
-from bilevel.robustness.attacks.trajectory import watched
+from bilevel.robustness.attacks.samples import check_count
+from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted, cross_entropy
 from bilevel.robustness.threats.perturbation import Perturbation
@@ -157,8 +158,8 @@ class Solved(Attack):
         super().__init__(name, kind=kind, alone=alone, passes=passes)
         self.follower = follower
         self.solver = solver
-        self.restarts = restarts
-        self.targets = targets
+        self.restarts = check_count("restarts", restarts)
+        self.targets = targets and check_count("targets", targets)
         self.surrogate = surrogate
         self.keep_broken = keep_broken
 
@@ -169,11 +170,13 @@ class Solved(Attack):
 
     @property
     def role(self) -> Role:
-        """Told from the solver and the loss, whatever the attack is called."""
+        """Derived from the solver and the objective, not from the name."""
         if isinstance(self.solver, RandomSampling):
             return "random sampling"
         learned = any(True for _ in self.solver.parameters())
-        return "cross entropy" if self.follower.loss is cross_entropy and not learned else ""
+        raises_loss = type(self.follower).objective is Perturbation.objective
+        ascends = raises_loss and self.follower.loss is cross_entropy and not learned
+        return "cross entropy" if ascends else ""
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -189,7 +192,7 @@ class Solved(Attack):
         # What breaks a surrogate on the way proves nothing.
         if self.surrogate is not None or not self.keep_broken:
             return attack(queried, self.follower, self.solver, tried).x
-        with watched(model, self.follower, tried) as trajectory:
+        with recorded(model, self.follower, tried) as trajectory:
             answer = attack(model, self.follower, self.solver, tried).x
         return trajectory.broken_or(answer)
 

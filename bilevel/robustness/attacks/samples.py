@@ -1,4 +1,4 @@
-"""What the attacks share: samples at stages of their own in one tensor, and checks of arguments."""
+"""Helpers that the attacks share: operations sample by sample, and checks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 
+ROUNDING = 1e-6
+"""How far float32 rounding may take an adversarial image out of the threat model."""
+
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """One value a sample, in a shape that broadcasts over each sample's tensor.
+    """Reshapes one value a sample so that it broadcasts over each sample's tensor.
 
     Args:
         values: ``(B,)``.
@@ -27,11 +30,11 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.dim() - 1))
 
 
-def choose(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Sample by sample one tensor or the other, without a look at the device.
+def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """``torch.where`` with one condition a sample; it does not wait for the device.
 
     Args:
-        chosen: Which samples are those of ``yes``, ``(B,)`` bool.
+        mask: Which samples are taken from ``yes``, ``(B,)`` bool.
         yes: ``(B, ...)``.
         no: ``(B, ...)``.
 
@@ -43,20 +46,20 @@ def choose(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         tensor([[1., 1., 1.],
                 [0., 0., 0.]])
     """
-    return torch.where(per_sample(chosen, yes), yes, no)
+    return torch.where(per_sample(mask, yes), yes, no)
 
 
 def check_eps(eps: float) -> float:
-    """The ε of an attack, which must be finite and not negative.
+    """Checks that the ε of an attack is finite and not negative.
 
     Args:
-        eps: In units of the perturbation.
+        eps: ε, in units of the perturbation.
 
     Returns:
         The same number.
 
     Raises:
-        BilevelError: If it is no radius.
+        BilevelError: If it is not.
     """
     if not 0 <= eps < math.inf:
         raise BilevelError(
@@ -66,18 +69,38 @@ def check_eps(eps: float) -> float:
 
 
 def check_count(name: str, count: int) -> int:
-    """How often an attack does something, which must be once at least.
+    """Checks that a number of steps, restarts or points is a positive integer.
 
     Args:
-        name: What the caller calls it.
-        count: The number to check.
+        name: The argument's name.
+        count: Its value.
 
     Returns:
-        The number.
+        The same number.
 
     Raises:
-        BilevelError: If it is less than 1 or not whole.
+        BilevelError: If it is not.
     """
     if not isinstance(count, int) or count < 1:
         raise BilevelError(f"{name} is {count!r}: an attack needs one at least; give 1, 2, …")
     return count
+
+
+def check_threat(clean: Tensor, adversarial: Tensor, eps: float) -> None:
+    """Checks that adversarial images lie in the L∞ ball around the clean ones and in [0, 1].
+
+    Args:
+        clean: ``(B, C, H, W)`` in [0, 1].
+        adversarial: What an attack returned for them.
+        eps: ε of the ball.
+
+    Raises:
+        BilevelError: If a pixel lies outside by more than rounding, or is NaN.
+    """
+    norm = (adversarial - clean).abs().max().item()
+    outside = max(-adversarial.min().item(), adversarial.max().item() - 1)
+    if not (norm <= eps + ROUNDING and outside <= ROUNDING):
+        raise BilevelError(
+            f"it left the threat model (‖δ‖∞ = {norm:.4g} where ε = {eps:g}, pixels "
+            f"{max(outside, 0):.2g} outside [0, 1]): give it the ε of the evaluation"
+        )

@@ -1,4 +1,9 @@
-"""The points that an attack comes by: an image that one of them breaks is broken."""
+"""The points at which an attack queries the classifier: one that is misclassified breaks its image.
+
+An attack ascends a loss but is judged by the predicted class: the point of highest cross entropy
+may be classified correctly where an earlier one was not. The code of Auto-PGD's authors keeps such
+points too.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +13,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bilevel.robustness.attacks.samples import choose
+from bilevel.robustness.attacks.samples import ROUNDING, choose
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
 
-_ROUNDING = 1e-6  # by which float32 may leave the threat model
-
 
 @contextmanager
-def watched(
+def recorded(
     model: nn.Module, follower: Perturbation, batch: Batch | Targeted
 ) -> Iterator[Trajectory]:
-    """Notes what a classifier is asked while an attack looks for an answer.
+    """Within the block, the misclassified points among the classifier's inputs are recorded.
 
     Args:
         model: The classifier that is attacked.
@@ -28,13 +31,13 @@ def watched(
         batch: Clean images.
 
     Yields:
-        What has been noted.
+        The record; it stays empty for a ``ScriptModule``, which takes no hooks.
     """
     trajectory = Trajectory(follower, batch)
-    if isinstance(model, torch.jit.ScriptModule):  # takes no hooks: where an attack ends counts
+    if isinstance(model, torch.jit.ScriptModule):
         yield trajectory
         return
-    handle = model.register_forward_hook(trajectory.note)
+    handle = model.register_forward_hook(trajectory.record)
     try:
         yield trajectory
     finally:
@@ -42,14 +45,10 @@ def watched(
 
 
 class Trajectory:
-    """The first point of each image's way that the classifier gets wrong.
-
-    An attack raises a loss and is judged by the classifier's answer, and the two are not the same:
-    the highest cross entropy of a way may be classified rightly where a lower one was not. The
-    authors of Auto-PGD keep such points too.
+    """For each image the first queried point inside the threat model that is misclassified.
 
     Args:
-        follower: The threat model, which points must keep to.
+        follower: The threat model.
         batch: Clean images.
     """
 
@@ -60,31 +59,31 @@ class Trajectory:
         self._broken = torch.zeros_like(batch.y, dtype=torch.bool)
 
     @torch.no_grad()
-    def note(self, model: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
+    def record(self, model: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
         """A forward hook of the classifier.
 
         Args:
             model: The classifier.
-            inputs: The images that it was asked about.
-            logits: What it answered.
+            inputs: The images of this forward pass.
+            logits: Its output.
         """
         (images,), batch = inputs, self._batch
-        # A solver may go on with some of the images, and may ask for answers of training mode.
+        # A solver may query a part of the batch, or in training mode: these passes do not count.
         if images.shape != batch.x.shape or model.training:
             return
         delta = images - batch.x
         outside = (self._follower.project(delta, batch) - delta).abs().flatten(1).amax(1)
-        wrong = (logits.argmax(1) != batch.y) & (outside <= _ROUNDING)
+        wrong = (logits.argmax(1) != batch.y) & (outside <= ROUNDING)
         self._images = choose(wrong & ~self._broken, images, self._images)
         self._broken |= wrong
 
     def broken_or(self, answer: Tensor) -> Tensor:
-        """The noted points.
+        """The recorded points.
 
         Args:
-            answer: Where the attack ended, ``(B, C, H, W)``.
+            answer: The attack's last point, ``(B, C, H, W)``.
 
         Returns:
-            For each image the first point that broke it, or the answer where none did.
+            For each image the first point that broke it, or the last point if none did.
         """
         return choose(self._broken, self._images, answer)

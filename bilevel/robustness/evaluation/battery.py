@@ -1,14 +1,16 @@
-"""A battery of attacks on one classifier: each image is attacked until something breaks it.
+"""A battery of attacks on one classifier: each image is attacked until an attack breaks it.
 
-An attack sees the images that those before it have left, unless its own figure is wanted; within an
-attack, images leave the batch with the try that breaks them. So the battery costs little more than
-its longest attack.
+An attack sees only the images that no earlier attack has broken, unless it is to be reported on its
+own; within an attack, an image is dropped as soon as one restart or target breaks it. The battery
+therefore costs little more than its longest attack.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,21 +24,20 @@ from bilevel import BilevelError, distributed, frozen
 from bilevel.experiment import checkpoint
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.fingerprint import fingerprint
+from bilevel.robustness.attacks.samples import check_threat
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.results import Outcome
 
-_ROUNDING = 1e-6  # by which float32 may leave the ball
-
 
 class OtherEvaluationError(BilevelError):
-    """What is kept on disk belongs to other attacks, another classifier or other images."""
+    """The saved state belongs to other attacks, another classifier or other images."""
 
 
 @dataclass
-class _Work:
-    """How far one attack has come."""
+class _Progress:
+    """The state of one attack."""
 
     attacked: Tensor
     broken: Tensor
@@ -48,34 +49,35 @@ class _Work:
 
 @dataclass
 class _State:
-    """How far the battery has come; what a checkpoint holds."""
+    """The state of the battery, as it is saved."""
 
     config: dict[str, object]
     right: Tensor
-    works: list[_Work] = field(default_factory=list)
+    works: list[_Progress] = field(default_factory=list)
 
     def survivors(self) -> Tensor:
         alive = self.right.clone()
-        for work in self.works:
-            alive &= ~work.broken
+        for progress in self.works:
+            alive &= ~progress.broken
         return alive
 
 
 class Battery:
-    """Runs attacks, can be stopped and goes on bit for bit.
+    """Runs attacks on a classifier; a stopped run resumes bit for bit.
 
-    An attack that fails ends with its reason and without a figure of its own, what it has broken
-    stays broken, and the others go on. Many processes attack a batch each at a time, with the
-    figures of one.
+    An attack that raises is reported with the error and without an accuracy of its own; the images
+    that it had broken stay broken, and the next attack runs. Several processes attack one batch
+    each at a time and return what a single process returns.
 
     Args:
         attacks: The attacks, cheap ones first.
-        eps: ε of the L∞ ball that none may leave.
-        seed: Of their random numbers; each attack and batch has its own.
+        eps: ε of the L∞ ball that no attack may leave.
+        seed: Seed of the attacks' random numbers; each attack and each batch has a stream of its
+            own.
         batch_size: Images a batch.
-        path: Where the state is kept between batches; None keeps it nowhere.
-        report: Called with the attack's name, the cost so far and the cost foreseen, in forward
-            passes of an image.
+        path: The file that the state is saved to after each batch; None saves nothing.
+        report: Called with the attack's name, the cost so far and the expected total cost, in
+            forward passes of an image.
 
     Example:
         >>> from bilevel import pgm
@@ -95,28 +97,28 @@ class Battery:
         eps: float,
         seed: int = 0,
         batch_size: int = 256,
-        path: Path | None = None,
+        path: str | os.PathLike[str] | None = None,
         report: Callable[[str, float, float], None] = lambda name, done, total: None,
     ) -> None:
         self.attacks = attacks
         self.eps = eps
         self.seed = seed
         self.batch_size = batch_size
-        self.path = path
+        self.path = None if path is None else Path(path)
         self.report = report
 
     def run(
         self, model: nn.Module, images: ImageSet, *, resume: bool = False
     ) -> tuple[Tensor, tuple[Outcome, ...]]:
-        """Attacks a classifier with everything.
+        """Runs every attack on a classifier.
 
         Args:
             model: The classifier; it computes in evaluation mode and is left as it was.
             images: The images.
-            resume: Go on from the state at :attr:`path`, where there is one.
+            resume: Continue from the state at :attr:`path`, if there is one.
 
         Returns:
-            The images that it gets right unattacked, ``(N,)`` bool on the CPU, and the outcomes.
+            Which clean images are classified correctly, ``(N,)`` bool on the CPU, and the outcomes.
 
         Raises:
             OtherEvaluationError: If the state belongs to other attacks, another classifier or
@@ -124,61 +126,59 @@ class Battery:
         """
         config = self._config(model, images)
         with frozen(model):
-            kept = resume and self.path is not None and self.path.exists()
-            state = self._restore(config) if kept else self._begin(config, model, images)
+            saved = resume and self.path is not None and self.path.exists()
+            if saved:
+                state = self._load(config)
+            else:
+                state = _State(config, correct(model, images, batch_size=self.batch_size).cpu())
             for position, attack in enumerate(self.attacks):
                 if position == len(state.works):
                     alive = state.right if attack.alone else state.survivors()
-                    state.works.append(_Work(alive.clone(), torch.zeros_like(alive)))
+                    state.works.append(_Progress(alive.clone(), torch.zeros_like(alive)))
                 if not state.works[position].finished:
                     self._run(position, model, images, state)
         return state.right, tuple(
-            Outcome(a.name, a.kind, w.attacked, w.broken, w.seconds, w.problem, a.role)
-            for a, w in zip(self.attacks, state.works, strict=True)
+            Outcome(a.name, a.kind, p.attacked, p.broken, p.seconds, p.problem, a.role)
+            for a, p in zip(self.attacks, state.works, strict=True)
         )
 
-    def _begin(self, config: dict[str, object], model: nn.Module, images: ImageSet) -> _State:
-        return _State(config, correct(model, images, batch_size=self.batch_size).cpu())
-
     def _run(self, position: int, model: nn.Module, images: ImageSet, state: _State) -> None:
-        """One attack, batch by batch; what goes wrong in it ends it, not the battery."""
-        attack, work = self.attacks[position], state.works[position]
-        begun = time.perf_counter() - work.seconds
-        try:
-            torch.manual_seed(_seed(self.seed, position))
+        """Runs one attack batch by batch; an exception raised by it ends it, not the battery."""
+        attack, progress = self.attacks[position], state.works[position]
+        begun = time.perf_counter() - progress.seconds
+        torch.manual_seed(_seed(self.seed, position))
+        with _noting_problem(progress):
             distributed.together(partial(attack.prepare, model))
-            for rows in self._rounds(work):
-                attacked = partial(self._attacked, position, model, images, rows, work.done)
-                work.broken[torch.cat(rows)] = torch.cat(distributed.together(attacked))
-                work.done += sum(map(len, rows))
-                work.seconds = time.perf_counter() - begun
-                self._note(position, state)
-        except (KeyboardInterrupt, MemoryError, distributed.LostContactError):
-            raise
-        except Exception as error:  # whatever another package raises
-            work.problem = _line(error)
-        work.seconds, work.finished = time.perf_counter() - begun, True
-        self._note(position, state)
+        rounds = self._rounds(progress)
+        while not progress.problem and (rows := next(rounds, None)):
+            attacked = partial(self._attack_own, position, model, images, rows, progress.done)
+            with _noting_problem(progress):
+                progress.broken[torch.cat(rows)] = torch.cat(distributed.together(attacked))
+                progress.done += sum(map(len, rows))
+            progress.seconds = time.perf_counter() - begun
+            self._save_and_report(position, state)
+        progress.seconds, progress.finished = time.perf_counter() - begun, True
+        self._save_and_report(position, state)
 
-    def _rounds(self, work: _Work) -> Iterator[tuple[Tensor, ...]]:
-        """Which images come next: a batch for each process."""
-        rows = work.attacked.nonzero().squeeze(1)[work.done :]
+    def _rounds(self, progress: _Progress) -> Iterator[tuple[Tensor, ...]]:
+        """The remaining images, a batch for each process at a time."""
+        rows = progress.attacked.nonzero().squeeze(1)[progress.done :]
         step = distributed.world_size()
         queue = rows.split(self.batch_size) if len(rows) else ()
         return (queue[begin : begin + step] for begin in range(0, len(queue), step))
 
-    def _attacked(
+    def _attack_own(
         self, position: int, model: nn.Module, images: ImageSet, rows: Sequence[Tensor], done: int
     ) -> Tensor:
-        """Which images of this process's batch the attack breaks; none where it has no batch."""
+        """Which images of this process's batch are broken; empty where it has no batch."""
         before, own = rows[: distributed.rank()], rows[distributed.rank() :][:1]
         if not own:
             return torch.zeros(0, dtype=torch.bool)
         torch.manual_seed(_seed(self.seed, position, done + sum(map(len, before))))
-        return self._broken(self.attacks[position], model, images.subset(own[0]))
+        return self._attack(self.attacks[position], model, images.subset(own[0]))
 
-    def _broken(self, attack: Attack, model: nn.Module, images: ImageSet) -> Tensor:
-        """Which of the images one of the attack's tries breaks."""
+    def _attack(self, attack: Attack, model: nn.Module, images: ImageSet) -> Tensor:
+        """Which images are broken by one of the attack's restarts or targets."""
         clean = next(batches(images, len(images)))
         broken = torch.zeros(len(images), dtype=torch.bool)
         for attempt in range(attack.tries):
@@ -187,40 +187,30 @@ class Battery:
                 break
             batch = Batch(clean.x[rows], clean.y[rows])
             adversarial = attack.perturb(model, batch, attempt)
-            self._check_threat(batch.x, adversarial)
-            broken[rows.cpu()] = _errs(model, Batch(adversarial, batch.y)).cpu()
+            check_threat(batch.x, adversarial, self.eps)
+            broken[rows.cpu()] = _misclassified(model, Batch(adversarial, batch.y)).cpu()
         return broken
 
-    def _check_threat(self, clean: Tensor, adversarial: Tensor) -> None:
-        reach = (adversarial - clean).abs().max().item()
-        outside = max(-adversarial.min().item(), adversarial.max().item() - 1)
-        if not (reach <= self.eps + _ROUNDING and outside <= _ROUNDING):
-            raise BilevelError(
-                f"it left the threat model (‖δ‖∞ = {reach:.4g} where ε = {self.eps:g}, pixels "
-                f"{max(outside, 0):.2g} outside [0, 1]): give it the ε of the evaluation"
-            )
-
-    def _note(self, position: int, state: _State) -> None:
-        """Keeps the state and tells how far the battery is."""
+    def _save_and_report(self, position: int, state: _State) -> None:
         if self.path is not None:
             checkpoint.save(self.path, asdict(state))
         right, left = int(state.right.sum()), int(state.survivors().sum())
-        spent = [a.passes * w.done for a, w in zip(self.attacks, state.works, strict=False)]
+        spent = [a.passes * p.done for a, p in zip(self.attacks, state.works, strict=False)]
         ahead = [a.passes * (right if a.alone else left) for a in self.attacks[position + 1 :]]
-        here, work = self.attacks[position], state.works[position]
-        rest = 0 if work.finished else int(work.attacked.sum()) - work.done
-        self.report(here.name, sum(spent), sum(spent) + here.passes * rest + sum(ahead))
+        attack, progress = self.attacks[position], state.works[position]
+        rest = 0 if progress.finished else int(progress.attacked.sum()) - progress.done
+        self.report(attack.name, sum(spent), sum(spent) + attack.passes * rest + sum(ahead))
 
-    def _restore(self, config: dict[str, object]) -> _State:
+    def _load(self, config: dict[str, object]) -> _State:
         assert self.path is not None
-        kept: dict[str, Any] = checkpoint.load(self.path)
-        changed = [k for k, v in config.items() if kept.get("config", {}).get(k) != v]
+        saved: dict[str, Any] = checkpoint.load(self.path)
+        changed = [k for k, v in config.items() if saved.get("config", {}).get(k) != v]
         if changed:
             raise OtherEvaluationError(
                 f"{self.path} is an evaluation with other {', '.join(changed)}: an evaluation is "
                 "resumed as it was begun; give the same arguments, or another --out"
             )
-        return _State(config, kept["right"], [_Work(**work) for work in kept["works"]])
+        return _State(config, saved["right"], [_Progress(**work) for work in saved["works"]])
 
     def _config(self, model: nn.Module, images: ImageSet) -> dict[str, object]:
         return {
@@ -233,18 +223,26 @@ class Battery:
         }
 
 
-def _errs(model: nn.Module, batch: Batch) -> Tensor:
-    """Where the answer is wrong; NaN is no right answer."""
+@contextmanager
+def _noting_problem(progress: _Progress) -> Iterator[None]:
+    """Within the block, an exception becomes the attack's problem."""
+    try:
+        yield
+    except (MemoryError, distributed.LostContactError):
+        raise
+    except Exception as error:  # other packages raise anything
+        text = " ".join(str(error).split()) or "no message"
+        known = isinstance(error, BilevelError)
+        progress.problem = text if known else f"{type(error).__name__}: {text[:200]}"
+
+
+def _misclassified(model: nn.Module, batch: Batch) -> Tensor:
+    """Which images are classified wrongly; logits that are not finite count as wrong."""
     with torch.no_grad():
         logits: Tensor = model(batch.x)
     return (logits.argmax(1) != batch.y) | ~logits.isfinite().all(1)
 
 
 def _seed(*parts: int) -> int:
-    """One seed of several numbers, so that a resumed battery draws what it would have drawn."""
+    """One seed from several numbers, so that a resumed battery draws the same random numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, BilevelError) else f"{type(error).__name__}: {text[:200]}"

@@ -17,6 +17,7 @@ from bilevel.robustness import (
     Battery,
     CarliniWagner,
     ImageSet,
+    Interpolation,
     Linf,
     RandomSampling,
     Solved,
@@ -109,6 +110,7 @@ def test_the_classifier_is_watched_no_longer_than_the_attack() -> None:
         (Iterative(CNN(1, EPS, form="two-layer", width=4), 1), Linf(EPS), ""),
         (RandomSampling(9), Linf(EPS, start=EPS, loss=margin), "random sampling"),
         (RandomSampling(9), Linf(EPS, start=EPS), "random sampling"),
+        (pgm(0.02, 20), Interpolation(EPS), ""),  # its objective is not the loss
     ],
 )
 def test_the_role_does_not_depend_on_the_name(solver: Solver, follower: Linf, role: str) -> None:
@@ -137,6 +139,13 @@ def test_inference_mode_is_told_to_be_the_trouble() -> None:
         moved(pgm(0.1, 2))
     with torch.no_grad():
         assert moved(pgm(0.1, 2))[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("tries", [{"restarts": 0}, {"targets": -1}])
+def test_an_attack_tries_at_least_once(tries: dict[str, int]) -> None:
+    """Otherwise it would break nothing, and look like a robust classifier."""
+    with pytest.raises(BilevelError, match=r"(restarts is 0|targets is -1): .* give 1, 2"):
+        Solved("it", Linf(EPS), pgm(0.1, 2), **tries)
 
 
 @pytest.mark.parametrize(("targets", "problem"), [(4, ""), (5, "targets is 5"), (9, "targets=4")])

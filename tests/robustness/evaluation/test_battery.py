@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,3 +186,26 @@ def test_progress_ends_where_it_was_foreseen(images: ImageSet) -> None:
     assert all(done <= total for done, total in told)
     assert told[-1][0] == told[-1][1]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_error_of_the_report_is_no_problem_of_the_attack(
+    images: ImageSet, tmp_path: Path, batch: int
+) -> None:
+    """It ends the run, which goes on as if nothing had happened."""
+    calls = 0
+
+    def fails(name: str, done: float, total: float) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == batch:
+            raise OSError("the terminal is gone")
+
+    settings = {"eps": EPS, "batch_size": 10, "path": str(tmp_path / "battery.pt")}
+    with pytest.raises(OSError, match="the terminal is gone"):
+        Battery(noisy(), report=fails, **settings).run(Threshold(), images)
+    _, resumed = Battery(noisy(), **settings).run(Threshold(), images, resume=True)
+    _, straight = Battery(noisy(), eps=EPS, batch_size=10).run(Threshold(), images)
+    assert [outcome.problem for outcome in resumed] == [""] * 3
+    for one, other in zip(straight, resumed, strict=True):
+        assert torch.equal(one.broken, other.broken)
