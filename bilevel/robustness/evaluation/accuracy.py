@@ -38,9 +38,14 @@ def correct(
         ``(N,)`` bool on the device of the images.
 
     Raises:
-        BilevelError: If there are no images.
+        BilevelError: If there are no images, or a solver is given without a follower.
         NonFiniteError: If a logit is NaN or infinite: its image is neither right nor wrong.
     """
+    if solver is not None and follower is None:
+        raise BilevelError(
+            "a solver is given without a follower: an attack needs its threat model; give both, "
+            "or neither for clean images"
+        )
     if not len(images):
         raise BilevelError(
             "the image set is empty: nothing can be right or wrong; give one image or more"

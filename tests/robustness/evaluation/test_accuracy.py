@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import Iterative, NonFiniteError, fgsm, pgm
+from bilevel import BilevelError, Iterative, NonFiniteError, fgsm, pgm
 from bilevel.robustness import Batch, ImageSet, Linf, accuracy, attack, batches
 from bilevel.updates import CNN
 from tests.images import image_set
@@ -88,6 +88,12 @@ def test_a_classifier_that_gives_nan_is_neither_right_nor_wrong(greys: ImageSet)
     for attacks in ((), (Linf(0.1), pgm(0.1, 1))):
         with pytest.raises(NonFiniteError, match=r"logits are not finite: .*learning rate"):
             accuracy(model, greys, *attacks)
+
+
+def test_an_attack_without_its_threat_model(greys: ImageSet) -> None:
+    """It is no clean accuracy."""
+    with pytest.raises(BilevelError, match=r"solver is given without a follower: .* give both"):
+        accuracy(Halfspaces(), greys, solver=fgsm(0.1))
 
 
 def test_clean_accuracy_counts_what_is_right() -> None:
