@@ -70,12 +70,19 @@ def check_classifier(model: nn.Module, images: ImageSet, batch_size: int = 256) 
         batch_size: Images a batch.
 
     Raises:
-        BilevelError: If there are no images, or its output is not ``(B, K)`` for their K classes.
+        BilevelError: If there are no images, a label is none of their K classes, or the output is
+            not ``(B, K)``.
         NonFiniteError: If a logit is NaN or infinite.
     """
     if not len(images):
         raise BilevelError(
-            "the image set is empty: a classifier cannot be asked anything; give one image or more"
+            "the image set is empty: a classifier cannot be evaluated; give one image or more"
+        )
+    low, high = (int(label) for label in images.labels.aminmax())
+    if low < 0 or high >= len(images.classes):
+        raise BilevelError(
+            f"the labels run from {low} to {high}, but there are {len(images.classes)} classes: "
+            f"a label is the position of a class; give 0 to {len(images.classes) - 1}"
         )
     few = next(batches(images, 2))
     with torch.no_grad(), frozen(model):

@@ -110,6 +110,15 @@ def test_no_image_at_all() -> None:
         accuracy(nn.Flatten(), image_set(0))
 
 
+@pytest.mark.parametrize(("first", "run"), [(1, "1 to 4"), (-1, "-1 to 2")])
+def test_labels_that_are_no_classes(first: int, run: str) -> None:
+    images = image_set(8)
+    wrong = ImageSet(images.images, torch.arange(8) % 4 + first, tuple("abcd"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    with pytest.raises(BilevelError, match=f"labels run from {run}, .* 4 classes: .*give 0 to 3"):
+        probe(model, wrong)
+
+
 def test_no_batch_is_larger_than_wanted() -> None:
     sizes = []
 
