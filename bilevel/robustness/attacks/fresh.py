@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
 from bilevel.robustness.attacks.attack import Attack, attack
+from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.threats.perturbation import Perturbation
@@ -57,9 +58,10 @@ class Fresh(Attack):
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The name, the follower, and how the attacker is trained."""
+        """The name, the follower, the untrained solver, and how and on what it is trained."""
         training = f"{self.steps} steps of {self.batch_size} at {self.lr:g}"
-        return self.name, repr(self.follower), training
+        images = fingerprint(self.images.images, self.images.labels)
+        return self.name, repr(self.follower), repr(self.make()), training, images
 
     def prepare(self, model: nn.Module) -> None:
         """Trains the attacker: φ ascends the mean loss at its answers."""

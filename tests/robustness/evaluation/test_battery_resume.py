@@ -13,6 +13,7 @@ from bilevel import BilevelError, Iterative, pgm
 from bilevel.robustness import (
     Attack,
     Battery,
+    Fresh,
     ImageSet,
     Linf,
     Solved,
@@ -106,6 +107,18 @@ def test_another_attacker_of_the_same_kind_is_not_resumed(images: ImageSet, tmp_
         battery = Battery([Solved("own", Linf(EPS), attacker)], eps=EPS, path=path)
         with error:
             battery.run(Threshold(), images, resume=True)
+
+
+def test_a_fresh_attacker_is_known_by_its_network_and_its_images(images: ImageSet) -> None:
+    def settings(width: int, images: ImageSet) -> tuple[str, ...]:
+        def make() -> Iterative:
+            return Iterative(CNN(1, EPS, form="two-layer", width=width), 1)
+
+        return Fresh("fresh", Linf(EPS), make, images).settings
+
+    fewer = images.subset(range(9))
+    assert settings(4, images) == settings(4, images)
+    assert len({settings(4, images), settings(8, images), settings(4, fewer)}) == 3
 
 
 @pytest.mark.parametrize(
