@@ -17,7 +17,7 @@ def load(names: tuple[str, ...], device: torch.device) -> list[Trained]:
     trained = []
     for given in names:
         name, path = named(given)
-        one = load_trained(Path(os.path.abspath(path)), name)  # so that "." has a name
+        one = load_trained(path, name)
         for network in (one.model, one.solver):
             if network is not None:
                 network.to(device).to(memory_format=torch.channels_last)

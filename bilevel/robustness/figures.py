@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ STYLE: dict[Any, Any] = {
 """For ``matplotlib.rc_context``."""
 
 
-def draw_attacks(path: Path, examples: Sequence[Example]) -> None:
+def draw_attacks(path: str | os.PathLike[str], examples: Sequence[Example]) -> None:
     """Writes the picture of :func:`plot_attacks`.
 
     Args:
@@ -48,7 +49,7 @@ def draw_attacks(path: Path, examples: Sequence[Example]) -> None:
     Raises:
         BilevelError: If the file cannot be written.
     """
-    with replacing(path) as part:
+    with replacing(Path(path)) as part:
         plot_attacks(examples).savefig(part, dpi=120, format="png")
 
 

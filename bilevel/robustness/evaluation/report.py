@@ -6,6 +6,7 @@ What is said is in the two templates beside this file; here is what they are giv
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from bilevel.robustness.figures import draw_attacks, plot_attacks
 
 
 def write_report(
-    folder: Path,
+    folder: str | os.PathLike[str],
     evaluations: Sequence[Evaluation],
     pictures: Mapping[str, Sequence[Example]],
     about: Mapping[str, str],
@@ -45,6 +46,7 @@ def write_report(
         >>> sorted(file.name for file in folder.iterdir())
         ['report.html', 'report.md']
     """
+    folder = Path(folder)
     examples = [
         replace(example, title=f"{one.name}: {example.title}")
         for one in evaluations

@@ -150,7 +150,7 @@ class L2(Perturbation):
 
     def noise(self, like: Tensor) -> Tensor:
         """Uniform in the ball of radius :attr:`start`."""
-        direction = F.normalize(torch.randn_like(like).flatten(1), dim=1).view_as(like)
-        radius = torch.rand(len(like), 1, 1, 1, device=like.device, dtype=like.dtype)
-        share: Tensor = radius ** (1 / like[0].numel())
-        return self.start * share * direction
+        direction = F.normalize(torch.randn_like(like).flatten(1), dim=1)
+        uniform = torch.rand(len(like), 1, device=like.device, dtype=like.dtype)
+        radius: Tensor = self.start * uniform ** (1 / direction.shape[1])
+        return (radius * direction).view_as(like)

@@ -156,7 +156,7 @@ def load_trained(path: str | os.PathLike[str], name: str | None = None) -> Train
         >>> load_trained(folder).about == about
         True
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # so that "." has a name
     file = path / CLASSIFIER if path.is_dir() else path
     about = _read(file)
     model = about.classifier()

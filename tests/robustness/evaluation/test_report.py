@@ -102,7 +102,7 @@ PICTURES = {"two-step-l2l": [example("PGM-20", "dog"), example("Square", "cat")]
 
 def report(folder: Path, *evaluations: Evaluation) -> tuple[str, str]:
     """The two pages."""
-    write_report(folder, evaluations, PICTURES, ABOUT)
+    write_report(str(folder), evaluations, PICTURES, ABOUT)
     return (folder / "report.html").read_text("utf-8"), (folder / "report.md").read_text("utf-8")
 
 

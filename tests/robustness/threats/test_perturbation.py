@@ -98,6 +98,12 @@ def test_a_random_start_lies_in_ball_and_box(kind: type[Perturbation]) -> None:
     assert not torch.equal(start, kind(0.1, start=0.5).init(batch))
 
 
+@KINDS
+def test_a_batch_without_images(kind: type[Perturbation]) -> None:
+    nothing = Batch(torch.zeros(0, 1, 2, 2), torch.zeros(0, dtype=torch.long))
+    assert kind(0.1, start=0.1).init(nothing).shape == nothing.x.shape
+
+
 def test_the_objective_is_each_images_cross_entropy_at_the_perturbed_image() -> None:
     follower, batch, model = Linf(0.1), images(), BatchNormNet().eval()
     delta = torch.rand_like(batch.x) - 0.5

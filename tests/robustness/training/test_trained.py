@@ -77,6 +77,14 @@ def test_folders_by_name(tmp_path: Path) -> None:
     assert load_trained(str(tmp_path / "run")).name == "run"
 
 
+def test_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = ABOUT["plain"]
+    save_trained(tmp_path / "run", about, about.classifier(), about.solver())
+    monkeypatch.chdir(tmp_path / "run")
+    for path in (".", "classifier.safetensors"):
+        assert load_trained(path).name == "run"
+
+
 def test_a_missing_attacker_is_none(tmp_path: Path) -> None:
     about = ABOUT["grad-l2l"]
     save_trained(tmp_path, about, about.classifier(), about.solver())
