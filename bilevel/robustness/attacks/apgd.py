@@ -1,4 +1,4 @@
-"""Auto-PGD: projected sign-gradient ascent whose step sizes follow from what they have brought."""
+"""Auto-PGD: projected sign-gradient ascent with momentum and an adaptive step size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bilevel.robustness.attacks.samples import check_count, check_eps, choose, p
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
-_MOMENTUM = 0.75  # α of the paper: the share of the new step, the rest is the last one's
+_ALPHA = 0.75  # weight of the new step; the previous one has 1 − α
 
 
 class APGD(Solver):
@@ -24,22 +24,22 @@ class APGD(Solver):
         z &= \Pi_Y(y_k + \eta\,\mathrm{sign}\,\nabla q(y_k)) \\
         y_{k+1} &= \Pi_Y(y_k + \alpha (z - y_k) + (1 - \alpha)(y_k - y_{k-1})), \quad \alpha = 0.75
 
-    Each sample has its own η, from 2ε on. At the checkpoints w_j = ⌈p_j N⌉, with
-    p_1 = 0.22 and p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), it is halved and the sample goes
-    back to its best point, if since the last checkpoint fewer than ρ of the steps have raised the
-    objective, or if neither η nor the best point has changed.
+    Each sample has its own η, initially 2ε. At the checkpoints w_j = ⌈p_j N⌉, with p_1 = 0.22 and
+    p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), η is halved and the sample restarts from its
+    best point if, since the last checkpoint, less than a fraction ρ of the steps increased the
+    objective, or neither η nor the best objective changed.
 
-    The objective is the follower's loss, so that one class makes APGD-CE, APGD-DLR and, with
-    targets, APGD-T. The start is the follower's too: ``Linf(eps, start=eps)`` for a random one
-    (the authors' code stretches its noise until it touches the boundary).
+    The objective is the follower's loss: the same class gives APGD-CE, APGD-DLR and, with targets,
+    APGD-T. So is the start: ``Linf(eps, start=eps)`` for a random one (the authors' code scales
+    the noise so that it touches the boundary).
 
     "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks", arXiv 2003.01690, Algorithm 1 and Sec. 3.
 
     Args:
         eps: ε, the radius of the L∞ ball, in units of y.
-        steps: N, the number of steps; a solve takes one gradient more.
-        rho: ρ, the share of steps that must have raised the objective.
+        steps: N, the number of steps; a solve takes N + 1 gradients.
+        rho: ρ, the fraction of steps that must increase the objective for η to be kept.
 
     Raises:
         BilevelError: If an argument is out of its range.
@@ -56,27 +56,28 @@ class APGD(Solver):
     def __init__(self, eps: float, steps: int = 100, rho: float = 0.75) -> None:
         super().__init__()
         if not 0 <= rho <= 1:
-            raise BilevelError(f"rho is {rho}: it is a share of the steps; give 0 ≤ rho ≤ 1")
+            raise BilevelError(f"rho is {rho}: it is a fraction of the steps; give 0 ≤ rho ≤ 1")
         self.eps = check_eps(eps)
         self.steps = check_count("steps", steps)
         self.rho = rho
 
     def answer(self, oracle: Oracle) -> Value:
-        """The best point that each sample has seen, its start among them."""
-        best = before = here = _Point.at(oracle.init(), oracle)
-        step = torch.full_like(here.gain, 2 * self.eps)
-        kept, best_gain = torch.ones_like(here.gain, dtype=torch.bool), best.gain
+        """The best point that each sample has visited, including the start."""
+        best = previous = current = _Point.at(oracle.init(), oracle)
+        eta = torch.full_like(current.gain, 2 * self.eps)
+        kept, best_gain = torch.ones_like(current.gain, dtype=torch.bool), best.gain
         for begin, end in pairwise(_checkpoints(self.steps)):
-            rises = torch.zeros_like(here.gain)
+            increases = torch.zeros_like(current.gain)
             for k in range(begin, end):
-                share = _MOMENTUM if k > 0 else 1.0
-                before, here = here, _Point.at(_move(oracle, here, before, step, share), oracle)
-                best = here.where(here.gain > best.gain, best)
-                rises += here.gain > before.gain
-            stuck = (rises < self.rho * (end - begin)) | (kept & (best.gain == best_gain))
-            step = choose(stuck, step / 2, step)
-            here = best.where(stuck, here)
-            kept, best_gain = ~stuck, best.gain
+                alpha = _ALPHA if k > 0 else 1.0
+                y = _next(oracle, current, previous, eta, alpha)
+                previous, current = current, _Point.at(y, oracle)
+                best = current.where(current.gain > best.gain, best)
+                increases += current.gain > previous.gain
+            halve = (increases < self.rho * (end - begin)) | (kept & (best.gain == best_gain))
+            eta = choose(halve, eta / 2, eta)
+            current = best.where(halve, current)
+            kept, best_gain = ~halve, best.gain
         return best.y
 
     def extra_repr(self) -> str:
@@ -85,7 +86,7 @@ class APGD(Solver):
 
 
 class _Point(NamedTuple):
-    """Where each sample is, and what the oracle says there."""
+    """A point for each sample, with its objective and gradient."""
 
     y: Tensor
     gain: Tensor
@@ -93,26 +94,26 @@ class _Point(NamedTuple):
 
     @classmethod
     def at(cls, y: Value, oracle: Oracle) -> _Point:
-        gain, slope = oracle.gain_and_gradient(y)
-        (point,), (gradient,) = leaves(y), leaves(slope)
+        gain, gradients = oracle.gain_and_gradient(y)
+        (point,), (gradient,) = leaves(y), leaves(gradients)
         return cls(point, gain, gradient)
 
-    def where(self, chosen: Tensor, other: _Point) -> _Point:
-        """This point for the chosen samples, the other one for the rest."""
-        return _Point._make(map(partial(choose, chosen), self, other))
+    def where(self, mask: Tensor, other: _Point) -> _Point:
+        """This point for the samples in the mask, the other one for the rest."""
+        return _Point._make(map(partial(choose, mask), self, other))
 
 
-def _move(oracle: Oracle, here: _Point, before: _Point, step: Tensor, share: float) -> Value:
-    """The next point: a sign step, mixed with the last step."""
-    y = here.y
-    (along,) = leaves(oracle.project(y + per_sample(step, y) * here.gradient.sign()))
-    return oracle.project(y + share * (along - y) + (1 - share) * (y - before.y))
+def _next(oracle: Oracle, current: _Point, previous: _Point, eta: Tensor, alpha: float) -> Value:
+    """y_{k+1}: the projected sign step z, with momentum."""
+    y = current.y
+    (z,) = leaves(oracle.project(y + per_sample(eta, y) * current.gradient.sign()))
+    return oracle.project(y + alpha * (z - y) + (1 - alpha) * (y - previous.y))
 
 
 def _checkpoints(steps: int) -> list[int]:
-    """0, the checkpoints w_j and the last step; computed in hundredths, which are exact."""
-    shares, gap = [0], 22
-    while shares[-1] < 100:
-        shares.append(shares[-1] + gap)
+    """0, the checkpoints w_j and N; p_j is computed in hundredths, which are exact."""
+    hundredths, gap = [0], 22
+    while hundredths[-1] < 100:
+        hundredths.append(hundredths[-1] + gap)
         gap = max(gap - 3, 6)
-    return sorted({min(-(-share * steps // 100), steps) for share in shares})
+    return sorted({min(-(-p * steps // 100), steps) for p in hundredths})

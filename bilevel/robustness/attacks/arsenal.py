@@ -1,4 +1,4 @@
-"""Everything that the named attacks are made of, in one place."""
+"""The settings of the named attacks."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from bilevel.robustness.training.trained import Trained
 
 @dataclass(frozen=True)
 class Arsenal:
-    """Everything that the named attacks are made of.
+    """The settings of the named attacks, see :func:`make_attacks`.
 
     Args:
-        eps: ε.
+        eps: ε of the L∞ ball.
         classes: Number of classes.
-        start: Radius of PGM's random start; the paper's 1e-4.
+        start: Radius of PGM's random start; 1e-4 in the paper.
         restarts: Random starts of PGM and APGD; the paper takes the worst of 5.
-        points: Random points a sample; the paper's table has 1e5.
-        surrogates: Classifiers by name whose adversarial images are tried on the other.
-        trained: What a training application left, whose attacker is one of the attacks.
-        fresh: The method of the attacker trained afresh.
-        fresh_steps: Its training steps.
+        points: Points per image of random sampling; 1e5 in the paper's table.
+        surrogates: Classifiers by name, for transfer attacks.
+        trained: The classifier with its learned attacker, for the attack ``own``.
+        fresh: The training method of the attack ``fresh``.
+        fresh_steps: Training steps of its attacker.
         train: The images that it is trained on.
-        alone: The names of the attacks that see every image for their own figure, beside FGSM,
-            PGM, the own attacker and transfer, which always do.
-        seed: Of other packages' random numbers.
+        alone: Names of further attacks to run on every correctly classified image, so that they
+            have an accuracy of their own; FGSM, PGM, ``own`` and ``transfer`` always are.
+        seed: Seed of AutoAttack.
 
     Raises:
         BilevelError: If a number is out of its range.
@@ -71,7 +71,7 @@ class Arsenal:
         """The threat model.
 
         Args:
-            loss: What is raised.
+            loss: The loss to maximise.
             start: Radius of the random start; ε unless given.
 
         Returns:

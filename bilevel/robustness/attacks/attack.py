@@ -1,4 +1,4 @@
-"""An attack: whatever turns labelled images into adversarial ones of the same threat model."""
+"""The interface of attacks, and attacks made of a follower and a solver."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.tree import leaves
 
 Kind = Literal["one-step", "iterative", "black-box"]
-"""How an attack looks: at one gradient, at many, or at none of the classifier's own."""
+"""What an attack uses of the attacked classifier: one gradient, many, or none."""
 
 Role = Literal["", "cross entropy", "random sampling"]
-"""What an attack is to the checklist beside its kind: hand-designed ascent on the cross entropy,
-uniform points of the ball, or nothing of its own."""
+"""How the checklist treats an attack, besides its kind: as hand-designed ascent on the cross
+entropy, as uniform sampling of the ball, or as neither."""
 
 
 def attack(
     model: nn.Module, follower: Perturbation, solver: Solver, batch: Batch | Targeted
 ) -> Batch:
-    """The images as an adversary changes them.
+    """Runs a solver on a batch of images.
 
     Args:
         model: The classifier, left as it was.
@@ -48,14 +48,16 @@ def attack(
 
 
 class Attack(ABC):
-    """A named attack, which may try several times.
+    """A named attack, which may have several restarts or targets.
 
     Args:
-        name: What a report calls it.
-        kind: ``"one-step"``, ``"iterative"``, or ``"black-box"`` where it needs no gradient.
-        alone: Whether its own figure is wanted, so that it is run on every image that the
-            classifier gets right, and not only on what other attacks have left.
-        passes: Forward passes that an image may cost, a backward pass as two; for the time left.
+        name: The name in reports.
+        kind: ``"one-step"``, ``"iterative"``, or ``"black-box"`` if it takes no gradient of the
+            attacked classifier.
+        alone: Whether it is run on every correctly classified image, so that it has an accuracy of
+            its own, and not only on the images that no earlier attack has broken.
+        passes: Expected cost of an image in forward passes, a backward pass counting as two; for
+            the progress bar.
     """
 
     def __init__(
@@ -68,33 +70,33 @@ class Attack(ABC):
 
     @property
     def tries(self) -> int:
-        """How often it tries; an image that one try breaks is spared the others.
+        """Number of restarts or targets; an image is attacked until one of them breaks it.
 
         Returns:
-            A number from 1 on.
+            At least 1.
         """
         return 1
 
     @property
     def role(self) -> Role:
-        """What it is to the checklist.
+        """How the checklist treats it.
 
         Returns:
-            The role; nothing unless it has one.
+            The role; empty by default.
         """
         return ""
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """All that its answers depend on, in words, by which a resumed battery knows it.
+        """Everything that the results depend on; a resumed battery compares it.
 
         Returns:
-            Its name, and what else could differ between two attacks of that name.
+            The name, and whatever can differ between two attacks of that name.
         """
         return (self.name,)
 
     def prepare(self, model: nn.Module) -> None:
-        """What it does once before it sees an image, such as training; nothing unless it wants to.
+        """Called once before the first batch, for example to train; does nothing by default.
 
         Args:
             model: The classifier in evaluation mode.
@@ -102,15 +104,15 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """One try.
+        """Runs one restart or target.
 
         Args:
             model: The classifier in evaluation mode; it is left as it was.
-            batch: Clean images that it gets right.
-            attempt: Number of the try, from 0.
+            batch: Clean images that it classifies correctly.
+            attempt: Index of the restart or target.
 
         Returns:
-            Images, of which some may be adversarial.
+            Perturbed images, adversarial or not.
         """
 
     def __repr__(self) -> str:
@@ -118,21 +120,27 @@ class Attack(ABC):
 
 
 class Solved(Attack):
-    """A follower's solver used as an attack: hand-designed or learned, white-box or transferred.
+    """A solver used as an attack: hand-designed or learned, white-box or transferred.
 
     Args:
-        name: What a report calls it.
-        follower: The threat model with the loss that is raised.
+        name: The name in reports.
+        follower: The threat model with the loss that is maximised.
         solver: The solver.
-        restarts: Random starts.
-        targets: Try this many wrong classes instead, one after the other, the likeliest first; for
-            a targeted loss.
-        surrogate: Take gradients of this classifier and let what comes out attack the other.
-        keep_broken: Whether any misclassified point on the solver's way breaks an image, as in
-            the code of Auto-PGD's authors, or only by the solver's answer, as PGM is reported.
+        restarts: Number of random starts; they differ if the follower has one,
+            ``Linf(eps, start=eps)``.
+        targets: Number of target classes, which take the place of restarts: the most likely wrong
+            classes of each image, in turn; for a targeted loss.
+        surrogate: A classifier to run the solver on instead; the attacked classifier is then only
+            shown the result (a transfer attack).
+        keep_broken: Whether an image counts as broken if any point that the solver visits is
+            misclassified, as in the code of Auto-PGD's authors, or only if the last one is, as PGM
+            is reported.
         kind: See :class:`Attack`.
         alone: Likewise.
         passes: Likewise.
+
+    Raises:
+        BilevelError: If ``restarts`` or ``targets`` is not such a number.
 
     Example:
         >>> from bilevel import pgm
@@ -180,24 +188,24 @@ class Solved(Attack):
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The name, the follower, the solver, what counts of its tries, and all weights."""
+        """The name, follower, solver, restarts or targets, what counts as broken, and weights."""
         weights = fingerprint(*filter(None, (self.solver, self.surrogate)))
         tries = f"{self.tries} tries" + ", broken points kept" * self.keep_broken
         return self.name, repr(self.follower), repr(self.solver), tries, weights
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """Where the solver ends; with ``keep_broken`` the first misclassified point on its way."""
+        """The solver's last point; with ``keep_broken`` the first misclassified one."""
         queried = model if self.surrogate is None else self.surrogate
-        tried = self._toward(queried, batch, attempt) if self.targets else batch
-        # What breaks a surrogate on the way proves nothing.
+        tried = self._targeted(queried, batch, attempt) if self.targets else batch
+        # A point that the surrogate misclassifies need not be misclassified by the classifier.
         if self.surrogate is not None or not self.keep_broken:
             return attack(queried, self.follower, self.solver, tried).x
         with recorded(model, self.follower, tried) as trajectory:
             answer = attack(model, self.follower, self.solver, tried).x
         return trajectory.broken_or(answer)
 
-    def _toward(self, model: nn.Module, batch: Batch, rank: int) -> Targeted:
-        """The batch with its ``rank``-th likeliest wrong classes, from 0, as targets."""
+    def _targeted(self, model: nn.Module, batch: Batch, rank: int) -> Targeted:
+        """The batch with each image's wrong class of that rank by its logit, from 0, as target."""
         with torch.no_grad(), frozen(model):
             logits = model(batch.x).scatter(1, batch.y.unsqueeze(1), -torch.inf)
         if self.targets >= logits.shape[1]:

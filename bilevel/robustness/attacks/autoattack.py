@@ -1,4 +1,4 @@
-"""AutoAttack and its parts, from the package of its authors."""
+"""AutoAttack and its component attacks, from the package ``pyautoattack``."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from bilevel.robustness.attacks.foreign import Foreign
 def autoattack(
     name: str, parts: list[str] | None, kind: Kind, passes: float, arsenal: Arsenal
 ) -> list[Attack]:
-    """AutoAttack's standard version, or some of its parts.
+    """AutoAttack's standard version, or some of its component attacks.
 
-    The package aims at nine wrong classes, and APGD-T's loss reads four logits: with fewer classes
-    there are fewer targets, and below four no APGD-T.
+    The package attacks nine target classes, and the loss of APGD-T needs four logits. With fewer
+    classes there are fewer targets, and with fewer than four no APGD-T.
 
     Args:
-        name: What a report calls it.
-        parts: Names of the package; None for the standard version.
+        name: The name in reports.
+        parts: The package's names of the component attacks; None for the standard version.
         kind: See :class:`Attack`.
         passes: Likewise.
         arsenal: ε, the number of classes and the seed.
 
     Returns:
-        One attack; that the package is missing is told when it is used.
+        One attack; a missing package is reported when the attack is run.
     """
 
     def make(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
@@ -41,7 +41,7 @@ def autoattack(
             ) from error
 
         def run(images: Tensor, labels: Tensor) -> Tensor:
-            judge = AutoAttack(
+            adversary = AutoAttack(
                 model,
                 attacks=parts,
                 version="custom" if parts else "standard",
@@ -49,13 +49,14 @@ def autoattack(
                 eps=arsenal.eps,
                 seed=arsenal.seed,
             )
-            for targeted in (judge.apgd_targeted, judge.fab):
+            for targeted in (adversary.apgd_targeted, adversary.fab):
                 targeted.n_target_classes = min(9, arsenal.classes - 1)
             if arsenal.classes < 4 and parts is None:
-                judge.attacks_to_run.remove("apgd-t")
-            adversarial: Tensor
-            adversarial, _ = judge.run_standard_evaluation(images, labels, batch_size=len(images))
-            return adversarial
+                adversary.attacks_to_run.remove("apgd-t")
+            found: tuple[Tensor, Tensor] = adversary.run_standard_evaluation(
+                images, labels, batch_size=len(images)
+            )
+            return found[0]
 
         return run
 

@@ -1,4 +1,4 @@
-"""The attack of Carlini & Wagner in the L∞ norm, for many images at once."""
+"""The attack of Carlini & Wagner in the L∞ norm, batched."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from bilevel.robustness.attacks.samples import check_count, check_eps, choose, p
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
-_LEAST_TAU = 1 / 256
-_SHRINK = 0.9
-_LEAST_EXPONENT, _LARGEST_EXPONENT = -5, 2  # of c = 10^exponent
-_LR = 5e-3
-_MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.999  # Adam's β₁ and β₂
+_MIN_TAU = 1 / 256
+_TAU_DECAY = 0.9
+_MIN_LOG10_C, _MAX_LOG10_C = -5, 2
+_LR, _BETA1, _BETA2, _ADAM_EPS = 5e-3, 0.9, 0.999, 1e-8
 
 
 class CarliniWagner(Solver):
-    r"""The L∞ attack of Carlini & Wagner (2017), every image in a search of its own.
+    r"""The L∞ attack of Carlini & Wagner (2017), with a separate search for each image.
 
     .. math:: \min_\delta\; c \cdot [z_y - \max_{k \ne y} z_k]_+ + \sum_i [|\delta_i| - \tau]_+
 
-    For τ from 1 on, c goes from 1e-5 to 100 by factors of ten, each with up to ``steps`` iterations
-    of Adam (learning rate 5e-3), until the loss is below 1e-4·c and the image is broken. Then τ
-    becomes 0.9·min(τ, max\|δ\|), and the search goes on from that δ with that c. An image is done
-    when it is broken within ``eps``, when no c breaks it, or when τ has reached 1/256.
+    Starting from τ = 1, c is increased from 1e-5 to 100 by factors of ten, with up to ``steps``
+    iterations of Adam (learning rate 5e-3) each, until the image is misclassified and the loss is
+    below 1e-4·c. Then τ is set to 0.9·min(τ, max\|δ\|), and the search continues from the same δ
+    and c. It ends for an image when it is misclassified within ``eps``, when no c succeeds, or when
+    τ has reached 1/256.
 
-    The authors attack one image after the other. Here each image has its own τ, c, δ and Adam
-    state, all step together, and images that are done leave the batch. Where theirs keeps x + δ in
-    [0, 1] by a change of variables, this clips it after each step.
+    The authors attack one image at a time. Here each image has its own τ, c, δ and Adam state, all
+    take their steps together, and finished images leave the batch. The authors keep x + δ in [0, 1]
+    by a change of variables; here it is clipped after each step.
 
-    The follower's gain must be positive exactly where a sample is broken, and it must be the
-    negative of what c multiplies: ``loss=margin``. Its context must be the perturbed image, as
-    that of every :class:`~bilevel.robustness.Perturbation` is.
+    The follower's gain must be positive exactly where a sample is misclassified, and the negative
+    of the term that c multiplies: ``loss=margin``. Its context must be the perturbed image, as for
+    every :class:`~bilevel.robustness.Perturbation`.
 
     "Towards evaluating the robustness of neural networks", arXiv 1608.04644, Sec. VI-D. Jiang et
     al. (2021) allow 100 iterations (Sec. 4).
@@ -63,23 +63,23 @@ class CarliniWagner(Solver):
         self.steps = check_count("steps", steps)
 
     def answer(self, oracle: Oracle) -> Value:
-        """The last δ that broke the image, clipped to Y; zero where none did."""
-        whole, search = oracle, _begin(oracle)
+        """The last successful δ of each image, clipped to Y; zero where there is none."""
+        full, search = oracle, _begin(oracle)
         last = torch.zeros_like(search.delta)
         while len(search.rows):
-            gain, slope = oracle.gain_and_gradient(search.delta)
-            (gradient,) = leaves(slope)
-            works, reach = search.works(gain), search.delta.abs().flatten(1).amax(1)
-            found = (gain > 0) & (reach <= self.eps)
-            stepped = search.stepped(gain, gradient, self.steps)
-            if (works | found).any():  # most iterations bring nothing
-                last[search.rows] = choose(works | found, search.delta, last[search.rows])
-                stepped = search.shrunk(reach).where(works, stepped)
-            search = stepped
-            active = ~found & (search.tau > _LEAST_TAU) & (search.exponent <= _LARGEST_EXPONENT)
+            gain, gradients = oracle.gain_and_gradient(search.delta)
+            (gradient,) = leaves(gradients)
+            solved, norm = search.solved(gain), search.delta.abs().flatten(1).amax(1)
+            within = (gain > 0) & (norm <= self.eps)
+            following = search.stepped(gain, gradient, self.steps)
+            if (solved | within).any():  # in most iterations none is
+                last[search.rows] = choose(solved | within, search.delta, last[search.rows])
+                following = search.tightened(norm).where(solved, following)
+            search = following
+            active = ~within & (search.tau > _MIN_TAU) & (search.log10_c <= _MAX_LOG10_C)
             if not active.all():
                 oracle, search = oracle.restricted(active), search.restricted(active)
-        return whole.project(last)
+        return full.project(last)
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""
@@ -87,84 +87,84 @@ class CarliniWagner(Solver):
 
 
 class _Search(NamedTuple):
-    """A search an image, each at a stage of its own; every tensor has a row an image."""
+    """The searches of a batch, each at its own stage; every tensor has one row per image."""
 
-    rows: Tensor  # the image's place in the batch
+    rows: Tensor  # position in the full batch
     image: Tensor
     delta: Tensor
-    mean: Tensor  # Adam's averages of the gradient and of its square
-    square: Tensor
-    age: Tensor  # iterations since τ changed, over all c
+    exp_avg: Tensor  # Adam's state, named as in torch.optim
+    exp_avg_sq: Tensor
+    step: Tensor  # iterations since τ changed, over all c
     tau: Tensor
-    exponent: Tensor  # c = 10^exponent
+    log10_c: Tensor
 
-    def works(self, gain: Tensor) -> Tensor:
-        """Whether the image is broken with a perturbation that τ hardly punishes."""
+    def solved(self, gain: Tensor) -> Tensor:
+        """Where the problem is solved for the current τ: misclassified, loss below 1e-4·c."""
         return (gain > 0) & (self._excess().flatten(1).sum(1) < 1e-4 * self._c())
 
-    def shrunk(self, reach: Tensor) -> _Search:
-        """After a success: a smaller τ from here on, with Adam as new."""
+    def tightened(self, norm: Tensor) -> _Search:
+        """The searches with a smaller τ and Adam's state reset."""
         return self._replace(
-            tau=torch.minimum(self.tau, reach) * _SHRINK,
-            age=torch.zeros_like(self.age),
-            mean=torch.zeros_like(self.mean),
-            square=torch.zeros_like(self.square),
+            tau=torch.minimum(self.tau, norm) * _TAU_DECAY,
+            step=torch.zeros_like(self.step),
+            exp_avg=torch.zeros_like(self.exp_avg),
+            exp_avg_sq=torch.zeros_like(self.exp_avg_sq),
         )
 
     def stepped(self, gain: Tensor, gradient: Tensor, steps: int) -> _Search:
-        """One iteration of Adam, and the next c where this one has had its share of them."""
-        pull = per_sample(self._c() * (gain < 0), gradient)
-        slope = (self._excess() > 0) * self.delta.sign() - pull * gradient
-        age = self.age + 1
-        mean = torch.lerp(slope, self.mean, _MEAN_DECAY)
-        square = torch.lerp(slope.square(), self.square, _SQUARE_DECAY)
-        scale = _unbiased(square, _SQUARE_DECAY, age).sqrt() + 1e-8
-        step = _LR * _unbiased(mean, _MEAN_DECAY, age) / scale
+        """One iteration of Adam; after every ``steps`` of them, the next c."""
+        weight = per_sample(self._c() * (gain < 0), gradient)
+        loss_gradient = (self._excess() > 0) * self.delta.sign() - weight * gradient
+        step = self.step + 1
+        exp_avg = torch.lerp(loss_gradient, self.exp_avg, _BETA1)
+        exp_avg_sq = torch.lerp(loss_gradient.square(), self.exp_avg_sq, _BETA2)
+        denominator = _bias_corrected(exp_avg_sq, _BETA2, step).sqrt() + _ADAM_EPS
+        change = _LR * _bias_corrected(exp_avg, _BETA1, step) / denominator
         return self._replace(
-            delta=(self.image + self.delta - step).clamp(0, 1) - self.image,
-            mean=mean,
-            square=square,
-            age=age,
-            exponent=self.exponent + (age % steps == 0),
+            delta=(self.image + self.delta - change).clamp(0, 1) - self.image,
+            exp_avg=exp_avg,
+            exp_avg_sq=exp_avg_sq,
+            step=step,
+            log10_c=self.log10_c + (step % steps == 0),
         )
 
-    def where(self, chosen: Tensor, other: _Search) -> _Search:
-        """These searches for the chosen images, the others for the rest."""
-        return _Search._make(map(partial(choose, chosen), self, other))
+    def where(self, mask: Tensor, other: _Search) -> _Search:
+        """These searches for the images in the mask, the others for the rest."""
+        return _Search._make(map(partial(choose, mask), self, other))
 
-    def restricted(self, chosen: Tensor) -> _Search:
-        """The chosen images' searches alone."""
-        return _Search._make(part[chosen] for part in self)
+    def restricted(self, mask: Tensor) -> _Search:
+        """The searches of the images in the mask."""
+        return _Search._make(part[mask] for part in self)
 
     def _c(self) -> Tensor:
-        return 10**self.exponent
+        return 10**self.log10_c
 
     def _excess(self) -> Tensor:
         return relu(self.delta.abs() - per_sample(self.tau, self.delta))
 
 
 def _begin(oracle: Oracle) -> _Search:
-    """Every image's search at its beginning."""
+    """The initial searches."""
     (delta,) = leaves(oracle.init())
     image = oracle.context(torch.zeros_like(delta))
     if image is None:
         raise BilevelError(
-            "CarliniWagner was given a follower without a context: it reads there where x + y "
-            "leaves [0, 1]; write FollowerProblem.context, or attack a Perturbation"
+            "CarliniWagner was given a follower without a context: it reads the image from it, to "
+            "keep x + y in [0, 1]; write FollowerProblem.context, or attack a Perturbation"
         )
     one = delta.new_ones(len(delta))
     return _Search(
         rows=torch.arange(len(delta), device=delta.device),
         image=image,
         delta=delta,
-        mean=torch.zeros_like(delta),
-        square=torch.zeros_like(delta),
-        age=torch.zeros_like(one),
+        exp_avg=torch.zeros_like(delta),
+        exp_avg_sq=torch.zeros_like(delta),
+        step=torch.zeros_like(one),
         tau=one,
-        exponent=_LEAST_EXPONENT * one,
+        log10_c=_MIN_LOG10_C * one,
     )
 
 
-def _unbiased(average: Tensor, decay: float, age: Tensor) -> Tensor:
-    """Adam's average divided by 1 − decay^age, which single precision alone would round off."""
-    return average / per_sample(-torch.expm1(age * math.log(decay)), average)
+def _bias_corrected(average: Tensor, beta: float, step: Tensor) -> Tensor:
+    """``average`` / (1 − β^step); expm1 avoids the cancellation in single precision."""
+    return average / per_sample(-torch.expm1(step * math.log(beta)), average)

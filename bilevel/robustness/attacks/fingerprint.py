@@ -1,4 +1,4 @@
-"""A checksum by which what is kept on disk knows the networks and images that it belongs to."""
+"""A checksum of networks and images, saved with results so that they are not reused for others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 def fingerprint(*parts: nn.Module | Tensor) -> str:
-    """Tells networks by their weights, and tensors, from others.
+    """The CRC-32 of networks' weights and buffers and of tensors.
 
     Args:
         parts: Networks and tensors, on any device.
 
     Returns:
-        32 bits in hexadecimal digits.
+        Eight hexadecimal digits.
 
     Example:
         >>> one = nn.Linear(2, 2)
@@ -24,11 +24,11 @@ def fingerprint(*parts: nn.Module | Tensor) -> str:
         >>> fingerprint(one) == before
         False
     """
-    found = 0
+    crc = 0
     for part in parts:
         values = part.state_dict().values() if isinstance(part, nn.Module) else (part,)
         for value in values:
             if isinstance(value, Tensor):  # a module's extra state may be anything
                 data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                found = zlib.crc32(data.numpy().data, found)
-    return f"{found:08x}"
+                crc = zlib.crc32(data.numpy().data, crc)
+    return f"{crc:08x}"

@@ -1,4 +1,4 @@
-"""Attacks that come from elsewhere: other packages' ones, and those that cannot be had."""
+"""Attacks of other packages, and stand-ins for attacks that are not available."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from bilevel.robustness.data.batches import Batch
 
 
 class Foreign(Attack):
-    """Another package's attack, as long as it is called as torchattacks' are.
+    """An attack of another package, with the call of torchattacks.
+
+    A resumed battery tells two of them apart by their names alone.
 
     Args:
-        name: What a report calls it.
-        make: Given the classifier, gives ``attack(images, labels) -> images``.
+        name: The name in reports.
+        make: A function of the classifier that returns ``attack(images, labels) -> images``.
         kind: See :class:`Attack`.
         alone: Likewise.
         passes: Likewise.
@@ -41,17 +43,17 @@ class Foreign(Attack):
         self.make = make
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """What the package returns; it may ask for gradients of the classifier's parameters."""
+        """What the package's attack returns."""
         with torch.enable_grad():
             return self.make(model)(batch.x, batch.y).detach()
 
 
-class Missing(Attack):
-    """An attack that was asked for and cannot be made; a battery says so and goes on.
+class Unavailable(Attack):
+    """An attack that was requested and is not available; a battery reports why and continues.
 
     Args:
-        name: What a report calls it.
-        reason: Why.
+        name: The name in reports.
+        reason: Why it is not available.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -59,9 +61,9 @@ class Missing(Attack):
         self.reason = reason
 
     def prepare(self, model: nn.Module) -> None:
-        """Says why, as a :class:`BilevelError`."""
+        """Raises a :class:`BilevelError` with the reason."""
         raise BilevelError(self.reason)
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """The images as they are."""
+        """The unchanged images."""
         return batch.x

@@ -1,4 +1,4 @@
-"""An attacker trained afresh against a finished classifier: the adaptive learned attack."""
+"""A learned attacker trained against a finished classifier: an adaptive attack."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from bilevel.robustness.threats.perturbation import Perturbation
 class Fresh(Attack):
     """Trains a learned solver against the frozen classifier, then attacks with it.
 
-    A classifier and its own attacker grow up together; one that has only learned to resist that
-    attacker falls to another of the same kind.
+    A classifier that was trained jointly with an attacker may resist that attacker only; a newly
+    trained one of the same kind then breaks it.
 
     Args:
-        name: What a report calls it.
+        name: The name in reports.
         follower: The threat model.
-        make: Gives an untrained solver.
-        images: What to train on: training images, not those that are attacked.
-        steps: Adam steps.
+        make: Returns an untrained solver.
+        images: Images to train on; not those that are attacked.
+        steps: Training steps.
         batch_size: Images a step.
-        lr: Adam's learning rate; the paper's 1e-3.
+        lr: Adam's learning rate; 1e-3 in the paper.
         alone: See :class:`Attack`.
         passes: Likewise.
     """
@@ -64,12 +64,12 @@ class Fresh(Attack):
         return self.name, repr(self.follower), repr(self.make()), training, images
 
     def prepare(self, model: nn.Module) -> None:
-        """Trains the attacker: φ ascends the mean loss at its answers."""
+        """Trains the attacker by gradient ascent on the mean loss at its answers."""
         self.solver = self.make().to(self.images.images.device).train()
         optimizer = torch.optim.Adam(self.solver.parameters(), lr=self.lr)
         leader = ZeroSum(model, self.follower)
         with frozen(model), torch.enable_grad():
-            for batch in itertools.islice(self._stream(), self.steps):
+            for batch in itertools.islice(self._training_batches(), self.steps):
                 solution = self.solver.solve(self.follower, leader, batch, evaluate=False)
                 optimizer.zero_grad()
                 (-self.follower.gain(leader, solution.value, batch).mean()).backward()
@@ -80,6 +80,6 @@ class Fresh(Attack):
         assert self.solver is not None, "prepare comes first"
         return attack(model, self.follower, self.solver, batch).x
 
-    def _stream(self) -> Iterator[Batch]:
+    def _training_batches(self) -> Iterator[Batch]:
         for epoch in itertools.count():
             yield from shuffled_batches(self.images, self.batch_size, seed=0, epoch=epoch)

@@ -1,11 +1,11 @@
-"""Our attacks as other packages' users call theirs.
+"""The attacks of this library behind the interfaces of other packages.
 
-    Adversary         adversary(images, labels) → images, as torchattacks does
-    foolbox_attack    attack(fmodel, images, labels, epsilons=…), as foolbox does
+    Adversary         adversary(images, labels) → images, as in torchattacks
+    foolbox_attack    attack(fmodel, images, labels, epsilons=…), as in foolbox
 
-A classifier needs no wrapping to be attacked by others: it is an ``nn.Module`` from images in
-[0, 1] to logits, which is what AutoAttack, RobustBench, torchattacks and foolbox take. The other
-way round, their attacks in an evaluation of ours, is :class:`~bilevel.robustness.Foreign`.
+Classifiers need no wrapper: an ``nn.Module`` from images in [0, 1] to logits is what AutoAttack,
+RobustBench, torchattacks and foolbox take. For attacks of other packages in an evaluation of this
+one see :class:`~bilevel.robustness.Foreign`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adversary:
-    """A solver, learned or not, as a function of labelled images: the call of torchattacks.
+    """A solver, learned or not, as a function of images and labels, as in torchattacks.
 
-    It also stands beside torchattacks' own attacks in ``torchattacks.MultiAttack``.
+    It can be combined with torchattacks' own attacks in ``torchattacks.MultiAttack``.
 
     Args:
         model: The classifier, from images in [0, 1] to logits; it is left as it was.
@@ -52,17 +52,17 @@ class Adversary:
     solver: Solver
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The images as the adversary changes them.
+        """Attacks a batch.
 
         Args:
-            images: ``(B, C, H, W)`` float in [0, 1], where the classifier is.
+            images: ``(B, C, H, W)`` float in [0, 1], on the classifier's device.
             labels: Their classes, ``(B,)`` int64.
 
         Returns:
             Adversarial images.
 
         Raises:
-            BilevelError: If the images or labels are not such.
+            BilevelError: If the images or labels are not of that kind.
         """
         return attack(self.model, self.follower, self.solver, _labelled(images, labels)).x
 
@@ -73,23 +73,23 @@ class Adversary:
 def foolbox_attack(
     make_follower: Callable[[float], Perturbation], make_solver: Callable[[float], Solver]
 ) -> FixedEpsilonAttack:
-    """A solver, learned or not, as one of foolbox's attacks of fixed radius.
+    """A solver, learned or not, as a foolbox ``FixedEpsilonAttack``.
 
-    foolbox names ε when it calls, so both parts are functions of it. A learned attacker is the
-    same at every ε, ``lambda eps: attacker``: its steps reach as far as they did in training and
-    are projected onto the ball of the ε at hand. At a larger ε than it was trained for it
-    therefore leaves most of the ball untried, and what it finds there says little.
+    foolbox passes ε in the call, so follower and solver are functions of it. A learned attacker
+    is the same at every ε, ``lambda eps: attacker``: its steps are those of the ε that it was
+    trained for, projected onto the ball. At a larger ε it does not search most of the ball, and
+    its success rate there means little.
 
-    The classifier computes in the mode that it is in when foolbox wraps it: call ``eval()`` first,
-    as for all of foolbox's attacks.
+    The classifier computes in the mode in which foolbox wraps it: call ``eval()`` first, as for
+    all of foolbox's attacks.
 
     Args:
-        make_follower: Given ε, gives the threat model; :class:`Linf` or :class:`L2` is one.
-        make_solver: Given ε, gives the attack; such as :func:`~bilevel.fgsm`.
+        make_follower: From ε to the threat model, such as :class:`Linf` or :class:`L2`.
+        make_solver: From ε to the attack, such as :func:`~bilevel.fgsm`.
 
     Returns:
         ``attack(fmodel, images, labels, epsilons=…)``, which returns the raw images, the images
-        clipped to ε, and which of them are adversarial; for classifiers of bounds (0, 1).
+        clipped to ε, and which of them are adversarial; for models of bounds (0, 1).
 
     Raises:
         BilevelError: If foolbox is not installed.
@@ -114,7 +114,7 @@ def foolbox_attack(
         ) from error
 
     class SolverAttack(FixedEpsilonAttack):
-        """A follower's solver at the ε that foolbox asks for."""
+        """The solver at the ε that foolbox passes."""
 
         def __init__(self) -> None:
             self.make_follower = make_follower
@@ -131,16 +131,16 @@ def foolbox_attack(
             _check_bounds(model)
             images, restore = astensor_(inputs)
             batch = _labelled(images.raw, _classes(criterion))
-            if epsilon > 0:  # else there is nothing to choose, and a step of size 0 is no step
+            if epsilon > 0:  # the ball is a point at 0, and fgsm(0) is an error
                 follower, solver = make_follower(epsilon), make_solver(epsilon)
-                batch = attack(_Called(model), follower, solver, batch)
+                batch = attack(_FoolboxModule(model), follower, solver, batch)
             return restore(astensor(batch.x))
 
     return SolverAttack()
 
 
-class _Called(nn.Module):
-    """A foolbox model as the module that a follower reads."""
+class _FoolboxModule(nn.Module):
+    """A foolbox model as an ``nn.Module``."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class _Called(nn.Module):
 
 
 def _labelled(images: Tensor, labels: Tensor) -> Batch:
-    """A batch, after a look at what cannot be seen from the outcome."""
+    """The batch, after checks of mistakes that the result would not show."""
     if not images.is_floating_point() or images.ndim != 4:
         raise BilevelError(
             f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
@@ -165,22 +165,22 @@ def _labelled(images: Tensor, labels: Tensor) -> Batch:
         )
     if not ((images >= 0) & (images <= 1)).all():
         raise BilevelError(
-            f"images lie in [{images.min():g}, {images.max():g}]: the threat model is one of "
-            "pixels in [0, 1]; give them as they are and normalise inside the classifier"
+            f"images lie in [{images.min():g}, {images.max():g}]: the threat model is for pixels "
+            "in [0, 1]; give such images and normalise inside the classifier"
         )
     return Batch(images.detach(), labels)
 
 
 def _classes(criterion: Any) -> Tensor:
-    """The labels that the images shall lose, out of foolbox's criterion."""
+    """The true labels, from foolbox's criterion."""
     from foolbox.attacks.base import get_criterion
     from foolbox.criteria import Misclassification
 
     criterion = get_criterion(criterion)
     if not isinstance(criterion, Misclassification):
         raise BilevelError(
-            f"the criterion is {type(criterion).__name__}: the attack goes for any wrong class; "
-            "give the labels, or Misclassification(labels)"
+            f"the criterion is {type(criterion).__name__}: the attack is untargeted; give the "
+            "labels, or Misclassification(labels)"
         )
     labels: Tensor = criterion.labels.raw
     return labels
@@ -189,13 +189,13 @@ def _classes(criterion: Any) -> Tensor:
 def _check_bounds(model: Model) -> None:
     if tuple(model.bounds) != (0, 1):
         raise BilevelError(
-            f"the foolbox model has bounds {tuple(model.bounds)}: the threat model is one of "
-            "pixels in [0, 1]; give fmodel.transform_bounds((0, 1)), images and ε likewise"
+            f"the foolbox model has bounds {tuple(model.bounds)}: the threat model is for pixels "
+            "in [0, 1]; give fmodel.transform_bounds((0, 1)), images and ε likewise"
         )
 
 
 def _distance(follower: Perturbation) -> Distance:
-    """The threat model's norm as foolbox names it."""
+    """The distance in foolbox of the threat model."""
     from foolbox.distances import l2, linf
 
     for threat, distance in ((Linf, linf), (L2, l2)):

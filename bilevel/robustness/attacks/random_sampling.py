@@ -1,4 +1,4 @@
-"""Random sampling: the attack that no gradient can mislead."""
+"""Random sampling of the threat model, an attack without gradients."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bilevel.tree import Value, leaves
 
 
 class RandomSampling(Solver):
-    """The best of many random starts, without a gradient.
+    """The best of many random points.
 
-    Where it breaks more images than an attack that follows gradients, the gradients are masked.
-    Jiang et al. (2021), Sec. 4, draw 1e5 points an image, uniformly in the ball of radius ε:
+    If it breaks images that gradient-based attacks do not, the gradients are masked. Jiang et al.
+    (2021), Sec. 4, draw 1e5 points an image, uniformly in the ball of radius ε:
     ``Linf(eps, start=eps)``.
 
     Args:
-        points: Random points a sample, the whole batch at once: so many forward passes.
+        points: Random points a sample; each costs the batch one forward pass.
 
     Raises:
         BilevelError: If ``points`` is less than 1, or the follower does not start at random.
@@ -37,15 +37,15 @@ class RandomSampling(Solver):
 
     @torch.no_grad()
     def answer(self, oracle: Oracle) -> Value:
-        """The point with the largest gain, a sample."""
+        """For each sample the point with the largest gain."""
         (best,) = leaves(oracle.init())
         gain = oracle.gain(best)
         for number in range(1, self.points):
             (point,) = leaves(oracle.init())
             if number == 1 and len(point) and torch.equal(point, best):
                 raise BilevelError(
-                    "RandomSampling was given the same point twice: the follower starts where it "
-                    "always does; give it a random start, Linf(eps, start=eps)"
+                    "RandomSampling was given the same point twice: the follower's start is not "
+                    "random; give it a random one, Linf(eps, start=eps)"
                 )
             value = oracle.gain(point)
             better = value > gain

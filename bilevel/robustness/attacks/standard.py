@@ -1,16 +1,16 @@
-"""The attacks by name, as a command line asks for them.
+"""The attacks by the names that the command line takes.
 
 fgsm                     one step of size ε
 pgm-K                    K steps on the cross entropy, as the paper runs them (Sec. 4)
 pgm-K-margin, pgm-K-dlr  the same on another loss
 apgd-ce, apgd-dlr        Auto-PGD; with random restarts
-apgd-t                   Auto-PGD toward each of the nine likeliest wrong classes
+apgd-t                   Auto-PGD toward each of the nine most likely wrong classes
 cw                       Carlini & Wagner in the L∞ norm
 random                   uniform points of the ball
 own                      the attacker that was trained with the classifier
-fresh                    one trained against it now
+fresh                    a new attacker, trained against the finished classifier
 transfer                 FGSM and PGM-10 on every surrogate
-autoattack, square       of the package pyautoattack
+autoattack, square       from the package pyautoattack
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bilevel.robustness.attacks.arsenal import Arsenal
 from bilevel.robustness.attacks.attack import Attack, Solved
 from bilevel.robustness.attacks.autoattack import autoattack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
-from bilevel.robustness.attacks.foreign import Missing
+from bilevel.robustness.attacks.foreign import Unavailable
 from bilevel.robustness.attacks.fresh import Fresh
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.threats.losses import LOSSES, Loss, cross_entropy, dlr, margin, targeted_dlr
@@ -52,9 +52,8 @@ STANDARD = (
     "apgd-t",
     "random",
 )
-"""The default battery, cheap attacks first; what needs gradients before what needs none. Auto-PGD
-stands for PGM-100, which takes as many steps and adapts none. CW takes as long as the longest of
-them, and broke nothing that they had left of ten classifiers."""
+"""The default battery: cheap attacks first, gradient-based ones before the others. Auto-PGD takes
+the place of PGM-100. CW costs as much as the most expensive, and broke none of their survivors."""
 
 _PGM = re.compile(r"pgm-([1-9]\d*)(?:-(margin|dlr))?")
 
@@ -66,16 +65,16 @@ def standard_attacks(
     restarts: int = 1,
     surrogates: Mapping[str, nn.Module] | None = None,
 ) -> list[Attack]:
-    """The default battery, for any classifier.
+    """The default battery for any classifier.
 
     Args:
         eps: ε of the L∞ ball, in units of the pixel range.
         classes: Number of classes.
         restarts: Random starts of PGM and APGD.
-        surrogates: Classifiers by name whose adversarial images are tried on the other.
+        surrogates: Classifiers by name, for transfer attacks.
 
     Returns:
-        The attacks of :data:`STANDARD`, cheap ones first.
+        The attacks of :data:`STANDARD`.
 
     Example:
         >>> for attack in standard_attacks(eps=8 / 255, classes=10):
@@ -92,14 +91,15 @@ def standard_attacks(
 
 
 def make_attacks(names: Sequence[str], arsenal: Arsenal) -> list[Attack]:
-    """The attacks of those names.
+    """Makes attacks by name.
 
     Args:
-        names: See the module; :data:`STANDARD` is the default battery.
-        arsenal: What they are made of.
+        names: Of fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw, random, own,
+            fresh, transfer, square and autoattack; :data:`STANDARD` is the default battery.
+        arsenal: Their settings.
 
     Returns:
-        New attacks. A name may give none (``own`` where the classifier has no attacker) or several
+        New attacks. A name may give none (``own`` for a classifier without an attacker) or several
         (``transfer``).
 
     Raises:
@@ -114,13 +114,13 @@ def make_attacks(names: Sequence[str], arsenal: Arsenal) -> list[Attack]:
 
 
 def check_attack(name: str) -> None:
-    """Says which name was meant if there is no such attack.
+    """Checks that there is an attack of that name.
 
     Args:
         name: A name.
 
     Raises:
-        BilevelError: If no attack has that name.
+        BilevelError: If there is none; the message suggests the closest name.
 
     Example:
         >>> check_attack("pgm-7-margin")
@@ -143,7 +143,7 @@ def _make(name: str, arsenal: Arsenal) -> list[Attack]:
 
 
 def _pgm(steps: int, loss: str, arsenal: Arsenal) -> Attack:
-    """As the paper evaluates; on the cross entropy it is quoted by itself, so sees all images."""
+    """PGM as in the paper's evaluation; on the cross entropy it has an accuracy of its own."""
     return Solved(
         f"PGM-{steps}" + (f" {loss}" if loss != "ce" else ""),
         arsenal.ball(LOSSES[loss], start=arsenal.start),
@@ -175,7 +175,7 @@ def _apgd(name: str, loss: Loss, arsenal: Arsenal, targets: int = 0) -> list[Att
 
 
 def _apgd_t(arsenal: Arsenal) -> list[Attack]:
-    """Toward a class where there are enough of them for the ratio, else on the margin."""
+    """Targeted if there are the four classes that the targeted loss needs, else on the margin."""
     if arsenal.classes < 4:
         return _apgd("APGD-margin", margin, arsenal)
     return _apgd("APGD-T", targeted_dlr, arsenal, targets=min(9, arsenal.classes - 1))
@@ -198,7 +198,7 @@ def _own(arsenal: Arsenal) -> list[Attack]:
         return []
     name = f"own {trained.about.method}"
     if trained.solver is None:
-        return [Missing(name, f"{trained.name} was saved without its attacker.safetensors")]
+        return [Unavailable(name, f"{trained.name} was saved without its attacker.safetensors")]
     follower = trained.about.follower(arsenal.eps)
     return [Solved(name, follower, trained.solver, alone=True, passes=30)]
 
@@ -208,7 +208,7 @@ def _fresh(arsenal: Arsenal) -> list[Attack]:
     if not is_learned(method):
         raise BilevelError(f"fresh is {method!r}, which learns nothing: name a method with l2l")
     if train is None:
-        return [Missing(f"fresh {method}", "there are no images to train it on")]
+        return [Unavailable(f"fresh {method}", "there are no images to train it on")]
     attacker = trained.about.attacker if trained else Attacker()
     channels = train.images.shape[1]
     make = partial(make_solver, method, eps=arsenal.eps, channels=channels, attacker=attacker)

@@ -1,1 +1,1 @@
-"""What an adversary may do to an image, and what it raises."""
+"""Threat models, and the losses that attacks maximise."""

@@ -3,8 +3,8 @@ r"""Adversarial interpolation training (AIT): a game that is not zero-sum (Algor
     leader     min over θ of  CE(f(x̃_i), ỹ_i),     ỹ_i = (1 − ε_y) y_i + ε_y (1 − y_j) / (K − 1)
     follower   min over x̃_i of  1 − cos(h(x̃_i), h(x_j)),     ‖x̃_i − x_i‖∞ ≤ ε
 
-The follower moves the features h of each image toward those of its partner x_j, the leader learns
-to call the result *not* j. Zhang & Xu (2020), "Adversarial interpolation training", is the
+The follower moves the features h of each image toward those of its partner x_j; the label ỹ_i moves
+away from the partner's class. Zhang & Xu (2020), "Adversarial interpolation training", is the
 original; the paper prints the follower with the opposite sign (eq. 6), ``sense="max"`` here.
 """
 
@@ -34,9 +34,9 @@ def _next(y: Tensor) -> Tensor:
 
 
 def _other_class(y: Tensor) -> Tensor:
-    """The next image of another class; the image itself where the batch has one class only."""
-    here = torch.arange(len(y), device=y.device)
-    order = (here.unsqueeze(1) + here.roll(-1)) % len(y)  # row i: i + 1, i + 2, …, i
+    """The next image of another class; the image itself if the batch has a single class."""
+    rows = torch.arange(len(y), device=y.device)
+    order = (rows.unsqueeze(1) + rows.roll(-1)) % len(y)  # row i: i + 1, i + 2, …, i
     first = (y[order] != y.unsqueeze(1)).byte().argmax(1, keepdim=True)
     return order.gather(1, first).squeeze(1)
 
@@ -46,17 +46,17 @@ PAIRINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "next": _next,
     "other-class": _other_class,
 }
-"""From the labels of a batch, which of its images is whose partner. Batches are shuffled, so that
-``reversed``, the original's choice, and ``next`` are random pairs."""
+"""From the labels of a batch to the position of each image's partner in it. In shuffled batches
+``reversed``, the original's choice, and ``next`` give random pairs."""
 
 
 class Interpolation(Linf):
-    """A perturbation that turns an image's features toward another image's.
+    """A perturbation that moves an image's features toward those of another image.
 
     Args:
         eps: ε of the L∞ ball.
-        layer: The module of the classifier whose outputs are the features, averaged over their
-            pixels; ``"trunk"`` is the pooled last layer of the kit's classifiers.
+        layer: The module of the classifier whose output, averaged over the pixels, is the feature
+            vector; ``"trunk"`` is the last layer before the head of the kit's classifiers.
         pairing: A name of :data:`PAIRINGS`.
         sense: ``"min"`` moves toward the partner, as the original and the authors' code do;
             ``"max"`` away from it, as eq. 6 and Algorithm 4 print.
@@ -96,18 +96,18 @@ class Interpolation(Linf):
     def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
         """1 − cos(h(x_i + δ_i), h(x_j)), the partner's features held constant."""
         with torch.no_grad():
-            there = _features(leader.model, self.layer, batch.x)[self.partner(batch)]
-        here = _features(leader.model, self.layer, batch.x + y)
-        return 1 - F.cosine_similarity(here, there)
+            target = _features(leader.model, self.layer, batch.x)[self.partner(batch)]
+        features = _features(leader.model, self.layer, batch.x + y)
+        return 1 - F.cosine_similarity(features, target)
 
     def partner(self, batch: Batch) -> Tensor:
-        """Which image of the batch is whose partner.
+        """The partner of each image.
 
         Args:
             batch: The images.
 
         Returns:
-            Positions, ``(B,)`` int64.
+            Positions in the batch, ``(B,)`` int64.
         """
         return PAIRINGS[self.pairing](batch.y)
 
@@ -121,7 +121,7 @@ class InterpolatedLabels(LeaderProblem):
 
     Args:
         model: The classifier.
-        follower: Who is whose partner.
+        follower: The follower, which pairs the images.
         epsilon_y: ε_y in [0, 1], how far a label moves away from the partner's; 0.5 in the paper.
 
     Raises:
@@ -139,8 +139,8 @@ class InterpolatedLabels(LeaderProblem):
         super().__init__()
         if not (math.isfinite(epsilon_y) and 0 <= epsilon_y <= 1):
             raise BilevelError(
-                f"epsilon_y is {epsilon_y}: it is the share of a label that moves; give 0 to 1, "
-                "0.5 as in the paper"
+                f"epsilon_y is {epsilon_y}: it is the weight of the partner's term in a label; "
+                "give 0 to 1, 0.5 as in the paper"
             )
         self.model = model
         self.follower = follower
@@ -167,7 +167,7 @@ class InterpolatedLabels(LeaderProblem):
 
 
 def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """What a layer gives for the images, averaged over its pixels: ``(B, width)``."""
+    """A layer's output for the images, averaged over the pixels: ``(B, width)``."""
     try:
         module = model.get_submodule(layer)
     except AttributeError as error:
@@ -176,18 +176,18 @@ def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
             f"the classifier has no layer {layer!r}: its features are compared; choose one of "
             f"{names}, or a module inside"
         ) from error
-    seen: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, __, output: seen.append(output))
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
     try:
         # A compiled call may have been traced without the hook, and would not run it.
         with torch.compiler.set_stance("force_eager"):
             model(x)
     finally:
         handle.remove()
-    if not seen:
+    if not outputs:
         raise BilevelError(
-            f"the classifier's layer {layer!r} computes nothing of its own: its features are "
-            "compared; choose a module inside that is called"
+            f"the classifier's layer {layer!r} is never called: its features are compared; choose "
+            "a module that the forward pass calls"
         )
-    output = at_least_float32(seen[-1])
+    output = at_least_float32(outputs[-1])
     return output.flatten(2).mean(2) if output.ndim > 2 else output

@@ -1,8 +1,8 @@
-"""What an attack raises: functions of the logits, one value a sample, positive directions out.
+"""The losses that attacks maximise: functions of the logits, one value a sample.
 
-cross_entropy    −log softmax(z)_y                        saturates where the classifier is sure
-margin           max_{k≠y} z_k − z_y                      positive exactly where the image is broken
-dlr              (max_{k≠y} z_k − z_y) / (z_π1 − z_π3)    the margin, whatever the logits' scale
+cross_entropy    −log softmax(z)_y                        its gradient vanishes at confident logits
+margin           max_{k≠y} z_k − z_y                      positive exactly where misclassified
+dlr              (max_{k≠y} z_k − z_y) / (z_π1 − z_π3)    the margin, invariant to scale
 targeted_dlr     (z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2)   toward one class t
 
 with z_π1 ≥ z_π2 ≥ … the sorted logits. The ratios are those of Croce & Hein (2020), "Reliable
@@ -23,12 +23,12 @@ from bilevel.robustness.data.batches import Batch
 
 
 class Targeted(NamedTuple):
-    """A batch of labelled images, each with the class that an attack wants it taken for.
+    """A batch of labelled images, each with the target class of an attack.
 
     Attributes:
         x: Images, ``(B, C, H, W)`` float in [0, 1].
         y: Their classes, ``(B,)`` int64.
-        target: The classes wanted, ``(B,)`` int64.
+        target: Their target classes, ``(B,)`` int64.
     """
 
     x: Tensor
@@ -37,7 +37,7 @@ class Targeted(NamedTuple):
 
 
 Loss = Callable[[Tensor, "Batch | Targeted"], Tensor]
-"""Logits ``(B, K)`` and their batch to one value a sample, ``(B,)``, that an attack raises."""
+"""From logits ``(B, K)`` and their batch to one value a sample, ``(B,)``, to be maximised."""
 
 
 def cross_entropy(logits: Tensor, batch: Batch | Targeted) -> Tensor:
@@ -54,7 +54,7 @@ def cross_entropy(logits: Tensor, batch: Batch | Targeted) -> Tensor:
 
 
 def margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
-    """The largest wrong logit minus the right one: positive exactly where the answer is wrong.
+    """The largest wrong logit minus the true one: positive exactly where misclassified.
 
     Args:
         logits: ``(B, K)``.
@@ -68,12 +68,12 @@ def margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         >>> margin(torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 0.5]]), batch)
         tensor([-1.,  1.])
     """
-    right = F.one_hot(batch.y, logits.shape[1]).bool()
-    return logits.masked_fill(right, -torch.inf).amax(1) - _at(logits, batch.y)
+    true_class = F.one_hot(batch.y, logits.shape[1]).bool()
+    return logits.masked_fill(true_class, -torch.inf).amax(1) - _logit(logits, batch.y)
 
 
 def dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
-    """The difference of logits ratio: the margin in units of the spread of the first three.
+    """The difference of logits ratio: the margin over the gap of the first and third logit.
 
     Args:
         logits: ``(B, K)``, of three classes or more.
@@ -90,8 +90,8 @@ def dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         >>> dlr(torch.tensor([[3.0, 2.0, 1.0]]), batch).item()
         -0.5
     """
-    first = _sorted(logits, 3)
-    return margin(logits, batch) / _spread(first[:, 0] - first[:, 2])
+    top = _largest(logits, 3)
+    return margin(logits, batch) / (top[:, 0] - top[:, 2] + _TINY)
 
 
 def targeted_dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
@@ -114,31 +114,30 @@ def targeted_dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
     """
     if not isinstance(batch, Targeted):
         raise BilevelError(
-            "targeted_dlr got a batch without targets: it goes toward one class; give "
+            "targeted_dlr got a batch without targets: it moves toward one class; give "
             "Targeted(x, y, target)"
         )
-    first = _sorted(logits, 4)
-    gap = _at(logits, batch.target) - _at(logits, batch.y)
-    return gap / _spread(first[:, 0] - (first[:, 2] + first[:, 3]) / 2)
+    top = _largest(logits, 4)
+    gap = _logit(logits, batch.target) - _logit(logits, batch.y)
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 """The losses of untargeted attacks by name."""
 
+_TINY = 1e-12  # added to denominators, which are zero for equal logits
 
-def _at(logits: Tensor, classes: Tensor) -> Tensor:
+
+def _logit(logits: Tensor, classes: Tensor) -> Tensor:
+    """Each sample's logit of its class."""
     return logits.gather(1, classes.unsqueeze(1)).squeeze(1)
 
 
-def _sorted(logits: Tensor, count: int) -> Tensor:
+def _largest(logits: Tensor, count: int) -> Tensor:
+    """Each sample's largest logits, in descending order."""
     if logits.shape[1] < count:
         raise BilevelError(
             f"the classifier has {logits.shape[1]} classes, the difference of logits ratio needs "
             f"{count}: attack it with the margin"
         )
     return logits.topk(count, dim=1).values
-
-
-def _spread(difference: Tensor) -> Tensor:
-    """A denominator that equal logits do not make zero."""
-    return difference + 1e-12

@@ -1,8 +1,6 @@
-"""Threat models: what an adversary may do to an image, as followers of a classifier.
+"""Threat models, as followers of a classifier.
 
 max over δ of loss(f(x + δ), y)   subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
-
-The loss is the cross entropy unless another one is given.
 """
 
 from __future__ import annotations
@@ -23,15 +21,16 @@ from bilevel.robustness.threats.losses import Loss, cross_entropy
 
 
 class Perturbation(FollowerProblem):
-    """A perturbation δ of an image that raises the classifier's loss (eq. 3).
+    """A perturbation δ of an image that maximises the classifier's loss (eq. 3).
 
-    The leader's ``model`` takes images in [0, 1] and returns logits.
+    The leader's ``model`` maps images in [0, 1] to logits.
 
     Args:
         eps: ε, the radius, in units of the pixel range [0, 1].
-        start: Radius of the ball from which a solve starts at random; 0 starts at δ = 0. The
-            paper evaluates from 1e-4.
-        loss: What δ raises, a function of the logits; see ``bilevel.robustness.threats.losses``.
+        start: Radius of the ball from which the initial δ is drawn; 0 for δ = 0. The paper
+            evaluates with 1e-4.
+        loss: The loss to maximise, a function of the logits; see
+            ``bilevel.robustness.threats.losses``.
     """
 
     sense: Literal["min", "max"] = "max"
@@ -48,34 +47,34 @@ class Perturbation(FollowerProblem):
 
     @abstractmethod
     def clip(self, delta: Tensor) -> Tensor:
-        """The point of the ball of radius ε nearest to ``delta``, whatever the image.
+        """Projects onto the ball of radius ε, without regard to the image.
 
         Args:
             delta: ``(B, C, H, W)``.
 
         Returns:
-            The clipped perturbation.
+            The nearest points of the ball.
         """
 
     @abstractmethod
     def noise(self, like: Tensor) -> Tensor:
-        """A random point of the ball of radius :attr:`start`.
+        """Draws from the ball of radius :attr:`start`, uniformly.
 
         Args:
-            like: A tensor of the shape that is needed.
+            like: A tensor of the shape, type and device of the result.
 
         Returns:
-            Noise of that shape.
+            The noise.
         """
 
     def init(self, batch: Batch) -> Tensor:
-        """Zero, or noise of radius :attr:`start` inside the threat model."""
+        """Zero, or noise of radius :attr:`start`, projected."""
         if self.start == 0:
             return torch.zeros_like(batch.x)
         return self._into_ball_and_box(self.noise(batch.x), batch)
 
     def context(self, y: Tensor, batch: Batch) -> Tensor:
-        """The perturbed image x + δ: what the attackers of the paper read."""
+        """The perturbed image x + δ, the input of the paper's attackers."""
         return batch.x + y
 
     def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
@@ -83,7 +82,7 @@ class Perturbation(FollowerProblem):
         return self.loss(at_least_float32(leader.model(batch.x + y)), batch)
 
     def project(self, y: Tensor, batch: Batch) -> Tensor:
-        """δ clipped to the ball, then x + δ to [0, 1], which never leaves the ball."""
+        """δ projected onto the ball, then x + δ clipped to [0, 1], which stays in the ball."""
         return self._into_ball_and_box(y, batch)
 
     def _into_ball_and_box(self, delta: Tensor, batch: Batch) -> Tensor:
@@ -95,12 +94,12 @@ class Perturbation(FollowerProblem):
 
 
 class Linf(Perturbation):
-    """‖δ‖∞ ≤ ε: each channel of each pixel moves by ε at most, the paper's threat model.
+    """‖δ‖∞ ≤ ε, the paper's threat model.
 
     Args:
         eps: ε in [0, 1]; 0.031 in the paper (not 8/255).
         start: Radius of the random start.
-        loss: What δ raises.
+        loss: The loss to maximise.
 
     Raises:
         BilevelError: If ε is not in [0, 1].
@@ -129,12 +128,15 @@ class Linf(Perturbation):
 
 
 class L2(Perturbation):
-    """‖δ‖₂ ≤ ε, an image.
+    """‖δ‖₂ ≤ ε for each image.
+
+    The projection onto ball and box is the composition of the two, as in the field's packages; it
+    is not always the nearest point of their intersection.
 
     Args:
         eps: ε; 0.5 is usual for CIFAR-10.
         start: Radius of the random start.
-        loss: What δ raises.
+        loss: The loss to maximise.
 
     Example:
         >>> batch = Batch(torch.full((1, 1, 1, 2), 0.5), torch.tensor([0]))
@@ -145,8 +147,8 @@ class L2(Perturbation):
     def clip(self, delta: Tensor) -> Tensor:
         """δ · min(1, ε / ‖δ‖₂)."""
         norm = delta.flatten(1).norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
-        shrink: Tensor = self.eps / norm
-        return delta * shrink.clamp(max=1).view(-1, 1, 1, 1)
+        factor: Tensor = self.eps / norm
+        return delta * factor.clamp(max=1).view(-1, 1, 1, 1)
 
     def noise(self, like: Tensor) -> Tensor:
         """Uniform in the ball of radius :attr:`start`."""
