@@ -1,4 +1,4 @@
-"""Pictures of what attackers do to images, and the style that every figure of the kit shares."""
+"""Figures of attacked images, and the style that all figures of the kit share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, LINE, BAD = "#1c2024", "#60666e", "#dfe2e6", "#b3261e"
-"""Text, what is said beside it, thin lines, and what is wrong."""
+"""Colours of text, secondary text, thin lines and wrong predictions."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -40,11 +40,11 @@ STYLE: dict[Any, Any] = {
 
 
 def draw_attacks(path: str | os.PathLike[str], examples: Sequence[Example]) -> None:
-    """Writes the picture of :func:`plot_attacks`.
+    """Writes the figure of :func:`plot_attacks`.
 
     Args:
         path: The PNG file.
-        examples: What is shown.
+        examples: See there.
 
     Raises:
         BilevelError: If the file cannot be written.
@@ -56,7 +56,7 @@ def draw_attacks(path: str | os.PathLike[str], examples: Sequence[Example]) -> N
 def plot_attacks(examples: Sequence[Example]) -> Figure:
     """Clean image, perturbation and adversarial image, as in the paper's Figures 4 and 5.
 
-    Perturbations are stretched to the full range; a wrong answer of the classifier is crossed.
+    Perturbations are scaled to the full range; a wrong prediction is marked with ✗.
 
     Args:
         examples: Images of one size; those of one title make a row.
@@ -71,32 +71,32 @@ def plot_attacks(examples: Sequence[Example]) -> Figure:
     for example in examples:
         rows.setdefault(example.title, []).append(example)
     height, width = examples[0].clean.shape[-2:]
-    tall = height / width  # a panel is one wide
+    aspect = height / width  # of a panel, whose width is 1
     left, right = -1.1, 3.2 * max(map(len, rows.values())) - 0.1
-    pitch = tall + 0.26
+    pitch = aspect + 0.26
     bottom = -pitch * len(rows)
     with rc_context(STYLE):
         figure = Figure(figsize=(1.15 * (right - left), -1.15 * bottom))
-        axis = figure.add_axes((0, 0, 1, 1))  # one for all panels: an axes for each takes seconds
+        axis = figure.add_axes((0, 0, 1, 1))  # one for all panels: one for each takes seconds
         for row, (title, shown) in enumerate(rows.items()):
             base = -pitch * (row + 1) + 0.02
             label = textwrap.fill(title, 16)
-            axis.text(-0.12, base + tall / 2, label, ha="right", va="center")
+            axis.text(-0.12, base + aspect / 2, label, ha="right", va="center")
             for i, example in enumerate(shown):
-                _draw(axis, 3.2 * i, base, tall, example)
+                _draw(axis, 3.2 * i, base, aspect, example)
         axis.set(xlim=(left, right), ylim=(bottom, 0))
         axis.set_axis_off()
     return figure
 
 
-def _draw(axis: Axes, x: float, y: float, tall: float, example: Example) -> None:
+def _draw(axis: Axes, x: float, y: float, aspect: float, example: Example) -> None:
     """Three panels in a row, the first with its lower left corner at (x, y)."""
     delta = example.adversarial - example.clean
-    reach = float(delta.abs().max())
+    norm = float(delta.abs().max())
     right = example.said == example.truth
     panels = (
         (example.clean, _short(example.truth), INK),
-        (0.5 + delta / (2 * reach or 1.0), f"± {reach:.2g}", MUTED),
+        (0.5 + delta / (2 * norm or 1.0), f"± {norm:.2g}", MUTED),
         (
             example.adversarial,
             f"→ {_short(example.said)}" + ("" if right else " ✗"),
@@ -111,11 +111,11 @@ def _draw(axis: Axes, x: float, y: float, tall: float, example: Example) -> None
             vmin=0,
             vmax=1,
             interpolation="none",
-            extent=(at, at + 1, y, y + tall),
+            extent=(at, at + 1, y, y + aspect),
         )
-        axis.text(at + 0.5, y + tall + 0.04, title, color=color, ha="center", va="baseline")
+        axis.text(at + 0.5, y + aspect + 0.04, title, color=color, ha="center", va="baseline")
 
 
 def _short(label: str) -> str:
-    """As much of a label as fits above a panel."""
+    """A label, cut to fit above a panel."""
     return label if len(label) <= 12 else f"{label[:11]}…"

@@ -53,7 +53,7 @@ STANDARD = (
     "random",
 )
 """The default battery: cheap attacks first, gradient-based ones before the others. Auto-PGD takes
-the place of PGM-100. CW costs as much as the most expensive, and broke none of their survivors."""
+the place of PGM-100. CW, as costly as the costliest, broke no survivor of ten classifiers."""
 
 _PGM = re.compile(r"pgm-([1-9]\d*)(?:-(margin|dlr))?")
 

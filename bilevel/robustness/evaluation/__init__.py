@@ -1,1 +1,1 @@
-"""How much accuracy is left under attack, and whether the figure can be trusted."""
+"""Accuracy under attack, and checks of whether it can be trusted."""

@@ -1,4 +1,4 @@
-"""What a classifier gets right, on clean images and under attack."""
+"""Accuracy on clean images and under one attack."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bilevel.robustness.attacks.attack import attack
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.results import Example
+from bilevel.robustness.evaluation.tolerance import share
 from bilevel.robustness.threats.perturbation import Perturbation
 
 
@@ -23,9 +24,9 @@ def correct(
     *,
     batch_size: int = 256,
 ) -> Tensor:
-    """Which images have their largest logit at the right class.
+    """Which images are classified correctly.
 
-    Of many processes each looks at its share, and all get to know the whole: all must call it.
+    Collective: each process evaluates its share of the images, and all return the whole result.
 
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
@@ -39,7 +40,7 @@ def correct(
 
     Raises:
         BilevelError: If there are no images, or a solver is given without a follower.
-        NonFiniteError: If a logit is NaN or infinite: its image is neither right nor wrong.
+        NonFiniteError: If a logit is NaN or infinite.
     """
     if solver is not None and follower is None:
         raise BilevelError(
@@ -48,25 +49,25 @@ def correct(
         )
     if not len(images):
         raise BilevelError(
-            "the image set is empty: nothing can be right or wrong; give one image or more"
+            "the image set is empty: its accuracy is not defined; give one image or more"
         )
     right, finite = [images.labels.new_empty(0, dtype=torch.bool)], []
-    mine = distributed.shard(len(images))
+    own = distributed.shard(len(images))
     with torch.no_grad(), frozen(model):
-        share = ImageSet(images.images[mine], images.labels[mine], images.classes)
-        for batch in batches(share, batch_size):
+        part = ImageSet(images.images[own], images.labels[own], images.classes)
+        for batch in batches(part, batch_size):
             if follower is not None and solver is not None:
                 batch = attack(model, follower, solver, batch)
             logits = model(batch.x)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())
-    found = distributed.all_gather((torch.cat(right).cpu(), all(map(bool, finite))))
-    if not all(sound for _, sound in found):
+    gathered = distributed.all_gather((torch.cat(right).cpu(), all(map(bool, finite))))
+    if not all(all_finite for _, all_finite in gathered):
         raise NonFiniteError(
             "the classifier's logits are not finite: training has diverged or the images are not "
             "finite; lower the learning rate, or go back to the last checkpoint"
         )
-    return torch.cat([answers for answers, _ in found]).to(images.labels.device)
+    return torch.cat([rows for rows, _ in gathered]).to(images.labels.device)
 
 
 def accuracy(
@@ -77,7 +78,7 @@ def accuracy(
     *,
     batch_size: int = 256,
 ) -> float:
-    """The share of images that :func:`correct` finds right.
+    """The share of images that are classified correctly, see :func:`correct`.
 
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
@@ -89,12 +90,11 @@ def accuracy(
     Returns:
         A number in [0, 1].
     """
-    right = correct(model, images, follower, solver, batch_size=batch_size)
-    return right.double().mean().item()
+    return share(correct(model, images, follower, solver, batch_size=batch_size))
 
 
 def logits_of(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Tensor:
-    """What a classifier answers, finite or not.
+    """A classifier's logits, finite or not.
 
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
@@ -116,10 +116,10 @@ def examples(
     batch: Batch,
     classes: Sequence[str],
 ) -> list[Example]:
-    """What an attack makes of a few images, and what the classifier says to them.
+    """Attacks a few images, and keeps them with the classifier's predictions.
 
     Args:
-        title: Whose doing it is.
+        title: The name of the attack or of the training method.
         model: The classifier, left as it was.
         follower: The threat model.
         solver: The attack.
@@ -131,10 +131,10 @@ def examples(
     """
     adversarial = attack(model, follower, solver, batch).x
     with torch.no_grad(), frozen(model):
-        said = model(adversarial).argmax(1)
+        predicted = model(adversarial).argmax(1)
     return [
-        Example(title, before.cpu(), after.cpu(), classes[right], classes[answer])
-        for before, after, right, answer in zip(
-            batch.x, adversarial, batch.y.tolist(), said.tolist(), strict=True
+        Example(title, clean.cpu(), moved.cpu(), classes[label], classes[prediction])
+        for clean, moved, label, prediction in zip(
+            batch.x, adversarial, batch.y.tolist(), predicted.tolist(), strict=True
         )
     ]

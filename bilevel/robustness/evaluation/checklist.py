@@ -1,9 +1,8 @@
-"""What attacks make of a classifier, item by item: does it look robust because attacks fail?
+"""The checklist: signs in the results of attacks that the attacks, not the model, are at fault.
 
 The items are those of Athalye et al. (2018), "Obfuscated gradients give a false sense of security",
 Sec. 3.1, and Carlini et al. (2019), "On evaluating adversarial robustness", which the paper goes
-through in Appendix D. Each is a function of the evaluation. What was not measured does not hold:
-nobody has checked it.
+through in Appendix D. Each is a function of the evaluation. An item that was not measured fails.
 """
 
 from __future__ import annotations
@@ -17,86 +16,89 @@ from bilevel.robustness.evaluation.tolerance import breaks_more, share, toleranc
 
 
 def _one_step(evaluation: Evaluation) -> Finding:
-    """Attacks of one step break no more than the strongest of many steps, each on its own."""
+    """The strongest one-step attack breaks no more images than the strongest iterative one."""
     item = "one step breaks less than many"
     one, many = _strongest(evaluation, "one-step"), _strongest(evaluation, "iterative")
     if one is None or many is None:
-        return _unchecked(item, "add fgsm and pgm-100 to the attacks")
+        return _not_measured(item, "add fgsm and pgm-100 to the attacks")
     figure = f"{share(one.broken):.1%} broken, by many {share(many.broken):.1%}"
     good = f"{one.name} is no stronger than {many.name}."
     bad = (
-        f"{one.name} breaks more than {many.name}, though more steps can only help: they lose "
-        "their way, a sign of masked gradients. Attack the margin, with restarts."
+        f"{one.name} breaks more than {many.name}, though more steps should only help: a sign of "
+        "masked gradients. Attack the margin, with restarts."
     )
     return _finding(item, not breaks_more(one.broken, many.broken), figure, good, bad)
 
 
 def _black_box(evaluation: Evaluation) -> Finding:
-    """Attacks without gradients break nothing that attacks with gradients have left."""
+    """Black-box attacks break no image that gradient-based attacks do not."""
     item = "black-box attacks add nothing"
     return _adds_nothing(
-        item, evaluation, _sound(evaluation, "black-box"), "transfer, square or random"
+        item, evaluation, _completed(evaluation, "black-box"), "transfer, square or random"
     )
 
 
 def _random_sampling(evaluation: Evaluation) -> Finding:
-    """Random points of the ball break nothing that attacks with gradients have left."""
-    blind = [o for o in _sound(evaluation, "black-box") if o.role == "random sampling"]
-    return _adds_nothing("random sampling adds nothing", evaluation, blind, "random")
+    """Random points of the ball break no image that gradient-based attacks do not."""
+    sampling = [o for o in _completed(evaluation, "black-box") if o.role == "random sampling"]
+    return _adds_nothing("random sampling adds nothing", evaluation, sampling, "random")
 
 
-def _adds_nothing(item: str, evaluation: Evaluation, blind: list[Outcome], attacks: str) -> Finding:
-    iterative = _sound(evaluation, "iterative")
-    if not blind or not iterative:
-        return _unchecked(item, f"add {attacks} to the attacks, and pgm-100 before")
+def _adds_nothing(
+    item: str, evaluation: Evaluation, black_box: list[Outcome], attacks: str
+) -> Finding:
+    iterative = _completed(evaluation, "iterative")
+    if not black_box or not iterative:
+        return _not_measured(item, f"add {attacks} to the attacks, and pgm-100 before")
     tried = torch.stack([outcome.attacked for outcome in iterative]).any(0)
-    found = torch.stack([outcome.broken for outcome in blind]).any(0)
-    found &= evaluation.survivors((*_sound(evaluation, "one-step"), *iterative))
-    # Where a black-box attack came first, so that no other was tried, it proves nothing.
-    none, missed = torch.zeros_like(found), found & tried
-    if breaks_more(found, none) and not breaks_more(missed, none):
-        return _unchecked(item, "run pgm-100 before them, or on every image")
-    names = ", ".join(outcome.name for outcome in blind)
-    good = f"What withstands attacks with gradients withstands those without ({names})."
+    added = torch.stack([outcome.broken for outcome in black_box]).any(0)
+    added &= evaluation.survivors((*_completed(evaluation, "one-step"), *iterative))
+    # An image that a black-box attack broke before any iterative one saw it proves nothing.
+    none, missed = torch.zeros_like(added), added & tried
+    if breaks_more(added, none) and not breaks_more(missed, none):
+        return _not_measured(item, "run pgm-100 before them, or on every image")
+    names = ", ".join(outcome.name for outcome in black_box)
+    good = f"Images that withstand gradient-based attacks withstand black-box ones ({names})."
     bad = (
-        f"Attacks without gradients ({names}) break images that all attacks with gradients have "
-        "left, a sign of masked gradients. Find out what masks them; the worst case is too high."
+        f"Black-box attacks ({names}) break images that no gradient-based attack breaks, a sign of "
+        "masked gradients. Find out what masks them; the worst case is too high."
     )
     ok = not breaks_more(missed, none)
     return _finding(item, ok, f"{share(missed):.1%} of images", good, bad)
 
 
 def _unbounded(evaluation: Evaluation) -> Finding:
-    """With ε = 1 every image can be made any other, so that nothing is left."""
+    """With ε = 1, where every image is within reach, no accuracy is left."""
     item = "unbounded attacks break everything"
     curve = _curve(evaluation, "ε")
     if curve is None or curve.at[-1] < 1:
-        return _unchecked(item, "measure the curve against ε")
+        return _not_measured(item, "measure the curve against ε")
     left = curve.accuracy[-1]
     bad = (
-        "PGM-10 may make any image of any other and fails: what stops it is no robustness, here or "
-        "at a smaller ε. Gradients are masked."
+        "PGM-10 fails although every image is within its reach, so its failure at a smaller ε does "
+        "not show robustness either. Gradients are masked."
     )
-    good = "PGM-10 breaks all images where any change is allowed."
+    good = "PGM-10 breaks all images if any change is allowed."
     return _finding(item, left == 0, f"{left:.1%} left at ε = 1", good, bad)
 
 
 def _larger_epsilon(evaluation: Evaluation) -> Finding:
-    """Accuracy falls from the ε that is evaluated on, and rises nowhere."""
+    """Accuracy falls beyond the evaluated ε, unless none is left there, and never rises."""
     item = "a larger ε breaks more"
     curve = _curve(evaluation, "ε")
     if curve is None:
-        return _unchecked(item, "measure the curve against ε")
+        return _not_measured(item, "measure the curve against ε")
     accuracy = np.array(curve.accuracy)
     rise = float((accuracy - np.minimum.accumulate(accuracy)).max())
-    start, end = _at(curve, evaluation.eps), curve.accuracy[-1]
-    ok = not _counts(rise, curve) and (_counts(start - end, curve) or not _counts(start, curve))
+    start, end = _accuracy_at(curve, evaluation.eps), curve.accuracy[-1]
+    falls = _is_significant(start - end, curve) or not _is_significant(start, curve)
+    ok = falls and not _is_significant(rise, curve)
     figure = f"{start:.1%} at ε = {evaluation.eps:g}, {end:.1%} at 1; rises by {_points(rise)}"
     bad = (
-        "PGM-10 breaks no more where it may change more: it misses what is in its reach, a sign of "
-        "masked gradients."
+        "PGM-10 does not break more at a larger ε: it misses adversarial images within its reach, "
+        "a sign of masked gradients."
     )
-    return _finding(item, ok, figure, "The more PGM-10 may change, the more it breaks.", bad)
+    return _finding(item, ok, figure, "PGM-10 breaks more at a larger ε.", bad)
 
 
 def _converged(evaluation: Evaluation) -> Finding:
@@ -104,23 +106,24 @@ def _converged(evaluation: Evaluation) -> Finding:
     item = "PGM has converged"
     curve = _curve(evaluation, "iterations")
     if curve is None or curve.at[-1] < 2 * curve.at[0]:
-        return _unchecked(item, "measure the curve against iterations")
+        return _not_measured(item, "measure the curve against iterations")
     half = max(i for i, iterations in enumerate(curve.at) if 2 * iterations <= curve.at[-1])
     fall = curve.accuracy[half] - curve.accuracy[-1]
     figure = f"falls by {_points(fall)} from {curve.at[half]:g} to {curve.at[-1]:g} iterations"
-    bad = f"PGM breaks more with more iterations than {curve.at[-1]:g}: give attacks more of them."
-    return _finding(item, not _counts(fall, curve), figure, "More iterations do not help.", bad)
+    bad = f"PGM would break more with more than {curve.at[-1]:g} iterations: give attacks more."
+    ok = not _is_significant(fall, curve)
+    return _finding(item, ok, figure, "More iterations do not help.", bad)
 
 
 def _cross_entropy(evaluation: Evaluation) -> Finding:
-    """PGM finds something of what can be found: another loss may find more, not everything."""
+    """PGM on the cross entropy breaks a tenth at least of what all white-box attacks break."""
     item = "cross entropy can be followed"
     pgm = _strongest(evaluation, "iterative", "cross entropy")
     if pgm is None:
-        return _unchecked(item, "add pgm-100 to the attacks")
-    left = evaluation.survivors(tuple(_sound(evaluation, "one-step", "iterative")))
+        return _not_measured(item, "add pgm-100 to the attacks")
+    left = evaluation.survivors(tuple(_completed(evaluation, "one-step", "iterative")))
     broken = evaluation.right & ~left
-    # AIT's PGM-20 finds a third of what AutoAttack finds, which is a weak attack; a tenth is none.
+    # On AIT, PGM-20 finds a third of what AutoAttack finds: weak, but not masked.
     ok = not breaks_more(broken, pgm.broken) or share(pgm.broken) > 0.1 * share(broken)
     figure = f"{share(pgm.broken):.1%} broken, by all white-box attacks {share(broken):.1%}"
     bad = (
@@ -131,27 +134,28 @@ def _cross_entropy(evaluation: Evaluation) -> Finding:
 
 
 def _radius(evaluation: Evaluation) -> Finding:
-    """ε is no smaller than what the classifier was trained for, and large enough to matter."""
+    """ε is at least the one of training, and large enough that 2ε breaks something."""
     item = "ε is large enough"
     eps, trained, curve = evaluation.eps, evaluation.trained_eps, _curve(evaluation, "ε")
     figure, bad = f"ε = {eps:g}", ""
-    if trained is not None and eps < 0.95 * trained:  # 0.031 and 8/255 pass for the same ε
+    if trained is not None and eps < 0.95 * trained:  # 0.031 and 8/255 count as the same ε
         bad = f"The classifier was trained for ε = {trained:g}: evaluate it with that."
     elif eps < 1 / 255:
-        bad = "An image of bytes cannot change by less than 1/255: evaluate with that or more."
+        bad = "An 8-bit image cannot change by less than 1/255: evaluate with that or more."
     elif curve is None:
-        return _unchecked(item, "measure the curve against ε")
+        return _not_measured(item, "measure the curve against ε")
     else:
-        fall = curve.accuracy[0] - _at(curve, 2 * eps)
+        fall = curve.accuracy[0] - _accuracy_at(curve, 2 * eps)
         figure += f", with 2ε accuracy falls by {_points(fall)}"
-        # Where no ε breaks anything the attack is to blame, which other items say.
-        if not _counts(fall, curve) and _counts(curve.accuracy[0] - curve.accuracy[-1], curve):
-            bad = "Twice as large an ε breaks nothing either: every classifier is robust there."
-    return _finding(item, not bad, figure, "The attacks are given room.", bad)
+        # If not even ε = 1 breaks anything, the attack is at fault, which other items report.
+        falls_at_all = _is_significant(curve.accuracy[0] - curve.accuracy[-1], curve)
+        if falls_at_all and not _is_significant(fall, curve):
+            bad = "Not even 2ε breaks anything: at this ε every classifier looks robust."
+    return _finding(item, not bad, figure, "ε is large enough for attacks to succeed.", bad)
 
 
 def _complete(evaluation: Evaluation) -> Finding:
-    """Every attack that was asked for gave a figure."""
+    """Every requested attack gave a figure."""
     missing = [f"{o.name} ({o.problem})" for o in evaluation.outcomes if o.problem]
     figure = f"{len(evaluation.outcomes) - len(missing)} of {len(evaluation.outcomes)}"
     ok = bool(evaluation.outcomes) and not missing
@@ -170,25 +174,25 @@ CHECKLIST = (
     _radius,
     _complete,
 )
-"""What is checked of the attacks, in the order of the report."""
+"""The items, in the order of the report."""
 
 
 def _finding(item: str, ok: bool, figure: str, good: str, bad: str) -> Finding:
     return Finding(item, ok, figure, good if ok else bad)
 
 
-def _unchecked(item: str, remedy: str) -> Finding:
-    return Finding(item, False, "not measured", f"Nobody has checked it: {remedy}.")
+def _not_measured(item: str, remedy: str) -> Finding:
+    return Finding(item, False, "not measured", f"Not checked: {remedy}.")
 
 
-def _sound(evaluation: Evaluation, *kinds: Kind) -> list[Outcome]:
+def _completed(evaluation: Evaluation, *kinds: Kind) -> list[Outcome]:
     """The outcomes of some kinds that gave a figure."""
     return [o for o in evaluation.outcomes if o.kind in kinds and not o.problem]
 
 
 def _strongest(evaluation: Evaluation, kind: Kind, role: Role | None = None) -> Outcome | None:
-    """The attack of a kind, and of a role where one is given, that breaks most on its own."""
-    alone = [o for o in _sound(evaluation, kind) if evaluation.alone(o) is not None]
+    """Of the attacks of a kind, and role if given, that ran on all images, the strongest."""
+    alone = [o for o in _completed(evaluation, kind) if evaluation.alone(o) is not None]
     chosen = [o for o in alone if role in (None, o.role)]
     return max(chosen, key=lambda outcome: share(outcome.broken), default=None)
 
@@ -197,14 +201,14 @@ def _curve(evaluation: Evaluation, quantity: str) -> Curve | None:
     return next((curve for curve in evaluation.curves if curve.quantity == quantity), None)
 
 
-def _at(curve: Curve, where: float) -> float:
+def _accuracy_at(curve: Curve, where: float) -> float:
     return float(np.interp(where, curve.at, curve.accuracy))
 
 
-def _counts(difference: float, curve: Curve) -> bool:
+def _is_significant(difference: float, curve: Curve) -> bool:
     """Whether a fall or rise along a curve is beyond the tolerance."""
-    # What an attack breaks it also breaks with more of ε or time, nearly: the discordant images are
-    # the difference itself.
+    # An image that an attack breaks stays broken, nearly always, at a larger ε or with more
+    # iterations: the share of discordant images is the difference itself.
     return difference > tolerance(max(difference, 0), curve.images)
 
 

@@ -1,9 +1,8 @@
-"""Accuracy under PGM against ε and against its number of iterations: does the attack behave?
+"""Accuracy under PGM against ε and against the number of iterations.
 
-A sound attack breaks every image once ε = 1 lets it paint any picture, and more iterations stop
-helping at some point. Both curves are measured on all images that the classifier gets right, also
-on those that a smaller ε or a shorter run has broken already: were these left out, an attack that
-succeeds less often where it may do more could not be seen.
+A sound attack breaks every image at ε = 1, and more iterations stop helping at some point. Each
+point is measured on all images that are classified correctly, including those that a smaller ε or
+fewer iterations have broken: otherwise an accuracy that rises with ε would go unnoticed.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from bilevel.updates import SignGradient
 _START = 1e-4  # radius of the random start (Sec. 4.1)
 _STEPS = 10  # of the attack against ε (Appendix D.1)
 
-# A step of 0.003/0.031·ε needs ten iterations from the image to the edge of the ball, and the first
-# of them break little: a curve that is flat before its end would be no sign of convergence.
-_ITERATIONS = 100
+# Steps of 0.003/0.031·ε take ten iterations from the image to the edge of the ball, and the first
+# of them break little: a curve that is flat there has not converged.
+_MIN_ITERATIONS = 100
 
 
 def accuracy_by_epsilon(
@@ -42,22 +41,22 @@ def accuracy_by_epsilon(
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
         images: The images, such as a :func:`~bilevel.robustness.sample`.
-        eps: The ε that the evaluation is about; the curve has points at it and at its quarter,
-            half, double and fourfold, beside every tenth.
+        eps: The evaluated ε; the curve has points at it, at its quarter, half, double and
+            fourfold, and at every tenth.
         batch_size: Images a batch.
         report: Called with the number of points done and their total.
 
     Returns:
-        The curve, from ε = 0 (clean) to ε = 1, where a sound attack leaves nothing.
+        The curve, from ε = 0 (clean) to ε = 1, where a sound attack leaves no accuracy.
     """
     near = {min(1.0, factor * eps) for factor in (0.25, 0.5, 1, 2, 4)}
     at = sorted(near | {tenth / 10 for tenth in range(11)})
-    parts = _right(model, images, batch_size)
+    parts = _correct_batches(model, images, batch_size)
     accuracies = []
     for done, radius in enumerate(at, start=1):
         follower = Linf(radius, start=_START)
         solver = pgm(radius / _STEPS, _STEPS) if radius else None  # None: clean
-        left = sum(_left(model, part, follower, solver) for part in parts)
+        left = sum(_count_correct(model, part, follower, solver) for part in parts)
         accuracies.append(left / len(images))
         report(done, len(at))
     return Curve("ε", tuple(at), tuple(accuracies), len(images))
@@ -75,34 +74,35 @@ def accuracy_by_iterations(
 ) -> Curve:
     """Accuracy under PGM of step size 0.003/0.031·ε at 1, 2, 5, 10, 20, 50, … iterations.
 
-    Each longer run continues the shorter one, so that the whole curve costs its last point. It
-    ends where the accuracy falls no longer, after 100 iterations or more.
+    Each point continues the run of the one before, so that the curve costs as much as its last
+    point. It ends where the accuracy stops falling, but not before 100 iterations.
 
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
         images: The images.
         eps: ε.
-        most: Iterations at most.
-        threshold: The curve goes on where it has fallen by more than this since its last point.
+        most: Largest number of iterations.
+        threshold: The curve ends if the accuracy has not fallen by more than this since the last
+            point.
         batch_size: Images a batch.
-        report: Called with the number of iterations done and their total, as far as it is known.
+        report: Called with the number of iterations done and the expected total.
 
     Returns:
         The curve.
     """
     follower, step = Linf(eps, start=_START), SignGradient(EVALUATION_STEP * eps)
-    parts = _right(model, images, batch_size)
-    solvers = [Iterative(step, 0, warm_start=True) for _ in parts]  # each keeps its batch's answer
+    parts = _correct_batches(model, images, batch_size)
+    solvers = [Iterative(step, 0, warm_start=True) for _ in parts]  # each keeps its batch's δ
     at: list[int] = []
     accuracies: list[float] = []
     for done, iterations in pairwise((0, *_one_two_five(most))):
         left = 0
         for solver, part in zip(solvers, parts, strict=True):
             solver.steps = iterations - done
-            left += _left(model, part, follower, solver)
+            left += _count_correct(model, part, follower, solver)
         at.append(iterations)
         accuracies.append(left / len(images))
-        ended = iterations >= _ITERATIONS and accuracies[-2] - accuracies[-1] <= threshold
+        ended = iterations >= _MIN_ITERATIONS and accuracies[-2] - accuracies[-1] <= threshold
         report(iterations, iterations if ended else most)
         if ended:
             break
@@ -119,12 +119,12 @@ def _one_two_five(most: int) -> Iterator[int]:
             yield digit * 10**power
 
 
-def _right(model: nn.Module, images: ImageSet, batch_size: int) -> list[ImageSet]:
-    """The images that the classifier gets right, in pieces of one batch each."""
+def _correct_batches(model: nn.Module, images: ImageSet, batch_size: int) -> list[ImageSet]:
+    """The images that are classified correctly, a batch each."""
     rows = correct(model, images, batch_size=batch_size).nonzero().squeeze(1)
-    return [images.subset(piece) for piece in rows.split(batch_size) if len(piece)]
+    return [images.subset(part) for part in rows.split(batch_size) if len(part)]
 
 
-def _left(model: nn.Module, part: ImageSet, follower: Linf, solver: Solver | None) -> int:
-    """How many images stay right, attacked as one batch."""
+def _count_correct(model: nn.Module, part: ImageSet, follower: Linf, solver: Solver | None) -> int:
+    """The number of images that are classified correctly, attacked as one batch."""
     return int(correct(model, part, follower, solver, batch_size=len(part)).sum())

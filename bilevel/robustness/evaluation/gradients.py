@@ -1,4 +1,4 @@
-"""Probes of a classifier's input gradient: is there one, and does the loss follow it?"""
+"""Probes of a classifier's input gradient: whether it exists and whether it predicts the loss."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from bilevel import frozen
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.results import Finding
+from bilevel.robustness.evaluation.tolerance import share
 from bilevel.robustness.threats.losses import Loss, cross_entropy, margin
 
-# As many points as an evaluation may be off by; a network without a fault has none.
-_BLIND = 0.02
+# The share of images that may lack a gradient: the tolerance of the verdict. Sound networks have 0.
+_MAX_MISSING = 0.02
 
 # Measured: 0 to 0.05 for networks trained with and without adversaries on digits and CIFAR-10, 0.9
 # and more for quantised, random and oscillating ones.
-_MISPREDICTION = 0.5
+_MAX_ERROR = 0.5
 
-# A change of one grey level is the smallest that an image of bytes can hold. float32 resolves what
-# it does to the loss, networks are still straight over it, and rounding inputs to bytes, which
-# hides nothing, is not taken for a fault, as it would be with a smaller step.
+# One grey level, the smallest change of an 8-bit image. float32 resolves the change of the loss,
+# networks are nearly linear over it, and a network that rounds its inputs to 8 bits, which masks no
+# gradient, passes, as it would not with a smaller step.
 _STEP = 1 / 255
 
 
 def has_gradients(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
-    """Whether the cross entropy tells an attack where to go.
+    """Whether the cross entropy has an input gradient.
 
     Args:
         model: The classifier.
@@ -33,30 +34,30 @@ def has_gradients(model: nn.Module, images: ImageSet, batch_size: int = 256) -> 
         batch_size: Images a batch.
 
     Returns:
-        The finding, with the share of images whose gradient is zero, underflows or is no number.
+        The finding, with the share of images whose gradient is zero, underflows or is not finite.
     """
     gradients = [_gradient(model, batch, cross_entropy)[1] for batch in batches(images, batch_size)]
     largest = torch.cat(gradients).abs().flatten(1).amax(1)
-    seen = (largest >= torch.finfo(largest.dtype).tiny) & largest.isfinite()
-    blind = 1 - seen.double().mean().item()
-    ok = blind <= _BLIND
+    exists = (largest >= torch.finfo(largest.dtype).tiny) & largest.isfinite()
+    missing = share(~exists)
+    ok = missing <= _MAX_MISSING
     return Finding(
         "gradients exist",
         ok,
-        f"none at {blind:.1%} of images",
+        f"none at {missing:.1%} of images",
         "The cross entropy has a gradient to follow."
         if ok
-        else f"The cross entropy's gradient is zero or no number at {blind:.1%} of images, which "
-        "FGSM and PGM therefore leave as they are. Look for very large logits (attacks on the "
-        "margin do not mind them), quantisation, or a detached input.",
+        else f"The cross entropy's gradient is zero or not finite at {missing:.1%} of images, "
+        "which FGSM and PGM cannot attack. Look for very large logits (the margin loss is not "
+        "affected by them), quantisation, or a detached input.",
     )
 
 
 def gradients_predict(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
-    """Whether the margin changes as its gradient says when one sign step is taken.
+    """Whether the gradient of the margin predicts its change over one sign step.
 
-    The median over the images of abs(Δ − ⟨∇, δ⟩) / ⟨∇, δ⟩, where δ is the step within [0, 1] and Δ
-    what it does to the margin: the cross entropy is flat where a classifier is sure.
+    The error is the median over the images of abs(Δ − ⟨∇, δ⟩) / ⟨∇, δ⟩, where δ is the step with
+    x + δ clipped to [0, 1], and Δ the change of the margin. The cross entropy would saturate.
 
     Args:
         model: The classifier.
@@ -74,18 +75,18 @@ def gradients_predict(model: nn.Module, images: ImageSet, batch_size: int = 256)
             change = margin(model(batch.x + step), batch) - before
         predicted = (gradient * step).flatten(1).sum(1)
         errors.append((change - predicted).abs() / predicted)
-    # Without a gradient nothing is predicted. The median, since some images lie next to a kink.
+    # A zero gradient predicts nothing: 0/0. The median, since some images lie next to a kink.
     error = torch.cat(errors).nan_to_num(torch.inf).median().item()
-    ok = error <= _MISPREDICTION
+    ok = error <= _MAX_ERROR
     return Finding(
         "gradients predict the loss",
         ok,
         f"off by {error:.0%}" if error < 10 else "off by more than tenfold",
-        "A step of one grey level along the gradient changes the margin as the gradient says."
+        "The gradient predicts the change of the margin over a step of one grey level."
         if ok
-        else "A step of one grey level along the gradient does not change the margin as the "
-        "gradient says: gradients are masked. Look for quantisation, randomness or oscillation, "
-        "give attacks a smooth stand-in of that layer (BPDA), and add square to the attacks.",
+        else "The gradient does not predict the change of the margin over a step of one grey "
+        "level: gradients are masked. Look for quantisation, randomness or oscillation, give "
+        "attacks a differentiable approximation of that layer (BPDA), and add square to them.",
     )
 
 

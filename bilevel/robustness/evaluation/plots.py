@@ -1,4 +1,4 @@
-"""Accuracy under attack as curves, in files and inside a page."""
+"""Plots of accuracy under attack, as PNG files and as SVG inside the report."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ COLORS = ("#2f7ed8", "#d97706", "#12936f", "#a855c7", "#d6456b", "#7c8a12", "#0e
 """One for each classifier, readable on white and on black."""
 
 STROKES = ("-", "--", ":")
-"""For further rounds of the colours."""
+"""Line styles: the next one when all colours are used."""
 
-NAMES_IN_CSS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)"}
+CSS_COLORS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)"}
 
 
 def quantities(evaluations: Iterable[Evaluation]) -> list[str]:
-    """What accuracy was measured against.
+    """The quantities that accuracy was measured against.
 
     Args:
         evaluations: The classifiers.
@@ -62,7 +62,7 @@ def plot_curves(
     Args:
         names: The quantities, a panel each.
         evaluations: The classifiers.
-        only: The one to set off from the others, which are grey then.
+        only: The classifier to highlight; the others are then grey.
 
     Returns:
         The figure.
@@ -80,11 +80,11 @@ def plot_curves(
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """A figure as part of a page: it takes the page's font, width and colours.
+    """A figure as an inline SVG with the page's font, width and colours.
 
     Args:
         figure: The figure.
-        name: What it shows; no other figure of the page shows the same.
+        name: Its label for screen readers, unique in the page.
 
     Returns:
         An ``<svg>`` element.
@@ -92,14 +92,14 @@ def inline_svg(figure: Figure, name: str) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     used = set(re.findall(r"#(\w+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] * (found[1] in used), svg)
-    for color, in_css in NAMES_IN_CSS.items():
-        svg = svg.replace(color, in_css)
+    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
+    for color, css in CSS_COLORS.items():
+        svg = svg.replace(color, css)
     box = re.search(r'viewBox="[^"]*"', svg)
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     return f'<svg role="img" aria-label="{html.escape(name)}" {box[0] if box else ""}>{body}'
@@ -118,11 +118,11 @@ def _panel(
     ]
     for one, curve, color, stroke in shown:
         if only is None or one is only:
-            look: dict[str, Any] = {"color": color, "linestyle": stroke, "marker": "o"}
-            look |= {"clip_on": False, "zorder": 3, "label": one.name}
+            style: dict[str, Any] = {"color": color, "linestyle": stroke, "marker": "o"}
+            style |= {"clip_on": False, "zorder": 3, "label": one.name}
         else:
-            look = {"color": MUTED, "alpha": 0.35, "zorder": 1}
-        axis.plot(curve.at, curve.accuracy, markersize=3.5, **look)
+            style = {"color": MUTED, "alpha": 0.35, "zorder": 1}
+        axis.plot(curve.at, curve.accuracy, markersize=3.5, **style)
     images = sorted({curve.images for _, curve, _, _ in shown})
     axis.set_title(f"Accuracy against {quantity}", loc="left", fontweight="bold")
     axis.set_title(f"{', '.join(map(str, images))} images", loc="right", color=MUTED)
@@ -134,18 +134,18 @@ def _panel(
         for eps in evaluated:
             axis.axvline(eps, color=MUTED, linewidth=0.9, linestyle=":")
         _scale(axis, measured, max(evaluated))
-        axis.set_xlabel("ε (dotted: of the evaluation; logarithmic beyond)")
+        axis.set_xlabel("ε (dotted line: evaluated ε; logarithmic beyond it)")
     else:
         _scale(axis, measured, 1.0)
         axis.set_xlabel(quantity)
     if only is None and len(shown) <= len(COLORS):
-        _name_lines(axis, [line[:3] for line in shown])
+        _label_lines(axis, [line[:3] for line in shown])
     elif only is None:
         axis.legend(bbox_to_anchor=(1.01, 1.05), loc="upper left", frameon=False, fontsize=6.5)
 
 
 def _scale(axis: Axes, measured: set[float], linear: float) -> None:
-    """Linear up to some value, logarithmic beyond; ticks at what was measured, where they fit."""
+    """Linear up to a value, logarithmic beyond it; ticks at measured points as space allows."""
     axis.set_xscale("symlog", linthresh=linear)
     if len(measured) > 1:
         axis.set_xlim(min(measured), max(measured))
@@ -156,14 +156,14 @@ def _scale(axis: Axes, measured: set[float], linear: float) -> None:
     ticks: dict[float, str] = {}
     for value in ordered:
         label = f"{value:.3g}" if value < 1 else f"{value:g}"
-        apart = 0.02 * (len(label) + 1) * width
-        if all(abs(place[value] - place[tick]) >= apart for tick in ticks):
+        distance = 0.02 * (len(label) + 1) * width
+        if all(abs(place[value] - place[tick]) >= distance for tick in ticks):
             ticks[value] = label
     axis.set_xticks(list(ticks), list(ticks.values()))
 
 
-def _name_lines(axis: Axes, shown: Sequence[tuple[Evaluation, Curve, str]]) -> None:
-    """Each line's name beside its end, the names far enough apart to be read."""
+def _label_lines(axis: Axes, shown: Sequence[tuple[Evaluation, Curve, str]]) -> None:
+    """Each line's name beside its end, without overlap."""
     free = -1.0
     for one, curve, color in sorted(shown, key=lambda line: line[1].accuracy[::-1]):
         text = textwrap.fill(one.name, 19, max_lines=2, placeholder="…")

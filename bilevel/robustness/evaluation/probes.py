@@ -1,7 +1,7 @@
-"""What a classifier is asked before it is attacked: could an attack on it mean anything?
+"""Checks of a classifier before it is attacked: properties without which attacks mean little.
 
-Each probe costs a few passes over a few images and answers with a finding. What attacks make of the
-classifier is judged in :mod:`bilevel.robustness.evaluation.verdict`.
+Each probe takes a few passes over a few images and returns a finding. The results of the attacks
+are judged in :mod:`bilevel.robustness.evaluation.verdict`.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from bilevel.robustness.data.batches import batches
 from bilevel.robustness.data.images import ImageSet, sample
 from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
-from bilevel.robustness.evaluation.ranges import takes_unit_interval
+from bilevel.robustness.evaluation.ranges import expects_unit_interval
 from bilevel.robustness.evaluation.results import Finding
 
-# By how much of their spread logits may change. In a repeated pass not at all, but for kernels that
-# add in any order. In another batch a little: its shape chooses the kernel, and TF32 has 3 digits.
-_REPEATED = 1e-3
-_REARRANGED = 1e-2
+# How much logits may change, relative to their spread: in a repeated pass only by kernels that sum
+# in any order, in another batch also by another choice of kernels, of 3 digits in TF32.
+_REPEAT_TOLERANCE = 1e-3
+_BATCH_TOLERANCE = 1e-2
 
 
 def probe(
     model: nn.Module, images: ImageSet, *, size: int = 256, batch_size: int = 256
 ) -> tuple[Finding, ...]:
-    """Asks everything.
+    """Runs all probes.
 
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
         images: Images on its device.
-        size: How many of them are asked about.
+        size: Number of images to sample from them.
         batch_size: Images a batch.
 
     Returns:
         The findings.
 
     Raises:
-        BilevelError: If it cannot be evaluated at all, see :func:`check_classifier`.
+        BilevelError: If it cannot be evaluated, see :func:`check_classifier`.
 
     Example:
         >>> images = ImageSet(torch.tensor([0, 255]).byte().view(2, 1, 1, 1), torch.arange(2), "ab")
@@ -49,20 +49,20 @@ def probe(
         []
     """
     check_classifier(model, images, batch_size)
-    few = sample(images, size)
+    subset = sample(images, size)
     probes = (
-        gives_logits,
-        takes_unit_interval,
-        repeats_itself,
-        ignores_the_batch,
+        outputs_logits,
+        expects_unit_interval,
+        is_deterministic,
+        is_batch_independent,
         has_gradients,
         gradients_predict,
     )
-    return tuple(ask(model, few, batch_size) for ask in probes)
+    return tuple(run(model, subset, batch_size) for run in probes)
 
 
 def check_classifier(model: nn.Module, images: ImageSet, batch_size: int = 256) -> None:
-    """Checks that the classifier answers clean images with finite numbers, one a class.
+    """Checks that the classifier's output on clean images is finite and has one logit per class.
 
     Args:
         model: The classifier.
@@ -84,28 +84,28 @@ def check_classifier(model: nn.Module, images: ImageSet, batch_size: int = 256) 
             f"the labels run from {low} to {high}, but there are {len(images.classes)} classes: "
             f"a label is the position of a class; give 0 to {len(images.classes) - 1}"
         )
-    few = next(batches(images, 2))
+    pair = next(batches(images, 2))
     with torch.no_grad(), frozen(model):
-        answer = model(few.x)
+        output = model(pair.x)
     classes = len(images.classes)
-    shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-    if shape != (len(few.y), classes):
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != (len(pair.y), classes):
         raise BilevelError(
-            f"the classifier answers {len(few.y)} images with {shape}: an attack needs one logit "
-            f"for each of the images' {classes} classes; return (B, {classes}), or name the images "
-            "that it was trained on"
+            f"the classifier's output for {len(pair.y)} images is {shape}: an attack needs one "
+            f"logit for each of the images' {classes} classes; return (B, {classes}), or name the "
+            "images that it was trained on"
         )
     logits = logits_of(model, images, batch_size)
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise NonFiniteError(
             f"the classifier's logits are NaN or infinite on {bad} of {len(images)} clean images: "
-            "these are neither right nor wrong; check its weights and its input layer, or go back "
-            "to an earlier checkpoint"
+            "these have no prediction; check its weights and its input layer, or go back to an "
+            "earlier checkpoint"
         )
 
 
-def gives_logits(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
-    """Whether the output could be anything but probabilities, which weaken the cross entropy.
+def outputs_logits(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+    """Whether the output is not a probability distribution, for which attacks are too weak.
 
     Args:
         model: The classifier.
@@ -117,7 +117,7 @@ def gives_logits(model: nn.Module, images: ImageSet, batch_size: int = 256) -> F
     """
     output = logits_of(model, images, batch_size)
     lowest, off = output.min().item(), (output.sum(1) - 1).abs().max().item()
-    ok = lowest < 0 or off > 0.01  # a sum of probabilities in bfloat16 has two digits
+    ok = lowest < 0 or off > 0.01  # bfloat16 probabilities sum to 1 to two digits
     return Finding(
         "output is logits",
         ok,
@@ -125,12 +125,12 @@ def gives_logits(model: nn.Module, images: ImageSet, batch_size: int = 256) -> F
         "The output is no probability distribution."
         if ok
         else "The classifier returns probabilities, whose cross entropy is nearly flat: attacks "
-        "find less than there is. Return what goes into the softmax.",
+        "are weaker than they should be. Return the input of the softmax.",
     )
 
 
-def repeats_itself(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
-    """Whether the same images get the same logits again.
+def is_deterministic(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+    """Whether repeated passes give the same logits.
 
     Args:
         model: The classifier.
@@ -140,22 +140,22 @@ def repeats_itself(model: nn.Module, images: ImageSet, batch_size: int = 256) ->
     Returns:
         The finding.
     """
-    labels, logits = _repetition(model, images, batch_size)
-    ok = logits <= _REPEATED
+    labels, logits = _change_on_repeat(model, images, batch_size)
+    ok = logits <= _REPEAT_TOLERANCE
     return Finding(
         "output is deterministic",
         ok,
         _figure(labels, logits),
-        "The same images get the same answer again."
+        "Repeated passes give the same output."
         if ok
-        else "The same images get another answer when asked again: gradients are random as well, "
-        "and what withstands an attack once need not do so twice. Take the randomness out, or "
-        "attack the mean over many passes (expectation over transformation).",
+        else "Repeated passes give different outputs: gradients are random as well, and an image "
+        "that withstands an attack once may not do so twice. Remove the randomness, or attack the "
+        "mean over many passes (expectation over transformation).",
     )
 
 
-def ignores_the_batch(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
-    """Whether an image's logits are the same beside other images and in another place.
+def is_batch_independent(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+    """Whether an image's logits do not depend on the other images of its batch.
 
     Args:
         model: The classifier.
@@ -165,34 +165,33 @@ def ignores_the_batch(model: nn.Module, images: ImageSet, batch_size: int = 256)
     Returns:
         The finding.
     """
-    backwards = torch.arange(len(images)).flip(0)
-    # In pairs and not alone, because BatchNorm refuses to take statistics of a single value; of an
-    # odd number, three are together.
-    pairs = backwards.tensor_split(max(1, len(images) // 2))
-    paired = torch.cat([logits_of(model, images.subset(pair)) for pair in pairs])[backwards]
+    reverse = torch.arange(len(images)).flip(0)
+    # In pairs rather than alone, since BatchNorm raises on the statistics of a single value; of an
+    # odd number one group has three.
+    pairs = reverse.tensor_split(max(1, len(images) // 2))
+    paired = torch.cat([logits_of(model, images.subset(pair)) for pair in pairs])[reverse]
     labels, logits = _change(logits_of(model, images, batch_size), paired)
-    # What a mere repetition changes is not the batch's doing.
-    ok = logits <= max(_REARRANGED, 3 * _repetition(model, images, batch_size)[1])
+    # A change that repetition alone explains does not count.
+    ok = logits <= max(_BATCH_TOLERANCE, 3 * _change_on_repeat(model, images, batch_size)[1])
     return Finding(
         "output is independent of the batch",
         ok,
         _figure(labels, logits),
-        "An image gets the same answer whatever is beside it."
+        "The output for an image does not depend on the rest of its batch."
         if ok
-        else "An image gets another answer beside other images: accuracy depends on how batches "
-        "are composed. Look for BatchNorm that takes the batch's statistics, or preprocessing "
-        "that does.",
+        else "The output for an image depends on the rest of its batch, and so does accuracy. Look "
+        "for BatchNorm or preprocessing that uses the batch's statistics.",
     )
 
 
 def _change(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Share of labels that change, and the largest change of a logit over the logits' spread."""
+    """The share of changed predictions, and the largest change of a logit over their spread."""
     labels = (first.argmax(1) != second.argmax(1)).double().mean().item()
     spread = (first.amax(1) - first.amin(1)).median().clamp(min=torch.finfo(first.dtype).tiny)
     return labels, ((first - second).abs().max() / spread).item()
 
 
-def _repetition(model: nn.Module, images: ImageSet, batch_size: int) -> tuple[float, float]:
+def _change_on_repeat(model: nn.Module, images: ImageSet, batch_size: int) -> tuple[float, float]:
     """The largest :func:`_change` in three repeated passes."""
     first = logits_of(model, images, batch_size)
     labels, logits = zip(

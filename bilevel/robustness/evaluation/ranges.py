@@ -1,4 +1,4 @@
-"""Whether a classifier takes images in [0, 1], or wants them in another range."""
+"""A probe of the range of inputs that a classifier expects: [0, 1] or another."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import Tensor, nn
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.results import Finding
-from bilevel.robustness.evaluation.tolerance import breaks_more
+from bilevel.robustness.evaluation.tolerance import breaks_more, share
 from bilevel.robustness.networks.classifier import Normalize
 
-# By what another range multiplies the odds of being right, right : wrong. Measured on digits:
-# by 4 at most for networks that take [0, 1], also after one or two epochs of few images, when
-# BatchNorm has not settled and likes more contrast (gains of 30 points); by 5 to 600 for networks
-# that have learned something and want [0, 255] or [-1, 1]. Robust ones whose own range differs
-# little from [0, 1] go unnoticed: so little do they lose.
-_ODDS = 5
+# The largest factor by which another range may multiply the odds, right : wrong. Measured on
+# digits: at most 4 for networks trained on [0, 1], also after one or two epochs of few images, when
+# BatchNorm's statistics lag and more contrast helps (by 30 points); 5 to 600 for networks that have
+# learned something and expect [0, 255] or [-1, 1]. Robust networks whose range differs little from
+# [0, 1] are not found, but lose little.
+_MAX_ODDS_RATIO = 5
 
 
-def takes_unit_interval(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
-    """Whether images in [0, 1] suit the classifier best.
+def expects_unit_interval(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+    """Whether the classifier is not much more accurate on another range than [0, 1].
 
     Args:
         model: The classifier.
@@ -27,29 +27,29 @@ def takes_unit_interval(model: nn.Module, images: ImageSet, batch_size: int = 25
         batch_size: Images a batch.
 
     Returns:
-        The finding; it names the range that suits it better.
+        The finding; it names the best other range.
     """
-    here = _right(model, images, batch_size)
+    unit = _correct(model, images, batch_size)
     others = {
-        name: _right(nn.Sequential(normalize.to(images.images.device), model), images, batch_size)
+        name: _correct(nn.Sequential(normalize.to(images.images.device), model), images, batch_size)
         for name, normalize in _ranges(images).items()
     }
-    best, there = max(others.items(), key=lambda other: int(other[1].sum()))
-    ok = not breaks_more(there, here) or _odds(there) <= _ODDS * _odds(here)
+    name, other = max(others.items(), key=lambda item: int(item[1].sum()))
+    ok = not breaks_more(other, unit) or _odds(other) <= _MAX_ODDS_RATIO * _odds(unit)
     return Finding(
         "inputs are in [0, 1]",
         ok,
-        f"{_percent(here)} in [0, 1], {_percent(there)} {best}",
-        "No other range of inputs suits the classifier much better."
+        f"{share(unit):.1%} in [0, 1], {share(other):.1%} {name}",
+        "On no other range of inputs is the classifier much more accurate."
         if ok
-        else f"The classifier wants its images {best}, or it has hardly been trained. Put that "
-        "inside of it, as nn.Sequential(Normalize(…), model), so that attacks see images in "
+        else f"The classifier expects its images {name}, or it has hardly been trained. Normalise "
+        "inside the model, nn.Sequential(Normalize(…), model), so that attacks see images in "
         "[0, 1]; or train it to the end.",
     )
 
 
 def _ranges(images: ImageSet) -> dict[str, Normalize]:
-    """What images in [0, 1] are often turned into before a classifier sees them."""
+    """Common preprocessing of images in [0, 1]."""
     channels = images.images.shape[1]
     pixels = images.images.float() / 255
     own = pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp(min=1 / 255).tolist()
@@ -67,17 +67,13 @@ def _ranges(images: ImageSet) -> dict[str, Normalize]:
     }
 
 
-def _right(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
-    """Infinite and undefined logits are wrong: ranges may well give such."""
+def _correct(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
+    """Which images are classified correctly; logits that are not finite count as wrong."""
     logits = logits_of(model, images, batch_size)
     return (logits.argmax(1) == images.labels) & logits.isfinite().all(1)
 
 
-def _odds(right: Tensor) -> float:
-    """Right : wrong, half an image on either side, so that none of them is no image."""
-    hits = int(right.sum())
-    return (hits + 0.5) / (len(right) - hits + 0.5)
-
-
-def _percent(right: Tensor) -> str:
-    return f"{right.double().mean().item():.1%}"
+def _odds(correct: Tensor) -> float:
+    """Right : wrong, with half an image added to both so that neither is zero."""
+    hits = int(correct.sum())
+    return (hits + 0.5) / (len(correct) - hits + 0.5)

@@ -8,14 +8,14 @@ from bilevel.robustness.evaluation.results import Evaluation
 
 
 def records(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """What was found out about a classifier.
+    """The records of one classifier.
 
     Args:
         evaluation: The classifier.
 
     Returns:
-        Records of four kinds, told by ``record``; one ``summary``, an ``attack`` each, a
-        ``finding`` each, and a ``curve`` for each of its points.
+        Records of four kinds, named by their key ``record``: one ``summary``, an ``attack`` for
+        each attack, a ``finding`` for each item of the checklist, and a ``curve`` for each point.
 
     Example:
         >>> one = Evaluation("pgm", 0.2, 0.2, torch.tensor([True, False]))
@@ -60,6 +60,6 @@ def records(evaluation: Evaluation) -> list[dict[str, Any]]:
     }
     return [
         {"record": kind, "classifier": evaluation.name, **record}
-        for kind, found in kinds.items()
-        for record in found
+        for kind, group in kinds.items()
+        for record in group
     ]

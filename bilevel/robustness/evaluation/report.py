@@ -1,7 +1,4 @@
-"""The report that a person reads: one page for the browser, and the same as Markdown.
-
-What is said is in the two templates beside this file; here is what they are given.
-"""
+"""The report, as HTML and as Markdown: the values that the two templates beside this file show."""
 
 from __future__ import annotations
 
@@ -30,10 +27,10 @@ def write_report(
     """Writes ``report.html``, which needs no other file, and ``report.md`` with its two pictures.
 
     Args:
-        folder: Where to; it is made.
-        evaluations: The classifiers, one at least.
-        pictures: For a classifier's name, what attacks did to a few images.
-        about: What the figures depend on: dataset, command, date, versions.
+        folder: The folder; created if missing.
+        evaluations: The classifiers, at least one.
+        pictures: Examples of attacked images by the classifier's name.
+        about: What the results depend on: dataset, command, date, versions.
 
     Raises:
         BilevelError: If the files cannot be written.
@@ -61,7 +58,7 @@ def write_report(
         "pictures": pictures,
         "about": about,
         "scope": _scope(evaluations),
-        "attacks": _named_alone(evaluations),
+        "attacks": _attacks_alone(evaluations),
         "quantities": quantities,
         "headline": headline,
         "not_to_be_quoted": not_to_be_quoted,
@@ -76,15 +73,15 @@ def write_report(
 
 
 def _scope(evaluations: Sequence[Evaluation]) -> str:
-    """What was attacked, and how far."""
+    """The numbers of classifiers and images, and ε."""
     classifiers = f"{len(evaluations)} classifier{'s' * (len(evaluations) > 1)}"
     images = ", ".join(dict.fromkeys(str(len(one.right)) for one in evaluations))
     eps = ", ".join(dict.fromkeys(f"{one.eps:.3g}" for one in evaluations))
     return f"{classifiers}, {images} images, L∞ perturbations up to ε = {eps}"
 
 
-def _named_alone(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The attacks that have a figure of their own."""
+def _attacks_alone(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The names of the attacks that have an accuracy of their own."""
     return list(
         dict.fromkeys(
             outcome.name
@@ -96,19 +93,19 @@ def _named_alone(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _curve(quantity: str, evaluations: Sequence[Evaluation], only: Evaluation | None = None) -> str:
-    """An SVG of all classifiers, or of one before the others."""
-    whose = only.name if only else "All classifiers"
+    """An SVG of all classifiers, one of which may be highlighted."""
+    name = only.name if only else "All classifiers"
     figure = plot_curves([quantity], evaluations, only)
-    return inline_svg(figure, f"{whose}: accuracy against {quantity}")
+    return inline_svg(figure, f"{name}: accuracy against {quantity}")
 
 
 def _images(one: Evaluation, examples: Sequence[Example]) -> str:
-    """An SVG of what attacks did to a classifier's images."""
+    """An SVG of a classifier's attacked images."""
     return inline_svg(plot_attacks(examples), f"{one.name}: images, clean and attacked")
 
 
 def _environment(suffix: str) -> Environment:
-    """What a template of that suffix is read with; nothing that it is given becomes markup."""
+    """The template environment of a suffix; it escapes all values."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -131,7 +128,7 @@ def _standard_error(share: float, images: int) -> float:
 
 
 def _escape_markdown(value: object) -> object:
-    """Names are shown as they are, and cannot end a table's cell."""
-    if hasattr(value, "__html__"):  # what the template calls safe
+    """A value on one line, with the characters escaped that Markdown would interpret."""
+    if hasattr(value, "__html__"):  # marked as safe by the template
         return value
     return re.sub(r"([\\`*_~$|<>\[\]])", r"\\\1", " ".join(str(value).split()))

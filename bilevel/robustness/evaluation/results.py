@@ -1,9 +1,9 @@
-"""What an evaluation finds out about a classifier, as plain values: the rooms beside it read it.
+"""The results of an evaluation, as plain values.
 
-Outcome       what one attack broke
+Outcome       the result of one attack
 Curve         accuracy against a quantity
 Finding       one item of the checklist, with its figure and a sentence
-Evaluation    all of it, for one classifier
+Evaluation    all results for one classifier
 Example       one image before and after an attack
 """
 
@@ -20,16 +20,17 @@ from bilevel.robustness.evaluation.tolerance import share
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attack did.
+    """The result of one attack.
 
     Args:
-        name: The attack.
-        kind: How the attack looks, see :class:`~bilevel.robustness.Attack`.
+        name: The name of the attack.
+        kind: See :class:`~bilevel.robustness.Attack`.
         attacked: The images it was run on, ``(N,)`` bool on the CPU.
-        broken: Those it made the classifier err on, ``(N,)``; where it failed, until then.
-        seconds: What it took.
-        problem: Why it gave no figure; empty where it did.
-        role: What it is to the checklist, see :class:`~bilevel.robustness.Attack`.
+        broken: Those for which it found an adversarial image, ``(N,)``; until its failure, if it
+            failed.
+        seconds: The time it took.
+        problem: Why it failed; empty if it did not.
+        role: See :class:`~bilevel.robustness.Attack`.
     """
 
     name: str
@@ -46,10 +47,10 @@ class Curve:
     """Accuracy under attack against one quantity.
 
     Args:
-        quantity: What is varied: ``"ε"`` or ``"iterations"``.
+        quantity: ``"ε"`` or ``"iterations"``.
         at: Its values, ascending.
         accuracy: The accuracy at each, in [0, 1].
-        images: On how many images.
+        images: Number of images.
     """
 
     quantity: str
@@ -63,10 +64,10 @@ class Finding:
     """One item of the checklist.
 
     Args:
-        item: What was asked, in a few words.
-        ok: Whether the answer speaks for the evaluation.
-        figure: The number that decides.
-        sentence: What it means, in plain words.
+        item: The property that is checked, in a few words.
+        ok: Whether it holds.
+        figure: The measured value that decides.
+        sentence: What it means and, if it does not hold, what to do.
     """
 
     item: str
@@ -77,15 +78,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One classifier under attack.
+    """The results for one classifier.
 
     Args:
-        name: The classifier.
-        eps: ε of the L∞ ball that was searched.
-        trained_eps: ε that the classifier was trained for; None where nobody says.
-        right: The images that the classifier gets right unattacked, ``(N,)`` bool on the CPU.
+        name: The name of the classifier.
+        eps: ε of the L∞ ball.
+        trained_eps: ε that the classifier was trained for; None if unknown.
+        right: The clean images that are classified correctly, ``(N,)`` bool on the CPU.
         outcomes: The attacks in the order in which they were run.
-        curves: Accuracy against ε and against iterations, where they were measured.
+        curves: Accuracy against ε and against iterations, if measured.
         findings: The checklist.
     """
 
@@ -108,7 +109,7 @@ class Evaluation:
 
     @property
     def worst_case(self) -> float:
-        """The share of images that are right and that no attack broke.
+        """The share of images that are classified correctly and that no attack broke.
 
         Returns:
             A number in [0, 1].
@@ -117,15 +118,15 @@ class Evaluation:
 
     @property
     def trustworthy(self) -> bool:
-        """Whether every item of the checklist speaks for the evaluation.
+        """Whether every item of the checklist holds.
 
         Returns:
-            True if so; False where nothing has been checked.
+            True if so; False if nothing has been checked.
         """
         return bool(self.findings) and all(finding.ok for finding in self.findings)
 
     def survivors(self, outcomes: tuple[Outcome, ...]) -> Tensor:
-        """The images that stay right under every one of some attacks.
+        """The images that are classified correctly under each of some attacks.
 
         Args:
             outcomes: The attacks.
@@ -145,14 +146,14 @@ class Evaluation:
             outcome: The attack.
 
         Returns:
-            A number in [0, 1]; None where the attack saw only what others had left.
+            A number in [0, 1]; None if the attack was not run on all images, or failed.
         """
         if outcome.problem or not torch.equal(outcome.attacked, self.right):
             return None
         return share(self.survivors((outcome,)))
 
     def so_far(self, outcome: Outcome) -> float:
-        """The worst case over the attacks up to this one.
+        """The worst case over the attacks up to and including this one.
 
         Args:
             outcome: One of :attr:`outcomes`.
@@ -163,7 +164,7 @@ class Evaluation:
         return share(self.survivors((*self._before(outcome), outcome)))
 
     def newly_broken(self, outcome: Outcome) -> int:
-        """How many images an attack broke that none before it had.
+        """The number of images that an attack broke and no earlier one had.
 
         Args:
             outcome: One of :attr:`outcomes`.
@@ -177,10 +178,10 @@ class Evaluation:
         """An attack's outcome by name.
 
         Args:
-            name: The attack.
+            name: The name of the attack.
 
         Returns:
-            Its outcome; None where it was not run or gave no figure.
+            Its outcome; None if it was not run or failed.
         """
         found = (outcome for outcome in self.outcomes if outcome.name == name)
         return next((outcome for outcome in found if not outcome.problem), None)
@@ -196,11 +197,11 @@ class Example:
     """One image before and after an attack.
 
     Args:
-        title: Whose doing it is: an attack's name, or a training method's.
+        title: The name of the attack or of the training method.
         clean: ``(C, H, W)`` in [0, 1].
-        adversarial: The same image as the attack changes it.
-        truth: The right label.
-        said: What the classifier says to the adversarial image.
+        adversarial: The perturbed image.
+        truth: The name of its class.
+        said: The name of the class predicted for the adversarial image.
     """
 
     title: str

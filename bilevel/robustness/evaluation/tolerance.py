@@ -1,4 +1,4 @@
-"""From which difference on two accuracies of the same images are said to differ."""
+"""When two accuracies on the same images count as different."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def tolerance(discordant: float, images: int) -> float:
-    """The difference in accuracy from which on two attacks are said to differ.
+    """The difference of two accuracies above which they count as different.
 
-    Two points, below which the field does not tell figures apart; on few images two standard
-    errors of the paired difference (McNemar's), so that chance gives no verdict.
+    Two points; on few images two standard errors of the paired difference, as in McNemar's test, so
+    that chance decides nothing.
 
     Args:
-        discordant: Share of the images that one of the two breaks and the other does not.
+        discordant: Share of the images that one attack breaks and the other does not.
         images: Number of images.
 
     Returns:
@@ -28,11 +28,11 @@ def tolerance(discordant: float, images: int) -> float:
 
 
 def breaks_more(first: Tensor, second: Tensor) -> bool:
-    """Whether more images are broken by one attack than by another, beyond the tolerance.
+    """Whether the first attack breaks more images than the second, beyond the tolerance.
 
     Args:
-        first: The images that the one breaks, ``(N,)`` bool.
-        second: Those that the other breaks.
+        first: The images that the first breaks, ``(N,)`` bool.
+        second: Those that the second breaks.
 
     Returns:
         True if so.
@@ -42,7 +42,7 @@ def breaks_more(first: Tensor, second: Tensor) -> bool:
 
 
 def share(images: Tensor) -> float:
-    """How many of the images are chosen.
+    """The share of True.
 
     Args:
         images: ``(N,)`` bool.

@@ -1,4 +1,4 @@
-"""Whether the figures of an evaluation can be trusted, and which of them must not be quoted."""
+"""Whether the accuracies of an evaluation can be trusted, and which must not be quoted."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bilevel.robustness.evaluation.tolerance import breaks_more
 
 
 def judge(evaluation: Evaluation, probed: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Goes through the checklist.
+    """Applies the checklist.
 
     Args:
-        evaluation: What the attacks did, and the curves.
-        probed: What :func:`~bilevel.robustness.probe` found before.
+        evaluation: The results of the attacks, and the curves.
+        probed: The findings of :func:`~bilevel.robustness.probe`.
 
     Returns:
         The findings of the probes, then those of the attacks.
@@ -56,14 +56,14 @@ def headline(evaluation: Evaluation) -> str:
 
 
 def not_to_be_quoted(evaluation: Evaluation) -> tuple[str, ...]:
-    """The figures that overstate robustness.
+    """The accuracies that overstate robustness.
 
     Args:
         evaluation: The evaluation.
 
     Returns:
-        For each attack whose own figure is above the worst case by more than the tolerance, the
-        figure, and what to quote.
+        A line for each attack whose own accuracy is above the worst case by more than the
+        tolerance.
     """
     broken = evaluation.right & ~evaluation.survivors(evaluation.outcomes)
     return tuple(

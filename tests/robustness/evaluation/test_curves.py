@@ -127,7 +127,7 @@ def test_the_run_ends_where_accuracy_falls_no_longer(
         done += solver.steps
         return int((broken_by > done).sum())
 
-    monkeypatch.setattr(curves, "_left", left)
+    monkeypatch.setattr(curves, "_count_correct", left)
     hundred = greys.subset(range(100))
     curve = accuracy_by_iterations(Brightness(), hundred, 0.2, threshold=threshold)
     assert curve.at[-1] == end

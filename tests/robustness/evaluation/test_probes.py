@@ -144,7 +144,7 @@ def test_no_batch_is_larger_than_wanted() -> None:
 def test_an_output_that_is_not_a_logit_a_class(
     answer: Forward, shape: str, robust_model: nn.Module, digits: Splits
 ) -> None:
-    with pytest.raises(BilevelError, match=rf"answers 2 images with {shape}: .*return \(B, 10\)"):
+    with pytest.raises(BilevelError, match=rf"output for 2 images is {shape}: .*return \(B, 10\)"):
         probe(Faulty(robust_model, answer), digits.test)
 
 
