@@ -1,1 +1,1 @@
-"""Images in memory, where they come from, and batches of them."""
+"""Image sets in memory, their sources, and batches."""

@@ -1,10 +1,9 @@
-"""Batches of images, made on the device where the images lie.
+"""Batches of images, made on the device that holds the images.
 
-The image sets of this field are small (CIFAR-10 is 184 MB of bytes), so they lie on the device as
-a whole, and a batch is an index, a crop and a mirror there: no worker processes, no Python loop
-over images, no waiting for the device. What an epoch draws at random is a function of
-(seed, epoch) alone, so that a run resumed within an epoch goes on with the very batches that it
-would have seen.
+The usual image sets are small (CIFAR-10 is 184 MB as bytes) and are kept on the device as a whole;
+a batch is an index, a crop and a flip there, without worker processes, without a Python loop over
+images and without waiting for the device. The random numbers of an epoch are a function of (seed,
+epoch) alone, so that a run resumed within an epoch continues with the same batches.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Augment:
-    """A random crop of the zero-padded image, mirrored with probability one half.
+    """A random crop of the zero-padded image, flipped horizontally with probability one half.
 
     The augmentation of CIFAR-10 since He et al. (2015), "Deep residual learning", Sec. 4.2.
 
     Args:
-        padding: Black pixels added on each side before an image of the old size is cut out.
-        flip: Whether images are mirrored at random. Not for digits: a mirrored 2 is no 2.
+        padding: Black pixels added on each side before the crop, which has the image's size.
+        flip: Whether images are flipped at random; not for digits: a mirrored 2 is no 2.
 
     Raises:
         BilevelError: ``padding`` is negative.
@@ -65,7 +64,7 @@ class Augment:
             )
 
     def draw(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Draws what happens to each of ``count`` images.
+        """Draws crop and flip for each of ``count`` images.
 
         Args:
             count: Number of images.
@@ -73,14 +72,14 @@ class Augment:
 
         Returns:
             ``(3, count)`` int64, its rows ``top`` and ``left`` (the corner of the crop in the
-            padded image, 0 … 2·padding) and ``mirrored`` (0 or 1).
+            padded image, 0 … 2·padding) and ``flipped`` (0 or 1).
         """
         corners = rng.integers(0, 2 * self.padding + 1, size=(2, count))
-        mirrored = rng.integers(0, 1 + self.flip, size=(1, count))
-        return torch.from_numpy(np.concatenate([corners, mirrored]))
+        flipped = rng.integers(0, 1 + self.flip, size=(1, count))
+        return torch.from_numpy(np.concatenate([corners, flipped]))
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Crops and mirrors the images.
+        """Crops and flips the images.
 
         Args:
             images: ``(B, C, H, W)``.
@@ -90,11 +89,11 @@ class Augment:
             Images of the same shape and type.
         """
         height, width = images.shape[-2:]
-        top, left, mirrored = drawn.unsqueeze(-1)
+        top, left, flipped = drawn.unsqueeze(-1)
         rows = top + torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device)
-        columns = left + torch.where(mirrored.bool(), width - 1 - columns, columns)
-        # One gather over flattened pixels does both: half the time of cutting windows and flipping.
+        columns = left + torch.where(flipped.bool(), width - 1 - columns, columns)
+        # One gather over flattened pixels does both, in half the time of slicing and flipping.
         pixels = rows.unsqueeze(2) * (width + 2 * self.padding) + columns.unsqueeze(1)
         padded = F.pad(images, (self.padding,) * 4).flatten(2)
         index = pixels.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
@@ -105,7 +104,7 @@ def batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
     """All images once, in their stored order: for evaluation.
 
     Args:
-        images: The images; the batches lie on their device.
+        images: The images; the batches are on their device.
         batch_size: Images a batch; the last one may be smaller.
 
     Returns:
@@ -122,9 +121,9 @@ def batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
 
     def batch(begin: int) -> Batch:
         part = slice(begin, begin + batch_size)
-        return Batch(_unit_interval(images.images[part]), images.labels[part])
+        return Batch(_to_float(images.images[part]), images.labels[part])
 
-    return map(batch, _begins(images, batch_size))
+    return map(batch, _starts(images, batch_size))
 
 
 def shuffled_batches(
@@ -140,19 +139,19 @@ def shuffled_batches(
     """All images once, shuffled and augmented: for training.
 
     The order and the augmentation are drawn on the CPU from (``seed``, ``epoch``) and sent to the
-    device in one piece: the batches are the same on every device, and ``start`` skips batches
+    device in one transfer: the batches are the same on every device, and ``start`` skips batches
     without making them.
 
     Args:
-        images: The images; the batches lie on their device.
+        images: The images; the batches are on their device.
         batch_size: Images a batch; the last one may be smaller.
         seed: Seed of the run, 0 or more.
-        epoch: Number of the epoch, from 0; each has an order of its own.
-        augment: What happens to the images; ``None`` leaves them as they are.
-        start: The first batch wanted, for a run resumed within an epoch.
-        share: Which of a batch's images to make, given their number; all of them unless given.
-            :func:`bilevel.distributed.shard` where many processes share a batch. A share without
-            an image gets the batch's first, since a network needs one.
+        epoch: Number of the epoch, from 0.
+        augment: The augmentation; None for none.
+        start: The first batch to make, for a run resumed within an epoch.
+        share: From the number of images of a batch to the slice of them to make; all unless given.
+            :func:`bilevel.distributed.shard` if several processes share a batch. An empty share
+            gets the batch's first image, since a network needs one.
 
     Returns:
         The batches ``start``, ``start + 1``, … of the epoch.
@@ -166,14 +165,14 @@ def shuffled_batches(
         >>> sorted(torch.cat([batch.y for batch in epoch]).tolist())
         [0, 1, 2, 3, 4]
     """
-    begins = _begins(images, batch_size)
+    starts = _starts(images, batch_size)
     if seed < 0 or epoch < 0:
         raise BilevelError(
             f"seed is {seed} and epoch is {epoch}: both seed the random numbers; give 0 or more"
         )
-    if not 0 <= start <= len(begins):
+    if not 0 <= start <= len(starts):
         raise BilevelError(
-            f"start is {start}: an epoch of {len(images)} images has {len(begins)} batches of "
+            f"start is {start}: an epoch of {len(images)} images has {len(starts)} batches of "
             f"{batch_size}; resume with the data and the batch size of the stopped run"
         )
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,)))
@@ -189,19 +188,19 @@ def shuffled_batches(
         pixels = images.images.index_select(0, part[0])
         if augment is not None:
             pixels = augment(pixels, part[1:])
-        return Batch(_unit_interval(pixels), images.labels.index_select(0, part[0]))
+        return Batch(_to_float(pixels), images.labels.index_select(0, part[0]))
 
-    return map(batch, begins[start:])
+    return map(batch, starts[start:])
 
 
-def _begins(images: ImageSet, batch_size: int) -> range:
+def _starts(images: ImageSet, batch_size: int) -> range:
     """The position of each batch's first image."""
     if batch_size < 1:
         raise BilevelError(f"batch_size is {batch_size}: a batch needs an image; give 1 or more")
     return range(0, len(images), batch_size)
 
 
-def _unit_interval(pixels: Tensor) -> Tensor:
-    """Bytes as floats in [0, 1], bit for bit as torchvision's ``ToTensor`` on every device."""
-    # CUDA divides by a Python number by multiplying with its rounded reciprocal, by a tensor not.
+def _to_float(pixels: Tensor) -> Tensor:
+    """Bytes as floats in [0, 1], bit for bit as torchvision's ``ToTensor``, on any device."""
+    # CUDA divides by a Python number by multiplying with its rounded reciprocal; not by a tensor.
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))

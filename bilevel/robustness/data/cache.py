@@ -1,4 +1,4 @@
-"""Decoded images kept in one file, which counts as long as the images' own files stay the same."""
+"""A cache of decoded images in one file, valid as long as the source files do not change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def user_cache(root: Path) -> Path:
-    """The cache file of a folder that cannot be written.
+    """The cache file of a folder that is not writable.
 
     Args:
         root: The folder.
@@ -31,10 +31,10 @@ def load(path: Path, fingerprint: str) -> Bytes | None:
 
     Args:
         path: The file.
-        fingerprint: Of the images' files as they are now.
+        fingerprint: The current fingerprint of the source files.
 
     Returns:
-        The images; None where the cache is absent, stale or damaged.
+        The images; None if the cache is absent, stale or damaged.
     """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -47,12 +47,12 @@ def load(path: Path, fingerprint: str) -> Bytes | None:
 
 
 def save(path: Path, fingerprint: str, images: Bytes) -> bool:
-    """Writes a cache file in one piece, so that no reader sees half of it.
+    """Writes a cache file atomically.
 
     Args:
         path: The file.
-        fingerprint: Of the images' files.
-        images: What they decode to.
+        fingerprint: The fingerprint of the source files.
+        images: The decoded images.
 
     Returns:
         Whether it could be written.

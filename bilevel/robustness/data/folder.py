@@ -1,7 +1,7 @@
-"""A folder of images, one subfolder a class, decoded once into a cache of bytes.
+"""A folder of images, one subfolder per class, decoded once into a cache.
 
 It reads what ``torchvision.datasets.ImageFolder`` reads, in the same order and with the same
-labels, but needs Pillow alone, and names the file where something is wrong.
+labels, but needs Pillow alone, and its errors name the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 
 CACHE_NAME = ".bilevel-cache.npz"
 _CACHE_FORMAT = "bilevel images 1"
-_CHUNK = 256  # images a task of the thread pool: enough to make the pool's own cost vanish
+_CHUNK = 256  # images per task of the thread pool, whose overhead is then negligible
 _PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
 
 
@@ -38,7 +38,7 @@ class ImageTree:
         classes: The names of the class folders, sorted.
         files: Paths of the images, relative to ``root``, sorted by class.
         labels: The class of each file, ``(N,)`` int64.
-        fingerprint: A digest of the files' names, sizes and times of change.
+        fingerprint: A digest of the files' names, sizes and modification times.
     """
 
     root: Path
@@ -48,11 +48,11 @@ class ImageTree:
     fingerprint: str
 
     def read(self) -> cache.Bytes:
-        """The pixels of the images, from the cache or else decoded and then cached.
+        """The pixels of the images, from the cache, or else decoded and then cached.
 
-        The cache is the file ``.bilevel-cache.npz`` in ``root`` or, where that cannot be written,
-        a file in the user's cache folder. It holds the fingerprint of the files that it was made
-        from, and counts only as long as they have that fingerprint.
+        The cache is the file ``.bilevel-cache.npz`` in ``root`` or, if that is not writable, a file
+        in the user's cache folder. It holds the fingerprint of the files that it was made from, and
+        is ignored if theirs differs.
 
         Returns:
             RGB, ``(N, 3, H, W)``.
@@ -83,8 +83,8 @@ def find_trees(root: Path) -> dict[str, ImageTree]:
             also be called ``valid`` or ``validation``.
 
     Returns:
-        The images by part, ``train``, ``test`` and perhaps ``val``, with the same classes; or
-        those of ``all`` parts where the folder does not part them.
+        The images of ``train``, ``test`` and perhaps ``val``, with the same classes; or ``all`` of
+        them if the folder is not split.
 
     Raises:
         BilevelError: A folder is missing or empty, or the classes of two parts differ.
@@ -107,7 +107,7 @@ def find_trees(root: Path) -> dict[str, ImageTree]:
 
 
 def _check_parts(root: Path, parts: dict[str, Path]) -> None:
-    """Raises where training or test images are missing."""
+    """Raises if training or test images are missing."""
     for part, other in (("train", "test"), ("test", "train")):
         if other not in parts:
             here = " and ".join(f"{place.name}/" for place in parts.values())
@@ -120,7 +120,7 @@ def _check_parts(root: Path, parts: dict[str, Path]) -> None:
 
 
 def list_images(root: Path) -> ImageTree:
-    """Lists the images below a folder, one subfolder a class.
+    """Lists the images below a folder, one subfolder per class.
 
     Args:
         root: The folder that holds the class folders.
@@ -187,13 +187,14 @@ def _decode(paths: list[Path]) -> cache.Bytes:
 
     begins = range(0, len(paths), _CHUNK)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in _watched(pool.map(decode, begins), len(begins), f"Decoding {len(paths)} images"):
+        title = f"Decoding {len(paths)} images"
+        for _ in _with_progress_bar(pool.map(decode, begins), len(begins), title):
             pass
     return images
 
 
-def _watched(parts: Iterator[None], total: int, title: str) -> Iterable[None]:
-    """The parts, behind a bar where there is a terminal, and rich to draw it."""
+def _with_progress_bar(parts: Iterator[None], total: int, title: str) -> Iterable[None]:
+    """The parts, with a progress bar on a terminal if rich is installed."""
     try:
         from rich.console import Console
         from rich.progress import track
@@ -216,7 +217,7 @@ def _pixels(path: Path) -> cache.Bytes:
         raise BilevelError(
             f"image {path} cannot be decoded: {error}; repair it or remove it"
         ) from error
-    if mode.startswith(("I", "F")):  # Pillow would cut the values at 255 without a word
+    if mode.startswith(("I", "F")):  # Pillow would silently clip the values at 255
         raise BilevelError(
             f"image {path} has more than 8 bits a channel (mode {mode}); convert it to 8 bits"
         )
@@ -224,5 +225,5 @@ def _pixels(path: Path) -> cache.Bytes:
 
 
 def _size(pixels: cache.Bytes) -> str:
-    """Width × height, as image viewers say it."""
+    """Width x height."""
     return f"{pixels.shape[2]}x{pixels.shape[1]}"

@@ -1,8 +1,8 @@
-"""The images of the robustness kit in memory, and how they are split.
+"""Image sets in memory, and their splits.
 
-Three sets: ``train`` to fit the classifier, ``validation`` (held out of the training images) to
-choose a checkpoint or a hyperparameter, ``test`` to report one figure at the end. Choosing on the
-test set, as much work on adversarial training does, reports the luckiest checkpoint.
+Three sets: ``train`` to fit the classifier, ``validation`` (held out from the training images) to
+choose a checkpoint or a hyperparameter, ``test`` to report one figure at the end. A checkpoint
+chosen on the test set, as in much work on adversarial training, is reported too high.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 
-_TEST_SHARE = 0.2  # of the images that come without a test set
+_TEST_SHARE = 0.2  # of datasets without a test set
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class ImageSet:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Checks what can be checked without reading the device."""
+        """Checks types and shapes; values would have to be read from the device."""
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise BilevelError(
                 f"images are {self.images.dtype} of shape {tuple(self.images.shape)}: "
@@ -64,10 +64,10 @@ class ImageSet:
         """The same images on ``device``.
 
         Args:
-            device: Where the images and the labels shall lie.
+            device: The device.
 
         Returns:
-            An image set there. Tensors that lie there already are shared, not copied.
+            An image set on it. Tensors that are already there are shared, not copied.
         """
         return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
 
@@ -89,8 +89,8 @@ class Splits(NamedTuple):
 
     Attributes:
         train: Images to train on.
-        validation: Images held out of the training images, to choose with.
-        test: Images to report on, used for no choice.
+        validation: Images held out from the training images, to choose with.
+        test: Images to report on.
     """
 
     train: ImageSet
@@ -103,8 +103,8 @@ def sample(images: ImageSet, size: int | None, *, seed: int = 0) -> ImageSet:
 
     Args:
         images: The images.
-        size: How many to draw; all of them if None, or if there are no more.
-        seed: Decides which.
+        size: Number of images to draw; None, or more than there are, for all.
+        seed: Seed of the draw.
 
     Returns:
         The sample, in the order of ``images``.
@@ -126,39 +126,39 @@ def sample(images: ImageSet, size: int | None, *, seed: int = 0) -> ImageSet:
 
 
 def checksum(splits: Splits) -> int:
-    """A number that tells images from others, for processes that must have the same.
+    """The CRC-32 of the pixels and labels, to compare the images of several processes.
 
     Args:
         splits: Images on the CPU.
 
     Returns:
-        32 bits of their pixels and labels.
+        A 32-bit number.
     """
-    found = 0
+    crc = 0
     for part in splits:
         for tensor in (part.images, part.labels):
-            found = zlib.crc32(np.ascontiguousarray(tensor.numpy()).data, found)
-    return found
+            crc = zlib.crc32(np.ascontiguousarray(tensor.numpy()).data, crc)
+    return crc
 
 
 def split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Draws images, stratified.
+    """Splits images in two, stratified.
 
     Args:
         images: The images.
-        size: How many to draw, 0 to all.
-        seed: Decides which.
+        size: Number of images of the first part.
+        seed: Seed of the draw.
 
     Returns:
-        What was drawn and the rest, each in the order of ``images``.
+        Both parts, each in the order of ``images``.
 
     Example:
         >>> images = ImageSet(torch.zeros(6, 1, 2, 2).byte(), torch.arange(6) // 3, ("cat", "dog"))
         >>> [part.labels.tolist() for part in split(images, 4, seed=0)]
         [[0, 0, 1, 1], [0, 1]]
     """
-    # The images are shuffled, then the r-th of the n images of a class goes to place (r + ½) / n
-    # between 0 and 1: read in this order, each beginning holds the classes in proportion.
+    # The images are shuffled, then the r-th of the n images of a class is placed at (r + ½) / n in
+    # [0, 1]: in this order, every prefix holds the classes in proportion.
     shuffled = np.random.default_rng(seed).permutation(len(images))
     labels = images.labels.numpy(force=True)[shuffled]
     place = np.empty(len(images))
@@ -170,13 +170,13 @@ def split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
 
 
 def hold_out_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of a set that comes without a test set.
+    """Training and test images of a dataset without a test set.
 
     Args:
-        images: All of them.
+        images: All images.
 
     Returns:
-        Four fifths and a fifth, stratified and always the same.
+        Four fifths and one fifth of them, stratified and always the same.
     """
     test, train = split(images, round(_TEST_SHARE * len(images)), seed=0)
     return train, test

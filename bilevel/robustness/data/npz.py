@@ -25,17 +25,17 @@ Array = npt.NDArray[Any]
 
 
 def read_npz(path: Path) -> dict[str, ImageSet]:
-    """Reads the images of a file; its layout is told at :func:`~bilevel.robustness.load_images`.
+    """Reads the images of a file in the layout of :func:`~bilevel.robustness.load_images`.
 
     Args:
         path: The file.
 
     Returns:
-        The sets ``train``, ``test`` and, where the file has it, ``val``. Their classes are those
-        that the file names, or else ``"0"``, ``"1"`` and so on.
+        The sets ``train``, ``test`` and, if the file has it, ``val``. The classes are those that
+        the file names, or else ``"0"``, ``"1"`` and so on.
 
     Raises:
-        BilevelError: The file cannot be read, or an array is missing or is not what it should be.
+        BilevelError: The file cannot be read, or an array is missing or has a wrong type or shape.
     """
     arrays = _arrays(path)
     images, labels = {}, {}
@@ -57,22 +57,22 @@ def read_npz(path: Path) -> dict[str, ImageSet]:
 
 
 def _arrays(path: Path) -> Mapping[str, Array]:
-    """The arrays of a file that are known by name, none of them missing."""
+    """The arrays of the layout; raises if one is missing."""
     if not path.is_file():
         raise BilevelError(
             f"there is no file {path}: npz images are one file of arrays; give it as the data_dir"
         )
     if not zipfile.is_zipfile(path):
         raise BilevelError(
-            f"{path} is no .npz file, or is not whole: images are read from what numpy.savez "
-            "writes; give such a file"
+            f"{path} is no .npz file, or is truncated: images are read from a file that "
+            "numpy.savez writes; give such a file"
         )
     known = {f"{part}_{kind}" for part in _PARTS for kind in ("images", "labels")} | {"classes"}
     try:
         with np.load(path, allow_pickle=False) as file:
             names = file.files
             arrays = {name: file[name] for name in names if name in known}
-    except Exception as error:  # whatever numpy, zipfile and zlib find
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds
         raise BilevelError(
             f"{path} cannot be read ({' '.join(str(error).split())}): it may be damaged, or hold "
             "Python objects; write arrays of numbers and strings with numpy.savez"
@@ -105,8 +105,8 @@ def _labels(name: str, array: Array, count: int) -> Tensor:
     """The labels of ``count`` images as ``(N,)`` int64."""
     if array.ndim == 2 and array.shape[1] > 1:
         raise BilevelError(
-            f"{name} have {array.shape[1]} columns, as many labels of one image or a one-hot code "
-            "have: an image has one class here; give its number alone"
+            f"{name} have {array.shape[1]} columns, as multi-label or one-hot labels have: an "
+            "image has one class here; give its number alone"
         )
     if array.dtype.kind not in "iu" or array.shape not in ((count,), (count, 1)):
         raise BilevelError(
@@ -117,7 +117,7 @@ def _labels(name: str, array: Array, count: int) -> Tensor:
 
 
 def _classes(path: Path, given: Array | None, train_labels: Tensor) -> tuple[str, ...]:
-    """The names of the classes: those given, or a number for each label in use."""
+    """The names of the classes: the given ones, or a number for each training label."""
     names = np.arange(len(train_labels.unique())).astype(str) if given is None else given
     if names.ndim != 1 or names.dtype.kind != "U":
         raise BilevelError(

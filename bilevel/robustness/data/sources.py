@@ -1,4 +1,4 @@
-"""Where the images of the robustness kit come from, by the name of the dataset."""
+"""Loading image sets by the name of the dataset."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ def load_images(
 ) -> Splits:
     """Loads a dataset into memory, on the CPU.
 
-    Every split is stratified: it holds the classes in the proportion of the whole. ``digits``, and
-    a folder without ``train/`` and ``test/``, come without a test set: a fifth of them becomes
-    one, the same for every ``seed``, so that figures of several seeds speak of the same images.
+    Every split is stratified: it has the class proportions of the whole. ``digits``, and a folder
+    without ``train/`` and ``test/``, have no test set of their own: a fifth of the images becomes
+    one, the same for every ``seed``, so that results of several seeds are on the same images.
 
     Args:
-        dataset: ``digits`` (inside scikit-learn, no files needed), ``fashion-mnist``, ``cifar10``,
+        dataset: ``digits`` (part of scikit-learn, no files needed), ``fashion-mnist``, ``cifar10``,
             ``cifar100`` (through torchvision), ``folder``: RGB images of one size in
             ``data_dir/{train,val,test}/CLASS/``, where ``val`` may be missing, or in
             ``data_dir/CLASS/``, decoded once into a cache, or ``npz``: one file of arrays in the
             layout of MedMNIST (Yang et al., 2023), ``train_images``, ``train_labels``,
-            ``test_images`` and ``test_labels``; optionally
-            ``val_images`` and ``val_labels``, and ``classes``, the names. Images are uint8 of
-            shape ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with C = 1 or 3, labels
-            integers from 0 of shape ``(N,)`` or ``(N, 1)``.
+            ``test_images`` and ``test_labels``; optionally ``val_images`` and ``val_labels``, and
+            ``classes``, the names. Images are uint8 of shape ``(N, H, W)``, ``(N, H, W, C)`` or
+            ``(N, C, H, W)`` with C = 1 or 3, labels integers from 0 of shape ``(N,)`` or
+            ``(N, 1)``.
         data_dir: Folder of the files; for ``npz`` the file.
-        seed: Decides which training images become validation images; 0 or more.
-        validation: Share of the training images held out, in [0, 1); a folder or file that brings
-            validation images of its own keeps its training images whole.
-        train_size: How many of the remaining training images are kept; ``None`` keeps all.
-        download: Whether missing files may be fetched from the network.
+        seed: Seed of the validation split, 0 or more.
+        validation: Share of the training images held out, in [0, 1); ignored for a folder or file
+            that has validation images.
+        train_size: Number of training images to keep after that; None keeps all.
+        download: Whether missing files may be downloaded.
 
     Returns:
         The training, validation and test sets, in the order of their source; the test images of a
-        folder or an npz file in a random order that is always the same.
+        folder or an npz file in a fixed random order.
 
     Raises:
-        BilevelError: The images cannot be had, or an argument is out of its range.
+        BilevelError: The images are not available, or an argument is out of its range.
 
     Example:
         >>> splits = load_images("digits", ".", seed=0)
@@ -91,8 +91,8 @@ def load_images(
     else:
         raise BilevelError(f"dataset {dataset!r} is unknown; give {', '.join(get_args(Dataset))}")
     if dataset in ("folder", "npz"):
-        # They often lie class by class, and a batch of one class is no sample: adversarial
-        # interpolation looks for partners there.
+        # They are often sorted by class, and adversarial interpolation needs partners of other
+        # classes in a batch.
         test = _shuffled(test)
     if held_out is None:
         held_out, train = split(train, round(validation * len(train)), seed)
@@ -134,7 +134,7 @@ def _shuffled(images: ImageSet) -> ImageSet:
 
 
 def _check_sizes(sets: Mapping[str, ImageSet]) -> None:
-    """Raises where the images of two sets, named by where they lie, differ in size."""
+    """Raises if the images of two sets differ in size; the keys say where the images are."""
     sizes = {  # width, height, channels
         name: "x".join(map(str, images.images.shape[:0:-1])) for name, images in sets.items()
     }
@@ -154,21 +154,22 @@ def _torchvision(name: str, root: Path, train: bool, download: bool) -> ImageSet
         import torchvision
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise BilevelError(
-            f"{name} is read by torchvision, which cannot be imported ({_line(error)}); "
+            f"{name} is read by torchvision, which cannot be imported ({_one_line(error)}); "
             "install the torchvision that belongs to the installed torch, or use digits or folder"
         ) from error
     try:
         source: Any = getattr(torchvision.datasets, class_name)(root, train, download=download)
-    except Exception as error:  # whatever the network, the archive or the files gave torchvision
+    except Exception as error:  # network, archive and files raise many kinds
         raise BilevelError(
-            f"{name} is not to be had in {root / folder} ({_line(error)}); put its unpacked files "
-            f"there, {'' if download else 'allow the download, '}or use digits, which needs none"
+            f"{name} is not available in {root / folder} ({_one_line(error)}); put its unpacked "
+            f"files there, {'' if download else 'allow the download, '}or use digits, which needs "
+            "none"
         ) from error
     pixels = torch.as_tensor(source.data)
     images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     return ImageSet(images, torch.as_tensor(source.targets), tuple(source.classes))
 
 
-def _line(error: Exception) -> str:
-    """What an error says, on one line; its kind where it says nothing."""
+def _one_line(error: Exception) -> str:
+    """An error's message on one line; its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

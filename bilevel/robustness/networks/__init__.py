@@ -1,1 +1,1 @@
-"""Classifiers: architectures, how they compute, and their weights in files."""
+"""Classifiers: architectures, precision and compilation, and weights in files."""

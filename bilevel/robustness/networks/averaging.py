@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights along its training."""
+"""The exponential moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class Averaged(AveragedModel):
     .. math:: \bar\theta_t = d_t \bar\theta_{t-1} + (1 - d_t)\,\theta_t, \quad
               d_t = \min\Bigl(d, \frac{1 + t}{10 + t}\Bigr)
 
-    The decay grows with t, so that what is left of the first weights is soon nothing however short
-    the run. In adversarial training the average is what is evaluated (Gowal et al., 2020,
-    "Uncovering the limits of adversarial training against norm-bounded adversarial examples",
-    Sec. 4.4): it overfits later and less.
+    The decay grows with t, so that the initial weights are soon forgotten, also in a short run.
+    In adversarial training the average is evaluated (Gowal et al., 2020, "Uncovering the limits of
+    adversarial training against norm-bounded adversarial examples", Sec. 4.4): it overfits later
+    and less.
 
-    The running statistics of batch normalisation are averaged with the same decay: to first order
-    the statistics at the average of some weights are the average of the statistics at each. Copied
-    ones would belong to weights 1/(1 − d) steps ahead, and new ones would cost a pass over the
-    training images at each validation.
+    The running statistics of batch normalisation are averaged with the same decay: to first order,
+    the statistics at the average of some weights are the average of their statistics. Copied
+    statistics would belong to weights 1/(1 − d) steps later, and recomputed ones would cost a pass
+    over the training images at each validation.
 
     Args:
-        network: What is averaged; it is copied.
+        network: The network to average; it is copied.
         decay: d in (0, 1); 0.995 spans 200 steps.
 
     Attributes:
@@ -46,24 +46,24 @@ class Averaged(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Takes in the network's weights after a step.
+        """Updates the average after a step.
 
         Args:
             model: The network that is trained.
         """
-        # All written here: the inherited one sends the count to the device at each step and waits.
+        # The inherited method sends the count to the device at each step, and waits for it.
         count = int(self.n_averaged)
-        share = max(1 - self.decay, 9 / (10 + count)) if count else 1.0
+        weight = max(1 - self.decay, 9 / (10 + count)) if count else 1.0
         weights, counters = _tensors(self.module)
         new_weights, new_counters = _tensors(model)
-        torch._foreach_lerp_(weights, new_weights, share)
+        torch._foreach_lerp_(weights, new_weights, weight)
         if counters:
             torch._foreach_copy_(counters, new_counters)
         self.n_averaged += 1
 
 
 def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """What has a mean, and what has none, such as a number of batches."""
+    """Floating-point parameters and buffers, which are averaged, and the others, such as counts."""
     tensors = [*network.parameters(), *network.buffers()]
-    real = [tensor for tensor in tensors if tensor.is_floating_point()]
-    return real, [tensor for tensor in tensors if not tensor.is_floating_point()]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return floating, [tensor for tensor in tensors if not tensor.is_floating_point()]

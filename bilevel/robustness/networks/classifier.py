@@ -1,4 +1,4 @@
-"""What every classifier of the kit is: [0, 1] images in, normalised inside, features, logits."""
+"""The base of the kit's classifiers: images in [0, 1] are normalised inside, then classified."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Normalize(nn.Module):
 
     Args:
         channels: Number of channels of the images.
-        mean: One number a channel, or a single one for all, in units of the image.
-        std: The same for the scale; positive.
+        mean: One number per channel, or a single one for all, in units of the pixel range.
+        std: Likewise; positive.
 
     Raises:
         BilevelError: If the statistics do not fit the channels or ``std`` is not positive.
@@ -47,8 +47,8 @@ class Normalize(nn.Module):
             self.register_buffer(name, statistic.expand(channels).reshape(-1, 1, 1).clone())
         if not all(value > 0 for value in std):
             raise BilevelError(
-                f"std is {list(std)}: the images are divided by it, so each must be positive; "
-                "give 1 for a channel that is constant"
+                f"std is {list(std)}: the images are divided by it, so each number must be "
+                "positive; give 1 for a channel that is constant"
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ class Normalize(nn.Module):
 class Classifier(nn.Module):
     """``logits = head(features(x))`` for images x in [0, 1].
 
-    A trunk of convolutions turns the normalised images into feature maps, their mean over the
-    pixels is the feature vector, and a linear head reads the classes from it. Convolutions start
-    as in He et al. 2015 (normal, fan-out), the head's bias at zero.
+    A convolutional trunk maps the normalised images to feature maps; their mean over the pixels is
+    the feature vector, which a linear head maps to logits. Convolutions are initialised as in He
+    et al. 2015 (normal, fan-out), the head's bias with zero.
 
     Args:
         trunk: Normalised images ``(B, channels, H, W)`` to feature maps ``(B, width, h, w)``.
@@ -89,8 +89,8 @@ class Classifier(nn.Module):
         classes: Number of classes.
 
     Attributes:
-        normalize: The :class:`Normalize` that comes first; assign one with the statistics of the
-            data (:func:`build_model` does).
+        normalize: The :class:`Normalize` that comes first. :func:`build_model` assigns one with the
+            given statistics.
 
     Example:
         >>> model = Classifier(nn.Conv2d(3, 7, 3), 7, channels=3, classes=10)
@@ -109,13 +109,13 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """The pooled last layer, which the head reads.
+        """The feature vectors, the input of the head.
 
         Args:
             x: Images in [0, 1], ``(B, channels, H, W)``.
 
         Returns:
-            One feature vector a sample, ``(B, width)``.
+            One feature vector per image, ``(B, width)``.
         """
         maps: Tensor = self.trunk(self.normalize(x))
         return maps.mean(dim=(2, 3))

@@ -1,8 +1,7 @@
 """Image classifiers for adversarial training: a small CNN, ResNet-18 and WideResNets.
 
-Every one is a :class:`~bilevel.robustness.networks.classifier.Classifier`: it takes images in
-[0, 1], of any size, and normalises them itself, so that a radius ε always means the same thing and
-no attack has to know the statistics of a data set.
+Each is a :class:`~bilevel.robustness.networks.classifier.Classifier`: it takes images in [0, 1] of
+any size and normalises them itself, so that ε is always in units of the pixel range.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ __all__ = ["build_model", "resnet18", "small_cnn", "wide_resnet"]
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias: the batch normalisation beside it has one."""
+    """A convolution without bias, which batch normalisation makes redundant."""
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -65,12 +64,12 @@ class _PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
         out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        # Where the shape changes the shortcut reads the activated input, as in the authors' code.
+        # If the shape changes, the shortcut takes the activated input, as in the authors' code.
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
 def _stages(block: type[nn.Module], blocks: int, widths: Sequence[int]) -> list[nn.Sequential]:
-    """Groups of residual blocks from widths[0] on; each but the first halves the image."""
+    """Groups of residual blocks with widths[1:] channels; each but the first halves the image."""
     stages = []
     for stage, (inputs, width) in enumerate(pairwise(widths)):
         first = block(inputs, width, 1 if stage == 0 else 2)
@@ -81,15 +80,15 @@ def _stages(block: type[nn.Module], blocks: int, widths: Sequence[int]) -> list[
 def small_cnn(channels: int, classes: int, *, width: int = 32) -> Classifier:
     """Three convolutions for small images: seconds to train on a CPU.
 
-    They are batch-normalised although clean training would do without: adversarial training of so
-    small a network hardly gets going otherwise, and what attacks do to BatchNorm's statistics in
-    the large classifiers can then be seen in the small one.
+    It has batch normalisation although clean training does not need it: adversarial training of
+    such a small network hardly progresses without, and the effects of attacks on BatchNorm's
+    statistics can be studied on it.
 
     Args:
         channels: Number of channels of the images.
         classes: Number of classes.
-        width: Channels of the first convolution; each further one halves the image and doubles
-            them.
+        width: Channels of the first convolution; each further one halves the image and doubles the
+            channels.
 
     Returns:
         The classifier, with ``4 * width`` features.
@@ -107,7 +106,7 @@ def small_cnn(channels: int, classes: int, *, width: int = 32) -> Classifier:
 
 
 def resnet18(channels: int, classes: int) -> Classifier:
-    """ResNet-18 in its form for small images: a 3×3 stem of stride 1 and no max-pooling.
+    """ResNet-18 for small images: a 3×3 stem of stride 1 and no max-pooling.
 
     Source: He et al. 2016, "Deep Residual Learning", table 1.
 
@@ -134,7 +133,7 @@ def wide_resnet(depth: int, widen: int, channels: int, classes: int) -> Classifi
     Source: Zagoruyko & Komodakis 2016, "Wide Residual Networks", table 1.
 
     Args:
-        depth: Number of convolutions in depth, ``6 n + 4`` for n blocks a group.
+        depth: Number of layers, ``6 n + 4`` for n blocks a group.
         widen: Factor on the widths 16, 32, 64 of the groups.
         channels: Number of channels of the images.
         classes: Number of classes.
@@ -152,7 +151,7 @@ def wide_resnet(depth: int, widen: int, channels: int, classes: int) -> Classifi
     """
     if depth < 10 or depth % 6 != 4 or widen < 1:
         raise BilevelError(
-            f"there is no wrn-{depth}-{widen}: the depth is 6n+4 (10, 16, 22, 28, ...), the width "
+            f"there is no wrn-{depth}-{widen}: the depth is 6n+4 (10, 16, 22, 28, …), the width "
             f"1 or more; give wrn-{max(10, 6 * round((depth - 4) / 6) + 4)}-{max(1, widen)}"
         )
     width = 64 * widen
@@ -172,9 +171,8 @@ def build_model(
     """The classifier of that name, freshly initialised.
 
     Args:
-        name: ``"small-cnn"``, ``"resnet18"`` or ``"wrn-D-K"``, such as ``"wrn-34-10"`` (the
-            classifier of the adversarial-training literature) or ``"wrn-10-1"`` (a residual
-            network for the CPU).
+        name: ``"small-cnn"``, ``"resnet18"`` or ``"wrn-D-K"``, such as ``"wrn-34-10"`` (usual in
+            adversarial training) or ``"wrn-10-1"`` (small enough for a CPU).
         channels: Number of channels of the images.
         classes: Number of classes.
         mean: Per-channel mean of the images, see :class:`Normalize`.

@@ -1,4 +1,4 @@
-"""Trained networks as safetensors files: numbers and a few words about them, never code."""
+"""Trained networks as safetensors files: tensors and metadata, never code."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def save_weights(path: str | os.PathLike[str], module: nn.Module, about: dict[st
     """Writes the parameters and buffers of ``module``.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created if missing.
         module: The network.
-        about: What is needed to build it again, such as the model's name.
+        about: Metadata, such as the name of the architecture.
 
     Raises:
         BilevelError: If it cannot be written.
@@ -30,7 +30,7 @@ def save_weights(path: str | os.PathLike[str], module: nn.Module, about: dict[st
     from safetensors.torch import save
 
     tensors = {
-        # Each with memory of its own: safetensors refuses tied weights.
+        # Copies, since safetensors rejects tensors that share memory (tied weights).
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in module.state_dict().items()
         if isinstance(value, Tensor)
@@ -41,7 +41,7 @@ def save_weights(path: str | os.PathLike[str], module: nn.Module, about: dict[st
 
 
 def load_weights(path: str | os.PathLike[str], module: nn.Module) -> None:
-    """Puts the weights of a file into ``module``.
+    """Loads the weights of a file into ``module``.
 
     Args:
         path: The file.
@@ -61,13 +61,13 @@ def load_weights(path: str | os.PathLike[str], module: nn.Module) -> None:
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What :func:`save_weights` wrote about the network.
+    """The metadata that :func:`save_weights` wrote.
 
     Args:
         path: The file.
 
     Returns:
-        The words; nothing if there are none.
+        The metadata; empty if there are none.
 
     Raises:
         BilevelError: If the file is missing or unreadable.

@@ -211,7 +211,7 @@ def test_a_file_of_another_kind_or_damaged(path: Path) -> None:
     np.save(path.with_suffix(".npy"), np.zeros(3))
     for content in (b"", b"hello", path.with_suffix(".npy").read_bytes(), whole[:-30]):
         path.write_bytes(content)
-        with pytest.raises(BilevelError, match=r"is no \.npz file, or is not whole: .*numpy"):
+        with pytest.raises(BilevelError, match=r"is no \.npz file, or is truncated: .*numpy"):
             load(path)
     flipped = bytearray(whole)
     flipped[len(whole) // 4] ^= 1

@@ -172,7 +172,7 @@ def test_missing_files_and_no_network(
         load(dataset, tmp_path, download=download)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"{dataset} is not to be had in {tmp_path / place}" in message
+    assert f"{dataset} is not available in {tmp_path / place}" in message
     assert ("no route to host" if download else "not found") in message
     assert "put its unpacked files there" in message
     assert ("allow the download" in message) is not download
@@ -182,7 +182,7 @@ def test_a_damaged_raw_file_is_told_in_one_line(tmp_path: Path) -> None:
     write_fashion_mnist(tmp_path)
     path = tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(BilevelError, match=r"^fashion-mnist is not to be had .*$"):
+    with pytest.raises(BilevelError, match=r"^fashion-mnist is not available .*$"):
         load("fashion-mnist", tmp_path, download=False)
 
 
