@@ -1,13 +1,13 @@
 """The image kit: threat models, classifiers, data, training methods and their evaluation.
 
-    Linf, L2                 what an adversary may do: followers of a classifier
-    build_model              classifiers that take images in [0, 1]
-    load_images              images as bytes on the training device
+    Linf, L2                 threat models, as followers of a classifier
+    build_model              classifiers of images in [0, 1]
+    load_images              image sets as bytes in memory
     make_solver, Attacker    the paper's training methods by name
-    Recipe, make_game        how they are trained
+    Recipe, make_game        hyperparameters, and the game that they define
     Trainer                  epochs, validation, checkpoints
-    Solved, Battery          attacks, and what is left under all of them
-    probe, judge             whether that figure can be trusted
+    Solved, Battery          attacks, and the worst case over all of them
+    probe, judge             whether the worst case can be trusted
 
 ``applications/adv_training.py`` and ``applications/robust_eval.py`` put them together.
 """

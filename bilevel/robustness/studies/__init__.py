@@ -1,1 +1,1 @@
-"""Several methods side by side: what the applications that train classifiers share."""
+"""What the applications that train classifiers share: arguments, runs and the table of results."""

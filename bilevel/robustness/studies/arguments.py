@@ -98,7 +98,7 @@ class TrainingArguments:
     """Continue a stopped run with the same arguments."""
 
     def recipe(self) -> Recipe:
-        """The dataset's recipe, with what was given on the command line in its place.
+        """The dataset's recipe, with the arguments that were given on the command line.
 
         Returns:
             The recipe.
@@ -122,15 +122,15 @@ class TrainingArguments:
         """Whether the networks are compiled.
 
         Args:
-            device: Where they compute.
+            device: The device they compute on.
 
         Returns:
-            What was asked for, or whether it is worth its while.
+            The choice of ``compile``; for ``"auto"``, whether compilation is likely to pay off.
         """
         if self.compile != "auto":
             return self.compile == "on"
-        quick = self.smoke or RECIPES[self.dataset] is SMALL  # trained sooner than compiled
-        # Statistics that processes share would cut the graphs into pieces.
+        quick = self.smoke or RECIPES[self.dataset] is SMALL  # training takes less than compiling
+        # Communication in batch normalisation would break the graph at each layer.
         shared = self.sync_batchnorm and distributed.world_size() > 1
         return device.type == "cuda" and not quick and not shared
 
@@ -138,15 +138,15 @@ class TrainingArguments:
         """The images.
 
         Args:
-            device: Where they shall lie.
+            device: The device to put them on.
 
         Returns:
             Training, validation and test images.
 
         Raises:
-            BilevelError: If the images cannot be had, or are too few.
+            BilevelError: If the images are not available, or are too few.
         """
-        with distributed.main_first():  # to download, and to fill caches
+        with distributed.main_first():  # it downloads, and fills the caches
             data = load_images(
                 self.dataset,
                 self.data_dir,
@@ -158,8 +158,8 @@ class TrainingArguments:
         if not all(map(len, data)):
             counts = ", ".join(f"{len(part)} {name}" for name, part in data._asdict().items())
             raise BilevelError(
-                f"{self.dataset} images are too few ({counts} images): each part needs one at "
-                "least; add images, 20 or more in all where nothing but training images is given"
+                f"{self.dataset} images are too few ({counts} images): each split needs at least "
+                "one; add images, 20 or more in all if there are no test and validation images"
             )
         sizes = (256, 64, 64) if self.smoke else (None, self.validation_size, self.test_size)
         parts = (sample(part, size).to(device) for part, size in zip(data, sizes, strict=True))

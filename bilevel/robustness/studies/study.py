@@ -1,4 +1,4 @@
-"""Several methods trained and attacked alike, side by side in one table."""
+"""A study: several methods trained and attacked in the same way, with one table of results."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from bilevel.robustness.training.trainer import Trainer
 
 
 class Study:
-    """Trains classifiers on the same images, attacks them with the same attacks, tells of it.
+    """Trains classifiers on the same images, attacks them with the same attacks, and reports.
 
     Args:
         args: The application's arguments.
-        names: Of the runs; what earlier ones of these names left is replaced, unless they are
-            resumed.
+        names: The names of the runs; checkpoints and logs of earlier runs of these names are
+            removed unless they are resumed.
 
     Raises:
-        BilevelError: If the images cannot be had, there is nothing to resume, or processes were not
-            started alike.
+        BilevelError: If the images are not available, there is nothing to resume, or the arguments
+            of the processes differ.
     """
 
     def __init__(self, args: TrainingArguments, names: Sequence[str]) -> None:
@@ -72,15 +72,15 @@ class Study:
         )
         self.data = args.load(self.device)
         self.records: list[dict[str, Any]] = []
-        self._shown = next(batches(sample(self.data.test, 3), 3))
+        self._example_batch = next(batches(sample(self.data.test, 3), 3))
         self._examples: list[Example] = []
 
     def about(self, method: str, interpolation: dict[str, Any] | None = None) -> About:
-        """What a method's networks are.
+        """The description of a method's networks.
 
         Args:
-            method: The method whose solver the follower has.
-            interpolation: The follower's settings where it interpolates.
+            method: The method whose solver is used.
+            interpolation: The follower's settings if it interpolates.
 
         Returns:
             Their description.
@@ -114,7 +114,7 @@ class Study:
         """The classifier and the method's solver, seeded and on the device.
 
         Args:
-            about: What they are.
+            about: Their description.
 
         Returns:
             Both, untrained.
@@ -138,13 +138,13 @@ class Study:
     def run(
         self, name: str, about: About, game: Bilevel, config: dict[str, Any] | None = None
     ) -> None:
-        """Trains a game to its end, or goes on with it, attacks its classifier and notes a record.
+        """Trains or resumes a game, attacks its classifier and adds a record.
 
         Args:
-            name: The row of the table, and the folder of the weights.
-            about: What is trained.
-            game: The game, of the networks that :meth:`networks` made.
-            config: Further settings that tell the run from others.
+            name: The name in the table, and of the folder of the weights.
+            about: The description of the networks.
+            game: The game of the networks that :meth:`networks` made.
+            config: Further settings of the run, which a resumed run must share.
         """
         if distributed.is_main() and not (self.args.resume or self.records):
             self._remove_earlier_runs()
@@ -169,7 +169,7 @@ class Study:
                 **attacked,
             }
         )
-        self._show(name, about, model, game)
+        self._add_examples(name, about, model, game)
 
     def close(self) -> None:
         """Writes results and figure, and prints the table."""
@@ -185,7 +185,7 @@ class Study:
         Console().print(f"results, figure and weights are in {self.args.out}")
 
     def _remove_earlier_runs(self) -> None:
-        """Of all names at once: ``--resume`` must not go on with the old run of a later name."""
+        """Of all names at once, so that ``--resume`` cannot continue the old run of a later one."""
         for name in self.names:
             folder = self.args.out / name
             logs = folder.glob("tensorboard/events.out.tfevents.*")
@@ -216,29 +216,26 @@ class Study:
             return trainer.fit()
 
     def _evaluate(self, about: About, model: nn.Module, game: Bilevel) -> dict[str, float | None]:
-        """Test accuracy: clean, under PGM as the paper runs it, under the own attacker."""
+        """Test accuracy: clean, under the paper's PGM, and under the method's own attacker."""
         torch.manual_seed(self.args.seed)
         eps, size = about.epsilon, self.recipe.evaluation_batch_size
-        near, step = Linf(eps, start=1e-4), EVALUATION_STEP * eps
+        ball, step = Linf(eps, start=1e-4), EVALUATION_STEP * eps
         measure = partial(accuracy, model, self.data.test, batch_size=size)
         assert isinstance(game.follower, Perturbation)
         with enough_memory(size):
             own = measure(game.follower, game.solver) if about.learned else None
             return {
                 "clean": measure(),
-                "pgm20": measure(near, pgm(step, 20)),
-                "pgm100": measure(near, pgm(step, 100)),
+                "pgm20": measure(ball, pgm(step, 20)),
+                "pgm100": measure(ball, pgm(step, 100)),
                 "own_attacker": own,
             }
 
-    def _show(self, name: str, about: About, model: nn.Module, game: Bilevel) -> None:
-        """Keeps what the method's attacker makes of some images.
-
-        Plain training has no attacker; PGM-20 stands in for it.
-        """
+    def _add_examples(self, name: str, about: About, model: nn.Module, game: Bilevel) -> None:
+        """Attacks a few images for the figure, with PGM-20 if the method has no attacker."""
         assert isinstance(game.follower, Perturbation)
         follower, solver = game.follower, game.solver
         if about.method == "plain":
             follower, solver = Linf(about.epsilon), pgm(EVALUATION_STEP * about.epsilon, 20)
-        shown, classes = self._shown, self.data.test.classes
-        self._examples += examples(name, model, follower, solver, shown, classes)
+        batch, classes = self._example_batch, self.data.test.classes
+        self._examples += examples(name, model, follower, solver, batch, classes)

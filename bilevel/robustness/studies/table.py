@@ -1,4 +1,4 @@
-"""The table that a study of several methods ends with."""
+"""The table of a study's results."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ COLUMNS = {
 
 
 def print_table(title: str, records: Sequence[dict[str, Any]]) -> None:
-    """Prints a row a method.
+    """Prints a table with a row for each method.
 
     Args:
-        title: What the figures are of.
-        records: One a method.
+        title: The title.
+        records: One for each method.
     """
     table = Table(title=title)
     for key, column in COLUMNS.items():
@@ -35,10 +35,10 @@ def print_table(title: str, records: Sequence[dict[str, Any]]) -> None:
 
 
 def add_ratios(records: list[dict[str, Any]]) -> None:
-    """Adds to each record its time an epoch divided by that of PGM, where PGM was run.
+    """Adds to each record the time of an epoch divided by that of PGM, None if PGM was not run.
 
     Args:
-        records: One a method.
+        records: One for each method.
     """
     pgm_seconds = next((r["seconds_per_epoch"] for r in records if r["method"] == "pgm"), None)
     for record in records:
@@ -47,16 +47,18 @@ def add_ratios(records: list[dict[str, Any]]) -> None:
 
 
 def cell(value: str | float | None) -> str:
-    """A table's cell: numbers with three decimals, a dash where nothing was measured.
+    """The text of a cell: three decimals for a number, a dash for None.
 
     Args:
-        value: What was measured.
+        value: The value.
 
     Returns:
-        Text.
+        The text.
 
     Example:
         >>> cell("pgm"), cell(0.5), cell(None)
         ('pgm', '0.500', '–')
     """
-    return "–" if value is None else value if isinstance(value, str) else f"{value:.3f}"
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""The training methods of the paper by name: each is a follower's solver, made in one line.
+"""The training methods of the paper by name; each is a solver of the follower's problem.
 
 plain                     no follower                       pgm(η, 0)
 fgsm, pgm                 hand-designed                     pgm(ε, 1), pgm(η, 10)
@@ -46,14 +46,15 @@ _MULTI_STEP = re.compile(r"(two|[1-9]\d*)-step-(grad-only-)?l2l")
 
 @dataclass(frozen=True)
 class Attacker:
-    """The network that a learned method trains as its attacker.
+    """The attacker network of a learned method.
 
     Args:
         form: A form of :class:`~bilevel.updates.CNN`, or ``"conv-rnn"``.
-        width: Channels of its first layer; in proportion to the classifier's cost.
+        width: Channels of its first layer; scale it with the classifier, see
+            :func:`fitting_width`.
         normalize: Gradients are divided by the maximum of each ``"sample"``, or of the ``"batch"``
             as in the authors' code.
-        gradient_skip: Start of the learnable factor s in tanh(net + s·sign ∇); None without.
+        gradient_skip: Initial value of the learnable s in tanh(net + s·sign ∇); None for no skip.
     """
 
     form: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] = "wide"
@@ -68,8 +69,8 @@ class Attacker:
 
         Args:
             channels: Channels of the images.
-            eps: ε, the reach of one step.
-            inputs: What it reads: the image, the gradient, or both.
+            eps: ε, the largest change of a pixel in one step.
+            inputs: Its inputs: the image, the gradient, or both.
 
         Returns:
             A new network.
@@ -86,16 +87,16 @@ class Attacker:
 def fitting_width(
     attacker: Attacker, classifier: nn.Module, shape: tuple[int, int, int], share: float = 0.1
 ) -> int:
-    """The width with which an attacker's pass costs a share of a classifier's.
+    """The width at which the attacker's forward pass costs a share of the classifier's.
 
     Args:
-        attacker: The attacker; its width is not read.
+        attacker: The attacker; its width is ignored.
         classifier: The classifier.
         shape: Channels, height and width of the images.
         share: The share, in multiply–adds.
 
     Returns:
-        The largest of 4, 8, 12, 16, 24, 32, 48, 64 that costs no more; 4 if none does.
+        The largest of 4, 8, 12, 16, 24, 32, 48, 64 that does not cost more, and at least 4.
 
     Example:
         >>> from bilevel.robustness import build_model
@@ -129,7 +130,7 @@ def is_learned(method: str) -> bool:
         method: A name that :func:`make_solver` knows.
 
     Returns:
-        False for the hand-designed ones.
+        False for hand-designed methods.
     """
     return method.endswith("l2l")
 
@@ -137,10 +138,10 @@ def is_learned(method: str) -> bool:
 def make_solver(
     method: str, *, eps: float, channels: int, attacker: Attacker, pgm_steps: int = 10
 ) -> Solver:
-    """The solver of the follower in a training method.
+    """The solver of a training method.
 
     Args:
-        method: One of :data:`METHODS`, or with another number of steps such as ``"3-step-l2l"``.
+        method: One of :data:`METHODS`, or one with K steps such as ``"3-step-l2l"``.
         eps: ε of the threat model.
         channels: Channels of the images.
         attacker: The attacker of a learned method.
@@ -150,7 +151,7 @@ def make_solver(
         A new solver.
 
     Raises:
-        BilevelError: If there is no such method; the nearest name is given.
+        BilevelError: If there is no such method; the message suggests the closest name.
 
     Example:
         >>> solver = make_solver("two-step-l2l", eps=0.031, channels=3, attacker=Attacker())
@@ -158,13 +159,13 @@ def make_solver(
         2
     """
     check_method(method)
-    fixed = {
+    hand_designed = {
         "plain": lambda: pgm(TRAINING_STEP * eps, 0),
         "fgsm": lambda: fgsm(eps),
         "pgm": lambda: pgm(TRAINING_STEP * eps, pgm_steps),
     }
-    if method in fixed:
-        return fixed[method]()
+    if method in hand_designed:
+        return hand_designed[method]()
     multi_step = _MULTI_STEP.fullmatch(method)
     steps = int(multi_step[1].replace("two", "2")) if multi_step else 1
     inputs: tuple[Literal["context", "gradient"], ...] = ("context", "gradient")
@@ -176,13 +177,13 @@ def make_solver(
 
 
 def check_method(method: str) -> None:
-    """Says which name was meant if there is no such method.
+    """Checks that there is a training method of that name.
 
     Args:
         method: A name.
 
     Raises:
-        BilevelError: If no method has that name.
+        BilevelError: If there is none; the message suggests the closest name.
     """
     if method in METHODS or _MULTI_STEP.fullmatch(method):
         return

@@ -1,4 +1,4 @@
-"""Where a training run stands, what its steps report, and which run a checkpoint is of."""
+"""The progress of a training run, the metrics of its steps, and the check of its checkpoint."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor
 from bilevel import MetricLog, distributed
 from bilevel.errors import BilevelError
 
-Reading = tuple[int, dict[str, float]]
-"""Steps done, and the means of the metrics over a window of steps that ends there."""
+Window = tuple[int, dict[str, float]]
+"""Steps done, and the means of the metrics over the window of steps that ends there."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; with the networks and the optimizers it is all that a checkpoint holds.
+    """The progress of a run; a checkpoint holds it beside networks and optimizers.
 
     Args:
-        epoch: The epoch under way, from 0.
-        position: Batches of it that are done.
+        epoch: The current epoch, from 0.
+        position: Number of its batches that are done.
         seconds: Training time of each finished epoch, without evaluation.
-        elapsed: Training seconds of the epoch under way.
+        elapsed: Training seconds of the current epoch.
         history: A record for each finished epoch.
         best: The highest validation accuracy so far.
-        best_epoch: The epoch that had it.
+        best_epoch: Its epoch.
     """
 
     epoch: int = 0
@@ -41,14 +41,14 @@ class Progress:
     best_epoch: int = -1
 
 
-class Windows:
-    """Reads the metrics of steps window by window; on a GPU one window late.
+class MetricWindows:
+    """Averages the metrics of steps over windows; on a GPU each is read one window late.
 
-    There, a window is read when the next one has been launched, so that within an epoch nothing
-    waits for the device.
+    There, a window is read after the next one has been launched, so that within an epoch the host
+    does not wait for the device.
 
     Args:
-        device: Where the steps are computed.
+        device: The device that computes the steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -57,29 +57,29 @@ class Windows:
         self._unread: deque[tuple[int, Callable[[], dict[str, float]]]] = deque()
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Takes in the metrics of a step.
+        """Adds the metrics of a step.
 
         Args:
             metrics: Scalars.
         """
         self._log.add(metrics)
 
-    def close(self, steps: int, *, last: bool) -> list[Reading]:
+    def close(self, steps: int, *, last: bool) -> list[Window]:
         """Ends a window. Collective.
 
         Args:
             steps: Steps done so far.
-            last: Whether to wait for all that is unread, as at an epoch's end.
+            last: Whether to read all windows, as at the end of an epoch.
 
         Returns:
-            What there is to read.
+            The windows that are read now.
         """
         self._unread.append((steps, self._log.means_later()))
-        found = []
+        read = []
         while len(self._unread) > (self._late and not last):
             steps, means = self._unread.popleft()
-            found.append((steps, _mean(distributed.all_gather(means()))))
-        return found
+            read.append((steps, _mean(distributed.all_gather(means()))))
+        return read
 
     def check(self) -> None:
         """Raises ``NonFiniteError`` if a metric of a closed window is NaN or infinite."""
@@ -88,19 +88,19 @@ class Windows:
 
 
 def check_same_run(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint of another run.
+    """Checks that a checkpoint belongs to this run.
 
     Args:
-        path: Where it lies.
-        saved: The values that tell its run from others.
-        config: Those of this run.
+        path: The checkpoint's file.
+        saved: The settings of its run.
+        config: The settings of this run.
 
     Raises:
         BilevelError: If one differs.
     """
     for key in {**config, **saved}:
         if saved.get(key) != config.get(key):
-            # Which precision is "auto" depends on the device: the same arguments may not be enough.
+            # "auto" precision depends on the device: the same arguments may not suffice.
             same = f"--precision {saved[key]}" if key == "precision" else "the same arguments"
             raise BilevelError(
                 f"{path} is a run with {key} = {saved.get(key)}, this one has {config.get(key)}: a "
@@ -109,5 +109,5 @@ def check_same_run(path: Path, saved: Mapping[str, Any], config: Mapping[str, An
 
 
 def _mean(reports: list[dict[str, float]]) -> dict[str, float]:
-    """What the processes have seen, each on its share."""
+    """The mean over the processes."""
     return {name: sum(r[name] for r in reports) / len(reports) for name in reports[0]}

@@ -1,4 +1,4 @@
-"""How a classifier is trained: the paper's recipe, and what the small datasets need instead."""
+"""Training hyperparameters: the paper's, and those for small datasets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bilevel.robustness.data.batches import Augment
 
 @dataclass(frozen=True)
 class Recipe:
-    """The numbers of a training run; the defaults are the paper's (Sec. 4.1).
+    """The hyperparameters of a training run; the defaults are the paper's (Sec. 4.1).
 
     Args:
         model: Name of the classifier, see :func:`~bilevel.robustness.build_model`.
@@ -24,18 +24,18 @@ class Recipe:
         epochs: Passes over the training set.
         batch_size: Images a step.
         lr: The classifier's learning rate (SGD, momentum 0.9), times 0.1 at each milestone.
-        milestones: When, as shares of the run in (0, 1]; 30, 60 and 90 of the paper's 100 epochs.
-        one_cycle: Whether the learning rate rises to ``lr`` and falls to 0 instead (Smith & Topin,
-            2018), step by step.
-        weight_decay: Of both networks.
+        milestones: Fractions of the run in (0, 1]; epochs 30, 60 and 90 of 100 in the paper.
+        one_cycle: Whether the learning rate instead rises linearly to ``lr`` and falls to 0 (Smith
+            & Topin, 2018), changing at each step.
+        weight_decay: Weight decay of both networks.
         ema: Decay of the classifier's averaged weights, which are then validated, kept and
-            evaluated (:class:`~bilevel.robustness.Averaged`); 0 averages nothing, as the paper.
-        attacker_lr: The attacker's learning rate (Adam); it does not decay.
+            evaluated (:class:`~bilevel.robustness.Averaged`); 0 for no averaging, as in the paper.
+        attacker_lr: The attacker's learning rate (Adam), constant.
         attacker: See :class:`~bilevel.robustness.Attacker`.
         attacker_width: Likewise; None for :func:`~bilevel.robustness.fitting_width`.
         gradient_skip: Likewise; the paper has none.
         padding: Pixels of the random crop.
-        flip: Whether images are mirrored.
+        flip: Whether images are flipped at random.
 
     Raises:
         BilevelError: If a number is out of its range.
@@ -65,10 +65,10 @@ class Recipe:
                 raise BilevelError(f"{name} is {count}: nothing would be trained; give 1 or more")
         for name in ("lr", "weight_decay", "attacker_lr"):
             if not 0 <= (rate := getattr(self, name)) < math.inf:
-                raise BilevelError(f"{name} is {rate}: it is no rate; give a number from 0 on")
+                raise BilevelError(f"{name} is {rate}: a rate is finite; give a number from 0 on")
         if not 0 <= self.ema < 1:
             raise BilevelError(
-                f"ema is {self.ema}: it is the share of the average that a step keeps; give "
+                f"ema is {self.ema}: it is the weight of the average in each update; give "
                 "0 ≤ ema < 1, 0.995 for an average over 200 steps, 0 for none"
             )
         if not all(0 < share <= 1 for share in self.milestones):
@@ -78,14 +78,14 @@ class Recipe:
             )
         if self.gradient_skip is not None and not math.isfinite(self.gradient_skip):
             raise BilevelError(
-                f"gradient_skip is {self.gradient_skip}: nothing can be learned from there; give a "
-                "finite number"
+                f"gradient_skip is {self.gradient_skip}: it is the initial value of a weight; give "
+                "a finite number"
             )
         if not 0 < self.epsilon <= 1:
             raise BilevelError(
-                f"epsilon is {self.epsilon}: the adversary's reach is a share of the pixel range; "
-                "give 0 < epsilon ≤ 1, 8/255 = 0.031 rather than 8 (the method plain trains "
-                "without an adversary)"
+                f"epsilon is {self.epsilon}: it is in units of the pixel range; give "
+                "0 < epsilon ≤ 1, 8/255 = 0.031 rather than 8 (the method plain trains without an "
+                "adversary)"
             )
         Augment(self.padding, flip=self.flip)  # checks the padding
 
@@ -93,11 +93,11 @@ class Recipe:
         """The classifier's learning rate.
 
         Args:
-            epoch: Epochs done, from 0; with a fraction within an epoch.
+            epoch: Epochs done, fractional within an epoch.
 
         Returns:
-            ``lr`` · 0.1 to the number of milestones passed. With ``one_cycle``, what lies on the
-            lines from ``lr`` / 25 to ``lr`` at three tenths of the run, and to 0 at its end.
+            ``lr`` · 0.1^n after n milestones. With ``one_cycle``, linear from ``lr`` / 25 to ``lr``
+            over the first three tenths of the run, then linear to 0.
 
         Example:
             >>> [round(Recipe().lr_at(epoch), 6) for epoch in (0, 29.9, 30, 60, 90)]
@@ -114,19 +114,19 @@ class Recipe:
 
     @property
     def evaluation_batch_size(self) -> int:
-        """Images of a batch that is validated or attacked.
+        """Images a batch in validation and evaluation.
 
         Returns:
-            Two of training's, for which memory is enough, and 256 at most.
+            Twice the batch size of training, which fits its memory, and at most 256.
         """
         return min(256, 2 * self.batch_size)
 
     @property
     def augment(self) -> Augment | None:
-        """The augmentation, or None where there is none.
+        """The augmentation.
 
         Returns:
-            A crop and a flip.
+            The random crop and flip; None if there is neither.
         """
         return Augment(self.padding, flip=self.flip) if self.padding or self.flip else None
 
@@ -158,18 +158,18 @@ RECIPES = {
 
 
 def fast(recipe: Recipe) -> Recipe:
-    """The same in half of the epochs and 30 at most, which averaged weights make up for.
+    """A faster recipe: half of the epochs, at most 30, and averaged weights.
 
-    One cycle of the learning rate to twice the recipe's (its mean is then the recipe's first), a
-    weight decay of 5e-4 at least (Pang et al., 2021, "Bag of tricks for adversarial training"), an
-    average over 200 steps, and an attacker that starts near FGSM and, unless it has two layers,
-    costs a tenth of the classifier.
+    The learning rate takes one cycle with a peak of twice the recipe's (its mean is then the
+    recipe's initial one), weight decay is at least 5e-4 (Pang et al., 2021, "Bag of tricks for
+    adversarial training"), the average spans 200 steps, and the attacker starts near FGSM and,
+    unless it has two layers, costs a tenth of the classifier.
 
     Args:
         recipe: A dataset's recipe.
 
     Returns:
-        Its fast form.
+        The fast recipe.
 
     Example:
         >>> fast(Recipe()).epochs, fast(RECIPES["digits"]).epochs
@@ -196,7 +196,7 @@ def make_game(
     schedule: Schedule | None = None,
     adjoint: Adjoint | None = None,
 ) -> Bilevel:
-    """A classifier's training as a game with the paper's optimizers.
+    """The game of classifier and attacker, with the paper's optimizers.
 
     Args:
         leader: The classifier and its loss; ``ZeroSum(model, follower)`` for adversarial training.
@@ -210,7 +210,7 @@ def make_game(
         The game.
     """
     attacker = list(solver.parameters())
-    # One kernel for all weights; elsewhere torch's own choice.
+    # On a GPU one kernel updates all weights; elsewhere torch chooses.
     fused = True if all(p.is_cuda for p in leader.parameters()) else None
     return Bilevel(
         leader,

@@ -1,4 +1,4 @@
-"""Classifiers as a training run leaves them: their weights, their attacker, what they are."""
+"""Trained classifiers on disk: weights, attacker and a description."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ATTACKER = "attacker.safetensors"
 
 @dataclass(frozen=True)
 class About:
-    """What a trained classifier is; kept with its weights.
+    """The description of a trained classifier, saved with its weights.
 
     Args:
         method: The method that trained it, see
@@ -32,11 +32,11 @@ class About:
         model: The name of its architecture.
         channels: Channels of its images.
         classes: Number of classes.
-        dataset: What it was trained on.
+        dataset: The dataset that it was trained on.
         epsilon: ε that it was trained for.
-        seed: Of the run.
-        attacker: Its attacker's network.
-        interpolation: The follower's settings where it was trained by interpolation.
+        seed: Seed of the run.
+        attacker: The settings of its attacker.
+        interpolation: The follower's settings if it was trained by interpolation.
     """
 
     method: str
@@ -53,7 +53,7 @@ class About:
         """The follower that the attacker was trained to solve.
 
         Args:
-            eps: Another ε than the one that it was trained for.
+            eps: ε; the one of training unless given.
 
         Returns:
             The threat model.
@@ -64,7 +64,7 @@ class About:
         return Interpolation(eps, **self.interpolation)
 
     def solver(self, pgm_steps: int = 10) -> Solver:
-        """The method's solver, as it is before training.
+        """A new, untrained solver of the method.
 
         Args:
             pgm_steps: Steps of ``pgm``.
@@ -81,7 +81,7 @@ class About:
         )
 
     def classifier(self) -> nn.Module:
-        """The classifier, as it is before training.
+        """A new, untrained classifier of that architecture.
 
         Returns:
             A new network.
@@ -100,13 +100,13 @@ class About:
 
 @dataclass(frozen=True)
 class Trained:
-    """A classifier with all that is known about it.
+    """A trained classifier with its attacker and description.
 
     Args:
-        name: What a report calls it.
-        about: What it is.
+        name: The name in reports.
+        about: The description.
         model: The classifier.
-        solver: The attacker that was trained with it; None where there is none.
+        solver: The attacker that was trained with it; None if there is none.
     """
 
     name: str
@@ -118,21 +118,21 @@ class Trained:
 def save_trained(
     folder: str | os.PathLike[str], about: About, model: nn.Module, solver: Solver
 ) -> None:
-    """Writes a classifier, and its attacker where it has one.
+    """Writes a classifier, and its attacker if it has one.
 
     Args:
-        folder: Where to; it is made.
-        about: What they are.
+        folder: The folder; created if missing.
+        about: The description.
         model: The classifier.
         solver: The method's solver.
 
     Raises:
         BilevelError: If they cannot be written.
     """
-    words = {"about": json.dumps(asdict(about))}
-    save_weights(Path(folder) / CLASSIFIER, model, words)
+    metadata = {"about": json.dumps(asdict(about))}
+    save_weights(Path(folder) / CLASSIFIER, model, metadata)
     if about.learned:
-        save_weights(Path(folder) / ATTACKER, solver, words)
+        save_weights(Path(folder) / ATTACKER, solver, metadata)
 
 
 def load_trained(path: str | os.PathLike[str], name: str | None = None) -> Trained:
@@ -140,13 +140,13 @@ def load_trained(path: str | os.PathLike[str], name: str | None = None) -> Train
 
     Args:
         path: The folder, or the classifier's file in it.
-        name: What a report shall call it; the folder's name unless given.
+        name: The name in reports; the folder's name unless given.
 
     Returns:
         The classifier; without its attacker if that file is missing.
 
     Raises:
-        BilevelError: If there is no classifier, or it is not known what it is.
+        BilevelError: If there is no classifier, or its file has no valid description.
 
     Example:
         >>> import tempfile
@@ -169,9 +169,9 @@ def load_trained(path: str | os.PathLike[str], name: str | None = None) -> Train
 
 
 def _read(file: Path) -> About:
-    words = read_about(file)
+    metadata = read_about(file)
     try:
-        values = json.loads(words["about"])
+        values = json.loads(metadata["about"])
         return About(**{**values, "attacker": Attacker(**values["attacker"])})
     except (KeyError, TypeError, ValueError) as error:
         raise BilevelError(

@@ -1,4 +1,4 @@
-"""Training a classifier against a follower by epochs, so that it can be stopped and resumed."""
+"""Training a classifier against a follower, epoch by epoch, with validation and checkpoints."""
 
 from __future__ import annotations
 
@@ -22,42 +22,43 @@ from bilevel.robustness.data.images import Splits
 from bilevel.robustness.networks.averaging import Averaged
 from bilevel.robustness.networks.speed import Precision, computing, enough_memory
 from bilevel.robustness.threats.perturbation import Perturbation
-from bilevel.robustness.training.progress import Progress, Reading, Windows, check_same_run
+from bilevel.robustness.training.progress import MetricWindows, Progress, Window, check_same_run
 from bilevel.robustness.training.recipe import Recipe
-from bilevel.robustness.training.shares import seed_apart, share_of
+from bilevel.robustness.training.shares import batch_share, seed_process
 from bilevel.robustness.training.validation import validate_model, validation_attack
 
 WINDOW = 50
-"""Steps whose metrics are read together."""
+"""Steps over which metrics are averaged."""
 
 
 class Trainer:
-    """Runs the epochs of a game on images and keeps the weights that validate best.
+    """Trains a game on images and keeps the weights of the best epoch.
 
-    Epochs are compared on the validation split; the test set has no say (the paper's code chooses
-    on it). Many processes train on their shares of each batch and have, up to rounding, the weights
-    that one process would have; up to its statistics, where batch normalisation has its own.
+    Epochs are compared on the validation split; the test set is not used (the paper's code chooses
+    on it). Several processes train on their shares of each batch. Up to rounding they have the
+    weights that one process would have, unless batch normalisation has statistics of its own in
+    each.
 
     Args:
         game: The game, see :func:`make_game`; its leader has the classifier as ``model``.
         data: The images, on the training device.
         recipe: Epochs, batch size, learning rates and augmentation.
-        seed: Of the order of the batches and their augmentation.
+        seed: Seed of the order of the images and of their augmentation.
         path: The checkpoint's file.
-        config: Plain values that tell this run from others; a checkpoint of another run is refused.
-        monitor: The record that the best epoch has the highest of: ``"validation_robust"``,
-            accuracy under attack, or ``"validation_clean"`` for a method that does not defend.
+        config: The settings of the run, as plain values; a checkpoint with others is refused.
+        monitor: The metric by which the best epoch is chosen: ``"validation_robust"``, accuracy
+            under attack, or ``"validation_clean"``, for training without an adversary.
         validate: The threat model and the attack of ``"validation_robust"``; for ``Linf``, ``L2``
             and ``Interpolation`` PGM-10 in the follower's ball unless given.
         precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
         report: Called with the number of steps done and metrics, for each window of steps and
             after each epoch; it may save the run, and end it by raising.
-        save_every: Seconds between checkpoints, within an epoch and after it; what a run that is
-            stopped has to train again. One is written before the first step and one at the end.
+        save_every: Seconds between checkpoints. One is also written before the first step and at
+            the end.
 
     Attributes:
-        averaged: The leader with its averaged weights, which are validated and kept, where the
-            recipe asks for them.
+        averaged: The leader with its averaged weights, which are validated and kept; None if the
+            recipe has no averaging.
 
     Raises:
         BilevelError: If ``validate`` has to be given.
@@ -93,26 +94,26 @@ class Trainer:
         self.best_weights: dict[str, Any] = {}
         self.averaged = Averaged(game.leader, recipe.ema) if recipe.ema else None
         self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
-        self._windows = Windows(data.train.images.device)
+        self._windows = MetricWindows(data.train.images.device)
         if distributed.world_size() > 1:
             game.pool = distributed.Pool()
-            seed_apart(seed, game.steps)
+            seed_process(seed, game.steps)
 
     def fit(self) -> Progress:
-        """Trains from where the run stands to its last epoch, and puts the best weights in place.
+        """Trains to the last epoch, then loads the weights of the best one.
 
         Returns:
             The history of the run.
 
         Raises:
-            NonFiniteError: If a loss, or what the classifier answers to the validation images,
-                becomes NaN or infinite; the last checkpoint is kept.
+            NonFiniteError: If a loss, or a logit on the validation images, becomes NaN or infinite;
+                the last checkpoint is kept.
             BilevelError: If a checkpoint cannot be written.
         """
-        self.save()  # so that there is one, however soon the run is stopped
+        self.save()  # so that a run that is stopped early can be resumed
         while self.progress.epoch < self.recipe.epochs:
             self._train_epoch()
-            self._close_epoch()
+            self._end_epoch()
             if self.progress.epoch == self.recipe.epochs or self._save_is_due():
                 self.save()
         for name, weights in self.best_weights.items():
@@ -120,7 +121,7 @@ class Trainer:
         return self.progress
 
     def save(self) -> None:
-        """Writes everything that the rest of the run depends on. Collective.
+        """Writes the checkpoint. Collective.
 
         Raises:
             NonFiniteError: If the run has diverged; the last checkpoint is kept.
@@ -139,7 +140,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def resume(self) -> None:
-        """Goes back to the state of the checkpoint.
+        """Restores the state of the checkpoint.
 
         Raises:
             BilevelError: If there is none, or it belongs to another run.
@@ -152,11 +153,11 @@ class Trainer:
                 self.averaged.load_state_dict(state["averaged"])
             self.progress = Progress(**state["progress"])
             self.best_weights = state["best_weights"]
-            self._windows = Windows(self.data.train.images.device)
+            self._windows = MetricWindows(self.data.train.images.device)
             if len(state["random"]) == distributed.world_size():
                 checkpoint.set_random_state(state["random"][distributed.rank()])
             else:
-                seed_apart(self.seed, self.game.steps)
+                seed_process(self.seed, self.game.steps)
         except (KeyError, TypeError) as error:
             raise BilevelError(
                 f"{self.path} is not the checkpoint of a training run ({error}): it was written by "
@@ -167,18 +168,18 @@ class Trainer:
         now = self.progress
         self.game.leader.train()
         self.game.solver.train()
-        for seconds, readings in self._steps():
+        for seconds, windows in self._steps():
             now.elapsed += seconds
             if now.position < self.steps_per_epoch and self._save_is_due():
                 self.save()
-            for reading in readings:
-                self.report(*reading)
+            for window in windows:
+                self.report(*window)
 
     def _save_is_due(self) -> bool:
         return distributed.broadcast(time.monotonic() - self._saved > self.save_every)
 
-    def _steps(self) -> Iterator[tuple[float, list[Reading]]]:
-        """Trains the rest of the epoch; yields its seconds and its metrics, a window at a time."""
+    def _steps(self) -> Iterator[tuple[float, list[Window]]]:
+        """Trains the rest of the epoch; yields seconds and metrics, window by window."""
         now = self.progress
         begun = time.perf_counter()
         for batch in self._batches():
@@ -186,12 +187,12 @@ class Trainer:
             now.position += 1
             last = now.position == self.steps_per_epoch
             if last or now.position % WINDOW == 0:
-                readings = self._windows.close(self.game.steps, last=last)
-                yield time.perf_counter() - begun, readings
+                windows = self._windows.close(self.game.steps, last=last)
+                yield time.perf_counter() - begun, windows
                 begun = time.perf_counter()
 
     def _batches(self) -> Iterator[Batch]:
-        """What is left of the epoch."""
+        """The remaining batches of the epoch."""
         return shuffled_batches(
             self.data.train,
             self.recipe.batch_size,
@@ -207,7 +208,7 @@ class Trainer:
         if self.game.pool:
             begin = self.progress.position * self.recipe.batch_size
             count = min(self.recipe.batch_size, len(self.data.train) - begin)
-            self.game.pool.share = share_of(count)
+            self.game.pool.share = batch_share(count)
         size = self.recipe.batch_size
         with computing(self.precision, batch.x.device, one_size=True), enough_memory(size):
             metrics = self.game.step(batch)
@@ -223,21 +224,21 @@ class Trainer:
         for group in self.game.leader_opt.param_groups:
             group["lr"] = self.recipe.lr_at(epoch)
 
-    def _close_epoch(self) -> None:
+    def _end_epoch(self) -> None:
         now = self.progress
         record = {"epoch": now.epoch, "lr": self.recipe.lr_at(now.epoch), **self._validate()}
         score = record[self.monitor]
         if score > now.best:
             now.best, now.best_epoch = score, now.epoch
             best = {"leader": self._leader(), "solver": self.game.solver}
-            self.best_weights = {n: copy.deepcopy(net.state_dict()) for n, net in best.items()}
+            self.best_weights = {k: copy.deepcopy(net.state_dict()) for k, net in best.items()}
         now.history.append(record)
         now.seconds.append(now.elapsed)
         now.epoch, now.position, now.elapsed = now.epoch + 1, 0, 0.0
         self.report(self.game.steps, record)
 
     def _leader(self) -> nn.Module:
-        """The leader as it is evaluated."""
+        """The leader that is evaluated."""
         return self.averaged.module if self.averaged else self.game.leader
 
     def _validate(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Accuracies on held-out images, by which the epochs of a run are compared."""
+"""Clean and robust accuracy on the validation images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def validation_attack(follower: FollowerProblem) -> tuple[Perturbation, Solver]:
 
     Args:
         follower: The follower of a game on images; of :class:`~bilevel.robustness.Interpolation`
-            the ball counts, not what it aims at.
+            only the ball is used, not its objective.
 
     Returns:
         A threat model of the follower's norm and radius, and the attack on it.
@@ -56,7 +56,7 @@ def validate_model(
     *,
     batch_size: int,
 ) -> dict[str, float]:
-    """Measures a classifier.
+    """Measures clean and robust accuracy.
 
     Args:
         model: The classifier, left as it was.

@@ -1,4 +1,4 @@
-"""`Windows`: what is read when, and that a run that has diverged is told."""
+"""`MetricWindows`: what is read when, and that a run that has diverged is told."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from bilevel import NonFiniteError
-from bilevel.robustness.training.progress import Windows
+from bilevel.robustness.training.progress import MetricWindows
 
 
-def windows(device: str) -> Windows:
+def windows(device: str) -> MetricWindows:
     """After a step whose loss is 1."""
-    windows = Windows(torch.device(device))
+    windows = MetricWindows(torch.device(device))
     windows.add({"loss": torch.tensor(1.0)})
     return windows
 

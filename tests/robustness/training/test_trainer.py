@@ -29,7 +29,7 @@ from bilevel.robustness import (
 )
 from bilevel.robustness.training import trainer as module
 from bilevel.robustness.training import validation
-from bilevel.robustness.training.progress import Windows
+from bilevel.robustness.training.progress import MetricWindows
 from bilevel.robustness.training.recipe import make_game
 from bilevel.updates import NormalizedGradient
 from tests.images import image_set
@@ -285,7 +285,7 @@ def test_what_a_gpu_has_not_told_yet_is_read_before_it_is_saved(
 ) -> None:
     monkeypatch.setattr(module, "WINDOW", 2)
     trainer = build(save_every=-1.0)
-    trainer._windows = Windows(torch.device("cuda"))
+    trainer._windows = MetricWindows(torch.device("cuda"))
     monkeypatch.setattr(trainer.game, "step", lambda batch: {"loss": torch.tensor(math.nan)})
     with pytest.raises(NonFiniteError, match="loss is nan at step 1 of the last 2 read"):
         trainer.fit()
