@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ CACHE_NAME = ".bilevel-cache.npz"
 _CACHE_FORMAT = "bilevel images 1"
 _CHUNK = 256  # images per task of the thread pool, whose overhead is then negligible
 _PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
+_PART_LIKE = re.compile(r"(train|test)(ing)?|val(id(ation)?)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,18 @@ def find_trees(root: Path) -> dict[str, ImageTree]:
         them if the folder is not split.
 
     Raises:
-        BilevelError: A folder is missing or empty, or the classes of two parts differ.
+        BilevelError: A folder is missing or empty, the classes of two parts differ, or it is not
+            clear which folders are the parts.
     """
-    parts = {part: root / name for name, part in _PARTS.items() if (root / name).is_dir()}
+    found = [(part, root / name) for name, part in _PARTS.items() if (root / name).is_dir()]
+    parts = dict(found)
+    if len(parts) < len(found):
+        names = " and ".join(f"{place.name}/" for part, place in found if part == "val")
+        raise BilevelError(
+            f"folder {root} holds {names}: both would be the validation images; keep one of them"
+        )
     if not {"train", "test"} & set(parts):
-        return {"all": list_images(root)}
+        return {"all": _list_unsplit(root)}
     _check_parts(root, parts)
     trees = {part: list_images(place) for part, place in parts.items()}
     train = trees["train"]
@@ -104,6 +113,17 @@ def find_trees(root: Path) -> dict[str, ImageTree]:
                     "all parts need the same class folders; add it or remove it"
                 )
     return trees
+
+
+def _list_unsplit(root: Path) -> ImageTree:
+    """The images of a folder without parts; raises if its classes look like parts."""
+    tree = list_images(root)
+    if all(_PART_LIKE.fullmatch(name) for name in tree.classes):
+        raise BilevelError(
+            f"folder {root} holds {'/, '.join(tree.classes)}/: they would be its classes; name "
+            "parts train/, test/ and val/, or the class folders after their classes"
+        )
+    return tree
 
 
 def _check_parts(root: Path, parts: dict[str, Path]) -> None:

@@ -206,6 +206,24 @@ def test_validation_images_of_ones_own(tree: Path, name: str) -> None:
     assert np.array_equal(splits.validation.images, folder.list_images(root).read())
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing", "Validation")])
+def test_parts_of_another_name_are_not_taken_for_classes(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        write_tree(tmp_path / "pets" / name)
+    held = "/, ".join(sorted(names))
+    with pytest.raises(BilevelError, match=f"pets holds {held}/: .* name parts train/, test/"):
+        load(tmp_path / "pets")
+
+
+def test_two_folders_of_validation_images(tree: Path) -> None:
+    for name in ("val", "validation"):
+        write_tree(tree / name, count=2)
+    with pytest.raises(BilevelError, match="pets holds val/ and validation/: .*keep one"):
+        load(tree)
+
+
 @pytest.mark.parametrize(("part", "other"), [("train", "test"), ("test", "train")])
 def test_train_or_test_alone(tmp_path: Path, part: str, other: str) -> None:
     root = tmp_path / "pets"
