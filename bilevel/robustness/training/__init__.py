@@ -1,1 +1,1 @@
-"""Training a classifier against an adversary: methods, recipes, epochs, what is left of a run."""
+"""Training a classifier against an adversary: methods, recipes, epochs, results on disk."""

@@ -1,4 +1,4 @@
-"""Two classes with a plane between them, and images far from the ends of [0, 1]."""
+"""A linear classifier of two classes, and images away from the bounds of [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Solved`: what it remembers of a solver's way, its role, its settings, and too many targets."""
+"""`Solved`: misclassified points on the way, role, settings, restarts and targets."""
 
 from __future__ import annotations
 

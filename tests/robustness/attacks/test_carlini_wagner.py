@@ -1,4 +1,4 @@
-"""CW in the L∞ norm: the authors' search, image by image, is what the batched one must equal."""
+"""CW in the L∞ norm: the batched search equals the authors', which takes one image at a time."""
 
 from __future__ import annotations
 

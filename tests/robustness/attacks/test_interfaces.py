@@ -1,4 +1,4 @@
-"""Our attacks called as torchattacks' and foolbox's, our classifiers in AutoAttack, RobustBench."""
+"""The interfaces to torchattacks, foolbox, AutoAttack and RobustBench."""
 
 from __future__ import annotations
 
@@ -107,12 +107,23 @@ X, Y = torch.linspace(0, 1, 192).view(3, 1, 8, 8), torch.zeros(3, dtype=torch.in
         (X[0], Y, r"images are torch.float32 of shape \(1, 8, 8\): .*\(B, C, H, W\)"),
         (X * 2 - 1, Y, r"images lie in \[-1, 1\]: .* normalise inside the classifier"),
         (X * 255, Y, r"images lie in \[0, 255\]: "),
+        (X * (1 + 1e-6), Y, r"images lie in \[0, 1\.0000009\d+\]: "),
         (X.where(X > 0, torch.nan), Y, r"images lie in \[nan, nan\]: "),
         (X, Y[:2], r"labels are torch.int64 of shape \(2,\): .* int64 of shape \(3,\)"),
         (X, Y.float(), r"labels are torch.float32 of shape \(3,\): "),
         (X, Y.view(3, 1), r"labels are torch.int64 of shape \(3, 1\): "),
     ],
-    ids=["bytes", "one image", "normalised", "0–255", "NaN", "too few", "float labels", "columns"],
+    ids=[
+        "bytes",
+        "one image",
+        "normalised",
+        "0–255",
+        "rounded",
+        "NaN",
+        "too few",
+        "float labels",
+        "columns",
+    ],
 )
 def test_what_an_adversary_cannot_attack(x: Tensor, y: Tensor, complaint: str) -> None:
     with pytest.raises(BilevelError, match=f"^{complaint}"):

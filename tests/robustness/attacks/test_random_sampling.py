@@ -1,4 +1,4 @@
-"""Random sampling, where the share of the ball that breaks an image is known."""
+"""Random sampling, where the adversarial share of the ball is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attacks by name: what each is made of, and what a name may give."""
+"""The attacks by name: their solvers, losses and settings."""
 
 from __future__ import annotations
 

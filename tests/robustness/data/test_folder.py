@@ -1,4 +1,4 @@
-"""Image folders: the order of ``ImageFolder``, the cache, and what is said of bad input."""
+"""Image folders: the order of ``ImageFolder``, the cache, and errors for bad input."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_parts_of_another_name_are_not_taken_for_classes(
 def test_two_folders_of_validation_images(tree: Path) -> None:
     for name in ("val", "validation"):
         write_tree(tree / name, count=2)
-    with pytest.raises(BilevelError, match="pets holds val/ and validation/: .*keep one"):
+    with pytest.raises(BilevelError, match=r"pets holds val/ and validation/: .*keep one"):
         load(tree)
 
 

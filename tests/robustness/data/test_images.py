@@ -1,4 +1,4 @@
-"""Images in memory: what an ImageSet refuses, and how a sample is drawn."""
+"""Images in memory: checks of an ImageSet, and stratified samples."""
 
 from __future__ import annotations
 

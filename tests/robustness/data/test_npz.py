@@ -1,4 +1,4 @@
-"""Images in one file of arrays: every layout, and what is said of bad input."""
+"""Images in one file of arrays: every layout, and errors for bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small classifier of digits that is robust: what an evaluation must find nothing wrong with."""
+"""A small robust classifier of digits, which passes every check."""
 
 from __future__ import annotations
 

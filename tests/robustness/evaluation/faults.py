@@ -1,4 +1,4 @@
-"""Faults planted into a sound classifier: what an evaluation must find."""
+"""Faults to plant into a sound classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A classifier whose answers are known, and attacks whose outcome is."""
+"""A classifier and attacks whose results are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Battery`: the worst case a sample, who is attacked, what an interruption or a failure costs."""
+"""`Battery`: the worst case, the images that each attack is run on, failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Battery` resumed: bit for bit, and never with the figures of another evaluation."""
+"""A resumed `Battery`: bit for bit the same, and never with the state of another evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves: closed forms, that a long run is the continuation of a short one, and where they end."""
+"""Curves: closed forms, the stopping rule, and that a longer run continues the shorter one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planted faults, from the attack to the headline, on a classifier that has none by itself."""
+"""Faults planted into a sound classifier are named in the headline of its evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probes: each planted fault is named by its probe, and nothing is found in a sound classifier."""
+"""Probes: a planted fault fails its probe and no other; a sound classifier passes all."""
 
 from __future__ import annotations
 

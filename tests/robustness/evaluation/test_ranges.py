@@ -1,4 +1,4 @@
-"""The range of inputs that a classifier wants, told from one that has hardly been trained."""
+"""The range of inputs that a classifier expects, also of one that has hardly been trained."""
 
 from __future__ import annotations
 

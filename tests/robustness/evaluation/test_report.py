@@ -1,4 +1,4 @@
-"""The report, from evaluations made by hand."""
+"""The report of constructed evaluations."""
 
 from __future__ import annotations
 

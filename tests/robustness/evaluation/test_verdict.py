@@ -1,4 +1,4 @@
-"""The verdict: every item on made-up figures."""
+"""The verdict: every item of the checklist on constructed results."""
 
 from __future__ import annotations
 

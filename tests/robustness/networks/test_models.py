@@ -1,4 +1,4 @@
-"""The classifiers are the published ones: by size, by cost, and number by number."""
+"""The classifiers are the published ones: parameters, multiply-adds and outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights as safetensors: what was saved is loaded, or one line says why not, and no code runs."""
+"""Weights in safetensors files: they load unchanged, errors are one line, and no code is run."""
 
 from __future__ import annotations
 

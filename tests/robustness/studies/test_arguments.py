@@ -1,4 +1,4 @@
-"""`TrainingArguments`: what they make of images, augmentation and compilation."""
+"""`TrainingArguments`: augmentation, compilation and loading of images."""
 
 from __future__ import annotations
 

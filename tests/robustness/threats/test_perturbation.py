@@ -1,4 +1,4 @@
-"""Threat models: projections, random starts, and what they say to a bad radius."""
+"""Threat models: projections, random starts, and errors for bad radii."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's methods by name, and what is said to a name that is none."""
+"""The paper's methods by name, and errors for unknown names."""
 
 from __future__ import annotations
 

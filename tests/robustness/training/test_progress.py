@@ -1,4 +1,4 @@
-"""`MetricWindows`: what is read when, and that a run that has diverged is told."""
+"""`MetricWindows`: when a window is read, and that NaN is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: how fast the learning rate moves, and what the fast form changes."""
+"""Recipes: the learning rate, and the fast recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trained classifiers on disk: what was saved comes back, and what is missing is told."""
+"""Trained classifiers on disk: they load unchanged, and missing files are reported."""
 
 from __future__ import annotations
 

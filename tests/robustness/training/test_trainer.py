@@ -1,4 +1,4 @@
-"""`Trainer`: what it keeps, what it refuses, and that a stopped run goes on bit for bit."""
+"""`Trainer`: the best weights, checkpoints of other runs, and resuming bit for bit."""
 
 from __future__ import annotations
 
