@@ -165,8 +165,8 @@ def _labelled(images: Tensor, labels: Tensor) -> Batch:
         )
     if not ((images >= 0) & (images <= 1)).all():
         raise BilevelError(
-            f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for pixels "
-            "in [0, 1]; give such images and normalise inside the classifier"
+            f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
+            "pixels in [0, 1]; give such images and normalise inside the classifier"
         )
     return Batch(images.detach(), labels)
 
