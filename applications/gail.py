@@ -32,7 +32,7 @@ from torch import Tensor
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import ProgressBar, commandline
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.imitation import Demonstrations, Discriminator, Task, make_envs
 from bilevel.robustness.networks.weights import load_weights
 
@@ -234,7 +234,7 @@ def report(args: Args, runs: Sequence[Run], experts: Mapping[str, Demonstrations
     tables = [tabulate(env, [one for one in records if one["env"] == env]) for env in experts]
     device = experiment.pick_device("cpu")
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    with replacing(args.out / "tables.md") as part:
+    with atomic_write(args.out / "tables.md") as part:
         part.write_text("\n\n".join(table.markdown() for table in tables) + "\n")
     show(tables, args.out)
 

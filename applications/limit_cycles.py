@@ -31,7 +31,7 @@ from rich.table import Table as Grid
 from bilevel import BilevelError, experiment
 from bilevel.alias import SCHEDULES
 from bilevel.experiment import ProgressBar, commandline
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.games import Game
 
 
@@ -89,7 +89,7 @@ def main(args: Args) -> None:
         draw_page(args.out / "limit-cycles.png", games, page)
     records = [run.record() for runs in played.values() for run in runs]
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    with replacing(args.out / "tables.md") as part:
+    with atomic_write(args.out / "tables.md") as part:
         part.write_text("\n\n".join(table.markdown() for table in tables) + "\n")
     show(tables, args.out)
 

@@ -29,7 +29,7 @@ from rich.table import Table as Grid
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import commandline
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.robustness.evaluation.battery import OtherEvaluationError
 
 
@@ -184,7 +184,7 @@ def write(out: Path, results: list[Table], title: str, environment: dict[str, st
     told = (environment[key] for key in ("date", "device", "torch"))
     about = f"`{environment['command']}`: {', '.join(told)}"
     text = "\n\n".join([f"## {title}", about, *(table.markdown() for table in results)])
-    with replacing(out / "tables.md") as part:
+    with atomic_write(out / "tables.md") as part:
         part.write_text(text + "\n")
 
 

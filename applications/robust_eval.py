@@ -132,7 +132,7 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
                 f"{name!r} is in --alone and not in --attack: it would not be run; choose from "
                 f"{', '.join(args.attack)}, or add it to --attack"
             )
-    distributed.agree({**asdict(args), "code": experiment.code()})
+    distributed.check_consistent({**asdict(args), "code": experiment.code()})
     device = experiment.pick_device(args.device)
     targets, surrogates = (load(names, device) for names in (args.checkpoint, args.surrogate))
     if not targets:

@@ -20,7 +20,7 @@ Six nouns make up every algorithm:
     Schedule          the order in which θ and the solver's φ move
                       Simultaneous, Alternating, Extragradient, Optimistic, …
 
-Named algorithms are compositions, so replacing one by another changes one line:
+Named algorithms are compositions, so replacing one with another changes one line:
 
     pgm(step, steps)        = Iterative(SignGradient(step), steps)
     fgsm(eps)               = pgm(eps, 1)

@@ -21,7 +21,7 @@ from bilevel.updates import SignGradient
 ScheduleName = Literal[
     "simultaneous", "alternating", "extragradient", "optimistic", "proximal-point", "lookahead"
 ]
-"""The schedules as a command line names them."""
+"""The names of the schedules on command lines."""
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "simultaneous": Simultaneous,
@@ -31,7 +31,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "proximal-point": lambda: ProximalPoint(iterations=5),
     "lookahead": Lookahead,
 }
-"""A new schedule of each name, with its default settings."""
+"""Constructors of the schedules by name, with default settings."""
 
 
 def pgm(step: float, steps: int, *, leader_mode: Mode = "eval") -> Iterative:

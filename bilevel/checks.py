@@ -1,4 +1,4 @@
-"""What a game says before a wrong number comes out of it."""
+"""The checks of a game: of its parts when it is built, and of answers and losses in its steps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
-from bilevel.tree import Value, beside, detach, leaves
+from bilevel.tree import Value, detach, leaves, leaves_like
 
 
 def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
-    """Whether the leader's loss is what its follower maximises.
+    """Whether the leader's loss is the follower's gain.
 
     Args:
         leader: The leader.
         follower: The follower.
 
     Returns:
-        True for a :class:`~bilevel.ZeroSum` around this follower, unless its loss is another.
+        True for a :class:`~bilevel.ZeroSum` with this follower that does not override ``loss``.
     """
     return (
         isinstance(leader, ZeroSum)
@@ -30,13 +30,13 @@ def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
     )
 
 
-def check_made(name: str, part: Any, kind: type) -> None:
-    """Whether a part is an object of its kind, and not the class of one.
+def check_instance(name: str, part: Any, kind: type) -> None:
+    """Checks that an argument is an instance, and not for example the class itself.
 
     Args:
         name: The argument.
-        part: What was given for it, or None.
-        kind: Its class.
+        part: Its value, or None.
+        kind: The class required.
 
     Raises:
         BilevelError: If it is something else.
@@ -46,27 +46,27 @@ def check_made(name: str, part: Any, kind: type) -> None:
         raise BilevelError(f"{name} is {part!r}: it takes an object; give {name}={made}()")
 
 
-def check_apart(leader: nn.Module, solver: nn.Module) -> None:
-    """Whether no parameter belongs to both players.
+def check_disjoint(leader: nn.Module, solver: nn.Module) -> None:
+    """Checks that the players share no parameter.
 
     Args:
         leader: The leader.
         solver: The solver.
 
     Raises:
-        BilevelError: If one does.
+        BilevelError: If they share one.
     """
     own = {id(parameter) for parameter in leader.parameters()}
     shared = [name for name, parameter in solver.named_parameters() if id(parameter) in own]
     if shared:
         raise BilevelError(
             f"the solver's {shared[0]} is the leader's too: each player would undo the other's "
-            "step; what a solver only reads of the leader, it must not register as a module"
+            "step; do not register parts of the leader as modules of the solver"
         )
 
 
 def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
-    """Whether a player's optimizer is there and moves that player's parameters.
+    """Checks that a player has an optimizer, of its own parameters only.
 
     Args:
         player: ``"leader"`` or ``"solver"``.
@@ -74,7 +74,7 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
         optimizer: Its optimizer, or None.
 
     Raises:
-        BilevelError: If it is missing though there is something to learn, or moves others'.
+        BilevelError: If it is missing for trainable parameters, or has parameters of others.
     """
     own = {id(parameter) for parameter in module.parameters()}
     groups = getattr(optimizer, "param_groups", [])
@@ -90,8 +90,8 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
         )
 
 
-def check_answer(follower: FollowerProblem, y: Value, batch: Batch) -> None:
-    """Whether an answer is finite and lies in Y; looking synchronises the device.
+def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
+    """Checks that an answer is finite and lies in Y; this synchronises the device.
 
     Args:
         follower: The problem.
@@ -107,10 +107,10 @@ def check_answer(follower: FollowerProblem, y: Value, batch: Batch) -> None:
         projected = follower.project(y, batch)
     if isinstance(y, dict) and (not isinstance(projected, dict) or projected.keys() != y.keys()):
         raise BilevelError(
-            f"{type(follower).__name__}.project does not return the names {[*y]}: a point of Y is "
-            "of the kind that init gives; return a dict of all of them"
+            f"{type(follower).__name__}.project does not return the names {[*y]}: it must return "
+            "what init returns; return a dict of all of them"
         )
-    for leaf, nearest in zip(leaves(y), beside(y, projected), strict=True):
+    for leaf, nearest in zip(leaves(y), leaves_like(projected, like=y), strict=True):
         if not leaf.isfinite().all():
             raise NonFiniteError(
                 "the follower's first answer is not finite: the objective, its gradient or the "
@@ -126,16 +126,16 @@ def check_answer(follower: FollowerProblem, y: Value, batch: Batch) -> None:
 
 
 def check_loss(term: str, loss: Tensor, step: int) -> None:
-    """Raises where a loss is not one number, or is NaN or infinite.
+    """Checks that a loss is a finite scalar.
 
     Args:
-        term: What the loss is.
-        loss: A scalar.
-        step: Steps that were finished before.
+        term: The name of the loss.
+        loss: The loss.
+        step: The number of the step.
 
     Raises:
         BilevelError: If it is not a scalar.
-        NonFiniteError: If it is not finite, where looking costs no synchronisation.
+        NonFiniteError: If it is NaN or infinite; on the CPU only, without synchronisation.
     """
     if not isinstance(loss, Tensor):
         raise BilevelError(f"{term} is a {type(loss).__name__}: return a scalar tensor")

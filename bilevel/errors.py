@@ -1,11 +1,10 @@
-"""What the library says when it is given something that it cannot work with."""
+"""The library's exceptions and warnings."""
 
 
 class BilevelError(ValueError):
-    """Bad input, told in one line: what is wrong, why, and the remedy.
+    """Bad input. The message is one line: what is wrong, why, and the remedy.
 
-    Applications print the line and end with exit status 2; a library user catches it as the
-    :class:`ValueError` that it is.
+    Applications print the line and end with exit status 2.
 
     Example:
         >>> raise BilevelError("steps is -1: a solve has no fewer than 0 steps; give 0, 1, …")
@@ -16,8 +15,8 @@ class BilevelError(ValueError):
 
 
 class NonFiniteError(BilevelError, FloatingPointError):
-    """A quantity of the game became NaN or infinite: the line names the step and the term."""
+    """A quantity of the game is NaN or infinite. The message names the step and the term."""
 
 
 class HypergradientWarning(UserWarning):
-    """A leader's gradient that should not be trusted, told once: why, and the remedy."""
+    """The leader's gradient should not be trusted. The message says why, and the remedy."""

@@ -1,4 +1,4 @@
-"""The place that keeps the promise "solving the follower leaves the leader as it was"."""
+"""Freezes a module: how a solve leaves the leader bit for bit as it was."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Literal
 
 from torch import nn
 
-from bilevel.replay import Condition
+from bilevel.snapshot import ModuleState
 
 Mode = Literal["eval", "train"]
-"""How a frozen module computes: as deployed, or as in training but with its statistics kept."""
+"""The mode of a frozen module; in ``"train"`` its running statistics are still kept."""
 
 
 @contextmanager
 def frozen(
     module: nn.Module, mode: Mode = "eval", *, differentiable: bool = False
 ) -> Iterator[None]:
-    """Within the block ``module`` computes in ``mode`` and nothing it does to itself lasts.
+    """Within the block ``module`` is in ``mode`` and its state is restored afterwards.
 
-    Parameters ask for no gradient (so a backward pass through the module never computes weight
-    gradients), buffers are stand-ins (so BatchNorm in ``"train"`` mode normalises by the batch and
-    its running statistics stay), and every training flag comes back at the end.
+    Parameters do not require gradients (a backward pass through the module computes no weight
+    gradients), buffers are copies (BatchNorm in ``"train"`` mode normalises by the batch and its
+    running statistics stay), and training flags are restored.
 
     Args:
         module: The leader while the follower is solved, or the solver while the leader moves.
         mode: ``"eval"`` or ``"train"``.
-        differentiable: Whether the parameters go on asking for the gradients they ask for.
+        differentiable: Whether the parameters keep their ``requires_grad``.
 
     Yields:
         Nothing.
@@ -40,14 +40,14 @@ def frozen(
         >>> norm.num_batches_tracked.item(), norm.weight.requires_grad
         (0, True)
     """
-    before = Condition(module)
+    before = ModuleState(module)
     try:
         module.train(mode == "train")
         if not differentiable:
-            for parameter, trained in before.parameters:
-                if trained:
+            for parameter, requires_grad in before.parameters:
+                if requires_grad:
                     parameter.requires_grad_(False)
-        before.stand_in()
+        before.use_buffer_copies()
         yield
     finally:
         before.restore()

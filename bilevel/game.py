@@ -1,4 +1,4 @@
-"""`Bilevel` puts a leader, a follower and a solver together and moves them step by step."""
+"""`Bilevel` combines a leader, a follower and a solver, and trains them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
-from bilevel.player import Optimizer, forget_gradients, trained
+from bilevel.player import Optimizer, trainable_parameters, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 
 class Bilevel:
-    """A leader trained against a follower, and the follower's solver trained with it.
+    """Trains a leader against a follower, and the follower's solver with it.
 
     Args:
         leader: θ and its loss.
-        follower: What y must optimise.
-        solver: Answers for the follower.
-        leader_opt: Moves θ; ``step(closure)`` is called once a step.
-        solver_opt: Moves φ, the solver's parameters; None where it has none.
-        adjoint: How the answer enters the leader's gradient. A zero-sum game defaults to
-            :class:`Detached`, which is exact there; any other game names its own.
-        schedule: In which order the players move; default :class:`Simultaneous`. Like the adjoint
-            it is copied, since what it remembers is of this game.
+        follower: The problem of y.
+        solver: Solves the follower's problem.
+        leader_opt: The optimizer of θ; ``step(closure)`` is called once a step.
+        solver_opt: The optimizer of φ, the solver's parameters; None if it has none.
+        adjoint: How the leader's gradient is taken through the answer. The default, for zero-sum
+            games only, is :class:`Detached`, which is exact there.
+        schedule: The order in which the players move; default :class:`Simultaneous`. The adjoint
+            and the schedule are copied, since their state belongs to this game.
 
     Attributes:
-        pool: Where many processes play, each on its share of the batch: adds up their gradients
+        pool: In distributed training, sums the gradients over the processes
             (:class:`~bilevel.distributed.Pool`). None otherwise.
 
     Raises:
@@ -85,14 +85,14 @@ class Bilevel:
                 f"{type(leader).__name__} is not zero-sum with {type(follower).__name__}: treating "
                 "y* as a constant would drop a term of the leader's gradient; name the adjoint: "
                 "Unrolled(), Implicit(), …, or Detached() if that is what you want (a ZeroSum is "
-                "one with its own follower object alone, and as long as its loss is not another)"
+                "zero-sum only with its own follower object, and if it does not override loss)"
             )
-        checks.check_apart(leader, solver)
+        checks.check_disjoint(leader, solver)
         checks.check_optimizer("leader", leader, leader_opt)
         checks.check_optimizer("solver", solver, solver_opt)
-        checks.check_made("adjoint", adjoint, Adjoint)
-        checks.check_made("schedule", schedule, Schedule)
-        # What they remember is of this game; updates that they share with the solver stay shared.
+        checks.check_instance("adjoint", adjoint, Adjoint)
+        checks.check_instance("schedule", schedule, Schedule)
+        # Copies, but updates that they share with the solver stay shared.
         shared: dict[int, Any] = {id(module): module for module in solver.modules()}
         self.adjoint = copy.deepcopy(adjoint or Detached(), shared)
         self.schedule = copy.deepcopy(schedule or Simultaneous())
@@ -104,38 +104,38 @@ class Bilevel:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Solves the follower and moves both players once.
 
-        No device synchronisation inside, but for the first step, which looks at its answer, and the
-        backward passes of adjoints other than ``Detached`` and ``Unrolled``.
+        There is no device synchronisation, except in the first step, which checks the answer, and
+        in the backward passes of adjoints other than ``Detached`` and ``Unrolled``.
 
         Args:
             batch: The data of this step.
 
         Returns:
-            Scalars on the device, namely ``loss`` (the leader's, before it moved), what the solver
-            saw (:class:`Solution`) and, where the solver is trained, ``objective_after``.
+            Scalars on the device: ``loss`` (the leader's, before it moved), the statistics of the
+            :class:`Solution` and, if the solver is trained, ``objective_after``.
             :class:`~bilevel.MetricLog` reads many steps at once.
 
         Raises:
-            NonFiniteError: On the CPU, where looking costs nothing, if a loss is NaN or infinite;
-                the player has not moved then. Elsewhere :class:`~bilevel.MetricLog` raises.
+            NonFiniteError: On the CPU, if a loss is NaN or infinite, before the player moves. On
+                other devices :class:`~bilevel.MetricLog` raises.
         """
         metrics = self.schedule.step(self, batch)
         self.project(batch)
         self.steps += 1
         return metrics
 
-    # The moves, for schedules.
+    # The building blocks of schedules.
 
     def trained_parameters(self) -> list[Tensor]:
-        """What moves: θ and φ, as far as they are trained.
+        """The trainable parameters of both players, θ and φ.
 
         Returns:
-            The parameters themselves, cut from autograd; what is written into them stays.
+            The parameters, detached: in-place changes move the players.
         """
-        return [parameter.detach() for parameter in trained(self.leader, self.solver)]
+        return [p.detach() for p in trainable_parameters(self.leader, self.solver)]
 
     def project(self, batch: Batch) -> None:
-        """Puts both players back where they may be.
+        """Projects both players onto their constraints, in place.
 
         Args:
             batch: The data of this step.
@@ -144,27 +144,26 @@ class Bilevel:
         self.solver.project(self.follower, batch)
 
     def solve(self, batch: Batch) -> Solution:
-        """The follower's answer to the leader as it stands.
+        """Solves the follower for the current leader.
 
         Args:
             batch: The data.
 
         Returns:
-            The answer as the adjoint makes it.
+            The answer, with the graph that the adjoint gives it.
         """
         self.leader.project()
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
-            checks.check_answer(self.follower, solution.value, batch)
+            checks.check_feasible(self.follower, solution.value, batch)
             self._checked = True
         return solution
 
     def move_leader(self, y: Value, batch: Batch) -> Tensor:
-        """One step of the leader's optimizer on L(·, y).
+        """Takes one step of the leader's optimizer.
 
-        The first evaluation of the closure is at ``y``. Further ones, of an optimizer that asks for
-        several, are of the same function of θ: the follower is solved again, unless the adjoint
-        holds its answer constant.
+        The first evaluation of the closure is at ``y``. If the optimizer calls it again, at another
+        θ, the follower is solved again, unless the adjoint treats the answer as a constant.
 
         Args:
             y: The answer.
@@ -174,18 +173,18 @@ class Bilevel:
             The leader's loss before it moved.
 
         Raises:
-            BilevelError: If the optimizer does not call its closure, or calls it again where the
-                solver goes on from its last answer.
+            BilevelError: If the optimizer does not call its closure, or calls it again while the
+                solver starts from its last answer.
         """
         return self._move_leader(y, batch, [])
 
     def _move_leader(self, y: Value, batch: Batch, phi: list[Tensor]) -> Tensor:
-        """The same; the gradients of ``phi`` are filled too, where ``y`` has come from it."""
+        """Like :meth:`move_leader`; the first evaluation also fills the gradients of ``phi``."""
         losses: list[Tensor] = []
 
         def closure() -> Tensor:
-            theta = forget_gradients(self.leader)
-            loss = self.leader.loss(self._answer_again(y, batch) if losses else y, batch)
+            theta = zero_grad(self.leader)
+            loss = self.leader.loss(self._solve_again(y, batch) if losses else y, batch)
             checks.check_loss("the leader's loss", loss, self.steps)
             loss = self._backward(loss, theta if losses else theta + phi)
             losses.append(loss)
@@ -199,39 +198,39 @@ class Bilevel:
             )
         return losses[0]
 
-    def _answer_again(self, y: Value, batch: Batch) -> Value:
-        """The answer to the leader where its optimizer has carried it meanwhile."""
+    def _solve_again(self, y: Value, batch: Batch) -> Value:
+        """The answer at a further evaluation of the leader's loss."""
         if isinstance(self.adjoint, Detached):
             return detach(y)
         if not self.solver.repeatable:
             raise BilevelError(
                 f"{type(self.leader_opt).__name__} evaluates the leader's loss several times a "
-                f"step, but {type(self.solver).__name__} goes on from its last answer at each "
+                f"step, but {type(self.solver).__name__} starts from its last answer at each "
                 "solve: give it warm_start=False, or take an optimizer that evaluates once"
             )
         return self.solve(batch).value
 
     def move_solver(self, y: Value, batch: Batch) -> Tensor | None:
-        """One step of the solver's optimizer, which ascends the follower's mean gain at ``y``.
+        """Takes one step of the solver's optimizer, which ascends the follower's mean gain.
 
-        The leader is held fixed. A solver without parameters has nothing to move.
+        The leader is held fixed. Does nothing if the solver is not trained.
 
         Args:
-            y: An answer with its history.
+            y: An answer with its graph.
             batch: The data.
 
         Returns:
-            The follower's mean objective there; None where there is nothing to move.
+            The follower's mean objective at ``y``; None if the solver is not trained.
         """
-        objective = self.ask_solver(y, batch)
+        objective = self.backward_solver(y, batch)
         self.step_solver()
         return objective
 
-    def ask_solver(self, y: Value, batch: Batch) -> Tensor | None:
-        """The first half of :meth:`move_solver`: the gradient, while the history of y is kept.
+    def backward_solver(self, y: Value, batch: Batch) -> Tensor | None:
+        """The first half of :meth:`move_solver`: the backward pass. The graph of y is retained.
 
         Args:
-            y: An answer with its history.
+            y: An answer with its graph.
             batch: The data.
 
         Returns:
@@ -239,7 +238,7 @@ class Bilevel:
         """
         if self.solver_opt is None:
             return None
-        phi = forget_gradients(self.solver)  # of what is frozen too: its optimizer would read them
+        phi = zero_grad(self.solver)
         if not phi:
             return None
         with frozen(self.leader, self.solver.leader_mode):
@@ -248,41 +247,43 @@ class Bilevel:
             loss = self._backward(loss, phi, retain_graph=True)
         return -self.follower.sign * loss
 
-    def _backward(self, loss: Tensor, asked: list[Tensor], *, retain_graph: bool = False) -> Tensor:
-        """Fills the gradients of these parameters, and no others', with the whole batch's.
+    def _backward(
+        self, loss: Tensor, parameters: list[Tensor], *, retain_graph: bool = False
+    ) -> Tensor:
+        """Fills the gradients of these parameters only, summed over the processes.
 
         Returns:
-            The whole batch's loss.
+            The loss, likewise.
         """
         if self.pool is not None:
             loss = loss * self.pool.share
-        if asked:
-            loss.backward(inputs=asked, retain_graph=retain_graph)
+        if parameters:
+            loss.backward(inputs=parameters, retain_graph=retain_graph)
         loss = loss.detach()
         if self.pool is not None:
             loss = loss.clone()
-            self.pool.all_reduce([loss, *(p.grad for p in asked if p.grad is not None)])
+            self.pool.all_reduce([loss, *(p.grad for p in parameters if p.grad is not None)])
         return loss
 
     def step_solver(self) -> None:
-        """The second half: the step of the solver's optimizer, where there is one."""
+        """The second half of :meth:`move_solver`: the step of the optimizer, if there is one."""
         if self.solver_opt is not None:
             self.solver_opt.step()
 
     def move_both(self, y: Value, batch: Batch) -> Tensor:
-        """In a zero-sum game: both moves for the price of the leader's.
+        """Moves both players of a zero-sum game, by one backward pass.
 
-        The leader's backward pass goes on through ``y`` to φ, whose gradient is then negated, so
-        that a descent step of either optimizer improves its own player.
+        The leader's backward pass continues through ``y`` to φ, whose gradient is then negated, so
+        that both optimizers descend.
 
         Args:
-            y: An answer with its history.
+            y: An answer with its graph.
             batch: The data.
 
         Returns:
             The leader's loss before it moved.
         """
-        phi = forget_gradients(self.solver)
+        phi = zero_grad(self.solver)
         loss = self._move_leader(y, batch, phi)
         for parameter in phi:
             if parameter.grad is not None:
@@ -293,13 +294,13 @@ class Bilevel:
     def metrics(
         self, loss: Tensor, solution: Solution, objective: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What a step reports.
+        """The metrics of a step.
 
         Args:
             loss: The leader's loss at the solution.
-            solution: The solution that it moved on.
-            objective: The follower's mean objective where its solver moved; in a zero-sum game
-                the loss says it.
+            solution: The solution on which the leader moved.
+            objective: The follower's mean objective, from :meth:`move_solver`; in a zero-sum game
+                it follows from the loss.
 
         Returns:
             The loss, the solution's statistics and the objective.
@@ -309,24 +310,22 @@ class Bilevel:
             objective = loss if self.follower.sign > 0 else -loss
         return metrics if objective is None else {**metrics, "objective_after": objective}
 
-    # What outlives the process.
-
     def state_dict(self) -> dict[str, Any]:
-        """All that the game is made of: networks, optimizers, schedule, step count.
+        """The state of both players, optimizers, schedule and adjoint, and the step count.
 
         Returns:
-            Tensors and plain values, fit for ``torch.save`` and ``torch.load(weights_only=True)``.
+            Tensors and plain values, for ``torch.save`` and ``torch.load(weights_only=True)``.
         """
         return {**game_state.read(self._parts()), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave, or raises before anything has changed.
+        """Loads a state; if it does not fit, raises and leaves the game as it was.
 
         Args:
-            state: What :meth:`state_dict` returned, of a game made of the same parts.
+            state: What :meth:`state_dict` of a game with the same parts returned.
 
         Raises:
-            BilevelError: If the state is that of another game.
+            BilevelError: If it is the state of another game.
         """
         device = next((p.device for p in self.leader.parameters()), torch.device("cpu"))
         game_state.load(self._parts(), state, device)
@@ -339,7 +338,7 @@ class Bilevel:
             "leader_opt": self.leader_opt,
             "solver_opt": self.solver_opt,
             "schedule": self.schedule,
-            # It remembers nothing, and games were saved before any other did.
+            # It has no state, and checkpoints older than the other adjoints lack the key.
             "adjoint": None if isinstance(self.adjoint, Detached) else self.adjoint,
         }
         return {name: part for name, part in parts.items() if part is not None}

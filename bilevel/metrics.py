@@ -1,4 +1,4 @@
-"""Reading the metrics of many steps without a device synchronisation at each."""
+"""Reads the metrics of many steps with one device synchronisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bilevel.errors import NonFiniteError
 
 
 class MetricLog:
-    """Keeps the metrics of :meth:`Bilevel.step` as tensors, and reads them all at once.
+    """Collects the metrics of :meth:`Bilevel.step` as tensors, and averages them.
 
     Example:
         >>> log = MetricLog()
@@ -25,7 +25,7 @@ class MetricLog:
         self._steps: list[dict[str, Tensor]] = []
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Keeps the metrics of one step.
+        """Adds the metrics of one step.
 
         Args:
             metrics: Scalars, on any device.
@@ -33,10 +33,10 @@ class MetricLog:
         self._steps.append(metrics)
 
     def means(self) -> dict[str, float]:
-        """Reads and forgets what was kept, in one synchronisation.
+        """Averages the collected metrics and clears the log, in one synchronisation.
 
         Returns:
-            The mean of each metric over the steps that had it; nothing if nothing was kept.
+            The mean of each metric over the steps that had it; empty if there were no steps.
 
         Raises:
             NonFiniteError: If a metric is NaN or infinite, with its name and the step.
@@ -44,20 +44,17 @@ class MetricLog:
         return self.means_later()()
 
     def means_later(self) -> Callable[[], dict[str, float]]:
-        """Forgets what was kept and begins to copy it from a GPU, without waiting for it.
+        """Clears the log and starts an asynchronous copy of the metrics from a GPU.
 
         Returns:
-            Gives what :meth:`means` would have given, as often as it is called. It waits until
-            the steps are computed: not at all if the GPU is done with them by then.
+            A function that returns what :meth:`means` would have returned, each time it is called.
+            It waits until the steps have been computed.
         """
         steps, self._steps = self._steps, []
         names = dict.fromkeys(name for step in steps for name in step)
-        there = {name: [n for n, step in enumerate(steps, 1) if name in step] for name in names}
-        columns = {
-            name: torch.stack([steps[n - 1][name] for n in numbers])
-            for name, numbers in there.items()
-        }
-        # Into pinned memory, where the copy comes from a GPU.
+        numbers = {name: [n for n, step in enumerate(steps, 1) if name in step] for name in names}
+        columns = {name: torch.stack([steps[n - 1][name] for n in numbers[name]]) for name in names}
+        # A non-blocking copy from a GPU goes into pinned memory.
         copies = {name: c.to("cpu", non_blocking=c.is_cuda) for name, c in columns.items()}
         gpus = {column.device for column in columns.values() if column.is_cuda}
         copied = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
@@ -65,7 +62,7 @@ class MetricLog:
         def read() -> dict[str, float]:
             for event in copied:
                 event.synchronize()
-            return {name: _mean(name, copies[name], there[name], len(steps)) for name in names}
+            return {name: _mean(name, copies[name], numbers[name], len(steps)) for name in names}
 
         return read
 

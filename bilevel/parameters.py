@@ -1,4 +1,4 @@
-"""Calling functions of a module while it has other parameters."""
+"""Calls a function while a module has other parameters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Parameters = dict[str, Tensor]
 """A module's parameters, by name."""
 
 
-class _Holder(nn.Module):
-    """Makes any function of a module a module, which ``functional_call`` asks for."""
+class _Forward(nn.Module):
+    """Makes a function the ``forward`` of a module, for ``functional_call``."""
 
     def __init__(self, module: nn.Module, function: Callable[[], Any]) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ def with_parameters(module: nn.Module, given: Parameters, function: Callable[[],
 
     Args:
         module: The module.
-        given: The parameters, by name; those that are missing are its own.
-        function: What to call.
+        given: The parameters, by name; those that are missing are the module's own.
+        function: The function to call.
 
     Returns:
-        What it returned.
+        What the function returned.
     """
-    held = {f"module.{name}": parameter for name, parameter in given.items()}
-    result: _T = functional_call(_Holder(module, function), held)
+    prefixed = {f"module.{name}": parameter for name, parameter in given.items()}
+    result: _T = functional_call(_Forward(module, function), prefixed)
     return result

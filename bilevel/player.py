@@ -1,4 +1,4 @@
-"""What moves in a game: a player is a module with an optimizer."""
+"""The players of a game, leader and solver: modules with an optimizer each."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from torch import Tensor, nn
 
 
 class Optimizer(Protocol):
-    """What moves a player: an optimizer of ``torch.optim``, or a method with ``step(closure)``."""
+    """An optimizer of ``torch.optim``, or any object with its ``step(closure)``."""
 
     def step(self, closure: Callable[[], Any]) -> Any:
-        """Evaluates ``closure`` (loss and gradients) as often as it needs, and moves.
+        """Updates the parameters, calling ``closure`` one or more times.
 
         Args:
             closure: Computes the loss, fills ``.grad`` and returns the loss.
 
         Returns:
-            Whatever the method returns; it is not read.
+            Anything; it is ignored.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method remembers.
+        """The optimizer's state.
 
         Returns:
-            Its state.
+            The state.
         """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave.
+        """Loads the optimizer's state.
 
         Args:
-            state_dict: The state.
+            state_dict: What :meth:`state_dict` returned.
         """
 
 
-def trained(*players: nn.Module) -> list[Tensor]:
-    """The parameters that ask for a gradient.
+def trainable_parameters(*players: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require gradients.
 
     Args:
         *players: The modules.
@@ -48,18 +48,18 @@ def trained(*players: nn.Module) -> list[Tensor]:
     return [p for player in players for p in player.parameters() if p.requires_grad]
 
 
-def forget_gradients(player: nn.Module) -> list[Tensor]:
+def zero_grad(player: nn.Module) -> list[Tensor]:
     """``player.zero_grad()``, without its overhead.
 
     Args:
         player: The module.
 
     Returns:
-        The parameters that ask for a gradient.
+        The parameters that require gradients.
     """
-    asking: list[Tensor] = []
+    trainable: list[Tensor] = []
     for parameter in player.parameters():
         parameter.grad = None
         if parameter.requires_grad:
-            asking.append(parameter)
-    return asking
+            trainable.append(parameter)
+    return trainable

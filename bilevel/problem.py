@@ -1,9 +1,8 @@
-"""The two problems: `LeaderProblem` (θ and its loss) and `FollowerProblem` (what y must optimise).
+"""The two problems: `LeaderProblem` (θ and its loss) and `FollowerProblem` (the objective of y).
 
     min over θ   L(θ, y*)     s.t.   y* ∈ argmax (or argmin) over y ∈ Y of q(θ, y)
 
-A task of one's own is a subclass of :class:`FollowerProblem`; nothing else in the library has to
-know about it.
+A new task is a subclass of :class:`FollowerProblem`.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from bilevel.errors import BilevelError
 from bilevel.tree import Value, leaves
 
 Batch = Any
-"""Whatever object the problem's own methods understand."""
+"""Any object that the problem's methods can read."""
 
 
 class LeaderProblem(nn.Module, ABC):
     """The leader: an ``nn.Module`` whose parameters are θ, and its loss L(θ, y).
 
-    A subclass registers the modules that it trains and writes :meth:`loss`.
+    A subclass registers the modules that it trains and implements :meth:`loss`.
 
     Example:
         >>> import torch
@@ -51,20 +50,20 @@ class LeaderProblem(nn.Module, ABC):
         """
 
     def project(self) -> None:
-        """Puts θ back where it may be, in place; anywhere unless a subclass says otherwise.
+        """Projects θ onto its constraints, in place; by default there are none.
 
-        A game calls it before each answer and after each step.
+        A game calls it before each solve and after each step.
         """
 
 
 class FollowerProblem(ABC):
-    """What y must optimise while the leader is held fixed.
+    """The problem that y solves while the leader is held fixed.
 
-    A subclass sets :attr:`sense` and writes :meth:`init` and :meth:`objective`;
+    A subclass sets :attr:`sense` and implements :meth:`init` and :meth:`objective`;
     :meth:`project` and :meth:`context` are optional.
 
     Attributes:
-        sense: ``"max"`` or ``"min"``, what y does to the objective.
+        sense: Whether y maximises (``"max"``) or minimises (``"min"``) the objective.
 
     Example:
         The perturbation of adversarial training (eq. 3 of Jiang et al., 2021), as a user writes it:
@@ -85,33 +84,33 @@ class FollowerProblem(ABC):
 
     @abstractmethod
     def init(self, batch: Batch) -> Value:
-        """Where a solve starts.
+        """The point at which a solve starts.
 
         Args:
             batch: The data of this step.
 
         Returns:
-            A point of Y, which is a tensor ``(B, ...)`` where each sample has its own y, or a
-            tensor or dict of tensors that the whole batch shares. Updates that normalise take the
-            rows of a tensor for samples, so a shared y goes into a dict for them, ``{"y": y}``.
+            A point of Y: a tensor ``(B, ...)`` if each sample has its own y, or a tensor or dict
+            of tensors shared by the batch. Updates that normalise treat the rows of a tensor as
+            samples, so give them a shared y as a dict, ``{"y": y}``.
         """
 
     @abstractmethod
     def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
-        """q(θ, y), in its natural sign.
+        """q(θ, y), with its own sign.
 
         Args:
             leader: The leader, frozen while the follower is solved.
-            y: The follower's variable, of the kind that :meth:`init` gives.
+            y: The follower's variable, as :meth:`init` returns it.
             batch: The data of this step.
 
         Returns:
-            One value a sample, ``(B,)``, where each sample has its own y, so that its gradient
-            never depends on the other samples; a scalar where the batch shares one y.
+            One value per sample, ``(B,)``, if each sample has its own y, so that its gradient
+            does not depend on the other samples; a scalar if the batch shares one y.
         """
 
     def project(self, y: Any, batch: Batch) -> Value:
-        """The point of Y nearest to ``y``; Y is everything unless a subclass says otherwise.
+        """The point of Y nearest to ``y``; by default Y is the whole space.
 
         Args:
             y: Any point.
@@ -120,23 +119,23 @@ class FollowerProblem(ABC):
         Returns:
             A point of Y.
         """
-        here: Value = y
-        return here
+        unchanged: Value = y
+        return unchanged
 
     def context(self, y: Any, batch: Batch) -> Tensor | None:
-        """What a learned update may read beside the gradient: A(x, y) in the paper.
+        """An input to learned updates in addition to the gradient: A(x, y) in the paper.
 
         Args:
             y: The current point.
             batch: The data of this step.
 
         Returns:
-            A tensor, for a perturbation the perturbed image; None where there is nothing to read.
+            A tensor, for a perturbation the perturbed image; None if there is none.
         """
         return None
 
     def gain(self, leader: Any, y: Value, batch: Batch) -> Tensor:
-        """The objective turned so that more is better: q for a follower that maximises, else −q.
+        """What the follower maximises: q if it maximises its objective, else −q.
 
         Args:
             leader: The leader.
@@ -153,7 +152,7 @@ class FollowerProblem(ABC):
         return value if self.sign > 0 else -value
 
     def checked_objective(self, leader: Any, y: Value, batch: Batch) -> Tensor:
-        """The objective, with a word where its shape or the batch is wrong.
+        """The objective, with a check of its shape and errors that explain a wrong batch.
 
         Args:
             leader: The leader.
@@ -165,18 +164,18 @@ class FollowerProblem(ABC):
 
         Raises:
             BilevelError: If the objective's shape or the batch is wrong.
-            AttributeError: If another object lacks something.
-            KeyError: Likewise.
+            AttributeError: If another object lacks an attribute.
+            KeyError: If another object lacks a key.
         """
-        try:  # not `with`, which costs as much as a small tensor operation, at each step
+        try:  # a context manager would cost as much as a small tensor operation, at each step
             value = self.objective(leader, y, batch)
         except (AttributeError, KeyError) as error:
-            explain(error, self, batch)
+            raise_missing_field(error, self, batch)
             raise
         if not isinstance(value, Tensor):
             raise BilevelError(
                 f"{type(self).__name__}.objective returned a {type(value).__name__}: return a "
-                "tensor, one value a sample or a scalar"
+                "tensor, one value per sample or a scalar"
             )
         if value.dim():
             self._check_samples(value, y)
@@ -184,10 +183,10 @@ class FollowerProblem(ABC):
 
     @property
     def sign(self) -> int:
-        """+1 where y maximises the objective, −1 where it minimises it.
+        """+1 if y maximises the objective, −1 if it minimises it.
 
         Returns:
-            The sign of the gain's objective.
+            The sign of the objective in the gain.
 
         Raises:
             BilevelError: If :attr:`sense` is neither "min" nor "max".
@@ -206,42 +205,44 @@ class FollowerProblem(ABC):
             return
         raise BilevelError(
             f"{type(self).__name__}.objective returned shape {tuple(value.shape)} for y of shape "
-            f"{[tuple(leaf.shape) for leaf in leaves(y)]}: it must be one value a sample, (B,), "
-            'where each sample has its own y (cross_entropy(..., reduction="none")), or a scalar '
-            "where the batch shares one y"
+            f"{[tuple(leaf.shape) for leaf in leaves(y)]}: it must be one value per sample, (B,), "
+            'if each sample has its own y (cross_entropy(..., reduction="none")), or a scalar if '
+            "the batch shares one y"
         )
 
 
-def explain(error: AttributeError | KeyError, problem: FollowerProblem, batch: Batch) -> None:
-    """Tells a field that the batch lacks as such; other objects' errors are not ours to explain.
+def raise_missing_field(
+    error: AttributeError | KeyError, problem: FollowerProblem, batch: Batch
+) -> None:
+    """Raises a clearer error if the batch lacks a field; does nothing for errors of other objects.
 
     Args:
-        error: What was raised by a method that reads the batch.
-        problem: Whose method.
+        error: The error of a method that reads the batch.
+        problem: The problem whose method it is.
         batch: The data.
 
     Raises:
-        BilevelError: If the batch lacks an attribute or a key that was asked for.
+        BilevelError: If the batch lacks the attribute or the key.
     """
     key_missing = isinstance(batch, Mapping) and error.args[:1] and error.args[0] not in batch
     if key_missing or (isinstance(error, AttributeError) and error.obj is batch):
         raise BilevelError(
             f"{type(problem).__name__} cannot read a batch of type {type(batch).__name__} "
             f"({error}): a batch must have the fields that the problem's own methods use; wrap "
-            'what the loader yields, say in a collections.namedtuple("Batch", "x y")'
+            'what the loader yields, for example in a collections.namedtuple("Batch", "x y")'
         ) from error
 
 
 class ZeroSum(LeaderProblem):
-    r"""A leader that minimises exactly what its follower maximises.
+    r"""A leader that minimises what its follower maximises.
 
     .. math:: \min_\theta \max_{y \in Y} q(\theta, y)
 
-    Its loss is the mean of the follower's gain. The one game in which treating y* as a constant
-    gives the right gradient (Danskin, 1967), and in which one backward pass serves both players.
-    If the follower minimises q, the leader maximises it.
+    Its loss is the mean of the follower's gain. Treating y* as a constant then gives the right
+    gradient (Danskin, 1967), and one backward pass serves both players. If the follower minimises
+    q, the leader maximises it.
 
-    A subclass with a ``loss`` of its own is not zero-sum, and names its adjoint.
+    A subclass that overrides ``loss`` is not zero-sum, and its game must name an adjoint.
 
     Args:
         model: The network that the follower's objective reads as ``leader.model``.
@@ -254,8 +255,8 @@ class ZeroSum(LeaderProblem):
     def __init__(self, model: nn.Module, follower: FollowerProblem) -> None:
         super().__init__()
         self.model = model
-        # Past nn.Module: the parameters of a follower that is a module too (a teacher, say) are
-        # not the leader's to train.
+        # Not registered: if the follower is a module (with a teacher network, say), its parameters
+        # are not the leader's.
         object.__setattr__(self, "follower", follower)
 
     def loss(self, y: Value, batch: Batch) -> Tensor:

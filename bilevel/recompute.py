@@ -1,4 +1,4 @@
-"""Layers, and steps of a solve, whose values in between are computed again in the backward pass."""
+"""Activation checkpointing: of layers, and of the steps of a solve."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from bilevel.parameters import with_parameters
-from bilevel.replay import Condition, Moment
+from bilevel.snapshot import ModuleState, Snapshot
 from bilevel.tree import Value
 from bilevel.updates.base import State
 
@@ -21,13 +21,13 @@ Steps = Callable[[Value, State], tuple[Value, State]]
 
 
 def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
-    """``layers(input)``, of which only the input is kept for the backward pass.
+    """``layers(input)``, of which only the input is saved for the backward pass.
 
-    There the layers are computed again, but for the last one's output; not under ``torch.func``,
-    which cannot.
+    The backward pass computes the layers again. Under ``torch.func``, which does not support that,
+    everything is saved.
 
     Args:
-        layers: The layers; batch normalisation takes its statistics in once.
+        layers: The layers; running statistics are updated once, by the first computation.
         input: Their input.
 
     Returns:
@@ -42,92 +42,91 @@ def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
     elif torch.compiler.is_compiling():  # traced once, in the mode that it is called in
         output = checkpoint(layers, input, use_reentrant=False)
     else:
-        condition = Condition(layers)
-        contexts = lambda: (nullcontext(), _AsItWas(condition))  # noqa: E731
+        state = ModuleState(layers)
+        contexts = lambda: (nullcontext(), _Restored(state))  # noqa: E731
         output = checkpoint(layers, input, use_reentrant=False, context_fn=contexts)
     return output
 
 
-class _AsItWas:
-    """Whatever mode the layers are in by now; they write into copies of their buffers.
+class _Restored:
+    """Within the block the layers have this state, and write into copies of its buffers.
 
-    A class, since a second derivative enters it a second time.
+    A class, since a second derivative enters the same object again.
     """
 
-    def __init__(self, condition: Condition) -> None:
-        self.condition = condition
+    def __init__(self, state: ModuleState) -> None:
+        self.state = state
 
     def __enter__(self) -> None:
-        self.now = Condition(self.condition.module)
-        self.condition.restore()
-        self.condition.stand_in()
+        self.now = ModuleState(self.state.module)
+        self.state.restore()
+        self.state.use_buffer_copies()
 
     def __exit__(self, *_: object) -> None:
         self.now.restore()
 
 
 def recomputed(steps: Steps, modules: Sequence[nn.Module], y: Value, state: State) -> Any:
-    """``steps(y, state)``, of which only where it starts is kept.
+    """``steps(y, state)``, of which only the arguments are saved for the backward pass.
 
-    ``torch.utils.checkpoint`` does not serve: each gradient inside the steps is a backward pass
-    that makes it compute the steps again, before they have been computed once.
+    ``torch.utils.checkpoint`` cannot be used: each gradient taken inside the steps is a backward
+    pass, which would trigger the recomputation before the steps have been computed once.
 
     Args:
         steps: Some steps of a solve.
         modules: The modules that they read.
-        y: Where they start.
+        y: The point before the first step.
         state: The update's state there.
 
     Returns:
-        The point reached and the state there.
+        The point after the last step, and the state there.
     """
     start, spec = tree_flatten((y, state))
-    form: list[Any] = []
+    structure: list[Any] = []
 
     def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        given = iter(tensors)
-        point = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in start]
+        inputs = iter(tensors)
+        point = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in start]
         end, end_spec = tree_flatten(steps(*tree_unflatten(point, spec)))
-        # Without the tensors, which lead back here.
-        form[:] = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in end], end_spec
+        # Without the tensors, whose graph refers to this function.
+        structure[:] = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in end], end_spec
         return tuple(leaf for leaf in end if isinstance(leaf, Tensor))
 
-    moving = [leaf for leaf in start if isinstance(leaf, Tensor)]
-    held, moment = nn.ModuleList(modules), Moment(*modules)
-    parameters = dict(held.named_parameters())
+    tensors = [leaf for leaf in start if isinstance(leaf, Tensor)]
+    module, snapshot = nn.ModuleList(modules), Snapshot(*modules)
+    parameters = dict(module.named_parameters())
     names = tuple(parameters)
 
-    def again(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        # The modules' own may be others by then, where functional_call gave them these.
-        given = dict(zip(names, parameters, strict=True))
-        with moment.again():
-            return with_parameters(held, given, lambda: run(tensors))
+    def rerun(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        # The saved parameters: functional_call may have lent them for the forward pass only.
+        saved = dict(zip(names, parameters, strict=True))
+        with snapshot.restored():
+            return with_parameters(module, saved, lambda: run(tensors))
 
-    reached = iter(_Recomputed.apply(run, again, len(moving), *moving, *parameters.values()))
-    end = [next(reached) if constant is None else constant[0] for constant in form[0]]
-    return tree_unflatten(end, form[1])
+    outputs = iter(_Recomputed.apply(run, rerun, len(tensors), *tensors, *parameters.values()))
+    end = [next(outputs) if constant is None else constant[0] for constant in structure[0]]
+    return tree_unflatten(end, structure[1])
 
 
 class _Recomputed(torch.autograd.Function):
-    """Takes the moving tensors and, so that their gradients arrive, the modules' parameters."""
+    """The inputs are the tensors of (y, state) and, to receive gradients, all parameters."""
 
     @staticmethod
-    def forward(ctx: Any, run: Any, again: Any, moving: int, *inputs: Tensor) -> Any:
-        ctx.again, ctx.moving = again, moving
+    def forward(ctx: Any, run: Any, rerun: Any, count: int, *inputs: Tensor) -> Any:
+        ctx.rerun, ctx.count = rerun, count
         ctx.save_for_backward(*inputs)
-        return run(inputs[:moving])
+        return run(inputs[:count])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        point = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in saved[: ctx.moving]]
-        inputs = [*point, *saved[ctx.moving :]]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        saved, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        point = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in saved]
         with torch.enable_grad():
-            outputs = ctx.again(point, saved[ctx.moving :])
-        pairs = [(o, v) for o, v in zip(outputs, slopes, strict=True) if o.requires_grad]
-        asked = [leaf for leaf in inputs if leaf.requires_grad]
-        ends, weights = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(ends, asked, weights, allow_unused=True))
-        given = (next(found) if leaf.requires_grad else None for leaf in inputs)
-        return None, None, None, *given
+            outputs = ctx.rerun(point, parameters)
+        pairs = [(o, v) for o, v in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
+        values, weights = zip(*pairs, strict=True)
+        inputs = [*point, *parameters]
+        required = [leaf for leaf in inputs if leaf.requires_grad]
+        grads = iter(torch.autograd.grad(values, required, weights, allow_unused=True))
+        return None, None, None, *(next(grads) if x.requires_grad else None for x in inputs)

@@ -1,4 +1,4 @@
-"""The state of what a game is made of: read, and loaded as a whole or not at all."""
+"""Reads the state of a game's parts, and loads it as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.utils._pytree import tree_map_only
 
 from bilevel.errors import BilevelError
 
-REMEMBERING = ("solver", "schedule", "adjoint")
-"""Parts that remember tensors which are no parameters: loading does not copy them into a place."""
+MOVED = ("solver", "schedule", "adjoint")
+"""Parts whose state holds tensors that are not parameters: loading must move them to the device."""
 
 
 def read(parts: Mapping[str, Any]) -> dict[str, Any]:
     """The state of each part.
 
     Args:
-        parts: What has a ``state_dict``, by name.
+        parts: Objects with a ``state_dict``, by name.
 
     Returns:
         Tensors and plain values.
@@ -29,15 +29,15 @@ def read(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.device) -> None:
-    """Loads each part's state, or raises before anything has changed.
+    """Loads each part's state; if one does not fit, raises and leaves all as they were.
 
     Args:
-        parts: What :func:`read` was given, of a game made of the same parts.
-        state: What it returned, and the game's number of steps.
-        device: Where the game is played.
+        parts: The parts, by name.
+        state: What :func:`read` returned for such parts, and the number of steps.
+        device: The game's device.
 
     Raises:
-        BilevelError: If the state is that of another game.
+        BilevelError: If it is the state of another game.
     """
     for name in (*parts, "steps"):
         if name not in state:
@@ -62,23 +62,23 @@ def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.devic
 def _load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.device) -> None:
     for name, part in parts.items():
         saved = state[name]
-        if name in REMEMBERING:  # a state may have been read on another device
+        if name in MOVED:
             saved = tree_map_only(Tensor, lambda tensor: tensor.to(device), saved)
         if name in ("schedule", "adjoint") and saved.keys() != (own := part.state_dict()).keys():
-            raise KeyError(f"the {name} remembers {[*own]}, not {[*saved]}")
+            raise KeyError(f"the {name} has state {[*own]}, not {[*saved]}")
         part.load_state_dict(saved)
 
 
 def check_fits(name: str, own: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Whether a saved state belongs to this architecture.
+    """Checks that a saved state dict belongs to this architecture.
 
     Args:
-        name: Whose state it is.
-        own: The state dict of the module at hand.
+        name: The module's name, for the message.
+        own: The module's state dict.
         saved: The saved one.
 
     Raises:
-        BilevelError: If a tensor is missing, left over or of another shape.
+        BilevelError: If a tensor is missing, unexpected or of another shape.
     """
     for key in {**own, **saved}:
         there, here = (_shape(state, key) for state in (saved, own))

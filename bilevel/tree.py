@@ -27,27 +27,27 @@ def leaves(y: Value) -> list[Tensor]:
     return [y] if isinstance(y, Tensor) else list(y.values())
 
 
-def beside(y: Value, other: Value) -> list[Tensor]:
-    """The tensors of ``other`` in the order of :func:`leaves` of ``y``.
+def leaves_like(y: Value, like: Value) -> list[Tensor]:
+    """The tensors of ``y`` in the order of ``leaves(like)``.
 
     Args:
         y: A tensor or a dict of tensors.
-        other: A tree of the same kind and with the same names, in any order.
+        like: A tree with the same names, in any order.
 
     Returns:
-        One tensor, or the values by name.
+        One tensor, or the dict's values.
 
     Example:
         >>> a, b = torch.zeros(1), torch.ones(1)
-        >>> beside({"a": a, "b": b}, {"b": b, "a": a})
+        >>> leaves_like({"b": b, "a": a}, like={"a": a, "b": b})
         [tensor([0.]), tensor([1.])]
     """
-    if isinstance(y, Tensor) or isinstance(other, Tensor):
-        return leaves(other)
-    return [other[name] for name in y]
+    if isinstance(y, Tensor) or isinstance(like, Tensor):
+        return leaves(y)
+    return [y[name] for name in like]
 
 
-def grow(tensors: Sequence[Tensor | None], like: Value) -> Value:
+def from_leaves(tensors: Sequence[Tensor | None], like: Value) -> Value:
     """The inverse of :func:`leaves`.
 
     Args:
@@ -55,29 +55,29 @@ def grow(tensors: Sequence[Tensor | None], like: Value) -> Value:
         like: A tensor or a dict of tensors.
 
     Returns:
-        The tensors in a tree of the kind of ``like``.
+        A tree with the structure of ``like``.
 
     Example:
-        >>> grow([torch.ones(1), None], like={"a": torch.zeros(1), "b": torch.zeros(2)})
+        >>> from_leaves([torch.ones(1), None], like={"a": torch.zeros(1), "b": torch.zeros(2)})
         {'a': tensor([1.]), 'b': tensor([0., 0.])}
     """
-    grown = (
+    filled = (
         torch.zeros_like(leaf) if tensor is None else tensor
         for tensor, leaf in zip(tensors, leaves(like), strict=True)
     )
-    return next(grown) if isinstance(like, Tensor) else dict(zip(like, grown, strict=True))
+    return next(filled) if isinstance(like, Tensor) else dict(zip(like, filled, strict=True))
 
 
 def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value:
-    """Applies ``function`` to the tensors of ``y``, and of ``others`` beside them.
+    """Applies ``function`` to corresponding tensors of ``y`` and ``others``.
 
     Args:
         function: Takes one tensor of each tree and returns a tensor.
-        y: A tensor or a dict of tensors; it decides the shape of the result.
-        *others: Trees of the same kind and with the same names.
+        y: A tensor or a dict of tensors.
+        *others: Trees with the same names.
 
     Returns:
-        A tree of the kind of ``y``.
+        A tree with the structure of ``y``.
 
     Example:
         >>> tree_map(torch.add, {"a": torch.ones(2)}, {"a": torch.ones(2)})
@@ -90,22 +90,22 @@ def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value
 
 
 def detach(y: Value) -> Value:
-    """``y`` cut from the graph that computed it.
+    """``y`` detached from autograd's graph.
 
     Args:
         y: A tensor or a dict of tensors.
 
     Returns:
-        The same numbers, sharing memory, without history.
+        The same values, sharing memory.
     """
     return tree_map(torch.Tensor.detach, y)
 
 
 def ravel(y: Value) -> Tensor:
-    """All numbers of ``y`` in one row.
+    """All elements of ``y`` as one vector.
 
     Args:
-        y: A tensor or a dict of tensors, of m numbers.
+        y: A tensor or a dict of tensors, of m elements.
 
     Returns:
         ``(m,)``, the tensors of a dict one after the other.
@@ -117,20 +117,20 @@ def ravel(y: Value) -> Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in leaves(y)])
 
 
-def unravel(row: Tensor, like: Value) -> Value:
+def unravel(vector: Tensor, like: Value) -> Value:
     """The inverse of :func:`ravel`.
 
     Args:
-        row: ``(m,)``.
-        like: A tensor or a dict of tensors, of m numbers.
+        vector: ``(m,)``.
+        like: A tensor or a dict of tensors, of m elements.
 
     Returns:
-        The numbers of ``row`` in the shape of ``like``.
+        The elements of ``vector`` in the shape of ``like``.
 
     Example:
         >>> unravel(torch.arange(3), {"weight": torch.ones(2, 1), "bias": torch.zeros(1)})
         {'weight': tensor([[0],
                 [1]]), 'bias': tensor([2])}
     """
-    pieces = iter(torch.split(row, [leaf.numel() for leaf in leaves(like)]))
+    pieces = iter(torch.split(vector, [leaf.numel() for leaf in leaves(like)]))
     return tree_map(lambda leaf: next(pieces).view_as(leaf), like)

@@ -111,8 +111,8 @@ def build(name: str, folder: Path, **options: Any) -> Trainer:
     if norm == "none":
         model.layers[1] = torch.nn.Identity()
     elif norm == "sync":
-        SyncBatchNorm.take_over(model)
-        SyncBatchNorm.take_over(solver)
+        SyncBatchNorm.convert_sync_batchnorm(model)
+        SyncBatchNorm.convert_sync_batchnorm(solver)
     follower = Linf(0.1)
     game = make_game(
         ZeroSum(model, follower), follower, solver, RECIPE, schedule=SCHEDULES[schedule]()
@@ -157,7 +157,7 @@ def attack(folder: Path) -> None:
 def normalised(images: torch.Tensor) -> list[torch.Tensor]:
     """What synchronised normalisation makes of this process's images, and its statistics."""
     norm = torch.nn.BatchNorm2d(3)
-    SyncBatchNorm.take_over(norm)
+    SyncBatchNorm.convert_sync_batchnorm(norm)
     images = images[distributed.shard(len(images))]
     out = norm(images)
     assert out.dtype == images.dtype
@@ -219,15 +219,15 @@ def tell(folder: Path) -> None:
 
     told = []
     for attempt in (
-        lambda: distributed.agree({"seed": distributed.rank(), "epochs": 3}),
-        lambda: distributed.together(fail),
+        lambda: distributed.check_consistent({"seed": distributed.rank(), "epochs": 3}),
+        lambda: distributed.gather_results(fail),
     ):
         try:
             attempt()
         except BilevelError as error:
             told.append(str(error))
     (folder / f"told {distributed.rank()}").write_text("\n".join(told))
-    distributed.say("said by one")
+    distributed.print_once("said by one")
 
 
 def training(folder: Path) -> None:

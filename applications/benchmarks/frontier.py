@@ -19,7 +19,7 @@ from tabulated.reading import read
 
 from bilevel import BilevelError
 from bilevel.experiment import commandline
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.robustness.evaluation.plots import COLORS
 from bilevel.robustness.figures import INK, MUTED, STYLE
 
@@ -111,7 +111,7 @@ def main(args: Args) -> None:
         figure = Figure(figsize=(12.5, 3.8), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
             draw(axes, panel)
-        with replacing(args.out) as part:
+        with atomic_write(args.out) as part:
             figure.savefig(part, dpi=120, format="png")
 
 

@@ -29,7 +29,7 @@ from suite.training import Training
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import commandline
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.robustness import RECIPES, Splits, fast, load_images, sample
 from bilevel.robustness.data.sources import Dataset
 from bilevel.robustness.networks.speed import Precision, fitting_precision
@@ -68,7 +68,7 @@ def main(args: Args) -> None:
     jobs = planned(args, scale, images, device, clock)
     work(jobs, ledger, clock)
     report = tables.report(ledger.records, environment)
-    with replacing(args.out / "tables.md") as part:
+    with atomic_write(args.out / "tables.md") as part:
         part.write_text(report)
     print(report)
     failed = sum("failed" in record or "reason" in record for record in ledger.records)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.robustness import figures
 from bilevel.robustness.evaluation.plots import COLORS, STROKES
 from bilevel.robustness.figures import BAD, INK, MUTED
@@ -46,7 +46,7 @@ def draw(
         middle.suptitle(f"Learned weights, {name}", fontweight="bold")
         _lightest(right, weights, data)
         right.suptitle("The lightest samples: label given → right", fontweight="bold")
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             figure.savefig(part, dpi=120, format="png")
 
 

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.games import Game
 from bilevel.robustness import figures
 from bilevel.robustness.figures import INK, MUTED
@@ -152,5 +152,5 @@ def _legend(figure: Figure) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=120, format="png")

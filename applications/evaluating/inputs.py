@@ -69,5 +69,5 @@ def read(dataset: str, data_dir: Path, seed: int, device: torch.device) -> Split
     """The images of a dataset, read once for all classifiers that were trained on them."""
     with distributed.main_first():
         data = load_images(dataset, data_dir, seed=seed)
-    distributed.agree({"images": checksum(data)})
+    distributed.check_consistent({"images": checksum(data)})
     return Splits(*(part.to(device) for part in data))

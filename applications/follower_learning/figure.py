@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.games import Game
 from bilevel.robustness.evaluation.plots import COLORS
 from bilevel.robustness.figures import LINE, MUTED, STYLE
@@ -57,7 +57,7 @@ def draw(path: Path, portraits: Portraits, curves: Curves, horizon: int) -> None
             axes.set_title(setting)
         lower.axes[0].set_ylabel("distance to the equilibrium ÷ first")
         lower.axes[-1].legend(frameon=False, fontsize="small")
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             figure.savefig(part, dpi=144, format="png")
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.imitation import Demonstrations
 from bilevel.robustness.evaluation.plots import COLORS
 from bilevel.robustness.figures import MUTED, STYLE
@@ -49,7 +49,7 @@ def draw(path: Path, runs: Sequence[Run], experts: dict[str, Demonstrations]) ->
         grid[0, 0].set_ylabel("return of the policy")
         grid[1, 0].set_ylabel("discriminator's accuracy")
         grid[0, 0].legend(frameon=False, fontsize="small", loc="center right")
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             figure.savefig(part, dpi=130, format="png")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 
 from bilevel import BilevelError
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.imitation import Policy
 
 LONGEST = 1000
@@ -62,7 +62,7 @@ def film(path: Path, env: str, policy: Policy) -> None:
             break
     frames.append(_draw(stage))
     stage.close()
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         frames[0].save(
             part, format="GIF", save_all=True, append_images=frames[1:], duration=40, loop=0
         )

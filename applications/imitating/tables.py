@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from reproduction.tables import Table
 
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.imitation import Demonstrations
 from imitating.figure import METHODS, TITLES, mean_return
 from imitating.runs import Run
@@ -47,7 +47,7 @@ def record(run: Run, expert: Demonstrations) -> dict[str, Any]:
 
 def write_curves(path: Path, runs: Sequence[Run]) -> None:
     """Every iteration of every run, as CSV."""
-    with replacing(path) as part, part.open("w", newline="") as file:
+    with atomic_write(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("env", "method", "seed", "iteration", *CURVES))
         for run in runs:

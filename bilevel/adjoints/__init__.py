@@ -2,16 +2,16 @@
 
     dL/dθ = ∂L/∂θ + (dy*/dθ)ᵀ ∂L/∂y
 
-An adjoint decides what becomes of the second term:
+An adjoint decides how the second term is computed:
 
-    Detached     it is dropped, which is exact in a zero-sum game
-    Unrolled     through the steps of the solve
-    Implicit     from the condition that y* is optimal, by a linear system
-    Penalty      from two more solves, tilted to either side; no second derivatives
-    Forward      beside the solve, one number of θ after the other
-    Sampled      from solves at other leaders; no derivatives at all
+    Detached     not at all, which is exact in a zero-sum game
+    Unrolled     by reverse-mode differentiation through the steps of the solve
+    Implicit     from the optimality condition of y*, by a linear system
+    Penalty      from the solutions of two perturbed problems; no second derivatives
+    Forward      by forward-mode differentiation of the solve, one element of θ at a time
+    Sampled      from solves at perturbed θ; no derivatives at all
 
-The last four need y* only, and not the way that led there: each is a :class:`Pullback`.
+The last four need y* only, not the iterates that led to it: each is a :class:`Pullback`.
 """
 
 from bilevel.adjoints.base import Adjoint, Detached

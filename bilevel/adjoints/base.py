@@ -1,4 +1,4 @@
-"""What every adjoint is, and the one that a zero-sum game needs."""
+"""The base class of adjoints, and the one that a zero-sum game needs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bilevel.solvers import Solution, Solver
 
 
 class Adjoint(ABC):
-    """Solves the follower so that the answer carries the history that θ's gradient needs."""
+    """Solves the follower so that the leader's gradient can be taken through the answer."""
 
     @abstractmethod
     def solve(
         self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem, batch: Batch
     ) -> Solution:
-        """Answers for the follower.
+        """Solves the follower's problem.
 
         Args:
             solver: The solver to use.
@@ -29,47 +29,48 @@ class Adjoint(ABC):
             batch: The data.
 
         Returns:
-            The answer, whose history leads to the solver's parameters and, where the adjoint
+            The answer, whose graph leads to the solver's parameters and, if the adjoint
             differentiates through the answer, to the leader's.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What the adjoint remembers between steps.
+        """The state that is kept between steps.
 
         Returns:
-            Nothing, unless a subclass remembers something.
+            Empty, unless a subclass keeps something.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave.
+        """Loads the state.
 
         Args:
             state: What :meth:`state_dict` returned.
         """
 
-    def doubt(self, reason: bool | Tensor, message: str) -> None:
-        """Warns, once for each adjoint and message, that a gradient should not be trusted.
+    def warn_once(self, condition: bool | Tensor, message: str) -> None:
+        """Warns that a gradient should not be trusted, once for each adjoint and topic.
 
         Args:
-            reason: Whether there is one. A tensor is looked at on the CPU only, since elsewhere
-                that would wait for the device: what depends on one is not said there.
-            message: What is wrong, why, and the remedy; the part before the colon names it.
+            condition: Whether to warn. A tensor on another device than the CPU is not read, since
+                that would synchronise: there is no warning then.
+            message: What is wrong, why, and the remedy; the part before the colon is the topic.
         """
         topic = message.partition(":")[0]
-        said = self.__dict__.setdefault("_said", set())
-        if topic in said or (isinstance(reason, Tensor) and not reason.is_cpu) or not reason:
+        warned = self.__dict__.setdefault("_warned", set())
+        unread = isinstance(condition, Tensor) and not condition.is_cpu
+        if topic in warned or unread or not condition:
             return
-        said.add(topic)
+        warned.add(topic)
         warnings.warn(f"{self!r}: {message}", HypergradientWarning, stacklevel=2)
 
-    def ignored(self, names: list[str]) -> None:
-        """Says once on which of the leader's parameters the follower does not depend.
+    def warn_unused(self, names: list[str]) -> None:
+        """Warns once of the leader's parameters on which the follower's answer does not depend.
 
         Args:
-            names: Theirs.
+            names: Their names.
         """
-        self.doubt(
+        self.warn_once(
             bool(names),
             f"the follower ignores the leader's {', '.join(names)}: nothing of its answer depends "
             "on them, so their gradient through y* is 0; if that is not meant, read them in "
@@ -92,7 +93,7 @@ class Detached(Adjoint):
     def solve(
         self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem, batch: Batch
     ) -> Solution:
-        """Answers with the leader frozen: the history leads to the solver's parameters only."""
+        """Solves with the leader frozen: the graph leads to the solver's parameters only."""
         return solver.solve(follower, leader, batch, evaluate=False)
 
     def __repr__(self) -> str:

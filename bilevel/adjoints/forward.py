@@ -1,4 +1,4 @@
-"""The adjoint that differentiates the solve forward, one number of θ after the other."""
+"""The adjoint that differentiates the solve in forward mode."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from bilevel.adjoints.answered import Answered
-from bilevel.adjoints.pullback import Pullback, Slopes
+from bilevel.adjoints.pullback import Gradients, Pullback
+from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import check_steps
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
@@ -16,21 +16,20 @@ from bilevel.tree import Value, leaves
 
 
 class Forward(Pullback):
-    r"""Differentiates through the solver's steps, forward (Franceschi et al., 2017, Forward-HG).
+    r"""Forward-mode differentiation through the solver's steps (Franceschi et al., 2017).
 
     .. math:: \frac{dy_{k+1}}{dθ_i} = \frac{∂T}{∂y}\frac{dy_k}{dθ_i} + \frac{∂T}{∂θ_i}
 
-    The gradient is that of :class:`~bilevel.Unrolled`, in the memory of one step, however many
-    there are. In the backward pass it solves again for each of the leader's numbers: a means for
-    leaders of a few (a learning rate, a weight decay). φ is trained as without it, through the
-    points and not through the gradients.
+    Their Forward-HG. The gradient is that of :class:`~bilevel.Unrolled`, in the memory of one step,
+    whatever the number of steps. The backward pass solves once for each element of θ: suitable for
+    leaders of a few (a learning rate, a weight decay). φ is trained as with
+    :class:`~bilevel.Detached`, through the points and not through the gradients.
 
     Args:
-        limit: The most numbers that the leader may have.
+        limit: The largest number of elements that θ may have.
 
     Raises:
-        BilevelError: In the solve, if the leader has more, or the solver cannot be differentiated
-            through.
+        BilevelError: In the solve, if θ has more, or the solver cannot be differentiated through.
 
     Example:
         >>> Forward()
@@ -41,39 +40,39 @@ class Forward(Pullback):
         self.limit = limit
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
-        """Whether there are steps, each can be differentiated, and it ends."""
+        """Checks that the solver's steps are differentiable and repeatable, and the limit."""
         check_steps(self, solver)
         size = sum(p.numel() for p in leader.parameters() if p.requires_grad)
         if size > self.limit:
             raise BilevelError(
-                f"{self!r} would solve {size} times: forward mode takes a solve for each of the "
-                "leader's numbers; take Unrolled(recompute=True), or raise the limit"
+                f"{self!r} would solve {size} times: forward mode takes a solve for each element "
+                "of the leader's parameters; take Unrolled(recompute=True), or raise the limit"
             )
         if not solver.repeatable:
             raise BilevelError(
-                f"{self!r} solves again for each of the leader's numbers, but "
-                f"{type(solver).__name__} goes on from its last answer: give it warm_start=False"
+                f"{self!r} solves again for each element of the leader's parameters, but "
+                f"{type(solver).__name__} starts from its last answer: give it warm_start=False"
             )
 
-    def pull(self, problem: Answered, v: Value) -> Slopes:
-        """Solves once more for each number, and takes its derivative's product with v."""
-        slopes: Slopes = {}
+    def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
+        """Solves once for each element of θ, and multiplies the derivative of y* by v."""
+        grads: Gradients = {}
         for name in problem.wanted:
             size = problem.theta[name].numel()
             products = [self._product(problem, v, name, i) for i in range(size)]
             known = [product for product in products if product is not None]
-            slopes[name] = torch.stack(known).view_as(problem.theta[name]) if known else None
-        return slopes
+            grads[name] = torch.stack(known).view_as(problem.theta[name]) if known else None
+        return grads
 
-    def _product(self, problem: Answered, v: Value, name: str, place: int) -> Tensor | None:
-        """vᵀ dy/dθ_i; None where nothing of y depends on the parameter."""
+    def _product(self, problem: SolvedProblem, v: Value, name: str, index: int) -> Tensor | None:
+        """vᵀ dy/dθ_i; None if y does not depend on the parameter."""
         point = problem.theta[name].detach()
         direction = point.new_zeros(point.numel())
-        direction[place] = 1
-        # Autograd switches forward mode off within its functions, and this is called by one.
+        direction[index] = 1
+        # torch.autograd.Function, within which this runs, disables forward mode.
         with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
             theta = {name: forward_ad.make_dual(point, direction.view_as(point))}
-            y = problem.at(theta, problem.solver.answer)
+            y = problem.evaluate(theta, problem.solver.answer)
             tangents = [forward_ad.unpack_dual(leaf).tangent for leaf in leaves(y)]
         pairs = [(t, w) for t, w in zip(tangents, leaves(v), strict=True) if t is not None]
         return torch.stack([(t * w).sum() for t, w in pairs]).sum() if pairs else None

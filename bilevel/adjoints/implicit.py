@@ -1,4 +1,4 @@
-"""The adjoint of a follower that is solved: from its optimality condition, not from its steps."""
+"""The adjoint that differentiates the follower's optimality condition, not the solver's steps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints import linear
-from bilevel.adjoints.answered import Answered
 from bilevel.adjoints.linear import LinearSolution, LinearSolver
-from bilevel.adjoints.pullback import Pullback, Slopes
+from bilevel.adjoints.pullback import Gradients, Pullback
+from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
-from bilevel.tree import Value, grow, leaves, ravel, tree_map, unravel
+from bilevel.tree import Value, from_leaves, leaves, ravel, tree_map, unravel
 from bilevel.updates.base import Update
 from bilevel.updates.gradient import Gradient
 
@@ -31,42 +31,42 @@ SOLVERS: dict[Method, LinearSolver] = {
     "exact": linear.exact,
 }
 
-# An answer is near enough where its residual has fallen to this part of that at the start.
+# An answer counts as optimal if its residual is at most this part of the start's.
 STATIONARY = 1e-2
 
 
 class Implicit(Pullback):
     r"""The implicit function theorem at the answer (Bengio, 2000; Pedregosa, 2016).
 
-    Where the follower is stationary, F(θ, y*) = ∇_y q = 0 differentiates to
+    The optimality condition F(θ, y*) = ∇_y q = 0 differentiates to
 
     .. math:: \Bigl(\frac{dy^*}{dθ}\Bigr)^{\!T} v = \Bigl(\frac{∂F}{∂θ}\Bigr)^{\!T} w, \qquad
               -\Bigl(\frac{∂F}{∂y}\Bigr)^{\!T} w = v
 
-    Where Y is not everything, or with ``fixed_point``, F = T(θ, y) − y, where T is an update step
-    and the projection after it: the answer is differentiated through that projection.
+    If Y has constraints, or with ``fixed_point``, the condition is F = T(θ, y) − y, where T is an
+    update step followed by the projection: the answer is differentiated through the projection.
 
-    It is exact for an answer that is exact, whatever way led there, and needs the memory of one
-    gradient. Each product costs about two gradient evaluations. The statistics are ``residual``
-    (of the linear system, in units of v), ``curvature`` (the smallest met: 0 or less says that y*
-    is no strict optimum), ``gradient_norm`` at the answer, and ``evaluations`` (gradients of the
-    objective and products with its second derivatives).
+    Exact for an exact answer, however it was computed, in the memory of one gradient. Each product
+    costs about two gradient evaluations. The statistics are ``residual`` (of the linear system,
+    relative to v), ``curvature`` (the smallest met: y* is no strict optimum if it is 0 or less),
+    ``gradient_norm`` at the answer, and ``evaluations`` (gradients of the objective and products
+    with its second derivatives).
 
     Args:
         solver: ``"cg"`` for a strict optimum; ``"gmres"`` for any F; ``"neumann"`` adds terms of
-            the series of T, which has to contract; ``"exact"`` writes the matrix out, for m numbers
-            of y by m products. By default ``"cg"``, and ``"gmres"`` with a fixed point.
-        tolerance: The linear solve ends where its residual has fallen to this part of v.
-        max_steps: The most steps of the linear solve.
-        damping: Added to the matrix's diagonal: it makes a flat follower solvable, and biased.
-        warm_start: Start from the last linear solve's answer. Worth it where θ and the batch move
+            the series of T, which must be a contraction; ``"exact"`` computes the matrix, by m
+            products for m elements of y. By default ``"cg"``, or ``"gmres"`` with a fixed point.
+        tolerance: The linear solve ends when its residual is at most this times the norm of v.
+        max_steps: The largest number of steps of the linear solve.
+        damping: Added to the matrix's diagonal: makes a flat follower solvable, at a bias.
+        warm_start: Start from the last linear solve's solution; useful if θ and the batch change
             slowly.
-        fixed_point: The update whose step, projected, leaves y* where it is; by default the
-            solver's own if that is a plain gradient step, else one of size 1.
+        fixed_point: The update that defines T; by default the solver's own if that is a plain
+            gradient step, else one of size 1.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the solve, if the linear solver does
-            not suit the problem.
+        BilevelError: If an argument is out of range; in the solve, if the linear solver does not
+            suit the problem.
 
     Example:
         >>> Implicit(solver="neumann", max_steps=50)
@@ -107,7 +107,7 @@ class Implicit(Pullback):
         self._scale: Tensor | None = None
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
-        """Whether the linear solver suits the problem."""
+        """Checks that the linear solver suits the problem."""
         step = self._step(solver, follower)
         if self.solver == "cg" and step is not None:
             raise BilevelError(
@@ -122,17 +122,17 @@ class Implicit(Pullback):
                 "give fixed_point=updates.Gradient(step)"
             )
 
-    def pull(self, problem: Answered, v: Value) -> Slopes:
-        """Solves the linear system, and takes its answer to θ."""
+    def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
+        """Solves the linear system for w, and multiplies it by ∂F/∂θ."""
         step = self._step(problem.solver, problem.follower)
         theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
         y = tree_map(lambda leaf: leaf.detach().requires_grad_(), problem.y)
         with torch.enable_grad():
-            rest, norm = problem.at(theta, lambda oracle: _condition(oracle, step, y))
+            residual, norm = problem.evaluate(theta, lambda oracle: _residual(oracle, step, y))
 
-        def product(row: Tensor) -> Tensor:
-            slopes = _vjp(rest, leaves(y), unravel(row, like=v))
-            return self.damping * row - ravel(grow(slopes, like=y))
+        def product(w: Tensor) -> Tensor:
+            grads = _vjp(residual, leaves(y), unravel(w, like=v))
+            return self.damping * w - ravel(from_leaves(grads, like=y))
 
         b = ravel(v)
         start = self._kept if self._kept is not None and self._kept.shape == b.shape else None
@@ -141,14 +141,14 @@ class Implicit(Pullback):
         if self.warm_start:
             self._kept = solution.value
         problem.stats["evaluations"] += solution.products
-        problem.note(gradient_norm=norm)
-        self._judge(problem, solution, b, symmetric=step is None)
-        self._judge_answer(problem, step, rest, float(solution.largest))
-        slopes = _vjp(rest, list(theta.values()), unravel(solution.value, like=v))
-        return dict(zip(theta, slopes, strict=True))
+        problem.record(gradient_norm=norm)
+        self._check_system(problem, solution, b, symmetric=step is None)
+        self._check_stationary(problem, step, residual, float(solution.largest))
+        grads = _vjp(residual, list(theta.values()), unravel(solution.value, like=v))
+        return dict(zip(theta, grads, strict=True))
 
     def _step(self, solver: Solver, follower: FollowerProblem) -> Update | None:
-        """The update of the fixed-point map; None where the gradient's zero is the condition."""
+        """The update of the fixed-point map; None if the condition is a zero gradient."""
         if self.fixed_point is not None:
             return self.fixed_point
         project = getattr(follower.project, "__func__", None)
@@ -158,63 +158,65 @@ class Implicit(Pullback):
             return own
         return Gradient(1.0) if constrained and self.solver != "neumann" else None
 
-    def _judge(
-        self, problem: Answered, solution: LinearSolution, b: Tensor, *, symmetric: bool
+    def _check_system(
+        self, problem: SolvedProblem, solution: LinearSolution, b: Tensor, *, symmetric: bool
     ) -> None:
-        """What the linear solve says of the gradient."""
+        """Warns if the linear system is indefinite, singular or not solved."""
         residual = solution.residual.norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)
-        problem.note(residual=residual, curvature=solution.curvature)
+        problem.record(residual=residual, curvature=solution.curvature)
         curvature, largest = float(solution.curvature), float(solution.largest)
         rounding = torch.finfo(b.dtype).eps * len(b) * largest
         if symmetric and curvature < -rounding:
-            self.doubt(
+            self.warn_once(
                 True,
                 f"negative curvature: along some direction the follower's objective curves the "
                 f"wrong way at its answer (by {curvature:.3g}), so y* is not its optimum; solve it "
-                f"further, give damping above {-curvature:.3g}, or take Unrolled(), which asks for "
+                f"further, give damping above {-curvature:.3g}, or take Unrolled(), which assumes "
                 "no optimum",
             )
         elif symmetric and curvature <= rounding:
-            self.doubt(
+            self.warn_once(
                 float(residual) > self.tolerance,
                 "singular system: along some direction the follower's objective is flat at its "
                 "answer, so y* is not unique and has no derivative there; make the follower's "
                 "objective strictly convex (weight decay), or give damping",
             )
         elif not float(residual) <= max(self.tolerance, torch.finfo(b.dtype).eps ** 0.5):
-            self.doubt(
+            self.warn_once(
                 True,
                 f"linear system not solved: its residual is {float(residual):.3g} of v after "
                 f"{solution.products} products, where {self.tolerance:g} was asked for; raise "
                 "max_steps, give damping, or take another solver",
             )
 
-    def _judge_answer(
-        self, problem: Answered, step: Update | None, rest: Value, curvature: float
+    def _check_stationary(
+        self, problem: SolvedProblem, step: Update | None, residual: Value, curvature: float
     ) -> None:
-        """Whether the condition holds at the answer, beside how far from it the start is."""
+        """Warns if the condition does not hold at the answer, relative to the start."""
         if self._scale is None:
             with torch.no_grad():
-                start = problem.at({}, lambda oracle: _condition(oracle, step, oracle.init())[0])
+                start, _ = problem.evaluate(
+                    {}, lambda oracle: _residual(oracle, step, oracle.init())
+                )
             scale, y = ravel(start).norm(), ravel(problem.y)
             if scale <= 100 * torch.finfo(y.dtype).eps * curvature * y.norm():
-                return  # it starts at the optimum, up to rounding: nothing to compare with
+                return  # the start is optimal up to rounding: nothing to compare with
             self._scale = scale
-        part = float(ravel(rest).norm() / self._scale)
-        self.doubt(
-            part > STATIONARY,
-            f"the follower is not stationary at its answer: its optimality condition is missed by "
-            f"{part:.2g} of what it is missed by at the start, and the implicit gradient is exact "
-            "at an optimum only; solve with more steps, or take Unrolled(), which is exact for any "
+        ratio = float(ravel(residual).norm() / self._scale)
+        self.warn_once(
+            ratio > STATIONARY,
+            f"the follower is not stationary at its answer: the residual of its optimality "
+            f"condition is {ratio:.2g} of that at the start, and the implicit gradient is exact at "
+            "an optimum only; solve with more steps, or take Unrolled(), which is exact for any "
             "answer",
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The last linear solve's answer, for a warm start."""
+        """The last linear solve's solution, and the residual's scale."""
         return {"kept": self._kept, "scale": self._scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
+        """Loads what :meth:`state_dict` returned."""
         self._kept, self._scale = state["kept"], state["scale"]
 
     def __repr__(self) -> str:
@@ -227,20 +229,20 @@ class Implicit(Pullback):
         return f"Implicit({', '.join(given)})"
 
 
-def _condition(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, Tensor]:
+def _residual(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, Tensor]:
     """F, which is zero at an optimum, and the norm of the gradient."""
     if step is None:
-        rest = oracle.gradient(y)
+        residual = oracle.gradient(y)
     else:
-        rest = tree_map(torch.sub, oracle.advance(step, y, None, 1)[0], y)
-    return rest, oracle.stats()["gradient_norm"]
+        residual = tree_map(torch.sub, oracle.advance(step, y, None, 1)[0], y)
+    return residual, oracle.stats()["gradient_norm"]
 
 
-def _vjp(value: Value, inputs: Sequence[Tensor], weights: Value) -> Sequence[Tensor | None]:
-    """The weighted derivatives of a value whose graph is kept; None where it has none."""
-    pairs = zip(leaves(value), leaves(weights), strict=True)
+def _vjp(value: Value, inputs: Sequence[Tensor], v: Value) -> Sequence[Tensor | None]:
+    """The vector-Jacobian product, keeping the graph; None where an input is not used."""
+    pairs = zip(leaves(value), leaves(v), strict=True)
     outputs = [(leaf, weight) for leaf, weight in pairs if leaf.requires_grad]
     if not outputs:
         return [None for _ in inputs]
-    values, slopes = zip(*outputs, strict=True)
-    return torch.autograd.grad(values, inputs, slopes, retain_graph=True, allow_unused=True)
+    values, weights = zip(*outputs, strict=True)
+    return torch.autograd.grad(values, inputs, weights, retain_graph=True, allow_unused=True)

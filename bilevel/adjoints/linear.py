@@ -1,10 +1,10 @@
-"""Solvers of A x = b for a matrix that is known by its products alone.
+"""Matrix-free solvers of A x = b, for the implicit adjoint and TRPO.
 
-The implicit adjoint and TRPO both need one. Each reports what is needed to judge its answer, and
-none of them raises where A is not what it asks for: that is for the caller to say in words.
+Each reports what is needed to judge its answer, and none raises if A does not meet its assumptions:
+the caller does.
 
     conjugate_gradient    A symmetric and positive definite; one product a step, little memory
-    gmres                 any A; one product a step, keeps every step's vector
+    gmres                 any A; one product a step, keeps a vector for each step
     neumann               Σ (I − A)ᵏ b, where I − A contracts; one product a step
     exact                 any A; as many products as unknowns, and the matrix in memory
 """
@@ -24,15 +24,15 @@ Product = Callable[[Tensor], Tensor]
 
 
 class LinearSolution(NamedTuple):
-    """An answer to A x = b and what was learned of A on the way.
+    """A solution of A x = b, and what the solver learned about A.
 
     Args:
         value: x, ``(m,)``.
         residual: b − A x, ``(m,)``.
-        curvature: The smallest vᵀAv / vᵀv met, a scalar; 0 or less where a symmetric A is not
-            positive definite.
-        largest: The largest one met in absolute value, the scale to judge the smallest by.
-        products: How many products with A were spent.
+        curvature: The smallest Rayleigh quotient vᵀAv / vᵀv met, a scalar; 0 or less where a
+            symmetric A is not positive definite.
+        largest: The largest one in absolute value, to compare the smallest with.
+        products: The number of products with A.
     """
 
     value: Tensor
@@ -43,7 +43,7 @@ class LinearSolution(NamedTuple):
 
 
 class LinearSolver(Protocol):
-    """What solves a linear system by products."""
+    """The interface of the solvers."""
 
     def __call__(
         self, product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None
@@ -53,12 +53,12 @@ class LinearSolver(Protocol):
         Args:
             product: v to A v.
             b: ``(m,)``.
-            steps: The most steps to take.
-            tolerance: The solve ends where the residual's norm falls to this part of b's.
-            start: Where x begins, ``(m,)``; zero if None.
+            steps: The largest number of steps.
+            tolerance: The solve ends when the residual's norm is at most this times b's.
+            start: The initial x, ``(m,)``; zero if None.
 
         Returns:
-            The answer.
+            The solution.
         """
 
 
@@ -72,22 +72,22 @@ def conjugate_gradient(
 ) -> LinearSolution:
     r"""Solves A x = b for a symmetric, positive definite A (Hestenes and Stiefel, 1952).
 
-    With κ the condition of A, the error after k steps is bounded in the norm of A:
+    With κ the condition number of A, the error after k steps is bounded in the norm of A:
 
     .. math:: \|x_k - x\|_A \le 2 \Bigl(\frac{\sqrt κ - 1}{\sqrt κ + 1}\Bigr)^k \|x_0 - x\|_A
 
-    Where it meets a direction along which A is not positive it ends with what it has: the
-    ``curvature`` it reports is then 0 to rounding, or less (or not finite, if A is not).
+    At a direction along which A is not positive it stops: the ``curvature`` that it reports is
+    then 0 up to rounding, or negative (or not finite, if A is not).
 
     Args:
         product: v to A v, ``(m,)`` both.
         b: ``(m,)``, not zero.
-        steps: The most steps to take; fewer are taken where the residual falls to ``tolerance``.
-        tolerance: In units of the norm of b; rounding if None.
-        start: Where x begins, at the price of a product; zero if None.
+        steps: The largest number of steps.
+        tolerance: Relative to the norm of b, see :class:`LinearSolver`; machine epsilon if None.
+        start: The initial x, which costs a product; zero if None.
 
     Returns:
-        The answer, with the residual as the recursion knows it.
+        The solution, with the residual of the recursion.
 
     Example:
         >>> A, b = torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([3.0, 4.0])
@@ -96,7 +96,7 @@ def conjugate_gradient(
     """
     tolerance = torch.finfo(b.dtype).eps if tolerance is None else tolerance
     x, residual, products = _begin(product, b, start)
-    # Numbers and not tensors: each step has to look at two of them, and arithmetic is then free.
+    # Python numbers: each step has to branch on two of them anyway.
     square, target = float(residual @ residual), tolerance**2 * float(b @ b)
     smallest, largest = math.inf, 0.0
     direction, length = residual, square  # the length squared
@@ -107,9 +107,9 @@ def conjugate_gradient(
         products += 1
         curvature = float(direction @ image)
         ratio = curvature / length
-        smallest = smallest if ratio >= smallest else ratio  # NaN stays
+        smallest = smallest if ratio >= smallest else ratio  # keeps NaN
         largest = max(largest, abs(ratio))
-        if not curvature > 0:  # A is singular along it, or not finite
+        if not curvature > 0:  # not positive definite, or not finite
             break
         x = torch.add(x, direction, alpha=square / curvature)
         residual = torch.sub(residual, image, alpha=square / curvature)
@@ -124,18 +124,18 @@ def neumann(
 ) -> LinearSolution:
     r"""Solves A x = b by the series :math:`\sum_k (I - A)^k b` (Lorraine et al., 2020, Alg. 3).
 
-    Each step multiplies the residual by I − A: it shrinks where the eigenvalues of A lie within 1
-    of 1, and grows elsewhere.
+    Each step multiplies the residual by I − A, so it converges if |1 − λ| < 1 for every eigenvalue
+    λ of A, and diverges otherwise.
 
     Args:
         product: v to A v, ``(m,)`` both.
         b: ``(m,)``.
-        steps: The most terms to add.
-        tolerance: In units of the norm of b, see :class:`LinearSolver`.
-        start: Where x begins, at the price of a product; zero if None.
+        steps: The largest number of terms to add.
+        tolerance: Relative to the norm of b, see :class:`LinearSolver`.
+        start: The initial x, which costs a product; zero if None.
 
     Returns:
-        The answer.
+        The solution.
 
     Example:
         >>> neumann(lambda v: v / 2, torch.ones(1), steps=50, tolerance=1e-6).value
@@ -159,18 +159,17 @@ def gmres(
 ) -> LinearSolution:
     """Solves A x = b for any A by least squares over a Krylov space (Saad and Schultz, 1986).
 
-    It keeps a vector for each step, made orthogonal to the others twice so that rounding does not
-    mix them, and never restarts.
+    Without restarts, and with every basis vector orthogonalised twice against the others.
 
     Args:
         product: v to A v, ``(m,)`` both.
         b: ``(m,)``.
-        steps: The most steps to take, and at most m are.
-        tolerance: In units of the norm of b, see :class:`LinearSolver`.
-        start: Where x begins, at the price of a product; zero if None.
+        steps: The largest number of steps; at most m are taken.
+        tolerance: Relative to the norm of b, see :class:`LinearSolver`.
+        start: The initial x, which costs a product; zero if None.
 
     Returns:
-        The answer; ``curvature`` is the smallest over the Krylov space.
+        The solution; ``curvature`` is the smallest over the Krylov space.
 
     Example:
         >>> A = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])      # no symmetric part at all
@@ -185,7 +184,7 @@ def gmres(
         return LinearSolution(x, residual, smallest, largest, products)
     basis = (residual / length)[None]
     coordinates = length[None]  # of the residual, in the basis
-    projected = b.new_zeros(1, 0)  # A in the basis: a column for each step
+    projected = b.new_zeros(1, 0)  # the Hessenberg matrix: a column for each step
     for _ in range(min(steps, len(b))):
         image = product(basis[-1])
         products += 1
@@ -199,7 +198,7 @@ def gmres(
         projected = torch.cat([torch.cat([projected, column[:, None]], 1), row])
         coordinates = torch.cat([coordinates, length.new_zeros(1)])
         basis = torch.cat([basis, image[None] / length.clamp(min=torch.finfo(b.dtype).tiny)])
-        # The left factor's last column is what the space cannot reach.
+        # The last column of Q spans the complement of the range of `projected`.
         missed = torch.linalg.qr(projected, mode="complete")[0][:, -1] @ coordinates
         if missed.abs() <= target or length <= torch.finfo(b.dtype).eps * largest:
             break
@@ -212,17 +211,17 @@ def gmres(
 def exact(
     product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
 ) -> LinearSolution:
-    """Solves A x = b with the matrix written out: the shortest x that is closest to solving it.
+    """Solves A x = b by the pseudoinverse of the dense matrix: the minimum-norm least squares.
 
     Args:
         product: v to A v, ``(m,)`` both.
         b: ``(m,)``.
-        steps: Not read: it takes m products.
-        tolerance: Not read.
-        start: Not read.
+        steps: Not used: it takes m products.
+        tolerance: Not used.
+        start: Not used.
 
     Returns:
-        The answer; ``curvature`` is the smallest eigenvalue of A's symmetric part.
+        The solution; ``curvature`` is the smallest eigenvalue of A's symmetric part.
 
     Example:
         >>> exact(lambda v: 2 * v, torch.ones(2), steps=0, tolerance=0.0).value

@@ -1,4 +1,4 @@
-"""The adjoint that takes no second derivatives: two more solves, tilted to either side."""
+"""The adjoint that takes no second derivatives: a finite difference of perturbed solutions."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.adjoints.answered import Answered
-from bilevel.adjoints.pullback import Pullback, Slopes
+from bilevel.adjoints.pullback import Gradients, Pullback
+from bilevel.adjoints.solved import SolvedProblem
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
-from bilevel.tree import Value, beside, leaves, ravel, tree_map
+from bilevel.tree import Value, leaves, leaves_like, ravel, tree_map
 from bilevel.updates.base import Update
 
-# A solve has settled where its last step, as often as there were steps, would not lead this part
-# of the way once more.
-SETTLED = 0.1
+# A solve counts as converged if its last step, times the number of steps, is at most this part of
+# the distance that it has moved.
+CONVERGED = 0.1
 
 
 class Penalty(Pullback):
@@ -31,21 +31,21 @@ class Penalty(Pullback):
               y_\pm = \arg\min_{y ∈ Y} c(θ, y) \pm \frac{1}{λ} v^T y
 
     which is the gradient of a penalty method (F2SA; BOME of Liu et al., 2022) with the leader's
-    loss linear in y, and both of its signs for a symmetric difference: the error falls as 1/λ²,
-    until the tilt drowns in rounding. The tilted problems are solved from y* by the solver's own
-    steps, so that constraints need no case of their own. The statistics are ``residual`` (how much
-    further as many steps would lead again), ``curvature`` (that along the answers' difference; 0
-    where they do not differ) and ``evaluations``.
+    loss linearised in y, as a central difference: the error is O(1/λ²), until rounding dominates.
+    The perturbed problems are solved from y* by the solver's own steps, so that constraints are
+    respected. The statistics are ``residual`` (the last step times the number of steps, relative
+    to the distance moved), ``curvature`` (along the difference of the two solutions; 0 if they do
+    not differ) and ``evaluations``.
 
     Args:
-        strength: λ. The tilt moves y by about v / (λ · curvature): that should be small beside
-            the distance in which the curvature changes.
-        update: The step rule of the tilted solves; the solver's own unless given.
-        steps: How many of its steps; as many as the solver's own unless given.
+        strength: λ. The perturbation moves y by about v / (λ · curvature), which should be small
+            compared with the distance over which the curvature changes.
+        update: The step rule for the perturbed problems; by default the solver's own.
+        steps: The number of its steps; by default as many as the solver's.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the solve, if the solver has no steps
-            and none are given.
+        BilevelError: If an argument is out of range; in the solve, if the solver has no steps and
+            none are given.
 
     Example:
         >>> Penalty(1e3)
@@ -64,7 +64,7 @@ class Penalty(Pullback):
         self.steps = steps
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
-        """Whether there are steps to solve the tilted problems by."""
+        """Checks that there are steps to solve the perturbed problems with."""
         if not all(self._steps(solver)):
             raise BilevelError(
                 f"{self!r} solves by the solver's own steps, and {type(solver).__name__} has none: "
@@ -72,87 +72,87 @@ class Penalty(Pullback):
             )
 
     def _steps(self, solver: Solver) -> tuple[Update | None, int]:
-        """The rule and the number of steps of a tilted solve."""
+        """The rule and the number of steps of a perturbed solve."""
         if isinstance(solver, Iterative):
             return self.update or solver.update, self.steps or solver.steps
         return self.update, self.steps or 0
 
-    def pull(self, problem: Answered, v: Value) -> Slopes:
-        """Solves both tilted problems and compares the follower's costs in θ."""
-        (up, rest), (down, other) = (self._tilted(problem, v, sign) for sign in (1, -1))
-        distance = ravel(tree_map(torch.sub, down, up)) * self.strength / 2
-        square = (distance @ distance).clamp(min=torch.finfo(distance.dtype).tiny)
-        curvature = ravel(v) @ distance / square
-        problem.note(residual=torch.maximum(rest, other), curvature=curvature)
-        rounding = torch.finfo(distance.dtype).eps * ravel(problem.y).norm() * self.strength
-        self.doubt(
-            distance.norm() < 100 * rounding,
-            "the tilt drowns in rounding: the tilted answers hardly differ from each other; lower "
-            "the strength, or compute in float64",
+    def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
+        """Solves both perturbed problems, and takes the difference of the costs' gradients."""
+        (plus, residual), (minus, other) = (self._perturbed(problem, v, sign) for sign in (1, -1))
+        difference = ravel(tree_map(torch.sub, minus, plus)) * self.strength / 2
+        square = (difference @ difference).clamp(min=torch.finfo(difference.dtype).tiny)
+        curvature = ravel(v) @ difference / square
+        problem.record(residual=torch.maximum(residual, other), curvature=curvature)
+        rounding = torch.finfo(difference.dtype).eps * ravel(problem.y).norm() * self.strength
+        self.warn_once(
+            difference.norm() < 100 * rounding,
+            "the perturbation is lost in rounding: the two perturbed solutions hardly differ; "
+            "lower the strength, or compute in float64",
         )
-        slopes = [self._slopes(problem, y) for y in (down, up)]
+        grads = [self._gradients(problem, y) for y in (minus, plus)]
         return {
             name: None if a is None or b is None else (a - b) * (self.strength / 2)
-            for (name, a), b in zip(slopes[0].items(), slopes[1].values(), strict=True)
+            for (name, a), b in zip(grads[0].items(), grads[1].values(), strict=True)
         }
 
-    def _tilted(self, problem: Answered, v: Value, sign: int) -> tuple[Value, Tensor]:
-        """The answer to the follower's problem with a linear term, from y* on, and its residual."""
+    def _perturbed(self, problem: SolvedProblem, v: Value, sign: int) -> tuple[Value, Tensor]:
+        """Solves the problem with a linear term from y* on: the solution and its residual."""
         update, steps = self._steps(problem.solver)
         assert update is not None
-        tilt = tree_map(lambda leaf: leaf * (sign / self.strength), v)
+        cost = tree_map(lambda leaf: leaf * (sign / self.strength), v)
 
         def solve(oracle: Oracle) -> tuple[Value, Value]:
             y, state = oracle.advance(update, problem.y, None, steps - 1)
             return y, oracle.advance(update, y, state, 1)[0]
 
-        before, end = problem.at({}, solve, Tilted(problem.follower, tilt))
-        last, way = (ravel(tree_map(torch.sub, end, begin)).norm() for begin in (before, problem.y))
-        residual = steps * last / way.clamp(min=torch.finfo(way.dtype).tiny)
-        self.doubt(
-            residual > SETTLED,
-            "the tilted problems are not solved: their answers still move as they did at first, "
-            "and the difference is of where they are and not of where they go; give more steps, "
-            "or an update that settles",
+        before, end = problem.evaluate({}, solve, Perturbed(problem.follower, cost))
+        last, moved = (ravel(tree_map(torch.sub, end, y)).norm() for y in (before, problem.y))
+        residual = steps * last / moved.clamp(min=torch.finfo(moved.dtype).tiny)
+        self.warn_once(
+            residual > CONVERGED,
+            "the perturbed problems are not solved: their iterates still move as far as at first, "
+            "and the finite difference needs converged ones; give more steps, or an update that "
+            "converges",
         )
         return end, residual
 
-    def _slopes(self, problem: Answered, y: Value) -> Slopes:
+    def _gradients(self, problem: SolvedProblem, y: Value) -> Gradients:
         """The gradient of the follower's gain in θ, at a point."""
         theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
         with torch.enable_grad():
-            gain = problem.at(theta, lambda oracle: oracle.gain(y)).sum()
+            gain = problem.evaluate(theta, lambda oracle: oracle.gain(y)).sum()
         problem.stats["evaluations"] += 1
         if not gain.requires_grad:
             return dict.fromkeys(theta)
-        slopes = torch.autograd.grad(gain, list(theta.values()), allow_unused=True)
-        return dict(zip(theta, slopes, strict=True))
+        grads = torch.autograd.grad(gain, list(theta.values()), allow_unused=True)
+        return dict(zip(theta, grads, strict=True))
 
     def __repr__(self) -> str:
         return f"Penalty({self.strength:g})"
 
 
-class Tilted(FollowerProblem):
-    """A follower with a linear cost on top of its own.
+class Perturbed(FollowerProblem):
+    """A follower with a linear cost on y in addition to its own objective.
 
     Args:
         follower: The problem.
-        tilt: What each number of y costs, in the shape of y.
+        cost: The cost's coefficients, in the shape of y.
     """
 
-    def __init__(self, follower: FollowerProblem, tilt: Value) -> None:
+    def __init__(self, follower: FollowerProblem, cost: Value) -> None:
         self.follower = follower
         self.sense = follower.sense
-        self.tilt = tilt
+        self.cost = cost
 
     def init(self, batch: Batch) -> Value:
         """The follower's own."""
         return self.follower.init(batch)
 
     def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
-        """The follower's own, less the cost of y for one that maximises, plus it otherwise."""
+        """The follower's own minus the cost if it is maximised, plus the cost otherwise."""
         value = self.follower.objective(leader, y, batch)
-        products = [a * b for a, b in zip(leaves(y), beside(y, self.tilt), strict=True)]
+        products = [a * b for a, b in zip(leaves(y), leaves_like(self.cost, like=y), strict=True)]
         costs = [p[..., None].flatten(1).sum(1) if value.dim() else p.sum() for p in products]
         return value - self.sign * torch.stack(costs).sum(0)
 

@@ -1,9 +1,9 @@
-"""What all adjoints share that need y* only, and not the way that led there.
+"""The base class of adjoints that need only y*, not the iterates that led to it.
 
-Of the Jacobian dy*/dθ a gradient needs one product, v ↦ (dy*/dθ)ᵀ v with v = ∂L/∂y. Such an adjoint
-is that function: the answer is a node of autograd's graph whose backward calls it. So it goes with
-any solver, costs nothing until a gradient is asked for, and is seen by ``torch.func``'s transforms
-as one operation.
+The leader's gradient needs one product with the Jacobian dy*/dθ: v ↦ (dy*/dθ)ᵀ v with v = ∂L/∂y.
+Such an adjoint is that function: the answer is a node of autograd's graph whose backward calls it.
+So it works with any solver, costs nothing until a gradient is required, and is one operation to the
+transforms of ``torch.func``.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from bilevel.adjoints.answered import Answered
 from bilevel.adjoints.base import Adjoint
+from bilevel.adjoints.solved import SolvedProblem
 from bilevel.errors import BilevelError
 from bilevel.parameters import Parameters, with_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
-from bilevel.replay import Moment
+from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solution, Solver
-from bilevel.tree import Value, grow, leaves, tree_map
+from bilevel.tree import Value, from_leaves, leaves, tree_map
 
-Slopes = dict[str, Tensor | None]
+Gradients = dict[str, Tensor | None]
 
 
 class Pullback(Adjoint):
-    """An adjoint that is a function v ↦ (dy*/dθ)ᵀ v of the answer.
+    """An adjoint defined by the vector-Jacobian product v ↦ (dy*/dθ)ᵀ v.
 
-    A subclass writes :meth:`pull`. Of the transforms of ``torch.func``, ``grad`` and ``jacrev`` go
-    through it over the leader's parameters (given by ``functional_call``), and ``vmap`` over the
-    batch's tensors too, one problem after the other. The answer has no derivative in the batch,
-    and the gradient none at all: who asks for either gets an error.
+    A subclass implements :meth:`pull`. Of the transforms of ``torch.func``, ``grad`` and ``jacrev``
+    work over the leader's parameters (passed by ``functional_call``), and ``vmap`` also over the
+    batch's tensors, solving one problem after the other. Derivatives in the batch, and second
+    derivatives, raise an error.
 
-    What :meth:`pull` finds out joins the solution's statistics in the backward pass. Where that
-    finds v = 0 (a hinge that is met) there is nothing to solve and nothing to tell.
+    :meth:`pull` adds to the solution's statistics during the backward pass. If v = 0 (a hinge loss
+    at zero) it is not called.
     """
 
     @abstractmethod
-    def pull(self, problem: Answered, v: Value) -> Slopes:
+    def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """The product (dy*/dθ)ᵀ v.
 
         Args:
-            problem: The problem and its answer.
+            problem: The problem and its solution.
             v: ∂L/∂y, in the shape of y.
 
         Returns:
-            For each wanted parameter its gradient through y*; None where the follower does not
-            depend on it.
+            The gradient through y* of each parameter in ``problem.wanted``; None if the follower
+            does not depend on it.
         """
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
-        """Says so where the adjoint does not apply.
+        """Checks before each solve that the adjoint applies; by default it always does.
 
         Args:
             solver: The solver.
@@ -62,19 +62,19 @@ class Pullback(Adjoint):
             leader: The leader.
 
         Raises:
-            BilevelError: If it does not.
+            BilevelError: If it does not apply.
         """
 
     def solve(
         self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem, batch: Batch
     ) -> Solution:
-        """Answers with a history of one step to θ, and the solver's own to φ."""
+        """Solves, with one graph node that leads to θ, and the solver's own graph to φ."""
         self.check(solver, follower, leader)
         theta = dict(leader.named_parameters())
         data, spec = tree_flatten(batch)
         task = _Task(self, solver, follower, leader, tuple(theta), data, spec)
         tensors = [_Constant.apply(self, leaf) for leaf in data if isinstance(leaf, Tensor)]
-        value = grow(_Answer.apply(task, *theta.values(), *tensors), like=task.history)
+        value = from_leaves(_Answer.apply(task, *theta.values(), *tensors), like=task.history)
         if any(leaf.requires_grad for leaf in leaves(task.history)):
             if task.solves > 1:
                 raise BilevelError(
@@ -82,14 +82,14 @@ class Pullback(Adjoint):
                     "would be those of the last problem; call solver.requires_grad_(False), or "
                     "solve without vmap"
                 )
-            # Zeros that lead to φ alone, as the node leads to θ alone: who asks for one of the
-            # gradients does not pay for the other.
+            # Adds zeros whose graph leads to φ only, as the node leads to θ only: neither gradient
+            # costs anything unless it is required.
             value = tree_map(lambda leaf, own: leaf + (own - own.detach()), value, task.history)
         return Solution(value, task.stats)
 
 
 class _Task:
-    """All of a solve that is not a tensor to be transformed."""
+    """The part of a solve that is not a tensor, and so hidden from transforms."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class _Task:
         self.names = names
         self.data = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in data]
         self.spec = spec
-        self.moment: Moment
+        self.snapshot: Snapshot
         self.stats: dict[str, Tensor] = {}
         self.history: Value
         self.solves = 0
@@ -114,8 +114,7 @@ class _Task:
 
     def split(self, inputs: Sequence[Tensor]) -> tuple[Parameters, Batch]:
         """The leader's parameters and the batch."""
-        # Without a history: parameters that functional_call lends may have one, and to freeze them
-        # would fail then.
+        # Detached: functional_call may pass non-leaf tensors, whose requires_grad cannot be set.
         theta = {n: p.detach() for n, p in zip(self.names, inputs, strict=False)}
         tensors = iter(inputs[len(theta) :])
         data = [next(tensors) if constant is None else constant[0] for constant in self.data]
@@ -127,7 +126,7 @@ class _Task:
         theta, batch = self.split(inputs)
 
         def call() -> Solution:
-            self.moment = Moment(leader, solver)
+            self.snapshot = Snapshot(leader, solver)
             with torch.set_grad_enabled(self.recording):
                 return solver.solve(follower, leader, batch, evaluate=False)
 
@@ -140,24 +139,23 @@ class _Task:
         return tuple(leaf.detach().clone() for leaf in leaves(solution.value))
 
     def pull(self, wanted: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """A gradient for each parameter, zero where none is wanted."""
+        """A gradient for each parameter, zero where none is required."""
         size = len(leaves(self.history))
-        v, y = (grow(part, like=self.history) for part in (tensors[:size], tensors[-size:]))
+        v, y = (from_leaves(part, like=self.history) for part in (tensors[:size], tensors[-size:]))
         theta, batch = self.split(tensors[size:-size])
         if not any(leaf.any() for leaf in leaves(v)):
             return tuple(torch.zeros_like(leaf) for leaf in leaves(theta))
-        names = tuple(name for name, asked in zip(self.names, wanted, strict=True) if asked)
-        problem = Answered(*self.parts, batch, theta, y, names, self.moment, self.stats)
-        slopes = self.adjoint.pull(problem, v)
-        self.adjoint.ignored([name for name in names if slopes[name] is None])
-        every = grow([slopes.get(name) for name in self.names], like=theta)
-        return tuple(leaves(every))
+        names = tuple(name for name, want in zip(self.names, wanted, strict=True) if want)
+        problem = SolvedProblem(*self.parts, batch, theta, y, names, self.snapshot, self.stats)
+        grads = self.adjoint.pull(problem, v)
+        self.adjoint.warn_unused([name for name in names if grads[name] is None])
+        return tuple(leaves(from_leaves([grads.get(name) for name in self.names], like=theta)))
 
 
 class _Constant(torch.autograd.Function):
-    """A tensor of the batch, as a node that autograd visits only if its gradient is asked for.
+    """A tensor of the batch, as a node that autograd visits only if its gradient is required.
 
-    The answer's own node cannot tell: what it needs is settled before anybody asks.
+    ``_Answer`` cannot tell: its ``needs_input_grad`` is fixed in the forward pass.
     """
 
     generate_vmap_rule = True
@@ -173,13 +171,13 @@ class _Constant(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> Any:
         raise BilevelError(
-            f"the batch asks for gradients: {ctx.adjoint!r} gives those of the leader's parameters "
-            "only; compute what leads to the batch inside objective and loss, or take Unrolled()"
+            f"the batch requires gradients: {ctx.adjoint!r} gives those of the leader's parameters "
+            "only; compute the batch inside objective and loss, or take Unrolled()"
         )
 
 
 class _Answer(torch.autograd.Function):
-    """θ and the batch to y*."""
+    """Maps θ and the batch to y*."""
 
     @staticmethod
     def forward(task: _Task, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -193,19 +191,19 @@ class _Answer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[1 : 1 + len(ctx.task.names)]
-        slopes: Sequence[Tensor | None] = [None for _ in wanted]
+        grads: Sequence[Tensor | None] = [None for _ in wanted]
         if any(wanted):
             found = _Pull.apply(ctx.task, wanted, *v, *ctx.saved_tensors)
-            slopes = [slope if want else None for slope, want in zip(found, wanted, strict=True)]
-        return None, *slopes, *(None for _ in ctx.needs_input_grad[1 + len(wanted) :])
+            grads = [grad if want else None for grad, want in zip(found, wanted, strict=True)]
+        return None, *grads, *(None for _ in ctx.needs_input_grad[1 + len(wanted) :])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, task: _Task, *inputs: Tensor) -> Any:
-        return _one_by_one(info, in_dims[1:], inputs, lambda row: _Answer.apply(task, *row))
+        return _map(info, in_dims[1:], inputs, lambda row: _Answer.apply(task, *row))
 
 
 class _Pull(torch.autograd.Function):
-    """v, with θ, the batch and y*, to (dy*/dθ)ᵀ v."""
+    """Maps v, with θ, the batch and y*, to (dy*/dθ)ᵀ v."""
 
     @staticmethod
     def forward(task: _Task, wanted: Sequence[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -219,18 +217,18 @@ class _Pull(torch.autograd.Function):
     def backward(ctx: Any, *_: Tensor) -> Any:
         raise BilevelError(
             f"{ctx.adjoint!r} gives first derivatives only: its gradient cannot be differentiated "
-            "once more; leave out create_graph=True, or take Unrolled()"
+            "again; leave out create_graph=True, or take Unrolled()"
         )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, task: _Task, wanted: Any, *tensors: Tensor) -> Any:
-        return _one_by_one(info, in_dims[2:], tensors, lambda row: _Pull.apply(task, wanted, *row))
+        return _map(info, in_dims[2:], tensors, lambda row: _Pull.apply(task, wanted, *row))
 
 
-def _one_by_one(
+def _map(
     info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], function: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """A rule for ``vmap``: what branches on numbers cannot take a batch of them."""
+    """The rule for ``vmap``: a loop, since solves branch on the values of tensors."""
     pairs = list(zip(tensors, in_dims, strict=True))
     rows = [
         function([t if dim is None else t.select(dim, i) for t, dim in pairs])

@@ -1,17 +1,17 @@
-"""The adjoint that takes no derivatives at all: what becomes of the answer at other leaders."""
+"""The zeroth-order adjoint: finite differences of solves at random perturbations of θ."""
 
 from __future__ import annotations
 
 import torch
 
-from bilevel.adjoints.answered import Answered
-from bilevel.adjoints.pullback import Pullback, Slopes
+from bilevel.adjoints.pullback import Gradients, Pullback
+from bilevel.adjoints.solved import SolvedProblem
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Solver
 from bilevel.tree import Value, leaves, ravel, unravel
 
-# Of an estimate that is nothing but noise the standard error is the length.
+# The standard error, relative to the estimate's norm, above which to warn; of pure noise it is 1.
 NOISE = 0.7
 
 
@@ -22,19 +22,19 @@ class Sampled(Pullback):
               \frac{v^T\bigl(y^*(θ + σu_i) - y^*(θ - σu_i)\bigr)}{2σ}\, u_i,
               \qquad u_i \sim N(0, I)
 
-    It needs nothing of the follower but its answers, and works where they jump. Unbiased for an
-    answer that is smoothed over a distance of σ; its variance grows with the number of the leader's
-    parameters, so that a leader of many takes many samples. Each is two solves, with the random
-    numbers of the first. The statistics are ``residual`` (the estimate's standard error, in units
-    of its length) and ``evaluations``.
+    It needs only the follower's answers, which may be discontinuous in θ. It is an unbiased
+    estimate of the gradient of y* smoothed by a Gaussian of width σ; its variance grows with the
+    dimension of θ, and so does the number of samples needed. A sample takes two solves, with the
+    random numbers of the original solve. The statistics are ``residual`` (the estimate's standard
+    error relative to its norm) and ``evaluations``.
 
     Args:
-        scale: σ, in units of θ. Leader constraints (:meth:`LeaderProblem.project`) are not kept to.
+        scale: σ, in units of θ. Perturbed leaders may violate :meth:`LeaderProblem.project`.
         samples: n.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the solve, if the solver goes on from
-            its last answer.
+        BilevelError: If an argument is out of range; in the solve, if the solver starts from its
+            last answer.
 
     Example:
         >>> Sampled(0.01, samples=64)
@@ -43,44 +43,43 @@ class Sampled(Pullback):
 
     def __init__(self, scale: float, *, samples: int = 32) -> None:
         if not scale > 0:
-            raise BilevelError(f"scale is {scale}: the leader is not moved; give σ > 0")
+            raise BilevelError(f"scale is {scale}: the leader is not perturbed; give σ > 0")
         if samples < 2:
             raise BilevelError(
-                f"samples is {samples!r}: without a second one nothing tells how far the estimate "
-                "is off; give 2, 3, …"
+                f"samples is {samples!r}: the standard error needs two at least; give 2, 3, …"
             )
         self.scale = scale
         self.samples = samples
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
-        """Whether the solver answers for other leaders without a trace."""
+        """Checks that the solver can be run again."""
         if not solver.repeatable:
             raise BilevelError(
-                f"{self!r} asks for answers to other leaders, but {type(solver).__name__} goes on "
-                "from its last answer: give it warm_start=False"
+                f"{self!r} solves for other leaders, but {type(solver).__name__} starts from its "
+                "last answer: give it warm_start=False"
             )
 
-    def pull(self, problem: Answered, v: Value) -> Slopes:
-        """Answers for leaders around θ, on both sides."""
+    def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
+        """Solves at perturbations of θ, in antithetic pairs."""
         theta = {name: problem.theta[name] for name in problem.wanted}
         point, weights = ravel(theta), ravel(v)
         estimates = []
         for _ in range(self.samples):
             u = torch.randn_like(point)
             up, down = (
-                ravel(problem.solved(unravel(point + side * self.scale * u, like=theta)))
+                ravel(problem.solve(unravel(point + side * self.scale * u, like=theta)))
                 for side in (1, -1)
             )
             estimates.append((weights @ (up - down)) / (2 * self.scale) * u)
-        every = torch.stack(estimates)
-        mean, variance = every.mean(0), every.var(0)
-        length = mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)  # 0 if no answer moves
-        residual = (variance.sum() / self.samples).sqrt() / length
-        problem.note(residual=residual)
-        self.doubt(
+        stacked = torch.stack(estimates)
+        mean, variance = stacked.mean(0), stacked.var(0)
+        norm = mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)  # 0 if no answer moves
+        residual = (variance.sum() / self.samples).sqrt() / norm
+        problem.record(residual=residual)
+        self.warn_once(
             residual > NOISE,
-            "the samples say little: the estimate's standard error is most of the estimate; give "
-            "more samples, or a leader of fewer parameters",
+            "too few samples: the estimate's standard error is nearly as large as the estimate; "
+            "give more samples, or a leader of fewer parameters",
         )
         return dict(zip(theta, leaves(unravel(mean, like=theta)), strict=True))
 

@@ -1,4 +1,4 @@
-"""The adjoint that differentiates through the solve, step by step."""
+"""The adjoint that differentiates through the steps of the solve in reverse mode."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.recompute import recomputed
 from bilevel.solvers import Iterative, Parametric, Solution, Solver
-from bilevel.solvers.oracle import Oracle, opened
+from bilevel.solvers.oracle import Oracle, requiring_grad
 from bilevel.tree import Value, detach, leaves, tree_map
 from bilevel.updates.base import State, Update
 
 
 class Unrolled(Adjoint):
-    r"""Differentiates through the solver's own steps, in reverse (Maclaurin et al., 2015).
+    r"""Reverse-mode differentiation through the solver's steps (Maclaurin et al., 2015).
 
     .. math:: \frac{dy_{k+1}}{dθ} = \frac{∂T}{∂y}\frac{dy_k}{dθ} + \frac{∂T}{∂θ}, \qquad
               y_{k+1} = T(y_k, θ)
 
-    It is exact for the answer that the solver gives, converged or not, and φ is trained through
-    the gradients too. It keeps every step's intermediate values, unless it is told otherwise, and
-    needs second derivatives of the objective.
+    Exact for the answer that the solver gives, converged or not; φ is trained through the
+    gradients too. By default every step's intermediate values are saved. The objective must be
+    twice differentiable.
 
     Args:
-        truncate: Of how many last steps (Shaban et al., 2019); None for all. What the others would
-            add is dropped: for a follower that contracts by ρ a step, a part ρ^truncate.
-        recompute: Keep the points at the ends of segments only, of that many steps, and compute
-            what lies between again in the backward pass; True for half the square root of the
-            number of steps, which takes little memory, ∝ √steps (Chen et al., 2016).
-        compile: Compile the step (``torch.compile``). It pays for solves that are repeated many
-            times; the first one takes tens of seconds.
+        truncate: Differentiate through this many last steps only (Shaban et al., 2019); None for
+            all. For a follower that contracts by ρ a step this drops a part ρ^truncate of the
+            gradient.
+        recompute: Checkpoint segments of this many steps: only their end points are saved, and the
+            backward pass computes the rest again. True takes half the square root of the number of
+            steps, for a memory of O(√steps) (Chen et al., 2016).
+        compile: Compile the step (``torch.compile``). The first solve takes tens of seconds, so it
+            is for solves that are repeated many times.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the solve, if the solver or the update
+        BilevelError: If an argument is out of range; in the solve, if the solver or the update
             cannot be differentiated through.
 
     Example:
@@ -63,35 +64,35 @@ class Unrolled(Adjoint):
         self.truncate = truncate
         self.recompute = recompute
         self.compile = compile
-        self._looked = False
+        self._checked = False
 
     def solve(
         self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem, batch: Batch
     ) -> Solution:
-        """Answers with the history of the steps."""
-        self._check(solver)
-        kind = CompiledOracle if self.compile else Oracle
+        """Solves with the graph of the steps."""
+        self._check_solver(solver)
+        oracle_type = CompiledOracle if self.compile else Oracle
         with frozen(leader, solver.leader_mode, differentiable=True):
-            oracle = kind(follower, leader, batch, differentiable=True)
-            if self._plain:
+            oracle = oracle_type(follower, leader, batch, differentiable=True)
+            if self._whole:
                 value = solver.answer(oracle)
             else:
                 assert isinstance(solver, Iterative)
                 value = self._answer(solver, oracle, leader)
-        if not self._looked:
-            self._look(leader, value)
+        if not self._checked:
+            self._check_graph(leader, value)
         evaluations = torch.tensor(float(oracle.evaluations), device=leaves(value)[0].device)
         return Solution(value, {**oracle.stats(), "evaluations": evaluations})
 
     @property
-    def _plain(self) -> bool:
+    def _whole(self) -> bool:
         return self.truncate is None and not self.recompute
 
     def _answer(self, solver: Iterative, oracle: Oracle, leader: nn.Module) -> Value:
         kept = solver.steps if self.truncate is None else min(self.truncate, solver.steps)
         with torch.no_grad():
             y, state = oracle.advance(solver.update, *solver.start(oracle), solver.steps - kept)
-        # A step's history holds y several times over; where four times, this is the least of all.
+        # √kept / 2 minimises the memory if a step's graph takes four times that of y.
         size = math.isqrt(kept // 4) if self.recompute is True else self.recompute or kept
         size = max(size, 1)
         for done in range(0, kept, size):
@@ -103,22 +104,22 @@ class Unrolled(Adjoint):
         solver.keep(y, state)
         return y
 
-    def _check(self, solver: Solver) -> None:
+    def _check_solver(self, solver: Solver) -> None:
         check_steps(self, solver)
-        own = isinstance(solver, Iterative) and type(solver).answer is Iterative.answer
-        if not self._plain and not own:
+        plain = isinstance(solver, Iterative) and type(solver).answer is Iterative.answer
+        if not self._whole and not plain:
             raise BilevelError(
                 f"{self!r} cannot cut {type(solver).__name__} into steps: it answers by an "
                 "algorithm of its own; give Unrolled() without truncate and recompute, or "
                 "Iterative as the solver"
             )
 
-    def _look(self, leader: nn.Module, value: Value) -> None:
-        """Says once what the answer does not depend on."""
-        self._looked = True
+    def _check_graph(self, leader: nn.Module, value: Value) -> None:
+        """Warns of the parameters that the answer does not depend on."""
+        self._checked = True
         names = {id(p): name for name, p in leader.named_parameters() if p.requires_grad}
-        ignored = names.keys() - _reached(value, set(names))
-        self.ignored([name for key, name in names.items() if key in ignored])
+        unused = names.keys() - _reachable(value, set(names))
+        self.warn_unused([name for key, name in names.items() if key in unused])
 
     def __repr__(self) -> str:
         settings = {"truncate": self.truncate, "recompute": self.recompute, "compile": self.compile}
@@ -127,33 +128,32 @@ class Unrolled(Adjoint):
 
 
 class CompiledOracle(Oracle):
-    """An oracle that steps by a compiled function; for solves that are differentiated through.
+    """An oracle with a compiled step; for solves that are differentiated through.
 
-    One step a call: several together save calls where a step is tiny, and lose twice as much where
-    it is not, since the compiler then keeps more for the backward pass.
+    One step a call: compiling several at once saves calls if a step is tiny, but loses twice as
+    much if it is not, since the compiler then saves more for the backward pass.
     """
 
     def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
-        """Some steps, each with its gradient in one compiled call."""
-        step = _compiled()
-        y = tree_map(opened, y)  # as it is from the second call on
+        """Takes steps, each with its gradient in one compiled call."""
+        step = _compiled_step()
+        y = tree_map(requiring_grad, y)  # as from the second step on: no second compilation
         for _ in range(steps):
             try:
-                found = step(update, self._follower, self._leader, self._batch, y, state)
+                y, state, seen = step(update, self._follower, self._leader, self._batch, y, state)
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = str(error).partition("\n")[0]
                 raise BilevelError(
                     f"a step of {type(update).__name__} cannot be compiled ({reason}): all of it, "
                     "the objective included, has to be one graph; leave out compile=True"
                 ) from error
-            y, state, seen = found
             if seen is not None:
-                self.note(*seen)
+                self.record(*seen)
         return y, state
 
 
 @cache
-def _compiled() -> Any:
+def _compiled_step() -> Any:
     return torch.compile(_step, fullgraph=True)
 
 
@@ -165,7 +165,7 @@ def _step(
     y: Value,
     state: State,
 ) -> tuple[Value, State, tuple[Tensor, Value] | None]:
-    """A step of :meth:`Oracle.advance` as a function of tensors, with what it has seen."""
+    """A step of :meth:`Oracle.advance`, and the objective and gradient for its statistics."""
 
     def total(point: Value) -> tuple[Tensor, Tensor]:
         objective = follower.checked_objective(leader, point, batch)
@@ -180,14 +180,14 @@ def _step(
 
 
 def check_steps(adjoint: Adjoint, solver: Solver) -> None:
-    """Whether a solver has steps that can be differentiated through.
+    """Checks that a solver has steps that can be differentiated through.
 
     Args:
-        adjoint: Who would.
+        adjoint: The adjoint that differentiates, for the message.
         solver: The solver.
 
     Raises:
-        BilevelError: If it has not.
+        BilevelError: If it has none.
     """
     if isinstance(solver, Parametric):
         raise BilevelError(
@@ -199,7 +199,7 @@ def check_steps(adjoint: Adjoint, solver: Solver) -> None:
 
 
 def check_differentiable(update: Update) -> None:
-    """Whether a step can be differentiated through.
+    """Checks that a step can be differentiated through.
 
     Args:
         update: The step rule.
@@ -210,21 +210,21 @@ def check_differentiable(update: Update) -> None:
     if not update.differentiable:
         raise BilevelError(
             f"{type(update).__name__} does not change with its gradient but in jumps: its "
-            "derivative is 0 almost everywhere and says nothing of y*; take updates.Gradient or "
-            "NormalizedGradient, or an adjoint that does not differentiate through the step: "
+            "derivative is 0 almost everywhere and tells nothing about y*; take updates.Gradient "
+            "or NormalizedGradient, or an adjoint that does not differentiate through the step: "
             "Implicit() or Sampled()"
         )
 
 
-def _reached(value: Value, wanted: set[int]) -> set[int]:
-    """Those of the wanted leaves, by identity, that a value's history leads to."""
+def _reachable(value: Value, wanted: set[int]) -> set[int]:
+    """The ids of those wanted leaf tensors that the graph of a value leads to."""
     found: set[int] = set()
     seen: set[Any] = set()
-    ahead = [leaf.grad_fn for leaf in leaves(value) if leaf.grad_fn is not None]
-    while ahead and found != wanted:
-        node = ahead.pop()
+    stack = [leaf.grad_fn for leaf in leaves(value) if leaf.grad_fn is not None]
+    while stack and found != wanted:
+        node = stack.pop()
         found |= {id(getattr(node, "variable", None))} & wanted
         fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
         seen.update(fresh)
-        ahead.extend(fresh)
+        stack.extend(fresh)
     return found

@@ -11,15 +11,21 @@ Without :func:`join` there is one process, and all of this does nothing.
 """
 
 from bilevel.distributed.batchnorm import SyncBatchNorm, average_statistics
-from bilevel.distributed.collectives import agree, all_gather, broadcast, main_first, together
+from bilevel.distributed.collectives import (
+    all_gather,
+    broadcast,
+    check_consistent,
+    gather_results,
+    main_first,
+)
 from bilevel.distributed.job import (
     LostContactError,
     is_main,
     join,
     leave,
     local_gpu,
+    print_once,
     rank,
-    say,
     shard,
     world_size,
 )
@@ -29,18 +35,18 @@ __all__ = [
     "LostContactError",
     "Pool",
     "SyncBatchNorm",
-    "agree",
     "all_gather",
     "average_statistics",
     "broadcast",
+    "check_consistent",
+    "gather_results",
     "is_main",
     "join",
     "leave",
     "local_gpu",
     "main_first",
+    "print_once",
     "rank",
-    "say",
     "shard",
-    "together",
     "world_size",
 ]

@@ -1,9 +1,9 @@
-"""Batch normalisation over the images of all processes."""
+"""Batch normalisation over the batches of all processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bilevel.distributed.job import world_size
 from bilevel.distributed.pool import Pool
 
+_M = TypeVar("_M", bound=nn.Module)
+
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """``nn.SyncBatchNorm``, which knows GPUs only, on every device.
+    """``nn.SyncBatchNorm``, also on devices other than GPUs.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-        >>> SyncBatchNorm.take_over(network)
-        >>> type(network[1]).__name__
+        >>> type(SyncBatchNorm.convert_sync_batchnorm(network)[1]).__name__
         'SyncBatchNorm'
     """
 
@@ -29,17 +30,21 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     running_mean: Tensor
     running_var: Tensor
 
-    @staticmethod
-    def take_over(network: nn.Module) -> None:
-        """Makes every batch normalisation of a network a synchronised one, in place.
+    @classmethod
+    def convert_sync_batchnorm(cls, module: _M) -> _M:  # type: ignore[override]
+        """Converts all batch normalisation layers of a module, in place.
 
         Args:
-            network: The network; its parameters stay the tensors that they are.
+            module: The module; its parameters stay the same tensors.
+
+        Returns:
+            The module.
         """
-        for module in network.modules():
-            if isinstance(module, _BatchNorm):
-                module.__class__ = SyncBatchNorm
-                module.process_group = None  # type: ignore[assignment]
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.__class__ = cls
+                layer.process_group = None  # type: ignore[assignment]
+        return module
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises by the mean and the variance over the batches of all processes.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from bilevel.distributed.job import contact, rank, world_size
+from bilevel.distributed.job import rank, translate_errors, world_size
 from bilevel.errors import BilevelError
 
 _T = TypeVar("_T")
@@ -26,7 +26,7 @@ def all_gather(value: _T) -> list[_T]:
     """
     found: list[Any] = [value] * world_size()
     if world_size() > 1:
-        with contact():
+        with translate_errors():
             dist.all_gather_object(found, value)
     return found
 
@@ -43,7 +43,7 @@ def broadcast(value: _T) -> _T:
     return all_gather(value)[0]
 
 
-def together(function: Callable[[], _T]) -> list[_T]:
+def gather_results(function: Callable[[], _T]) -> list[_T]:
     """Calls a function that may fail in one process, and then fails in all. Collective.
 
     Args:
@@ -84,7 +84,7 @@ def main_first() -> Iterator[None]:
         all_gather(None)
 
 
-def agree(values: Mapping[str, object]) -> None:
+def check_consistent(values: Mapping[str, object]) -> None:
     """Says so where processes were not started alike. Collective.
 
     Args:

@@ -37,14 +37,14 @@ def join() -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "MASTER_ADDR" not in os.environ:
         return
     both = torch.cuda.is_available() and dist.is_nccl_available()
-    with contact():
+    with translate_errors():
         store, rank, size = next(rendezvous("env://"))
         backend = "cpu:gloo,cuda:nccl" if both else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     _job = dist.PrefixStore(  # type: ignore[attr-defined]
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
     )
-    _listen()
+    _handle_sigterm()
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
 
@@ -130,7 +130,7 @@ def shard(count: int) -> slice:
     return slice(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
-def say(line: str) -> None:
+def print_once(line: str) -> None:
     """Prints on the standard error, unless another process of the job has: who fails first knows.
 
     Args:
@@ -144,7 +144,7 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def contact() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Within the block a library's error means that another process is gone.
 
     Yields:
@@ -163,7 +163,7 @@ def contact() -> Iterator[None]:
         ) from error
 
 
-def _listen() -> None:
+def _handle_sigterm() -> None:
     """Ends this process in words when torchrun tells it to, as it does when another is lost.
 
     In a thread: the main one may wait for the others in a library, where no handler runs.
@@ -176,7 +176,7 @@ def _listen() -> None:
     def wait() -> None:
         while signal.SIGTERM not in os.read(reader, 1):
             pass
-        say(
+        print_once(
             "error: another process was lost, or the job was ended: this one was told to stop; the "
             "same command with --resume goes on from the last checkpoint"
         )

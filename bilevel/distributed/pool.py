@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bilevel.distributed.job import contact, world_size
+from bilevel.distributed.job import translate_errors, world_size
 
 
 class Pool:
@@ -36,7 +36,7 @@ class Pool:
         pieces = flat.split([tensor.numel() for tensor in tensors])
         places = [_laid_out(piece, tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
         torch._foreach_copy_(places, list(tensors))
-        with contact():
+        with translate_errors():
             dist.all_reduce(flat)
         torch._foreach_copy_(list(tensors), places)
 

@@ -10,7 +10,7 @@ import torch
 
 from bilevel import distributed
 from bilevel.errors import BilevelError
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     if not distributed.is_main():
         return
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         torch.save(state, part)
 
 

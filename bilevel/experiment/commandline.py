@@ -47,10 +47,12 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
         main(_parse(arguments))
     except BilevelError as error:
         line = " ".join(str(error).splitlines())  # whatever it quotes
-        distributed.say(f"error: {line}")
+        distributed.print_once(f"error: {line}")
         status = 2
     except KeyboardInterrupt:
-        distributed.say("stopped; the same command with --resume goes on from the last checkpoint")
+        distributed.print_once(
+            "stopped; the same command with --resume goes on from the last checkpoint"
+        )
         status = 130
     except SystemExit as end:  # after --help, or when the job is ended
         status = end.code if isinstance(end.code, int) else 0

@@ -32,7 +32,7 @@ def make_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Within the block a file is written beside ``path``; at its end the file takes that name.
 
     So ``path`` holds the old file or the new one, never a part of it.
@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Example:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "note.txt"
-        >>> with replacing(file) as part:
+        >>> with atomic_write(file) as part:
         ...     _ = part.write_text("whole")
         >>> file.read_text()
         'whole'

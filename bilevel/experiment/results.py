@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 
 Record = Mapping[str, Any]
 
@@ -31,6 +31,6 @@ def write_results(
     """
     content = {"config": config, "environment": environment, "results": list(results)}
     path = out / "results.json"
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=2, default=str) + "\n")
     return path

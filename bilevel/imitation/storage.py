@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.imitation.demonstrations import Demonstrations
 
 # TypeError: a .npy, which is no archive (in Python 3.10 an AttributeError), or an array of text.
@@ -28,7 +28,7 @@ def save_demonstrations(path: Path, demonstrations: Demonstrations) -> None:
         BilevelError: If it cannot be written.
     """
     arrays: dict[str, Any] = demonstrations._asdict()  # the name becomes an array too
-    with replacing(path) as part, part.open("wb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 

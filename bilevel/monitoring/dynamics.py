@@ -112,14 +112,14 @@ def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
     if not (np.abs(x) < _HUGE).all():
         return Verdict("diverging", radius=math.inf)
     rounding = _ROUNDING * eps * np.abs(x).max(0)
-    x = (x - _calmer_end(x))[:, np.ptp(x, axis=0) > rounding]
+    x = (x - _slower_end(x))[:, np.ptp(x, axis=0) > rounding]
     if x.shape[1] == 0:
         return Verdict("converging")
     size = float(np.abs(x).max())
     x /= size
     rotation = find_rotation(x)
     if rotation is not None and rotation.radius * size > np.linalg.norm(rounding):
-        return _judge(rotation, len(x), size, stride)
+        return _classify_rotation(rotation, len(x), size, stride)
     if _accelerates(x):
         return Verdict("diverging")
     turns = _turns(x)
@@ -128,7 +128,7 @@ def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
     return Verdict("converging")
 
 
-def weigh(verdicts: Sequence[Verdict], strides: Sequence[int]) -> Verdict:
+def combine(verdicts: Sequence[Verdict], strides: Sequence[int]) -> Verdict:
     """Makes one verdict of those on records of the same run at several strides.
 
     Where several see the same period, the longest record knows best whether the radius changes.
@@ -146,7 +146,7 @@ def weigh(verdicts: Sequence[Verdict], strides: Sequence[int]) -> Verdict:
     Example:
         >>> fast = Verdict("cycling", period=3.0, radius=1.0, trend=1.0)
         >>> aliased = Verdict("cycling", period=12.0, radius=1.0, trend=1.0)
-        >>> weigh([fast, aliased], strides=[1, 4]).period
+        >>> combine([fast, aliased], strides=[1, 4]).period
         3.0
     """
     for i, verdict in enumerate(verdicts):
@@ -166,13 +166,13 @@ def _same_period(a: Verdict, b: Verdict) -> bool:
     return math.isclose(a.period, b.period, rel_tol=0.05)
 
 
-def _calmer_end(x: Array) -> Array:
+def _slower_end(x: Array) -> Array:
     """The first or last row, whichever is nearer to rest: seen from there, no digits are lost."""
     begin, end = np.abs(x[1] - x[0]).max(), np.abs(x[-1] - x[-2]).max()
     return x[:1] if begin < end else x[-1:]
 
 
-def _judge(rotation: Rotation, rows: int, size: float, stride: int) -> Verdict:
+def _classify_rotation(rotation: Rotation, rows: int, size: float, stride: int) -> Verdict:
     change, error = rotation.growth * rows, rotation.growth_error * rows
     kind: Kind = "cycling"
     if change > _GROWN:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
 from bilevel.game import Bilevel
-from bilevel.monitoring.dynamics import Verdict, classify, weigh
+from bilevel.monitoring.dynamics import Verdict, classify, combine
 
 SAMPLED = 128
 """Numbers observed of each player; all of them where it has no more."""
@@ -104,7 +104,7 @@ class Monitor:
         """
         levels = range(len(self._records))
         strides = [FACTOR**level for level in levels]
-        verdict = weigh([classify(self._window(n), strides[n]) for n in levels], strides)
+        verdict = combine([classify(self._window(n), strides[n]) for n in levels], strides)
         if verdict.needed is None:
             return verdict
         return replace(verdict, needed=math.ceil(verdict.needed * 4 / 3))  # a quarter is left out

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.robustness.evaluation.results import Example
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def draw_attacks(path: str | os.PathLike[str], examples: Sequence[Example]) -> N
     Raises:
         BilevelError: If the file cannot be written.
     """
-    with replacing(Path(path)) as part:
+    with atomic_write(Path(path)) as part:
         plot_attacks(examples).savefig(part, dpi=120, format="png")
 
 

@@ -1,13 +1,13 @@
 """The noun `Schedule`: in which order the leader's θ and the solver's φ move.
 
-    Simultaneous    both from one answer: in a zero-sum game one backward pass for both
-    Alternating     one, then the other, each from an answer of its own
-    ProximalPoint   the implicit step, by iterations of Simultaneous
+    Simultaneous    both from one solve: in a zero-sum game one backward pass for both
+    Alternating     one, then the other, each from a solve of its own
+    ProximalPoint   the implicit step, by fixed-point iterations
     Extragradient   two of those iterations
-    Optimistic      Simultaneous, corrected by how its step has changed
+    Optimistic      Simultaneous plus the change of its step since the last one
     Lookahead       k steps of any schedule, then part of the way back
 
-The last four bring players together that circle under the first two.
+The last four converge in games in which the first two cycle.
 """
 
 from bilevel.schedules.base import Alternating, Schedule, Simultaneous

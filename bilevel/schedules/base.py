@@ -1,4 +1,4 @@
-"""What every schedule is, and the two plain ones."""
+"""The base class of schedules, and the two plain ones."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ Player = Literal["leader", "follower"]
 
 
 class Schedule(ABC):
-    """One step of the game in terms of its moves.
+    """Defines a step of the game by its ``solve``, ``move_leader``, ``move_solver``, ``move_both``.
 
-    They are ``solve``, ``move_leader``, ``move_solver`` and, where one pass serves both players,
-    ``move_both``.
+    ``move_both`` moves both players of a zero-sum game by one backward pass.
     """
 
     @abstractmethod
@@ -38,25 +37,25 @@ class Schedule(ABC):
         """
 
     def check(self, game: Bilevel) -> None:
-        """Says so where the game cannot be played like this; a game asks once, when it is made.
+        """Checks that a game can use this schedule; called once, when the game is built.
 
         Args:
             game: The game.
 
         Raises:
-            BilevelError: If its parts do not suit the schedule.
+            BilevelError: If it cannot.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What the schedule remembers between steps.
+        """The state that is kept between steps.
 
         Returns:
-            Nothing, unless a subclass remembers something.
+            Empty, unless a subclass keeps something.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave.
+        """Loads the state.
 
         Args:
             state: What :meth:`state_dict` returned.
@@ -72,7 +71,7 @@ class Simultaneous(Schedule):
         \phi \leftarrow \phi + \alpha_2 \nabla_\phi q(\theta, \delta)
 
     In a zero-sum game one forward and one backward pass of the leader at the solution give both
-    gradients; φ's is negated on its way back through δ. Otherwise φ has a pass of its own.
+    gradients, of which φ's is negated. Otherwise φ has a pass of its own.
 
     Example:
         >>> Simultaneous()
@@ -80,12 +79,12 @@ class Simultaneous(Schedule):
     """
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
-        """Moves both players once, on one answer."""
+        """Moves both players once, on one solve."""
         solution = game.solve(batch)
         if game.zero_sum:
             return game.metrics(game.move_both(solution.value, batch), solution)
-        # Asked before the leader moves, and moved after it, since φ may be the answer itself.
-        objective = game.ask_solver(solution.value, batch)
+        # The gradient before the leader moves, the step after, since φ may be the answer itself.
+        objective = game.backward_solver(solution.value, batch)
         loss = game.move_leader(solution.value, batch)
         game.step_solver()
         return game.metrics(loss, solution, objective)
@@ -97,21 +96,20 @@ class Simultaneous(Schedule):
 class Alternating(Schedule):
     """One player moves, then the other, each on a solve of its own.
 
-    With the leader first it is what the authors of Jiang et al. (2021) run. With the follower first
-    the leader meets a follower that has already answered this batch: generative adversarial
-    networks (Goodfellow et al., 2014, Algorithm 1) and imitation (Ho & Ermon, 2016) are trained so.
+    Leader first is what the authors' code of Jiang et al. (2021) does. Follower first is how
+    generative adversarial networks (Goodfellow et al., 2014, Algorithm 1) and GAIL (Ho & Ermon,
+    2016) are trained: the follower has already moved on this batch when the leader does.
 
-    The solver answers in evaluation mode while the leader moves, and the leader is held fixed while
-    the solver moves. Dearer than :class:`Simultaneous`, which shares the solve and the pass at the
-    solution.
+    The solver is in evaluation mode while the leader moves, and the leader is held fixed while the
+    solver moves. It costs more than :class:`Simultaneous`, which shares the solve and the pass at
+    the solution.
 
     Args:
         follower_steps: Steps of φ for each step of θ.
         first: Who moves first, ``"leader"`` or ``"follower"``.
 
     Raises:
-        BilevelError: If ``follower_steps`` is not a whole number from 1 on, or ``first`` is no
-            player.
+        BilevelError: If ``follower_steps`` is not a positive integer, or ``first`` is neither.
 
     Example:
         >>> Alternating(follower_steps=2)
@@ -126,13 +124,13 @@ class Alternating(Schedule):
             )
         if first not in ("leader", "follower"):
             raise BilevelError(
-                f'first is {first!r}: one of two players begins; give "leader" or "follower"'
+                f'first is {first!r}: there is no such player; give "leader" or "follower"'
             )
         self.follower_steps = follower_steps
         self.first = first
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
-        """Moves the leader once and the solver ``follower_steps`` times, each on its own answer."""
+        """Moves the leader once and the solver ``follower_steps`` times, each on its own solve."""
         objective = self._move_solver(game, batch) if self.first == "follower" else None
         with frozen(game.solver, "eval"):
             solution = game.solve(batch)

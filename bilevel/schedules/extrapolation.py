@@ -1,18 +1,18 @@
-r"""Schedules that make players meet who circle under the plain ones.
+r"""Schedules that converge in games in which simultaneous and alternating steps cycle.
 
-A simultaneous step carries both players, w = (θ, φ), by its *displacement* D(w), which for gradient
-descent–ascent is −ηF(w). The methods that escape its circles are made of nothing else:
+A simultaneous step moves both players, w = (θ, φ), by a *displacement* D(w), which for gradient
+descent–ascent is −ηF(w). All of these methods are defined by it:
 
     ProximalPoint    w ← w⁺  with  w⁺ = w + D(w⁺)      by fixed-point iterations
     Extragradient    w ← w + D(w + D(w))               two of those iterations
-    Optimistic       w ← w + 2 D(w) − D(w before)      one evaluation, and a memory
+    Optimistic       w ← w + 2 D(w) − D(last w)        one evaluation, and the last displacement
     Lookahead        w ← w + α (Sᵏ(w) − w)             k steps of a schedule, part of the way
 
-A displacement is measured and not computed from gradients, so they take any leader, follower,
-solver and optimizers; step sizes of their own give the players two time scales. An optimizer with
-a memory (momentum, Adam) takes in every evaluation, as in Extra-Adam (Gidel et al., 2019, Alg. 4).
-One that evaluates its closure several times a step, such as LBFGS, takes no small step along a
-field, and nothing is known of what comes out.
+The displacement is the difference of the parameters before and after a step, so any leader,
+follower, solver and optimizers can be used; two learning rates give the players two time scales. An
+optimizer with state (momentum, Adam) updates it at every evaluation, as in Extra-Adam (Gidel et
+al., 2019, Alg. 4). The theory does not cover optimizers that evaluate their closure several times a
+step, such as LBFGS.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class ProximalPoint(Simultaneous):
 
     .. math:: v_0 = w, \quad v_{j+1} = w + D(v_j)
 
-    The iterations converge where η times the Lipschitz constant of F is less than 1. On
+    The iterations converge if η times the Lipschitz constant of F is less than 1. On
     f(x, y) = xy their limit contracts by 1/√(1 + η²). One iteration is :class:`Simultaneous`, two
     are :class:`Extragradient` (Mokhtari et al., 2020).
 
-    A step costs as many simultaneous steps, all on the same batch, and two copies of the players.
+    A step costs ``iterations`` simultaneous steps on the same batch, and two copies of the players.
 
     Args:
-        iterations: How often the fixed-point map is applied.
+        iterations: The number of fixed-point iterations.
 
     Raises:
-        BilevelError: If ``iterations`` is not a whole number from 1 on; in
-            :class:`~bilevel.Bilevel`, if the solver cannot be evaluated twice.
+        BilevelError: If ``iterations`` is not a positive integer; in :class:`~bilevel.Bilevel`, if
+            the solver cannot be run twice.
 
     Example:
         >>> ProximalPoint(10)
@@ -57,16 +57,16 @@ class ProximalPoint(Simultaneous):
         self.iterations = _count("iterations", iterations)
 
     def check(self, game: Bilevel) -> None:
-        """Each iteration but the last only looks where it would get: the solver must bear that."""
+        """Checks that the solver can be run several times a step."""
         if self.iterations > 1 and not game.solver.repeatable:
             raise BilevelError(
-                f"{self!r} evaluates a step {self.iterations} times, each from where it began, but "
-                f"{type(game.solver).__name__} goes on from its last answer at each solve: give it "
-                "warm_start=False, or take Optimistic(), which evaluates once"
+                f"{self!r} solves {self.iterations} times a step, but "
+                f"{type(game.solver).__name__} starts from its last answer at each solve: give it "
+                "warm_start=False, or take Optimistic(), which solves once"
             )
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
-        """Iterates v ← w + D(v); reports what the first iteration saw, at w."""
+        """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""
         players = game.trained_parameters()
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
@@ -76,7 +76,7 @@ class ProximalPoint(Simultaneous):
                 offset = torch._foreach_sub(base, players)
                 super().step(game, batch)
                 torch._foreach_add_(players, offset)
-        except BaseException:  # a look ahead at what is not finite is no move
+        except BaseException:  # undo the extrapolation
             torch._foreach_copy_(players, base)
             raise
         return metrics
@@ -86,7 +86,7 @@ class ProximalPoint(Simultaneous):
 
 
 class Extragradient(ProximalPoint):
-    r"""A look ahead, then the step from where the players stood (Korpelevich, 1976).
+    r"""An extrapolation, then the step that it gives from the original point (Korpelevich, 1976).
 
     .. math:: \bar w = w + D(w), \quad w \leftarrow w + D(\bar w)
 
@@ -94,7 +94,7 @@ class Extragradient(ProximalPoint):
     steps on the same batch.
 
     Raises:
-        BilevelError: In :class:`~bilevel.Bilevel`, if the solver cannot be evaluated twice.
+        BilevelError: In :class:`~bilevel.Bilevel`, if the solver cannot be run twice.
 
     Example:
         >>> Extragradient()
@@ -109,13 +109,13 @@ class Extragradient(ProximalPoint):
 
 
 class Optimistic(Simultaneous):
-    r"""Optimistic steps (Popov, 1980; Daskalakis et al., 2018): the last one foretells the next.
+    r"""Simultaneous steps with a correction by the last one (Popov, 1980; Daskalakis et al., 2018).
 
     .. math:: w_{t+1} = w_t + 2 D(w_t) - D(w_{t-1})
 
     On f(x, y) = xy it contracts by √((1 + √(1 − 4η²))/2) for η ≤ ½, best at η = ½ with √½, and
-    diverges past 1/√3. With Adam it is Optimistic Adam. It costs one simultaneous step and keeps
-    two copies of the players.
+    diverges past 1/√3. With Adam it is Optimistic Adam. A step costs one simultaneous step, and two
+    copies of the players.
 
     Example:
         >>> Optimistic()
@@ -126,12 +126,12 @@ class Optimistic(Simultaneous):
         self._last: list[Tensor] | None = None
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
-        """Steps, and corrects by how the displacement has changed; at first it has not."""
+        """Takes a simultaneous step and adds D(w) − D(last w), at the first step zero."""
         players = game.trained_parameters()
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
         displacement = list(torch._foreach_sub(players, base))
-        if _alike(self._last, players):
+        if _same_shapes(self._last, players):
             torch._foreach_add_(players, displacement)
             torch._foreach_sub_(players, self._last)
         self._last = displacement
@@ -142,7 +142,7 @@ class Optimistic(Simultaneous):
         return {"last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
+        """Loads what :meth:`state_dict` returned."""
         self._last = state["last"]
 
     def __repr__(self) -> str:
@@ -150,20 +150,20 @@ class Optimistic(Simultaneous):
 
 
 class Lookahead(Schedule):
-    r"""Every k steps, back part of the way (Zhang et al., 2019; Chavdarova et al., 2021).
+    r"""Every k steps, interpolates back (Zhang et al., 2019; Chavdarova et al., 2021).
 
     .. math:: w \leftarrow w + \alpha\,(S^k(w) - w)
 
-    On f(x, y) = xy it turns circles into a spiral inward, because the players cut across. It costs
-    one copy of the players beside the inner schedule.
+    On f(x, y) = xy the iterates spiral inward, since the interpolation cuts across the circle. It
+    costs a copy of the players in addition to the inner schedule.
 
     Args:
-        inner: The schedule S of the k steps; :class:`Simultaneous` unless given.
+        inner: The schedule S of the k steps; default :class:`Simultaneous`.
         steps: k.
-        alpha: α in (0, 1], which part of the way is kept; 1 keeps all.
+        alpha: α in (0, 1], the fraction of the way that is kept.
 
     Raises:
-        BilevelError: If ``steps`` is not a whole number from 1 on, or α is out of its range.
+        BilevelError: If ``steps`` is not a positive integer, or α is out of range.
 
     Example:
         >>> Lookahead(Extragradient(), steps=5)
@@ -177,20 +177,20 @@ class Lookahead(Schedule):
         self.steps = _count("steps", steps)
         if not 0 < alpha <= 1:
             raise BilevelError(
-                f"alpha is {alpha}: it is the part of the way that is kept; give 0 < alpha ≤ 1"
+                f"alpha is {alpha}: it is the fraction of the way that is kept; give 0 < alpha ≤ 1"
             )
         self.alpha = alpha
         self._slow: list[Tensor] | None = None
         self._taken = 0
 
     def check(self, game: Bilevel) -> None:
-        """Asks the inner schedule."""
+        """Calls the inner schedule's check."""
         self.inner.check(game)
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
-        """One step of the inner schedule; with the k-th, back toward where they started from."""
+        """Takes a step of the inner schedule; after the k-th, interpolates back to the start."""
         players = game.trained_parameters()
-        if not _alike(self._slow, players):
+        if not _same_shapes(self._slow, players):
             self._slow = [player.clone() for player in players]
         metrics = self.inner.step(game, batch)
         self._taken += 1
@@ -200,11 +200,11 @@ class Lookahead(Schedule):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the k steps began, how many are done, and what the inner schedule remembers."""
+        """The slow weights, the number of steps since, and the inner schedule's state."""
         return {"slow": self._slow, "taken": self._taken, "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
+        """Loads what :meth:`state_dict` returned."""
         self._slow, self._taken = state["slow"], state["taken"]
         self.inner.load_state_dict(state["inner"])
 
@@ -212,12 +212,12 @@ class Lookahead(Schedule):
         return f"Lookahead({self.inner!r}, steps={self.steps}, alpha={self.alpha:g})"
 
 
-def _alike(kept: list[Tensor] | None, players: list[Tensor]) -> TypeGuard[list[Tensor]]:
-    """Whether something was kept, of the same players: none was frozen or thawed meanwhile."""
+def _same_shapes(kept: list[Tensor] | None, players: list[Tensor]) -> TypeGuard[list[Tensor]]:
+    """Whether the kept tensors belong to these players: none was frozen or unfrozen since."""
     return kept is not None and [k.shape for k in kept] == [p.shape for p in players]
 
 
 def _count(name: str, value: int) -> int:
     if not isinstance(value, int) or value < 1:
-        raise BilevelError(f"{name} is {value!r}: it is a whole number of times; give 1, 2, …")
+        raise BilevelError(f"{name} is {value!r}: it is a number of times; give 1, 2, …")
     return value

@@ -1,4 +1,4 @@
-"""The noun `Solver`: the loop that answers for the follower.
+"""The noun `Solver`: the loop that computes y*.
 
 Every answer of the follower comes from a `Solver`, which is an ``nn.Module``. Projected gradient
 has no parameters, a learned attacker has meta-parameters, and a follower that is itself trained by
@@ -7,7 +7,7 @@ gradient steps is a solver whose parameters *are* the answer. So every schedule 
     Iterative(update, steps)    y ← Π_Y(update(y, ∇, context)), repeated
     Parametric(y)               y is the solver's own parameters; its optimizer moves them
 
-A solver asks an :class:`Oracle` about the follower's problem.
+A solver evaluates the follower's problem by an :class:`Oracle`.
 """
 
 from bilevel.solvers.base import Solution, Solver

@@ -1,4 +1,4 @@
-"""What every solver is, and what it returns."""
+"""The base class of solvers, and what they return."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bilevel.tree import Value
 
 @dataclass(frozen=True)
 class Solution:
-    """The follower's answer and what is needed to judge it.
+    """The follower's answer, with statistics of the solve.
 
     Args:
-        value: y, a point of Y; its history leads to the solver's parameters, where it has any.
-        stats: Scalars on the device, without history: ``objective_before`` and ``objective_after``
-            (means over the batch, in the objective's own sign) and ``gradient_norm`` (mean over the
-            samples, at the last point where the gradient was taken). Adjoints add what is needed
-            to judge the leader's gradient.
-        evaluations: How many gradients of the objective were taken.
+        value: y, a point of Y; its graph leads to the solver's parameters, if it has any.
+        stats: Detached scalars on the device: ``objective_before`` and ``objective_after`` (means
+            over the batch, with the objective's own sign) and ``gradient_norm`` (mean over the
+            samples, at the last point where the gradient was taken). Adjoints add diagnostics of
+            the leader's gradient.
+        evaluations: The number of gradient evaluations of the solve.
     """
 
     value: Value
@@ -33,35 +33,34 @@ class Solution:
 
 
 class Solver(nn.Module, ABC):
-    """Gives the follower's answer to a fixed leader, and leaves the leader as it was.
+    """Solves the follower's problem for a fixed leader, and leaves the leader as it was.
 
-    A subclass writes :meth:`answer`.
+    A subclass implements :meth:`answer`.
 
     Args:
-        leader_mode: In which mode the leader computes meanwhile: ``"eval"``, or ``"train"`` with
-            its BatchNorm statistics kept.
+        leader_mode: The leader's mode during the solve: ``"eval"``, or ``"train"`` with its
+            BatchNorm statistics kept.
     """
 
     def __init__(self, *, leader_mode: Mode = "eval") -> None:
         super().__init__()
         if leader_mode not in ("eval", "train"):
             raise BilevelError(
-                f"leader_mode is {leader_mode!r}: a leader computes as deployed or as in training; "
-                'give "eval" or "train"'
+                f'leader_mode is {leader_mode!r}: there is no such mode; give "eval" or "train"'
             )
         self.leader_mode: Mode = leader_mode
 
     @property
     def repeatable(self) -> bool:
-        """Whether a solve leaves no trace, so that another one of the same problem is a look again.
+        """Whether a solve leaves the solver's state unchanged, so that it can be repeated.
 
         Returns:
-            True, unless the solver goes on where its last answer was.
+            True, unless the solver starts from its last answer.
         """
         return True
 
     def project(self, follower: FollowerProblem, batch: Batch) -> None:
-        """Where the parameters are the answer: puts them back into Y, in place.
+        """Projects the parameters onto Y, in place, if they are the answer.
 
         Args:
             follower: The problem.
@@ -73,7 +72,7 @@ class Solver(nn.Module, ABC):
         """Computes the answer.
 
         Args:
-            oracle: Starts, gradients, contexts and projections of the follower's problem at hand.
+            oracle: Evaluates the follower's start, gradient, context and projection.
 
         Returns:
             A point of Y.
@@ -87,25 +86,25 @@ class Solver(nn.Module, ABC):
         *,
         evaluate: bool = True,
     ) -> Solution:
-        """Answers for ``follower`` while ``leader`` is held fixed.
+        """Solves the problem of ``follower`` while ``leader`` is held fixed.
 
         Args:
             follower: The problem to solve.
             leader: The leader; its parameters, gradients, buffers and training flags are left
                 bit for bit as they were.
             batch: The data.
-            evaluate: Also evaluate the objective at the answer, one forward pass. A schedule that
-                passes the leader through the answer anyway leaves it out.
+            evaluate: Whether to evaluate the objective at the answer too, by one forward pass. Not
+                needed in training, where the leader's loss is evaluated there anyway.
 
         Returns:
             The answer with its statistics.
 
         Raises:
-            BilevelError: If the batch does not suit the problem or the objective has a wrong shape.
+            BilevelError: If the batch does not suit the problem, or the objective's shape is wrong.
         """
         with frozen(leader, self.leader_mode):
             oracle = Oracle(follower, leader, batch)
             value = self.answer(oracle)
             if evaluate:
-                oracle.judge(value)
+                oracle.evaluate(value)
         return Solution(value, oracle.stats(), oracle.evaluations)

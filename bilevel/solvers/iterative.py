@@ -1,4 +1,4 @@
-"""The solver that applies one step rule again and again."""
+"""The solver that applies one step rule repeatedly."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Iterative(Solver):
 
     .. math:: y_{k+1} = \Pi_Y\bigl(\mathrm{update}(y_k, \nabla_k, \mathrm{context}(y_k))\bigr)
 
-    The gradient is a constant to what comes after it, as in the paper: φ is trained through the
-    points y_k and their contexts, never through ∇ (no second derivatives). With the adjoint
-    :class:`~bilevel.Unrolled` it is not, and φ is trained through both.
+    The gradient is treated as a constant, as in the paper: φ is trained through the points y_k and
+    their contexts, never through ∇ (no second derivatives). With the adjoint
+    :class:`~bilevel.Unrolled`, φ is trained through both.
 
     Args:
-        update: The step rule; hand-designed, or learned.
-        steps: How often it is applied; 0 gives the follower's start (no follower at all).
+        update: The step rule, hand-designed or learned.
+        steps: The number of steps; 0 returns the follower's start (no follower at all).
         warm_start: Start from the previous solve's answer and update state instead of
-            :meth:`FollowerProblem.init`. They are part of the state dict. A leader that moves on
-            the answer has then seen the follower's move: with ``steps=1`` that is alternating play.
+            :meth:`FollowerProblem.init`. They are part of the state dict. The leader then moves
+            after the follower has: ``steps=1`` is alternating play.
         leader_mode: See :class:`Solver`.
 
     Raises:
-        BilevelError: If ``steps`` is not a whole number from 0 on.
+        BilevelError: If ``steps`` is not a non-negative integer.
 
     Example:
         >>> from bilevel.updates import SignGradient
@@ -52,9 +52,7 @@ class Iterative(Solver):
     ) -> None:
         super().__init__(leader_mode=leader_mode)
         if not isinstance(steps, int) or steps < 0:
-            raise BilevelError(
-                f"steps is {steps!r}: an update is applied a whole number of times; give 0, 1, 2, …"
-            )
+            raise BilevelError(f"steps is {steps!r}: it is the number of updates; give 0, 1, 2, …")
         self.update = update
         self.steps = steps
         self.warm_start = warm_start
@@ -62,17 +60,17 @@ class Iterative(Solver):
 
     @property
     def repeatable(self) -> bool:
-        """Not with a warm start."""
+        """False with a warm start."""
         return not self.warm_start
 
     def answer(self, oracle: Oracle) -> Value:
-        """Runs the update rule from the start, or from the kept answer."""
+        """Applies the update ``steps`` times."""
         y, state = oracle.advance(self.update, *self.start(oracle), self.steps)
         self.keep(y, state)
         return y
 
     def keep(self, y: Value, state: State) -> None:
-        """With a warm start, remembers where the next solve starts.
+        """With a warm start, stores the start of the next solve.
 
         Args:
             y: The answer.
@@ -82,7 +80,7 @@ class Iterative(Solver):
             self._kept = tree_map_only(Tensor, Tensor.detach, (y, state))
 
     def start(self, oracle: Oracle) -> tuple[Value, State]:
-        """Where a solve starts.
+        """The start of a solve.
 
         Args:
             oracle: The problem.
@@ -91,7 +89,7 @@ class Iterative(Solver):
             The follower's start or the kept answer, and the update's state there.
 
         Raises:
-            BilevelError: If the kept answer belongs to a batch of another size.
+            BilevelError: If the kept answer is that of a batch of another size.
         """
         y = oracle.init()
         if self._kept is None:
@@ -104,7 +102,7 @@ class Iterative(Solver):
                 f"{shapes[1]}: a kept answer fits batches of one size; drop the last batch, or "
                 "warm_start=False"
             )
-        return oracle.project(kept), state  # Y may be another batch's by now
+        return oracle.project(kept), state  # Y may depend on the batch
 
     def get_extra_state(self) -> tuple[Value, State] | None:
         """The kept answer and update state, for the state dict.
@@ -115,7 +113,7 @@ class Iterative(Solver):
         return self._kept
 
     def set_extra_state(self, state: tuple[Value, State] | None) -> None:
-        """Takes back what :meth:`get_extra_state` gave.
+        """Loads what :meth:`get_extra_state` returned.
 
         Args:
             state: The kept answer and update state, or None.
@@ -123,9 +121,9 @@ class Iterative(Solver):
         self._kept = state
 
     def extra_repr(self) -> str:
-        """How the solver shows its settings.
+        """The settings, as ``repr`` shows them.
 
         Returns:
-            The settings that differ between two solvers with the same update.
+            The settings apart from the update.
         """
         return f"steps={self.steps}" + (", warm_start=True" if self.warm_start else "")

@@ -1,4 +1,4 @@
-"""What a solver may ask of the follower's problem, for one leader held fixed and one batch."""
+"""The follower's problem for a fixed leader and batch, as solvers evaluate it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem, explain
-from bilevel.tree import Value, detach, grow, leaves, tree_map
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, raise_missing_field
+from bilevel.tree import Value, detach, from_leaves, leaves, tree_map
 from bilevel.updates.base import State, Update
 
 
 class Oracle:
-    """A first-order oracle: start, gradient, context, projection; it remembers what it has seen.
+    """A first-order oracle: start, gradient, context, projection. It collects statistics.
 
     Args:
         follower: The problem.
         leader: The leader, held fixed.
         batch: The data.
-        differentiable: Whether gradients depend on where they are taken and on the leader, as far
-            as derivatives are recorded at all, instead of being constants. For adjoints that
-            differentiate through the solve.
+        differentiable: Whether gradients have a graph that leads to the point and the leader,
+            unless grad mode is off, instead of being constants. For adjoints that differentiate
+            through the solve.
 
     Attributes:
-        evaluations: How many gradients were taken.
+        evaluations: The number of gradient evaluations.
     """
 
     def __init__(
@@ -45,56 +45,56 @@ class Oracle:
         self._gradient: Value | None = None
 
     def init(self) -> Value:
-        """Where the solve starts.
+        """The start of the solve.
 
         Returns:
             The follower's start.
 
         Raises:
-            BilevelError: If the batch lacks what the follower reads.
-            AttributeError: If another object lacks something.
-            KeyError: Likewise.
+            BilevelError: If the batch lacks a field that the follower reads.
+            AttributeError: If another object lacks an attribute.
+            KeyError: If another object lacks a key.
         """
         try:
             self._start = self._follower.init(self._batch)
         except (AttributeError, KeyError) as error:
-            explain(error, self._follower, self._batch)
+            raise_missing_field(error, self._follower, self._batch)
             raise
         return self._start
 
     def gradient(self, y: Value) -> Value:
-        """The direction in which each sample's objective improves fastest; no weight gradients.
+        """The gradient of each sample's gain in y; no weight gradients are computed.
 
         Args:
-            y: Where.
+            y: The point.
 
         Returns:
             A tree of the shape of ``y``, constant unless the oracle is differentiable.
         """
-        return self._look(y)[1]
+        return self._objective_and_gradient(y)[1]
 
     def gain_and_gradient(self, y: Value) -> tuple[Tensor, Value]:
-        """The objective with its gradient, for the price of the gradient.
+        """The gain and its gradient, at the cost of the gradient.
 
         Args:
-            y: Where.
+            y: The point.
 
         Returns:
-            What :meth:`gain`, as a constant, and :meth:`gradient` return.
+            What :meth:`gain` returns, detached, and what :meth:`gradient` returns.
         """
-        objective, gradient = self._look(y)
+        objective, gradient = self._objective_and_gradient(y)
         return self._follower.sign * objective, gradient
 
-    def _look(self, y: Value) -> tuple[Tensor, Value]:
-        """The objective as a constant, in its own sign, and the gradient of the gain."""
+    def _objective_and_gradient(self, y: Value) -> tuple[Tensor, Value]:
+        """The objective, detached and with its own sign, and the gradient of the gain."""
         if torch.is_inference_mode_enabled():
             raise BilevelError(
                 "the follower is solved in torch.inference_mode(): no gradient can be taken there, "
                 "not even that of y; use torch.no_grad()"
             )
-        history = self._differentiable and torch.is_grad_enabled()
+        create_graph = self._differentiable and torch.is_grad_enabled()
         with torch.enable_grad():
-            point = tree_map(opened if self._differentiable else _cut, y)
+            point = tree_map(requiring_grad if self._differentiable else _detached_leaf, y)
             value = self._objective(point)
             if not value.requires_grad:
                 raise BilevelError(
@@ -102,22 +102,22 @@ class Oracle:
                     "cannot be taken; compute it from y without detach() or no_grad(), or use an "
                     "update with needs_gradient = False"
                 )
-            # Sums over the samples and turns, without an operation for either.
-            turned = torch.full_like(value, self._follower.sign)
-            slopes = torch.autograd.grad(
-                value, leaves(point), turned, create_graph=history, materialize_grads=True
+            # Sums over the samples and applies the sign, without an operation for either.
+            signs = torch.full_like(value, self._follower.sign)
+            grads = torch.autograd.grad(
+                value, leaves(point), signs, create_graph=create_graph, materialize_grads=True
             )
-        objective, gradient = value.detach(), grow(slopes, like=point)
-        self.note(objective, gradient)
+        objective, gradient = value.detach(), from_leaves(grads, like=point)
+        self.record(objective, gradient)
         return objective, gradient
 
-    def note(self, objective: Tensor, gradient: Value, evaluations: int = 1) -> None:
-        """Remembers what was seen on the way.
+    def record(self, objective: Tensor, gradient: Value, evaluations: int = 1) -> None:
+        """Adds evaluations to the statistics.
 
         Args:
-            objective: At the first point, without history.
-            gradient: Its gradient at the last one.
-            evaluations: Of how many.
+            objective: The objective at the first of the points, detached.
+            gradient: The gradient at the last of them.
+            evaluations: The number of points.
         """
         if self._before is None:
             self._before = objective
@@ -125,19 +125,19 @@ class Oracle:
         self.evaluations += evaluations
 
     def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
-        """Some steps of an update rule, each projected.
+        """Takes steps of an update, each followed by the projection.
 
         Args:
-            update: The rule.
-            y: Where they start.
-            state: What the rule returned at the last step; None at the first.
-            steps: How many.
+            update: The update.
+            y: The first point.
+            state: The update's state there; None at first.
+            steps: The number of steps.
 
         Returns:
-            The point of Y reached and the rule's state there.
+            The last point and the update's state there.
 
         Raises:
-            BilevelError: If the rule does not return a pair.
+            BilevelError: If the update does not return a pair.
         """
         for _ in range(steps):
             gradient = self.gradient(y) if update.needs_gradient else None
@@ -150,7 +150,7 @@ class Oracle:
             y, state = self.project(moved[0]), moved[1]
         return y, state
 
-    def judge(self, y: Value) -> None:
+    def evaluate(self, y: Value) -> None:
         """Evaluates the objective at the answer, and at the start if no gradient was taken there.
 
         Args:
@@ -165,15 +165,15 @@ class Oracle:
         return self._follower.checked_objective(self._leader, y, self._batch)
 
     def stats(self) -> dict[str, Tensor]:
-        """What was seen on the way.
+        """The statistics so far.
 
         Returns:
             The statistics of :class:`~bilevel.Solution` that are known.
         """
         stats = {}
-        for name, seen in (("objective_before", self._before), ("objective_after", self._after)):
-            if seen is not None:
-                stats[name] = seen.mean()
+        for name, value in (("objective_before", self._before), ("objective_after", self._after)):
+            if value is not None:
+                stats[name] = value.mean()
         if self._gradient is not None and self._before is not None:
             stats["gradient_norm"] = norms(
                 detach(self._gradient), by_sample=self._before.dim() == 1
@@ -181,21 +181,21 @@ class Oracle:
         return stats
 
     def gain(self, y: Value) -> Tensor:
-        """The follower's objective, turned so that more is better.
+        """The follower's gain: its objective if it maximises, else the negative.
 
         Args:
-            y: Where.
+            y: The point.
 
         Returns:
-            One value a sample, ``(B,)``, or a scalar.
+            One value per sample, ``(B,)``, or a scalar.
         """
         return self._follower.gain(self._leader, y, self._batch)
 
     def context(self, y: Value) -> Tensor | None:
-        """What a learned update may read at ``y`` beside the gradient.
+        """An input to learned updates in addition to the gradient.
 
         Args:
-            y: Where.
+            y: The point.
 
         Returns:
             The follower's context.
@@ -214,52 +214,51 @@ class Oracle:
         return self._follower.project(y, self._batch)
 
     def restricted(self, chosen: Tensor) -> Oracle:
-        """The same problem for some of the samples, so that a solve can leave those that are done.
+        """The same problem for some of the samples, so that a solver can drop finished ones.
 
         Args:
-            chosen: Which samples, ``(B,)`` bool.
+            chosen: A mask, ``(B,)`` bool.
 
         Returns:
-            An oracle of their own, which starts without statistics.
+            An oracle with statistics of its own.
 
         Raises:
-            BilevelError: If the batch holds something that is not a tensor with a row a sample.
+            BilevelError: If the batch contains something else than tensors with a row per sample.
         """
-        return Oracle(self._follower, self._leader, _rows(self._batch, chosen))
+        return Oracle(self._follower, self._leader, _select(self._batch, chosen))
 
 
-def _rows(batch: Batch, chosen: Tensor) -> Batch:
+def _select(batch: Batch, chosen: Tensor) -> Batch:
     """The chosen samples of a tensor, or of a tuple, list or dict of tensors."""
     if isinstance(batch, Tensor) and batch.shape[:1] == chosen.shape:
         return batch[chosen]
     if isinstance(batch, dict):
-        return {name: _rows(part, chosen) for name, part in batch.items()}
+        return {name: _select(part, chosen) for name, part in batch.items()}
     if isinstance(batch, tuple | list):
-        parts = [_rows(part, chosen) for part in batch]
+        parts = [_select(part, chosen) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     shape = f" of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else ""
     raise BilevelError(
-        f"the batch holds a {type(batch).__name__}{shape}: a solver that goes on with some of "
-        f"{len(chosen)} samples needs a row a sample; give a tensor of that length, or a tuple, "
+        f"the batch holds a {type(batch).__name__}{shape}: a solver that selects some of "
+        f"{len(chosen)} samples needs a row per sample; give a tensor of that length, or a tuple, "
         "list or dict of such tensors"
     )
 
 
-def _cut(leaf: Tensor) -> Tensor:
-    """A constant, to take a gradient at."""
-    return leaf.detach().requires_grad_()
+def _detached_leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_()
 
 
-def opened(leaf: Tensor) -> Tensor:
-    """The point itself, to take a gradient at: what depends on it goes on to what it depends on.
+def requiring_grad(tensor: Tensor) -> Tensor:
+    """The tensor, still connected to its graph, as one that a gradient can be taken at.
 
     Args:
-        leaf: A tensor.
+        tensor: A tensor.
 
     Returns:
-        The same numbers, asking for a gradient.
+        The tensor if it requires a gradient, else a view that does.
     """
-    return leaf if leaf.requires_grad else leaf.view_as(leaf).requires_grad_()
+    return tensor if tensor.requires_grad else tensor.view_as(tensor).requires_grad_()
 
 
 def norms(gradient: Value, *, by_sample: bool) -> Tensor:
@@ -267,10 +266,10 @@ def norms(gradient: Value, *, by_sample: bool) -> Tensor:
 
     Args:
         gradient: A tree of tensors.
-        by_sample: Whether each has a slice a sample.
+        by_sample: Whether the tensors have a row per sample.
 
     Returns:
-        One a sample, ``(B,)``, or a scalar over everything that the batch shares.
+        One per sample, ``(B,)``, or one over all elements, a scalar.
     """
     squares = [leaf.square() for leaf in leaves(gradient)]
     if by_sample:

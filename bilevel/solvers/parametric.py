@@ -15,13 +15,13 @@ from bilevel.tree import Value, detach, tree_map
 
 
 class Parametric(Solver):
-    """A solver whose parameters are the answer: the follower that is trained beside the leader.
+    """A solver whose parameters are the answer: the follower is trained alongside the leader.
 
-    Gradient descent–ascent, alternating and extragradient play are a schedule each with this
-    solver. If Y is not everything, the parameters are projected before each answer.
+    Gradient descent–ascent, alternating and extragradient steps are schedules with this solver. If
+    Y has constraints, the parameters are projected before each answer.
 
     Args:
-        y: The start: a tensor, a dict of tensors, or a network, whose parameters by name are then
+        y: The start: a tensor, a dict of tensors, or a network, whose named parameters are then
             the answer (for ``torch.func.functional_call``).
         leader_mode: See :class:`Solver`.
 
@@ -41,26 +41,26 @@ class Parametric(Solver):
         elif isinstance(y, Tensor):
             self.y = nn.Parameter(y.detach().clone())
         elif not any("." in name for name in y):
-            # Ordered: a ParameterDict sorts the names of any other dict.
+            # An OrderedDict: ParameterDict sorts the names of any other dict.
             self.y = nn.ParameterDict(OrderedDict((k, v.detach().clone()) for k, v in y.items()))
         else:
             self.y = _nested(y)
 
     def answer(self, oracle: Oracle) -> Value:
-        """Projects the parameters onto Y and answers with them."""
-        return self._within(oracle.project)
+        """Projects the parameters onto Y and returns them."""
+        return self._project_with(oracle.project)
 
     def project(self, follower: FollowerProblem, batch: Batch) -> None:
         """Projects the parameters onto Y."""
-        self._within(lambda y: follower.project(y, batch))
+        self._project_with(lambda y: follower.project(y, batch))
 
-    def _within(self, project: Callable[[Value], Value]) -> Value:
+    def _project_with(self, project: Callable[[Value], Value]) -> Value:
         y: Value
         y = self.y if isinstance(self.y, Tensor) else {**dict(self.y.named_parameters())}
-        here = detach(y)
-        nearest = project(here)
-        if nearest is not here:
-            tree_map(Tensor.copy_, here, nearest)
+        current = detach(y)
+        projected = project(current)
+        if projected is not current:
+            tree_map(Tensor.copy_, current, projected)
         return y
 
     def solve(
@@ -71,14 +71,14 @@ class Parametric(Solver):
         *,
         evaluate: bool = True,
     ) -> Solution:
-        """Answers without a look at the leader, which needs to be held fixed for judging only."""
+        """Returns the parameters; the leader is frozen and evaluated only if ``evaluate``."""
         if evaluate:
             return super().solve(follower, leader, batch)
         return Solution(self.answer(Oracle(follower, leader, batch)), {})
 
 
 def _nested(weights: Mapping[str, Tensor]) -> nn.Module:
-    """Modules of modules in which ``"0.bias"`` is a parameter's name, as in the network's own."""
+    """A module with submodules, so that ``"0.bias"`` is the name of a parameter."""
     root = nn.Module()
     for name, leaf in weights.items():
         *path, last = name.split(".")

@@ -14,7 +14,7 @@ from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
-from bilevel.tree import Value, beside, detach, leaves, tree_map
+from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
 from bilevel.updates.base import Update
 
 
@@ -225,12 +225,12 @@ def _assert_same_form(value: Value, like: Value, name: str) -> None:
         assert value.keys() == like.keys(), f"{name} gives {[*value]} where y has {[*like]}"
     forms = [
         [(leaf.shape, leaf.dtype, leaf.device) for leaf in tensors]
-        for tensors in (beside(like, value), leaves(like))
+        for tensors in (leaves_like(value, like), leaves(like))
     ]
     assert forms[0] == forms[1], f"{name} gives {forms[0]} where y is {forms[1]}"
 
 
 def _assert_close(value: Value, like: Value, tolerance: float, message: str) -> None:
-    for leaf, other in zip(beside(like, value), leaves(like), strict=True):
+    for leaf, other in zip(leaves_like(value, like), leaves(like), strict=True):
         distance = float((leaf.detach() - other.detach()).abs().max()) if leaf.numel() else 0.0
         assert distance <= tolerance, f"{message} (by {distance:.3g})"

@@ -1,4 +1,4 @@
-"""The leader's gradient by finite differences, to check an adjoint by."""
+"""A check of adjoints against finite differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from bilevel.adjoints import Adjoint
 from bilevel.parameters import Parameters, with_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
-from bilevel.replay import Moment
+from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solver
 
 
@@ -23,37 +23,37 @@ def check_adjoint(
 ) -> None:
     """Checks an adjoint's gradient against central differences of θ ↦ L(θ, y*(θ)).
 
-    Two solves for each number of θ: give a small leader in float64, no warm start, and a solver
-    that converges where the adjoint asks for an optimum.
+    It solves twice for each element of θ: give a small leader in float64, no warm start, and a
+    solver that converges if the adjoint assumes an optimum.
 
     Args:
         adjoint: The adjoint under test.
-        solver: What answers.
+        solver: The solver.
         follower: The problem.
         leader: The leader, which is left as it was.
         batch: The data.
-        tolerance: How far off the gradient may be, in units of its largest number.
+        tolerance: The largest error allowed, relative to the gradient's largest element.
 
     Raises:
-        AssertionError: If it is further off, with the name of the parameter.
+        AssertionError: If an error is larger, with the name of the parameter.
     """
-    moment = Moment(leader, solver)
+    snapshot = Snapshot(leader, solver)
     theta = {name: p for name, p in leader.named_parameters() if p.requires_grad}
 
     def loss(given: Parameters) -> Tensor:
         def call() -> Tensor:
             return leader.loss(adjoint.solve(solver, follower, leader, batch).value, batch)
 
-        with moment.again():  # with the same random numbers each time
+        with snapshot.restored():  # with the same random numbers each time
             return with_parameters(leader, given, call)
 
-    found = torch.autograd.grad(loss({}), list(theta.values()), materialize_grads=True)
-    allowed = tolerance * max(float(slope.abs().max()) for slope in found)
-    for (name, parameter), slope in zip(theta.items(), found, strict=True):
+    grads = torch.autograd.grad(loss({}), list(theta.values()), materialize_grads=True)
+    allowed = tolerance * max(float(grad.abs().max()) for grad in grads)
+    for (name, parameter), grad in zip(theta.items(), grads, strict=True):
         point, step = parameter.detach(), torch.finfo(parameter.dtype).eps ** (1 / 3)
-        for number, ours in zip(torch.eye(point.numel()).to(point), slope.flatten(), strict=True):
-            move = step * number.view_as(point)
+        for unit, actual in zip(torch.eye(point.numel()).to(point), grad.flatten(), strict=True):
+            move = step * unit.view_as(point)
             with torch.no_grad():
                 rise = loss({name: point + move}) - loss({name: point - move})
-            off = float((rise / (2 * step) - ours).abs())
-            assert off <= allowed, f"{adjoint!r}: the gradient of {name} is off by {off:.3g}"
+            error = float((rise / (2 * step) - actual).abs())
+            assert error <= allowed, f"{adjoint!r}: the gradient of {name} is off by {error:.3g}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.tree import Value, beside, grow, leaves
+from bilevel.tree import Value, from_leaves, leaves, leaves_like
 from bilevel.updates.base import State, Update
 from bilevel.updates.checks import given
 from bilevel.updates.functional import Step, adam, adamw, by_higher, sgd
@@ -77,7 +77,7 @@ class Optimizer(Update):
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:
         """One step; the gradient is turned, since optimizers descend."""
-        slopes = beside(y, given("gradient", gradient))
+        slopes = leaves_like(given("gradient", gradient), like=y)
         memories = ({},) * len(slopes) if state is None else state
         step = STEPS[self.optimizer]
         moved = [
@@ -85,7 +85,7 @@ class Optimizer(Update):
             for leaf, slope, memory in zip(leaves(y), slopes, memories, strict=True)
         ]
         points, memories = zip(*moved, strict=True)
-        return grow(points, like=y), memories
+        return from_leaves(points, like=y), memories
 
     def extra_repr(self) -> str:
         """The optimizer and its settings, as ``repr`` shows them."""

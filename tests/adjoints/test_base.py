@@ -160,7 +160,7 @@ def test_the_batchs_gradient_is_refused_where_it_is_asked_for(adjoint: Adjoint) 
     def loss(batch: Tensor) -> Tensor:
         return adjoint.solve(solver, Shrunk(), leader, batch).value.sum()
 
-    refused = r"batch asks for gradients: .* take Unrolled\(\)"
+    refused = r"batch requires gradients: .* take Unrolled\(\)"
     with pytest.raises(BilevelError, match=refused):
         loss(leader.theta.exp() * batch.detach()).backward()
     with pytest.raises(BilevelError, match=refused):
@@ -218,7 +218,7 @@ def test_a_follower_trained_beside_its_leader(schedule: Schedule) -> None:
         adjoint=Implicit(tolerance=1e-10),
         schedule=schedule,
     )
-    game.adjoint.doubt = lambda *_: None  # the follower lags behind, by design
+    game.adjoint.warn_once = lambda *_: None  # the follower lags behind, by design
     for _ in range(150):
         game.step(batch)
     assert leader.theta.exp().item() == pytest.approx(2, rel=1e-4)
@@ -236,7 +236,7 @@ def test_both_players_move_along_their_own_gradients(adjoint: Adjoint) -> None:
     leader, follower, batch = image_game(dtype=F64)
     leader = Other(leader.model.eval(), follower).eval()
     solver = Iterative(CNN(1, 0.1, width=4, form="two-layer").double(), 1)
-    adjoint.doubt = lambda *_: None
+    adjoint.warn_once = lambda *_: None
     solution = adjoint.solve(solver, follower, leader, batch)
     theta, phi = list(leader.parameters()), list(solver.parameters())
     expected = [
@@ -275,7 +275,7 @@ def test_a_run_resumed_equals_the_run_never_stopped() -> None:
 
     straight, stopped, resumed = fresh(), fresh(), fresh()
     for game in (straight, stopped, resumed):
-        game.adjoint.doubt = lambda *_: None
+        game.adjoint.warn_once = lambda *_: None
     for batch in batches[:3]:
         straight.step(batch)
         stopped.step(batch)

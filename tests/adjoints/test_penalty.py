@@ -99,9 +99,9 @@ def test_it_takes_no_second_derivatives() -> None:
 @pytest.mark.parametrize(
     ("adjoint", "update", "message"),
     [
-        (Penalty(10.0, steps=2), Gradient(0.001), "tilted problems are not solved: their answers"),
-        (Penalty(10.0), SignGradient(0.001), "tilted problems are not solved: .* that settles"),
-        (Penalty(1e15), Gradient(0.1), "tilt drowns in rounding: .* lower the strength"),
+        (Penalty(10.0, steps=2), Gradient(0.001), "perturbed problems are not solved: their"),
+        (Penalty(10.0), SignGradient(0.001), "perturbed problems are not solved: .* converges"),
+        (Penalty(1e15), Gradient(0.1), "perturbation is lost in rounding: .* lower the"),
     ],
 )
 def test_what_should_not_be_trusted(adjoint, update, message) -> None:

@@ -271,9 +271,9 @@ def test_the_leader_is_left_as_it_was(adjoint) -> None:
 def compiled(monkeypatch) -> Iterator[Unrolled]:
     """Traced and differentiated as by the default backend, which takes its time to make code."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    unrolled._compiled.cache_clear()
+    unrolled._compiled_step.cache_clear()
     yield Unrolled(compile=True)
-    unrolled._compiled.cache_clear()
+    unrolled._compiled_step.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ import torch
 
 from bilevel import BilevelError
 from bilevel.experiment import checkpoint
-from bilevel.experiment.files import make_folder, replacing
+from bilevel.experiment.files import atomic_write, make_folder
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch) -> N
 def test_torchs_own_writer_on_a_full_device_is_told_in_one_line(tmp_path: Path) -> None:
     with (
         pytest.raises(BilevelError, match=r"cannot write .*free some space"),
-        replacing(tmp_path / "run.pt"),
+        atomic_write(tmp_path / "run.pt"),
     ):
         torch.save({"weights": torch.zeros(10**6)}, "/dev/full")
 

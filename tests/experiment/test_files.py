@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from bilevel import BilevelError
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 
 
 def test_what_goes_wrong_before_the_disk_is_not_told_as_a_full_one(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"^tensors share memory$"), replacing(tmp_path / "file"):
+    with (
+        pytest.raises(RuntimeError, match=r"^tensors share memory$"),
+        atomic_write(tmp_path / "file"),
+    ):
         raise RuntimeError("tensors share memory")
     assert not list(tmp_path.iterdir())
 
@@ -20,6 +23,6 @@ def test_torchs_writer_makes_a_runtime_error_of_a_full_disk(tmp_path: Path) -> N
     told = "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"
     with (
         pytest.raises(BilevelError, match=r"cannot write .*file \(.*pos 576.*: free some space"),
-        replacing(tmp_path / "file"),
+        atomic_write(tmp_path / "file"),
     ):
         raise RuntimeError(told)

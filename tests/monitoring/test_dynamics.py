@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel.monitoring.dynamics import MIN_ROWS, Verdict, classify, weigh
+from bilevel.monitoring.dynamics import MIN_ROWS, Verdict, classify, combine
 
 RUNS = 100
 
@@ -347,4 +347,4 @@ STILL = Verdict("converging")
     ],
 )
 def test_records_are_weighed(verdicts: list[Verdict], chosen: int) -> None:
-    assert weigh(verdicts, strides=[1, 4, 16]) is verdicts[chosen]
+    assert combine(verdicts, strides=[1, 4, 16]) is verdicts[chosen]

@@ -277,7 +277,7 @@ def test_a_leader_stays_where_it_may_be(name: str) -> None:
 )
 def test_a_solver_that_cannot_be_evaluated_twice(name: str) -> None:
     follower, leader = Nearest(), Weights(3)
-    with pytest.raises(BilevelError, match=r"goes on from its last answer.*Optimistic\(\)"):
+    with pytest.raises(BilevelError, match=r"starts from its last answer.*Optimistic\(\)"):
         Bilevel(
             leader,
             follower,

@@ -308,7 +308,7 @@ def test_an_error_that_is_not_the_batchs_is_left_alone() -> None:
 def test_an_objective_of_the_wrong_shape(objective) -> None:
     leader, follower, batch = image_game()
     follower.objective = objective
-    with pytest.raises(BilevelError, match=r"one value a sample.*reduction"):
+    with pytest.raises(BilevelError, match=r"one value per sample.*reduction"):
         pgm(0.1, 1).solve(follower, leader, batch)
 
 

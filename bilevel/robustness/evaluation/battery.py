@@ -148,12 +148,12 @@ class Battery:
         begun = time.perf_counter() - progress.seconds
         torch.manual_seed(_seed(self.seed, position))
         with _noting_problem(progress):
-            distributed.together(partial(attack.prepare, model))
+            distributed.gather_results(partial(attack.prepare, model))
         rounds = self._rounds(progress)
         while not progress.problem and (rows := next(rounds, None)):
             attacked = partial(self._attack_own, position, model, images, rows, progress.done)
             with _noting_problem(progress):
-                progress.broken[torch.cat(rows)] = torch.cat(distributed.together(attacked))
+                progress.broken[torch.cat(rows)] = torch.cat(distributed.gather_results(attacked))
                 progress.done += sum(map(len, rows))
             progress.seconds = time.perf_counter() - begun
             self._save_and_report(position, state)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.robustness.evaluation.results import Curve, Evaluation
 from bilevel.robustness.figures import BAD, INK, LINE, MUTED, STYLE
 
@@ -49,7 +49,7 @@ def draw_curves(path: Path, evaluations: Sequence[Evaluation]) -> None:
     Raises:
         BilevelError: If the file cannot be written.
     """
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure = plot_curves(quantities(evaluations), evaluations)
         figure.savefig(part, dpi=144, format="png")
 

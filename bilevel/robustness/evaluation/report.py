@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.robustness.evaluation.plots import draw_curves, inline_svg, plot_curves, quantities
 from bilevel.robustness.evaluation.results import Evaluation, Example
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
@@ -68,7 +68,7 @@ def write_report(
     }
     for suffix in ("html", "md"):
         text = _environment(suffix).get_template(f"page.{suffix}.jinja").render(page)
-        with replacing(folder / f"report.{suffix}") as part:
+        with atomic_write(folder / f"report.{suffix}") as part:
             part.write_text(text, encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
-from bilevel.experiment.files import replacing
+from bilevel.experiment.files import atomic_write
 from bilevel.state import check_fits
 
 
@@ -36,7 +36,7 @@ def save_weights(path: str | os.PathLike[str], module: nn.Module, about: dict[st
         if isinstance(value, Tensor)
     }
     content = save(tensors, metadata=about)
-    with replacing(Path(path)) as part:
+    with atomic_write(Path(path)) as part:
         part.write_bytes(content)
 
 

@@ -154,7 +154,7 @@ class TrainingArguments:
                 train_size=self.train_size,
                 download=self.download,
             )
-        distributed.agree({"images": checksum(data)})
+        distributed.check_consistent({"images": checksum(data)})
         if not all(map(len, data)):
             counts = ", ".join(f"{len(part)} {name}" for name, part in data._asdict().items())
             raise BilevelError(

@@ -65,7 +65,7 @@ class Study:
                 f"normalize is batch and there are {distributed.world_size()} processes: each "
                 "would divide by the maximum of its own share; give --normalize sample"
             )
-        distributed.agree({**asdict(args), "code": experiment.code()})
+        distributed.check_consistent({**asdict(args), "code": experiment.code()})
         self.device = experiment.pick_device(args.device)
         self._precision: Precision = (
             fitting_precision(self.device) if args.precision == "auto" else args.precision
@@ -128,7 +128,7 @@ class Study:
             if self.args.channels_last:
                 network.to(memory_format=torch.channels_last)
             if self.args.sync_batchnorm:
-                SyncBatchNorm.take_over(network)
+                SyncBatchNorm.convert_sync_batchnorm(network)
         if self.args.compiles(self.device):
             compile_network(model)
             for update in solver.children():

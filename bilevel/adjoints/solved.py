@@ -1,4 +1,4 @@
-"""A follower's problem as it was answered, to be asked about again in the backward pass."""
+"""A follower's problem with its solution, as the backward pass of an adjoint needs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel.frozen import frozen
 from bilevel.parameters import Parameters, with_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
-from bilevel.replay import Moment
+from bilevel.snapshot import Snapshot
 from bilevel.solvers import Oracle, Solution, Solver
 from bilevel.tree import Value
 
@@ -20,19 +20,19 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Answered:
-    """The follower's problem as it was answered, for the backward pass.
+class SolvedProblem:
+    """The follower's problem and its solution y*, for the backward pass.
 
     Args:
-        solver: What answered.
+        solver: The solver that computed y*.
         follower: The problem.
-        leader: The leader; :meth:`at` gives it its parameters and the mode it was in.
+        leader: The leader; :meth:`evaluate` gives it the parameters and the mode of the solve.
         batch: The data.
         theta: The leader's parameters, by name.
-        y: The answer.
-        wanted: The names of the parameters whose gradients are asked for.
-        moment: How solver and leader computed before the solve.
-        stats: The solution's statistics, to be written into.
+        y: y*.
+        wanted: The names of the parameters whose gradients are required.
+        snapshot: The state of leader and solver before the solve.
+        stats: The solution's statistics, to which :meth:`record` adds.
     """
 
     solver: Solver
@@ -42,16 +42,18 @@ class Answered:
     theta: Parameters
     y: Value
     wanted: tuple[str, ...]
-    moment: Moment
+    snapshot: Snapshot
     stats: dict[str, Tensor]
 
-    def at(self, theta: Parameters, function: Callable[[Oracle], _T], follower: Any = None) -> _T:
-        """Computes something as in the solve, for a leader with other parameters.
+    def evaluate(
+        self, theta: Parameters, function: Callable[[Oracle], _T], follower: Any = None
+    ) -> _T:
+        """Calls a function of the problem's oracle as in the solve, for other leader parameters.
 
         Args:
-            theta: Its parameters, by name; those that are missing are as in the solve.
-            function: What to compute, of a differentiable oracle.
-            follower: Another problem to ask about.
+            theta: The parameters, by name; those that are missing are as in the solve.
+            function: Called with a differentiable oracle.
+            follower: Another problem, to evaluate instead of this one.
 
         Returns:
             What ``function`` returned.
@@ -62,33 +64,33 @@ class Answered:
             with frozen(self.leader, self.solver.leader_mode, differentiable=True):
                 return function(oracle)
 
-        with self.moment.again():
+        with self.snapshot.restored():
             result = with_parameters(self.leader, {**self.theta, **theta}, call)
         self.stats["evaluations"] += oracle.evaluations
         return result
 
-    def solved(self, theta: Any) -> Value:
-        """Solves the follower again, with the same random numbers, for another leader.
+    def solve(self, theta: Any) -> Value:
+        """Solves the problem again for other leader parameters, with the same random numbers.
 
         Args:
-            theta: Its parameters, by name; those that are missing are as in the solve.
+            theta: The parameters, by name; those that are missing are as in the solve.
 
         Returns:
-            The answer, a constant.
+            The solution, a constant.
         """
 
         def call() -> Solution:
             return self.solver.solve(self.follower, self.leader, self.batch, evaluate=False)
 
-        with self.moment.again(), torch.no_grad():
+        with self.snapshot.restored(), torch.no_grad():
             solution = with_parameters(self.leader, {**self.theta, **theta}, call)
         self.stats["evaluations"] += solution.evaluations
         return solution.value
 
-    def note(self, **numbers: Tensor) -> None:
+    def record(self, **stats: Tensor) -> None:
         """Adds to the solution's statistics.
 
         Args:
-            **numbers: Their names and values.
+            **stats: Scalars by name.
         """
-        self.stats.update({name: number.detach() for name, number in numbers.items()})
+        self.stats.update({name: value.detach() for name, value in stats.items()})

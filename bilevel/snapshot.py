@@ -1,0 +1,94 @@
+"""Snapshots of the state of modules, so that a computation can be repeated as it was first run.
+
+A backward pass that repeats part of a solve runs when the leader is back in its own mode, its
+running statistics have moved on, and other random numbers have been drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+
+class ModuleState:
+    """A module's training flags, the ``requires_grad`` of its parameters, and its buffers.
+
+    Args:
+        module: The module.
+        copy_buffers: Whether the buffers are copied, so that later in-place changes do not count.
+    """
+
+    def __init__(self, module: nn.Module, *, copy_buffers: bool = False) -> None:
+        self.module = module
+        self.flags = [(part, part.training) for part in module.modules()]
+        self.parameters = [(p, p.requires_grad) for p in module.parameters()]
+        # Directly in ``_buffers``: nn.Module's attribute access costs more than a small layer.
+        self.buffers = [
+            (part._buffers, name, buffer)
+            for part, _ in self.flags
+            for name, buffer in part._buffers.items()
+            if buffer is not None
+        ]
+        if copy_buffers:
+            self.buffers = self._buffer_copies()
+
+    def restore(self) -> None:
+        """Puts the module back into this state."""
+        for part, flag in self.flags:
+            if part.training != flag:
+                part.training = flag
+        for parameter, requires_grad in self.parameters:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+        for buffers, name, buffer in self.buffers:
+            buffers[name] = buffer
+
+    def use_buffer_copies(self) -> None:
+        """Gives the module copies of these buffers, so that it does not write into them."""
+        for buffers, name, copy in self._buffer_copies():
+            buffers[name] = copy
+
+    def _buffer_copies(self) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:
+        return [(buffers, name, buffer.clone()) for buffers, name, buffer in self.buffers]
+
+
+class Snapshot:
+    """The state of some modules and of the random number generators.
+
+    Args:
+        *modules: The modules.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.states = [ModuleState(module, copy_buffers=True) for module in modules]
+        self.rng_state = torch.get_rng_state()
+        tensors = [p for module in modules for p in module.parameters()]
+        types = [t.device.type for t in tensors if t.device.type not in ("cpu", "meta")]
+        self.device_type = types[0] if types else "cuda"
+        self.devices, self.device_rng_states = get_device_states(*tensors)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Within the block modules and random numbers are as in the snapshot; restored after it.
+
+        Yields:
+            Nothing.
+        """
+        before = [ModuleState(state.module) for state in self.states]
+        try:
+            for state in self.states:
+                state.restore()
+                state.use_buffer_copies()
+            with torch.random.fork_rng(self.devices, device_type=self.device_type):
+                torch.set_rng_state(self.rng_state)
+                set_device_states(
+                    self.devices, self.device_rng_states, device_type=self.device_type
+                )
+                yield
+        finally:
+            for state in before:
+                state.restore()
