@@ -1,13 +1,13 @@
-"""Many processes that play one game, each on its share of every batch.
+"""Distributed training: each process works on its share of every batch.
 
     torchrun --nproc-per-node 4 applications/adv_training.py …
 
 All processes run the same program: they hold the same networks, see the images in the same order
-and take the same steps, whatever their number. What differs is the part of a batch
-(:func:`shard`), who writes files (:func:`is_main`), and the random numbers. A function that says
-*collective* waits for the others, so all processes call it, in one order.
+and take the same steps, whatever their number. Only their shares of a batch (:func:`shard`), the
+files (:func:`is_main` writes them) and the random numbers differ. A function marked *collective*
+waits for the others: all processes must call it, in the same order.
 
-Without :func:`join` there is one process, and all of this does nothing.
+Without :func:`join` there is one process, and nothing here has an effect.
 """
 
 from bilevel.distributed.batchnorm import SyncBatchNorm, average_statistics

@@ -47,7 +47,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return module
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises by the mean and the variance over the batches of all processes.
+        """Normalises by the mean and variance over the batches of all processes.
 
         Args:
             input: ``(B, C, ...)``.
@@ -67,12 +67,12 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             )
         dims = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
-        x = input.to(torch.promote_types(input.dtype, torch.float32))  # sums of bfloat16 are none
+        x = input.to(torch.promote_types(input.dtype, torch.float32))  # bfloat16 sums are too rough
         count = x.new_tensor([x.numel() / x.shape[1]])
-        total, count = _Sum.apply(torch.cat([x.sum(dims), count])).tensor_split([-1])
+        total, count = _AllReduce.apply(torch.cat([x.sum(dims), count])).tensor_split([-1])
         mean = total / count
         centred = x - mean.view(shape)
-        var = _Sum.apply(centred.square().sum(dims)) / count
+        var = _AllReduce.apply(centred.square().sum(dims)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1), self.momentum)
@@ -82,31 +82,31 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return out.to(input.dtype)
 
 
-class _Sum(torch.autograd.Function):
-    """A sum over the processes, whose loss is the sum of theirs."""
+class _AllReduce(torch.autograd.Function):
+    """A differentiable sum over the processes; the loss is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return _added(tensor)
+        return _all_reduced(tensor)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return _added(slope)
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _all_reduced(grad)
 
 
-def _added(tensor: Tensor) -> Tensor:
+def _all_reduced(tensor: Tensor) -> Tensor:
     tensor = tensor.clone()
     Pool().all_reduce([tensor])
     return tensor
 
 
 def average_statistics(pool: Pool, networks: Sequence[nn.Module]) -> None:
-    """Gives all processes the mean of their running statistics, where each has its own. Collective.
+    """Averages running statistics that are not synchronised over the processes. Collective.
 
-    So that they validate and save one network, and take gradients of one in the next step.
+    All processes then validate, save and train the same network.
 
     Args:
-        pool: Who they are, with the share of each.
+        pool: The pool, with the share of this process.
         networks: The networks.
     """
     norms = [

@@ -1,4 +1,4 @@
-"""What processes tell each other: plain values, failures, and who goes first."""
+"""Collectives on Python objects: values, failures and order."""
 
 from __future__ import annotations
 
@@ -16,76 +16,76 @@ _T = TypeVar("_T")
 
 
 def all_gather(value: _T) -> list[_T]:
-    """What each process has. Collective.
+    """Gathers a value from every process. Collective.
 
     Args:
-        value: This one's; its tensors on the CPU.
+        value: The value of this process, with tensors on the CPU.
 
     Returns:
-        All, in the order of the processes.
+        The values, by rank.
     """
-    found: list[Any] = [value] * world_size()
+    values: list[Any] = [value] * world_size()
     if world_size() > 1:
         with translate_errors():
-            dist.all_gather_object(found, value)
-    return found
+            dist.all_gather_object(values, value)
+    return values
 
 
 def broadcast(value: _T) -> _T:
-    """What the first process has, such as its clock's opinion. Collective.
+    """Takes the value of the first process, for example a time. Collective.
 
     Args:
-        value: This one's.
+        value: The value of this process.
 
     Returns:
-        The same everywhere.
+        The value of the first process.
     """
     return all_gather(value)[0]
 
 
 def gather_results(function: Callable[[], _T]) -> list[_T]:
-    """Calls a function that may fail in one process, and then fails in all. Collective.
+    """Calls a function and gathers its results; if it fails in one process, all raise. Collective.
 
     Args:
-        function: Not collective itself.
+        function: A function that is not collective itself.
 
     Returns:
-        What it returned in each process.
+        The results, by rank.
 
     Raises:
         BilevelError: If it failed in another process.
-        Exception: Whatever it raised here.
+        Exception: Whatever it raised in this process.
     """
     try:
-        mine, problem = function(), ""
+        result, problem = function(), ""
     except Exception as error:
         if world_size() > 1:
             all_gather((None, f"{type(error).__name__}: {error}"))
         raise
-    found = all_gather((mine, problem))
-    for _, problem in found:
+    results = all_gather((result, problem))
+    for _, problem in results:
         if problem:
             raise BilevelError(problem.removeprefix("BilevelError: "))
-    return [value for value, _ in found]
+    return [result for result, _ in results]
 
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """Within the block one process of each machine goes ahead of the others. Collective.
+    """One process of each machine runs the block before the others. Collective.
 
     Yields:
         Nothing.
     """
-    ahead = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if not ahead:
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not first:
         all_gather(None)
     yield
-    if ahead:
+    if first:
         all_gather(None)
 
 
 def check_consistent(values: Mapping[str, object]) -> None:
-    """Says so where processes were not started alike. Collective.
+    """Checks that values are the same in all processes. Collective.
 
     Args:
         values: Plain values by name, such as arguments and checksums.

@@ -1,4 +1,4 @@
-"""The job that ``torchrun`` starts: joining and leaving it, and which process this one is."""
+"""The job that ``torchrun`` starts: joining and leaving it, rank and size, and lost processes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class LostContactError(BilevelError):
 
 
 _job: Any | None = None
-"""What the processes of the job share, once this one has joined."""
+"""The store of the job's processes, once this one has joined."""
 
 
 def join() -> None:
-    """Joins the job that ``torchrun`` started this process for; alone, nothing happens.
+    """Joins the job that ``torchrun`` started this process for; does nothing if there is none.
 
-    Only the first process then prints on the standard output.
+    Processes of other ranks than 0 then print nothing on the standard output.
 
     Raises:
         LostContactError: If the others cannot be reached.
@@ -50,43 +50,43 @@ def join() -> None:
 
 
 def leave(status: int = 0) -> NoReturn:
-    """Ends this process, and its part in the job.
+    """Leaves the job and exits the process.
 
     Args:
         status: The exit status.
 
     Raises:
-        SystemExit: Always, where nobody has joined.
+        SystemExit: Always, without a job.
     """
     if _job is None:
         raise SystemExit(status)
-    # At once: threads of gloo may abort an interpreter on its way out, most of all where they wait
-    # for a process that is gone.
+    # Without the interpreter's shutdown, during which threads of gloo may abort it, most of all
+    # while they wait for a process that is gone.
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(status)
 
 
 def world_size() -> int:
-    """How many processes play.
+    """The number of processes.
 
     Returns:
-        1 where nobody has joined.
+        1 without a job.
     """
     return dist.get_world_size() if _job is not None else 1
 
 
 def rank() -> int:
-    """Which of them this is.
+    """The rank of this process.
 
     Returns:
-        A number from 0.
+        0 without a job.
     """
     return dist.get_rank() if _job is not None else 0
 
 
 def is_main() -> bool:
-    """Whether this process writes the files.
+    """Whether this process has rank 0, and so writes the files.
 
     Returns:
         True in one process of a job.
@@ -95,10 +95,10 @@ def is_main() -> bool:
 
 
 def local_gpu() -> torch.device:
-    """The GPU of this process, from now on its current one.
+    """The GPU of this process, which becomes its current device.
 
     Returns:
-        A device with an index of its own on this machine.
+        The device whose index is the local rank.
 
     Raises:
         BilevelError: If there are fewer GPUs than processes.
@@ -115,13 +115,13 @@ def local_gpu() -> torch.device:
 
 
 def shard(count: int) -> slice:
-    """This process's share of some items that lie in one order for all.
+    """This process's share of a sequence of items.
 
     Args:
-        count: How many there are.
+        count: The number of items.
 
     Returns:
-        Neighbours; the shares of all processes cover the items, in the order of the processes.
+        A contiguous part; those of all processes cover the items, in the order of the ranks.
 
     Example:
         >>> shard(5)
@@ -131,13 +131,15 @@ def shard(count: int) -> slice:
 
 
 def print_once(line: str) -> None:
-    """Prints on the standard error, unless another process of the job has: who fails first knows.
+    """Prints on the standard error, unless another process of the job already has.
+
+    The first process to fail knows the cause; the others only lose contact with it.
 
     Args:
-        line: What to print.
+        line: The line to print.
     """
     if _job is not None:
-        with contextlib.suppress(RuntimeError):  # then whoever kept the store is gone
+        with contextlib.suppress(RuntimeError):  # if the process that serves the store is gone
             if _job.add("said", 1) > 1:
                 return
     print(line, file=sys.stderr, flush=True)
@@ -145,17 +147,17 @@ def print_once(line: str) -> None:
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """Within the block a library's error means that another process is gone.
+    """Within the block, errors of gloo and NCCL are raised as :class:`LostContactError`.
 
     Yields:
         Nothing.
 
     Raises:
-        LostContactError: If it is.
+        LostContactError: If there is one.
     """
     try:
         yield
-    except RuntimeError as error:  # gloo's and NCCL's
+    except RuntimeError as error:
         reason = str(error).splitlines()[0][:100]
         raise LostContactError(
             f"contact with another process was lost ({reason}): it has ended or cannot be reached; "
@@ -164,13 +166,13 @@ def translate_errors() -> Iterator[None]:
 
 
 def _handle_sigterm() -> None:
-    """Ends this process in words when torchrun tells it to, as it does when another is lost.
+    """Prints a line and exits on SIGTERM, which torchrun sends when another process is lost.
 
-    In a thread: the main one may wait for the others in a library, where no handler runs.
+    In a thread: the main thread may be waiting in a library, where Python runs no handlers.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # so that its number is written
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the wakeup fd needs a Python handler
     signal.set_wakeup_fd(writer)
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""Adding up over processes what each finds on its share of a batch."""
+"""Sums of gradients and losses over the processes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bilevel.distributed.job import translate_errors, world_size
 
 
 class Pool:
-    """Adds up over the processes what each finds on its share of a batch.
+    """Sums over the processes what each computes on its share of a batch.
 
-    A :class:`~bilevel.Bilevel` with such a ``pool`` multiplies its losses by the share and adds up
-    the gradients before an optimizer reads them. Not ``DistributedDataParallel``: it knows one
-    forward and one backward pass of one module, where a step here takes gradients of the input in
-    between, trains two networks by one backward pass and may repeat either for its schedule.
+    A :class:`~bilevel.Bilevel` with such a ``pool`` multiplies its losses by the share and sums the
+    gradients before an optimizer reads them. ``DistributedDataParallel`` cannot be used: it expects
+    one forward and one backward pass of one module, while a step here also takes gradients of the
+    input, trains two networks by one backward pass, and may repeat passes.
 
     Attributes:
-        share: This process's images divided by the batch's.
+        share: The number of this process's samples divided by the batch's.
     """
 
     def __init__(self) -> None:
@@ -30,20 +30,20 @@ class Pool:
         """Replaces tensors by their sums over the processes. Collective.
 
         Args:
-            tensors: Of the same shapes everywhere.
+            tensors: The tensors, of the same shapes in all processes.
         """
         flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors))
         pieces = flat.split([tensor.numel() for tensor in tensors])
-        places = [_laid_out(piece, tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
-        torch._foreach_copy_(places, list(tensors))
+        views = [_view_like(piece, tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+        torch._foreach_copy_(views, list(tensors))
         with translate_errors():
             dist.all_reduce(flat)
-        torch._foreach_copy_(list(tensors), places)
+        torch._foreach_copy_(list(tensors), views)
 
 
-def _laid_out(piece: Tensor, like: Tensor) -> Tensor:
-    """A piece of memory as a tensor whose numbers lie in the order of another's."""
-    # So that copies need not gather: gradients of channels-last weights are channels last.
+def _view_like(piece: Tensor, like: Tensor) -> Tensor:
+    """A view of contiguous memory with the shape and memory format of another tensor."""
+    # Copies between equal memory formats are fast; gradients of channels-last weights have theirs.
     if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
         return piece.as_strided(like.shape, like.stride())
     return piece.view(like.shape)

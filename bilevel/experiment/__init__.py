@@ -1,6 +1,6 @@
-"""What every application shares: command line, device, progress, checkpoints, results.
+"""What the applications share: command line, device, progress, checkpoints, results.
 
-It serves the scripts in ``applications/`` and knows no problem; the core does without it.
+The core does not depend on it.
 """
 
 from bilevel.experiment.machine import code, environment, pick_device

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read without running code from the file."""
+"""Checkpoints: written atomically, and read with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bilevel.experiment.files import atomic_write
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes ``state`` so that ``path`` holds the old file or the new one, never a part of it.
+    """Writes ``state`` atomically: ``path`` holds the old file or the new one, never a part of it.
 
-    Of many processes, which all have the same state, the first one writes it.
+    In a distributed job, where all processes have the same state, the first one writes it.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         state: Tensors and plain values.
 
     Raises:
         BilevelError: If it cannot be written (a full disk, a missing permission); an older file at
-            ``path`` is untouched.
+            ``path`` is kept.
 
     Example:
         >>> import tempfile
@@ -46,7 +46,7 @@ def load(path: Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        The state, on the CPU, since what loads it has memory of its own where it computes.
+        The state, on the CPU.
 
     Raises:
         BilevelError: If there is no such file, or it is truncated or not a checkpoint.
@@ -55,13 +55,13 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BilevelError(
-            f"there is no checkpoint {path}: nothing to go on from; leave out --resume, or name "
-            "the folder of the run to go on with"
+            f"there is no checkpoint {path}: nothing to resume; leave out --resume, or name the "
+            "folder of the run to resume"
         ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         raise BilevelError(
             f"{path} is no readable checkpoint ({str(error).splitlines()[0][:80]}): it is "
-            "truncated or of another kind; delete it to begin again, or restore it from a copy"
+            "truncated or of another kind; delete it to start again, or restore it from a copy"
         ) from error
     if not isinstance(state, dict):
         raise BilevelError(
@@ -75,17 +75,17 @@ def random_state() -> dict[str, Any]:
     """The state of torch's random number generators.
 
     Returns:
-        That of the CPU, and of this process's GPU where one is in use.
+        The CPU's, and that of this process's GPU if it uses one.
     """
     gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     return {"cpu": torch.get_rng_state(), "cuda": gpu}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Takes back what :func:`random_state` gave.
+    """Restores the state of the random number generators.
 
     Args:
-        state: What it returned.
+        state: What :func:`random_state` returned.
     """
     torch.set_rng_state(state["cpu"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""How an application meets its user: arguments in, and one line where they are bad."""
+"""Command lines from dataclasses, with errors as one line."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Arguments = TypeVar("Arguments", bound="DataclassInstance")
 def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
     """Turns a dataclass into a command line, runs ``main`` on it and ends the process.
 
-    tyro makes the command line; where it is not installed, ``argparse`` does, for plain types.
+    tyro parses the command line; if it is not installed, ``argparse`` does, for plain types.
 
-    Under ``torchrun`` it joins the other processes first, see ``bilevel.distributed``.
+    Under ``torchrun`` the process first joins the others, see ``bilevel.distributed``.
 
-    Bad arguments and bad data end with exit status 2 and one line on the standard error, without
-    a traceback.
+    Bad arguments and bad data end the process with exit status 2 and one line on the standard
+    error, without a traceback.
 
     Args:
         main: The application.
-        arguments: Its arguments; their docstrings are the help.
+        arguments: The dataclass of its arguments; their docstrings are the help.
 
     Raises:
-        SystemExit: Always: 0, 2 for bad input, 130 if it was interrupted.
+        SystemExit: Always: 0, 2 for bad input, 130 if interrupted.
     """
     threading.excepthook = _thread_failed
     status = 0
@@ -46,7 +46,7 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
         distributed.join()
         main(_parse(arguments))
     except BilevelError as error:
-        line = " ".join(str(error).splitlines())  # whatever it quotes
+        line = " ".join(str(error).splitlines())  # it may quote text of several lines
         distributed.print_once(f"error: {line}")
         status = 2
     except KeyboardInterrupt:
@@ -60,7 +60,7 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
 
 
 def _parse(arguments: type[Arguments]) -> Arguments:
-    """The command line, or the one line that says what is wrong with it."""
+    """Parses the command line; raises on unknown arguments, with the nearest known one."""
     read = _read_by_tyro if importlib.util.find_spec("tyro") else commandline_plain.read
     parsed, unknown = read(arguments)
     if unknown:
@@ -72,7 +72,7 @@ def _parse(arguments: type[Arguments]) -> Arguments:
 
 
 def _read_by_tyro(arguments: type[Arguments]) -> tuple[Arguments, list[str]]:
-    """The arguments, and the words that belong to none."""
+    """The parsed arguments, and the unknown ones."""
     import tyro
 
     page = io.StringIO()
@@ -86,7 +86,7 @@ def _read_by_tyro(arguments: type[Arguments]) -> tuple[Arguments, list[str]]:
 
 
 def _sentence(page: str) -> str:
-    """The first paragraph of tyro's page about an error, without title, frame and colours."""
+    """The first paragraph of tyro's error message, without title, frame and colours."""
     lines = re.sub(r"\x1b\[[\d;]*m", "", page).splitlines()[1:]
     paragraphs = itertools.groupby(
         (line.strip("│ ") for line in lines), key=lambda line: bool(line.strip("─-"))
@@ -96,6 +96,6 @@ def _sentence(page: str) -> str:
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread fails on a full disk, and its writer raises that again in our thread."""
+    """Ignores OSErrors, which TensorBoard's writer thread raises again in the main thread."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)

@@ -1,7 +1,7 @@
-"""A command line by ``argparse``, for machines without tyro: plain types, and help without prose.
+"""Command lines by ``argparse``, for use without tyro: plain types, and help without descriptions.
 
-The same line gives the same arguments as by tyro, but a negative number with an exponent needs an
-equals sign: ``--step=-1e-3``.
+A command line gives the same arguments as with tyro, except that a negative number with an exponent
+needs an equals sign: ``--step=-1e-3``.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ def read(arguments: type[Arguments]) -> tuple[Arguments, list[str]]:
     """Reads the command line into a dataclass.
 
     Args:
-        arguments: Its fields are ``str``, ``int``, ``float``, ``Path``, ``bool`` or a ``Literal``
-            of strings; all but ``bool`` also as ``tuple[X, ...]`` and as ``X | None``.
+        arguments: The dataclass. Its fields are ``str``, ``int``, ``float``, ``Path``, ``bool`` or
+            a ``Literal`` of strings; all but ``bool`` also as ``tuple[X, ...]`` and ``X | None``.
 
     Returns:
-        The arguments, and the words that belong to none.
+        The parsed arguments, and the unknown ones.
 
     Raises:
-        BilevelError: A value is missing or bad, or a field has another type.
+        BilevelError: If a value is missing or bad, or a field has another type.
     """
     parser = _Parser(
         description=(arguments.__doc__ or "").partition("\n")[0],
         allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # what is left out is the dataclass's to fill in
+        argument_default=argparse.SUPPRESS,  # the dataclass has the defaults
     )
     types = get_type_hints(arguments)
     for field in fields(arguments):
@@ -67,14 +67,14 @@ def read(arguments: type[Arguments]) -> tuple[Arguments, list[str]]:
             help=f"default: {default}".replace("%", "%%") if default is not MISSING else None,
             **_settings(field.name, types[field.name]),
         )
-    # Either spelling, as by tyro.
+    # Accepts --a_b for --a-b, as tyro does.
     dashed = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), w) for w in sys.argv[1:]]
     given, unknown = parser.parse_known_args(dashed)
     return arguments(**{name: _value(words) for name, words in vars(given).items()}), unknown
 
 
 def _settings(name: str, kind: Any) -> dict[str, Any]:
-    """What ``add_argument`` must know of a type."""
+    """The keyword arguments of ``add_argument`` for a type."""
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     settings: dict[str, Any] = {}
@@ -95,17 +95,17 @@ def _settings(name: str, kind: Any) -> dict[str, Any]:
 
 
 def _or_none(kind: type[Any]) -> Callable[[str], Any]:
-    """What reads a word as ``kind | None``."""
+    """A converter to ``kind | None``."""
 
     def convert(word: str) -> Any:
         return None if word == "None" else kind(word)
 
-    convert.__name__ = kind.__name__  # argparse tells it where a word is bad
+    convert.__name__ = kind.__name__  # for argparse's error messages
     return convert
 
 
 def _value(found: Any) -> Any:
-    """A field's value: argparse gives lists for tuples."""
+    """A field's value: argparse returns lists for tuples."""
     if found == [None]:
         return None
     return tuple(found) if isinstance(found, list) else found

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Atomic writes, and errors of the file system as one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bilevel.errors import BilevelError
 
 
 def make_folder(path: Path) -> Path:
-    """Makes a folder and those above it, where they are missing.
+    """Creates a folder and its parents, if they are missing.
 
     Args:
         path: The folder.
@@ -20,7 +20,7 @@ def make_folder(path: Path) -> Path:
         The same path.
 
     Raises:
-        BilevelError: If it cannot be made.
+        BilevelError: If it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -33,19 +33,19 @@ def make_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Within the block a file is written beside ``path``; at its end the file takes that name.
+    """Yields a temporary file, which replaces ``path`` at the end of the block.
 
     So ``path`` holds the old file or the new one, never a part of it.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
 
     Yields:
-        The name to write to.
+        The temporary file, to write to.
 
     Raises:
         BilevelError: If it cannot be written (a full disk, a missing permission); an older file at
-            ``path`` is untouched.
+            ``path`` is kept.
 
     Example:
         >>> import tempfile
@@ -69,17 +69,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within the block a failure to write is told as one.
+    """Within the block, failures to write are raised as :class:`~bilevel.BilevelError`.
 
     Args:
-        path: What is written.
+        path: The file or folder, for the message.
 
     Yields:
         Nothing.
 
     Raises:
         BilevelError: If it cannot be written.
-        RuntimeError: Whatever else goes wrong in the block.
+        RuntimeError: Any other error of the block.
     """
     try:
         yield
@@ -87,7 +87,7 @@ def writing(path: Path) -> Iterator[None]:
         raise BilevelError(_not_written(path, error)) from error
     except RuntimeError as error:
         if "inline_container" not in str(error):
-            raise  # only torch's writer makes a RuntimeError of a full disk
+            raise  # only torch's writer raises a RuntimeError if the disk is full
         raise BilevelError(_not_written(path, error)) from error
 
 

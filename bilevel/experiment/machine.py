@@ -1,4 +1,4 @@
-"""The device of a run, and what else of machine and code its figures depend on."""
+"""The device of a run, and a description of the machine and the code."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def pick_device(name: str) -> torch.device:
         name: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, or ``"cuda:1"`` and so on.
 
     Returns:
-        The device; of many processes each has a GPU of its own.
+        The device; in a distributed job each process has its own GPU.
 
     Raises:
-        BilevelError: If it is not there, or not for every process.
+        BilevelError: If it is not available, or not for every process.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,7 +46,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What a figure depends on beside the code: machine, versions, date, command.
+    """What results depend on besides the code: machine, versions, date, command.
 
     Args:
         device: The device of the run.
@@ -67,7 +67,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def code() -> str:
-    """What is run: a checksum of the library's source, the application's and torch's version.
+    """A checksum of the library's source, the application's source and torch's version.
 
     Returns:
         Hexadecimal digits.

@@ -1,4 +1,4 @@
-"""How much memory a computation takes at its peak."""
+"""The peak memory of a computation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 
 def peak_mib(run: Callable[[], object], device: torch.device) -> float:
-    """By how much the memory of tensors grows at most, graph and temporaries included.
+    """The peak increase of the memory of tensors, graph and temporaries included.
 
-    On the CPU each allocation is read from PyTorch's profiler. A process grows by more than that,
-    and by how much depends on what it did before.
+    On the CPU it is the sum of the allocations in PyTorch's profiler, unlike the resident size of
+    the process, which depends on what ran before.
 
     Args:
-        run: The computation; whatever it sets up at its first run is set up already.
-        device: Where it runs.
+        run: The computation, warmed up already.
+        device: Its device.
 
     Returns:
         MiB.
@@ -32,15 +32,16 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with _quiet(), torch.autograd.profiler.profile(profile_memory=True) as seen:
+    with _quiet(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         run()
-    changes = [one.nbytes() for one in seen.kineto_results.events() if one.name() == "[memory]"]
+    events = profile.kineto_results.events()
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
     return max(itertools.accumulate(changes), default=0) / 2**20
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The profiler's library tells of its beginning and end, past Python's standard error."""
+    """Silences the profiler's library, which writes to file descriptor 2."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

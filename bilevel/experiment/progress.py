@@ -1,4 +1,4 @@
-"""How far a long computation is: bars on the screen, curves in TensorBoard."""
+"""Progress of long computations: bars in the terminal, curves in TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from bilevel.experiment.files import make_folder, writing
 
 
 class Journal:
-    """The progress of one training run: a bar on the screen, curves in TensorBoard.
+    """The progress of one training run: a bar in the terminal, curves in TensorBoard.
 
-    Where the screen is a file, each epoch is a line instead. Of many processes, the first one's
-    is written down.
+    If the output is not a terminal, each epoch is a line instead. In a distributed job the first
+    process reports.
 
     Args:
-        name: What the run is called.
-        folder: Where TensorBoard's files go.
+        name: The name of the run.
+        folder: The folder of the run; TensorBoard's files are in ``tensorboard`` there.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -43,16 +43,16 @@ class Journal:
         """Sets the length of the bar.
 
         Args:
-            steps: The steps of the whole run.
+            steps: The number of steps of the whole run.
         """
         self._bar.update(self._task, total=steps)
 
     def report(self, steps: int, metrics: dict[str, float]) -> None:
-        """Moves the bar and writes the metrics down.
+        """Updates the bar and writes the metrics.
 
         Args:
-            steps: Steps done so far.
-            metrics: Numbers by name; the loss and what was validated are shown.
+            steps: The number of steps done so far.
+            metrics: Numbers by name; the bar shows the loss and the validation metrics.
 
         Raises:
             BilevelError: If they cannot be written.
@@ -75,7 +75,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Takes the bar off and closes the files."""
+        """Removes the bar and closes the files."""
         self._bar.stop()
         if self._writer is not None:
             with writing(self._folder):
@@ -83,10 +83,10 @@ class Journal:
 
 
 class ProgressBar:
-    """How far a long computation is, with the time left; lines instead where no one looks on.
+    """A progress bar with the time left; lines instead if the output is not a terminal.
 
     Args:
-        name: What is computed.
+        name: The name of the computation.
 
     Example:
         >>> with ProgressBar("pgm") as bar:
@@ -109,12 +109,12 @@ class ProgressBar:
         self._task = self._bar.add_task(name, total=None, part="")
 
     def show(self, part: str, done: float, total: float) -> None:
-        """Moves the bar.
+        """Updates the bar.
 
         Args:
-            part: What is under way.
-            done: What is done.
-            total: Of how much, as far as can be foreseen.
+            part: The name of the current part.
+            done: The work done.
+            total: The work in total, which may be an estimate.
         """
         self._bar.update(self._task, completed=done, total=total, part=part)
         if self._bar.disable and part != self._part:
@@ -127,5 +127,5 @@ class ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Takes the bar off."""
+        """Removes the bar."""
         self._bar.stop()

@@ -1,4 +1,4 @@
-"""What a run leaves: ``results.json``."""
+"""The results of a run: ``results.json``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Record = Mapping[str, Any]
 def write_results(
     out: Path, config: Record, environment: Record, results: Sequence[Record]
 ) -> Path:
-    """Writes ``out/results.json``, whole or not at all.
+    """Writes ``out/results.json`` atomically.
 
     Args:
-        out: The run's folder; it is made.
+        out: The run's folder; it is created.
         config: The arguments of the run.
         environment: See :func:`environment`.
         results: Flat records.

@@ -1,4 +1,4 @@
-"""A game as the follower's problem: its value, its field, what is known of it."""
+"""The base class of games: value, field, equilibrium and rates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from bilevel.schedules import Schedule
 class Game(FollowerProblem):
     """A zero-sum game f(x, y), as the problem of its follower.
 
-    A subclass writes :meth:`value`; with :meth:`onto` its players are constrained.
+    A subclass implements :meth:`value`, and :meth:`onto` if the players are constrained.
 
     Args:
         equilibrium: x* and y*, ``(n,)`` and ``(m,)``.
-        coefficients: What else :meth:`value` reads, so that games of one kind can be stacked.
+        coefficients: Further arguments of :meth:`value`, batched when games are stacked.
     """
 
     sense: Literal["min", "max"] = "max"
@@ -41,14 +41,14 @@ class Game(FollowerProblem):
         Args:
             x: The leader's vector, ``(n,)``.
             y: The follower's, ``(m,)``.
-            *coefficients: What the constructor was given.
+            *coefficients: The coefficients given to the constructor.
 
         Returns:
             A scalar.
         """
 
     def onto(self, z: Tensor) -> Tensor:
-        """The nearest point to ``z`` that a player may choose; any unless a subclass says less.
+        """Projects a player's vector onto its constraints; by default there are none.
 
         Args:
             z: x or y, ``(..., n)``.
@@ -59,26 +59,26 @@ class Game(FollowerProblem):
         return z
 
     def init(self, batch: Batch) -> Tensor:
-        """Where :func:`begin` set the follower, for a solver that asks; else zero."""
+        """The follower's start that :func:`begin` was given; else zero, projected."""
         y = torch.zeros_like(self.equilibrium[1]) if self.start is None else self.start
         return self.onto(y)
 
     def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
-        """f(x, y); of stacked games the sum, so that each has the gradient of its own."""
+        """f(x, y); for stacked games the sum, which has the gradients of each."""
         values = self._values(leader.model.x, y)
         if values.shape != (() if self.count is None else (self.count,)):
             raise BilevelError(
-                f"{type(self).__name__}.value gives shape {tuple(values.shape)}: a game is played "
-                "for one number; return a scalar, such as the sum"
+                f"{type(self).__name__}.value gives shape {tuple(values.shape)}: the players' "
+                "gradients need one number; return a scalar, such as the sum"
             )
         return values.sum() if self.count else values
 
     def project(self, y: Tensor, batch: Batch) -> Tensor:
-        """The nearest point that the follower may choose."""
+        """Projects y by :meth:`onto`."""
         return self.onto(y)
 
     def field(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """F(x, y) = (∂f/∂x, −∂f/∂y), against which both players go.
+        """F(x, y) = (∂f/∂x, −∂f/∂y); both players move along −F.
 
         Args:
             x: ``(n,)``, or ``(G, n)`` for G stacked games.
@@ -87,40 +87,40 @@ class Game(FollowerProblem):
         Returns:
             The same shapes.
         """
-        slopes = torch.func.grad(lambda x, y: self._values(x, y).sum(), argnums=(0, 1))(x, y)
-        return slopes[0], -slopes[1]
+        grads = torch.func.grad(lambda x, y: self._values(x, y).sum(), argnums=(0, 1))(x, y)
+        return grads[0], -grads[1]
 
     def jacobian(self) -> Tensor:
-        """J, the derivative of the field at the equilibrium.
+        """J, the Jacobian of the field at the equilibrium.
 
         Returns:
-            ``(n + m, n + m)``, the leader's numbers first.
+            ``(n + m, n + m)``, the leader's coordinates first.
 
         Raises:
-            BilevelError: If the game is a stack of many.
+            BilevelError: If the game is a stack.
         """
         if self.count is not None:
             raise BilevelError(
-                f"{self.count} stacked games have no one Jacobian, factor or best step: ask one of "
-                "the games before they are stacked"
+                f"{self.count} stacked games have different Jacobians, factors and best steps: "
+                "compute them for a game before it is stacked"
             )
         parts = torch.func.jacrev(self.field, argnums=(0, 1))(*self.equilibrium)
         return torch.cat([torch.cat(row, 1) for row in parts])
 
     def factor(self, schedule: Schedule, lr: rates.Rate) -> float | None:
-        """The factor a step by which the distance to the equilibrium is predicted to change.
+        """The predicted factor per step of the distance to the equilibrium.
 
-        Exact for a quadratic game, near the equilibrium for any other.
+        Exact for a quadratic game, else valid near the equilibrium.
 
         Args:
             schedule: A schedule of the library.
-            lr: Step sizes.
+            lr: The step sizes.
 
         Returns:
-            The factor; None where constraints leave no linear theory.
+            The factor; None for constrained games, which the linear theory does not cover.
 
         Raises:
-            BilevelError: If a step size is not positive, or nothing is known of the schedule.
+            BilevelError: If a step size is not positive, or the schedule is not known.
 
         Example:
             >>> from bilevel import Alternating, Extragradient
@@ -139,7 +139,7 @@ class Game(FollowerProblem):
             schedule: A schedule of the library.
 
         Returns:
-            The step size; None where no step brings the players together.
+            The step size; None if the players converge at no step size.
 
         Example:
             >>> from bilevel import Optimistic, Simultaneous
@@ -159,7 +159,7 @@ class Game(FollowerProblem):
 
 
 def stack(games: Sequence[Game]) -> Game:
-    """Games of one kind side by side; one step moves them all, by ``torch.func.vmap``.
+    """Batches games of one kind, by ``torch.func.vmap``; one step moves them all.
 
     Args:
         games: G games whose vectors have the same lengths.
@@ -168,7 +168,7 @@ def stack(games: Sequence[Game]) -> Game:
         A game whose x is ``(G, n)`` and whose y is ``(G, m)``.
 
     Raises:
-        BilevelError: If there are none, or they are not of one kind and size.
+        BilevelError: If there are none, or they differ in kind or size.
 
     Example:
         >>> from bilevel.games import bilinear
@@ -182,10 +182,10 @@ def stack(games: Sequence[Game]) -> Game:
             f"games of kinds {kinds} cannot be stacked: one function is mapped over all; stack "
             "games of one kind and size, one at least"
         )
-    many = copy(games[0])
-    many.count = len(games)
+    stacked = copy(games[0])
+    stacked.count = len(games)
     x, y = (torch.stack(part) for part in zip(*(game.equilibrium for game in games), strict=True))
-    many.equilibrium = (x, y)
+    stacked.equilibrium = (x, y)
     coefficients = zip(*(game.coefficients for game in games), strict=True)
-    many.coefficients = tuple(torch.stack(parts) for parts in coefficients)
-    return many
+    stacked.coefficients = tuple(torch.stack(parts) for parts in coefficients)
+    return stacked

@@ -1,4 +1,4 @@
-"""Players who move by gradient steps, and the way they take."""
+"""Players of a game that move by gradient steps, and their trajectories."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bilevel.schedules import Schedule
 from bilevel.solvers import Parametric, Solver
 
 Start = float | Sequence[float] | Tensor
-"""A point of a game: its numbers, or one for all."""
+"""A player's vector, or a number for all its coordinates."""
 
 
 class Point(nn.Module):
-    """A vector that is trained.
+    """A trainable vector.
 
     Args:
-        x: Where it starts.
+        x: Its initial value.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -39,7 +39,7 @@ class Leader(ZeroSum):
     model: Point
 
     def project(self) -> None:
-        """Puts x where the game allows it."""
+        """Projects x onto the game's constraints."""
         x = self.model.x.detach()
         x.copy_(self.follower.onto(x))
 
@@ -53,22 +53,22 @@ def begin(
     schedule: Schedule | None = None,
     solver: Solver | None = None,
 ) -> Bilevel:
-    """Sets the players at a point, from where they go by gradient steps.
+    """Builds a game whose players start at a point and take gradient steps.
 
     Args:
         game: The game, or stacked ones.
-        x: Where the leader starts: a number, ``(n,)``, or ``(G, n)`` for G stacked games.
-        y: Where the follower starts, likewise.
-        lr: Step sizes.
+        x: The leader's start: a number, ``(n,)``, or ``(G, n)`` for G stacked games.
+        y: The follower's start, likewise.
+        lr: The step sizes.
         schedule: As in :class:`~bilevel.Bilevel`.
-        solver: Plays the follower with parameters that are not trained; by default the follower
-            takes gradient steps like the leader.
+        solver: A solver of the follower that is not trained; by default the follower takes
+            gradient steps like the leader.
 
     Returns:
         A game whose ``step(None)`` moves the players.
 
     Raises:
-        BilevelError: If a step size is not positive, or a start is no point of the game.
+        BilevelError: If a step size is not positive, or a start has a wrong shape.
 
     Example:
         >>> from bilevel.games import bilinear
@@ -97,26 +97,26 @@ def begin(
 
 
 def position(game: Bilevel) -> Tensor:
-    """Where the players stand.
+    """The current point of the players.
 
     Args:
-        game: What :func:`begin` gave, with its own solver.
+        game: A game of :func:`begin`, with its default solver.
 
     Returns:
-        x and y side by side, ``(n + m,)`` or ``(G, n + m)``.
+        x and y concatenated, ``(n + m,)`` or ``(G, n + m)``.
     """
     return torch.cat(game.trained_parameters(), -1)
 
 
 def trajectory(game: Bilevel, steps: int) -> Tensor:
-    """Plays, and tells where the players were.
+    """Takes steps and records the players' positions.
 
     Args:
-        game: What :func:`begin` gave, with its own solver.
-        steps: How many steps.
+        game: A game of :func:`begin`, with its default solver.
+        steps: The number of steps.
 
     Returns:
-        Positions, the first and one after each step, ``(steps + 1, ..., n + m)``.
+        The initial position and the one after each step, ``(steps + 1, ..., n + m)``.
     """
     path = [position(game)]
     for _ in range(steps):
@@ -131,6 +131,6 @@ def _point(z: Start, like: Tensor) -> Tensor:
     if point.shape != like.shape:
         raise BilevelError(
             f"the start has shape {tuple(point.shape)}: the game is played with "
-            f"{tuple(like.shape)}; give one number for each"
+            f"{tuple(like.shape)}; give that shape, or one number"
         )
     return point

@@ -1,15 +1,15 @@
-r"""How fast a schedule is near an equilibrium: its linear theory.
+r"""Convergence rates of schedules near an equilibrium, by linearisation.
 
 Near w* the field is F(w) ≈ J (w − w*), and a gradient step of the players is D = −HJ, with the step
 sizes on the diagonal of H. One step of a schedule is then a matrix, whose spectral radius is the
-factor by which the distance to w* shrinks or grows a step:
+factor per step of the distance to w*:
 
     Simultaneous        I + D
     Alternating(k)      (I + D_φ)ᵏ (I + D_θ)          only the rows of one player
     ProximalPoint(k)    I + D + D² + … + Dᵏ
     Extragradient       I + D + D²
     Optimistic          w ← w + 2Dw − d,  d ← Dw
-    Lookahead           (1 − α) I + α Aᵏ              of the inner schedule's A, for k steps
+    Lookahead           (1 − α) I + α Aᵏ              with the inner schedule's A, for k steps
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bilevel.schedules import (
 )
 
 Rate = float | tuple[float, float]
-"""A step size of both players, or one of each."""
+"""A step size for both players, or the leader's and the follower's."""
 
 
 def step_sizes(lr: Rate) -> tuple[float, float]:
@@ -47,29 +47,29 @@ def step_sizes(lr: Rate) -> tuple[float, float]:
         BilevelError: If one is not positive and finite.
     """
     pair = lr if isinstance(lr, tuple) else (lr, lr)
-    for one in pair:
-        if not 0 < one < math.inf:
+    for size in pair:
+        if not 0 < size < math.inf:
             raise BilevelError(
-                f"the step size is {one}: a player that does not move plays no game; give a "
-                "positive number, say 0.1"
+                f"the step size is {size}: it must be positive and finite; give a positive "
+                "number, say 0.1"
             )
     return pair
 
 
 def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> float:
-    """The factor a step by which the distance to an equilibrium changes in the end.
+    """The asymptotic factor per step of the distance to an equilibrium.
 
     Args:
         schedule: A schedule of the library.
-        jacobian: J, the derivative of F = (∂_x f, −∂_y f) at the equilibrium, ``(n, n)``.
-        leader_size: How many of the n numbers are the leader's; they come first.
-        lr: Step sizes.
+        jacobian: J, the Jacobian of F = (∂_x f, −∂_y f) at the equilibrium, ``(n, n)``.
+        leader_size: The number of the leader's coordinates, which come first.
+        lr: The step sizes.
 
     Returns:
-        Less than 1 where the players meet, more where they part, 1 where they circle.
+        Less than 1 if the players converge, more if they diverge, 1 if they cycle.
 
     Raises:
-        BilevelError: If nothing is known of that schedule.
+        BilevelError: If the schedule is not known.
 
     Example:
         >>> rotation = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
@@ -89,12 +89,12 @@ def best_step(predicted: Callable[[float], float], scale: float) -> float | None
     """The step size with the smallest factor.
 
     Args:
-        predicted: The factor at a step size.
-        scale: About 1/η; the norm of J.
+        predicted: The factor as a function of the step size.
+        scale: The norm of J, about 1/η.
 
     Returns:
-        The step size, searched between 1e-3 and 1e2 in units of ``1/scale``; None where no step
-        brings the players together.
+        The step size, searched between 1e-3 and 1e2 in units of ``1/scale``; None if the players
+        converge at none.
 
     Example:
         >>> best_step(lambda step: abs(1 - 4 * step), scale=4.0)
@@ -109,10 +109,10 @@ def best_step(predicted: Callable[[float], float], scale: float) -> float | None
 
 
 def _transition(schedule: Schedule, move: Tensor, leader_size: int) -> tuple[Tensor, int]:
-    """The matrix of a step, or of the k steps of a cycle, on w and on what is remembered."""
+    """The matrix of a step, or of the k steps of Lookahead, and the number of steps."""
     eye = torch.eye(len(move), dtype=move.dtype)
-    if isinstance(schedule, Optimistic):
-        return torch.cat([_beside(eye + 2 * move, -eye), _beside(move, 0 * eye)]), 1
+    if isinstance(schedule, Optimistic):  # on w and the last displacement
+        return torch.cat([torch.hstack([eye + 2 * move, -eye]), torch.hstack([move, 0 * eye])]), 1
     if isinstance(schedule, ProximalPoint):
         matrix = eye
         for _ in range(schedule.iterations):
@@ -126,18 +126,14 @@ def _transition(schedule: Schedule, move: Tensor, leader_size: int) -> tuple[Ten
         return matrix, schedule.steps
     if isinstance(schedule, Alternating):
         leads = (torch.arange(len(move)) < leader_size).to(move.dtype).unsqueeze(1)
-        first, then = eye + leads * move, eye + (1 - leads) * move
-        return torch.linalg.matrix_power(then, schedule.follower_steps) @ first, 1
+        leader, follower = eye + leads * move, eye + (1 - leads) * move
+        return torch.linalg.matrix_power(follower, schedule.follower_steps) @ leader, 1
     if type(schedule) is Simultaneous:
         return eye + move, 1
     raise BilevelError(
-        f"nothing is known of how fast {schedule!r} is: its linear theory is not in "
-        "bilevel.games.rates; measure it"
+        f"the rate of {schedule!r} is not known: bilevel.games.rates has no linear theory for it; "
+        "measure it"
     )
-
-
-def _beside(*blocks: Tensor) -> Tensor:
-    return torch.cat(blocks, 1)
 
 
 def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""The games."""
+"""The games with known equilibria."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Quadratic(Game):
     Args:
         matrix: A, ``(n, m)``.
         mu: μ ≥ 0.
-        equilibrium: x* and y*; the origin unless given.
+        equilibrium: x* and y*; default the origin.
 
     Example:
         >>> Quadratic(torch.eye(2), mu=0.5).jacobian()[:, 0]
@@ -67,7 +67,7 @@ class Quadratic(Game):
 
 
 def bilinear(a: float = 1.0) -> Bilinear:
-    """f(x, y) = a x y, of numbers: the example of Jiang et al. (2021), Appendix A.
+    """f(x, y) = a x y, for scalars: the example of Jiang et al. (2021), Appendix A.
 
     Args:
         a: The coefficient.
@@ -93,20 +93,20 @@ def strongly_monotone(mu: float) -> Quadratic:
 class Forsaken(Game):
     """f(x, y) = x (y − 0.45) + φ(x) − φ(y), with φ(z) = z²/4 − z⁴/2 + z⁶/6 (Hsieh et al., 2021).
 
-    A limit cycle lies between the equilibrium (0.0780, 0.4119) and the world outside: from (1, 1)
-    the known methods circle on it, although from close by they arrive.
+    A limit cycle surrounds the equilibrium (0.0780, 0.4119): the known methods converge from nearby
+    points, but from (1, 1) they end on the cycle.
     """
 
     def __init__(self) -> None:
         star = torch.tensor([[0.07804], [0.41193]], dtype=torch.float64)
         super().__init__((star[0], star[1]))
-        for _ in range(5):  # Newton: the equilibrium to the last digit
+        for _ in range(5):  # Newton's method, to machine precision
             step = torch.linalg.solve(self.jacobian(), torch.cat(self.field(*self.equilibrium)))
             x, y = self.equilibrium
             self.equilibrium = (x - step[:1], y - step[1:])
 
     def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
-        """The bilinear term and a double well for each player."""
+        """The bilinear term, and φ for each player."""
         well = self._well(x) - self._well(y)
         return (x * (y - 0.45) + well).sum()
 
@@ -118,7 +118,7 @@ class Forsaken(Game):
 class DiracGAN(Game):
     """f(x, y) = −log(1 + exp(−x y)) − log 2 (Mescheder et al., 2018): the smallest GAN.
 
-    The generator moves a point mass to x, the discriminator D(z) = y z tells it from one at 0.
+    The generator is a point mass at x, the data one at 0, and the discriminator D(z) = y z.
     Simultaneous and alternating steps do not converge.
     """
 
@@ -135,7 +135,7 @@ class MatrixGame(Game):
     """f(x, y) = xᵀ A y of mixed strategies, on two simplices.
 
     Args:
-        matrix: A, what the follower gains, ``(n, m)``.
+        matrix: A, the follower's gains, ``(n, m)``.
 
     Raises:
         BilevelError: If a player has no strategy.
@@ -153,11 +153,11 @@ class MatrixGame(Game):
                 "empty simplex, onto which nothing can be projected; give (n, m), both from 1 on"
             )
         matrix = _floating(matrix)
-        leader, follower = (_safest(one) for one in (matrix, -matrix.T))
+        leader, follower = (_minimax(losses) for losses in (matrix, -matrix.T))
         super().__init__((leader, follower), matrix)
 
     def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
-        """What the follower gains on average."""
+        """The follower's expected gain."""
         (matrix,) = coefficients
         return x @ matrix @ y
 
@@ -169,25 +169,25 @@ class MatrixGame(Game):
         return (z - excess.gather(-1, support - 1)).clamp(min=0)
 
     def factor(self, schedule: Schedule, lr: rates.Rate) -> None:
-        """None: projections leave no linear theory."""
+        """None: the linear theory does not cover projections."""
 
     def best_step(self, schedule: Schedule) -> None:
         """None, likewise."""
 
 
 def _floating(matrix: Tensor) -> Tensor:
-    """Whole numbers as float64: players move by less."""
+    """Converts integers to float64."""
     return matrix if matrix.is_floating_point() else matrix.double()
 
 
-def _safest(losses: Tensor) -> Tensor:
-    """The mixed strategy x that keeps max_j (xᵀ losses)_j least: von Neumann's linear programme."""
+def _minimax(losses: Tensor) -> Tensor:
+    """The mixed strategy x that minimises max_j (xᵀ losses)_j, by a linear programme."""
     from scipy.optimize import linprog
 
     n, m = losses.shape
     table = losses.detach().cpu().double().numpy()
-    bound = {"A_ub": np.hstack([table.T, -np.ones((m, 1))]), "b_ub": np.zeros(m)}
-    whole = {"A_eq": np.array([[1.0] * n + [0.0]]), "b_eq": np.ones(1)}
-    ranges = [(0, None)] * n + [(None, None)]
-    solution = linprog(np.array([0.0] * n + [1.0]), **bound, **whole, bounds=ranges)
+    at_most_t = {"A_ub": np.hstack([table.T, -np.ones((m, 1))]), "b_ub": np.zeros(m)}
+    sums_to_1 = {"A_eq": np.array([[1.0] * n + [0.0]]), "b_eq": np.ones(1)}
+    bounds = [(0, None)] * n + [(None, None)]  # of x and of the maximum t
+    solution = linprog(np.array([0.0] * n + [1.0]), **at_most_t, **sums_to_1, bounds=bounds)
     return torch.as_tensor(solution.x[:n], dtype=losses.dtype, device=losses.device)

@@ -1,7 +1,6 @@
-"""Watching a game's iterates: do they converge, cycle or diverge?
+"""Detects whether the iterates of a game converge, cycle or diverge.
 
-:class:`Monitor` records them, ``dynamics`` names what a record does, and ``rotation`` finds the
-turning in it.
+:class:`Monitor` records them, ``dynamics`` classifies a record, and ``rotation`` detects rotations.
 """
 
 from bilevel.monitoring.dynamics import Verdict

@@ -1,4 +1,4 @@
-"""Naming what a sequence of iterates does: it converges, cycles or diverges."""
+"""Classifies a sequence of iterates: it converges, cycles or diverges."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from bilevel.monitoring.rotation import MIN_PERIODS, Array, Rotation, directions, find_rotation
 
 MIN_ROWS = 128
-"""Fewer observations decide nothing."""
+"""With fewer observations the verdict is undecided."""
 
-_GROWN, _SHRUNK = math.log(1.5), math.log(0.95)  # over a record; what is between is a cycle
-_ROUNDING = 16  # units in the last place: the iterates of a converged run jitter by a few
+_GROWN, _SHRUNK = math.log(1.5), math.log(0.95)  # of the radius over a record; between: a cycle
+_ROUNDING = 16  # units in the last place: a converged run jitters by a few
 _HUGE = 1e150  # squares of more would overflow
 
 Kind = Literal["undecided", "converging", "cycling", "diverging"]
@@ -25,16 +25,16 @@ Kind = Literal["undecided", "converging", "cycling", "diverging"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the iterates do; ``str()`` says it in a sentence, on alarm with the remedy.
+    """What the iterates do. ``str()`` gives a sentence, for an alarm with the remedy.
 
     Args:
-        kind: ``"converging"`` is all that gives no alarm: an approach, a spiral inwards, a drift,
+        kind: ``"converging"`` covers all that is no alarm: an approach, a spiral inwards, a drift,
             noise around a point.
-        period: In steps; None where nothing turns.
+        period: In steps; None without a rotation.
         radius: Root mean square distance from the centre at the end of the record, in units of the
-            parameters; infinite if an iterate is; None where nothing turns.
-        trend: The factor by which the radius changes a period; None where nothing turns.
-        needed: If undecided: how many observations to wait for, about.
+            parameters; infinite if an iterate is; None without a rotation.
+        trend: The factor per period of the radius; None without a rotation.
+        needed: If undecided, about how many observations are needed.
 
     Example:
         >>> print(Verdict("cycling", period=62.8, radius=1.0, trend=1.03))
@@ -55,11 +55,11 @@ class Verdict:
 
     def __str__(self) -> str:
         if self.period is not None:
-            return self._turning(self.period)
+            return self._describe_rotation(self.period)
         if self.kind == "undecided":
-            return f"undecided: it takes about {self.needed} observations to tell"
+            return f"undecided: about {self.needed} observations are needed"
         if self.kind == "converging":
-            return "converges: the iterates approach a point or rest around it, or drift steadily"
+            return "converges: the iterates approach a point, stay around it, or drift steadily"
         if self.radius is not None:
             return (
                 "diverges: an iterate is NaN or infinite; go back to the last checkpoint and lower "
@@ -67,35 +67,36 @@ class Verdict:
             )
         return "diverges: the steps grow exponentially; lower the learning rates"
 
-    def _turning(self, period: float) -> str:
+    def _describe_rotation(self, period: float) -> str:
         verb = {"converging": "spirals in", "cycling": "cycles"}.get(self.kind, "spirals out")
         percent = 100 * ((self.trend or 1.0) - 1)
         change = f"{'grows' if percent > 0 else 'shrinks'} by {abs(percent):.2g} % a period"
         if abs(percent) < 0.01:
             change = "neither grows nor shrinks"
-        seen = f"{verb} with period {period:.3g} steps and radius {self.radius:.3g}, which {change}"
+        text = f"{verb} with period {period:.3g} steps and radius {self.radius:.3g}, which {change}"
         if not self.alarm:
-            return seen
-        if period < 4:  # no rotation is as fast: the players jump over the solution and back
-            return f"{seen}: the step is too large; lower the learning rates"
+            return text
+        if period < 4:  # no rotation is as fast: the players overshoot and jump back
+            return f"{text}: the step is too large; lower the learning rates"
         remedy = "use Extragradient or Optimistic, or regularise the players"
-        return f"{seen}: a smaller step only slows it; {remedy}"
+        return f"{text}: a smaller step only slows it; {remedy}"
 
 
 def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
-    """Names what a record of iterates does.
+    """Classifies a record of iterates.
 
-    A rotation counts from three periods and from two rows a period on. It is ``"diverging"`` if
-    its radius grows over the record by more than half, ``"converging"`` if it shrinks by more than
-    5 % and by more than noise explains, and ``"cycling"`` otherwise. What does not turn diverges if
-    its spread or its steps grow exponentially, five-fold over the record.
+    A rotation needs at least three periods in the record and two rows a period. It is
+    ``"diverging"`` if its radius grows over the record by more than half, ``"converging"`` if it
+    shrinks by more than 5 % and by more than noise explains, and ``"cycling"`` otherwise. Without a
+    rotation, the iterates diverge if their spread or their steps grow exponentially, at least
+    five-fold over the record.
 
     Args:
         rows: ``(T, d)``, floating point: one iterate a row, evenly spaced.
-        stride: Steps from one row to the next.
+        stride: The steps between two rows.
 
     Returns:
-        The verdict; its period and observations in steps.
+        The verdict, with the period and the observations needed in steps.
 
     Example:
         >>> t = torch.arange(300.0)
@@ -129,16 +130,16 @@ def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
 
 
 def combine(verdicts: Sequence[Verdict], strides: Sequence[int]) -> Verdict:
-    """Makes one verdict of those on records of the same run at several strides.
+    """Combines the verdicts on records of the same run at several strides.
 
-    Where several see the same period, the longest record knows best whether the radius changes.
-    The finest alarm is believed, unless it is about a turning that the next record, which is
-    longer, resolves and does not see: noise excites a damped rotation, which then goes round for a
-    while and forgets its phase.
+    If several records have the same period, the longest one counts, since it shows best whether the
+    radius changes. Of the alarms the finest counts, unless it is about a rotation that the next,
+    longer record resolves but does not show: a damped rotation that noise excites lasts for a while
+    and loses its phase.
 
     Args:
-        verdicts: Each record's, the finest first.
-        strides: Theirs.
+        verdicts: One for each record, the finest first.
+        strides: The strides of the records.
 
     Returns:
         The finest alarm that holds; without one, the verdict on the longest record.
@@ -154,7 +155,7 @@ def combine(verdicts: Sequence[Verdict], strides: Sequence[int]) -> Verdict:
         if not verdict.alarm or any(_same_period(verdict, other) for other in longer):
             continue
         if not longer or verdict.period is None or verdict.period < 4 * strides[i + 1]:
-            return verdict  # no longer record could see it
+            return verdict  # no longer record resolves it
         if longer[0].alarm or any(_same_period(verdict, other) for other in shorter):
             return verdict
     return verdicts[-1]
@@ -167,9 +168,9 @@ def _same_period(a: Verdict, b: Verdict) -> bool:
 
 
 def _slower_end(x: Array) -> Array:
-    """The first or last row, whichever is nearer to rest: seen from there, no digits are lost."""
-    begin, end = np.abs(x[1] - x[0]).max(), np.abs(x[-1] - x[-2]).max()
-    return x[:1] if begin < end else x[-1:]
+    """The first or last row, whichever moves more slowly: subtracting it loses no digits."""
+    first, last = np.abs(x[1] - x[0]).max(), np.abs(x[-1] - x[-2]).max()
+    return x[:1] if first < last else x[-1:]
 
 
 def _classify_rotation(rotation: Rotation, rows: int, size: float, stride: int) -> Verdict:
@@ -184,7 +185,7 @@ def _classify_rotation(rotation: Rotation, rows: int, size: float, stride: int) 
 
 
 def _accelerates(x: Array) -> bool:
-    """Whether the spread within ninths of the record, or the steps between them, explode."""
+    """Whether the spread within ninths of the record, or the steps between their means, explode."""
     blocks = np.array_split(x, 9)
     spread = np.array([math.sqrt(block.var(0).sum()) for block in blocks])
     steps = np.diff([block.mean(0) for block in blocks], axis=0)
@@ -193,13 +194,13 @@ def _accelerates(x: Array) -> bool:
 
 
 def _explodes(sizes: Array) -> bool:
-    # An exponential keeps its factor; a linear warm-up of the learning rate does not.
+    # Exponential growth has a constant factor, unlike that of a linear learning-rate warm-up.
     recent, before, first = sizes[-1], sizes[-3], sizes[-5]
     return bool(recent > 1.4 * before and before > 1.4 * first and recent > 5 * sizes[0])
 
 
 def _turns(x: Array) -> float | None:
-    """How often a smooth path at a steady speed has turned; None if by less than half a turn."""
+    """The turns of a smooth path of steady speed; None if it is not one, or has not come back."""
     steps = np.diff(x[:: len(x) // 32], axis=0)
     speeds, headings = np.linalg.norm(steps, axis=1), directions(steps)
     cosines = (headings[:-1] * headings[1:]).sum(1).clip(-1, 1)

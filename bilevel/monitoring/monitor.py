@@ -1,4 +1,4 @@
-"""`Monitor` watches a game's iterates and tells whether training converges, cycles or diverges."""
+"""`Monitor` detects from a game's iterates whether training converges, cycles or diverges."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from bilevel.game import Bilevel
 from bilevel.monitoring.dynamics import Verdict, classify, combine
 
 SAMPLED = 128
-"""Numbers observed of each player; all of them where it has no more."""
+"""The number of coordinates observed of each player; all if it has no more."""
 ROWS = 1024
-"""Rows that each record keeps."""
+"""The number of rows of each record."""
 FACTOR = 4
-"""How much coarser each record is than the one before."""
+"""The ratio of the strides of two successive records."""
 
 
 class Monitor:
-    """Tells from a game's iterates whether training converges, cycles or diverges.
+    """Detects from a game's iterates whether training converges, cycles or diverges.
 
-    It watches the trainable numbers of the leader and of the solver, or 128 of each, chosen at
-    random once: a cycle moves nearly all coordinates of a player, so a few show it. An observation
-    gathers them on the device, without synchronisation and without a copy of the parameters.
+    It observes the trainable parameters of leader and solver, of each 128 coordinates chosen at
+    random once: a cycle moves nearly all coordinates, so a few show it. An observation gathers them
+    on the device, without synchronisation and without a copy of the parameters.
 
-    The history is bounded, and no cycle is aliased: the iterates are recorded at strides 1, 4, 16,
-    … at once, the newest 1,024 rows of each, and a new stride begins when the longest record is
-    full. So any period up to a quarter of the run is resolved by the rows of some record; one that
-    looks longer than it is to a coarse record is seen rightly by a finer one, which is asked first.
-    The first quarter of the run is left out, so that a transient does not decide.
+    The iterates are recorded at strides 1, 4, 16, … at the same time, the newest 1,024 rows of
+    each; a new stride begins when the longest record is full. So the memory is bounded, and some
+    record resolves any period up to a quarter of the run. A period that is aliased in a coarse
+    record is resolved by a finer one, which takes precedence. The first quarter of the run is left
+    out as transient.
 
-    An alarm can be right and harmless: batches that come in the same order each epoch let the
-    iterates go round in an epoch. Shuffle them.
+    An alarm can be harmless: if the batches come in the same order each epoch, the iterates cycle
+    with the epoch. Shuffle them.
 
     Args:
-        game: The game, on the device where it is played.
+        game: The game, on its final device.
 
     Raises:
         BilevelError: If neither player has a trainable parameter.
@@ -80,7 +80,7 @@ class Monitor:
         self._steps = 0
 
     def observe(self) -> None:
-        """Takes note of the iterates as they are; call it once a step."""
+        """Records the current iterates; call it once a step."""
         newest = self._records[0][self._steps % ROWS]
         with torch.no_grad():
             torch.cat([parameter.take(index) for parameter, index in self._sources], out=newest)
@@ -99,8 +99,8 @@ class Monitor:
         """Reads the records; on a GPU this waits for the device.
 
         Returns:
-            What the iterates do (:class:`Verdict`), in steps, that is observations, and with the
-            radius of all parameters, estimated from those observed.
+            The verdict. Its period is in steps, that is observations; its radius is that of all
+            parameters, estimated from those observed.
         """
         levels = range(len(self._records))
         strides = [FACTOR**level for level in levels]
@@ -125,7 +125,7 @@ class Monitor:
         return torch.zeros(ROWS, len(self._scale), dtype=dtype, device=parameters[0].device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The records, so that a resumed run goes on.
+        """The records, to resume a run.
 
         Returns:
             A tensor and a number.
@@ -133,10 +133,10 @@ class Monitor:
         return {"records": torch.stack(self._records), "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave.
+        """Loads the records.
 
         Args:
-            state: What it returned, of a game with the same players.
+            state: What :meth:`state_dict` returned, for a game with the same players.
 
         Raises:
             BilevelError: If the players had another size.
@@ -152,7 +152,7 @@ class Monitor:
         self._steps = state["steps"]
 
 
-Source = tuple[nn.Parameter, Tensor]  # a parameter, and which of its numbers are observed
+Source = tuple[nn.Parameter, Tensor]  # a parameter, and the indices observed of it
 
 
 def _trainable(player: nn.Module) -> list[nn.Parameter]:
@@ -161,7 +161,7 @@ def _trainable(player: nn.Module) -> list[nn.Parameter]:
 
 def _sample(player: list[nn.Parameter]) -> list[Source]:
     ends = np.cumsum([parameter.numel() for parameter in player])
-    # A generator of its own: observing a game must not change how it is played.
+    # A generator of its own: observing a game must not change its random numbers.
     chosen = np.random.default_rng(0).choice(ends[-1], min(ends[-1], SAMPLED), replace=False)
     chosen.sort()
     parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
@@ -173,7 +173,7 @@ def _sample(player: list[nn.Parameter]) -> list[Source]:
 
 
 def _scale(player: list[nn.Parameter], sources: list[Source]) -> Tensor:
-    """What makes the sum of squares over the sample an estimate of the sum over the player."""
+    """Factors that make the sum of squares over the sample estimate that over the player."""
     observed = sum(len(index) for _, index in sources)
     total = sum(parameter.numel() for parameter in player)
     return torch.full((observed,), math.sqrt(total / observed), dtype=torch.float64)

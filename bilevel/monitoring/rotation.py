@@ -1,18 +1,21 @@
-"""Finding a rotation in a record of iterates, by regression.
+"""Detects a rotation in a record of iterates, by regression.
 
-A rotation is one frequency ω with its harmonics, around a centre that may drift, while the radius
+A rotation is one frequency ω with its harmonics, around a centre that may drift, with a radius that
 changes by a factor e^λ a row:
 
     x_t = c₀ + c₁t + c₂t² + e^{λt} Σ_h (a_h cos hωt + b_h sin hωt) + noise
 
-The spectrum proposes ω. Amplitudes fitted to pieces of the record correct ω and give λ. One fit to
-the whole record then tells how much the rotation explains of the motion that is slower than twice
-its frequency: nearly all, although white noise, most of which is faster, may be larger than the
-rotation. Of noise alone it explains little. Of a random walk, whose principal components look like
-cosines, too: most of its motion is slower than a third of the record. And of what noise excites in
-a damped system (heavy-ball momentum), because that forgets its phase.
+The peak of the spectrum initialises ω. Amplitudes fitted to pieces of the record refine ω and give
+λ. A fit to the whole record then gives the share of the power below 2ω that the rotation explains.
+It is close to 1 for a rotation, even under white noise of larger total power, most of which lies at
+higher frequencies. It is small for
 
-Records are ``(T, d)``, of a size about 1; times and periods are in rows.
+    noise alone;
+    a random walk, whose principal components resemble cosines: most of its power lies below three
+    periods a record;
+    oscillations excited by noise in a damped system (heavy-ball momentum), which lose their phase.
+
+Records are ``(T, d)``, scaled to about 1; times and periods are in rows.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 MIN_PERIODS = 3
-"""A rotation has been seen when it has come round as often."""
+"""The number of periods in the record from which a rotation counts."""
 
 _EXPLAINED = 0.8  # share of the power up to twice the frequency
-_TINY = 1e-300  # makes 0 / 0 a number
+_TINY = 1e-300  # avoids 0 / 0
 
 
 class Rotation(NamedTuple):
@@ -43,7 +46,7 @@ class Rotation(NamedTuple):
 
     @property
     def period(self) -> float:
-        """How many rows it takes to come round."""
+        """The period, in rows."""
         return 2 * math.pi / self.omega
 
 
@@ -54,9 +57,9 @@ def find_rotation(x: Array) -> Rotation | None:
         x: ``(T, d)``.
 
     Returns:
-        None if there is none, or if it has not come round three times.
+        The rotation; None if there is none of at least three periods.
     """
-    # Directions of the steps show a rotation whatever its growth; positions show it in more noise.
+    # Directions of steps do not depend on growth; positions are less sensitive to noise.
     proposals = (_strongest(x), _strongest(directions(np.diff(x, axis=0))))
     best = max((_fitted(x, omega) for omega in proposals), key=lambda r: r.explained)
     turns = len(x) / best.period
@@ -64,7 +67,7 @@ def find_rotation(x: Array) -> Rotation | None:
 
 
 def directions(steps: Array) -> Array:
-    """Rows of length one; a step of length zero stays.
+    """Normalises rows to length one; zero rows stay zero.
 
     Args:
         steps: ``(T, d)``.
@@ -81,7 +84,7 @@ def _drift(rows: int) -> Array:
 
 
 def _waves(omega: float, rows: int) -> Array:
-    """Cosines, then sines, of ω and of up to two harmonics that the rows resolve."""
+    """Cosines, then sines, of ω and of up to two more harmonics that the rows resolve."""
     harmonics = np.arange(1, 1 + min(3, max(1, int(2 * math.pi / omega / 2.5))))
     phases = omega * np.arange(rows)[:, None] * harmonics
     return np.concatenate([np.cos(phases), np.sin(phases)], axis=1)
@@ -93,7 +96,7 @@ def _without(basis: Array, x: Array) -> Array:
 
 
 def _strongest(x: Array) -> float:
-    """The frequency of most power, of those that come round three times in the record."""
+    """The frequency of largest power, among those with three periods or more in the record."""
     rows = len(x)
     tapered = _without(_drift(rows), x) * np.hanning(rows)[:, None]
     power = (_spectrum(tapered, 4 * rows) ** 2).sum(1)
@@ -107,14 +110,14 @@ def _fitted(x: Array, omega: float) -> Rotation:
 
 
 def _refine(x: Array, omega: float, growth: float) -> tuple[float, float, float]:
-    """Corrects ω by the phases, and λ by the sizes, of the amplitudes of pieces.
+    """Refines ω by the phases, and λ by the moduli, of amplitudes fitted to pieces of the record.
 
     Each piece has a centre and a drift of its own.
 
     Args:
         x: The record.
-        omega: ω to within about half a turn over the record.
-        growth: λ; 0 is near enough if the radius changes by less than its size in a turn.
+        omega: An estimate of ω, to within about half a turn over the record.
+        growth: An estimate of λ; 0 will do if the radius changes by less than its size in a turn.
 
     Returns:
         ω, λ and the standard error of λ.
@@ -132,16 +135,16 @@ def _refine(x: Array, omega: float, growth: float) -> tuple[float, float, float]
     sizes = np.maximum(np.linalg.norm(amplitudes, axis=1, keepdims=True), _TINY)
     turn = float(np.angle(np.vdot(amplitudes[:-1] / sizes[:-1], amplitudes[1:] / sizes[1:])))
     amplitudes *= np.exp(-1j * turn * index)[:, None]
-    along = (amplitudes @ (amplitudes / sizes).mean(0).conj()).real  # noise cancels in this sum
+    along = (amplitudes @ (amplitudes / sizes).mean(0).conj()).real  # noise averages out
     logs = np.log(np.maximum(along, 1e-3 * sizes[:, 0]))
     (slope, _), covariance = np.polyfit(index, logs, 1, cov=True)
-    folded = math.pi - abs(math.pi - abs(omega + turn / length))  # as rows show it: in (0, π]
+    folded = math.pi - abs(math.pi - abs(omega + turn / length))  # aliased into (0, π]
     growth = float(np.clip(slope / length, -600 / rows, 600 / rows))
     return max(folded, math.pi / rows), growth, math.sqrt(covariance[0, 0]) / length
 
 
 def _fit(x: Array, omega: float, growth: float, growth_error: float) -> Rotation:
-    """Fits drift and waves to the whole record, every row weighted by e^{-λt}.
+    """Fits drift and waves to the whole record, with rows weighted by e^{-λt}.
 
     Args:
         x: The record.
@@ -150,14 +153,14 @@ def _fit(x: Array, omega: float, growth: float, growth_error: float) -> Rotation
         growth_error: Its standard error.
 
     Returns:
-        The rotation and how much it explains.
+        The rotation, with the share that it explains.
     """
     rows = len(x)
     weights = np.exp(-growth * np.arange(rows) - max(0.0, -growth * rows))[:, None]
     drift, waves = weights * _drift(rows), _waves(omega, rows)
     motion, basis = _without(drift, weights * x), _without(drift, waves)
     coefficients = np.linalg.lstsq(basis, motion, rcond=1e-9)[0]
-    rest = motion - basis @ coefficients
+    residual = motion - basis @ coefficients
     slow = 1 + math.ceil(2 * omega * rows / (2 * math.pi))
     period = 2 * math.pi / omega
     last = round(max(1, rows // period) * period)  # whole periods
@@ -167,7 +170,7 @@ def _fit(x: Array, omega: float, growth: float, growth_error: float) -> Rotation
         growth,
         growth_error,
         radius / float(weights[-1, 0]),
-        explained=1 - _power(_spectrum(rest)[:slow]) / _power(_spectrum(motion)[:slow]),
+        explained=1 - _power(_spectrum(residual)[:slow]) / _power(_spectrum(motion)[:slow]),
     )
 
 

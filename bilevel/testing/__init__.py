@@ -1,6 +1,6 @@
-"""Conformance checks for a problem, an update, a solver or an adjoint of your own.
+"""Conformance checks for your own problems, updates, solvers and adjoints.
 
-Each raises an :class:`AssertionError` that says which promise is broken, and returns nothing:
+Each raises an :class:`AssertionError` that says which requirement is violated:
 
     bilevel.testing.check_follower(MyFollower(), leader, batch)
     bilevel.testing.check_update(MyUpdate(), y, gradient)

@@ -1,4 +1,4 @@
-"""The checks of a problem, an update and a solver."""
+"""The checks of problems, updates and solvers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
+from bilevel.player import trainable_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
@@ -21,7 +22,7 @@ from bilevel.updates.base import Update
 def check_follower(
     follower: FollowerProblem, leader: LeaderProblem, batch: Batch, *, tolerance: float = 1e-5
 ) -> None:
-    """Checks that a follower keeps what a solver relies on.
+    """Checks the properties of a follower that solvers rely on.
 
     The start lies in Y; ``project`` is idempotent and keeps shapes; the objective has the right
     shape, depends on y, has finite gradients, and a sample's value depends on its own y only.
@@ -30,10 +31,10 @@ def check_follower(
         follower: The problem under test.
         leader: A leader to evaluate it with.
         batch: Data to evaluate it on, of two samples at least.
-        tolerance: How far a point may lie from its projection, in units of y.
+        tolerance: The largest distance of a point of Y from its projection, in units of y.
 
     Raises:
-        AssertionError: If a promise is broken.
+        AssertionError: If a requirement is violated.
 
     Example:
         >>> from bilevel import ZeroSum
@@ -44,7 +45,7 @@ def check_follower(
         ...     def project(self, y, batch): return y.clamp(-1, 1)
         >>> check_follower(Box(), ZeroSum(torch.nn.Linear(3, 1), Box()), torch.randn(4, 3))
     """
-    with _told(), frozen(leader):
+    with _as_assertion_errors(), frozen(leader):
         _check_follower(follower, leader, batch, tolerance)
 
 
@@ -59,7 +60,7 @@ def _check_follower(
     )
     far = tree_map(lambda leaf: leaf + torch.randn_like(leaf), start)
     inside = oracle.project(far)
-    _assert_same_form(inside, start, f"{name}.project")
+    _assert_same_structure(inside, start, f"{name}.project")
     _assert_close(
         oracle.project(inside), inside, tolerance, f"{name}.project moves what it has projected"
     )
@@ -67,7 +68,7 @@ def _check_follower(
     assert all(leaf.isfinite().all() for leaf in leaves(gradient)), (
         f"{name}.objective has a gradient that is not finite at a point of Y"
     )
-    _assert_samples_apart(follower, leader, inside, batch)
+    _assert_samples_independent(follower, leader, inside, batch)
 
 
 def check_update(
@@ -76,10 +77,10 @@ def check_update(
     gradient: Value | None = None,
     context: Tensor | None = None,
 ) -> None:
-    """Checks that an update keeps what a solver relies on.
+    """Checks the properties of an update that solvers rely on.
 
-    It gives y back in its shape, does not write into what it is given, takes its own state, moves
-    by a finite amount also where the gradient is zero, and its parameters get gradients.
+    It returns y in the same shape, does not modify its arguments, accepts its own state, gives a
+    finite y also if the gradient is zero, and its parameters receive gradients.
 
     Args:
         update: The update under test.
@@ -88,7 +89,7 @@ def check_update(
         context: A context there, if the update reads one.
 
     Raises:
-        AssertionError: If a promise is broken.
+        AssertionError: If a requirement is violated.
 
     Example:
         >>> from bilevel.updates import SignGradient
@@ -97,25 +98,25 @@ def check_update(
     name = type(update).__name__
     if gradient is None:
         gradient = tree_map(torch.randn_like, y)
-    given = copy.deepcopy((y, gradient, context))
+    copies = copy.deepcopy((y, gradient, context))
     result = update(y, gradient, context, None)
     assert (type(result), len(result)) == (tuple, 2), (
         f"{name} returns a {type(result).__name__} where it must return y and its state, a pair"
     )
     moved, state = result
-    _assert_same_form(moved, y, name)
-    for before, after in zip(given, (y, gradient, context), strict=True):
+    _assert_same_structure(moved, y, name)
+    for before, after in zip(copies, (y, gradient, context), strict=True):
         if before is not None and after is not None:
-            _assert_close(after, before, 0.0, f"{name} writes into what it is given")
+            _assert_close(after, before, 0.0, f"{name} modifies its arguments")
     moved, _ = update(moved, gradient, context, state)
-    _assert_same_form(moved, y, f"{name} with its own state")
-    parameters = [p for p in update.parameters() if p.requires_grad]
+    _assert_same_structure(moved, y, f"{name} with its own state")
+    parameters = trainable_parameters(update)
     if parameters:
         total = torch.stack([leaf.square().sum() for leaf in leaves(moved)]).sum()
-        ignored = f"{name}'s answer ignores its parameters"
-        assert total.requires_grad, ignored
-        slopes = torch.autograd.grad(total, parameters, allow_unused=True)
-        assert any(slope is not None for slope in slopes), ignored
+        unused = f"{name}'s answer does not depend on its parameters"
+        assert total.requires_grad, unused
+        grads = torch.autograd.grad(total, parameters, allow_unused=True)
+        assert any(grad is not None for grad in grads), unused
     still, _ = update(y, tree_map(torch.zeros_like, gradient), context, None)
     assert all(leaf.isfinite().all() for leaf in leaves(still)), (
         f"{name} gives NaN or infinity where the gradient is zero"
@@ -130,23 +131,23 @@ def check_solver(
     *,
     tolerance: float = 1e-5,
 ) -> None:
-    """Checks that a solver keeps what a game relies on.
+    """Checks the properties of a solver that a game relies on.
 
     The leader is left bit for bit as it was (parameters, gradients, buffers, training flags); the
-    answer lies in Y and is finite; the same seed gives the same answer; and a copy that loads the
-    solver's state dict gives it too.
+    answer lies in Y and is finite; the same seed gives the same answer; and so does a copy that
+    loads the solver's state dict.
 
     Args:
         solver: The solver under test.
         follower: A problem.
         leader: A leader.
         batch: Data.
-        tolerance: How far the answer may lie from its projection, in units of y.
+        tolerance: The largest distance of the answer from its projection, in units of y.
 
     Raises:
-        AssertionError: If a promise is broken.
+        AssertionError: If a requirement is violated.
     """
-    with _told(), torch.random.fork_rng():
+    with _as_assertion_errors(), torch.random.fork_rng():
         _check_solver(solver, follower, leader, batch, tolerance)
 
 
@@ -159,15 +160,15 @@ def _check_solver(
 ) -> None:
     name = type(solver).__name__
     twin = copy.deepcopy(solver)
-    before = _everything(leader)
+    before = _state(leader)
     torch.manual_seed(0)
     solution = solver.solve(follower, leader, batch)
-    for (what, old), new in zip(before.items(), _everything(leader).values(), strict=True):
+    for (what, old), new in zip(before.items(), _state(leader).values(), strict=True):
         same = torch.equal(old, new) if isinstance(old, Tensor) else old is new
         assert same, f"{name}.solve changed the leader's {what}"
     value = detach(solution.value)
     oracle = Oracle(follower, leader, batch)
-    _assert_same_form(value, oracle.init(), name)
+    _assert_same_structure(value, oracle.init(), name)
     _assert_close(oracle.project(value), value, tolerance, f"{name}'s answer lies outside Y")
     for stat, number in solution.stats.items():
         assert bool(torch.isfinite(number)), f"{name}'s {stat} is {number.item()}"
@@ -183,41 +184,41 @@ def _check_solver(
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What the library itself finds wrong is a broken promise too."""
+def _as_assertion_errors() -> Iterator[None]:
+    """Raises the library's own errors as assertion errors."""
     try:
         yield
     except BilevelError as error:
         raise AssertionError(str(error)) from error
 
 
-def _everything(module: nn.Module) -> dict[str, Any]:
-    """Copies of all that a solve must not change."""
-    kept: dict[str, Any] = {}
+def _state(module: nn.Module) -> dict[str, Any]:
+    """A copy of everything that a solve must not change."""
+    state: dict[str, Any] = {}
     for name, parameter in module.named_parameters():
-        kept[f"parameter {name}"] = parameter.detach().clone()
-        kept[f"gradient of {name}"] = None if parameter.grad is None else parameter.grad.clone()
-        kept[f"requires_grad of {name}"] = parameter.requires_grad
-    kept |= {f"buffer {name}": buffer.clone() for name, buffer in module.named_buffers()}
-    kept |= {f"training flag of {name}": part.training for name, part in module.named_modules()}
-    return kept
+        state[f"parameter {name}"] = parameter.detach().clone()
+        state[f"gradient of {name}"] = None if parameter.grad is None else parameter.grad.clone()
+        state[f"requires_grad of {name}"] = parameter.requires_grad
+    state |= {f"buffer {name}": buffer.clone() for name, buffer in module.named_buffers()}
+    state |= {f"training flag of {name}": part.training for name, part in module.named_modules()}
+    return state
 
 
-def _assert_samples_apart(
+def _assert_samples_independent(
     follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch
 ) -> None:
     point = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
     gain = Oracle(follower, leader, batch).gain(point)
     if gain.dim() == 0 or len(gain) < 2:
         return
-    slopes = torch.autograd.grad(gain[0], leaves(point), materialize_grads=True)
-    assert all(not slope[1:].any() for slope in slopes), (
+    grads = torch.autograd.grad(gain[0], leaves(point), materialize_grads=True)
+    assert all(not grad[1:].any() for grad in grads), (
         f"{type(follower).__name__}.objective of the first sample depends on another sample's y: "
         "each sample's value must depend on its own y only"
     )
 
 
-def _assert_same_form(value: Value, like: Value, name: str) -> None:
+def _assert_same_structure(value: Value, like: Value, name: str) -> None:
     assert isinstance(value, dict) == isinstance(like, dict), (
         f"{name} gives a {type(value).__name__} where y is a {type(like).__name__}"
     )

@@ -179,4 +179,4 @@ def test_a_truncated_checkpoint(refused: Callable[..., str], out: Path) -> None:
     path = out / "plain" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-1000])
     line = refused("--resume")
-    assert re.search("checkpoint.pt is no readable checkpoint .*delete it to begin again", line)
+    assert re.search("checkpoint.pt is no readable checkpoint .*delete it to start again", line)

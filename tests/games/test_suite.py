@@ -215,5 +215,5 @@ def test_a_game_is_played_for_one_number() -> None:
 
     game = Vector((torch.zeros(2), torch.zeros(2)))
     for one in (game, games.stack([game, game])):
-        with pytest.raises(BilevelError, match="a game is played for one number"):
+        with pytest.raises(BilevelError, match="gradients need one number"):
             games.begin(one, 1.0, 1.0, lr=0.1).step(None)
