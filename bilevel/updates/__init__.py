@@ -1,8 +1,8 @@
 """Updates: the step rules of the follower, hand-designed and learned.
 
-An :class:`Update` is one step ``(y, gradient, context, state) -> (y', state)``. The gradient ∇
-points to where the follower's objective improves; a tensor y has a slice for each sample, a dict
-is shared by the batch; N is a network.
+An :class:`Update` is one step ``(y, gradient, context, state) -> (y', state)``. ∇ is the gradient
+of the follower's gain; a tensor y has a row for each sample, a dict is shared by the batch; N is a
+network.
 
 ==========================  ==========================================  ==========================
 update                      y'                                          y
@@ -10,18 +10,18 @@ update                      y'                                          y
 :class:`Gradient`           y + step · ∇                                tensor or dict
 :class:`SignGradient`       y + step · sign ∇                           tensor or dict
 :class:`NormalizedGradient` y + step · ∇ / ‖∇‖₂                         tensor or dict
-:class:`Momentum`           another update, fed m ← decay · m + ∇       as that update
+:class:`Momentum`           another update, with m ← decay · m + ∇      as that update
 :class:`Optimizer`          as an optimizer of ``torch.optim``          tensor or dict
 :class:`CNN`                y + scale · tanh(N(context, ∇))             images (B, C, H, W)
-:class:`ConvRNN`            y + scale · tanh(N(context, ∇, memory))     images (B, C, H, W)
-:class:`CoordinateRNN`      y + scale · N(∇ᵢ, memoryᵢ) for each i       tensor or dict
+:class:`ConvRNN`            y + scale · tanh(N(context, ∇, h))          images (B, C, H, W)
+:class:`CoordinateRNN`      y + scale · N(∇ᵢ, hᵢ) for each i            tensor or dict
 :class:`CoordinateMLP`      y + scale · N(yᵢ, ∇ᵢ) for each i            tensor or dict
-:class:`MLP`                y + N(y, ∇)                                 tensor or dict of m numbers
+:class:`MLP`                y + N(y, ∇)                                 tensor or dict, m elements
 ==========================  ==========================================  ==========================
 
-The last five are learned. Given ``gradient_skip`` they start as the hand-designed step and learn
-to improve on it: the image updates as ``y + scale · tanh(s · sign ∇)``, the others as
-``y + η · ∇``. For a network of your own subclass :class:`ImageUpdate`, :class:`VectorUpdate` or
+The last five are learned; h is a hidden state. With ``gradient_skip`` their initial step is a
+hand-designed one: ``y + scale · tanh(s · sign ∇)`` for the image updates, ``y + η · ∇`` for the
+others. For your own network, subclass :class:`ImageUpdate`, :class:`VectorUpdate` or
 :class:`Update`.
 """
 

@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from bilevel.tree import Value
 
 State = Any
-"""What an update carries from one step to the next: None, or tensors in tuples and dicts."""
+"""The state of an update between steps: None, or tensors in tuples and dicts."""
 
 
 class Update(nn.Module, ABC):
     """One step of the follower: ``(y, gradient, context, state) -> (y', state)``.
 
-    A subclass writes :meth:`forward`. With parameters it is a learned optimizer, without it is a
-    hand-designed one; a :class:`~bilevel.Solver` treats both alike.
+    A subclass implements :meth:`forward`. With parameters it is a learned optimizer, without it is
+    a hand-designed one; a :class:`~bilevel.Solver` treats both alike.
 
     Attributes:
-        needs_gradient: Whether the solver computes the gradient for this update. Where it is
-            False, :meth:`forward` is given None and the solve costs no pass of the leader.
-        differentiable: Whether the step changes with its gradient other than in jumps. Where it is
-            False, no adjoint differentiates through the step.
+        needs_gradient: Whether the solver computes the gradient for this update. If False,
+            :meth:`forward` gets None and the solve costs no pass of the leader.
+        differentiable: Whether the step has a useful derivative in its gradient. False if it is
+            piecewise constant: no adjoint then differentiates through the step.
 
     Example:
         >>> class Halve(Update):
@@ -46,11 +46,11 @@ class Update(nn.Module, ABC):
         Args:
             y: The follower's variable, ``(B, ...)`` where each sample has its own, or a dict of
                 tensors shared by the batch.
-            gradient: Same shape as ``y``, turned so that a step along it improves the follower's
-                objective, whatever its sense; None where :attr:`needs_gradient` is False.
-            context: What :meth:`FollowerProblem.context` tells of the problem at ``y`` (for a
-                perturbation the perturbed image), or None.
-            state: What the previous step returned; None at the first step.
+            gradient: The gradient of the follower's gain, in the shape of ``y``: a step along it
+                improves the objective, whatever its sense. None if not :attr:`needs_gradient`.
+            context: :meth:`FollowerProblem.context` at ``y`` (for a perturbation the perturbed
+                image), or None.
+            state: The state that the previous step returned; None at the first step.
 
         Returns:
             The moved variable (the solver projects it) and the state for the next step.

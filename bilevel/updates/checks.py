@@ -1,4 +1,4 @@
-"""Checks of what an update is given: each returns what it has checked, or names the remedy."""
+"""Checks of an update's arguments: each returns its value, or raises."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 def positive(name: str, value: float) -> float:
-    """``value``, which must be greater than 0 and finite.
+    """Checks that ``value`` is greater than 0 and finite.
 
     Args:
-        name: What the caller calls it.
+        name: The argument's name.
         value: The number to check.
 
     Returns:
@@ -31,10 +31,10 @@ def positive(name: str, value: float) -> float:
 
 
 def at_least_one(name: str, value: int) -> int:
-    """``value``, which must be at least 1.
+    """Checks that ``value`` is at least 1.
 
     Args:
-        name: What the caller calls it.
+        name: The argument's name.
         value: The number to check.
 
     Returns:
@@ -49,18 +49,18 @@ def at_least_one(name: str, value: int) -> int:
 
 
 def one_of(name: str, value: T, options: Collection[T]) -> T:
-    """``value``, which must be one of ``options``.
+    """Checks that ``value`` is one of ``options``.
 
     Args:
-        name: What the caller calls it.
+        name: The argument's name.
         value: The choice to check.
-        options: What there is to choose from.
+        options: The choices.
 
     Returns:
         ``value``.
 
     Raises:
-        BilevelError: If there is no such option.
+        BilevelError: If it is none of them.
     """
     if value not in options:
         choices = ", ".join(map(repr, options))
@@ -69,11 +69,11 @@ def one_of(name: str, value: T, options: Collection[T]) -> T:
 
 
 def given(name: str, value: Value | None) -> Value:
-    """``value``, which must not be None.
+    """Checks that ``value`` is not None.
 
     Args:
         name: "gradient" or "context".
-        value: What the solver passed to the update.
+        value: The value that the solver passed.
 
     Returns:
         ``value``.

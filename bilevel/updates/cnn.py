@@ -1,10 +1,10 @@
-"""The convolutional attackers of the paper: Table 1, Table 5 and their relatives.
+"""The convolutional attackers of the paper: Table 1, Table 5 and variants.
 
 The paper's Naive, Grad-only and Grad attackers are the three values of ``inputs``, and its K-step
 attacker, an RNN whose cell is this network, is ``Iterative(CNN(...), steps=K)``.
 
-Batch normalisation makes a move depend on its batch-mates while the attacker is in training mode;
-in evaluation mode it does not.
+In training mode, batch normalisation makes the update of a sample depend on the other samples of
+the batch; in evaluation mode it does not.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ class CNN(ImageUpdate):
     ``form``                network                                                     parameters
     ======================  ==========================================================  ==========
     ``"wide"``              Table 1, completed by the authors' code                     1,747,851
-    ``"slim"``              Table 5 with its input beside the last convolution's        1,434,359
+    ``"slim"``              Table 5 with its input concatenated before the last layer   1,434,359
     ``"slim-no-skip"``      Table 5 as printed, which the paper finds unstable          1,434,197
     ``"two-layer"``         convolution, BN, ReLU, convolution                              5,315
     ======================  ==========================================================  ==========
 
     (Parameters with both inputs, three channels, width 64.) The slim forms work at half the
-    resolution: cheaper and, in the paper, less robust. A pass of the wide form over a 32×32 image
-    is 1.79 G multiply-adds, 0.27 of a WRN-34-10's but 3.2 times a ResNet-18's: fit ``width`` to
-    the classifier.
+    resolution: cheaper and, in the paper, less robust. A forward pass of the wide form over a 32×32
+    image takes 1.79 G multiply-adds, 0.27 of a WRN-34-10's but 3.2 times a ResNet-18's: choose
+    ``width`` to suit the classifier.
 
-    With ``gradient_skip=s`` it is ``y' = y + scale · tanh(network + s · sign ∇)`` with a learned s
-    and a last convolution that starts at zero: untrained, it takes the sign-gradient step of size
-    ``scale · tanh(s)``, close to FGSM.
+    With ``gradient_skip=s`` it is ``y' = y + scale · tanh(network + s · sign ∇)`` with a learned s,
+    and the last convolution is initialised to zero: untrained, it takes the sign-gradient step of
+    size ``scale · tanh(s)``, close to FGSM.
 
     Args:
         channels: C of the images ``(B, C, H, W)``, of any H and W.
-        scale: The largest move of a coordinate, in units of y (ε of the threat model).
-        form: The network, a name of the table.
-        inputs: What it reads: ``("context",)`` is the paper's Naive attacker, ``("gradient",)``
-            Grad-only, ``("context", "gradient")`` Grad.
-        width: Channels after the first convolution of the wide form; all others keep their ratio.
+        scale: The largest change of a coordinate, in units of y (ε of the threat model).
+        form: The network, a name in the table.
+        inputs: The network's inputs: ``("context",)`` is the paper's Naive attacker,
+            ``("gradient",)`` Grad-only, ``("context", "gradient")`` Grad.
+        width: Channels after the first convolution of the wide form; the others are in proportion.
         normalize: ``"sample"`` divides each sample's gradient by its own largest value,
             ``"batch"`` by the batch's, as the authors' code does.
-        gradient_skip: s at the start, or None for no skip.
+        gradient_skip: The initial s, or None for no skip.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the call, if y, the gradient or the
-            context is missing or not of ``channels`` channels.
+        BilevelError: If an argument is out of range; in the call, if y, the gradient or the
+            context is missing or does not have ``channels`` channels.
 
     Example:
         >>> attacker = CNN(channels=3, scale=8 / 255)
@@ -82,19 +82,19 @@ class CNN(ImageUpdate):
         layers = FORMS[one_of("form", form, FORMS)]
         body, last = layers(channels * len(inputs), channels, at_least_one("width", width))
         self.network = nn.Sequential(body, last)
-        self._start_at_skip(last)
+        self._zero_if_skip(last)
 
     def propose(self, features: Tensor, state: State) -> tuple[Tensor, State]:
-        """The network's output; the state passes through untouched."""
+        """The network's output, and the state unchanged."""
         return self.network(features), state
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a shortcut, each behind BN and PReLU (Fig. 9).
+    """A pre-activation residual block with BN and PReLU (Fig. 9).
 
     The block of Miyato et al. (2018) with hidden channels = ``outputs``, batch normalisation
-    without parameters, a 1×1 convolution as shortcut where the channels change, and
-    Xavier-uniform weights of gain √2, in the shortcut 1.
+    without parameters, a 1×1 convolution as shortcut if the channels change, and Xavier-uniform
+    weights of gain √2, in the shortcut 1.
 
     Args:
         inputs: Channels of the input.
@@ -121,8 +121,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs, H, W)`` to ``(B, outputs, H, W)``."""
-        # What comes before a convolution is cheap to compute again, and would take two thirds of
-        # the memory: a solve of many steps keeps all of them until its one backward pass.
+        # Checkpointed: normalisation and activation are cheap to recompute, and would take two
+        # thirds of the memory, which a solve of many steps keeps until its one backward pass.
         hidden = checkpointed(self.residual[:3], x)
         out: Tensor = checkpointed(self.residual[3:], hidden) + self.shortcut(x)
         return out
@@ -135,7 +135,7 @@ def _conv(inputs: int, outputs: int, gain: float, kernel: int = 3) -> nn.Conv2d:
 
 
 class _Bottleneck(nn.Module):
-    """Layers that halve and double an image; with ``skip``, their input as further channels."""
+    """Layers that halve and double the resolution; ``skip`` concatenates their input."""
 
     def __init__(self, *layers: nn.Module, skip: bool) -> None:
         super().__init__()
@@ -144,12 +144,12 @@ class _Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        out: Tensor = self.layers(x)[..., :height, :width]  # an odd size comes back one larger
+        out: Tensor = self.layers(x)[..., :height, :width]  # an odd size is returned one larger
         return torch.cat([out, x], dim=1) if self.skip else out
 
 
 class _GainConv2d(nn.Conv2d):
-    """A 3×3 convolution without bias, times a learned number: ``s · z`` in ``tanh(s · z)``."""
+    """A 3×3 convolution without bias, times a learned scalar: ``s · z`` in ``tanh(s · z)``."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1, bias=False)
@@ -168,7 +168,7 @@ def _stem(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(conv, _bn_relu(outputs))
 
 
-# A form is the body and the last convolution: (inputs, channels, width) -> (body, last).
+# (inputs, channels, width) -> (body, last convolution).
 Form = Callable[[int, int, int], tuple[nn.Module, nn.Conv2d]]
 
 

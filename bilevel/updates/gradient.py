@@ -1,7 +1,7 @@
 """Hand-designed updates: steps along the gradient, without parameters.
 
 They differ in the direction d(g) of the step ``y' = y + step · d(g)``; :class:`Momentum` changes
-the gradient that another update is fed:
+the gradient that another update gets:
 
     PGM, L∞  = Iterative(SignGradient(step), steps)
     PGM, L2  = Iterative(NormalizedGradient(step), steps)
@@ -33,7 +33,7 @@ class _Step(Update):
 
     @abstractmethod
     def direction(self, gradient: Value) -> Value:
-        """Where to go, in the shape of the gradient."""
+        """The direction of the step, in the shape of the gradient."""
 
     def forward(
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
@@ -90,8 +90,8 @@ class SignGradient(_Step):
 class NormalizedGradient(_Step):
     """A step of constant length: ``y' = y + step · g / ‖g‖₂``, for each sample.
 
-    The steepest ascent of a linear function in the L2 norm. Where the gradient is zero, y stays. A
-    y that the batch shares is a dict: the rows of a tensor are samples (:func:`unit_norm
+    The steepest ascent of a linear function in the L2 norm. If the gradient is zero, y stays. A y
+    shared by the batch must be a dict: the rows of a tensor are samples (:func:`unit_norm
     <bilevel.updates.unit_norm>`).
 
     Args:
@@ -111,7 +111,7 @@ class NormalizedGradient(_Step):
 
 
 class Momentum(Update):
-    """Feeds another update the sum of the gradients so far: ``m ← decay · m + g``.
+    """Replaces the gradient of another update by its momentum: ``m ← decay · m + g``.
 
     With ``normalize`` it is ``m ← decay · m + g / ‖g‖₁`` and, around :class:`SignGradient` with
     decay 1, the attack MI-FGSM of Dong et al., "Boosting Adversarial Attacks with Momentum",
@@ -120,10 +120,10 @@ class Momentum(Update):
     The state is ``(m, state of the other update)``.
 
     Args:
-        update: The update that is fed m in the place of the gradient.
-        decay: μ ≥ 0, what is kept of m from one step to the next.
-        normalize: Whether each sample's gradient is first divided by its L1 norm, so that every
-            step of the sum weighs the same; a dict's by that of all its tensors.
+        update: The update that gets m instead of the gradient.
+        decay: μ ≥ 0, the factor of m from one step to the next.
+        normalize: Whether each sample's gradient is first divided by its L1 norm, so that all steps
+            have the same weight; a dict's by that of all its tensors.
 
     Raises:
         BilevelError: If ``decay`` is negative or not finite.
@@ -138,7 +138,9 @@ class Momentum(Update):
     def __init__(self, update: Update, decay: float, *, normalize: bool = False) -> None:
         super().__init__()
         if not 0 <= decay < math.inf:
-            raise BilevelError(f"decay is {decay}: m would not stay a sum; give 0 ≤ decay, say 1.0")
+            raise BilevelError(
+                f"decay is {decay}: it must be finite and not negative; give 0 ≤ decay, say 1.0"
+            )
         self.update = update
         self.differentiable = update.differentiable
         self.decay = decay
@@ -147,15 +149,15 @@ class Momentum(Update):
     def forward(
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:
-        """Adds the gradient to m, and takes the other update's step along m."""
-        moment = given("gradient", gradient)
+        """Adds the gradient to m, and takes the other update's step with m."""
+        momentum = given("gradient", gradient)
         if self.normalize:
-            moment = unit_norm(moment, 1)
+            momentum = unit_norm(momentum, 1)
         previous, inner = (None, None) if state is None else state
         if previous is not None:
-            moment = tree_map(partial(torch.add, alpha=self.decay), moment, previous)
-        y, inner = self.update(y, moment, context, inner)
-        return y, (moment, inner)
+            momentum = tree_map(partial(torch.add, alpha=self.decay), momentum, previous)
+        y, inner = self.update(y, momentum, context, inner)
+        return y, (momentum, inner)
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""

@@ -1,13 +1,13 @@
-"""What learned updates share: how their networks are fed, and how the gradient skips them.
+"""Base classes of learned updates.
 
-A learned update adds to y what its network proposes. Two bases do everything but the network:
+A learned update adds its network's output to y. Subclasses of these two define the network only:
 
     ImageUpdate    y' = y + scale · tanh(network + s · sign ∇)     y is a batch of images
-    VectorUpdate   y' = y + network + η · ∇                        y is any numbers
+    VectorUpdate   y' = y + network + η · ∇                        y is a vector
 
-The gradient's skip (s, η) is there where it is asked for. It is learned, and the network's last
-layer then starts at zero: training starts from the hand-designed step and improves on it, where a
-random network would first have to find the gradient's direction.
+The skip connection from the gradient is optional, and its factor (s, η) is learned. With it the
+network's last layer is initialised to zero, so that training starts from the hand-designed step; a
+random network would have to learn the gradient's direction first.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from bilevel.updates.checks import at_least_one, given, one_of, positive
 from bilevel.updates.normalize import OVER, Over, max_abs
 
 Inputs = tuple[Literal["context", "gradient"], ...]
-"""What an attacker reads."""
+"""The inputs of an attacker's network."""
 
-# In the paper's words: Naive, Grad-only and Grad L2L.
+# The paper's Naive, Grad-only and Grad L2L.
 INPUTS: tuple[Inputs, ...] = (("context",), ("gradient",), ("context", "gradient"))
 
 
 class LearnedUpdate(Update):
-    """An update with a network and, where it is asked for, the gradient's skip.
+    """An update with a network and, optionally, a skip connection from the gradient.
 
     Args:
-        gradient_skip: The skip's first value, or None for no skip.
+        gradient_skip: The initial factor of the skip, or None for no skip.
 
     Raises:
         BilevelError: If ``gradient_skip`` is not finite.
@@ -56,8 +56,8 @@ class LearnedUpdate(Update):
                 "give a finite number, or None for no skip"
             )
 
-    def _start_at_skip(self, last: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
-        """Where there is a skip, the network's ``last`` layer starts at zero."""
+    def _zero_if_skip(self, last: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
+        """Initialises the network's ``last`` layer to zero if there is a skip."""
         if self.gradient_skip is not None:
             nn.init.zeros_(last.weight)
             if last.bias is not None:
@@ -65,20 +65,20 @@ class LearnedUpdate(Update):
 
 
 class ImageUpdate(LearnedUpdate):
-    """Moves images: ``y' = y + scale · tanh(network([context, ∇ / max|∇|]) + s · sign ∇)``.
+    """Updates images: ``y' = y + scale · tanh(network([context, ∇ / max|∇|]) + s · sign ∇)``.
 
-    A subclass writes :meth:`propose`.
+    A subclass implements :meth:`propose`.
 
     Args:
         channels: C of the images ``(B, C, H, W)``.
-        scale: The largest move of a coordinate, in units of y.
-        inputs: What the network reads: the context, the gradient, or both.
-        normalize: Over what the gradient is divided by its largest value, see
-            :func:`~bilevel.updates.max_abs`.
-        gradient_skip: s at the start, or None for no skip.
+        scale: The largest change of a coordinate, in units of y.
+        inputs: The network's inputs: the context, the gradient, or both.
+        normalize: Whether the gradient is divided by the largest value of its sample or of the
+            batch, see :func:`~bilevel.updates.max_abs`.
+        gradient_skip: The initial s, or None for no skip.
 
     Raises:
-        BilevelError: If an argument is out of its range.
+        BilevelError: If an argument is out of range.
 
     Example:
         >>> class Linear(ImageUpdate):
@@ -109,20 +109,20 @@ class ImageUpdate(LearnedUpdate):
 
     @abstractmethod
     def propose(self, features: Tensor, state: State) -> tuple[Tensor, State]:
-        """What the network makes of its inputs.
+        """Applies the network.
 
         Args:
-            features: ``(B, channels · len(inputs), H, W)``.
-            state: What the previous step returned; None at the first step.
+            features: The inputs, ``(B, channels · len(inputs), H, W)``.
+            state: The state that the previous step returned; None at the first step.
 
         Returns:
-            The move before tanh, ``(B, channels, H, W)``, and the state for the next step.
+            The output before tanh, ``(B, channels, H, W)``, and the state for the next step.
         """
 
     def forward(
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:
-        """Moves each coordinate of the images ``y`` by at most ``scale``."""
+        """Changes each coordinate of the images ``y`` by at most ``scale``."""
         y = self._images("y", y)
         features = []
         if "context" in self.inputs:
@@ -132,13 +132,13 @@ class ImageUpdate(LearnedUpdate):
             features.append(self._images("gradient", normalized, like=y))
         output, state = self.propose(torch.cat(features, dim=1), state)
         if self.gradient_skip is not None:
-            slope = self._images("gradient", given("gradient", gradient), like=y)
-            output = output + self.gradient_skip * torch.sign(slope)
-        # In y's precision: in bfloat16, 1 − tanh² is zero from 3 on, and so would be φ's gradient.
+            raw = self._images("gradient", given("gradient", gradient), like=y)
+            output = output + self.gradient_skip * torch.sign(raw)
+        # In y's precision: in bfloat16, 1 − tanh² is zero from 3 on, and φ's gradient would vanish.
         return y + self.scale * torch.tanh(output.to(y.dtype)), state
 
     def _images(self, name: str, value: Value, like: Tensor | None = None) -> Tensor:
-        """``value``, which must be a tensor ``(B, channels, H, W)`` of the shape of ``like``."""
+        """Checks that ``value`` is a tensor ``(B, channels, H, W)`` of the shape of ``like``."""
         update = f"{type(self).__name__}(channels={self.channels})"
         if isinstance(value, dict):
             raise BilevelError(f"{name} is a dict: {update} moves images; use MLP or CoordinateRNN")
@@ -156,12 +156,12 @@ class ImageUpdate(LearnedUpdate):
 
 
 class VectorUpdate(LearnedUpdate):
-    """Moves the numbers of a tensor or of a dict of tensors: ``y' = y + network + η · ∇``.
+    """Updates a tensor or a dict of tensors as one vector: ``y' = y + network + η · ∇``.
 
-    A subclass writes :meth:`propose`.
+    A subclass implements :meth:`propose`.
 
     Args:
-        gradient_skip: η at the start, or None for no skip.
+        gradient_skip: The initial η, or None for no skip.
 
     Raises:
         BilevelError: If ``gradient_skip`` is not finite.
@@ -178,22 +178,22 @@ class VectorUpdate(LearnedUpdate):
 
     @abstractmethod
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
-        """What the network makes of y and its gradient.
+        """Applies the network.
 
         Args:
-            y: The follower's variable, of m numbers.
+            y: The follower's variable, of m elements.
             gradient: Same shape as ``y``, its tensors in the order of ``y``.
-            state: What the previous step returned; None at the first step.
+            state: The state that the previous step returned; None at the first step.
 
         Returns:
-            The move of each number, ``(m,)``, and the state for the next step.
+            The change of each element, ``(m,)``, and the state for the next step.
         """
 
     def forward(
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:
-        """Adds to each number of ``y`` what the network and the skip propose for it."""
-        # By name, since the network tells the numbers of a dict apart by their place alone.
+        """Adds the network's output and the skip to ``y``."""
+        # In the order of y's names: the network identifies elements by their position.
         gradient = tree_map(lambda _, leaf: leaf, y, given("gradient", gradient))
         move, state = self.propose(y, gradient, state)
         if self.gradient_skip is not None:

@@ -1,8 +1,8 @@
-"""The updater of the paper's imitation learning, and two that cost a fraction of its memory.
+"""The updater of the paper's imitation learning, and two that take a fraction of its memory.
 
-MLP(m)                 a perceptron over all numbers of y at once      52 m² weights
-MLP(m, blocks=k)       one of its own for each of k parts of y         52 m² / k
-CoordinateMLP()        one for every number of y, shared by all        707
+MLP(m)                 a perceptron over all m elements of y           52 m² weights
+MLP(m, blocks=k)       a separate one for each of k blocks of y        52 m² / k
+CoordinateMLP()        one for each element of y, with shared weights  707
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ class MLP(VectorUpdate):
     """The parameter updater U of L2L-GAIL: ``y' = y + network([y, ∇]) + η · ∇``.
 
     The network is 2m → 8m → 4m → m with PReLU, PReLU and no activation (Sec. 5.2, Alg. 5; the
-    follower of eq. 9). It holds 52 m² + 13 m + 2 numbers: m = 2,561 are 341 million, 1.3 GiB in
+    follower of eq. 9). It has 52 m² + 13 m + 2 parameters: 341 million for m = 2,561, 1.3 GiB in
     float32 and four times as much with gradients and Adam's two moments; ``Adam(fused=True)`` is
-    then five times as fast as plain Adam. With blocks it is block-diagonal: each part of y has such
-    a network of its own and is not told of the others. The paper has neither blocks nor η · ∇.
+    then five times as fast as plain Adam. With blocks it is block-diagonal: each block of y has a
+    network of its own, which does not see the others. The paper has neither blocks nor η · ∇.
 
     A dense network needs a small learning rate, ∝ 1/m: for m = 2,561 and Adam 1e-6 to 1e-5.
 
     Args:
-        size: m, how many numbers y has in all its tensors.
-        blocks: k, into how many parts of the same size y is cut, the last filled up with zeros.
-        gradient_skip: η at the start, in units of y² per unit of the objective; None for no skip.
-            With it the last layer starts at zero: untrained, the update is gradient ascent.
+        size: m, the number of elements of y in all its tensors.
+        blocks: k, the number of blocks of equal size, the last padded with zeros.
+        gradient_skip: The initial η, in units of y² per unit of the objective; None for no skip.
+            With it the last layer is initialised to zero: untrained, the update is gradient ascent.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the call, if the gradient is missing
-            or y has another size.
+        BilevelError: If an argument is out of range; in the call, if the gradient is missing or y
+            has another size.
 
     Example:
         >>> updater = MLP(3, gradient_skip=0.5)
@@ -54,7 +54,7 @@ class MLP(VectorUpdate):
         self.size = at_least_one("size", size)
         self.blocks = at_least_one("blocks", blocks)
         m = -(-size // blocks) * blocks
-        # Of length 1, a convolution is a linear layer, and knows blocks as groups.
+        # A convolution of length 1 is a linear layer; its groups are the blocks.
         last = nn.Conv1d(4 * m, m, 1, groups=blocks)
         self.network = nn.Sequential(
             nn.Conv1d(2 * m, 8 * m, 1, groups=blocks),
@@ -63,39 +63,40 @@ class MLP(VectorUpdate):
             nn.PReLU(),
             last,
         )
-        self._start_at_skip(last)
+        self._zero_if_skip(last)
 
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
-        """The network's output; the state passes through untouched."""
-        numbers = ravel(y)
-        if len(numbers) != self.size:
+        """The network's output, and the state unchanged."""
+        vector = ravel(y)
+        if len(vector) != self.size:
             raise BilevelError(
-                f"y has {len(numbers)} numbers: MLP(size={self.size}) moves {self.size}; "
-                f"give MLP(size={len(numbers)})"
+                f"y has {len(vector)} elements: MLP(size={self.size}) moves {self.size}; "
+                f"give MLP(size={len(vector)})"
             )
-        # A block's numbers and their gradients lie side by side.
-        both = torch.cat([self._cut(numbers), self._cut(ravel(gradient))], 1)
-        return self.network(both.reshape(1, -1, 1)).flatten()[: self.size], state
+        # The inputs of a block are its elements and their gradients.
+        features = torch.cat([self._split(vector), self._split(ravel(gradient))], 1)
+        return self.network(features.reshape(1, -1, 1)).flatten()[: self.size], state
 
-    def _cut(self, numbers: Tensor) -> Tensor:
-        return F.pad(numbers, (0, -len(numbers) % self.blocks)).view(self.blocks, -1)
+    def _split(self, vector: Tensor) -> Tensor:
+        return F.pad(vector, (0, -len(vector) % self.blocks)).view(self.blocks, -1)
 
 
 class CoordinateMLP(VectorUpdate):
     """A small perceptron for each coordinate: ``y' = y + scale · network(features) + η · ∇``.
 
-    All coordinates share it, so that one network of 707 numbers moves a y of any size. A
-    coordinate reads itself, its gradient in units of the root mean square of its sample's (of all
-    of a dict's), the gradient's sign and the logarithm of its size: 4 → 32 → 16 → 1 with PReLU, the
-    last layer zero at the start. It keeps no memory; :class:`~bilevel.updates.CoordinateRNN` does.
-    A y that the batch shares is a dict: a tensor's rows are samples, scaled each by its own.
+    The coordinates share its 707 parameters, so that it works for a y of any size. The inputs for a
+    coordinate are its value, its gradient divided by the root mean square over its sample (over all
+    tensors of a dict), the gradient's sign, and the logarithm of its absolute value. The layers are
+    4 → 32 → 16 → 1 with PReLU, the last initialised to zero. It has no state, unlike
+    :class:`~bilevel.updates.CoordinateRNN`. A y shared by the batch must be a dict: the rows of a
+    tensor are samples.
 
     Args:
-        scale: What the network's output is multiplied by, in units of y.
-        gradient_skip: η at the start, in units of y² per unit of the objective; None for no skip.
+        scale: The factor of the network's output, in units of y.
+        gradient_skip: The initial η, in units of y² per unit of the objective; None for no skip.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the call, if the gradient is missing.
+        BilevelError: If an argument is out of range; in the call, if the gradient is missing.
 
     Example:
         >>> updater = CoordinateMLP(gradient_skip=0.5)
@@ -116,7 +117,7 @@ class CoordinateMLP(VectorUpdate):
         nn.init.zeros_(last.bias)
 
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
-        """The network's view of each coordinate; the state passes through untouched."""
+        """The network's output for each coordinate, and the state unchanged."""
         relative = ravel(unit_rms(gradient))
         magnitude = relative.abs().clamp(min=1e-8).log()
         features = torch.stack([ravel(y), relative, relative.sign(), magnitude], -1)

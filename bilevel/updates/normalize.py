@@ -1,20 +1,18 @@
-"""Gradients freed of their scale, one sample at a time.
+"""Normalisation of gradients, per sample.
 
-The size of a sample's gradient says how sure the leader is, not where to go, and it spans many
-orders of magnitude. Updates therefore read directions:
+The norm of a sample's gradient depends on the leader's confidence and spans many orders of
+magnitude; its direction is what updates need:
 
-    max_abs(g)      = g / max|g|      what learned updates are fed
+    max_abs(g)      = g / max|g|      the input of learned updates
     unit_norm(g, p) = g / ‖g‖ₚ        the direction of steepest ascent for p = 2
-    unit_rms(g)     = g √m / ‖g‖₂     of m numbers: their mean square is 1
+    unit_rms(g)     = g √m / ‖g‖₂     for m elements: root mean square 1
 
-A tensor ``(B, ...)`` is normalised sample by sample, so that a sample's answer does not depend on
-its batch-mates. A dict is one value shared by the batch: all its tensors are divided by *one*
-number, their joint norm, because a number for each tensor would turn the gradient's direction.
-So a variable that the batch shares has to be a dict, ``{"y": y}``, even of one tensor: the rows of
-a tensor are taken for samples, and a row of one number is divided by itself.
+A tensor ``(B, ...)`` is normalised per sample, so that a sample's answer does not depend on the
+rest of the batch. A dict is one variable shared by the batch: all its tensors are divided by their
+joint norm, since a norm for each would change the gradient's direction. So a shared variable must
+be a dict, even of one tensor, ``{"y": y}``: the rows of a tensor are treated as samples.
 
-A zero gradient stays zero. An infinite or NaN one gives NaN in its own sample and leaves the
-others alone: it must not pass for a direction.
+A zero gradient stays zero. An infinite or NaN one gives NaN for its own sample only.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from bilevel.tree import Value, leaves, tree_map
 from bilevel.updates.checks import one_of
 
 Over = Literal["sample", "batch"]
-"""What is divided by one number: a sample, or all samples of the batch."""
+"""What shares a norm: a sample, or all samples of the batch."""
 
 OVER: tuple[Over, ...] = ("sample", "batch")
 
@@ -39,11 +37,11 @@ def max_abs(gradient: Value, over: Over = "sample") -> Value:
     """The gradient divided by its largest absolute value: ``g / max|g|``.
 
     Args:
-        gradient: A tensor ``(B, ...)`` with a slice a sample, or a dict shared by the batch,
+        gradient: A tensor ``(B, ...)`` with a row per sample, or a dict shared by the batch,
             which is divided by the largest value of all its tensors.
-        over: ``"sample"`` divides each sample by its own maximum; ``"batch"`` divides a tensor by
-            the maximum over the batch, as the code of the paper does, so that an attack then
-            depends on which images share its batch. A dict has no samples: both are the same.
+        over: ``"sample"`` divides each sample by its own maximum; ``"batch"`` divides by the
+            maximum over the batch, as the paper's code does, which makes an attack depend on the
+            other images of the batch. For a dict both are the same.
 
     Returns:
         The same shape, largest absolute value 1; zeros where the gradient is zero.
@@ -64,7 +62,7 @@ def unit_norm(gradient: Value, order: float) -> Value:
     """The gradient divided by its p-norm: ``g / ‖g‖ₚ``.
 
     Args:
-        gradient: A tensor ``(B, ...)`` with a slice a sample, or a dict shared by the batch,
+        gradient: A tensor ``(B, ...)`` with a row per sample, or a dict shared by the batch,
             which is divided by the norm of all its tensors together.
         order: p, at least 1.
 
@@ -76,7 +74,7 @@ def unit_norm(gradient: Value, order: float) -> Value:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    gradient = max_abs(gradient)  # the powers of very small and large numbers leave float's range
+    gradient = max_abs(gradient)  # so that powers neither underflow nor overflow
     return _divide(gradient, _norm(gradient, order, "sample"))
 
 
@@ -84,8 +82,8 @@ def unit_rms(gradient: Value) -> Value:
     """The gradient divided by its root mean square.
 
     Args:
-        gradient: A tensor ``(B, ...)`` with a slice a sample, or a dict shared by the batch,
-            which is divided by the root mean square of all its numbers.
+        gradient: A tensor ``(B, ...)`` with a row per sample, or a dict shared by the batch,
+            which is divided by the root mean square of all its elements.
 
     Returns:
         The same shape, root mean square 1; zeros where the gradient is zero.
@@ -117,6 +115,6 @@ def _norm(gradient: Value, order: float, over: Over) -> Tensor:
 
 
 def _divide(gradient: Value, norm: Tensor) -> Value:
-    # Not norm + floor or max(norm, floor): the derivative at zero would be 1 / floor, and NaN soon.
+    # Not norm + floor or max(norm, floor): the derivative at zero, 1 / floor, would soon give NaN.
     safe = torch.where(norm == 0, 1, norm)
     return tree_map(lambda leaf: leaf / safe, gradient)

@@ -1,4 +1,4 @@
-"""Inner training by an optimizer of ``torch.optim``, as a step rule."""
+"""Optimizers of ``torch.optim`` as updates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bilevel.errors import BilevelError
 from bilevel.tree import Value, from_leaves, leaves, leaves_like
 from bilevel.updates.base import State, Update
 from bilevel.updates.checks import given
-from bilevel.updates.functional import Step, adam, adamw, by_higher, sgd
+from bilevel.updates.functional import Step, adam, adamw, from_higher, sgd
 
 # higher's Adagrad fails without a history and its RMSprop warns of wrong gradients; Rprop's step is
 # the gradient's sign.
@@ -20,32 +20,31 @@ STEPS: dict[type[torch.optim.Optimizer], Step] = {
     torch.optim.Adam: adam,
     torch.optim.AdamW: adamw,
     **{
-        kind: by_higher(kind)
+        kind: from_higher(kind)
         for kind in (torch.optim.Adadelta, torch.optim.Adamax, torch.optim.ASGD)
     },
 }
 
 
 class Optimizer(Update):
-    """Steps y as an optimizer of ``torch.optim`` steps parameters, differentiably.
+    """A differentiable step of an optimizer of ``torch.optim``.
 
-    It goes through moments too, as :class:`~bilevel.Unrolled` needs it: SGD, Adam and AdamW, equal
-    to those of ``torch.optim`` up to rounding, and Adadelta, Adamax and ASGD, which are those of
-    ``higher`` (Grefenstette et al., 2019) and cannot be compiled. Plain gradient steps are
-    :class:`~bilevel.updates.Gradient`'s, without its overhead.
+    :class:`~bilevel.Unrolled` differentiates through its state too. SGD, Adam and AdamW equal those
+    of ``torch.optim`` up to rounding; Adadelta, Adamax and ASGD are those of ``higher``
+    (Grefenstette et al., 2019), and cannot be compiled. For plain gradient steps,
+    :class:`~bilevel.updates.Gradient` has less overhead.
 
-    Where Y is neither everything nor a box, steps that are scaled coordinate by coordinate (all
-    but SGD's) and then projected come to rest elsewhere than gradient steps: not at the optimum.
+    If Y is neither the whole space nor a box, projected steps that are scaled per coordinate (all
+    but SGD's) do not converge to the optimum.
 
-    The state is what the optimizer keeps, a dict of tensors and numbers for each tensor of y.
+    The state is the optimizer's: a dict of tensors and numbers for each tensor of y.
 
     Args:
         optimizer: A class of ``torch.optim``.
         **settings: Its arguments: ``lr=0.1``.
 
     Raises:
-        BilevelError: If there is no differentiable version of it, or ``maximize`` is among the
-            settings.
+        BilevelError: If there is no differentiable version of it, or ``maximize`` is set.
 
     Example:
         >>> update = Optimizer(torch.optim.SGD, lr=0.5, momentum=0.9)
@@ -60,14 +59,14 @@ class Optimizer(Update):
         super().__init__()
         if optimizer not in STEPS:
             raise BilevelError(
-                f"{optimizer.__name__} cannot be unrolled: there is no differentiable version of "
-                f"it that is right; give one of {', '.join(kind.__name__ for kind in STEPS)}, or "
+                f"{optimizer.__name__} cannot be unrolled: there is no correct differentiable "
+                f"version of it; give one of {', '.join(kind.__name__ for kind in STEPS)}, or "
                 "train y by it in bilevel.Parametric and take the adjoint Implicit()"
             )
         if settings.get("maximize"):
             raise BilevelError(
-                "maximize=True would make y worse: the gradient is turned by the follower's sense "
-                'already; leave it out, and set sense = "max" on the follower'
+                "maximize=True would make y worse: the gradient already has the sign of the "
+                'follower\'s sense; leave it out, and set sense = "max" on the follower'
             )
         self.optimizer = optimizer
         self.settings = settings
@@ -76,16 +75,16 @@ class Optimizer(Update):
     def forward(
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:
-        """One step; the gradient is turned, since optimizers descend."""
-        slopes = leaves_like(given("gradient", gradient), like=y)
-        memories = ({},) * len(slopes) if state is None else state
+        """Takes one step, with the negative gradient, since optimizers descend."""
+        grads = leaves_like(given("gradient", gradient), like=y)
+        states = ({},) * len(grads) if state is None else state
         step = STEPS[self.optimizer]
-        moved = [
-            step(leaf, -slope, memory, self._defaults)
-            for leaf, slope, memory in zip(leaves(y), slopes, memories, strict=True)
+        stepped = [
+            step(leaf, -grad, leaf_state, self._defaults)
+            for leaf, grad, leaf_state in zip(leaves(y), grads, states, strict=True)
         ]
-        points, memories = zip(*moved, strict=True)
-        return from_leaves(points, like=y), memories
+        points, states = zip(*stepped, strict=True)
+        return from_leaves(points, like=y), states
 
     def extra_repr(self) -> str:
         """The optimizer and its settings, as ``repr`` shows them."""

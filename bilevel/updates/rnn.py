@@ -1,8 +1,8 @@
-"""Recurrent updates: what they remember of one step they use in the next.
+"""Recurrent updates, with a hidden state from step to step.
 
-The memory travels in the update's ``state``, ``(y, state) -> (y', state')``, so that a solver can
-start afresh for each batch or continue where it was. Cells are written in differentiable layers
-(no cuDNN recurrence, which has no second derivative).
+The hidden state is the update's ``state``, ``(y, state) -> (y', state')``, so that a solver can
+start anew for each batch or continue. The cells do not use cuDNN's recurrent layers, which have no
+second derivative.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ class ConvRNN(ImageUpdate):
     """A recurrent attacker: ``y' = y + scale · tanh(last(h'))``, ``h' = cell([context, ∇], h)``.
 
     The cell is a convolutional :class:`GRU <ConvGRUCell>`. Unlike
-    ``Iterative(CNN(...), steps=K)``, the paper's multi-step attacker, it hands its features on
-    from step to step. It has no batch normalisation: a sample's move never depends on its
-    batch-mates.
+    ``Iterative(CNN(...), steps=K)``, the paper's multi-step attacker, it passes features on from
+    step to step. It has no batch normalisation: the update of a sample never depends on the rest of
+    the batch.
 
     The state is h, ``(B, hidden, H, W)``.
 
     Args:
         channels: C of the images ``(B, C, H, W)``.
-        scale: The largest move of a coordinate in a step, in units of y.
-        hidden: Channels of the memory h.
-        inputs: What the cell reads, as in :class:`~bilevel.updates.CNN`.
+        scale: The largest change of a coordinate in a step, in units of y.
+        hidden: Channels of the hidden state h.
+        inputs: The cell's inputs, as in :class:`~bilevel.updates.CNN`.
         normalize: As in :class:`~bilevel.updates.CNN`.
         gradient_skip: As in :class:`~bilevel.updates.CNN`.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the call, if y, the gradient or the
-            context is missing or not of ``channels`` channels, or the state is of other images.
+        BilevelError: If an argument is out of range; in the call, if y, the gradient or the
+            context is missing or does not have ``channels`` channels, or the state has another
+            shape.
 
     Example:
         >>> attacker = ConvRNN(channels=1, scale=0.1, gradient_skip=1.0)
@@ -66,21 +67,21 @@ class ConvRNN(ImageUpdate):
         self.hidden = at_least_one("hidden", hidden)
         self.cell = ConvGRUCell(channels * len(inputs), hidden)
         self.last = nn.Conv2d(hidden, channels, 3, padding=1)
-        self._start_at_skip(self.last)
+        self._zero_if_skip(self.last)
 
     def propose(self, features: Tensor, state: State) -> tuple[Tensor, State]:
-        """The last layer's view of the cell's new memory, which is the next state."""
+        """The last layer's output for the new hidden state, which is the next state."""
         batch, _, height, width = features.shape
-        memory = self.cell(features, _memory(state, features, (batch, self.hidden, height, width)))
-        return self.last(memory), memory
+        h = self.cell(features, _hidden_state(state, features, (batch, self.hidden, height, width)))
+        return self.last(h), h
 
 
 class ConvGRUCell(nn.Module):
     """The formulas of :class:`torch.nn.GRUCell` with 3×3 convolutions as its matrices.
 
     Args:
-        inputs: Channels of what is read.
-        hidden: Channels of the memory.
+        inputs: Channels of the input.
+        hidden: Channels of the hidden state.
 
     Example:
         >>> cell = ConvGRUCell(3, 8)
@@ -93,36 +94,36 @@ class ConvGRUCell(nn.Module):
         self.input = nn.Conv2d(inputs, 3 * hidden, 3, padding=1)
         self.memory = nn.Conv2d(hidden, 3 * hidden, 3, padding=1)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """``(B, inputs, H, W)`` and ``(B, hidden, H, W)`` to the new ``(B, hidden, H, W)``."""
-        reset_x, keep_x, new_x = self.input(x).chunk(3, dim=1)
-        reset_h, keep_h, new_h = self.memory(memory).chunk(3, dim=1)
+        reset_x, update_x, new_x = self.input(x).chunk(3, dim=1)
+        reset_h, update_h, new_h = self.memory(h).chunk(3, dim=1)
         new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
-        return new + torch.sigmoid(keep_x + keep_h) * (memory - new)
+        return new + torch.sigmoid(update_x + update_h) * (h - new)
 
 
 class CoordinateRNN(VectorUpdate):
     """A small GRU for each coordinate: ``y' = y + scale · last(h') + η · ∇``, ``h' = cell(∇, h)``.
 
-    All coordinates share the cell and each has a memory of its own, so that one cell moves a
-    tensor or a dict of any size: Andrychowicz et al., "Learning to learn by gradient descent by
-    gradient descent", NeurIPS 2016, with a GRU in place of two LSTMs. A coordinate reads the
-    logarithm and the sign of its gradient, as in their appendix A, after division by the largest
-    gradient of its sample (see :func:`~bilevel.updates.max_abs`): like Adam's, the cell's step does
-    not depend on the scale of the objective. A y that the batch shares is a dict: the rows of a
-    tensor are samples.
+    The coordinates share the cell and each has its own hidden state, so that it works for a y of
+    any size: Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
+    NeurIPS 2016, with a GRU in place of two LSTMs. The inputs for a coordinate are the logarithm
+    and the sign of its gradient, as in their appendix A, after division by the largest gradient of
+    its sample (see :func:`~bilevel.updates.max_abs`): like Adam's, the cell's step does not depend
+    on the scale of the objective. A y shared by the batch must be a dict: the rows of a tensor are
+    samples.
 
-    The state is h, ``(m, hidden)`` for the m numbers of y.
+    The state is h, ``(m, hidden)`` for the m elements of y.
 
     Args:
-        scale: What the cell's output is multiplied by, in units of y.
-        hidden: Size of a coordinate's memory, 20 as in Andrychowicz et al.
-        gradient_skip: η at the start, in units of y² per unit of the objective; None for no skip.
-            With it the last layer starts at zero: untrained, the update is gradient ascent.
+        scale: The factor of the cell's output, in units of y.
+        hidden: Size of a coordinate's hidden state, 20 as in Andrychowicz et al.
+        gradient_skip: The initial η, in units of y² per unit of the objective; None for no skip.
+            With it the last layer is initialised to zero: untrained, the update is gradient ascent.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the call, if the gradient is missing
-            or the state is of a y of another size.
+        BilevelError: If an argument is out of range; in the call, if the gradient is missing or the
+            state is that of a y of another size.
 
     Example:
         >>> update = CoordinateRNN(scale=0.01, gradient_skip=0.5)
@@ -142,31 +143,31 @@ class CoordinateRNN(VectorUpdate):
         self.scale = positive("scale", scale)
         self.cell = nn.GRUCell(2, at_least_one("hidden", hidden))
         self.last = nn.Linear(hidden, 1)
-        self._start_at_skip(self.last)
+        self._zero_if_skip(self.last)
 
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
-        """The last layer's view of each coordinate's new memory, which is the next state."""
+        """The last layer's output for the new hidden states, which are the next state."""
         features = _log_sign(ravel(max_abs(gradient)))
-        memory = _memory(state, features, (len(features), self.cell.hidden_size))
-        memory = self.cell(features, memory)
-        return self.scale * self.last(memory).squeeze(-1), memory
+        h = _hidden_state(state, features, (len(features), self.cell.hidden_size))
+        h = self.cell(features, h)
+        return self.scale * self.last(h).squeeze(-1), h
 
 
 def _log_sign(gradient: Tensor) -> Tensor:
     """``(log|g| / p, sign g)`` where ``|g| ≥ exp(-p)``, else ``(-1, exp(p) · g)``, with p = 10."""
-    # Clamps, because a choice by `where` would have the derivative NaN at g = 0.
+    # Clamps, because torch.where would have the derivative NaN at g = 0.
     power = 10
     floor = math.exp(-power)
     magnitude = gradient.abs().clamp(min=floor).log() / power
     return torch.stack([magnitude, (gradient / floor).clamp(-1, 1)], dim=-1)
 
 
-def _memory(state: State, features: Tensor, shape: Sequence[int]) -> Tensor:
-    """The memory of the previous step, at the first step zeros."""
-    memory: Tensor = features.new_zeros(shape) if state is None else state
-    if memory.shape != torch.Size(shape):
+def _hidden_state(state: State, features: Tensor, shape: Sequence[int]) -> Tensor:
+    """The hidden state of the previous step, at the first step zeros."""
+    h: Tensor = features.new_zeros(shape) if state is None else state
+    if h.shape != torch.Size(shape):
         raise BilevelError(
-            f"the state has shape {tuple(memory.shape)}: y needs {tuple(shape)}; "
+            f"the state has shape {tuple(h.shape)}: y needs {tuple(shape)}; "
             "give state=None to start with another y"
         )
-    return memory
+    return h

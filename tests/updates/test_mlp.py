@@ -124,7 +124,7 @@ def test_state_passes_through():
 
 def test_bad_input_is_an_error():
     y, gradient = problem()
-    with pytest.raises(BilevelError, match=r"y has 5 numbers: MLP\(size=4\).*give MLP\(size=5\)"):
+    with pytest.raises(BilevelError, match=r"y has 5 elements: MLP\(size=4\).*give MLP\(size=5\)"):
         MLP(4)(y, gradient, None, None)
     with pytest.raises(BilevelError, match="the gradient is None"):
         MLP(M)(y, None, None, None)
