@@ -224,8 +224,11 @@ def raise_missing_field(
     Raises:
         BilevelError: If the batch lacks the attribute or the key.
     """
-    key_missing = isinstance(batch, Mapping) and error.args[:1] and error.args[0] not in batch
-    if key_missing or (isinstance(error, AttributeError) and error.obj is batch):
+    if isinstance(error, AttributeError):
+        missing = error.obj is batch
+    else:
+        missing = isinstance(batch, Mapping) and bool(error.args) and error.args[0] not in batch
+    if missing:
         raise BilevelError(
             f"{type(problem).__name__} cannot read a batch of type {type(batch).__name__} "
             f"({error}): a batch must have the fields that the problem's own methods use; wrap "

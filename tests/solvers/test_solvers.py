@@ -290,11 +290,13 @@ def test_a_batch_with_the_wrong_fields(follower, wrap, message) -> None:
         pgm(0.1, 1).solve(follower, leader, wrap(batch))
 
 
-def test_an_error_that_is_not_the_batchs_is_left_alone() -> None:
+@pytest.mark.parametrize("wrap", [lambda batch: batch, lambda batch: batch._asdict()])
+def test_an_error_that_is_not_the_batchs_is_left_alone(wrap) -> None:
     leader, follower, batch = image_game()
-    follower.objective = lambda leader, y, batch: leader.classifier(batch.x + y)
+    follower.init = lambda _: torch.zeros_like(batch.x)
+    follower.objective = lambda leader, y, _: leader.classifier(batch.x + y)
     with pytest.raises(AttributeError, match="classifier"):
-        pgm(0.1, 1).solve(follower, leader, batch)
+        pgm(0.1, 1).solve(follower, leader, wrap(batch))
 
 
 @pytest.mark.parametrize(
