@@ -188,6 +188,8 @@ def gmres(
     for _ in range(min(steps, len(b))):
         image = product(basis[-1])
         products += 1
+        if not image.isfinite().all():  # torch.linalg would raise
+            return LinearSolution(x, residual, basis[-1] @ image, largest, products)
         largest = torch.maximum(largest, image.norm())
         column = torch.zeros_like(coordinates)
         for _ in range(2):
@@ -229,6 +231,9 @@ def exact(
     """
     unit = torch.eye(len(b), dtype=b.dtype, device=b.device)
     matrix = torch.stack([product(column) for column in unit], dim=1)
+    if not matrix.isfinite().all():  # torch.linalg would raise
+        nan = b.new_full((), torch.nan)
+        return LinearSolution(torch.zeros_like(b), b, nan, nan, len(b))
     x = torch.linalg.pinv(matrix) @ b
     values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
     return LinearSolution(x, b - matrix @ x, values[0], values.abs().max(), len(b))

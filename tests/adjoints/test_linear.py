@@ -32,6 +32,14 @@ def test_the_solution_of_a_positive_definite_system(method, size, condition, see
     assert 0.99 < solution.curvature < 1.01 * solution.largest < 1.03 * condition
 
 
+@pytest.mark.parametrize("method", [*METHODS.values(), neumann])
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_matrix_that_is_not_finite_is_reported(method, factor) -> None:
+    solution = method(lambda v: factor * v, torch.ones(2, dtype=F64), 3, tolerance=1e-6)
+    assert not solution.curvature.isfinite()
+    assert not solution.residual.norm() <= 1e-6
+
+
 @given(condition=st.floats(2.0, 1e4), seed=st.integers(0, 9), steps=st.integers(1, 20))
 def test_conjugate_gradients_keep_to_their_bound(condition, seed, steps) -> None:
     matrix, b = valley(40, condition, numbers=1, seed=seed)
