@@ -85,7 +85,7 @@ class Pullback(Adjoint):
             # Adds zeros whose graph leads to φ only, as the node leads to θ only: neither gradient
             # costs anything unless it is required.
             value = tree_map(lambda leaf, own: leaf + (own - own.detach()), value, task.history)
-        return Solution(value, task.stats)
+        return Solution(value, task.stats, task.evaluations)
 
 
 class _Task:
@@ -110,6 +110,7 @@ class _Task:
         self.stats: dict[str, Tensor] = {}
         self.history: Value
         self.solves = 0
+        self.evaluations = 0
         self.recording = torch.is_grad_enabled()
 
     def split(self, inputs: Sequence[Tensor]) -> tuple[Parameters, Batch]:
@@ -132,6 +133,7 @@ class _Task:
 
         solution = with_parameters(leader, theta, call)
         self.solves += 1
+        self.evaluations += solution.evaluations
         self.history = solution.value
         like = leaves(solution.value)[0]
         evaluations = like.new_full((), float(solution.evaluations), requires_grad=False)

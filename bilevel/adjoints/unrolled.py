@@ -82,7 +82,8 @@ class Unrolled(Adjoint):
         if not self._checked:
             self._check_graph(leader, value)
         evaluations = torch.tensor(float(oracle.evaluations), device=leaves(value)[0].device)
-        return Solution(value, {**oracle.stats(), "evaluations": evaluations})
+        stats = {**oracle.stats(), "evaluations": evaluations}
+        return Solution(value, stats, oracle.evaluations)
 
     @property
     def _whole(self) -> bool:

@@ -107,6 +107,13 @@ class Sized(FollowerProblem):
 
 
 @pytest.mark.parametrize("name", ADJOINTS)
+def test_the_gradient_evaluations_of_the_solve_are_counted(name: str) -> None:
+    solver, batch = Iterative(Gradient(0.1), 7), torch.ones(3, dtype=F64)
+    solution = ADJOINTS[name].solve(solver, Shrunk(), Decay(), batch)
+    assert solution.evaluations == solution.stats["evaluations"] == 7
+
+
+@pytest.mark.parametrize("name", ADJOINTS)
 def test_one_number_a_sample(name: str) -> None:
     leader, batch = Decay(), torch.tensor([1.0, -2.0, 0.5], dtype=F64)
     solver = Iterative(Gradient(0.3), 60)
