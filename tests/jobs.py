@@ -154,21 +154,24 @@ def attack(folder: Path) -> None:
         torch.save(found, folder / "attacked.pt")
 
 
-def normalised(images: torch.Tensor) -> list[torch.Tensor]:
+NORMS: list[dict[str, Any]] = [{}, {"momentum": None}, {"track_running_stats": False}]
+"""Settings of batch normalisation."""
+
+
+def normalised(images: torch.Tensor, options: dict[str, Any]) -> dict[str, Any]:
     """What synchronised normalisation makes of this process's images, and its statistics."""
-    norm = torch.nn.BatchNorm2d(3)
-    SyncBatchNorm.convert_sync_batchnorm(norm)
+    norm = SyncBatchNorm.convert_sync_batchnorm(torch.nn.BatchNorm2d(3, **options))
     images = images[distributed.shard(len(images))]
     out = norm(images)
     assert out.dtype == images.dtype
-    return [out.detach(), norm.running_mean, norm.running_var]
+    return {"out": out.detach(), "state": dict(norm.state_dict())}
 
 
 def normalise(folder: Path) -> None:
     """In bfloat16, which knows no whole numbers past 256: 600 numbers a channel."""
     torch.manual_seed(0)
     images = 5 + torch.randn(24, 3, 5, 5)
-    found = distributed.all_gather(normalised(images.bfloat16()))
+    found = distributed.all_gather([normalised(images.bfloat16(), norm) for norm in NORMS])
     if distributed.is_main():
         torch.save((images, found), folder / "normalised.pt")
 

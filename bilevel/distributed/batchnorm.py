@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,7 +24,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         'SyncBatchNorm'
     """
 
-    momentum: float
+    momentum: float | None
     num_batches_tracked: Tensor
     running_mean: Tensor
     running_var: Tensor
@@ -55,16 +54,10 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         Returns:
             The same shape.
         """
-        alone = not self.training or world_size() == 1
-        if input.is_cuda and not alone:
+        if not self.training or world_size() == 1:
+            return _BatchNorm.forward(self, input)
+        if input.is_cuda:
             return super().forward(input)
-        if self.training:
-            self.num_batches_tracked.add_(1)
-        if alone:
-            running = self.running_mean, self.running_var
-            return F.batch_norm(
-                input, *running, self.weight, self.bias, self.training, self.momentum, self.eps
-            )
         dims = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input.to(torch.promote_types(input.dtype, torch.float32))  # bfloat16 sums are too rough
@@ -73,13 +66,21 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         mean = total / count
         centred = x - mean.view(shape)
         var = _AllReduce.apply(centred.square().sum(dims)) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        if self.running_mean is not None:
+            self._update_statistics(mean.detach(), (var * count / (count - 1)).detach())
         out: Tensor = centred * (var + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(input.dtype)
+
+    def _update_statistics(self, mean: Tensor, var: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        # Without a momentum the statistics are averages over all batches.
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(var, momentum)
 
 
 class _AllReduce(torch.autograd.Function):

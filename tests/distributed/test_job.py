@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bilevel import BilevelError, distributed, experiment
+from bilevel.distributed import SyncBatchNorm
 from bilevel.experiment import checkpoint
 from tests import jobs
 
@@ -103,13 +104,24 @@ def test_a_battery_finds_what_it_finds_alone(folder: Path) -> None:
 
 def test_batch_normalisation_counts_all_images_in_half_precision_too(folder: Path) -> None:
     images, found = torch.load(folder / "normalised.pt")
-    alone = torch.nn.BatchNorm2d(3)
-    expected = alone(images.bfloat16().float())
-    out = torch.cat([out for out, _, _ in found])
-    torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.01)
-    for _, mean, var in found:
-        torch.testing.assert_close(mean, alone.running_mean)
-        torch.testing.assert_close(var, alone.running_var)
+    for number, options in enumerate(jobs.NORMS):
+        alone = torch.nn.BatchNorm2d(3, **options)
+        expected = alone(images.bfloat16().float())
+        out = torch.cat([process[number]["out"] for process in found])
+        torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.01)
+        for process in found:
+            torch.testing.assert_close(process[number]["state"], dict(alone.state_dict()))
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"track_running_stats": False}])
+def test_batch_normalisation_alone_is_torchs(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    own, converted = torch.nn.BatchNorm2d(3, **options), torch.nn.BatchNorm2d(3, **options)
+    assert SyncBatchNorm.convert_sync_batchnorm(converted) is converted
+    for training in (True, True, False):
+        x = torch.randn(4, 3, 2, 2)
+        assert torch.equal(converted.train(training)(x), own.train(training)(x))
+    assert difference(own.state_dict(), converted.state_dict()) == 0
 
 
 def test_a_process_that_waits_elsewhere_is_ended_in_words(tmp_path: Path) -> None:
