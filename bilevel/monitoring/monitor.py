@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bilevel.errors import BilevelError
 from bilevel.game import Bilevel
 from bilevel.monitoring.dynamics import Verdict, classify, combine
+from bilevel.player import trainable_parameters
 
 SAMPLED = 128
 """The number of coordinates observed of each player; all if it has no more."""
@@ -65,9 +66,8 @@ class Monitor:
     """
 
     def __init__(self, game: Bilevel) -> None:
-        leader = _trainable(game.leader)
-        solver = [p for p in _trainable(game.solver) if all(p is not q for q in leader)]
-        players = [player for player in (leader, solver) if player]
+        both = trainable_parameters(game.leader), trainable_parameters(game.solver)
+        players = [player for player in both if player]
         if not players:
             raise BilevelError(
                 "neither the leader nor the solver has a trainable parameter: there are no "
@@ -153,10 +153,6 @@ class Monitor:
 
 
 Source = tuple[nn.Parameter, Tensor]  # a parameter, and the indices observed of it
-
-
-def _trainable(player: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in player.parameters() if parameter.requires_grad]
 
 
 def _sample(player: list[nn.Parameter]) -> list[Source]:
