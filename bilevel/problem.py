@@ -8,12 +8,11 @@ A new task is a subclass of :class:`FollowerProblem`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, raise_missing_field
 from bilevel.tree import Value, leaves
 
 Batch = Any
@@ -209,31 +208,6 @@ class FollowerProblem(ABC):
             'if each sample has its own y (cross_entropy(..., reduction="none")), or a scalar if '
             "the batch shares one y"
         )
-
-
-def raise_missing_field(
-    error: AttributeError | KeyError, problem: FollowerProblem, batch: Batch
-) -> None:
-    """Raises a clearer error if the batch lacks a field; does nothing for errors of other objects.
-
-    Args:
-        error: The error of a method that reads the batch.
-        problem: The problem whose method it is.
-        batch: The data.
-
-    Raises:
-        BilevelError: If the batch lacks the attribute or the key.
-    """
-    if isinstance(error, AttributeError):
-        missing = error.obj is batch
-    else:
-        missing = isinstance(batch, Mapping) and bool(error.args) and error.args[0] not in batch
-    if missing:
-        raise BilevelError(
-            f"{type(problem).__name__} cannot read a batch of type {type(batch).__name__} "
-            f"({error}): a batch must have the fields that the problem's own methods use; wrap "
-            'what the loader yields, for example in a collections.namedtuple("Batch", "x y")'
-        ) from error
 
 
 class ZeroSum(LeaderProblem):

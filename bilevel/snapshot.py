@@ -48,7 +48,7 @@ class ModuleState:
             buffers[name] = buffer
 
     def use_buffer_copies(self) -> None:
-        """Gives the module copies of these buffers, so that it does not write into them."""
+        """Replaces the module's buffers by copies of these, which are then not modified."""
         for buffers, name, copy in self._buffer_copies():
             buffers[name] = copy
 

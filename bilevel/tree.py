@@ -134,3 +134,32 @@ def unravel(vector: Tensor, like: Value) -> Value:
     """
     pieces = iter(torch.split(vector, [leaf.numel() for leaf in leaves(like)]))
     return tree_map(lambda leaf: next(pieces).view_as(leaf), like)
+
+
+def requiring_grad(tensor: Tensor) -> Tensor:
+    """The tensor, still connected to its graph, as one that a gradient can be taken at.
+
+    Args:
+        tensor: A tensor.
+
+    Returns:
+        The tensor if it requires a gradient, else a view that does.
+    """
+    return tensor if tensor.requires_grad else tensor.view_as(tensor).requires_grad_()
+
+
+def norms(y: Value, *, by_sample: bool) -> Tensor:
+    """Euclidean norms.
+
+    Args:
+        y: A tensor or a dict of tensors.
+        by_sample: Whether the tensors have a row per sample.
+
+    Returns:
+        One per sample, ``(B,)``, or one over all elements, a scalar.
+    """
+    squares = [leaf.square() for leaf in leaves(y)]
+    if by_sample:
+        rows = [square.reshape(len(square), -1).sum(1) for square in squares]
+        return torch.stack(rows).sum(0).sqrt()
+    return torch.stack([square.sum() for square in squares]).sum().sqrt()

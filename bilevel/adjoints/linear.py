@@ -1,7 +1,6 @@
 """Matrix-free solvers of A x = b, for the implicit adjoint and TRPO.
 
-Each reports what is needed to judge its answer, and none raises if A does not meet its assumptions:
-the caller does.
+Each reports diagnostics of its answer, and none raises if A does not meet its assumptions.
 
     conjugate_gradient    A symmetric and positive definite; one product a step, little memory
     gmres                 any A; one product a step, keeps a vector for each step
@@ -149,7 +148,7 @@ def neumann(
         image = product(residual)
         products += 1
         ratio = (residual @ image) / (residual @ residual)
-        smallest, largest = _note(smallest, largest, ratio)
+        smallest, largest = torch.minimum(smallest, ratio), torch.maximum(largest, ratio.abs())
         x, residual = x + residual, residual - image
     return LinearSolution(x, residual, smallest, largest, products)
 
@@ -247,7 +246,3 @@ def _begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, T
 
 def _unseen(b: Tensor) -> tuple[Tensor, Tensor]:
     return b.new_full((), torch.inf), b.new_zeros(())
-
-
-def _note(smallest: Tensor, largest: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.minimum(smallest, ratio), torch.maximum(largest, ratio.abs())

@@ -15,8 +15,8 @@ from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.recompute import recomputed
 from bilevel.solvers import Iterative, Parametric, Solution, Solver
-from bilevel.solvers.oracle import Oracle, requiring_grad
-from bilevel.tree import Value, detach, leaves, tree_map
+from bilevel.solvers.oracle import Oracle
+from bilevel.tree import Value, detach, leaves, requiring_grad, tree_map
 from bilevel.updates.base import State, Update
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem, raise_missing_field
-from bilevel.tree import Value, detach, from_leaves, leaves, tree_map
+from bilevel.errors import BilevelError, raise_missing_field
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.tree import (
+    Value,
+    detach,
+    from_leaves,
+    leaves,
+    norms,
+    requiring_grad,
+    tree_map,
+)
 from bilevel.updates.base import State, Update
 
 
@@ -247,32 +255,3 @@ def _select(batch: Batch, chosen: Tensor) -> Batch:
 
 def _detached_leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
-
-
-def requiring_grad(tensor: Tensor) -> Tensor:
-    """The tensor, still connected to its graph, as one that a gradient can be taken at.
-
-    Args:
-        tensor: A tensor.
-
-    Returns:
-        The tensor if it requires a gradient, else a view that does.
-    """
-    return tensor if tensor.requires_grad else tensor.view_as(tensor).requires_grad_()
-
-
-def norms(gradient: Value, *, by_sample: bool) -> Tensor:
-    """Euclidean norms.
-
-    Args:
-        gradient: A tree of tensors.
-        by_sample: Whether the tensors have a row per sample.
-
-    Returns:
-        One per sample, ``(B,)``, or one over all elements, a scalar.
-    """
-    squares = [leaf.square() for leaf in leaves(gradient)]
-    if by_sample:
-        rows = [square.reshape(len(square), -1).sum(1) for square in squares]
-        return torch.stack(rows).sum(0).sqrt()
-    return torch.stack([square.sum() for square in squares]).sum().sqrt()
