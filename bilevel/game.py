@@ -13,7 +13,7 @@ from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
-from bilevel.player import Optimizer, trainable_parameters, zero_grad
+from bilevel.player import Optimizer, take_step, trainable_parameters, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
@@ -30,7 +30,8 @@ class Bilevel:
         leader: θ and its loss.
         follower: The problem of y.
         solver: Solves the follower's problem.
-        leader_opt: The optimizer of θ; ``step(closure)`` is called once a step.
+        leader_opt: The optimizer of θ; ``step(closure)`` is called once a step. None if it is
+            not trained.
         solver_opt: The optimizer of φ, the solver's parameters; None if it has none.
         adjoint: How the leader's gradient is taken through the answer. The default, for zero-sum
             games only, is :class:`Detached`, which is exact there.
@@ -69,7 +70,7 @@ class Bilevel:
         follower: FollowerProblem,
         solver: Solver,
         *,
-        leader_opt: Optimizer,
+        leader_opt: Optimizer | None,
         solver_opt: torch.optim.Optimizer | None = None,
         adjoint: Adjoint | None = None,
         schedule: Schedule | None = None,
@@ -140,7 +141,8 @@ class Bilevel:
         Args:
             batch: The data of this step.
         """
-        self.leader.project()
+        with torch.no_grad():
+            self.leader.project()
         self.solver.project(self.follower, batch)
 
     def solve(self, batch: Batch) -> Solution:
@@ -152,7 +154,9 @@ class Bilevel:
         Returns:
             The answer, with the graph that the adjoint gives it.
         """
-        self.leader.project()
+        with torch.no_grad():
+            self.leader.project()
+        torch.clear_autocast_cache()  # its converted weights are those from before the last move
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
             checks.check_feasible(self.follower, solution.value, batch)
@@ -190,7 +194,7 @@ class Bilevel:
             losses.append(loss)
             return loss
 
-        self.leader_opt.step(closure)
+        take_step(self.leader_opt, self.leader, closure)
         if not losses:
             raise BilevelError(
                 f"{type(self.leader_opt).__name__}.step did not call its closure, which computes "
@@ -201,6 +205,7 @@ class Bilevel:
     def _solve_again(self, y: Value, batch: Batch) -> Value:
         """The answer at a further evaluation of the leader's loss."""
         if isinstance(self.adjoint, Detached):
+            torch.clear_autocast_cache()
             return detach(y)
         if not self.solver.repeatable:
             raise BilevelError(

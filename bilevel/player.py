@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -63,3 +64,39 @@ def zero_grad(player: nn.Module) -> list[Tensor]:
         if parameter.requires_grad:
             trainable.append(parameter)
     return trainable
+
+
+def take_step(
+    optimizer: Optimizer | None, player: nn.Module, closure: Callable[[], Tensor]
+) -> None:
+    """Takes one step of a player's optimizer; without one, only evaluates the closure.
+
+    Args:
+        optimizer: The optimizer.
+        player: The module whose parameters it moves.
+        closure: Computes the loss, fills ``.grad`` and returns the loss.
+    """
+    if optimizer is None:
+        with torch.enable_grad():
+            closure()
+    elif getattr(optimizer, "_optimizer_step_pre_hooks", None):
+        # Such a hook runs before the closure is called; it must see this step's gradient, not the
+        # last one's (gradient clipping).
+        optimizer.step(_evaluated(closure, trainable_parameters(player)))
+    else:
+        optimizer.step(closure)
+
+
+def _evaluated(closure: Callable[[], Tensor], parameters: list[Tensor]) -> Callable[[], Tensor]:
+    """Evaluates the closure now; its first call returns that loss, unless parameters moved."""
+    with torch.enable_grad():
+        losses = [closure()]
+    versions = [parameter._version for parameter in parameters]
+
+    def again() -> Tensor:
+        if losses and versions == [parameter._version for parameter in parameters]:
+            return losses.pop()
+        losses.clear()
+        return closure()
+
+    return again

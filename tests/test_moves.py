@@ -1,0 +1,165 @@
+"""How players move: optimizers with hooks or none, autocast, a leader with constraints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bilevel
+from bilevel import Bilevel, Extragradient, FollowerProblem, Iterative, ZeroSum, pgm
+from bilevel.updates import CoordinateMLP
+from tests.problems import Scalar, image_game
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_a_hook_of_the_leaders_optimizer_sees_the_gradient_of_its_step() -> None:
+    leader, follower, batch = image_game()
+    optimizer = torch.optim.SGD(leader.parameters(), lr=1.0)
+
+    def clip(*_: object) -> None:
+        nn.utils.clip_grad_norm_(leader.parameters(), 1e-3)
+
+    optimizer.register_step_pre_hook(clip)
+    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
+    for _ in range(2):
+        before = flat(leader)
+        game.step(batch)
+        assert (flat(leader) - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.Adam])
+def test_a_hook_that_does_nothing_changes_nothing(kind) -> None:
+    results = []
+    for hooked in (False, True):
+        torch.manual_seed(0)
+        leader, follower, batch = image_game()
+        optimizer = kind(leader.parameters(), lr=0.1)
+        if hooked:
+            optimizer.register_step_pre_hook(lambda *_: None)
+        game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
+        with torch.no_grad():
+            results.append([game.step(batch)["loss"] for _ in range(3)] + [flat(leader)])
+    for plain, other in zip(*results, strict=True):
+        assert torch.equal(plain, other)
+
+
+def test_an_optimizer_that_moves_first_is_not_given_the_gradient_from_before() -> None:
+    """Sharpness-aware: climbs along the gradient, and descends by that of the point reached."""
+
+    class Aware(torch.optim.SGD):
+        def step(self, closure):
+            parameter = self.param_groups[0]["params"][0]
+            with torch.no_grad():
+                parameter.add_(1.0)
+            with torch.enable_grad():
+                closure()
+            with torch.no_grad():
+                parameter.sub_(1.0)
+            super().step()
+
+    class Square(bilevel.LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x = nn.Parameter(torch.tensor(1.0))
+
+        def loss(self, y, batch):
+            return self.x.square() / 2
+
+    leader, (_, follower, batch) = Square(), image_game()
+    optimizer = Aware(leader.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: None)
+    Bilevel(leader, follower, STILL, leader_opt=optimizer, adjoint=bilevel.Detached()).move_leader(
+        torch.zeros(()), batch
+    )
+    assert leader.x.item() == pytest.approx(1.0 - 0.1 * 2.0)
+
+
+STILL = pgm(0.1, 0)
+
+
+class Shift(FollowerProblem):
+    """max over y of (f(x) + y)² − 2y², attained at y = f(x)."""
+
+    sense = "max"
+
+    def init(self, batch):
+        return torch.zeros(len(batch))
+
+    def objective(self, leader, y, batch):
+        return (leader.model(batch).squeeze(1).float() + y).square() - 2 * y.square()
+
+
+class Inside(nn.Sequential):
+    """Autocast within each forward pass, which keeps nothing beyond it."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def trained(network: type[nn.Sequential], optimizer=torch.optim.SGD, **settings) -> Tensor:
+    torch.manual_seed(0)
+    batch = torch.randn(8, 4)
+    leader = ZeroSum(network(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), Shift())
+    optimizer = optimizer(leader.parameters(), lr=0.2)
+    solver = Iterative(bilevel.updates.Gradient(0.2), 2)
+    game = Bilevel(leader, leader.follower, solver, leader_opt=optimizer, **settings)
+    for _ in range(3):
+        game.step(batch)
+    return flat(leader)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"schedule": Extragradient()}, {}, {"optimizer": torch.optim.LBFGS}], ids=str
+)
+def test_autocast_around_steps_computes_with_the_weights_as_they_are(settings) -> None:
+    """Autocast keeps converted weights until its block ends; a game moves within it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        around = trained(nn.Sequential, **settings)
+    torch.testing.assert_close(around, trained(Inside, **settings), rtol=0.01, atol=1e-3)
+
+
+def test_a_learned_solver_trains_against_a_leader_that_stands_still() -> None:
+    leader, follower, batch = image_game()
+    leader.requires_grad_(False)
+    solver = Iterative(CoordinateMLP(scale=0.1, gradient_skip=0.1), 2)
+    optimizer = torch.optim.Adam(solver.parameters(), lr=1e-2)
+    game = Bilevel(leader, follower, solver, leader_opt=None, solver_opt=optimizer)
+    before, phi = flat(leader), flat(solver)
+    losses = [game.step(batch)["loss"].item() for _ in range(20)]
+    assert torch.equal(flat(leader), before)
+    assert not torch.equal(flat(solver), phi)
+    assert losses[-1] > losses[0]
+    game.load_state_dict(game.state_dict())
+
+
+def test_a_leader_that_is_no_network_at_all() -> None:
+    follower = Shift()
+    leader = ZeroSum(nn.Identity(), follower)
+    batch = torch.randn(8, 1)
+    game = Bilevel(leader, follower, Iterative(bilevel.updates.Gradient(0.5), 1), leader_opt=None)
+    torch.testing.assert_close(game.step(batch)["loss"], 2 * batch.square().mean())
+
+
+def test_a_leader_projects_in_place_without_further_ado() -> None:
+    class Inside(ZeroSum):
+        def project(self) -> None:
+            self.model.x.clamp_(0, 1)
+
+    class Push(FollowerProblem):
+        sense = "max"
+
+        def init(self, batch):
+            return torch.zeros(())
+
+        def objective(self, leader, y, batch):
+            return leader.model.x * (y + 1)
+
+    leader = Inside(Scalar(0.3), Push())
+    optimizer = torch.optim.SGD(leader.parameters(), lr=1.0)
+    Bilevel(leader, leader.follower, STILL, leader_opt=optimizer).step(None)
+    assert leader.model.x.item() == 0.0
