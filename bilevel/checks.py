@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
+from bilevel.solvers import Solver
 from bilevel.tree import Value, detach, leaves, leaves_like
 
 
@@ -46,6 +47,28 @@ def check_instance(name: str, part: Any, kind: type) -> None:
         raise BilevelError(f"{name} is {part!r}: it takes an object; give {name}={made}()")
 
 
+def check_parts(leader: Any, follower: Any, solver: Any) -> None:
+    """Checks that the parts of a game are of the right kind.
+
+    Args:
+        leader: The argument ``leader``.
+        follower: The argument ``follower``.
+        solver: The argument ``solver``.
+
+    Raises:
+        BilevelError: If one is something else, such as a network, a class or an update.
+    """
+    for name, part, kind, remedy in (
+        ("leader", leader, LeaderProblem, "ZeroSum(model, follower), or your own with its loss"),
+        ("follower", follower, FollowerProblem, "an object of your own subclass"),
+        ("solver", solver, Solver, "Iterative(update, steps), Parametric(y) or your own"),
+    ):
+        if not isinstance(part, kind):
+            raise BilevelError(
+                f"{name} is {describe(part)}: it takes a {kind.__name__}; give {remedy}"
+            )
+
+
 def check_disjoint(leader: nn.Module, solver: nn.Module) -> None:
     """Checks that the players share no parameter.
 
@@ -61,7 +84,8 @@ def check_disjoint(leader: nn.Module, solver: nn.Module) -> None:
     if shared:
         raise BilevelError(
             f"the solver's {shared[0]} is the leader's too: each player would undo the other's "
-            "step; do not register parts of the leader as modules of the solver"
+            "step; do not register parts of one player as modules of the other (a leader finds a "
+            "discriminator through its follower, which is no module)"
         )
 
 
@@ -76,6 +100,11 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
     Raises:
         BilevelError: If it is missing for trainable parameters, or has parameters of others.
     """
+    if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "step")):
+        raise BilevelError(
+            f"{player}_opt is {describe(optimizer)}: it takes an object with step(closure); give "
+            f"{player}_opt=torch.optim.Adam({player}.parameters())"
+        )
     own = {id(parameter) for parameter in module.parameters()}
     groups = getattr(optimizer, "param_groups", [])
     if not all(id(parameter) in own for group in groups for parameter in group["params"]):
@@ -120,8 +149,8 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
         if distance > 1e-5 * max(1.0, float(nearest.abs().max()) if leaf.numel() else 0.0):
             raise BilevelError(
                 f"the follower's first answer lies {distance:.3g} outside Y: "
-                f"{type(follower).__name__}.project moves it; make project idempotent, and end "
-                "Solver.answer with oracle.project(y)"
+                f"{type(follower).__name__}.project moves it; make project idempotent, let init "
+                "return a point of Y, and end a solver's answer with oracle.project(y)"
             )
 
 

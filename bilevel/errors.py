@@ -47,3 +47,23 @@ def raise_missing_field(error: AttributeError | KeyError, problem: object, batch
             f"({error}): a batch must have the fields that the problem's own methods use; wrap "
             'what the loader yields, for example in a collections.namedtuple("Batch", "x y")'
         ) from error
+
+
+def describe(part: object) -> str:
+    """Describes a wrong argument in a few words.
+
+    Args:
+        part: Anything.
+
+    Returns:
+        Its type, and a dict's keys.
+
+    Example:
+        >>> describe(dict), describe({"a": 1}), describe(None)
+        ('the class dict', "a dict of ['a']", 'None')
+    """
+    if part is None:
+        return "None"
+    if isinstance(part, type):
+        return f"the class {part.__name__}"
+    return f"a {type(part).__name__}" + (f" of {[*part]}" if isinstance(part, dict) else "")

@@ -75,6 +75,7 @@ class Bilevel:
         adjoint: Adjoint | None = None,
         schedule: Schedule | None = None,
     ) -> None:
+        checks.check_parts(leader, follower, solver)
         self.leader = leader
         self.follower = follower
         self.solver = solver

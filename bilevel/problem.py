@@ -51,7 +51,8 @@ class LeaderProblem(nn.Module, ABC):
     def project(self) -> None:
         """Projects θ onto its constraints, in place; by default there are none.
 
-        A game calls it before each solve and after each step.
+        A game calls it before each solve and after each step, without recording gradients:
+        ``self.x.clamp_(0, 1)`` is enough.
         """
 
 
@@ -91,7 +92,9 @@ class FollowerProblem(ABC):
         Returns:
             A point of Y: a tensor ``(B, ...)`` if each sample has its own y, or a tensor or dict
             of tensors shared by the batch. Updates that normalise treat the rows of a tensor as
-            samples, so give them a shared y as a dict, ``{"y": y}``.
+            samples and a dict as shared: give them a shared y as a dict, ``{"y": y}``, and samples
+            with several tensors each as the columns of one, ``(B, m)``. Other updates also take a
+            dict of tensors with a row per sample.
         """
 
     @abstractmethod
@@ -199,8 +202,7 @@ class FollowerProblem(ABC):
         return 1 if sense == "max" else -1
 
     def _check_samples(self, value: Tensor, y: Value) -> None:
-        samples = {leaf.shape[0] for leaf in leaves(y) if leaf.dim() > 0}
-        if value.dim() == 1 and samples == {len(value)}:
+        if value.dim() == 1 and {leaf.shape[:1] for leaf in leaves(y)} == {value.shape}:
             return
         raise BilevelError(
             f"{type(self).__name__}.objective returned shape {tuple(value.shape)} for y of shape "

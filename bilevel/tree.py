@@ -47,6 +47,43 @@ def leaves_like(y: Value, like: Value) -> list[Tensor]:
     return [y[name] for name in like]
 
 
+def is_value(y: object) -> bool:
+    """Whether ``y`` can be a follower's variable.
+
+    Args:
+        y: Anything.
+
+    Returns:
+        True for a tensor, and for a dict of at least one tensor and nothing else.
+
+    Example:
+        >>> is_value({"a": torch.ones(1)}), is_value({"a": {"b": torch.ones(1)}})
+        (True, False)
+    """
+    if isinstance(y, dict):
+        return bool(y) and all(isinstance(leaf, Tensor) for leaf in y.values())
+    return isinstance(y, Tensor)
+
+
+def same_structure(y: object, other: Value) -> bool:
+    """Whether both are tensors, or dicts with the same keys, in any order.
+
+    Args:
+        y: Anything.
+        other: A tensor or a dict of tensors.
+
+    Returns:
+        True if so.
+
+    Example:
+        >>> same_structure({"b": torch.ones(1), "a": torch.ones(1)}, {"a": torch.ones(1)})
+        False
+    """
+    if isinstance(other, Tensor):
+        return isinstance(y, Tensor)
+    return isinstance(y, dict) and set(y) == set(other)
+
+
 def from_leaves(tensors: Sequence[Tensor | None], like: Value) -> Value:
     """The inverse of :func:`leaves`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, describe
 from bilevel.frozen import Mode
 from bilevel.solvers.base import Solver
 from bilevel.solvers.oracle import Oracle
@@ -31,7 +31,7 @@ class Iterative(Solver):
         leader_mode: See :class:`Solver`.
 
     Raises:
-        BilevelError: If ``steps`` is not a non-negative integer.
+        BilevelError: If ``update`` is no update, or ``steps`` not a non-negative integer.
 
     Example:
         >>> from bilevel.updates import SignGradient
@@ -53,6 +53,11 @@ class Iterative(Solver):
         super().__init__(leader_mode=leader_mode)
         if not isinstance(steps, int) or steps < 0:
             raise BilevelError(f"steps is {steps!r}: it is the number of updates; give 0, 1, 2, …")
+        if not isinstance(update, Update):
+            raise BilevelError(
+                f"update is {describe(update)}: it takes an Update; give updates.Gradient(0.1), "
+                "updates.Optimizer(torch.optim.Adam, lr=0.1), … or your own"
+            )
         self.update = update
         self.steps = steps
         self.warm_start = warm_start

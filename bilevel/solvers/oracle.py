@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError, raise_missing_field
+from bilevel.errors import BilevelError, describe, raise_missing_field
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.tree import (
     Value,
     detach,
     from_leaves,
+    is_value,
     leaves,
     norms,
     requiring_grad,
+    same_structure,
     tree_map,
 )
 from bilevel.updates.base import State, Update
@@ -59,7 +61,8 @@ class Oracle:
             The follower's start.
 
         Raises:
-            BilevelError: If the batch lacks a field that the follower reads.
+            BilevelError: If the batch lacks a field that the follower reads, or the start is no
+                tensor or dict of tensors.
             AttributeError: If another object lacks an attribute.
             KeyError: If another object lacks a key.
         """
@@ -68,6 +71,11 @@ class Oracle:
         except (AttributeError, KeyError) as error:
             raise_missing_field(error, self._follower, self._batch)
             raise
+        if not is_value(self._start):
+            raise BilevelError(
+                f"{type(self._follower).__name__}.init returned {describe(self._start)}: y is a "
+                "tensor or a dict of tensors; return {name: tensor}, without further dicts in it"
+            )
         return self._start
 
     def gradient(self, y: Value) -> Value:
@@ -218,8 +226,17 @@ class Oracle:
 
         Returns:
             A point of Y.
+
+        Raises:
+            BilevelError: If the follower returns no tensor for a tensor, or no dict of its names.
         """
-        return self._follower.project(y, self._batch)
+        nearest = self._follower.project(y, self._batch)
+        if nearest is not y and not same_structure(nearest, y):
+            raise BilevelError(
+                f"{type(self._follower).__name__}.project returned {describe(nearest)} for "
+                f"{describe(y)}: a point of Y is of the kind that init gives; return that"
+            )
+        return nearest
 
     def restricted(self, chosen: Tensor) -> Oracle:
         """The same problem for some of the samples, so that a solver can drop finished ones.

@@ -57,6 +57,12 @@ class Optimizer(Update):
 
     def __init__(self, optimizer: type[torch.optim.Optimizer], **settings: Any) -> None:
         super().__init__()
+        if not isinstance(optimizer, type):
+            raise BilevelError(
+                f"optimizer is an object ({type(optimizer).__name__}): there are no parameters "
+                "yet that it could move; give its class and settings, Optimizer(torch.optim.SGD, "
+                "lr=0.1)"
+            )
         if optimizer not in STEPS:
             raise BilevelError(
                 f"{optimizer.__name__} cannot be unrolled: there is no correct differentiable "

@@ -1,0 +1,136 @@
+"""What a game says about arguments of the wrong kind, and about what a follower returns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bilevel import Bilevel, BilevelError, Detached, Iterative, Parametric, ZeroSum, pgm
+from bilevel.testing import check_follower
+from bilevel.updates import Gradient, Optimizer
+from tests.problems import LinearBox, image_game
+
+
+def play(**parts) -> None:
+    leader, follower, batch = image_game()
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    parts = {
+        "leader": leader,
+        "follower": follower,
+        "solver": pgm(0.1, 2),
+        "leader_opt": optimizer,
+        **parts,
+    }
+    Bilevel(**parts, adjoint=Detached()).step(batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("leader", nn.Linear(1, 1), "leader is a Linear: it takes a LeaderProblem; give ZeroSum"),
+        ("follower", LinearBox, "follower is the class LinearBox: it takes a FollowerProblem"),
+        ("follower", pgm(0.1, 1), "follower is a Iterative"),
+        ("solver", Gradient(0.1), "solver is a Gradient: it takes a Solver; give Iterative"),
+        ("leader_opt", torch.optim.SGD, "leader_opt is the class SGD: it takes an object"),
+        ("leader_opt", "sgd", "leader_opt is a str"),
+    ],
+)
+def test_a_part_of_another_kind_is_named(name, part, message) -> None:
+    with pytest.raises(BilevelError, match=message):
+        play(**{name: part})
+
+
+@pytest.mark.parametrize(
+    ("update", "kind"),
+    [
+        (Gradient, "the class Gradient"),
+        (torch.optim.SGD, "the class SGD"),
+        (torch.optim.SGD([torch.zeros(1)], lr=0.1), "a SGD"),
+    ],
+)
+def test_an_update_is_an_update(update, kind) -> None:
+    with pytest.raises(BilevelError, match=f"update is {kind}: it takes an Update; give"):
+        Iterative(update, 2)
+
+
+def test_an_inner_optimizer_is_given_by_its_class() -> None:
+    with pytest.raises(BilevelError, match=r"optimizer is an object \(SGD\).*give its class"):
+        Optimizer(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+
+
+@pytest.mark.parametrize(
+    "start", [None, 1.0, [torch.zeros(1)], {}, {"a": {"b": torch.zeros(1)}}], ids=str
+)
+def test_a_start_that_is_no_variable(start) -> None:
+    class Odd(LinearBox):
+        def init(self, batch):
+            return start
+
+    with pytest.raises(BilevelError, match=r"Odd\.init returned .*: y is a tensor or a dict"):
+        play(follower=Odd())
+
+
+class Rows(LinearBox):
+    """Each sample has a shift of its own and a scale."""
+
+    def init(self, batch):
+        return {"shift": torch.zeros_like(batch.x), "scale": torch.ones(len(batch.x))}
+
+    def objective(self, leader, y, batch):
+        return leader.model(batch.x * y["scale"].view(-1, 1, 1, 1) + y["shift"]).flatten(1).sum(1)
+
+    def context(self, y, batch):
+        return None
+
+    def project(self, y, batch):
+        return y
+
+
+@pytest.mark.parametrize(
+    ("projected", "kind"), [(None, "None"), ({"shift": torch.zeros(1)}, r"a dict of \['shift'\]")]
+)
+def test_a_projection_returns_what_it_was_given(projected, kind) -> None:
+    class Forgets(Rows):
+        def project(self, y, batch):
+            return projected
+
+    with pytest.raises(BilevelError, match=rf"Forgets\.project returned {kind} for a dict of"):
+        play(follower=Forgets())
+
+
+def test_a_start_outside_y_is_told_where_to_look() -> None:
+    class Outside(LinearBox):
+        def init(self, batch):
+            return torch.ones_like(batch.x)
+
+    with pytest.raises(BilevelError, match="let init return a point of Y"):
+        play(follower=Outside(), solver=pgm(0.1, 0))
+
+
+def test_a_number_that_the_batch_shares_beside_rows() -> None:
+    class Shared(Rows):
+        def init(self, batch):
+            return {**super().init(batch), "scale": torch.ones(())}
+
+    leader, _, batch = image_game()
+    with pytest.raises(AssertionError, match="must be one value a sample"):
+        check_follower(Shared(), ZeroSum(leader.model, Shared()), batch)
+
+
+def test_rows_in_a_dict_are_moved_as_if_each_were_alone() -> None:
+    leader, _, batch = image_game()
+    follower = Rows()
+    leader = ZeroSum(leader.model, follower)
+    solver = Iterative(Optimizer(torch.optim.Adam, lr=0.1), 3)
+    together = solver.solve(follower, leader, batch).value
+    alone = solver.solve(follower, leader, type(batch)(batch.x[:1], batch.y[:1])).value
+    for name in together:
+        torch.testing.assert_close(together[name][:1], alone[name])
+
+
+def test_a_leader_does_not_register_what_the_solver_trains() -> None:
+    leader, follower, _ = image_game()
+    leader.critic = nn.Linear(1, 1)
+    with pytest.raises(BilevelError, match="a leader finds a discriminator in its follower"):
+        Bilevel(leader, follower, Parametric(leader.critic), leader_opt=None)
