@@ -1,0 +1,165 @@
+"""The code of docs/recipes.md runs as it is printed, and does what the page says."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bilevel
+from bilevel.robustness import Batch, Linf
+
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
+RECIPES = {
+    title: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)
+}
+
+
+def example(tmp_path: Path) -> dict[str, Any]:
+    """The names of the example that the page continues."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
+    follower = Linf(8 / 255)
+    leader = bilevel.ZeroSum(model, follower)
+    solver = bilevel.Iterative(bilevel.updates.CNN(3, 8 / 255, form="two-layer", width=4), steps=2)
+    game = bilevel.Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.Adam(solver.parameters(), lr=1e-3),
+    )
+    loader = [(torch.rand(8, 3, 8, 8), torch.arange(8) % 4) for _ in range(4)]
+    names = ("model", "leader", "follower", "solver", "game", "loader")
+    given = {name: value for name, value in locals().items() if name in names}
+    shared = {"bilevel": bilevel, "torch": torch, "F": F, "Batch": Batch}
+    return {**given, **shared, "path": tmp_path / "run.pt"}
+
+
+def follow(names: dict[str, Any], title: str) -> dict[str, Any]:
+    assert RECIPES[title], "the recipe has lost its code"
+    for code in RECIPES[title]:
+        exec(code, names)
+    return names
+
+
+def flat(module: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_clipping(tmp_path) -> None:
+    names = follow(example(tmp_path), "Clip gradients")
+    game, (x, y) = names["game"], names["loader"][0]
+    before = flat(game.leader)
+    game.step(Batch(100 * x, y))
+    assert (flat(game.leader) - before).norm().item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_a_saved_run_goes_on_bit_for_bit(tmp_path) -> None:
+    names = follow(example(tmp_path), "Learning-rate schedules")
+    follow(names, "Save and resume")
+    again = example(tmp_path)
+    again["scheduler"] = torch.optim.lr_scheduler.CosineAnnealingLR(again["game"].leader_opt, 100)
+    exec(RECIPES["Save and resume"][0].split("\n\n")[1], again)
+    losses = []
+    for run in (names, again):
+        for x, y in names["loader"]:
+            loss = run["game"].step(Batch(x, y))["loss"]
+            run["scheduler"].step()
+        losses.append(loss)
+    assert torch.equal(*losses)
+    assert torch.equal(flat(names["leader"]), flat(again["leader"]))
+
+
+def test_mixed_precision_and_compilation(tmp_path) -> None:
+    names = example(tmp_path)
+    before = list(names["game"].state_dict()["leader"])
+    follow(names, "Mixed precision and compilation")
+    assert list(names["game"].state_dict()["leader"]) == before
+    assert names["metrics"]["loss"].isfinite()
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path) -> None:
+    names = follow(example(tmp_path), "Accumulate gradients")
+    whole, x = names["leader"], torch.rand(16, 3, 8, 8)
+    parts, y = copy.deepcopy(whole), torch.arange(16) % 4
+    games = [
+        bilevel.Bilevel(
+            leader,
+            leader.follower,
+            bilevel.pgm(0.01, 2),
+            leader_opt=kind(leader.parameters(), lr=0.1),
+        )
+        for leader, kind in ((whole, torch.optim.SGD), (parts, names["Accumulated"]))
+    ]
+    for _ in range(2):
+        games[0].step(Batch(x, y))
+        for part in range(4):
+            games[1].step(Batch(x[4 * part : 4 * part + 4], y[4 * part : 4 * part + 4]))
+    torch.testing.assert_close(flat(parts), flat(whole))
+
+
+def test_one_player_only(tmp_path) -> None:
+    names = example(tmp_path)
+    before = flat(names["leader"])
+    follow(names, "Train one player only")
+    assert torch.equal(flat(names["leader"]), before)
+
+
+def test_a_gan_follows_the_gradients_that_autograd_gives(tmp_path) -> None:
+    names = follow(example(tmp_path), "A network as the follower: GANs")
+    critic, generator = (copy.deepcopy(m) for m in (names["judge"].network, names["forger"]))
+    optimizers = [
+        torch.optim.Adam(module.parameters(), lr=1e-3, betas=(0.5, 0.9))
+        for module in (critic, generator.generator)
+    ]
+    playing = (names["gan"].solver_opt, names["gan"].leader_opt)
+    for optimizer, player in zip(optimizers, playing, strict=True):
+        optimizer.load_state_dict(copy.deepcopy(player.state_dict()))
+    batch = {"real": torch.randn(128, 2), "noise": torch.randn(128, 16)}
+    names["gan"].step(batch)
+    fake = generator.generator(batch["noise"])
+    scores = F.logsigmoid(critic(batch["real"])).mean() + F.logsigmoid(-critic(fake)).mean()
+    optimizers[0].zero_grad()
+    (-scores).backward()
+    optimizers[0].step()
+    optimizers[1].zero_grad()
+    (-F.logsigmoid(critic(generator.generator(batch["noise"]))).mean()).backward()
+    optimizers[1].step()
+    torch.testing.assert_close(flat(names["judge"].network), flat(critic))
+    torch.testing.assert_close(flat(names["forger"]), flat(generator.generator))
+
+
+@pytest.mark.parametrize("adjoint", [bilevel.Unrolled(), bilevel.Forward()])
+def test_a_step_size_of_the_leaders(tmp_path, adjoint) -> None:
+    """Min over y of ½(y − 1)²: after two steps y = 1 − (1 − η)², so dy/d log η = 2η(1 − η)."""
+    names = follow(example(tmp_path), "A step size that the leader learns")
+
+    class Leader(bilevel.LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_step = nn.Parameter(torch.tensor(0.2).log())
+
+        def loss(self, y, batch):
+            return y
+
+    class One(bilevel.FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return torch.zeros(())
+
+        def objective(self, leader, y, batch):
+            return (y - 1).square() / 2
+
+    leader = Leader()
+    solver = bilevel.Iterative(names["LeadersStep"](leader), 2)
+    adjoint.solve(solver, One(), leader, None).value.backward()
+    assert leader.log_step.grad.item() == pytest.approx(2 * 0.2 * 0.8, rel=1e-5)
