@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -87,7 +87,7 @@ def take_step(
         optimizer.step(closure)
 
 
-def _evaluated(closure: Callable[[], Tensor], parameters: list[Tensor]) -> Callable[[], Tensor]:
+def _evaluated(closure: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Callable[[], Tensor]:
     """Evaluates the closure now; its first call returns that loss, unless parameters moved."""
     with torch.enable_grad():
         losses = [closure()]

@@ -114,7 +114,7 @@ def test_a_number_that_the_batch_shares_beside_rows() -> None:
             return {**super().init(batch), "scale": torch.ones(())}
 
     leader, _, batch = image_game()
-    with pytest.raises(AssertionError, match="must be one value a sample"):
+    with pytest.raises(AssertionError, match="must be one value per sample"):
         check_follower(Shared(), ZeroSum(leader.model, Shared()), batch)
 
 
@@ -132,5 +132,5 @@ def test_rows_in_a_dict_are_moved_as_if_each_were_alone() -> None:
 def test_a_leader_does_not_register_what_the_solver_trains() -> None:
     leader, follower, _ = image_game()
     leader.critic = nn.Linear(1, 1)
-    with pytest.raises(BilevelError, match="a leader finds a discriminator in its follower"):
+    with pytest.raises(BilevelError, match="a leader finds a discriminator through its follower"):
         Bilevel(leader, follower, Parametric(leader.critic), leader_opt=None)
