@@ -20,19 +20,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from imitating.figure import draw
-from imitating.frames import check_film, film
-from imitating.games import Setting, make_apprentice, memory, suited
-from imitating.memory import check_memory
-from imitating.runs import Run, play_all
-from imitating.tables import record, tabulate, write_curves
-from imitating.teachers import EPISODES, demonstrations
-from limit_cycles import show
+from gail_lib.experts import EPISODES, demonstrations
+from gail_lib.figure import draw
+from gail_lib.games import Setting, make_apprentice, memory, suited
+from gail_lib.memory import check_memory
+from gail_lib.runs import Run, play_all
+from gail_lib.tables import record, tabulate, write_curves
+from gail_lib.video import check_film, film
+from result_tables import print_tables, write_markdown
 from torch import Tensor
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import ProgressBar, commandline
-from bilevel.experiment.files import atomic_write
 from bilevel.imitation import Demonstrations, Discriminator, Task, make_envs
 from bilevel.robustness.networks.weights import load_weights
 
@@ -234,9 +233,9 @@ def report(args: Args, runs: Sequence[Run], experts: Mapping[str, Demonstrations
     tables = [tabulate(env, [one for one in records if one["env"] == env]) for env in experts]
     device = experiment.pick_device("cpu")
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    with atomic_write(args.out / "tables.md") as part:
-        part.write_text("\n\n".join(table.markdown() for table in tables) + "\n")
-    show(tables, args.out)
+    write_markdown(args.out / "tables.md", tables)
+    print_tables(tables)
+    print(f"figures, tables and results are in {args.out}")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from cleaning import scores
-from cleaning.adjoints import ALL, NAMES, make
-from cleaning.data import Corrupted, Dataset, load
-from cleaning.figure import draw
-from cleaning.learning import Learning
-from cleaning.problem import SampleWeights, Training
+from hyper_cleaning_lib import metrics
+from hyper_cleaning_lib.adjoints import ALL, NAMES, make
+from hyper_cleaning_lib.data import Corrupted, Dataset, load
+from hyper_cleaning_lib.figure import draw
+from hyper_cleaning_lib.problem import SampleWeights, Training
+from hyper_cleaning_lib.trainer import Learning
 from rich.console import Console
 from rich.table import Table
 
@@ -123,7 +123,7 @@ def main(args: Args) -> None:
         learning = learn(args, name, data)
         learned[name] = learning.leader.logits.detach().sigmoid()
         records.append(report(args, name, learning, data))
-    curves = {name: scores.roc(weights, data.wrong) for name, weights in learned.items()}
+    curves = {name: metrics.roc(weights, data.wrong) for name, weights in learned.items()}
     draw(args.out / "hyper_cleaning.png", curves, names[0], learned[names[0]], data)
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
     print_table(args, records)
@@ -196,8 +196,8 @@ def report(args: Args, name: str, learning: Learning, data: Corrupted) -> dict[s
     return {
         **record,
         "iterations": learning.game.steps,
-        **scores.found(weights, data.wrong),
-        "auc": scores.roc(weights, data.wrong).area,
+        **metrics.found(weights, data.wrong),
+        "auc": metrics.roc(weights, data.wrong).area,
         "seconds": learning.seconds,
         "peak_mib": learning.peak_mib(),
     }
@@ -215,7 +215,7 @@ def references(args: Args, data: Corrupted) -> list[dict[str, Any]]:
 
 def tested(args: Args, name: str, leader: SampleWeights, data: Corrupted) -> dict[str, Any]:
     """Trains a network with some weights, saves both, and tests it."""
-    network = scores.train(leader, data, args.step, LONGER * args.steps)
+    network = metrics.train(leader, data, args.step, LONGER * args.steps)
     about = {"dataset": args.dataset, "model": args.model, "weights": name, "seed": str(args.seed)}
     save_weights(args.out / name / "sample_weights.safetensors", leader, about)
     save_weights(args.out / name / "network.safetensors", network, about)
@@ -225,7 +225,7 @@ def tested(args: Args, name: str, leader: SampleWeights, data: Corrupted) -> dic
         "model": args.model,
         "corrupted": args.corrupted,
         "seed": args.seed,
-        "accuracy": scores.accuracy(network, data),
+        "accuracy": metrics.accuracy(network, data),
     }
 
 

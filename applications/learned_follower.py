@@ -18,12 +18,12 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from follower_learning.family import random_numbers
-from follower_learning.figure import Curves, draw
-from follower_learning.playing import SETTINGS, by_schedule, by_update, measure
-from follower_learning.reading import read_off, told
-from follower_learning.training import Plan, train
-from follower_learning.updates import GradientDifference, ScaledGRU
+from learned_follower_lib.evaluation import SETTINGS, by_schedule, by_update, measure
+from learned_follower_lib.figure import Curves, draw
+from learned_follower_lib.linear_rule import read_off, told
+from learned_follower_lib.random_games import random_numbers
+from learned_follower_lib.training import Plan, train
+from learned_follower_lib.updates import GradientDifference, ScaledGRU
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor

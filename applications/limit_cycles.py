@@ -20,18 +20,15 @@ from typing import Annotated
 
 import torch
 import tyro
-from cycles.animation import animate
-from cycles.figures import draw_page, draw_paper, draw_setting
-from cycles.play import Run, play, told
-from cycles.settings import PAGE, SETTINGS, Setting, make_game, once_around, quick
-from reproduction.tables import Table
-from rich.console import Console
-from rich.table import Table as Grid
+from limit_cycles_lib.animation import animate
+from limit_cycles_lib.figures import draw_page, draw_paper, draw_setting
+from limit_cycles_lib.play import Run, play, told
+from limit_cycles_lib.settings import PAGE, SETTINGS, Setting, make_game, once_around, quick
+from result_tables import Table, print_tables, write_markdown
 
 from bilevel import BilevelError, experiment
 from bilevel.alias import SCHEDULES
 from bilevel.experiment import ProgressBar, commandline
-from bilevel.experiment.files import atomic_write
 from bilevel.games import Game
 
 
@@ -89,9 +86,9 @@ def main(args: Args) -> None:
         draw_page(args.out / "limit-cycles.png", games, page)
     records = [run.record() for runs in played.values() for run in runs]
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    with atomic_write(args.out / "tables.md") as part:
-        part.write_text("\n\n".join(table.markdown() for table in tables) + "\n")
-    show(tables, args.out)
+    write_markdown(args.out / "tables.md", tables)
+    print_tables(tables)
+    print(f"figures, tables and results are in {args.out}")
 
 
 def check_known(kind: str, names: Collection[str], known: Collection[str]) -> None:
@@ -178,17 +175,6 @@ def tabulate(runs: Sequence[Run]) -> Table:
         for run in runs
     )
     return Table(f"{runs[0].setting.title}: factor a step", header, rows)
-
-
-def show(tables: Sequence[Table], out: Path) -> None:
-    """The tables on the screen."""
-    console = Console()
-    for table in tables:
-        grid = Grid(*table.header, title=table.title)
-        for row in table.rows:
-            grid.add_row(*row)
-        console.print(grid)
-    console.print(f"figures, tables and results are in {out}")
 
 
 if __name__ == "__main__":

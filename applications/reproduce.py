@@ -21,15 +21,14 @@ import ait
 import limit_cycles
 import robust_eval
 import tyro
-from reproduction.figures import draw_curves
-from reproduction.plan import ALONE, BATTERY, CW_ROWS, ROWS, SCALES, Scale
-from reproduction.tables import Measured, Table, tables
+from reproduce_lib.figures import draw_curves
+from reproduce_lib.plan import ALONE, BATTERY, CW_ROWS, ROWS, SCALES, Scale
+from reproduce_lib.tables import Measured, tables
+from result_tables import print_tables, write_markdown
 from rich.console import Console
-from rich.table import Table as Grid
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import commandline
-from bilevel.experiment.files import atomic_write
 from bilevel.robustness.evaluation.battery import OtherEvaluationError
 
 
@@ -85,14 +84,12 @@ def main(args: Args) -> None:
     paper = dataset if dataset == "cifar100" else "cifar10"
     results = tables(Measured(evaluated, trained), paper)
     environment = experiment.environment(experiment.pick_device(args.device))
-    write(out, results, f"{dataset}, scale {args.scale}", environment)
+    versions = ", ".join(environment[key] for key in ("date", "device", "torch"))
+    title, about = f"## {dataset}, scale {args.scale}", f"`{environment['command']}`: {versions}"
+    write_markdown(out / "tables.md", results, title, about)
     seconds = [{"record": "training", **record, "row": name} for name, record in trained.items()]
     experiment.write_results(out, asdict(args), environment, [*seconds, *evaluated])
-    for table in results:
-        grid = Grid(*table.header, title=table.title)
-        for row in table.rows:
-            grid.add_row(*row)
-        console.print(grid)
+    print_tables(results)
     console.print(f"tables, figures and report are in {out}")
 
 
@@ -177,15 +174,6 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The records that an application wrote."""
     records: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["results"]
     return records
-
-
-def write(out: Path, results: list[Table], title: str, environment: dict[str, str]) -> None:
-    """The tables as Markdown."""
-    told = (environment[key] for key in ("date", "device", "torch"))
-    about = f"`{environment['command']}`: {', '.join(told)}"
-    text = "\n\n".join([f"## {title}", about, *(table.markdown() for table in results)])
-    with atomic_write(out / "tables.md") as part:
-        part.write_text(text + "\n")
 
 
 if __name__ == "__main__":

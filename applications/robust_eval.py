@@ -19,9 +19,9 @@ from typing import Annotated
 
 import torch
 import tyro
-from evaluating.inputs import check_surrogates, images_of, load
 from rich.console import Console
 from rich.table import Table
+from robust_eval_lib.inputs import check_surrogates, images_of, load
 
 from bilevel import BilevelError, Solver, distributed, experiment, fgsm, pgm
 from bilevel.experiment import checkpoint, commandline

@@ -31,8 +31,8 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))  # what an application is made of
 
-from hypergradients import own, rivals
-from hypergradients.task import Task, make_task
+from hypergradient_lib import baselines, ours
+from hypergradient_lib.task import Task, make_task
 
 from bilevel import HypergradientWarning, experiment
 from bilevel.experiment import commandline
@@ -41,26 +41,26 @@ from bilevel.experiment.memory import peak_mib
 Way = Callable[[Task], Tensor]
 
 UNROLLED: dict[str, Way] = {
-    "by hand": rivals.by_hand,
-    "TorchOpt": rivals.torchopt_unrolled,
-    "higher": rivals.higher_unrolled,
-    "BOAT": rivals.boat_unrolled,
-    "bilevel": own.unrolled,
-    "by hand, compiled": rivals.compiled_by_hand,
-    "bilevel, compiled": own.compiled,
-    "by hand, recomputed": rivals.recomputed_by_hand,
-    "bilevel, recomputed": own.recomputed,
+    "by hand": baselines.by_hand,
+    "TorchOpt": baselines.torchopt_unrolled,
+    "higher": baselines.higher_unrolled,
+    "BOAT": baselines.boat_unrolled,
+    "bilevel": ours.unrolled,
+    "by hand, compiled": baselines.compiled_by_hand,
+    "bilevel, compiled": ours.compiled,
+    "by hand, recomputed": baselines.recomputed_by_hand,
+    "bilevel, recomputed": ours.recomputed,
 }
 IMPLICIT: dict[str, Way] = {
-    "by hand": rivals.implicit_by_hand,
-    "TorchOpt": rivals.torchopt_implicit,
-    "BOAT": rivals.boat_implicit,
-    "bilevel": own.implicit,
+    "by hand": baselines.implicit_by_hand,
+    "TorchOpt": baselines.torchopt_implicit,
+    "BOAT": baselines.boat_implicit,
+    "bilevel": ours.implicit,
 }
 KINDS = {
-    ("linear", "unrolled"): (UNROLLED, rivals.by_hand),
-    ("linear", "implicit"): (IMPLICIT, rivals.implicit_exact),
-    ("mlp", "unrolled"): (UNROLLED, rivals.by_hand),
+    ("linear", "unrolled"): (UNROLLED, baselines.by_hand),
+    ("linear", "implicit"): (IMPLICIT, baselines.implicit_exact),
+    ("mlp", "unrolled"): (UNROLLED, baselines.by_hand),
 }
 """Which ways compute the same, and what is exact in float64. After 100 steps the multilayer
 perceptron is at no minimum: there is no implicit gradient."""

@@ -44,8 +44,8 @@ from bilevel.imitation import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from imitating.games import Setting, make_apprentice
-from imitations import own, rival_trpo
+from gail_lib.games import Setting, make_apprentice
+from imitation_lib import own, sb3_trpo
 
 ENV = "MountainCar-v0"
 ENVS = ("CartPole-v1", ENV, "Pendulum-v1")
@@ -131,7 +131,7 @@ def trpo(args: Args) -> list[Record]:
         )
         records.append(trpo_record("bilevel", seed, args, time.perf_counter() - begun, returns))
         if importlib.util.find_spec("sb3_contrib"):
-            spent, theirs = rival_trpo.learn("CartPole-v1", seed, args.iterations, args.steps)
+            spent, theirs = sb3_trpo.train("CartPole-v1", seed, args.iterations, args.steps)
             records.append(trpo_record("sb3-contrib", seed, args, spent, theirs))
     return records
 
@@ -168,7 +168,7 @@ def gail(args: Args) -> list[Record]:
             begun = time.perf_counter()
             apprentice.iterate()
             own.append(time.perf_counter() - begun)
-        theirs += rival_seconds(args.imitation, shown, args.steps)
+        theirs += time_imitation_package(args.imitation, shown, args.steps)
     return [
         {
             "measured": "GAIL on MountainCar-v0",
@@ -179,12 +179,12 @@ def gail(args: Args) -> list[Record]:
     ]
 
 
-def rival_seconds(python: Path | None, shown: Demonstrations, steps: int) -> list[float]:
+def time_imitation_package(python: Path | None, shown: Demonstrations, steps: int) -> list[float]:
     """Three iterations in another interpreter, which tells its own seconds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shown.npz"
         save_demonstrations(path, shown)
-        script = Path(__file__).parent / "imitations" / "rival_gail.py"
+        script = Path(__file__).parent / "imitation_lib" / "imitation_gail.py"
         command = [str(python), str(script), ENV, str(path), str(steps), "3"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -34,7 +34,7 @@ def module(applications: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.fixture
 def games(applications: Callable[[str], ModuleType]) -> ModuleType:
-    return applications("imitating.games")
+    return applications("gail_lib.games")
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     tmp_path: Path,
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(applications("imitating.runs"), "PART", 2)
+    monkeypatch.setattr(applications("gail_lib.runs"), "PART", 2)
     one = [*SMALL, "--method", "l2l-gail"]
     assert call(module, *one, "--iterations", 4, "--out", tmp_path / "whole").status == 0
     assert call(module, *one, "--iterations", 2, "--out", tmp_path / "parts").status == 0
@@ -141,7 +141,7 @@ def test_the_dense_updater_asks_for_its_memory(
 ) -> None:
     assert games.memory("dense", 2561) == pytest.approx(5.5e9, rel=0.01)
     assert games.memory("block", 2561) < 1e8
-    memory = applications("imitating.memory")
+    memory = applications("gail_lib.memory")
     memory.check_memory(1)
     monkeypatch.setattr("sys.stdin.isatty", lambda: False)
     with pytest.raises(memory.BilevelError, match=r"GiB are free: .*--updater block"):
@@ -152,7 +152,7 @@ def test_the_dense_updater_asks_for_its_memory(
 
 
 def test_what_is_said_of_a_run(applications: Callable[[str], ModuleType], setting: Any) -> None:
-    tables, runs = applications("imitating.tables"), applications("imitating.runs")
+    tables, runs = applications("gail_lib.tables"), applications("gail_lib.runs")
     expert = demonstrate(ENV, MountainCarExpert(), 5)
     curve = torch.cat(
         [torch.full((30,), -200.0), torch.full((30,), -110.0), torch.full((9,), -190.0)]
@@ -172,7 +172,7 @@ def test_each_episode_counts_the_same_and_not_each_iteration(
     applications: Callable[[str], ModuleType], setting: Any
 ) -> None:
     """After a restart short episodes end first: one of 20 steps is no iteration's mean of 500."""
-    figure, runs = applications("imitating.figure"), applications("imitating.runs")
+    figure, runs = applications("gail_lib.figure"), applications("gail_lib.runs")
     curves = {
         "return": torch.tensor([torch.nan, 20.0, 500.0, 500.0, torch.nan]),
         "episodes": torch.tensor([0.0, 1.0, 9.0, 10.0, 0.0]),
@@ -207,7 +207,7 @@ def test_an_episode_is_drawn(
     games: ModuleType, applications: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
     pytest.importorskip("pygame")
-    frames = applications("imitating.frames")
+    frames = applications("gail_lib.video")
     frames.check_film(ENV)
     frames.film(tmp_path / "car.gif", ENV, MountainCarExpert())
     assert (tmp_path / "car.gif").read_bytes().startswith(b"GIF89a")
@@ -246,7 +246,7 @@ def strict() -> Iterator[str]:
 def test_a_film_has_an_end_and_its_actions_are_in_range(
     applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: Any, strict: str
 ) -> None:
-    frames = applications("imitating.frames")
+    frames = applications("gail_lib.video")
     monkeypatch.setattr(frames, "LONGEST", 7)
     frames.film(tmp_path / "strict.gif", strict, GaussianPolicy(1, 1))
     with Image.open(tmp_path / "strict.gif") as film:

@@ -26,7 +26,7 @@ REFERENCES = {"uniform", "right only"}
 
 @pytest.fixture
 def part(applications: Part) -> Part:
-    return lambda name: applications(f"cleaning.{name}")
+    return lambda name: applications(f"hyper_cleaning_lib.{name}")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_run_with_several_adjoints(
         data = part("data").load("digits", seed=0)
         network = data.network("linear")
         load_weights(folder / "network.safetensors", network)
-        assert part("scores").accuracy(network, data) == pytest.approx(record["accuracy"])
+        assert part("metrics").accuracy(network, data) == pytest.approx(record["accuracy"])
     assert list(out.glob("implicit/tensorboard/events*"))
     assert len(names) == len(list(out.glob("*/checkpoint.pt")))
 
@@ -99,7 +99,7 @@ def test_wrong_labels_lose_their_weight(app: ModuleType, part: Part, tmp_path: P
     args = app.Args(iterations=10, steps=30, lr=0.3, out=tmp_path)
     data = app.load("digits", seed=0)
     weights = app.learn(args, "unrolled", data).leader.logits.detach().sigmoid()
-    scores = part("scores")
+    scores = part("metrics")
     assert scores.roc(weights, data.wrong).area > 0.95
     assert scores.found(weights, data.wrong)["found"] > 0.8
     assert scores.found(weights, data.wrong)["false_alarms"] < 0.1
@@ -169,7 +169,7 @@ def test_labels_are_wrong_where_it_is_said(part: Part) -> None:
 
 
 def test_a_curve_in_numbers(part: Part) -> None:
-    scores = part("scores")
+    scores = part("metrics")
     weights = torch.tensor([0.1, 0.2, 0.3, 0.9])
     wrong = torch.tensor([True, False, True, False])
     curve = scores.roc(weights, wrong)

@@ -30,7 +30,7 @@ def benchmarks(applications: Callable[[str], ModuleType]) -> Iterator[Callable[[
 
 @pytest.fixture
 def task(benchmarks: Callable[[str], ModuleType]) -> Any:
-    return benchmarks("hypergradients.task").make_task("linear", 6, 0).double()
+    return benchmarks("hypergradient_lib.task").make_task("linear", 6, 0).double()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_all_ways_through_the_steps_give_the_same(module: ModuleType, task: Any)
 
 def test_all_ways_at_the_answer_give_the_same(module: ModuleType, task: Any) -> None:
     """As far as twenty steps of conjugate gradients go."""
-    exact = module.rivals.implicit_exact(task)
+    exact = module.baselines.implicit_exact(task)
     assert exact.norm() > 0
     for name, way in module.IMPLICIT.items():
         try:
@@ -71,7 +71,7 @@ def test_a_run_with_a_rival_that_is_not_there(
         raise ImportError("No module named 'boat_torch'", name="boat_torch")
 
     few = {name: module.UNROLLED[name] for name in ("by hand", "bilevel")} | {"BOAT": missing}
-    kinds = {("linear", "unrolled"): (few, module.rivals.by_hand)}
+    kinds = {("linear", "unrolled"): (few, module.baselines.by_hand)}
     monkeypatch.setattr(module, "KINDS", kinds)
     ended = call(module, "--smoke", "--out", tmp_path)
     assert ended.status == 0, ended.err

@@ -20,12 +20,12 @@ LR = (0.1, 0.1)
 
 @pytest.fixture
 def part(applications: Part) -> Part:
-    return lambda name: applications(f"follower_learning.{name}")
+    return lambda name: applications(f"learned_follower_lib.{name}")
 
 
 @pytest.fixture
 def start(part: Part) -> Any:
-    family = part("family")
+    family = part("random_games")
     return family.forsaken(20, family.random_numbers(0), strength=(0.5, 2.0))
 
 
@@ -84,7 +84,7 @@ def test_bad_input_is_one_line(
 
 
 def test_untrained_it_is_gradient_descent_ascent_to_the_last_bit(part: Part, start: Any) -> None:
-    playing, updates = part("playing"), part("updates")
+    playing, updates = part("evaluation"), part("updates")
     untrained = playing.by_update(updates.ScaledGRU(0.1).double())
     for lr in (LR, (0.05, 0.02)):
         assert torch.equal(untrained(start, lr, 50), playing.play(start, lr, 50))
@@ -92,7 +92,7 @@ def test_untrained_it_is_gradient_descent_ascent_to_the_last_bit(part: Part, sta
 
 def test_a_leader_who_sees_the_step_makes_play_alternate(part: Part) -> None:
     """`Iterative` answers with where it went: the two take turns, and an ellipse is conserved."""
-    playing, updates, family = part("playing"), part("updates"), part("family")
+    playing, updates, family = part("evaluation"), part("updates"), part("random_games")
     start = family.bilinear(5, family.random_numbers(0), strength=(2.0, 2.0))
     rule = updates.GradientDifference(0.1, 1.0, 0.0)
     turns = playing.by_update(rule, lambda one: playing.Iterative(one, 1, warm_start=True))
@@ -116,7 +116,7 @@ def test_each_coordinate_is_moved_by_itself(part: Part) -> None:
 
 @pytest.mark.parametrize("numbers", [(1.0, 0.0), (1.0, 1.0), (0.6, 10.0), (0.2, 3.0, 0.7)])
 def test_the_predicted_factor_is_measured(part: Part, numbers: tuple[float, ...]) -> None:
-    playing, updates, family = part("playing"), part("updates"), part("family")
+    playing, updates, family = part("evaluation"), part("updates"), part("random_games")
     start = family.bilinear(3, family.random_numbers(0), strength=(1.0, 1.0))
     rule = updates.GradientDifference(0.1, *numbers)
     path = playing.by_update(rule)(start, LR, 200)
@@ -139,7 +139,7 @@ def test_twice_the_difference_makes_one_player_as_fast_as_two_optimists(part: Pa
 
 def test_training_bends_the_circles_inward(part: Part) -> None:
     """A second of training halves what gradient descent–ascent grows to."""
-    training, playing, family = part("training"), part("playing"), part("family")
+    training, playing, family = part("training"), part("evaluation"), part("random_games")
     update = part("updates").ScaledGRU(0.2).double()
     plan = training.Plan(step=0.2, iterations=30, games=16, horizon=10)
     done: list[int] = []
@@ -154,7 +154,7 @@ def test_training_bends_the_circles_inward(part: Part) -> None:
 
 
 def test_the_unrolled_play_is_the_played_one(part: Part, start: Any) -> None:
-    update, playing = trained(part, 0.03), part("playing")
+    update, playing = trained(part, 0.03), part("evaluation")
     unrolled = torch.stack(list(part("training").unroll(update, start, 20, 0.1)))
     played = playing.distances(start, playing.by_update(update)(start, LR, 20))[1:]
     assert (played < 30).all()
@@ -163,9 +163,11 @@ def test_the_unrolled_play_is_the_played_one(part: Part, start: Any) -> None:
 
 def test_a_rule_is_read_off(part: Part) -> None:
     """An update whose network does nothing is told to be gradient ascent, wholly."""
-    family = part("family")
+    family = part("random_games")
     start = family.bilinear(10, family.random_numbers(0), strength=(0.5, 2.0), size=3)
-    rule, explained = part("reading").read_off(part("updates").ScaledGRU(0.1).double(), start, 20)
+    rule, explained = part("linear_rule").read_off(
+        part("updates").ScaledGRU(0.1).double(), start, 20
+    )
     assert explained == pytest.approx(1)
     assert rule.contraction(1.0) > 1  # of g and the last move, which are alike, any mixture
 
@@ -174,7 +176,7 @@ def test_factors_stop_where_digits_end_or_a_game_escapes(part: Part) -> None:
     steps = torch.arange(101, dtype=torch.float64)
     ratio = torch.stack([0.5**steps, 2.0**steps, 0.99**steps], 1).clamp(1e-15, 1e6)
     expected = torch.tensor([0.5, 2.0, 0.99], dtype=torch.float64)
-    torch.testing.assert_close(part("playing").factors(ratio), expected)
+    torch.testing.assert_close(part("evaluation").factors(ratio), expected)
 
 
 def trained(part: Part, size: float = 0.5) -> Any:

@@ -133,7 +133,7 @@ def test_a_movie(
     module: ModuleType, applications: Callable[[str], ModuleType], call: Callable[..., Any],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(applications("cycles.animation"), "FRAMES", 3)
+    monkeypatch.setattr(applications("limit_cycles_lib.animation"), "FRAMES", 3)
     games = ["--game", "bilinear", "simplex", "--step", 0.3, "--steps", 20, "--start", 0.9, 0]
     assert call(module, *games, "--animate", "--out", tmp_path).status == 0
     [movie] = tmp_path.glob("*.gif")

@@ -71,7 +71,7 @@ def test_rows_trained_otherwise_are_refused_and_added_rows_attacked(
 def test_every_row_of_the_tables_is_trained_by_some_run(
     module: ModuleType, applications: Callable[[str], ModuleType]
 ) -> None:
-    data = applications("reproduction.paper")
+    data = applications("reproduce_lib.paper")
     cells = [*data.TABLE_2.values(), *data.TABLE_4.values(), *data.TABLE_6.values()]
     named = {cell.row for table in cells for cell in table}
     named |= {

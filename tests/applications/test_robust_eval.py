@@ -147,7 +147,7 @@ def test_curves_are_kept_for_the_same_settings_only(
 def test_folders_and_names(
     applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs, device = applications("evaluating.inputs"), torch.device("cpu")
+    inputs, device = applications("robust_eval_lib.inputs"), torch.device("cpu")
     folder = write(tmp_path / "lr=0.1" / "pgm")
     given = (str(folder), f"mine={folder}", f"={folder / 'classifier.safetensors'}")
     assert [inputs.load((one,), device)[0].name for one in given] == ["pgm", "mine", "pgm"]

@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[2]))  # where the paper's tables are
 
-from reproduction.paper import TABLE_3
+from reproduce_lib.paper import TABLE_3
 
 from suite.steps import METHODS, way
 

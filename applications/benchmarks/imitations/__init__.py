@@ -1,1 +1,0 @@
-"""The parts of ``applications/benchmarks/imitation.py``."""

@@ -1,1 +1,0 @@
-"""The parts of ``applications/hyper_cleaning.py``: the problem, its data, and what is told."""

@@ -1,0 +1,105 @@
+"""Figure 6 of the paper: return against iteration, and how the discriminator fares meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bilevel.experiment.files import atomic_write
+from bilevel.imitation import Demonstrations
+from bilevel.robustness.evaluation.plots import COLORS
+from bilevel.robustness.figures import MUTED, STYLE
+from gail_lib.runs import Run
+
+METHODS = ("gail", "l2l-gail", "bc", "constant")
+LOOKS = dict(zip(METHODS, (COLORS[1], COLORS[0], COLORS[2], MUTED), strict=True))
+TITLES = {"gail": "GAIL", "l2l-gail": "L2L-GAIL", "bc": "cloning", "constant": "constant D"}
+WINDOW = 5
+"""Iterations that a point of a curve is the mean of."""
+
+
+def draw(path: Path, runs: Sequence[Run], experts: dict[str, Demonstrations]) -> None:
+    """Draws a column for each environment.
+
+    Args:
+        path: The PNG file.
+        runs: All of them.
+        experts: Of each environment.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.6 * len(experts), 5.2), layout="constrained")
+        grid: Any = figure.subplots(2, len(experts), sharex="col", squeeze=False)
+        for column, (env, expert) in enumerate(experts.items()):
+            upper, lower = grid[:, column]
+            here = [run for run in runs if run.setting.env == env]
+            _returns(upper, here, expert)
+            for name in ("gail", "l2l-gail"):
+                _curve(lower, [_accuracy(r) for r in here if r.setting.method == name], name)
+            lower.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
+            lower.set_ylim(0.35, 1.02)
+            lower.set_xlabel("iteration")
+            upper.set_title(env)
+        grid[0, 0].set_ylabel("return of the policy")
+        grid[1, 0].set_ylabel("discriminator's accuracy")
+        grid[0, 0].legend(frameon=False, fontsize="small", loc="center right")
+        with atomic_write(path) as part:
+            figure.savefig(part, dpi=130, format="png")
+
+
+def _returns(axes: Axes, runs: Sequence[Run], expert: Demonstrations) -> None:
+    axes.axhline(expert.returns.mean().item(), color=MUTED, linestyle="--", linewidth=1)
+    axes.annotate(
+        "expert",
+        (0.01, expert.returns.mean().item()),
+        (2, 3),
+        color=MUTED,
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize="small",
+    )
+    for name in METHODS:
+        mine = [run for run in runs if run.setting.method == name]
+        if name == "bc" and mine:
+            returns = torch.stack([run.returns.mean() for run in mine])
+            axes.axhline(returns.mean().item(), color=LOOKS[name], linewidth=1, label=TITLES[name])
+        else:
+            _curve(axes, [mean_return(run, WINDOW) for run in mine], name)
+
+
+def _curve(axes: Axes, curves: Sequence[Tensor], name: str) -> None:
+    """The mean over seeds in a band from the lowest to the highest seed."""
+    if not curves:
+        return
+    rows = torch.stack(list(curves))
+    steps = range(1, rows.shape[1] + 1)
+    axes.plot(steps, rows.nanmean(0), color=LOOKS[name], linewidth=1.3, label=TITLES[name])
+    low, high = rows.nan_to_num(torch.inf).amin(0), rows.nan_to_num(-torch.inf).amax(0)
+    axes.fill_between(steps, low, high, color=LOOKS[name], alpha=0.18, linewidth=0)
+
+
+def _accuracy(run: Run) -> Tensor:
+    curve = run.curves["accuracy"]
+    return smooth(curve, torch.ones_like(curve), WINDOW)
+
+
+def mean_return(run: Run, window: int) -> Tensor:
+    """Of the episodes that ended in the last iterations, at each iteration.
+
+    Each episode counts the same, not each iteration: environments that have just started anew have
+    ended few episodes, and short ones.
+    """
+    return smooth(run.curves["return"], run.curves["episodes"], window)
+
+
+def smooth(curve: Tensor, weights: Tensor, window: int) -> Tensor:
+    """The weighted mean of the last numbers, at each; NaN where all weights are 0."""
+    ends = [slice(max(0, i - window + 1), i + 1) for i in range(len(curve))]
+    weighted = (curve * weights).nan_to_num()  # no episode ended where a return is NaN
+    return torch.stack([weighted[end].sum() / weights[end].sum() for end in ends])

@@ -1,0 +1,1 @@
+"""Modules of ``applications/hyper_cleaning.py``."""

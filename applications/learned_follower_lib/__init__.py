@@ -1,0 +1,1 @@
+"""Modules of ``applications/learned_follower.py``."""

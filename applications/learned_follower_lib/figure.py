@@ -1,0 +1,98 @@
+"""One page: paths through the vector fields of unseen games, and distances against steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bilevel.experiment.files import atomic_write
+from bilevel.games import Game
+from bilevel.robustness.evaluation.plots import COLORS
+from bilevel.robustness.figures import LINE, MUTED, STYLE
+from learned_follower_lib.evaluation import SCHEDULES
+from learned_follower_lib.random_games import Start
+
+METHODS = (*SCHEDULES, "learned")
+LOOKS = dict(zip(METHODS, (COLORS[4], COLORS[5], COLORS[2], COLORS[1], COLORS[0]), strict=True))
+TITLES = {"gda": "gradient descent–ascent", "learned": "learned follower"}
+DIGITS = 1e-16
+
+Portraits = Mapping[str, tuple[Start, Mapping[str, Tensor]]]
+Curves = Mapping[tuple[str, str], Tensor]
+
+
+def draw(path: Path, portraits: Portraits, curves: Curves, horizon: int) -> None:
+    """Draws the page.
+
+    Args:
+        path: The PNG file.
+        portraits: By setting: games, and by method where their players were.
+        curves: By setting and method: distances, ``(steps + 1, G)``.
+        horizon: Of the training.
+    """
+    with rc_context({**STYLE, "axes.grid": False, "text.parse_math": True}):  # powers of ten
+        figure = Figure(figsize=(10, 6.4), layout="constrained")
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1.05, 1))
+        upper, lower = parts
+        portrayed = [
+            (setting, start, paths, game)
+            for setting, (start, paths) in portraits.items()
+            for game in range(len(start.x))
+        ]
+        for axes, (setting, start, paths, game) in zip(
+            upper.subplots(1, len(portrayed)), portrayed, strict=True
+        ):
+            _portrait(axes, start, {name: path[:, game] for name, path in paths.items()}, game)
+            axes.set_title(setting)
+        for axes, setting in zip(lower.subplots(1, len(portraits)), portraits, strict=True):
+            _distances(axes, {name: curves[setting, name] for name in METHODS}, horizon)
+            axes.set_title(setting)
+        lower.axes[0].set_ylabel("distance to the equilibrium ÷ first")
+        lower.axes[-1].legend(frameon=False, fontsize="small")
+        with atomic_write(path) as part:
+            figure.savefig(part, dpi=144, format="png")
+
+
+def _portrait(axes: Axes, start: Start, paths: Mapping[str, Tensor], game: int) -> None:
+    center = torch.cat(start.game.equilibrium, -1)[game].cpu()
+    reach = 1.6 * float((paths["gda"] - center).abs().max())
+    x, y, u, v = _flow(start.game, game, center, reach)
+    axes.streamplot(x, y, u, v, color=LINE, linewidth=0.7, arrowsize=0.6)
+    for name, path in paths.items():
+        axes.plot(*path.T.numpy(), color=LOOKS[name], linewidth=1.2, label=TITLES.get(name, name))
+    axes.plot(*paths["gda"][0].tolist(), "o", color=MUTED, markersize=4)
+    axes.plot(*center.tolist(), "*", color="black", markersize=9)
+    (left, bottom), (right, top) = (center - reach).tolist(), (center + reach).tolist()
+    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="x", ylabel="y", aspect="equal")
+
+
+def _flow(game: Game, number: int, center: Tensor, reach: float) -> tuple[Any, ...]:
+    """A grid of x and y around the center, and where descent–ascent goes from there."""
+    line = torch.linspace(-reach, reach, 24, dtype=center.dtype, device="cpu")
+    grid = torch.meshgrid(center[0] + line, center[1] + line, indexing="xy")
+    points = [part.reshape(-1, 1).to(game.equilibrium[0].device) for part in grid]
+    one = copy(game)  # of the stacked ones, as often as there are points
+    one.count = len(points[0])
+    one.coefficients = tuple(
+        part[number].expand(one.count, *part.shape[1:]) for part in game.coefficients
+    )
+    flow = [-part.reshape(grid[0].shape).cpu() for part in one.field(*points)]
+    return tuple(part.numpy() for part in (*grid, *flow))
+
+
+def _distances(axes: Axes, ratios: Mapping[str, Tensor], horizon: int) -> None:
+    for name, ratio in ratios.items():
+        quartiles = ratio.quantile(ratio.new_tensor([0.25, 0.5, 0.75]), dim=1).clamp(min=DIGITS)
+        steps, (low, middle, high) = range(len(ratio)), quartiles.numpy()
+        axes.plot(steps, middle, color=LOOKS[name], label=TITLES.get(name, name))
+        axes.fill_between(steps, low, high, color=LOOKS[name], alpha=0.15, lw=0)
+    axes.axvline(horizon, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.set(yscale="log", xlabel="step (dotted: as long as in training)", ylim=(DIGITS, 1e3))

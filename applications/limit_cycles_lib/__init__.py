@@ -1,0 +1,1 @@
+"""Modules of ``applications/limit_cycles.py``."""

@@ -1,0 +1,54 @@
+"""The players' moves as a GIF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+
+from bilevel.experiment.files import make_folder, writing
+from bilevel.games import Game
+from bilevel.robustness.figures import STYLE
+from limit_cycles_lib.panels import COLOR, portrait, window
+from limit_cycles_lib.play import Run
+
+FRAMES = 120
+
+
+def animate(path: Path, game: Game, runs: Sequence[Run]) -> None:
+    """The players of every schedule, each on its trajectory.
+
+    Args:
+        path: The GIF file.
+        game: The game, where x and y are numbers.
+        runs: Of one setting.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6, 4.4), layout="constrained")
+        axis = figure.subplots()
+        portrait(axis, game, runs, window(runs))
+        for line in axis.lines:
+            line.set_alpha(0.25)
+        for head in list(axis.texts):
+            head.remove()
+        players = [
+            axis.plot([], [], "o", color=COLOR[run.schedule], label=run.schedule)[0] for run in runs
+        ]
+        figure.legend(loc="outside right upper", frameon=False)
+
+        def draw(frame: int) -> Sequence[Artist]:
+            step = runs[0].setting.steps * frame // (FRAMES - 1)
+            for player, run in zip(players, runs, strict=True):
+                row = min(int((run.at < step).sum()), len(run.at) - 1)
+                player.set_data(*run.path[row].reshape(2, 1).tolist())
+            axis.set_title(f"{runs[0].setting.title}: step {step:,}", loc="left")
+            return players
+
+        movie = FuncAnimation(figure, draw, frames=FRAMES)
+        make_folder(path.parent)
+        with writing(path):
+            movie.save(path, writer=PillowWriter(fps=20), dpi=100)

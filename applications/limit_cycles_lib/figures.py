@@ -1,0 +1,156 @@
+"""The figures: one of each setting, the paper's, and the page for a lecture."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+
+from bilevel.experiment.files import atomic_write
+from bilevel.games import Game
+from bilevel.robustness import figures
+from bilevel.robustness.figures import INK, MUTED
+from limit_cycles_lib.panels import COLOR, distances, portrait, window
+from limit_cycles_lib.play import Run, told
+from limit_cycles_lib.settings import Setting
+
+STYLE = figures.STYLE | {"text.parse_math": True}  # powers of ten
+
+
+def draw_setting(path: Path, game: Game, runs: Sequence[Run]) -> None:
+    """A portrait of each schedule, where x and y are numbers, and all distances.
+
+    Args:
+        path: The PNG file.
+        game: The game.
+        runs: Of one setting.
+    """
+    with rc_context(STYLE):
+        if runs[0].in_plane:
+            figure = Figure(figsize=(13, 6.4), layout="constrained")
+            left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))[0]
+            _portraits(left, game, runs)
+        else:
+            figure = right = Figure(figsize=(7.5, 4.4), layout="constrained")
+        distances(right.subplots(), runs)
+        right.suptitle("Distance to the equilibrium")
+        figure.suptitle(runs[0].setting.title, fontweight="bold")
+        _legend(figure)
+        _save(figure, path)
+
+
+def draw_paper(path: Path, game: Game, runs: Sequence[Run]) -> None:
+    """Figures 7 and 8: a turn from (1, 0), and where it ends.
+
+    Args:
+        path: The PNG file.
+        game: f(x, y) = xy.
+        runs: Of :func:`~limit_cycles_lib.settings.once_around`.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.5, 5), layout="constrained")
+        _paper(figure, (1, 2), game, runs)
+        _legend(figure)
+        _save(figure, path)
+
+
+def draw_page(
+    path: Path, games: Mapping[str, Game], played: Mapping[Setting, Sequence[Run]]
+) -> None:
+    """What a lecture needs, on one page.
+
+    Args:
+        path: The PNG file.
+        games: The games by name.
+        played: The runs of :data:`~limit_cycles_lib.settings.PAGE`, or of the quick versions.
+    """
+    paper, clearer, afar, nearby = played.values()
+    with rc_context(STYLE | {"font.size": 11}):
+        figure = Figure(figsize=(16, 8.4), layout="constrained")
+        figure.suptitle(
+            "Limit cycles: which schedules cycle, and which converge",
+            fontsize=20,
+            fontweight="bold",
+        )
+        left, middle, right = figure.subfigures(1, 3, squeeze=False, width_ratios=(1, 2.2, 1.25))[0]
+        _paper(left, (2, 1), games["bilinear"], paper)
+        step = clearer[0].setting.step
+        _heading(middle, f"f = xy with a larger step, η = {step:g}")
+        _portraits(middle, games["bilinear"], clearer)
+        top, bottom = right.subfigures(2, 1, squeeze=False).flat
+        _heading(top, "The same: distance to (0, 0)")
+        distances(top.subplots(), clearer)
+        _forsaken(bottom, games["forsaken"], afar, nearby)
+        _legend(figure)
+        _save(figure, path)
+
+
+def _paper(
+    figure: Figure | SubFigure, shape: tuple[int, int], game: Game, runs: Sequence[Run]
+) -> None:
+    setting = runs[0].setting
+    parts = figure.subfigures(*shape, squeeze=False).flat
+    circle, radius = (part.subplots() for part in parts)
+    _heading(figure, f"f = xy as in the paper, η = {setting.step:g}")
+    portrait(circle, game, runs[:1], 1.3)
+    circle.set_xlabel(f"{runs[0].schedule}, {setting.steps:,} steps from (1, 0)")
+    distances(radius, runs)
+    radius.set_title("Change of the radius", loc="left")
+
+
+def _portraits(figure: Figure | SubFigure, game: Game, runs: Sequence[Run]) -> None:
+    """One of each schedule, with its factors."""
+    half = window(runs)
+    columns = min(3, len(runs))
+    axes = figure.subplots(math.ceil(len(runs) / columns), columns, squeeze=False).flat
+    for axis, run in itertools.zip_longest(axes, runs):
+        if run is None:
+            axis.set_axis_off()
+            continue
+        portrait(axis, game, [run], half)
+        axis.set_title(run.schedule, color=COLOR[run.schedule], fontweight="bold", loc="left")
+        axis.set_xlabel(
+            f"× {told(run.measured)} per step\npredicted {told(run.predicted)}\n", loc="left"
+        )
+
+
+def _forsaken(figure: SubFigure, game: Game, afar: Sequence[Run], nearby: Sequence[Run]) -> None:
+    step = afar[0].setting.step
+    _heading(figure, f"f = x(y − 0.45) + φ(x) − φ(y), η = {step:g}")
+    for axis, runs in zip(figure.subplots(1, 2), (afar, nearby), strict=True):
+        portrait(axis, game, runs, window(runs))
+        x, y = runs[0].setting.start
+        axis.set_title(f"from ({x:g}, {y:g})", loc="left")
+        axis.set_xlabel(f"verdict: {', '.join(sorted({run.seen_as for run in runs}))}", loc="left")
+
+
+def _heading(figure: Figure | SubFigure, text: str) -> None:
+    figure.suptitle(text, fontweight="bold")
+
+
+def _legend(figure: Figure) -> None:
+    """What the marks mean, below everything."""
+    marks: dict[str, Any] = {"color": INK, "linestyle": ""}
+    figure.legend(
+        handles=[
+            Line2D([], [], marker="o", markerfacecolor="white", label="start", **marks),
+            Line2D([], [], marker="+", label="equilibrium", **marks),
+            Line2D([], [], color=MUTED, linewidth=3.4, alpha=0.4, label="measured"),
+            Line2D([], [], color=MUTED, linestyle="--", label="predicted slope"),
+        ],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        labelcolor=MUTED,
+    )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as part:
+        figure.savefig(part, dpi=120, format="png")

@@ -1,0 +1,1 @@
+"""Modules of ``applications/reproduce.py``."""

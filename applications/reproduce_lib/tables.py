@@ -1,0 +1,133 @@
+"""The paper's tables with our figures beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from result_tables import Table
+
+from reproduce_lib.paper import TABLE_2, TABLE_3, TABLE_4, TABLE_6, TABLE_7_8, TRANSFERS, Cell
+
+
+class Measured:
+    """What was measured, by run.
+
+    Args:
+        evaluated: The records of ``robust_eval.py``.
+        trained: For each run its record of a training application.
+    """
+
+    def __init__(
+        self, evaluated: Sequence[Mapping[str, Any]], trained: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self.trained = trained
+        self.summaries = {r["classifier"]: r for r in evaluated if r["record"] == "summary"}
+        self.attacks = [r for r in evaluated if r["record"] == "attack"]
+
+    def clean(self, row: str) -> float | None:
+        """A run's clean accuracy in per cent."""
+        return 100 * self.summaries[row]["clean"] if row in self.summaries else None
+
+    def worst(self, row: str) -> float | None:
+        """What all attacks together leave of it."""
+        return 100 * self.summaries[row]["worst_case"] if row in self.summaries else None
+
+    def under(self, row: str, attack: str) -> float | None:
+        """Its accuracy under one attack alone."""
+        for record in self.attacks:
+            named = record["attack"] == attack or record["attack"].startswith(f"{attack} ")
+            exact = not attack.startswith("PGM") or record["attack"] == attack
+            if record["classifier"] == row and named and exact and record["alone"] is not None:
+                return 100 * record["alone"]
+        return None
+
+    def seconds(self, row: str) -> float | None:
+        """Its training time an epoch."""
+        return self.trained[row]["seconds_per_epoch"] if row in self.trained else None
+
+
+def tables(measured: Measured, dataset: str) -> list[Table]:
+    """The paper's tables with our figures beside the paper's.
+
+    Args:
+        measured: Ours.
+        dataset: Whose figures of the paper are shown.
+
+    Returns:
+        Tables 2, 3, 4, 6 and 7 or 8; those that the paper has for the dataset.
+    """
+    white = {
+        "Table 2: white-box": TABLE_2,
+        "Table 4: adversarial interpolation": TABLE_4,
+        "Table 6: slim attacker": TABLE_6,
+    }
+    found = [_white_box(title, t[dataset], measured) for title, t in white.items() if dataset in t]
+    found.insert(1, _times(TABLE_3[dataset], measured))
+    number = {"cifar10": 7, "cifar100": 8}[dataset]
+    found.append(_transfer(f"Table {number}: black-box", TABLE_7_8[dataset], measured))
+    return [*found, _controls(measured)]
+
+
+def _white_box(title: str, cells: Sequence[Cell], measured: Measured) -> Table:
+    header = ("classifier", "attack", "clean", "paper", "robust", "paper", "worst case")
+    rows = tuple(
+        (
+            cell.row,
+            cell.attack,
+            _figure(measured.clean(cell.row)),
+            _figure(cell.clean),
+            _figure(measured.under(cell.row, cell.attack)),
+            _figure(cell.robust),
+            _figure(measured.worst(cell.row)),
+        )
+        for cell in cells
+    )
+    return Table(title, header, rows)
+
+
+def _times(paper: Mapping[str, float], measured: Measured) -> Table:
+    header = ("classifier", "s/epoch", "÷ PGM", "paper ÷ PGM")
+    ours = measured.seconds("pgm")
+    rows = []
+    for row, seconds in paper.items():
+        own = measured.seconds(row)
+        ratio = own / ours if own is not None and ours else None
+        rows.append((row, _figure(own), _figure(ratio, 2), _figure(seconds / paper["pgm"], 2)))
+    return Table("Table 3: one epoch's time", header, tuple(rows))
+
+
+def _transfer(title: str, paper: Mapping[str, Sequence[float]], measured: Measured) -> Table:
+    rows = tuple(
+        (
+            row,
+            *(
+                f"{_figure(measured.under(row, attack))} ({figure:.2f})"
+                for attack, figure in zip(TRANSFERS, figures, strict=True)
+            ),
+        )
+        for row, figures in paper.items()
+    )
+    columns = (" from ".join(name.split(" on surrogate-")) for name in TRANSFERS)
+    return Table(f"{title}, ours (the paper's)", ("classifier", *columns), rows)
+
+
+def _controls(measured: Measured) -> Table:
+    """What the paper does not have: every classifier under everything, controls included."""
+    header = ("classifier", "clean", "PGM-20", "PGM-100", "worst case", "trustworthy")
+    rows = tuple(
+        (
+            row,
+            _figure(measured.clean(row)),
+            _figure(measured.under(row, "PGM-20")),
+            _figure(measured.under(row, "PGM-100")),
+            _figure(measured.worst(row)),
+            "yes" if summary["trustworthy"] else "no",
+        )
+        for row, summary in measured.summaries.items()
+    )
+    return Table("Every classifier under all attacks together", header, rows)
+
+
+def _figure(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,1 @@
+"""Modules of ``applications/robust_eval.py``."""
