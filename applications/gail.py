@@ -111,7 +111,9 @@ def main(args: Args) -> None:
     check(args, settings)
     with ProgressBar("gail") as bar:
         experts = {env: find_expert(args, env, bar) for env in dict.fromkeys(args.env)}
-        shown = {env: e.first(args.demonstrations).shown(args.every) for env, e in experts.items()}
+        shown = {
+            env: e.first(args.demonstrations).subsample(args.every) for env, e in experts.items()
+        }
         runs = play_with(bar, args, settings, shown)
     report(args, runs, experts)
     write_curves(args.out / "curves.csv", runs)

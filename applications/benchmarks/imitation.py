@@ -127,7 +127,7 @@ def trpo(args: Args) -> list[Record]:
             steps=args.steps,
             environments=args.environments,
             seed=seed,
-            tell=partial(note, returns),
+            callback=partial(note, returns),
         )
         records.append(trpo_record("bilevel", seed, args, time.perf_counter() - begun, returns))
         if importlib.util.find_spec("sb3_contrib"):
@@ -161,7 +161,7 @@ def gail(args: Args) -> list[Record]:
     setting = Setting(
         ENV, "gail", 0, "coordinate", None, "finish", None, 5, 0.01, None, args.steps, 16
     )
-    apprentice = make_apprentice(setting, *shown.shown())
+    apprentice = make_apprentice(setting, *shown.subsample())
     own, theirs = [], []
     for _ in track(range(max(2, args.rounds // 3)), "GAIL"):
         for _ in range(3):

@@ -48,7 +48,7 @@ def demonstrations(
         expert = SCRIPTS[env]()
     else:
         iterations = TRAINING.get(env, OTHERS)
-        expert = train_expert(env, iterations, tell=lambda done, _: tell(done + 1, iterations))
+        expert = train_expert(env, iterations, callback=lambda done, _: tell(done + 1, iterations))
     found = demonstrate(env, expert, EPISODES, seed=99)
     save_demonstrations(path, found)
     return found

@@ -47,14 +47,14 @@ def film(path: Path, env: str, policy: Policy) -> None:
         env: The environment's name.
         policy: Who plays.
     """
-    stage, player = _stage(env), policy.player()
+    stage, actor = _stage(env), policy.actor()
     space: Any = stage.action_space
     shown, _ = stage.reset(seed=0)
     frames = []
     for step in range(LONGEST):
         if step % EVERY == 0:
             frames.append(_draw(stage))
-        action = player(shown[None].astype("float32"))[0]
+        action = actor(shown[None].astype("float32"))[0]
         if hasattr(space, "low"):
             action = action.clip(space.low, space.high)
         shown, _, terminated, truncated, _ = stage.step(action)

@@ -1,13 +1,14 @@
-"""The control kit: policies, and the trust region method that moves them.
+"""Imitation learning: policies, TRPO, rollouts, experts, and the discriminator of GAIL.
 
-CategoricalPolicy, GaussianPolicy    stochastic policies of discrete and continuous actions
-Value                                what a state is worth
-make_envs, Sampler, Rollout          many environments at once, and what happened there
-demonstrate, Demonstrations          what an expert did; MountainCarExpert needs no training
-Discriminator                        the follower: tells the policy's behaviour from the expert's
-Imitator                             the leader: a policy that earns what the follower gives
-generalized_advantages               how much better an action was than the policy's average
-TRPO                                 moves a policy: the ``leader_opt`` of an imitation game
+CategoricalPolicy, GaussianPolicy    stochastic policies over discrete and continuous actions
+Value                                the state-value function V(s)
+make_envs, Sampler, Rollout          vectorised environments and the trajectories collected in them
+demonstrate, Demonstrations          episodes of an expert; MountainCarExpert needs no training
+Discriminator                        the follower: classifies pairs as the policy's or the expert's
+Imitator                             the leader: a policy rewarded by the discriminator
+generalized_advantages               generalized advantage estimation (GAE)
+TRPO                                 the optimizer of a policy: the ``leader_opt`` of a game
+Apprentice                           the training loop: rollout, step of the game, value fit
 """
 
 from bilevel.imitation.advantages import generalized_advantages

@@ -1,4 +1,4 @@
-"""How much better an action was than the policy's average."""
+"""Generalized advantage estimation (GAE)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def generalized_advantages(
         \delta_t = r_t + \gamma\,(1 - \mathrm{terminated}_t)\,V(s'_t) - V(s_t), \quad
         A_t = \delta_t + \gamma\lambda\,(1 - \mathrm{ended}_t)\,A_{t+1}
 
-    An episode that *terminates* is worth nothing afterwards. One that is *truncated* (a time limit)
-    would have gone on: it ends the sum, but its last state keeps its value.
+    The value after a *terminated* episode is 0. An episode that is *truncated* (by a time limit)
+    also ends the sum, but its last state is bootstrapped with V.
 
     Args:
-        rewards: r, ``(T, N)``: T steps of N environments side by side.
+        rewards: r, ``(T, N)``: T steps of N environments.
         values: V(s) before each step, ``(T, N)``.
-        next_values: V(s') of the state that the step led to, before any reset, ``(T, N)``.
-        terminated: Where the task was over, ``(T, N)`` bool.
-        ended: Where the episode was over, terminated or truncated, ``(T, N)`` bool.
+        next_values: V(s') after each step, before any reset, ``(T, N)``.
+        terminated: Whether the step reached a terminal state, ``(T, N)`` bool.
+        ended: Whether the step ended the episode, terminated or truncated, ``(T, N)`` bool.
         discount: γ in [0, 1].
-        gae_lambda: λ in [0, 1]; 0 trusts the values alone, 1 the rewards alone.
+        gae_lambda: λ in [0, 1]; 0 gives one-step TD errors, 1 discounted returns minus V(s).
 
     Returns:
         A, ``(T, N)``.
@@ -49,19 +49,19 @@ def generalized_advantages(
         >>> generalized_advantages(*parts, discount=0.5, gae_lambda=1.0).T
         tensor([[1.7500, 1.5000, 1.0000]])
     """
-    for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
-        if not 0 <= share <= 1:
-            raise BilevelError(f"{name} is {share}: it weighs what comes later; give 0 to 1")
+    for name, factor in (("discount", discount), ("gae_lambda", gae_lambda)):
+        if not 0 <= factor <= 1:
+            raise BilevelError(f"{name} is {factor}: it weights later steps; give 0 to 1")
     parts = (rewards, values, next_values, terminated, ended)
     if len({part.shape for part in parts}) != 1:
         raise BilevelError(
-            f"the parts have shapes {[tuple(part.shape) for part in parts]}: each is one number a "
-            "step and environment; give (T, N) for all"
+            f"the parts have shapes {[tuple(part.shape) for part in parts]}: all are per "
+            "step and environment; give (T, N) for each"
         )
-    surprise = rewards + discount * next_values * ~terminated - values
-    advantages = torch.empty_like(surprise)
-    later = torch.zeros_like(surprise[0])
-    for t in reversed(range(len(surprise))):
-        later = surprise[t] + discount * gae_lambda * later * ~ended[t]
-        advantages[t] = later
+    td_errors = rewards + discount * next_values * ~terminated - values
+    advantages = torch.empty_like(td_errors)
+    advantage = torch.zeros_like(td_errors[0])
+    for t in reversed(range(len(td_errors))):
+        advantage = td_errors[t] + discount * gae_lambda * advantage * ~ended[t]
+        advantages[t] = advantage
     return advantages

@@ -1,4 +1,4 @@
-"""An imitation game that is played on: rollouts, the moves of both players, the value's fit."""
+"""The training loop of an imitation game: rollout, step of the game, fit of the value function."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from bilevel.tree import ravel
 
 
 class Apprentice:
-    """Plays an imitation game iteration by iteration (Algorithm 5 of Jiang et al., 2021).
+    """Trains an imitation game iteration by iteration (Algorithm 5 of Jiang et al., 2021).
 
     Args:
-        game: An :class:`Imitator` moved by TRPO against a :class:`Discriminator`, with any solver
-            of the discriminator's weights and any schedule.
-        sampler: Plays the imitator's policy.
-        expert: The expert's pairs, ``(E, n + m)``.
-        steps: Of each environment in one iteration.
-        value_lr: Adam's learning rate for the value.
+        game: An :class:`Imitator` optimised by :class:`TRPO` against a :class:`Discriminator`,
+            with any solver of the discriminator's weights and any schedule.
+        sampler: Collects rollouts of the imitator's policy.
+        expert: The expert's state–action pairs, ``(E, n + m)``, see :func:`pairs`.
+        steps: Steps of each environment per iteration.
+        value_lr: Adam's learning rate for the value function.
 
     Attributes:
-        iteration: How many are done.
+        iteration: Number of completed iterations.
 
     Raises:
-        BilevelError: If the leader is no imitator, or not moved by TRPO, or the expert's pairs are
-            not those of its task.
+        BilevelError: If the leader is not an imitator optimised by TRPO, or the expert's pairs do
+            not fit its task.
     """
 
     def __init__(
@@ -69,39 +69,39 @@ class Apprentice:
         self.iteration = 0
 
     def iterate(self) -> dict[str, float]:
-        """One iteration: a rollout, a step of the game on it, the value's fit to what it earned.
+        """One iteration: collects a rollout, steps the game on it, and fits the value function.
 
         Returns:
             ``return`` (mean over the episodes that ended; NaN if none did), ``episodes``, the
-            discriminator's ``objective``, ``accuracy`` and ``norm`` ‖θ_D‖ as the policy met it, the
-            policy's ``kl``, and the value's ``explained_variance``.
+            ``objective``, ``accuracy`` and ``norm`` ‖θ_D‖ of the discriminator that rewarded the
+            policy, the policy's ``kl``, and the value function's ``explained_variance``.
         """
         batch = Imitation(self.sampler.collect(self.steps), self.expert)
         rollout, follower = batch.rollout, self.leader.follower
         self.game.step(batch)
         self.iteration += 1
-        met = self.leader.met
+        y = self.leader.discriminator_weights
         explained_variance = self.leader.value.fit(
             self.value_opt, rollout.observations.flatten(0, 1), self.leader.returns.flatten()
         )
-        self.leader.forget()
+        self.leader.clear_cache()
         with torch.no_grad():
-            objective = follower.objective(self.leader, met, batch)
+            objective = follower.objective(self.leader, y, batch)
         return {
             "return": rollout.returns.mean().item() if len(rollout.returns) else math.nan,
             "episodes": float(len(rollout.returns)),
             "objective": objective.item(),
-            "accuracy": follower.accuracy(met, batch).item(),
-            "norm": ravel(met).norm().item(),
+            "accuracy": follower.accuracy(y, batch).item(),
+            "norm": ravel(y).norm().item(),
             "kl": self.leader_opt.last.kl,
             "explained_variance": explained_variance.item(),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the environments, which the sampler can start anew.
+        """The state of everything but the environments, which :meth:`Sampler.restart` resets.
 
         Returns:
-            Tensors and plain values, fit for ``torch.save`` and ``torch.load(weights_only=True)``.
+            Tensors and plain values, for ``torch.save`` and ``torch.load(weights_only=True)``.
         """
         return {
             "game": self.game.state_dict(),
@@ -111,13 +111,13 @@ class Apprentice:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave, torch's random state with it.
+        """Restores a :meth:`state_dict`, including the state of torch's random generator.
 
         Args:
             state: The state.
 
         Raises:
-            BilevelError: If it is of another game.
+            BilevelError: If it belongs to another game.
         """
         self.game.load_state_dict(state["game"])
         self.value_opt.load_state_dict(state["value_opt"])

@@ -1,4 +1,4 @@
-"""Behaviour cloning: imitation as supervised learning, the baseline that plays no game."""
+"""Behaviour cloning: imitation as supervised learning, without an adversary."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def clone(
 ) -> int:
     r"""Fits :math:`\max_\theta \mathrm{E}_{expert} \log \pi_\theta(a \mid s)`, by Adam.
 
-    As Ho & Ermon (2016, Sec. 6) run it: 30 % of the pairs are held out, and training ends where
-    their likelihood no longer grows. An expert without noise can be fitted ever more sharply by a
-    Gaussian policy: ``max_epochs`` ends that.
+    As in Ho & Ermon (2016, Sec. 6): 30 % of the pairs are held out, and training stops early when
+    their likelihood no longer rises. The likelihood of a Gaussian policy is unbounded for a
+    deterministic expert; ``max_epochs`` stops it there.
 
     Args:
-        policy: What is fitted; it is left as it was at its best.
-        observations: Of the expert, ``(B, n)``.
-        actions: Of the expert, ``(B,)`` or ``(B, m)``.
+        policy: The policy to fit; ends with the weights that were best on the held-out pairs.
+        observations: The expert's, ``(B, n)``.
+        actions: The expert's, ``(B,)`` or ``(B, m)``.
         lr: Adam's learning rate.
-        batch_size: Pairs a step.
-        patience: How many epochs it may do no better before it ends.
-        max_epochs: How many there are at most.
-        held_out: Which share of the pairs is held out, between 0 and 1; at least one pair is, and
-            at least one is not.
+        batch_size: Pairs per step.
+        patience: Epochs without improvement after which training stops.
+        max_epochs: Maximum number of epochs.
+        held_out: Fraction of the pairs to hold out, between 0 and 1; at least one pair is held out,
+            and at least one is not.
 
     Returns:
-        How many epochs it took.
+        The number of epochs.
 
     Raises:
-        BilevelError: If there are fewer than two pairs, or the share is not one.
+        BilevelError: If there are fewer than two pairs, or ``held_out`` is out of range.
         NonFiniteError: If the likelihood becomes NaN or infinite.
 
     Example:
@@ -56,7 +56,8 @@ def clone(
     """
     if len(observations) < 2:
         raise BilevelError(
-            f"{len(observations)} pairs are no two: one is fitted, one is held out; show more"
+            f"there are {len(observations)} pairs: at least one is fitted and one held out; give 2 "
+            "or more"
         )
     if not 0 < held_out < 1:
         raise BilevelError(
@@ -69,24 +70,26 @@ def clone(
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
 
     def loss(rows: Tensor) -> Tensor:
-        likelihood: Tensor = policy(observations[rows]).log_prob(actions[rows])
-        return -likelihood.mean()
+        log_likelihood: Tensor = policy(observations[rows]).log_prob(actions[rows])
+        return -log_likelihood.mean()
 
-    best, waited, epochs = (float("inf"), copy.deepcopy(policy.state_dict())), 0, 0
-    while waited < patience and epochs < max_epochs:
+    best_loss, best_weights = math.inf, copy.deepcopy(policy.state_dict())
+    epochs = best_epoch = 0
+    while epochs - best_epoch < patience and epochs < max_epochs:
         for rows in training[torch.randperm(len(training))].split(batch_size):
             optimizer.zero_grad()
             loss(rows).backward()
             optimizer.step()
-        epochs, waited = epochs + 1, waited + 1
+        epochs += 1
         with torch.no_grad():
-            now = loss(validation).item()
-        if not math.isfinite(now):
+            validation_loss = loss(validation).item()
+        if not math.isfinite(validation_loss):
             raise NonFiniteError(
                 f"the expert's likelihood is not finite after {epochs} epochs of cloning: check "
-                "that its pairs are, or lower lr"
+                "that its pairs are finite, or lower lr"
             )
-        if now < best[0]:
-            best, waited = (now, copy.deepcopy(policy.state_dict())), 0
-    policy.load_state_dict(best[1])
+        if validation_loss < best_loss:
+            best_loss, best_weights = validation_loss, copy.deepcopy(policy.state_dict())
+            best_epoch = epochs
+    policy.load_state_dict(best_weights)
     return epochs

@@ -1,4 +1,4 @@
-"""The follower of imitation learning: it tells the policy's behaviour from the expert's."""
+"""The discriminator of GAIL: the follower of an imitation game."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ REWARDS: dict[str, Callable[[Tensor], Tensor]] = {
     "finish": lambda logits: F.logsigmoid(-logits),
     "neutral": lambda logits: -logits,
 }
-"""What the policy earns at logits of D, by convention: see :class:`Discriminator`."""
+"""The policy's reward as a function of D's logits: see :class:`Discriminator`."""
 
 
 class Imitation(NamedTuple):
     """The batch of an imitation game.
 
     Attributes:
-        rollout: What the policy did.
-        expert: Pairs of the expert, ``(E, n + m)``, see :func:`pairs`.
+        rollout: Of the policy.
+        expert: The expert's state–action pairs, ``(E, n + m)``, see :func:`pairs`.
     """
 
     rollout: Rollout
@@ -40,20 +40,21 @@ class Imitation(NamedTuple):
 
 
 def pairs(task: Task, observations: Tensor, actions: Tensor) -> Tensor:
-    """States and actions side by side, as a discriminator reads them.
+    """State–action pairs, the inputs of a discriminator: states and actions concatenated.
 
     Args:
-        task: Whose they are.
+        task: The task that they come from.
         observations: ``(..., n)``.
-        actions: ``(...)`` numbers of discrete actions, or ``(..., m)``.
+        actions: ``(...)`` indices of discrete actions, or ``(..., m)``.
 
     Returns:
-        ``(B, n + m)``, discrete actions one-hot, continuous ones clipped into their range, as the
-        environment was given them. A policy's own, beyond it, would give the policy away.
+        ``(B, n + m)``. Discrete actions are one-hot; continuous ones are clipped to their range, as
+        the environment receives them: only a policy's raw actions lie outside it, which would
+        identify the policy.
 
     Raises:
-        BilevelError: If they are not of the task: other shapes, no whole numbers where actions are
-            discrete.
+        BilevelError: If the shapes do not fit the task, or discrete actions are not integers or
+            out of range.
 
     Example:
         >>> pairs(Task("walk", 2, 2, discrete=True), torch.zeros(1, 2), torch.tensor([1]))
@@ -61,8 +62,8 @@ def pairs(task: Task, observations: Tensor, actions: Tensor) -> Tensor:
     """
     if task.discrete and actions.is_floating_point():
         raise BilevelError(
-            f"the actions are {actions.dtype}: {task.env} takes one of {task.actions}, counted "
-            "from 0; store them as integers"
+            f"the actions are {actions.dtype}: {task.env} takes one of {task.actions} actions, "
+            "numbered from 0; store them as integers"
         )
     shape = observations.shape[:-1] if task.discrete else (*observations.shape[:-1], task.actions)
     fits = not task.discrete or bool(((actions >= 0) & (actions < task.actions)).all())
@@ -71,37 +72,36 @@ def pairs(task: Task, observations: Tensor, actions: Tensor) -> Tensor:
             f"states {tuple(observations.shape)} and actions {tuple(actions.shape)} are not those "
             f"of {task}: they were recorded elsewhere; record them in {task.env}"
         )
-    told = F.one_hot(actions.long(), task.actions) if task.discrete else task.clip(actions)
-    return torch.cat([observations, told.to(observations.dtype)], -1).flatten(0, -2)
+    encoded = F.one_hot(actions.long(), task.actions) if task.discrete else task.clip(actions)
+    return torch.cat([observations, encoded.to(observations.dtype)], -1).flatten(0, -2)
 
 
 class Discriminator(FollowerProblem):
     r"""max over D of E_π log D(s, a) + E_expert log(1 − D(s, a)), eq. 9 of Jiang et al. (2021).
 
-    D is a small tanh network whose weights are y, a dict of tensors that the whole batch shares: 1
-    says "the policy". The policy earns, by convention,
+    D is a tanh network; its weights y are a dict of tensors, shared by the batch. D(s, a) is the
+    probability that a pair is the policy's. The policy's reward is one of
 
-    - ``"survive"``: −log D ≥ 0. Each step pays, so episodes grow long: right where the expert's
-      are, as in balancing, and wrong where it wants to be done.
-    - ``"finish"``: log(1 − D) ≤ 0. Each step costs, so episodes grow short: right where a goal is
-      to be reached.
-    - ``"neutral"``: log(1 − D) − log D, of either sign (Fu et al., 2018). A D that knows nothing
-      pays nothing, so only what was learned teaches.
+    - ``"survive"``: −log D ≥ 0. Every step is rewarded, which favours long episodes: right where
+      the expert survives, as in balancing, and wrong where it reaches a goal.
+    - ``"finish"``: log(1 − D) ≤ 0. Every step is penalised, which favours short episodes: right
+      where a goal is to be reached.
+    - ``"neutral"``: log(1 − D) − log D, of either sign (Fu et al., 2018); 0 at D = ½, so an
+      untrained D favours neither.
 
-    Ho & Ermon (2016) chose one of the first two by environment. A constant D already makes a policy
+    Ho & Ermon (2016) chose one of the first two by environment. Already a constant D makes a policy
     survive, or finish: compare with it.
 
     Args:
-        task: Whose states and actions are told apart.
+        task: The environment's observation and action spaces.
         hidden: Widths of the hidden layers.
-        reward: The convention.
-        inputs: What pairs go through first: a :class:`Standardize` of the expert's brings all
-            numbers to one scale.
-        max_norm: Y is the ball of that radius, ‖y‖ ≤ R; None for all weights. A few pairs of an
-            expert can be told apart ever more sharply by ever larger weights.
+        reward: ``"survive"``, ``"finish"`` or ``"neutral"``.
+        inputs: Applied to the pairs first, such as :class:`Standardize` fitted to the expert's.
+        max_norm: Radius R of the ball Y, ‖y‖ ≤ R; None for no bound. Without one, ever larger
+            weights separate a small expert sample ever more sharply.
 
     Raises:
-        BilevelError: If there is no such convention, or the radius is not positive.
+        BilevelError: If there is no such reward, or the radius is not positive.
 
     Example:
         >>> follower = Discriminator(Task("CartPole-v1", 4, 2, discrete=True), reward="survive")
@@ -129,83 +129,83 @@ class Discriminator(FollowerProblem):
             )
         self.task = task
         self.network: nn.Module = mlp([task.observations + task.actions, *hidden, 1], inputs=inputs)
-        self.convention = reward
+        self.reward_name = reward
         self.max_norm = max_norm
 
     @property
     def size(self) -> int:
-        """m, how many numbers y has.
+        """The number of D's weights.
 
         Returns:
-            The number of the network's weights.
+            m.
         """
         return sum(weight.numel() for weight in self.network.parameters())
 
     def init(self, batch: Imitation | None) -> Weights:
-        """The weights as the network was made."""
+        """The network's initial weights."""
         return {name: p.detach().clone() for name, p in self.network.named_parameters()}
 
     def project(self, y: Weights, batch: Imitation | None) -> Weights:
-        """The nearest weights whose norm is at most R."""
+        """The nearest weights of norm at most R."""
         if self.max_norm is None:
             return y
         shrink = (self.max_norm / ravel(y).norm()).clamp(max=1)
         return {name: shrink * leaf for name, leaf in y.items()}
 
-    def logits(self, y: Weights, behaviour: Tensor) -> Tensor:
+    def logits(self, y: Weights, inputs: Tensor) -> Tensor:
         """Log D − log(1 − D).
 
         Args:
             y: Weights.
-            behaviour: Pairs, ``(B, n + m)``.
+            inputs: State–action pairs, ``(B, n + m)``.
 
         Returns:
             ``(B,)``.
         """
-        scores: Tensor = functional_call(self.network, y, (behaviour,))
+        scores: Tensor = functional_call(self.network, y, (inputs,))
         return scores.squeeze(-1)
 
     def objective(self, leader: Any, y: Weights, batch: Imitation) -> Tensor:
-        """The mean log likelihood of who did what, a scalar."""
-        policy = F.logsigmoid(self.logits(y, self.behaviour(batch.rollout))).mean()
+        """E_π log D + E_expert log(1 − D), estimated on the batch, a scalar."""
+        policy = F.logsigmoid(self.logits(y, self.pairs(batch.rollout))).mean()
         return policy + F.logsigmoid(-self.logits(y, batch.expert)).mean()
 
     def reward(self, y: Weights, rollout: Rollout) -> Tensor:
-        """What the policy earned in place of the environment's rewards.
+        """The rewards that replace the environment's.
 
         Args:
             y: Weights.
-            rollout: What the policy did.
+            rollout: Of the policy.
 
         Returns:
-            ``(T, N)``, without history.
+            ``(T, N)``, detached.
         """
         with torch.no_grad():
-            earned = REWARDS[self.convention](self.logits(y, self.behaviour(rollout)))
-        return earned.view_as(rollout.rewards)
+            rewards = REWARDS[self.reward_name](self.logits(y, self.pairs(rollout)))
+        return rewards.view_as(rollout.rewards)
 
     def accuracy(self, y: Weights, batch: Imitation) -> Tensor:
-        """How often it knows who did it, policy and expert weighing the same.
+        """Balanced accuracy: the mean of the accuracies on the policy's and the expert's pairs.
 
         Args:
             y: Weights.
-            batch: Policy and expert.
+            batch: Rollout and expert pairs.
 
         Returns:
-            A scalar; ½ is guessing.
+            A scalar; ½ is chance.
         """
         with torch.no_grad():
             policy, expert = (
-                self.logits(y, behaviour).sign().mean()
-                for behaviour in (self.behaviour(batch.rollout), batch.expert)
+                self.logits(y, inputs).sign().mean()
+                for inputs in (self.pairs(batch.rollout), batch.expert)
             )
             return (2 + policy - expert) / 4
 
-    def behaviour(self, rollout: Rollout) -> Tensor:
-        """The pairs of a rollout.
+    def pairs(self, rollout: Rollout) -> Tensor:
+        """The state–action pairs of a rollout, see :func:`pairs`.
 
         Args:
-            rollout: What the policy did.
+            rollout: Of the policy.
 
         Returns:
             ``(T N, n + m)``.

@@ -1,4 +1,4 @@
-"""Environments of gymnasium: many side by side, and what a policy must know of them."""
+"""Vectorised gymnasium environments, and their observation and action spaces."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class Task(NamedTuple):
-    """What is seen and what can be done in an environment.
+    """The observation and action spaces of an environment.
 
     Attributes:
-        env: Its name.
-        observations: n, the numbers of an observation.
-        actions: How many actions there are, or the numbers of one.
-        discrete: Whether an action is one of a few.
-        low: The least that each number of an action may be; empty if discrete.
-        high: The most.
+        env: The environment's name.
+        observations: n, the dimension of an observation.
+        actions: The number of discrete actions, or the dimension m of a continuous one.
+        discrete: Whether the actions are discrete.
+        low: Lower bounds of a continuous action; empty if discrete.
+        high: Upper bounds.
 
     Example:
         >>> Task.of(make_envs("Pendulum-v1", 2))
@@ -41,42 +41,43 @@ class Task(NamedTuple):
 
     @classmethod
     def of(cls, envs: VectorEnv[Any, Any, Any]) -> Task:
-        """Reads it off the spaces.
+        """The task of given environments.
 
         Args:
-            envs: What :func:`make_envs` gave.
+            envs: As made by :func:`make_envs`.
 
         Returns:
             The task.
         """
-        seen: Any = envs.single_observation_space
-        done: Any = envs.single_action_space
+        observation: Any = envs.single_observation_space
+        (n,) = observation.shape
+        action: Any = envs.single_action_space
         name = envs.spec.id if envs.spec else ""
-        if hasattr(done, "n"):
-            return cls(name, seen.shape[0], int(done.n), discrete=True)
-        low, high = (tuple(bound.tolist()) for bound in (done.low, done.high))
-        return cls(name, seen.shape[0], done.shape[0], False, low, high)
+        if hasattr(action, "n"):
+            return cls(name, n, int(action.n), discrete=True)
+        low, high = (tuple(bound.tolist()) for bound in (action.low, action.high))
+        return cls(name, n, action.shape[0], False, low, high)
 
     def policy(self, inputs: Standardize | None = None) -> CategoricalPolicy | GaussianPolicy:
         """A new policy.
 
         Args:
-            inputs: What the observations go through first.
+            inputs: Applied to the observations first.
 
         Returns:
-            One of the kind that suits the actions.
+            Categorical for discrete actions, Gaussian for continuous ones.
         """
         kind = CategoricalPolicy if self.discrete else GaussianPolicy
         return kind(self.observations, self.actions, inputs=inputs)
 
     def clip(self, actions: Tensor) -> Tensor:
-        """The actions as the environment is given them.
+        """Clips continuous actions to their range, as the environment receives them.
 
         Args:
-            actions: As a policy drew them, ``(...)`` discrete, ``(..., m)`` continuous.
+            actions: As sampled from a policy, ``(...)`` discrete, ``(..., m)`` continuous.
 
         Returns:
-            Continuous ones within their range.
+            The clipped actions; discrete ones unchanged.
         """
         if not self.low:
             return actions
@@ -85,19 +86,19 @@ class Task(NamedTuple):
 
 
 def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
-    """Environments of one kind, which start anew in the step in which they end.
+    """N copies of an environment, reset in the step in which an episode ends.
 
     Args:
-        name: As gymnasium knows it, such as ``"CartPole-v1"``, or ``"package:Mine-v0"`` where
-            importing the package registers it.
-        count: N, how many.
+        name: The gymnasium id, such as ``"CartPole-v1"``, or ``"package:Mine-v0"`` where importing
+            the package registers it.
+        count: N.
 
     Returns:
         A vector environment with ``AutoresetMode.SAME_STEP``.
 
     Raises:
-        BilevelError: If none is asked for, there is no such environment, or it has other
-            observations than vectors or other actions than a finite number of them or vectors.
+        BilevelError: If ``count`` is not positive, there is no such environment, its observations
+            are not vectors, or its actions are neither ``Discrete`` nor vectors.
 
     Example:
         >>> make_envs("CartPole-v1", 2).num_envs
@@ -107,8 +108,8 @@ def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
     from gymnasium.vector import AutoresetMode
 
     if count < 1:
-        raise BilevelError(f"count is {count}: there is nothing to play in; give 1 or more")
-    # The sampler copies what it is shown, and checks what it relies on.
+        raise BilevelError(f"count is {count}: at least one environment is needed; give 1 or more")
+    # The sampler copies the observations, and makes the checks that it relies on.
     mode = {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False}
     try:
         envs = gymnasium.make_vec(
@@ -122,22 +123,22 @@ def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
         raise BilevelError(
             f"{name} cannot be made: {error}; install what it needs, or choose another"
         ) from error
-    seen, done = envs.single_observation_space, envs.single_action_space
+    observation, action = envs.single_observation_space, envs.single_action_space
     spaces = gymnasium.spaces
-    if not (isinstance(seen, spaces.Box) and len(seen.shape) == 1):
+    if not (isinstance(observation, spaces.Box) and len(observation.shape) == 1):
         raise BilevelError(
-            f"{name} shows {seen}: policies read vectors; choose an environment with Box "
-            "observations of one dimension"
+            f"{name} has observations {observation}: policies read vectors; choose an "
+            "environment with Box observations of one dimension"
         )
-    if isinstance(done, spaces.Discrete) and done.start != 0:
+    if isinstance(action, spaces.Discrete) and action.start != 0:
         raise BilevelError(
-            f"{name} counts its actions from {done.start}: policies count from 0; wrap it in "
+            f"{name} counts its actions from {action.start}: policies count from 0; wrap it in "
             "gymnasium.wrappers.TransformAction"
         )
-    vector = isinstance(done, spaces.Box) and len(done.shape) == 1
-    if not (vector or isinstance(done, spaces.Discrete)):
+    vector = isinstance(action, spaces.Box) and len(action.shape) == 1
+    if not (vector or isinstance(action, spaces.Discrete)):
         raise BilevelError(
-            f"{name} is moved by {done}: policies choose one of n actions or a vector; choose an "
+            f"{name} has actions {action}: policies choose one of n actions or a vector; choose an "
             "environment with Discrete or Box actions, or wrap it"
         )
     return envs

@@ -1,4 +1,4 @@
-"""Experts: one who needs no training, and one who is trained by TRPO on the real rewards."""
+"""Experts: a scripted one, and TRPO on the environment's own rewards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bilevel.imitation.values import Value
 
 
 class MountainCarExpert(Policy):
-    """Pushes along the velocity, which is all that ``MountainCar-v0`` takes: about −120 an episode.
+    """Pushes in the direction of the velocity: a return of about −120 on ``MountainCar-v0``.
 
     Example:
         >>> MountainCarExpert().act(torch.tensor([[-0.5, -0.01], [-0.5, 0.02]]))
@@ -25,7 +25,7 @@ class MountainCarExpert(Policy):
     """
 
     def forward(self, observations: Tensor) -> Categorical:
-        """All the probability on one of left (0) and right (2)."""
+        """Left (0) or right (2), with probability 1."""
         right = observations[..., 1] >= 0
         still = torch.zeros_like(observations[..., 0])
         return Categorical(torch.stack([~right, still, right], -1), validate_args=False)
@@ -40,19 +40,20 @@ def train_expert(
     discount: float = 0.99,
     gae_lambda: float = 0.98,
     seed: int = 0,
-    tell: Callable[[int, Tensor], None] = lambda iteration, returns: None,
+    callback: Callable[[int, Tensor], None] = lambda iteration, returns: None,
 ) -> Policy:
     """Trains a policy by TRPO on the environment's own rewards (Schulman et al., 2015).
 
     Args:
         env: The environment's name.
-        iterations: How often the policy moves.
-        steps: Steps of all environments together for one move.
-        environments: How many are played side by side.
+        iterations: TRPO updates.
+        steps: Environment steps per iteration, over all environments.
+        environments: Number of environments.
         discount: γ.
         gae_lambda: λ of the advantages.
-        seed: Of everything; runs of other seeds share no environment.
-        tell: Is told each iteration's number and the returns of the episodes that ended in it.
+        seed: Of everything; runs with different seeds share no environment seed.
+        callback: Called after each iteration with its index and the returns of the episodes that
+            ended in it.
 
     Returns:
         The policy.
@@ -66,7 +67,7 @@ def train_expert(
     policy, value = task.policy(), Value(task.observations)
     optimizer = TRPO(policy)
     value_opt = torch.optim.Adam(value.parameters(), lr=1e-3, fused=True)
-    # N environments take the seeds from this one on.
+    # N environments use the seeds s, …, s + N − 1.
     sampler = Sampler(envs, policy, seed=seed * environments)
     for iteration in range(iterations):
         rollout = sampler.collect(-(-steps // environments))
@@ -75,18 +76,18 @@ def train_expert(
         )
         improve(policy, optimizer, rollout, advantages)
         value.fit(value_opt, rollout.observations.flatten(0, 1), returns.flatten())
-        tell(iteration, rollout.returns)
+        callback(iteration, rollout.returns)
     return policy
 
 
 def improve(policy: Policy, optimizer: TRPO, rollout: Rollout, advantages: Tensor) -> None:
-    """Moves a policy once towards what was better than average.
+    """One TRPO update of a policy on a rollout.
 
     Args:
-        policy: Who played.
+        policy: The policy that collected the rollout.
         optimizer: Of the policy.
-        rollout: What it did.
-        advantages: How much better each action was than the average, ``(T, N)``.
+        rollout: The rollout.
+        advantages: Of its actions, ``(T, N)``.
     """
 
     def closure() -> Tensor:

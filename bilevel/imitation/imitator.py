@@ -1,4 +1,4 @@
-"""The leader of imitation learning: a policy that earns what the discriminator gives."""
+"""The leader of an imitation game: a policy rewarded by the discriminator."""
 
 from __future__ import annotations
 
@@ -14,54 +14,53 @@ from bilevel.problem import LeaderProblem
 
 
 def surrogate(policy: Policy, rollout: Rollout, advantages: Tensor) -> Tensor:
-    r"""What TRPO lowers (Schulman et al., 2015, eq. 14), by one evaluation of the policy.
+    r"""The surrogate loss of TRPO (Schulman et al., 2015, eq. 14); evaluates the policy once.
 
     .. math::
         -\mathrm{E}\Bigl[\frac{\pi_\theta(a \mid s)}{\pi_{old}(a \mid s)} \hat A(s, a)\Bigr]
 
-    Its gradient at the policy that played is the policy gradient.
+    At θ = θ_old its gradient is the negative policy gradient.
 
     Args:
         policy: π_θ.
-        rollout: What π_old did.
-        advantages: How much better each action was than the average, ``(T, N)``; they are
-            normalised over the rollout.
+        rollout: Collected by π_old.
+        advantages: Â, ``(T, N)``; normalised here to mean 0 and standard deviation 1.
 
     Returns:
         A scalar.
 
     Raises:
-        BilevelError: If there is one advantage alone, or none.
+        BilevelError: If there are fewer than two advantages.
     """
     if advantages.numel() < 2:
         raise BilevelError(
-            f"the rollout has {advantages.numel()} actions: their advantages have no spread to be "
-            "normalised by; play more steps or environments"
+            f"the rollout has {advantages.numel()} actions: advantages are normalised by their "
+            "standard deviation; play more steps or environments"
         )
     weights = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    chosen = policy(rollout.observations.flatten(0, 1))
-    log_probs = chosen.log_prob(rollout.actions.flatten(0, 1))
+    distribution = policy(rollout.observations.flatten(0, 1))
+    log_probs = distribution.log_prob(rollout.actions.flatten(0, 1))
     ratio = (log_probs - rollout.log_probs.flatten()).exp()
     loss: Tensor = -(ratio * weights.flatten()).mean()
     return loss
 
 
 class Imitator(LeaderProblem):
-    r"""A policy that the discriminator shall take for the expert (Ho & Ermon, 2016).
+    r"""A policy trained to be mistaken for the expert by the discriminator (Ho & Ermon, 2016).
 
-    Its loss is the :func:`surrogate` with the advantages of the rewards that D_y gives;
-    :class:`~bilevel.imitation.TRPO` lowers it.
+    Its loss is the :func:`surrogate` with advantages estimated from the discriminator's rewards;
+    optimise it with :class:`~bilevel.imitation.TRPO`.
 
     Args:
-        policy: Who plays.
-        value: What a state is worth to it.
+        policy: The policy.
+        value: The value function of the discriminator's rewards.
         follower: The discriminator.
         discount: γ.
         gae_lambda: λ, see :func:`generalized_advantages`.
 
     Attributes:
-        met: The discriminator's weights at the last loss, as constants; empty before.
-        returns: What the states were worth then, ``(T, N)``: the value's targets.
+        discriminator_weights: y of the last evaluation of the loss, detached; empty before.
+        returns: The targets of the value function for it, ``(T, N)``.
     """
 
     def __init__(
@@ -79,34 +78,36 @@ class Imitator(LeaderProblem):
         self.follower = follower
         self.discount = discount
         self.gae_lambda = gae_lambda
-        self.met: Weights = {}
+        self.discriminator_weights: Weights = {}
         self.returns = self._advantages = torch.empty(0, 0)
-        self._batch: Imitation | None = None  # what met, returns and advantages are of
+        self._batch: Imitation | None = None  # the batch of the cached advantages
 
     def loss(self, y: Weights, batch: Imitation) -> Tensor:
-        """The surrogate loss; one evaluation of the policy."""
-        # A line search asks again and again at one y and batch: the advantages are kept.
+        """The surrogate loss; evaluates the policy once."""
+        # The line search evaluates the loss repeatedly at the same y and batch.
         if batch is not self._batch or not all(
-            torch.equal(y[k], met) for k, met in self.met.items()
+            torch.equal(y[name], leaf) for name, leaf in self.discriminator_weights.items()
         ):
-            self.met = {name: leaf.detach().clone() for name, leaf in y.items()}
-            self._advantages, self.returns = self.advantages_and_returns(self.met, batch)
+            self.discriminator_weights = {name: leaf.detach().clone() for name, leaf in y.items()}
+            self._advantages, self.returns = self.advantages_and_returns(
+                self.discriminator_weights, batch
+            )
             self._batch = batch
         return surrogate(self.policy, batch.rollout, self._advantages)
 
-    def forget(self) -> None:
-        """Has the next loss estimate its advantages anew: call it when the value has changed."""
+    def clear_cache(self) -> None:
+        """Clears the cached advantages: call it when the value function has changed."""
         self._batch = None
 
     def advantages_and_returns(self, y: Weights, batch: Imitation) -> tuple[Tensor, Tensor]:
-        """How much better each action was than the average, and what each state was worth.
+        """Advantages and value targets under the discriminator's rewards.
 
         Args:
             y: The discriminator's weights.
-            batch: What the policy did.
+            batch: Rollout and expert pairs.
 
         Returns:
-            Advantages and returns, see :meth:`Value.advantages_and_returns`.
+            See :meth:`Value.advantages_and_returns`.
         """
         rewards = self.follower.reward(y, batch.rollout)
         return self.value.advantages_and_returns(

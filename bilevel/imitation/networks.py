@@ -1,4 +1,4 @@
-"""Small perceptrons with tanh, and the same in numpy for where a call must take microseconds."""
+"""Multilayer perceptrons in torch, and their evaluation in numpy for fast rollouts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Array = np.ndarray[Any, Any]
 
 
 class Standardize(nn.Module):
-    """``(x − mean) / std``, number by number, with constants that travel in the state dict.
+    """``(x − mean) / std`` per feature; mean and std are buffers.
 
     Args:
-        samples: ``(S, n)``, whose mean and standard deviation are taken; a number that never
-            changes there is left in its own units.
+        samples: ``(S, n)``, to take mean and standard deviation of; constant features are only
+            centred.
 
     Example:
         >>> Standardize(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))(torch.tensor([[3.0, 6.0]]))
@@ -45,21 +45,21 @@ class Standardize(nn.Module):
 def mlp(
     sizes: Sequence[int], *, last_gain: float = 1.0, inputs: nn.Module | None = None
 ) -> nn.Sequential:
-    """A perceptron with tanh between its layers and nothing after the last.
+    """A multilayer perceptron with tanh between the layers.
 
-    Weights are orthogonal with gain √2, biases zero, as policy gradient methods start best
-    (Engstrom et al., 2020, "Implementation Matters in Deep RL", Sec. 3).
+    Weights are initialised orthogonally with gain √2, biases to zero, as is best for policy
+    gradient methods (Engstrom et al., 2020, "Implementation Matters in Deep RL", Sec. 3).
 
     Args:
         sizes: Units of the input, the hidden layers and the output.
         last_gain: The gain of the last layer; a small one gives outputs near zero.
-        inputs: What the input goes through first, such as :class:`Standardize`.
+        inputs: Applied to the input first, such as :class:`Standardize`.
 
     Returns:
         The network, ``(..., sizes[0])`` to ``(..., sizes[-1])``.
 
     Raises:
-        BilevelError: If there are fewer than two sizes, or one is not a whole number from 1 on.
+        BilevelError: If there are fewer than two sizes, or one is not a positive integer.
 
     Example:
         >>> mlp([4, 32, 2])(torch.zeros(5, 4)).shape
@@ -82,16 +82,16 @@ def mlp(
 
 
 def in_numpy(network: nn.Sequential) -> Callable[[Array], Array]:
-    """A perceptron as it is now, in numpy: for a few rows 3 to 5 times as fast as in torch.
+    """A snapshot of a perceptron in numpy: for a few rows 3 to 5 times as fast as in torch.
 
     Args:
-        network: What :func:`mlp` gave.
+        network: As made by :func:`mlp`.
 
     Returns:
         The map of ``(B, n)`` to ``(B, outputs)``.
 
     Raises:
-        BilevelError: If it has layers of another kind.
+        BilevelError: If it has other layers than :func:`mlp` makes.
 
     Example:
         >>> network, x = mlp([4, 32, 2]), torch.randn(5, 4)
@@ -101,11 +101,9 @@ def in_numpy(network: nn.Sequential) -> Callable[[Array], Array]:
     layers: list[Callable[[Array], Array]] = []
     for layer in network:
         if isinstance(layer, nn.Linear):
-            # Copies: constant while the policy may move, and row-major for the product.
-            weight, bias = (
-                layer.weight.detach().numpy().T.copy(),
-                layer.bias.detach().numpy().copy(),
-            )
+            # Copies: a snapshot of the weights, row-major for the product.
+            weight = layer.weight.detach().numpy().T.copy()
+            bias = layer.bias.detach().numpy().copy()
             layers.append(partial(_linear, weight, bias))
         elif isinstance(layer, nn.Tanh):
             layers.append(np.tanh)
@@ -113,8 +111,8 @@ def in_numpy(network: nn.Sequential) -> Callable[[Array], Array]:
             layers.append(partial(_standardize, layer.mean.numpy(), layer.std.numpy()))
         else:
             raise BilevelError(
-                f"the network has a {type(layer).__name__}: numpy knows Linear, Tanh and "
-                "Standardize; leave Policy.player as it is for other networks"
+                f"the network has a {type(layer).__name__}: in_numpy supports Linear, "
+                "Tanh and Standardize; do not override Policy.actor for other networks"
             )
 
     def forward(x: Array) -> Array:

@@ -11,12 +11,12 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from bilevel.imitation.networks import Array, Standardize, in_numpy, mlp
 
-Player = Callable[[Array], Array]
-"""States ``(B, n)`` to actions, drawn."""
+Actor = Callable[[Array], Array]
+"""A map of states ``(B, n)`` to sampled actions."""
 
 
 class Policy(nn.Module):
-    """A distribution of actions for each state; a subclass writes :meth:`forward`."""
+    """A distribution over actions for each state; a subclass defines :meth:`forward`."""
 
     def forward(self, observations: Tensor) -> Distribution:
         """π(· | s).
@@ -25,16 +25,16 @@ class Policy(nn.Module):
             observations: ``(B, n)``.
 
         Returns:
-            The distribution of the actions, of batch shape ``(B,)``.
+            The distribution over actions, of batch shape ``(B,)``.
 
         Raises:
-            NotImplementedError: If the subclass has not written it.
+            NotImplementedError: If the subclass does not define it.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
-        """Draws an action in each state; nothing is recorded for autograd.
+        """Samples an action in each state, without autograd.
 
         Args:
             observations: ``(B, n)``.
@@ -49,31 +49,31 @@ class Policy(nn.Module):
         actions: Tensor = self(observations).sample()
         return actions
 
-    def player(self) -> Player:
-        """Draws actions for one rollout, from the policy as it is now.
+    def actor(self) -> Actor:
+        """A snapshot of the policy that samples actions in numpy, for one rollout.
 
-        Written apart because a step of a vector environment takes 100 µs, as :meth:`act` does; a
-        subclass whose network numpy can evaluate makes that a fifth.
+        A step of a vector environment takes 100 µs, and so does :meth:`act`; a subclass whose
+        network numpy can evaluate (:func:`in_numpy`) takes a fifth of that.
 
         Returns:
-            A map of states to actions, in numpy; its randomness follows torch's seed.
+            A map of states to actions, in numpy; seeded from torch's generator.
         """
         return lambda observations: self.act(torch.from_numpy(observations)).numpy()
 
 
 class CategoricalPolicy(Policy):
-    """One of a few actions: the network gives their logits.
+    """A policy over discrete actions: a network computes their logits.
 
-    It starts close to uniform, so that the first rollouts try every action.
+    It is initialised close to uniform, so that the first rollouts try every action.
 
     Args:
-        observations: n, the numbers of an observation.
-        actions: How many actions there are.
+        observations: n, the dimension of an observation.
+        actions: Number of actions.
         hidden: Units of the hidden layers.
-        inputs: What the observations go through first.
+        inputs: Applied to the observations first.
 
     Raises:
-        BilevelError: If a size is not a whole number from 1 on.
+        BilevelError: If a size is not a positive integer.
 
     Example:
         >>> CategoricalPolicy(4, 2)(torch.zeros(1, 4)).probs.detach()
@@ -92,35 +92,35 @@ class CategoricalPolicy(Policy):
         self.network = mlp([observations, *hidden, actions], last_gain=0.01, inputs=inputs)
 
     def forward(self, observations: Tensor) -> Categorical:
-        """The distribution of the action's index."""
+        """The distribution over action indices."""
         return Categorical(logits=self.network(observations), validate_args=False)
 
-    def player(self) -> Player:
-        """By the Gumbel-max trick: argmax of the logits with Gumbel noise."""
+    def actor(self) -> Actor:
+        """Samples by the Gumbel-max trick: argmax of the logits plus Gumbel noise."""
         network, generator = in_numpy(self.network), _generator()
 
-        def draw(observations: Array) -> Array:
+        def act(observations: Array) -> Array:
             logits = network(observations)
             action: Array = (logits + generator.gumbel(size=logits.shape)).argmax(-1)
             return action
 
-        return draw
+        return act
 
 
 class GaussianPolicy(Policy):
-    r"""A vector of numbers: :math:`a \sim N(\mu(s), \operatorname{diag}(\sigma^2))`.
+    r"""A policy over continuous actions: :math:`a \sim N(\mu(s), \operatorname{diag}(\sigma^2))`.
 
-    The network gives μ; log σ is a parameter of its own, the same in every state and 0 at the
-    start (Schulman et al., 2015, Appendix D).
+    The network computes μ; log σ is a state-independent parameter, initially 0 (Schulman et al.,
+    2015, Appendix D).
 
     Args:
-        observations: n, the numbers of an observation.
-        actions: The numbers of an action.
+        observations: n, the dimension of an observation.
+        actions: m, the dimension of an action.
         hidden: Units of the hidden layers.
-        inputs: What the observations go through first.
+        inputs: Applied to the observations first.
 
     Raises:
-        BilevelError: If a size is not a whole number from 1 on.
+        BilevelError: If a size is not a positive integer.
 
     Example:
         >>> policy = GaussianPolicy(3, 2)(torch.zeros(1, 3))
@@ -141,20 +141,20 @@ class GaussianPolicy(Policy):
         self.log_std = nn.Parameter(torch.zeros(actions))
 
     def forward(self, observations: Tensor) -> Independent[Normal]:
-        """The distribution of the action, a vector."""
+        """The distribution over action vectors."""
         normal = Normal(self.network(observations), self.log_std.exp(), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
-    def player(self) -> Player:
-        """μ with normal noise."""
+    def actor(self) -> Actor:
+        """Samples μ plus Gaussian noise."""
         network, generator = in_numpy(self.network), _generator()
-        spread = self.log_std.detach().exp().numpy()
+        std = self.log_std.detach().exp().numpy()
 
-        def draw(observations: Array) -> Array:
+        def act(observations: Array) -> Array:
             mean = network(observations)
-            return mean + spread * generator.standard_normal(mean.shape, dtype=np.float32)
+            return mean + std * generator.standard_normal(mean.shape, dtype=np.float32)
 
-        return draw
+        return act
 
 
 def _generator() -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Playing a policy in many environments at once."""
+"""Rollouts of a policy in vectorised environments."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
 
-PLAYED = (torch.float32, "cpu")
-"""What a policy computes in, and where."""
+ROLLOUT_TENSORS = (torch.float32, "cpu")
+"""The precision and device of a policy that collects rollouts."""
 
 
 class Rollout(NamedTuple):
-    """T steps of N environments side by side: the batch of an imitation game.
+    """T steps of N environments.
 
     Attributes:
         observations: Before each step, ``(T, N, n)``.
-        actions: As the policy drew them, ``(T, N)`` discrete, ``(T, N, m)`` continuous.
-        log_probs: Of the actions, under the policy that chose them, ``(T, N)``.
-        next_observations: What each step led to, before any reset, ``(T, N, n)``.
-        rewards: The environment's own, ``(T, N)``; an imitator learns without them.
-        terminated: Where the task was over, ``(T, N)`` bool.
-        ended: Where the episode was over, terminated or truncated, ``(T, N)`` bool.
-        returns: Sums of rewards of the episodes that ended, in their order.
+        actions: As the policy sampled them, ``(T, N)`` discrete, ``(T, N, m)`` continuous.
+        log_probs: Of the actions, under the policy that sampled them, ``(T, N)``.
+        next_observations: After each step, before any reset, ``(T, N, n)``.
+        rewards: The environment's, ``(T, N)``; an imitator does not use them.
+        terminated: Whether the step reached a terminal state, ``(T, N)`` bool.
+        ended: Whether the step ended the episode, terminated or truncated, ``(T, N)`` bool.
+        returns: Undiscounted returns of the episodes that ended, in the order of their ends.
     """
 
     observations: Tensor
@@ -44,17 +44,17 @@ class Rollout(NamedTuple):
 
 
 class Sampler:
-    """Plays a policy, and goes on where it was with each call.
+    """Collects rollouts of a policy; each call continues the episodes of the last one.
 
     Args:
-        envs: What :func:`~bilevel.imitation.make_envs` gave.
-        policy: Chooses the actions; a continuous action is clipped into its range for the
-            environment only.
-        seed: Of the environments, which take this one and those after it; the policy draws from
-            torch's generator.
+        envs: As made by :func:`~bilevel.imitation.make_envs`.
+        policy: Samples the actions; continuous ones are clipped to their range for the environment
+            only.
+        seed: Of the first environment, the others take the following ones; the policy is seeded
+            from torch's generator.
 
     Raises:
-        BilevelError: If the environments do not start anew in the step in which they end.
+        BilevelError: If the environments are not reset in the step in which an episode ends.
 
     Example:
         >>> from bilevel.imitation import CategoricalPolicy, make_envs
@@ -69,8 +69,8 @@ class Sampler:
         mode = envs.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise BilevelError(
-                f"the environments' autoreset_mode is {mode}: resets would be taken for steps "
-                "of the policy; use make_envs, or AutoresetMode.SAME_STEP"
+                f"the environments' autoreset_mode is {mode}: resets would count as steps of "
+                "the policy; use make_envs, or AutoresetMode.SAME_STEP"
             )
         self.envs = envs
         self.policy = policy
@@ -79,87 +79,96 @@ class Sampler:
         self.restart(seed)
 
     def restart(self, seed: int) -> None:
-        """Leaves the episodes that are under way, and begins others.
+        """Resets all environments.
 
         Args:
-            seed: Of the environments.
+            seed: Of the first environment, the others take the following ones.
         """
-        shown, _ = self.envs.reset(seed=seed)
-        self._shown = shown.astype(np.float32)
-        self._total = np.zeros(self.envs.num_envs)  # of each episode under way
+        observation, _ = self.envs.reset(seed=seed)
+        self._observation = observation.astype(np.float32)
+        self._partial_returns = np.zeros(self.envs.num_envs)  # of the unfinished episodes
 
     def collect(self, steps: int) -> Rollout:
-        """Plays on.
+        """Steps all environments.
 
         Args:
             steps: T, in each environment.
 
         Returns:
-            What happened.
+            The rollout.
 
         Raises:
-            BilevelError: If no step is asked for, the policy is not on the CPU in float32, or an
-                environment shows NaN or infinity, or ends at each step.
+            BilevelError: If ``steps`` is not positive, the policy is not on the CPU in float32, or
+                an environment returns NaN or infinity, or ends at each step.
         """
         if steps < 1:
             raise BilevelError(f"steps is {steps}: there is nothing to play; give 1 or more")
         self._check_policy()
-        # A vector environment's step takes 100 µs and less: what can wait until all is over waits.
-        shown = np.empty((steps + 1, *self._shown.shape), np.float32)
+        # A step of a vector environment takes 100 µs or less, so the loop does only what it must.
+        observations = np.empty((steps + 1, *self._observation.shape), np.float32)
         rewards = np.empty((steps, self.envs.num_envs), np.float32)
         terminated, truncated = np.empty((2, *rewards.shape), bool)
-        acted, finals = [], {}
-        shown[0] = self._shown
-        player = self.policy.player()
+        actions, final_observations = [], {}
+        observations[0] = self._observation
+        actor = self.policy.actor()
         for t in range(steps):
-            action = player(shown[t])
-            shown[t + 1], rewards[t], terminated[t], truncated[t], info = self.envs.step(
-                self._allowed(action)
+            action = actor(observations[t])
+            observations[t + 1], rewards[t], terminated[t], truncated[t], info = self.envs.step(
+                self._clip(action)
             )
-            acted.append(action)
+            actions.append(action)
             if "final_obs" in info:
-                finals[t] = info["final_obs"]
+                final_observations[t] = info["final_obs"]
         ended = terminated | truncated
-        after = shown[1:].copy()
-        for t, final in finals.items():
-            after[t, ended[t]] = np.stack(final[ended[t]])
-        self._check_shown(after, ended)
-        self._shown = shown[-1]
-        observations, actions = torch.from_numpy(shown[:-1]), torch.from_numpy(np.stack(acted))
+        next_observations = observations[1:].copy()
+        for t, final in final_observations.items():
+            next_observations[t, ended[t]] = np.stack(final[ended[t]])
+        self._check_observations(next_observations, ended)
+        self._observation = observations[-1]
+        states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(np.stack(actions))
         with torch.no_grad():
-            log_probs = self.policy(observations).log_prob(actions)
-        told = map(torch.from_numpy, (after, rewards, terminated, ended))
-        returns = self._returns(rewards, ended)
-        return Rollout._make((observations, actions, log_probs, *told, returns))
+            log_probs = self.policy(states).log_prob(taken)
+        return Rollout(
+            states,
+            taken,
+            log_probs,
+            torch.from_numpy(next_observations),
+            torch.from_numpy(rewards),
+            torch.from_numpy(terminated),
+            torch.from_numpy(ended),
+            self._returns(rewards, ended),
+        )
 
-    def _allowed(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The actions as the environments take them."""
+    def _clip(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The actions as the environments receive them."""
         return actions if self._range is None else actions.clip(*self._range)
 
     def _returns(self, rewards: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> Tensor:
-        """Of the episodes that ended; the others' rewards are kept for the next rollout."""
-        totals = self._total + rewards.cumsum(0, dtype=np.float64)
-        paid, returns = np.zeros_like(self._total), []
-        for t, number in np.argwhere(ended):
-            returns.append(totals[t, number] - paid[number])
-            paid[number] = totals[t, number]
-        self._total = totals[-1] - paid
+        """Returns of the episodes that ended; rewards of the others count in the next rollout."""
+        cumulative = self._partial_returns + rewards.cumsum(0, dtype=np.float64)
+        before, returns = np.zeros_like(self._partial_returns), []  # before the current episode
+        for t, env in np.argwhere(ended):
+            returns.append(cumulative[t, env] - before[env])
+            before[env] = cumulative[t, env]
+        self._partial_returns = cumulative[-1] - before
         return torch.tensor(returns, dtype=torch.float32)
 
     def _check_policy(self) -> None:
         for name, tensor in self.policy.state_dict().items():
-            if tensor.is_floating_point() and (tensor.dtype, tensor.device.type) != PLAYED:
+            if tensor.is_floating_point() and (tensor.dtype, tensor.device.type) != ROLLOUT_TENSORS:
                 raise BilevelError(
-                    f"the policy's {name} is {tensor.dtype} on {tensor.device}: environments are "
-                    "played on the CPU in float32; call policy.cpu().float()"
+                    f"the policy's {name} is {tensor.dtype} on {tensor.device}: rollouts "
+                    "run on the CPU in float32; call policy.cpu().float()"
                 )
 
-    def _check_shown(self, shown: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> None:
+    def _check_observations(
+        self, observations: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]
+    ) -> None:
         name = self.envs.spec.id if self.envs.spec else "the environment"
-        if not np.isfinite(shown).all():
+        if not np.isfinite(observations).all():
             raise BilevelError(
-                f"{name} shows NaN or infinity: nothing can be learned from it; check the "
-                "environment, or wrap it so that it ends before"
+                f"{name} returned NaN or infinity: nothing can be learned from it; check the "
+                "environment, or wrap it so that the episode ends before"
             )
         if len(ended) > 1 and ended.all():
             raise BilevelError(

@@ -1,4 +1,4 @@
-"""Demonstrations on disk: a ``.npz`` of our own, and the episodes of a Minari dataset."""
+"""Demonstrations on disk: ``.npz`` files and Minari datasets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bilevel.errors import BilevelError
 from bilevel.experiment.files import atomic_write
 from bilevel.imitation.demonstrations import Demonstrations
 
-# TypeError: a .npy, which is no archive (in Python 3.10 an AttributeError), or an array of text.
+# TypeError: a .npy file (in Python 3.10 an AttributeError), or an array of text.
 UNREADABLE = (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, BadZipFile)
 
 
 def save_demonstrations(path: Path, demonstrations: Demonstrations) -> None:
-    """Writes a ``.npz``.
+    """Writes demonstrations to a ``.npz`` file.
 
     Args:
         path: The file.
-        demonstrations: What to keep.
+        demonstrations: What to save.
 
     Raises:
         BilevelError: If it cannot be written.
@@ -33,19 +33,18 @@ def save_demonstrations(path: Path, demonstrations: Demonstrations) -> None:
 
 
 def load_demonstrations(path: Path, env: str) -> Demonstrations:
-    """Reads what :func:`save_demonstrations` wrote, or another program.
+    """Reads demonstrations from a ``.npz`` file with the fields of :class:`Demonstrations`.
 
     Args:
         path: The file.
-        env: The environment that they must be of.
+        env: The expected environment.
 
     Returns:
-        The demonstrations, whatever kind of numbers the file holds, as float32, and int64 for
-        actions that are no floating point numbers.
+        The demonstrations, cast to float32; discrete actions to int64.
 
     Raises:
-        BilevelError: If there are none, or they are of another environment, empty, of shapes that
-            do not fit, or not finite.
+        BilevelError: If there is no such file, or its demonstrations are of another environment,
+            empty, inconsistent in shape, or not finite.
 
     Example:
         >>> import tempfile
@@ -62,22 +61,22 @@ def load_demonstrations(path: Path, env: str) -> Demonstrations:
         parts = [torch.as_tensor(array) for array in arrays]
     except FileNotFoundError as error:
         raise BilevelError(
-            f"there are no demonstrations {path}: nothing to imitate; record some first"
+            f"there is no file of demonstrations {path}: record one with save_demonstrations first"
         ) from error
     except UNREADABLE as error:
         raise BilevelError(
             f"{path} holds no demonstrations ({type(error).__name__}): it is truncated or of "
-            "another kind; name a .npz with the arrays " + ", ".join(Demonstrations._fields)
+            "another format; give a .npz with the arrays " + ", ".join(Demonstrations._fields)
         ) from error
-    return _checked(str(path), env, Demonstrations._make((str(name[0]), *parts)))
+    return _validated(str(path), env, Demonstrations._make((str(name[0]), *parts)))
 
 
 def save_minari(name: str, demonstrations: Demonstrations) -> None:
-    """Makes a dataset of `Minari <https://minari.farama.org>`_, in its folder of local datasets.
+    """Creates a local `Minari <https://minari.farama.org>`_ dataset.
 
     Args:
         name: Of the dataset, such as ``"mountain-car/scripted-v0"``.
-        demonstrations: What to keep.
+        demonstrations: What to save.
 
     Raises:
         BilevelError: If Minari is not installed, or refuses the name.
@@ -86,15 +85,16 @@ def save_minari(name: str, demonstrations: Demonstrations) -> None:
     lengths = demonstrations.lengths.tolist()
     columns = (demonstrations.observations, demonstrations.actions, demonstrations.rewards)
     episodes = []
-    for number, (states, actions, rewards) in enumerate(
+    for index, (states, actions, rewards) in enumerate(
         zip(*(column.split(lengths) for column in columns), strict=True)
     ):
-        over = np.zeros((2, len(states)), bool)
-        over[int(not demonstrations.terminated[number]), -1] = True
-        seen = torch.cat([states, demonstrations.last[number : number + 1]])
+        terminations, truncations = ended = np.zeros((2, len(states)), bool)
+        ended[int(not demonstrations.terminated[index]), -1] = True
+        states = torch.cat([states, demonstrations.last[index : index + 1]])
+        arrays = (part.numpy() for part in (states, actions, rewards))
         episodes.append(
             minari.data_collector.EpisodeBuffer(
-                number, None, None, *(part.numpy() for part in (seen, actions, rewards)), *over
+                index, None, None, *arrays, terminations, truncations
             )
         )
     try:
@@ -104,29 +104,31 @@ def save_minari(name: str, demonstrations: Demonstrations) -> None:
 
 
 def load_minari(name: str, env: str) -> Demonstrations:
-    """Reads the episodes of a Minari dataset, which is downloaded if it is not there.
+    """Reads the episodes of a Minari dataset; downloads it if it is not there.
 
     Args:
         name: Of the dataset.
-        env: The environment that they must be of.
+        env: The expected environment.
 
     Returns:
         The demonstrations.
 
     Raises:
         BilevelError: If Minari is not installed or has no such dataset, or its episodes are of
-            another environment, empty, of shapes that do not fit, or not finite.
+            another environment, empty, inconsistent in shape, or not finite.
     """
     minari = _minari()
     try:
         dataset = minari.load_dataset(name, download=True)
     except Exception as error:  # of Minari, of the network, of the files
         raise BilevelError(
-            f"Minari gave no dataset {name!r}: {error}; minari list local tells those that are here"
+            f"Minari gave no dataset {name!r}: {error}; minari list local lists those that are here"
         ) from error
     episodes = list(dataset.iterate_episodes())
     if not all(isinstance(episode.observations, np.ndarray) for episode in episodes):
-        raise BilevelError(f"{name} shows no vectors: policies read vectors; flatten its states")
+        raise BilevelError(
+            f"{name} has no vector observations: policies read vectors; flatten them"
+        )
     if not episodes:
         raise BilevelError(f"{name} is empty: there is nothing to imitate; record some first")
     columns = (
@@ -137,8 +139,8 @@ def load_minari(name: str, env: str) -> Demonstrations:
         np.stack([episode.observations[-1] for episode in episodes]),
         np.array([episode.terminations[-1] for episode in episodes]),
     )
-    found = Demonstrations._make((dataset.env_spec.id, *map(torch.from_numpy, columns)))
-    return _checked(name, env, found)
+    demonstrations = Demonstrations._make((dataset.env_spec.id, *map(torch.from_numpy, columns)))
+    return _validated(name, env, demonstrations)
 
 
 def _minari() -> Any:
@@ -152,41 +154,40 @@ def _minari() -> Any:
     return minari
 
 
-def _checked(source: str, env: str, found: Demonstrations) -> Demonstrations:
-    if _without_module(found.env) != _without_module(env):
+def _validated(source: str, env: str, demos: Demonstrations) -> Demonstrations:
+    if _without_module(demos.env) != _without_module(env):
         raise BilevelError(
-            f"{source} shows {found.env}, not {env}: an expert of one task is none of another; "
-            f"name demonstrations of {env}"
+            f"{source} has demonstrations of {demos.env}, not {env}: give some of {env}"
         )
-    found = _cast(found)
-    by_step = (found.observations, found.actions, found.rewards)
-    by_episode = (found.lengths, found.last, found.terminated)
+    demos = _cast(demos)
+    by_step = (demos.observations, demos.actions, demos.rewards)
+    by_episode = (demos.lengths, demos.last, demos.terminated)
     steps, episodes = ([len(part) for part in parts] for parts in (by_step, by_episode))
-    total, least = sum(found.lengths.tolist()), min(found.lengths.tolist(), default=0)
-    if {*steps} != {total} or len({*episodes}) > 1 or least < 1:
+    total, shortest = sum(demos.lengths.tolist()), min(demos.lengths.tolist(), default=0)
+    if {*steps} != {total} or len({*episodes}) > 1 or shortest < 1:
         raise BilevelError(
             f"{source} holds {steps} observations, actions and rewards, {episodes} lengths, last "
-            f"and terminated, and lengths from {least} on that add up to {total}: it is empty or "
-            "does not fit together; record it again"
+            f"and terminated, and lengths of at least {shortest} with the sum {total}: it is empty "
+            "or inconsistent; record it again"
         )
-    if not all(part.isfinite().all() for part in (*by_step, found.last)):
+    if not all(part.isfinite().all() for part in (*by_step, demos.last)):
         raise BilevelError(f"{source} holds NaN or infinity: record it again")
-    return found
+    return demos
 
 
 def _without_module(env: str) -> str:
-    """What gymnasium calls ``module:Name-v0`` once the module is imported."""
+    """``Name-v0`` of ``module:Name-v0``, the id once the module is imported."""
     return env.rpartition(":")[2]
 
 
-def _cast(found: Demonstrations) -> Demonstrations:
-    """The same numbers as a rollout holds them, whatever they were stored as."""
-    kind = torch.float32 if found.actions.is_floating_point() else torch.int64
-    return found._replace(
-        observations=found.observations.float(),
-        actions=found.actions.to(kind),
-        rewards=found.rewards.float(),
-        lengths=found.lengths.long(),
-        last=found.last.float(),
-        terminated=found.terminated.bool(),
+def _cast(demos: Demonstrations) -> Demonstrations:
+    """Casts to the types of a rollout."""
+    kind = torch.float32 if demos.actions.is_floating_point() else torch.int64
+    return demos._replace(
+        observations=demos.observations.float(),
+        actions=demos.actions.to(kind),
+        rewards=demos.rewards.float(),
+        lengths=demos.lengths.long(),
+        last=demos.last.float(),
+        terminated=demos.terminated.bool(),
     )

@@ -1,9 +1,9 @@
-"""`TRPO`: trust region policy optimization as an optimizer with a closure.
+"""`TRPO`: trust region policy optimization as a ``torch.optim`` optimizer with a closure.
 
     min over θ'   L(θ')     s.t.   mean over s of KL(π_θ(· | s) ‖ π_θ'(· | s)) ≤ δ
 
-Schulman et al. (2015), "Trust Region Policy Optimization", Sec. 6 and Appendix C; the method by
-which Ho & Ermon (2016) move the policy of generative adversarial imitation learning.
+Schulman et al. (2015), "Trust Region Policy Optimization", Sec. 6 and Appendix C; the optimizer of
+the policy in GAIL (Ho & Ermon, 2016).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from bilevel.imitation.trust_region import Inputs, TrustRegion
 
 
 class TrustRegionStep(NamedTuple):
-    """What one step of :class:`TRPO` did.
+    """The outcome of one step of :class:`TRPO`.
 
     Attributes:
-        accepted: Whether the policy moved.
-        kl: The mean KL(old ‖ new), in nats, measured and not predicted; 0 where it did not move.
-        improvement: How far the loss fell, in its own units; 0 where it did not move.
+        accepted: Whether the policy changed.
+        kl: The measured mean KL(old ‖ new), in nats; 0 if the step was rejected.
+        improvement: The decrease of the loss; 0 if the step was rejected.
         backtracks: How often the step was shortened.
-        residual: ‖g − Fs‖ / ‖g‖ of the conjugate gradient solve; NaN where there was none.
+        residual: ‖g − Fs‖ / ‖g‖ of the conjugate gradient solve; NaN if there was none.
     """
 
     accepted: bool = False
@@ -39,46 +39,46 @@ class TrustRegionStep(NamedTuple):
 
 
 class TRPO(torch.optim.Optimizer):
-    r"""Moves a policy along its natural gradient, as far as a bound on the KL divergence allows.
+    r"""Steps a policy along its natural gradient, subject to a bound on the KL divergence.
 
     .. math::
         s = (F + \lambda I)^{-1} \nabla L, \quad
         \theta \leftarrow \theta - \kappa^j \sqrt{2 \delta / s^\top (F + \lambda I) s} \; s
 
-    with the least j for which the loss has fallen and the mean KL, measured on the states of the
-    loss, is at most δ. Where there is none, or the loss or its gradient is not finite or zero, the
-    policy stays as it was, bit for bit: no step rather than a bad one.
+    with the smallest j for which the loss decreases and the mean KL, measured on the states of the
+    loss, is at most δ. If there is none, or if the loss is not finite, or its gradient is zero or
+    not finite, the policy is left unchanged, bit for bit.
 
-    F is the exact Fisher matrix, an expectation over all actions. Its products with vectors are
-    :math:`J^\top W J v / B` with J the Jacobian of log π (discrete actions) or of (μ, σ), and W
-    diagonal: one pass through a graph that is built once a step (:math:`Jv` is the derivative of
+    F is the exact Fisher matrix, an expectation over all actions. Its vector products are
+    :math:`J^\top W J v / B`, with J the Jacobian of log π (discrete actions) or of (μ, σ), and W
+    diagonal: one pass through a graph that is built once per step (:math:`Jv` is the derivative of
     :math:`u \mapsto J^\top u`). With 5,000 states on a CPU that is 2 to 4 times cheaper than
     :math:`Jv` by ``torch.func.jvp``, which evaluates the policy again each time, and 4 to 7 times
     cheaper than ``jvp`` of the gradient of the KL.
 
-    The states are those on which the closure evaluates the policy: a hook listens during the first
-    call. So the trust region cannot be that of another batch than the loss's, and a
-    :class:`~bilevel.LeaderProblem` needs to know nothing of its optimizer. In return the loss must
-    call ``policy(observations)`` exactly once; calls under ``no_grad`` do not count. The closure is
-    that of ``torch.optim.LBFGS``: it clears the gradients, computes the loss, calls ``backward``
-    and returns the loss. The line search calls it again and ignores the gradients.
+    The states are those on which the closure evaluates the policy, recorded by a forward hook
+    during its first call. So the KL is always measured on the states of the loss, and a
+    :class:`~bilevel.LeaderProblem` need not know its optimizer. In return the loss must call
+    ``policy(observations)`` exactly once; calls under ``no_grad`` do not count. The closure is that
+    of ``torch.optim.LBFGS``: it clears the gradients, computes the loss, calls ``backward`` and
+    returns the loss. The line search calls it again and ignores the gradients.
 
     Args:
-        policy: Returns a ``Categorical``, or ``Independent(Normal, 1)``; its parameters without
-            gradient are left alone.
-        max_kl: δ, in nats a state.
+        policy: Returns a ``Categorical``, or ``Independent(Normal, 1)``; parameters that do not
+            require gradients are not changed.
+        max_kl: δ, in nats, averaged over the states.
         damping: λ, absolute: added to the diagonal of F, as in Schulman's code.
-        cg_steps: The most iterations of the conjugate gradient solve.
-        backtracks: How often a step may be shortened before it is given up.
-        shrink: κ, by how much each time.
+        cg_steps: Maximum number of conjugate gradient iterations.
+        backtracks: How often the step may be shortened before it is rejected.
+        shrink: κ, the factor of each shortening.
 
     Attributes:
-        last: What the last step did, a :class:`TrustRegionStep`.
+        last: The outcome of the last step, a :class:`TrustRegionStep`.
 
     Raises:
-        BilevelError: If an argument is out of its range or nothing can be trained; in a step, if
-            the loss does not evaluate the policy once, or the policy's distribution is of
-            another kind.
+        BilevelError: If an argument is out of range or no parameter requires gradients; in a step,
+            if the loss does not evaluate the policy exactly once, or the policy returns another
+            distribution.
 
     Example:
         A bandit with two arms, of which the second pays:
@@ -116,13 +116,13 @@ class TRPO(torch.optim.Optimizer):
             ("shrink", shrink, 0 < shrink < 1, "a number between 0 and 1, such as 0.8"),
         ):
             if not fits:
-                raise BilevelError(f"{name} is {value}: TRPO could not move; give {remedy}")
+                raise BilevelError(f"{name} is {value}: no step could be taken; give {remedy}")
         self.policy = policy
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         if not trained:
             raise BilevelError(
-                f"{type(policy).__name__} has no parameter with a gradient: there is nothing to "
-                "move; call policy.requires_grad_(True)"
+                f"{type(policy).__name__} has no parameter that requires gradients: there is "
+                "nothing to train; call policy.requires_grad_(True)"
             )
         settings = {
             "max_kl": max_kl,
@@ -135,12 +135,12 @@ class TRPO(torch.optim.Optimizer):
         self.last = TrustRegionStep()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: torch's own leaves out what a subclass adds."""
+        """For copies and pickles: torch's own leaves out the attributes of a subclass."""
         return {**super().__getstate__(), "policy": self.policy, "last": self.last}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Moves the policy once, or not at all; :attr:`last` tells.
+        """Takes one step, or none; :attr:`last` has the outcome.
 
         Args:
             closure: Clears the gradients, computes the loss, calls ``backward``, returns the loss.
@@ -149,29 +149,29 @@ class TRPO(torch.optim.Optimizer):
             The loss before the step.
 
         Raises:
-            BilevelError: If the loss does not evaluate the policy once, or the policy's
-                distribution is of another kind.
+            BilevelError: If the loss does not evaluate the policy exactly once, or the policy
+                returns another distribution.
         """
         settings = self.param_groups[0]
         self.last = TrustRegionStep()
-        result, inputs = self._listen(closure)
-        loss, region = _number(result), TrustRegion(self.policy, inputs)
+        result, inputs = self._evaluate(closure)
+        loss, region = _to_float(result), TrustRegion(self.policy, inputs)
         gradient = region.gradient()
-        direction, rest, *_ = conjugate_gradient(
+        direction, remainder, *_ = conjugate_gradient(
             region.fisher(settings["damping"]), gradient, settings["cg_steps"]
         )
-        residual = float(rest.norm() / gradient.norm())
+        residual = float(remainder.norm() / gradient.norm())
         self.last = TrustRegionStep(residual=residual)
-        curvature = float(direction @ (gradient - rest))  # sᵀ(F + λI)s, without another product
-        # A gradient that is zero gives no curvature, and one that is not finite gives NaN.
+        curvature = float(direction @ (gradient - remainder))  # sᵀ(F + λI)s
+        # A zero gradient gives zero curvature, and one that is not finite gives NaN.
         if math.isfinite(loss) and 0 < curvature < math.inf:
-            length = math.sqrt(2 * settings["max_kl"] / curvature)
-            done = self._search(region, -length * direction, loss, closure)
-            self.last = done._replace(residual=residual)
+            scale = math.sqrt(2 * settings["max_kl"] / curvature)
+            outcome = self._line_search(region, -scale * direction, loss, closure)
+            self.last = outcome._replace(residual=residual)
         return result
 
-    def _listen(self, closure: Callable[[], Any]) -> tuple[Any, Inputs]:
-        """The closure's result, and what it gave to the policy."""
+    def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Inputs]:
+        """The closure's result, and the inputs on which it evaluated the policy."""
         calls: list[Inputs] = []
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
@@ -186,41 +186,41 @@ class TRPO(torch.optim.Optimizer):
             handle.remove()
         if len(calls) != 1:
             raise BilevelError(
-                f"the loss evaluated the policy {len(calls)} times: the trust region lies around "
-                "one batch of states; call policy(observations) once, with gradients, and use its "
+                f"the loss evaluated the policy {len(calls)} times: the KL is measured on one "
+                "batch of states; call policy(observations) once, with gradients, and use its "
                 "distribution for every term"
             )
         return result, calls[0]
 
-    def _search(
+    def _line_search(
         self, region: TrustRegion, step: Tensor, loss: float, closure: Callable[[], Any]
     ) -> TrustRegionStep:
-        """Takes the longest shortening of ``step`` that keeps to the bound and lowers the loss."""
+        """Backtracks along ``step`` until the KL is within the bound and the loss has decreased."""
         settings, accepted = self.param_groups[0], False
         try:
             for backtracks in range(settings["backtracks"] + 1):
-                point = region.point(settings["shrink"] ** backtracks * step)
-                kl = region.kl(point)  # before the loss: it costs no backward pass
+                candidate = region.after(settings["shrink"] ** backtracks * step)
+                kl = region.kl(candidate)  # before the loss: it costs no backward pass
                 if kl <= settings["max_kl"]:
-                    region.place(point)
-                    improvement = loss - _trial(closure)
+                    region.write(candidate)
+                    improvement = loss - _trial_loss(closure)
                     accepted = improvement > 0
                     if accepted:
                         return TrustRegionStep(True, kl, improvement, backtracks)
             return TrustRegionStep(backtracks=settings["backtracks"])
         finally:  # also where the closure raises
             if not accepted:
-                region.place(region.before)
+                region.write(region.old_parameters)
 
 
-def _number(loss: Any) -> float:
+def _to_float(loss: Any) -> float:
     return loss.item() if isinstance(loss, Tensor) else float(loss)
 
 
-def _trial(closure: Callable[[], Any]) -> float:
-    """The loss at a trial point, infinite where the closure says that it is not finite."""
+def _trial_loss(closure: Callable[[], Any]) -> float:
+    """The loss at the candidate; infinite if the closure raises that it is not finite."""
     try:
         with torch.enable_grad():
-            return _number(closure())
+            return _to_float(closure())
     except NonFiniteError:
         return math.inf

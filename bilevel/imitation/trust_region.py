@@ -1,4 +1,4 @@
-"""The geometry of TRPO: the Fisher matrix of a policy, and how far a step leads."""
+"""Fisher–vector products and KL divergences of a policy on one batch of states."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ Parameters = dict[str, Tensor]
 
 
 class TrustRegion:
-    """The policy on one batch of states: as it was, and how far other parameters are from it.
+    """A policy before a step, on one batch of states.
 
     Args:
         policy: The policy.
-        inputs: What it is called with: positional and keyword arguments.
+        inputs: The positional and keyword arguments that it is called with.
     """
 
     def __init__(self, policy: nn.Module, inputs: Inputs) -> None:
         self.policy, self.inputs = policy, inputs
         self.trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
-        self.before = {name: parameter.clone() for name, parameter in self.trained.items()}
-        # Not what the closure computed: that may share memory with the parameters.
-        self.old = self.distribution(self.before)
+        self.old_parameters = {name: parameter.clone() for name, parameter in self.trained.items()}
+        # Evaluated on the clones: the closure's result may share memory with the parameters.
+        self.old_distribution = self.distribution(self.old_parameters)
 
-    def distribution(self, point: Parameters) -> Distribution:
-        """Of the actions in every state, as other parameters have it.
+    def distribution(self, parameters: Parameters) -> Distribution:
+        """The policy's distribution over actions with other parameters.
 
         Args:
-            point: The trained parameters by name.
+            parameters: The trained parameters by name.
 
         Returns:
-            A distribution.
+            The distribution.
         """
-        result: Distribution = functional_call(self.policy, point, *self.inputs)
+        result: Distribution = functional_call(self.policy, parameters, *self.inputs)
         return result
 
     def gradient(self) -> Tensor:
-        """That of the loss; zero for a parameter that the loss does not depend on.
+        """The gradient of the loss; zero for parameters that it does not depend on.
 
         Returns:
-            ``(m,)``, for m trained numbers.
+            ``(m,)``, for m trained parameters.
         """
         pairs = [(p, p.grad) for p in self.trained.values()]
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])
 
-    def point(self, step: Tensor) -> Parameters:
-        """The parameters after a step from where the policy was.
+    def after(self, step: Tensor) -> Parameters:
+        """The old parameters plus a step.
 
         Args:
             step: ``(m,)``.
@@ -62,30 +62,33 @@ class TrustRegion:
         Returns:
             The trained parameters by name.
         """
-        return cast("Parameters", tree_map(torch.add, self.before, unravel(step, self.before)))
+        return cast(
+            "Parameters",
+            tree_map(torch.add, self.old_parameters, unravel(step, self.old_parameters)),
+        )
 
-    def place(self, point: Parameters) -> None:
+    def write(self, parameters: Parameters) -> None:
         """Writes parameters into the policy.
 
         Args:
-            point: The trained parameters by name.
+            parameters: The trained parameters by name.
         """
         for name, parameter in self.trained.items():
-            parameter.copy_(point[name])
+            parameter.copy_(parameters[name])
 
-    def kl(self, point: Parameters) -> float:
-        """How far other parameters are.
+    def kl(self, parameters: Parameters) -> float:
+        """The KL divergence of other parameters from the old ones.
 
         Args:
-            point: The trained parameters by name.
+            parameters: The trained parameters by name.
 
         Returns:
             The mean KL(old ‖ new) over the states, in nats.
         """
-        return kl_divergence(self.old, self.distribution(point)).mean().item()
+        return kl_divergence(self.old_distribution, self.distribution(parameters)).mean().item()
 
     def fisher(self, damping: float) -> Product:
-        """The Fisher matrix, with λ on its diagonal, as a map of vectors.
+        """The damped Fisher matrix as a linear operator.
 
         Args:
             damping: λ.
@@ -94,24 +97,26 @@ class TrustRegion:
             The map of v to (JᵀWJ / B + λI) v, ``(m,)`` both.
         """
 
-        def coordinates(point: Parameters) -> tuple[Tensor, ...]:
-            return _geometry(self.distribution(point))[0]
+        def coordinates(parameters: Parameters) -> tuple[Tensor, ...]:
+            return _fisher_coordinates(self.distribution(parameters))[0]
 
-        here, weights = _geometry(self.old)
-        pull = vjp(coordinates, self.before)[1]
-        # Jᵀu is linear in u: its derivative is J wherever it is taken.
-        push = vjp(lambda u: vjp(coordinates, self.before)[1](u)[0], here)[1]
-        samples = self.old.batch_shape.numel()
+        old_coordinates, weights = _fisher_coordinates(self.old_distribution)
+        vjp_fn = vjp(coordinates, self.old_parameters)[1]
+        # u ↦ Jᵀu is linear, so the vjp of this map at any u is v ↦ Jv.
+        jvp_fn = vjp(lambda u: vjp(coordinates, self.old_parameters)[1](u)[0], old_coordinates)[1]
+        batch = self.old_distribution.batch_shape.numel()
 
-        def product(row: Tensor) -> Tensor:
-            (tangents,) = push(unravel(row, self.before))
-            weighted = tuple(w * t / samples for w, t in zip(weights, tangents, strict=True))
-            return ravel(pull(weighted)[0]) + damping * row
+        def product(v: Tensor) -> Tensor:
+            (tangents,) = jvp_fn(unravel(v, self.old_parameters))
+            weighted = tuple(w * t / batch for w, t in zip(weights, tangents, strict=True))
+            return ravel(vjp_fn(weighted)[0]) + damping * v
 
         return product
 
 
-def _geometry(distribution: Distribution) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _fisher_coordinates(
+    distribution: Distribution,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Coordinates in which the Fisher matrix is diagonal, and its diagonal."""
     if isinstance(distribution, Categorical):
         return (distribution.logits,), (distribution.probs,)
@@ -120,6 +125,6 @@ def _geometry(distribution: Distribution) -> tuple[tuple[Tensor, ...], tuple[Ten
         precision = base.scale**-2
         return (base.loc, base.scale), (precision, 2 * precision)
     raise BilevelError(
-        f"the policy returned {type(distribution).__name__}: TRPO knows the Fisher matrix of "
-        "Categorical and of Independent(Normal, 1); return one of them"
+        f"the policy returned {type(distribution).__name__}: TRPO supports Categorical and "
+        "Independent(Normal, 1); return one of them"
     )

@@ -1,4 +1,4 @@
-"""What a state is worth to a policy, and how that is learned."""
+"""The state-value function, with targets of any scale."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from bilevel.imitation.rollouts import Rollout
 
 
 class Value(nn.Module):
-    """V(s): what a state is worth, one number, learned in units of the returns' size.
+    """The state-value function V(s), with its output scaled to the magnitude of the returns.
 
-    The network's output is stretched to the size (root mean square) of the returns that it is
-    fitted to; its last layer is turned back each time, so that V itself does not jump (after van
-    Hasselt et al., "Learning values across many orders of magnitude", NeurIPS 2016). So returns of
-    −1,500 are learned as fast as those of 1. Their mean is *not* taken out: a state that was never
-    seen is worth about 0, which is optimistic where rewards are negative, and without this optimism
-    MountainCar is never solved from its own rewards.
+    The network's output is multiplied by the root mean square of the returns that it is fitted to;
+    whenever that changes, the last layer is rescaled so that V does not (after van Hasselt et al.,
+    "Learning values across many orders of magnitude", NeurIPS 2016). So returns of −1,500 are
+    learned as fast as those of 1. The mean is *not* subtracted: an unseen state has a value of
+    about 0, which is optimistic where rewards are negative, and without this optimism MountainCar
+    is never solved from its own rewards.
 
     Args:
-        observations: n, the numbers of an observation.
+        observations: n, the dimension of an observation.
         hidden: Units of the hidden layers.
-        inputs: What the observations go through first.
+        inputs: Applied to the observations first.
 
     Raises:
-        BilevelError: If a size is not a whole number from 1 on.
+        BilevelError: If a size is not a positive integer.
 
     Example:
         >>> Value(4)(torch.zeros(5, 4)).shape
@@ -65,16 +65,16 @@ class Value(nn.Module):
     def advantages_and_returns(
         self, rollout: Rollout, rewards: Tensor, *, discount: float, gae_lambda: float
     ) -> tuple[Tensor, Tensor]:
-        """How much better each action was than the average, and what each state was worth.
+        """Advantages by GAE, and the targets of V: advantages plus values.
 
         Args:
-            rollout: What the policy did.
-            rewards: What it earned for it, ``(T, N)``.
+            rollout: Of the policy.
+            rewards: Of its steps, ``(T, N)``.
             discount: γ.
             gae_lambda: λ, see :func:`~bilevel.imitation.generalized_advantages`.
 
         Returns:
-            Advantages and returns, ``(T, N)`` both; the returns are what V is fitted to.
+            Advantages and targets (λ-returns), ``(T, N)`` both.
         """
         values = self(rollout.observations)
         advantages = generalized_advantages(
@@ -97,22 +97,21 @@ class Value(nn.Module):
         epochs: int = 3,
         batch_size: int = 256,
     ) -> Tensor:
-        """Moves V towards the returns, by mean squares over random batches.
+        """Fits V to returns by least squares over random minibatches.
 
         Args:
-            optimizer: Of this network's parameters.
+            optimizer: Of this module's parameters.
             observations: ``(B, n)``.
             returns: ``(B,)``.
-            epochs: How often each state is looked at.
-            batch_size: States a step.
+            epochs: Passes over the states.
+            batch_size: States per step.
 
         Returns:
-            The explained variance, which is the share of the returns' variance that V explained
-            before, at most 1.
+            The explained variance 1 − Var(returns − V) / Var(returns) before the fit.
         """
         with torch.no_grad():
             explained_variance: Tensor = 1 - (returns - self(observations)).var() / returns.var()
-        self._stretch(returns)
+        self._rescale(returns)
         targets = returns / self.size
         for _ in range(epochs):
             for rows in torch.randperm(len(targets)).split(batch_size):
@@ -122,8 +121,8 @@ class Value(nn.Module):
         return explained_variance
 
     @torch.no_grad()
-    def _stretch(self, returns: Tensor) -> None:
-        """Takes the size of the returns, and leaves V as it was."""
+    def _rescale(self, returns: Tensor) -> None:
+        """Sets the scale to that of the returns, and leaves V unchanged."""
         size = returns.square().mean().sqrt().clamp(min=1e-6)
         for parameter in self.network[-1].parameters():
             parameter.mul_(self.size / size)

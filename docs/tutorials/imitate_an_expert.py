@@ -26,7 +26,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 env = "MountainCar-v0"
 shown = imitation.demonstrate(env, imitation.MountainCarExpert(), episodes=10)
-states, actions = shown.shown()
+states, actions = shown.subsample()
 print(f"{len(states)} pairs of an expert with mean return {shown.returns.mean():.1f}")
 
 # %%

@@ -117,7 +117,7 @@ def test_runs_side_by_side_are_those_one_after_the_other(
 def test_every_game_moves_the_policy(
     games: ModuleType, setting: Callable[..., Any], method: str, updater: str
 ) -> None:
-    shown = demonstrate(ENV, MountainCarExpert(), 1).shown()
+    shown = demonstrate(ENV, MountainCarExpert(), 1).subsample()
     apprentice = games.make_apprentice(setting(method, updater), *shown)
     first = apprentice.iterate()
     second = apprentice.iterate()
@@ -293,7 +293,7 @@ def test_results_are_written_whatever_becomes_of_the_film(
         ("--demonstrations 0", "demonstrations is 0: .*give 1 or more"),
         ("--demonstrations 1000", "demonstrations is 1000: 100 episodes are recorded"),
         ("--every 0", "every is 0: .*give 1 or more"),
-        ("--expert nowhere.npz", "there are no demonstrations nowhere.npz"),
+        ("--expert nowhere.npz", "there is no file of demonstrations nowhere.npz"),
         ("--resume", "no run of these in .*leave out --resume"),
     ],
 )
@@ -324,4 +324,4 @@ def test_demonstrations_of_another_environment_are_refused(
             tmp_path / "car.npz",
         )
     )
-    assert "shows MountainCar-v0, not CartPole-v1" in line
+    assert "has demonstrations of MountainCar-v0, not CartPole-v1" in line

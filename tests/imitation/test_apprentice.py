@@ -36,7 +36,7 @@ def make(kind: str) -> Apprentice:
     torch.manual_seed(0)
     envs = make_envs(ENV, 4)
     task = Task.of(envs)
-    states, actions = demonstrate(ENV, MountainCarExpert(), 2).shown()
+    states, actions = demonstrate(ENV, MountainCarExpert(), 2).subsample()
     scale = Standardize(states)
     follower = Discriminator(
         task, reward="finish", inputs=Standardize(pairs(task, states, actions))
@@ -77,7 +77,9 @@ def test_an_iteration_moves_all_and_tells(kind: str) -> None:
     assert -2 < told["objective"] < 0
     assert 0 <= told["accuracy"] <= 1
     assert 0 < told["kl"] <= 0.01
-    assert told["norm"] == pytest.approx(ravel(apprentice.leader.met).norm().item())
+    assert told["norm"] == pytest.approx(
+        ravel(apprentice.leader.discriminator_weights).norm().item()
+    )
     assert apprentice.iteration == 1
 
 
@@ -86,7 +88,9 @@ def test_the_policy_of_gail_meets_a_discriminator_that_has_seen_its_rollout() ->
     apprentice = make("gail")
     apprentice.iterate()
     now = dict(apprentice.game.solver.y.named_parameters())
-    assert all(torch.equal(met, now[name]) for name, met in apprentice.leader.met.items())
+    assert all(
+        torch.equal(met, now[name]) for name, met in apprentice.leader.discriminator_weights.items()
+    )
 
 
 def test_the_policy_of_l2l_gail_meets_the_updaters_answer() -> None:
@@ -102,7 +106,9 @@ def test_the_policy_of_l2l_gail_meets_the_updaters_answer() -> None:
         follower.objective(apprentice.leader, y, batches[0]), list(y.values())
     )
     for (name, leaf), slope in zip(start.items(), slopes, strict=True):
-        torch.testing.assert_close(apprentice.leader.met[name], leaf + 0.1 * slope)
+        torch.testing.assert_close(
+            apprentice.leader.discriminator_weights[name], leaf + 0.1 * slope
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,7 +153,7 @@ def test_each_rollout_is_valued_once_which_changes_nothing(
     )
     once, anew = make(kind), make(kind)
     loss = anew.leader.loss
-    anew.leader.loss = lambda *a: (anew.leader.forget(), loss(*a))[1]  # type: ignore[method-assign]
+    anew.leader.loss = lambda *a: (anew.leader.clear_cache(), loss(*a))[1]  # type: ignore[method-assign]
     rows = []
     for apprentice, count in ((once, [1, 1]), (anew, None)):
         torch.manual_seed(5)
@@ -168,8 +174,8 @@ def test_the_value_that_was_fitted_is_asked_anew() -> None:
     apprentice.game.step = lambda batch: (batches.append(batch), step(batch))[1]  # type: ignore[method-assign]
     apprentice.iterate()
     leader = apprentice.leader
-    leader.loss(leader.met, batches[0])
-    _, returns = leader.advantages_and_returns(leader.met, batches[0])
+    leader.loss(leader.discriminator_weights, batches[0])
+    _, returns = leader.advantages_and_returns(leader.discriminator_weights, batches[0])
     assert torch.equal(leader.returns, returns)
 
 

@@ -32,7 +32,7 @@ def test_it_ends_where_what_was_held_out_grows_no_likelier() -> None:
 
 
 def test_one_pair_cannot_be_fitted_and_held_out() -> None:
-    with pytest.raises(BilevelError, match="1 pairs are no two"):
+    with pytest.raises(BilevelError, match="there are 1 pairs"):
         clone(CategoricalPolicy(1, 2), torch.ones(1, 1), torch.ones(1).long())
 
 

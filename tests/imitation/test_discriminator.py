@@ -80,7 +80,7 @@ def test_the_rewards_signs() -> None:
         Discriminator(TASK, reward=name) for name in ("survive", "finish", "neutral")
     )
     y = survive.init(batch)
-    logits = survive.logits(y, survive.behaviour(batch.rollout)).view(3, 1)
+    logits = survive.logits(y, survive.pairs(batch.rollout)).view(3, 1)
     torch.testing.assert_close(survive.reward(y, batch.rollout), F.softplus(-logits).detach())
     torch.testing.assert_close(finish.reward(y, batch.rollout), -F.softplus(logits).detach())
     torch.testing.assert_close(neutral.reward(y, batch.rollout), -logits.detach())

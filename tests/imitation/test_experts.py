@@ -12,7 +12,7 @@ def test_trpo_balances_the_pole() -> None:
     """At least 490 within 40 iterations of 5,000 steps; here 15 are enough."""
     best: list[float] = []
     policy = train_expert(
-        "CartPole-v1", 15, tell=lambda _, returns: best.append(float(returns.mean()))
+        "CartPole-v1", 15, callback=lambda _, returns: best.append(float(returns.mean()))
     )
     assert max(best) >= 490
     assert demonstrate("CartPole-v1", policy, 20, seed=5).returns.mean() >= 400

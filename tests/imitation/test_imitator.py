@@ -42,7 +42,7 @@ def make() -> tuple[Bilevel, Sampler, torch.Tensor]:
         adjoint=Detached(),
     )
     sampler = Sampler(make_envs(ENV, 4), leader.policy, seed=1)
-    return game, sampler, pairs(task, *shown.shown())
+    return game, sampler, pairs(task, *shown.subsample())
 
 
 def test_at_the_policy_that_played_it_is_the_policy_gradient() -> None:
@@ -79,12 +79,12 @@ def test_the_value_leaves_the_returns_their_due() -> None:
 def test_a_step_moves_both_players_and_a_stopped_game_goes_on() -> None:
     game, sampler, expert = make()
     first, second = (Imitation(sampler.collect(50), expert) for _ in range(2))
-    assert not game.leader.met
-    start = [player.clone() for player in game.trained_parameters()]
+    assert not game.leader.discriminator_weights
+    start = [actor.clone() for actor in game.trained_parameters()]
     metrics = game.step(first)
     assert metrics["loss"].isfinite()
     met = game.follower.init(first)  # the policy met the discriminator as it was before its move
-    assert all(map(torch.equal, game.leader.met.values(), met.values()))
+    assert all(map(torch.equal, game.leader.discriminator_weights.values(), met.values()))
     assert game.leader_opt.last.accepted
     assert game.leader_opt.last.kl <= 0.01
     moved = [not torch.equal(a, b) for a, b in zip(start, game.trained_parameters(), strict=True)]
@@ -115,7 +115,7 @@ def test_advantages_are_those_of_the_batch_and_the_discriminator() -> None:
         leader.value.size.mul_(2)
     leader.loss(y, second)
     assert torch.equal(leader.returns, returns)
-    leader.forget()
+    leader.clear_cache()
     leader.loss(y, second)
     assert not torch.equal(leader.returns, returns)
 

@@ -64,7 +64,7 @@ def test_a_player_draws_from_the_policys_distribution(kind, event) -> None:
         if event:
             policy.log_std.copy_(torch.tensor([0.0, 0.5, -1.0]))
     state, draws = torch.tensor([[0.5, -2.0]]), 40_000
-    drawn = torch.as_tensor(policy.player()(state.expand(draws, 2).numpy()))
+    drawn = torch.as_tensor(policy.actor()(state.expand(draws, 2).numpy()))
     distribution = policy(state)
     assert drawn.shape == (draws, *event)
     if event:
@@ -80,14 +80,14 @@ def test_a_player_draws_from_the_policys_distribution(kind, event) -> None:
 def test_a_player_follows_torchs_seed_and_keeps_the_policy_that_it_was() -> None:
     policy, states = CategoricalPolicy(2, 3), torch.randn(64, 2).numpy()
     torch.manual_seed(1)
-    player = policy.player()
-    first = player(states)
+    actor = policy.actor()
+    first = actor(states)
     torch.manual_seed(1)
-    player = policy.player()
+    actor = policy.actor()
     with torch.no_grad():
         policy.network[-1].bias.copy_(torch.tensor([100.0, 0.0, 0.0]))
-    assert (player(states) == first).all()
-    assert (policy.player()(states) == 0).all()
+    assert (actor(states) == first).all()
+    assert (policy.actor()(states) == 0).all()
 
 
 def test_sizes_may_come_from_numpy_as_those_of_a_space_do() -> None:

@@ -94,7 +94,7 @@ def test_an_environment_that_shows_nan_is_refused() -> None:
     sampler = Sampler(envs, policy)
     for env in envs.envs:
         env.unwrapped.state = np.full(4, np.nan)
-    with pytest.raises(BilevelError, match="CartPole-v1 shows NaN or infinity"):
+    with pytest.raises(BilevelError, match="CartPole-v1 returned NaN or infinity"):
         sampler.collect(1)
 
 

@@ -441,7 +441,7 @@ def test_settings_out_of_range_are_named(name, value) -> None:
 
 
 def test_a_policy_with_nothing_to_train_is_refused() -> None:
-    with pytest.raises(BilevelError, match="no parameter with a gradient"):
+    with pytest.raises(BilevelError, match="no parameter that requires gradients"):
         TRPO(CategoricalPolicy(1, 2).requires_grad_(False))
 
 
