@@ -5,9 +5,9 @@
     python applications/gail.py --env MountainCar-v0 CartPole-v1 --method gail l2l-gail \
         --demonstrations 1 --iterations 700 --seeds 5             # Figure 6 of the paper
 
-GAIL (Ho & Ermon, 2016) and GAIL whose discriminator is moved by a learned updater (Algorithm 5 of
-Jiang et al., AISTATS 2021), with two controls: behaviour cloning, and a constant discriminator,
-which shows what the sign of the reward alone achieves.
+GAIL (Ho & Ermon, 2016) and GAIL with a learned update of the discriminator (Algorithm 5 of Jiang et
+al., AISTATS 2021), with two controls: behaviour cloning, and a constant discriminator, which shows
+what the sign of the reward alone achieves.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from gail_lib.experts import EPISODES, demonstrations
+from gail_lib.experts import RECORDED_EPISODES, expert_demonstrations
 from gail_lib.figure import draw
-from gail_lib.games import Setting, make_apprentice, memory, suited
+from gail_lib.games import Setting, make_apprentice, suited_reward, updater_bytes
 from gail_lib.memory import check_memory
-from gail_lib.runs import Run, play_all
+from gail_lib.runs import Run, run_all
 from gail_lib.tables import record, tabulate, write_curves
-from gail_lib.video import check_film, film
+from gail_lib.video import check_rendering, record_gif
 from result_tables import print_tables, write_markdown
 from torch import Tensor
 
@@ -51,9 +51,9 @@ class Args:
     method: tuple[Method, ...] = ("gail", "l2l-gail", "bc", "constant")
     """gail, l2l-gail, and the controls: behaviour cloning (bc) and a constant discriminator."""
     updater: Literal["coordinate", "block", "dense"] = "coordinate"
-    """What moves the discriminator in l2l-gail: one small network applied to each weight, one for
-    each block of 16 weights, or the paper's dense one, 2m → 8m → 4m → m: 341 million parameters
-    for CartPole."""
+    """Learned update of the discriminator in l2l-gail: one small network applied to each weight,
+    one network for each block of 16 weights, or the paper's dense one, 2m → 8m → 4m → m: 341
+    million parameters for CartPole."""
     reward: Literal["suited", "survive", "finish", "neutral"] = "suited"
     """The reward from D. survive, −log D ≥ 0, favours long episodes; finish, log(1−D) ≤ 0, favours
     short ones: even a constant D then balances CartPole, or solves MountainCar. neutral,
@@ -62,16 +62,16 @@ class Args:
     demonstrations: int = 10
     """Expert episodes to learn from; 1, 4, 7 or 10 in Ho & Ermon."""
     every: int = 1
-    """k, to use every k-th of their pairs; 20 in Ho & Ermon."""
+    """Use every k-th state–action pair only; 20 in Ho & Ermon."""
     expert: str | None = None
     """A .npz of demonstrations, or minari:NAME. By default MountainCar's expert is a script, and
     that of other environments is trained by TRPO first."""
     iterations: int = 150
-    """Iterations of rollout, discriminator and policy."""
+    """Iterations, of a rollout, a discriminator update and a policy update each."""
     steps: int = 5000
     """Environment steps per iteration, over all environments."""
     environments: int = 16
-    """Environments that are stepped together."""
+    """Parallel environments per run."""
     follower_lr: float | None = None
     """Adam's learning rate for the discriminator (1e-3) or its updater (coordinate 1e-3, block
     1e-4, dense 1e-6)."""
@@ -87,9 +87,9 @@ class Args:
     seeds: int = 1
     """Runs of each method, with seeds from --seed on."""
     jobs: int = 4 * (os.cpu_count() or 1)
-    """Parallel runs; more than there are cores, so that all cores are busy to the end."""
+    """Parallel processes, one per run; more than there are cores, to keep all cores busy."""
     render: bool = False
-    """Draw an episode of each final policy of the first seed, as a GIF."""
+    """Record an episode of each final policy of the first seed as a GIF."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/gail")
     """Results, figure, table, demonstrations, policies, checkpoints, TensorBoard logs."""
@@ -103,41 +103,42 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Finds the experts, plays every run, draws and tells."""
-    if args.smoke:
+    """Loads or trains the experts, runs every method, writes results, tables and the figure."""
+    if args.smoke:  # minima: values that are out of range are still refused
         small = {"iterations": min(args.iterations, 2), "steps": min(args.steps, 3200)}
         args = replace(args, **small, jobs=min(args.jobs, 1))
-    settings = planned(args)
+    settings = plan_runs(args)
     check(args, settings)
     with ProgressBar("gail") as bar:
         experts = {env: find_expert(args, env, bar) for env in dict.fromkeys(args.env)}
-        shown = {
-            env: e.first(args.demonstrations).subsample(args.every) for env, e in experts.items()
+        pairs = {
+            env: expert.first(args.demonstrations).subsample(args.every)
+            for env, expert in experts.items()
         }
-        runs = play_with(bar, args, settings, shown)
+        runs = run_with_progress(bar, args, settings, pairs)
     report(args, runs, experts)
     write_curves(args.out / "curves.csv", runs)
     draw(args.out / "figure-6.png", runs, experts)
     if args.render:
-        render(args, runs, shown)
+        render(args, runs, pairs)
 
 
-def planned(args: Args) -> list[Setting]:
-    """The runs, a seed of every method before the next seed."""
+def plan_runs(args: Args) -> list[Setting]:
+    """A setting for each seed, environment and method, in this order."""
     return [
         Setting(
-            env,
-            method,
-            seed,
-            args.updater,
-            args.gradient_skip,
-            suited(env) if args.reward == "suited" else args.reward,
-            args.follower_lr,
-            args.follower_steps,
-            args.max_kl,
-            args.max_norm,
-            args.steps,
-            args.environments,
+            env=env,
+            method=method,
+            seed=seed,
+            updater=args.updater,
+            gradient_skip=args.gradient_skip,
+            reward=suited_reward(env) if args.reward == "suited" else args.reward,
+            follower_lr=args.follower_lr,
+            follower_steps=args.follower_steps,
+            max_kl=args.max_kl,
+            max_norm=args.max_norm,
+            steps=args.steps,
+            environments=args.environments,
         )
         for seed in range(args.seed, args.seed + args.seeds)
         for env in dict.fromkeys(args.env)
@@ -146,26 +147,24 @@ def planned(args: Args) -> list[Setting]:
 
 
 def check(args: Args, settings: Sequence[Setting]) -> None:
-    """Looks at everything that can be wrong before hours are spent."""
+    """Checks the arguments, the environments and the memory before anything runs."""
     for name in ("env", "method"):
         if not getattr(args, name):
-            raise BilevelError(f"no {name} is given: nothing is played; name one or several")
+            raise BilevelError(f"no {name} is given: there is nothing to run; name one or several")
     check_numbers(args)
     if args.resume and not any((args.out / one.name).exists() for one in settings):
-        raise BilevelError(
-            f"there is no run of these in {args.out}: nothing to go on from; leave out --resume"
-        )
+        raise BilevelError(f"there is no such run in {args.out} to resume: leave out --resume")
     tasks = {env: Task.of(make_envs(env, 1)) for env in dict.fromkeys(args.env)}
     for env, task in tasks.items():
         if task.env != env.rpartition(":")[2]:
             raise BilevelError(
-                f"{env} is {task.env} today and another tomorrow: nobody could repeat the run; "
-                f"give --env {task.env}"
+                f"{env} is {task.env} today and may be another version tomorrow: the run would "
+                f"not be reproducible; give --env {task.env}"
             )
         if args.render:
-            check_film(env)
+            check_rendering(env)
     updaters = [
-        memory(args.updater, Discriminator(tasks[one.env], reward=one.reward).size)
+        updater_bytes(args.updater, Discriminator(tasks[one.env], reward=one.reward).size)
         for one in settings
         if one.method == "l2l-gail"
     ]
@@ -173,7 +172,7 @@ def check(args: Args, settings: Sequence[Setting]) -> None:
 
 
 def check_numbers(args: Args) -> None:
-    """Looks at every number by itself."""
+    """Checks the range of each number."""
     for name in COUNTS:
         if (count := getattr(args, name)) < 1:
             raise BilevelError(f"{name} is {count}: nothing would be learned; give 1 or more")
@@ -182,55 +181,61 @@ def check_numbers(args: Args) -> None:
     for name in ("follower_lr", "max_kl", "max_norm"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
-            raise BilevelError(f"{name} is {value}: nobody could move; give a number above 0")
-    if args.expert is None and args.demonstrations > EPISODES:
+            raise BilevelError(f"{name} is {value}: it must be positive; give a number above 0")
+    if args.expert is None and args.demonstrations > RECORDED_EPISODES:
         raise BilevelError(
-            f"demonstrations is {args.demonstrations}: {EPISODES} episodes are recorded of an "
-            "expert; give as many or fewer, or more by --expert FILE"
+            f"demonstrations is {args.demonstrations}: {RECORDED_EPISODES} episodes of an expert "
+            "are recorded; give as many or fewer, or more with --expert FILE"
         )
 
 
 def find_expert(args: Args, env: str, bar: ProgressBar) -> Demonstrations:
-    """The expert's episodes; its training, where it needs one, moves the bar."""
+    """The expert's episodes; the bar shows the expert's training, if it has to be trained."""
 
-    def tell(iteration: int, iterations: int) -> None:
+    def progress(iteration: int, iterations: int) -> None:
         bar.show(f"an expert of {env}", iteration, iterations)
 
-    return demonstrations(env, args.expert, args.out / "demonstrations", tell)
+    return expert_demonstrations(env, args.expert, args.out / "demonstrations", progress)
 
 
-def play_with(
+def run_with_progress(
     bar: ProgressBar,
     args: Args,
     settings: Sequence[Setting],
-    shown: Mapping[str, tuple[Tensor, Tensor]],
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
 ) -> list[Run]:
-    """Plays all runs; the bar counts iterations."""
+    """Executes all runs; the bar counts iterations."""
     done = {one.name: 0 for one in settings}
 
-    def tell(name: str, iteration: int) -> None:
+    def progress(name: str, iteration: int) -> None:
         done[name] = iteration
         ended = sum(count == args.iterations for count in done.values())
         part = f"{ended} of {len(done)} runs"
         bar.show(part, sum(done.values()), args.iterations * len(done))
 
-    return play_all(
-        settings, args.iterations, shown, args.out, resume=args.resume, jobs=args.jobs, tell=tell
+    return run_all(
+        settings,
+        args.iterations,
+        pairs,
+        args.out,
+        resume=args.resume,
+        jobs=args.jobs,
+        progress=progress,
     )
 
 
-def render(args: Args, runs: Sequence[Run], shown: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """An episode of each method's policy, of the first seed."""
+def render(args: Args, runs: Sequence[Run], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Records an episode of each method's final policy of the first seed."""
     for run in runs:
         if run.setting.seed == args.seed:
-            policy = make_apprentice(run.setting, *shown[run.setting.env]).leader.policy
+            policy = make_apprentice(run.setting, *pairs[run.setting.env]).leader.policy
             folder = args.out / run.setting.name
             load_weights(folder / "policy.safetensors", policy)
-            film(folder / "policy.gif", run.setting.env, policy)
+            record_gif(folder / "policy.gif", run.setting.env, policy)
 
 
 def report(args: Args, runs: Sequence[Run], experts: Mapping[str, Demonstrations]) -> None:
-    """Results to the folder, tables there and to the screen."""
+    """Writes the results, and prints and writes the tables."""
     records = [record(run, experts[run.setting.env]) for run in runs]
     tables = [tabulate(env, [one for one in records if one["env"] == env]) for env in experts]
     device = experiment.pick_device("cpu")

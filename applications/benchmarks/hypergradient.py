@@ -29,7 +29,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1]))  # what an application is made of
+sys.path.append(str(Path(__file__).parents[1]))  # hyper_cleaning_lib
 
 from hypergradient_lib import baselines, ours
 from hypergradient_lib.task import Task, make_task
@@ -38,9 +38,9 @@ from bilevel import HypergradientWarning, experiment
 from bilevel.experiment import commandline
 from bilevel.experiment.memory import peak_mib
 
-Way = Callable[[Task], Tensor]
+Implementation = Callable[[Task], Tensor]
 
-UNROLLED: dict[str, Way] = {
+UNROLLED: dict[str, Implementation] = {
     "by hand": baselines.by_hand,
     "TorchOpt": baselines.torchopt_unrolled,
     "higher": baselines.higher_unrolled,
@@ -51,7 +51,7 @@ UNROLLED: dict[str, Way] = {
     "by hand, recomputed": baselines.recomputed_by_hand,
     "bilevel, recomputed": ours.recomputed,
 }
-IMPLICIT: dict[str, Way] = {
+IMPLICIT: dict[str, Implementation] = {
     "by hand": baselines.implicit_by_hand,
     "TorchOpt": baselines.torchopt_implicit,
     "BOAT": baselines.boat_implicit,
@@ -62,8 +62,8 @@ KINDS = {
     ("linear", "implicit"): (IMPLICIT, baselines.implicit_exact),
     ("mlp", "unrolled"): (UNROLLED, baselines.by_hand),
 }
-"""Which ways compute the same, and what is exact in float64. After 100 steps the multilayer
-perceptron is at no minimum: there is no implicit gradient."""
+"""Implementations of the same gradient, and its reference in float64. The multilayer perceptron has
+not reached a minimum after 100 steps, so it has no implicit gradient."""
 
 
 @dataclass
@@ -83,13 +83,15 @@ def main(args: Args) -> None:
     """Measures, prints the tables and writes the results."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
-    warnings.simplefilter("ignore", HypergradientWarning)  # errors are told, in numbers
+    warnings.simplefilter("ignore", HypergradientWarning)  # errors are measured
     if args.smoke:
         args.rounds, args.steps = 2, 6
     records = []
-    for (model, kind), (ways, exact) in KINDS.items():
+    for (model, kind), (implementations, exact) in KINDS.items():
         task = make_task(model, args.steps, args.seed)
-        found = measure(f"{model}, {kind}", task, ways, exact(task.double()).float(), args.rounds)
+        found = measure(
+            f"{model}, {kind}", task, implementations, exact(task.double()).float(), args.rounds
+        )
         records += [{"model": model, "kind": kind, **record} for record in found]
     environment = experiment.environment(torch.device("cpu"))
     experiment.write_results(args.out, asdict(args), environment, records)
@@ -99,24 +101,24 @@ def main(args: Args) -> None:
 
 
 def measure(
-    title: str, task: Task, ways: dict[str, Way], exact: Tensor, rounds: int
+    title: str, task: Task, implementations: dict[str, Implementation], exact: Tensor, rounds: int
 ) -> list[dict[str, Any]]:
-    """A record of each way; of one that is not installed, that it is not."""
-    records: dict[str, dict[str, Any]] = {name: {"way": name} for name in ways}
+    """A record of each implementation; of one that is not installed, ``missing``."""
+    records: dict[str, dict[str, Any]] = {name: {"way": name} for name in implementations}
     seconds: dict[str, list[float]] = {}
-    for name, way in ways.items():
+    for name, implementation in implementations.items():
         try:
-            gradient = way(task)  # compiles, and fills the caches
+            gradient = implementation(task)  # compiles, and fills the caches
         except ImportError as error:
             records[name]["missing"] = error.name
             continue
         records[name]["error"] = float((gradient - exact).norm() / exact.norm())
-        records[name]["peak_mib"] = peak_mib(partial(way, task), torch.device("cpu"))
+        records[name]["peak_mib"] = peak_mib(partial(implementation, task), torch.device("cpu"))
         seconds[name] = []
     for _ in track(range(rounds), title):
         for name, times in seconds.items():
             begun = time.process_time()
-            ways[name](task)
+            implementations[name](task)
             times.append(time.process_time() - begun)
     for name, times in seconds.items():
         records[name]["cpu_ms"] = 1e3 * statistics.median(times)
@@ -128,7 +130,7 @@ def measure(
 
 
 def print_table(title: str, records: list[dict[str, Any]]) -> None:
-    """A row a way."""
+    """A row for each implementation."""
     columns = {
         "cpu_ms": "CPU, ms",
         "÷ by hand": "÷ by hand",

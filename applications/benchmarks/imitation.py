@@ -1,4 +1,4 @@
-"""The control kit compared with gymnasium, TRPO of sb3-contrib and GAIL of ``imitation``.
+"""The imitation kit compared with gymnasium, TRPO of sb3-contrib and GAIL of ``imitation``.
 
     pip install sb3-contrib
     python -m venv other && other/bin/pip install imitation "sb3-contrib<2.3"   # gymnasium 0.29
@@ -88,14 +88,14 @@ def main(args: Args) -> None:
 
 
 def rollouts(env: str, args: Args) -> Record:
-    """Steps a second, raw and with the policy that is asked for each action."""
+    """Steps per second: of the environments alone, and with the policy choosing the actions."""
     envs = make_envs(env, args.environments)
     sampler = Sampler(make_envs(env, args.environments), Task.of(envs).policy())
     count = args.steps // args.environments
     envs.reset(seed=0)
     envs.action_space.seed(0)
     actions = [envs.action_space.sample() for _ in range(count)]
-    raw, own = [], []
+    raw, ours = [], []
     for _ in track(range(args.rounds), f"rollouts, {env}"):
         begun = time.perf_counter()
         for action in actions:
@@ -103,21 +103,21 @@ def rollouts(env: str, args: Args) -> Record:
         raw.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         sampler.collect(count)
-        own.append(time.perf_counter() - begun)
+        ours.append(time.perf_counter() - begun)
     steps = count * args.environments
     return {
         "measured": "rollouts",
         "env": env,
         "raw, steps a second": steps / statistics.median(raw),
-        "with the policy": steps / statistics.median(own),
-        "share": statistics.median(a / b for a, b in zip(raw, own, strict=True)),
+        "with the policy": steps / statistics.median(ours),
+        "share": statistics.median(a / b for a, b in zip(raw, ours, strict=True)),
     }
 
 
 def trpo(args: Args) -> list[Record]:
-    """CartPole at equal steps; the seeds of both ways take turns."""
+    """TRPO on CartPole at equal environment steps; the implementations alternate."""
     records = []
-    train_expert("CartPole-v1", 2)  # whatever is made once is made now
+    train_expert("CartPole-v1", 2)  # warm-up
     for seed in track(range(args.seeds), "TRPO"):
         returns: list[float] = []
         begun = time.perf_counter()
@@ -127,23 +127,23 @@ def trpo(args: Args) -> list[Record]:
             steps=args.steps,
             environments=args.environments,
             seed=seed,
-            callback=partial(note, returns),
+            callback=partial(append_mean, returns),
         )
         records.append(trpo_record("bilevel", seed, args, time.perf_counter() - begun, returns))
         if importlib.util.find_spec("sb3_contrib"):
-            spent, theirs = sb3_trpo.train("CartPole-v1", seed, args.iterations, args.steps)
-            records.append(trpo_record("sb3-contrib", seed, args, spent, theirs))
+            seconds, theirs = sb3_trpo.train("CartPole-v1", seed, args.iterations, args.steps)
+            records.append(trpo_record("sb3-contrib", seed, args, seconds, theirs))
     return records
 
 
-def note(returns: list[float], _: int, ended: Tensor) -> None:
-    """Writes down the mean return of an iteration, where an episode ended."""
-    if len(ended):
-        returns.append(ended.mean().item())
+def append_mean(means: list[float], _: int, returns: Tensor) -> None:
+    """Appends the mean return of an iteration, if an episode ended in it."""
+    if len(returns):
+        means.append(returns.mean().item())
 
 
 def trpo_record(who: str, seed: int, args: Args, seconds: float, returns: list[float]) -> Record:
-    """One run of TRPO in numbers."""
+    """The record of one run of TRPO."""
     return {
         "measured": "TRPO on CartPole-v1",
         "by": who,
@@ -156,34 +156,47 @@ def trpo_record(who: str, seed: int, args: Args, seconds: float, returns: list[f
 
 
 def gail(args: Args) -> list[Record]:
-    """An iteration on MountainCar: rollout, five steps of D, TRPO, three epochs of the value."""
-    shown = demonstrate(ENV, MountainCarExpert(), 10, seed=99)
+    """GAIL on MountainCar: rollout, five steps of D, TRPO, three epochs of the value function."""
+    demonstrations = demonstrate(ENV, MountainCarExpert(), 10, seed=99)
     setting = Setting(
-        ENV, "gail", 0, "coordinate", None, "finish", None, 5, 0.01, None, args.steps, 16
+        env=ENV,
+        method="gail",
+        seed=0,
+        updater="coordinate",
+        gradient_skip=None,
+        reward="finish",
+        follower_lr=None,
+        follower_steps=5,
+        max_kl=0.01,
+        max_norm=None,
+        steps=args.steps,
+        environments=16,
     )
-    apprentice = make_apprentice(setting, *shown.subsample())
-    own, theirs = [], []
+    apprentice = make_apprentice(setting, *demonstrations.subsample())
+    ours, theirs = [], []
     for _ in track(range(max(2, args.rounds // 3)), "GAIL"):
         for _ in range(3):
             begun = time.perf_counter()
             apprentice.iterate()
-            own.append(time.perf_counter() - begun)
-        theirs += time_imitation_package(args.imitation, shown, args.steps)
+            ours.append(time.perf_counter() - begun)
+        theirs += time_imitation_package(args.imitation, demonstrations, args.steps)
     return [
         {
             "measured": "GAIL on MountainCar-v0",
-            "bilevel, s an iteration": statistics.median(own),
+            "bilevel, s an iteration": statistics.median(ours),
             "imitation, s an iteration": statistics.median(theirs),
-            "ratio": statistics.median(own) / statistics.median(theirs),
+            "ratio": statistics.median(ours) / statistics.median(theirs),
         }
     ]
 
 
-def time_imitation_package(python: Path | None, shown: Demonstrations, steps: int) -> list[float]:
-    """Three iterations in another interpreter, which tells its own seconds."""
+def time_imitation_package(
+    python: Path | None, demonstrations: Demonstrations, steps: int
+) -> list[float]:
+    """Seconds of three iterations, measured by another interpreter."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "shown.npz"
-        save_demonstrations(path, shown)
+        path = Path(folder) / "demonstrations.npz"
+        save_demonstrations(path, demonstrations)
         script = Path(__file__).parent / "imitation_lib" / "imitation_gail.py"
         command = [str(python), str(script), ENV, str(path), str(steps), "3"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -197,22 +210,19 @@ def time_imitation_package(python: Path | None, shown: Demonstrations, steps: in
 
 
 def print_table(title: str, records: list[Record]) -> None:
-    """One table of the terminal."""
+    """Prints one kind of records."""
     names = [name for name in records[0] if name != "measured"]
-    grid = Table(*names, title=title)
+    table = Table(*names, title=title)
     for record in records:
-        values = (record[name] for name in names)
-        grid.add_row(
-            *(
-                f"{v:.3g}"
-                if isinstance(v, float) and v < 10
-                else f"{v:,.0f}"
-                if isinstance(v, float)
-                else str(v)
-                for v in values
-            )
-        )
-    Console().print(grid)
+        table.add_row(*(cell(record[name]) for name in names))
+    Console().print(table)
+
+
+def cell(value: Any) -> str:
+    """A value as text."""
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 10 else f"{value:,.0f}"
+    return str(value)
 
 
 if __name__ == "__main__":

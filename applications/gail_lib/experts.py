@@ -1,4 +1,4 @@
-"""Whom to imitate in an environment: a file's episodes, a script's, or a trained policy's."""
+"""The expert of an environment: demonstrations from a file, a script, or a trained policy."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bilevel.imitation import (
     train_expert,
 )
 
-EPISODES = 100
-"""Episodes that are recorded: as many as tell how good the expert is."""
+RECORDED_EPISODES = 100
+"""Recorded episodes: enough to estimate the expert's return."""
 
-SCRIPTS = {"MountainCar-v0": MountainCarExpert}
-TRAINING = {"CartPole-v1": 40, "Pendulum-v1": 60}
-"""Iterations of TRPO until an expert is good."""
-OTHERS = 100
+SCRIPTED = {"MountainCar-v0": MountainCarExpert}
+TRAINING_ITERATIONS = {"CartPole-v1": 40, "Pendulum-v1": 60}
+DEFAULT_ITERATIONS = 100
+"""Iterations of TRPO that train an expert."""
 
 
-def demonstrations(
-    env: str, source: str | None, folder: Path, tell: Callable[[int, int], None]
+def expert_demonstrations(
+    env: str, source: str | None, folder: Path, progress: Callable[[int, int], None]
 ) -> Demonstrations:
     """The expert's episodes, recorded once and kept in ``folder``.
 
@@ -33,7 +33,7 @@ def demonstrations(
         env: The environment's name.
         source: A ``.npz`` or ``minari:NAME``; None for a scripted expert or one trained by TRPO.
         folder: Where they are kept.
-        tell: Is told how many iterations of how many are done.
+        progress: Called with the number of completed iterations and their total.
 
     Returns:
         Whole episodes.
@@ -44,11 +44,11 @@ def demonstrations(
     path = folder / f"{env.replace('/', '-')}.npz"
     if path.exists():
         return load_demonstrations(path, env)
-    if env in SCRIPTS:
-        expert = SCRIPTS[env]()
+    if env in SCRIPTED:
+        expert = SCRIPTED[env]()
     else:
-        iterations = TRAINING.get(env, OTHERS)
-        expert = train_expert(env, iterations, callback=lambda done, _: tell(done + 1, iterations))
-    found = demonstrate(env, expert, EPISODES, seed=99)
-    save_demonstrations(path, found)
-    return found
+        iterations = TRAINING_ITERATIONS.get(env, DEFAULT_ITERATIONS)
+        expert = train_expert(env, iterations, callback=lambda i, _: progress(i + 1, iterations))
+    demonstrations = demonstrate(env, expert, RECORDED_EPISODES, seed=99)
+    save_demonstrations(path, demonstrations)
+    return demonstrations

@@ -1,4 +1,4 @@
-"""Figure 6 of the paper: return against iteration, and how the discriminator fares meanwhile."""
+"""Figure 6 of the paper: return and discriminator accuracy against iteration."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from bilevel.experiment.files import atomic_write
@@ -19,10 +20,10 @@ from bilevel.robustness.figures import MUTED, STYLE
 from gail_lib.runs import Run
 
 METHODS = ("gail", "l2l-gail", "bc", "constant")
-LOOKS = dict(zip(METHODS, (COLORS[1], COLORS[0], COLORS[2], MUTED), strict=True))
+COLOR = dict(zip(METHODS, (COLORS[1], COLORS[0], COLORS[2], MUTED), strict=True))
 TITLES = {"gail": "GAIL", "l2l-gail": "L2L-GAIL", "bc": "cloning", "constant": "constant D"}
 WINDOW = 5
-"""Iterations that a point of a curve is the mean of."""
+"""Iterations over which the curves are averaged."""
 
 
 def draw(path: Path, runs: Sequence[Run], experts: dict[str, Demonstrations]) -> None:
@@ -30,25 +31,26 @@ def draw(path: Path, runs: Sequence[Run], experts: dict[str, Demonstrations]) ->
 
     Args:
         path: The PNG file.
-        runs: All of them.
-        experts: Of each environment.
+        runs: All runs.
+        experts: Demonstrations by environment.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(4.6 * len(experts), 5.2), layout="constrained")
         grid: Any = figure.subplots(2, len(experts), sharex="col", squeeze=False)
-        for column, (env, expert) in enumerate(experts.items()):
-            upper, lower = grid[:, column]
-            here = [run for run in runs if run.setting.env == env]
-            _returns(upper, here, expert)
+        for (upper, lower), (env, expert) in zip(grid.T, experts.items(), strict=True):
+            of_env = [run for run in runs if run.setting.env == env]
+            _returns(upper, of_env, expert)
             for name in ("gail", "l2l-gail"):
-                _curve(lower, [_accuracy(r) for r in here if r.setting.method == name], name)
+                _curve(lower, [_accuracy(r) for r in of_env if r.setting.method == name], name)
             lower.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
             lower.set_ylim(0.35, 1.02)
             lower.set_xlabel("iteration")
+            lower.xaxis.set_major_locator(MaxNLocator(integer=True))
             upper.set_title(env)
         grid[0, 0].set_ylabel("return of the policy")
-        grid[1, 0].set_ylabel("discriminator's accuracy")
-        grid[0, 0].legend(frameon=False, fontsize="small", loc="center right")
+        grid[1, 0].set_ylabel("discriminator accuracy")
+        lines, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         with atomic_write(path) as part:
             figure.savefig(part, dpi=130, format="png")
 
@@ -68,38 +70,38 @@ def _returns(axes: Axes, runs: Sequence[Run], expert: Demonstrations) -> None:
         mine = [run for run in runs if run.setting.method == name]
         if name == "bc" and mine:
             returns = torch.stack([run.returns.mean() for run in mine])
-            axes.axhline(returns.mean().item(), color=LOOKS[name], linewidth=1, label=TITLES[name])
+            axes.axhline(returns.mean().item(), color=COLOR[name], linewidth=1, label=TITLES[name])
         else:
             _curve(axes, [mean_return(run, WINDOW) for run in mine], name)
 
 
 def _curve(axes: Axes, curves: Sequence[Tensor], name: str) -> None:
-    """The mean over seeds in a band from the lowest to the highest seed."""
+    """The mean over seeds, in a band from the lowest to the highest."""
     if not curves:
         return
     rows = torch.stack(list(curves))
     steps = range(1, rows.shape[1] + 1)
-    axes.plot(steps, rows.nanmean(0), color=LOOKS[name], linewidth=1.3, label=TITLES[name])
+    axes.plot(steps, rows.nanmean(0), color=COLOR[name], linewidth=1.3, label=TITLES[name])
     low, high = rows.nan_to_num(torch.inf).amin(0), rows.nan_to_num(-torch.inf).amax(0)
-    axes.fill_between(steps, low, high, color=LOOKS[name], alpha=0.18, linewidth=0)
+    axes.fill_between(steps, low, high, color=COLOR[name], alpha=0.18, linewidth=0)
 
 
 def _accuracy(run: Run) -> Tensor:
     curve = run.curves["accuracy"]
-    return smooth(curve, torch.ones_like(curve), WINDOW)
+    return moving_average(curve, torch.ones_like(curve), WINDOW)
 
 
 def mean_return(run: Run, window: int) -> Tensor:
-    """Of the episodes that ended in the last iterations, at each iteration.
+    """At each iteration the mean return of the episodes that ended in the last ``window`` ones.
 
-    Each episode counts the same, not each iteration: environments that have just started anew have
-    ended few episodes, and short ones.
+    Episodes are weighted equally, not iterations: just after a reset only a few, short episodes
+    end.
     """
-    return smooth(run.curves["return"], run.curves["episodes"], window)
+    return moving_average(run.curves["return"], run.curves["episodes"], window)
 
 
-def smooth(curve: Tensor, weights: Tensor, window: int) -> Tensor:
-    """The weighted mean of the last numbers, at each; NaN where all weights are 0."""
-    ends = [slice(max(0, i - window + 1), i + 1) for i in range(len(curve))]
-    weighted = (curve * weights).nan_to_num()  # no episode ended where a return is NaN
-    return torch.stack([weighted[end].sum() / weights[end].sum() for end in ends])
+def moving_average(curve: Tensor, weights: Tensor, window: int) -> Tensor:
+    """The weighted mean of the last ``window`` values; NaN where all weights are 0."""
+    windows = [slice(max(0, i - window + 1), i + 1) for i in range(len(curve))]
+    weighted = (curve * weights).nan_to_num()  # a return is NaN, of weight 0, if no episode ended
+    return torch.stack([weighted[part].sum() / weights[part].sum() for part in windows])

@@ -1,8 +1,8 @@
-"""The imitation games: one leader, one follower, and three ways to answer for the follower.
+"""The imitation games: one leader, one follower, and three solvers.
 
-gail        Parametric(θ_D), moved by Adam          Ho & Ermon (2016)
+gail        Parametric(θ_D), trained by Adam        Ho & Ermon (2016)
 l2l-gail    Iterative(updater, 1, warm_start)       Algorithm 5 of Jiang et al. (2021)
-constant    Iterative(updater, 0), D = ½            the control: rewards that tell nothing
+constant    Iterative(updater, 0), D = ½            the control: an uninformative reward
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from bilevel.imitation import (
 )
 from bilevel.updates import MLP, CoordinateMLP, Gradient, Update
 
-BLOCK = 16
-"""Numbers of θ_D that a network of the block-diagonal updater moves."""
+BLOCK_SIZE = 16
+"""Weights of D per network of the block-diagonal updater."""
 
-RATES = {"gail": 1e-3, "coordinate": 1e-3, "block": 1e-4, "dense": 1e-6}
-"""Adam's learning rate for θ_D, and for the updaters' θ_U: the wider, the smaller."""
+LEARNING_RATES = {"gail": 1e-3, "coordinate": 1e-3, "block": 1e-4, "dense": 1e-6}
+"""Adam's learning rates for θ_D (gail) and for the updaters' θ_U: the wider, the smaller."""
 
-SUITED = {"CartPole-v1": "survive", "MountainCar-v0": "finish"}
-"""The sign of the rewards as Ho & Ermon (2016) chose it."""
+SUITED_REWARDS = {"CartPole-v1": "survive", "MountainCar-v0": "finish"}
+"""The rewards that Ho & Ermon (2016) chose."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that a run depends on, beside what was shown."""
+    """All that a run depends on, besides the demonstrations."""
 
     env: str
     method: str
@@ -56,31 +56,31 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """What the run's folder is called."""
+        """The name of the run's folder."""
         updater = f"-{self.updater}" if self.method == "l2l-gail" else ""
         return f"{self.env}/{self.method}{updater}-{self.seed}"
 
     def env_seed(self, iteration: int) -> int:
-        """Of the environments that begin at an iteration, which take this one and those after it.
+        """Seed of the first environment after a reset; the others take the following ones.
 
-        No two iterations share one, nor do two runs with seeds below 1,000.
+        No two resets share a seed, nor do two runs with seeds below 1,000.
         """
         return (1000 * iteration + self.seed) * self.environments
 
     @property
-    def rate(self) -> float:
+    def lr(self) -> float:
         """Adam's learning rate for the solver's parameters."""
-        default = RATES[self.updater if self.method == "l2l-gail" else "gail"]
+        default = LEARNING_RATES[self.updater if self.method == "l2l-gail" else "gail"]
         return default if self.follower_lr is None else self.follower_lr
 
 
-def suited(env: str) -> str:
-    """The convention of the rewards that suits an environment."""
-    return SUITED.get(env, "neutral")
+def suited_reward(env: str) -> str:
+    """The reward for ``--reward suited``."""
+    return SUITED_REWARDS.get(env, "neutral")
 
 
 def make_apprentice(setting: Setting, states: torch.Tensor, actions: torch.Tensor) -> Apprentice:
-    """The players of a setting and what was shown to them, ready to play."""
+    """The training loop of a setting on the expert's state–action pairs."""
     torch.manual_seed(setting.seed)
     envs = make_envs(setting.env, setting.environments)
     task = Task.of(envs)
@@ -95,21 +95,21 @@ def make_apprentice(setting: Setting, states: torch.Tensor, actions: torch.Tenso
 
 
 def make_game(setting: Setting, leader: Imitator, follower: Discriminator) -> Bilevel:
-    """The game in the library's nouns."""
+    """The game of a setting."""
     leader_opt, adjoint = TRPO(leader.policy, max_kl=setting.max_kl), Detached()
     if setting.method == "constant":
         for parameter in follower.network[-1].parameters():
             nn.init.zeros_(parameter)
-        still = Iterative(Gradient(1.0), 0)
-        return Bilevel(leader, follower, still, leader_opt=leader_opt, adjoint=adjoint)
+        constant = Iterative(Gradient(1.0), 0)
+        return Bilevel(leader, follower, constant, leader_opt=leader_opt, adjoint=adjoint)
     if setting.method == "gail":
         solver = Parametric(follower.init(None))
         schedule = Alternating(setting.follower_steps, first="follower")
     else:
         solver = Iterative(make_updater(setting, follower.size), 1, warm_start=True)
         schedule = Simultaneous()
-    # Fused: the dense updater's step takes a fifth of the time.
-    solver_opt = torch.optim.Adam(solver.parameters(), setting.rate, fused=True)
+    # Fused: takes a fifth of the time with the dense updater.
+    solver_opt = torch.optim.Adam(solver.parameters(), setting.lr, fused=True)
     return Bilevel(
         leader,
         follower,
@@ -122,23 +122,23 @@ def make_game(setting: Setting, leader: Imitator, follower: Discriminator) -> Bi
 
 
 def make_updater(setting: Setting, size: int) -> Update:
-    """The learned optimizer of θ_D; its last layer is zero, since a random one makes θ_D noise."""
+    """The learned update of θ_D; its last layer starts at zero: a random one would add noise."""
     skip = setting.gradient_skip
     if setting.updater == "coordinate":
         return CoordinateMLP(gradient_skip=skip)
-    updater = MLP(size, blocks=blocks(setting.updater, size), gradient_skip=skip)
+    updater = MLP(size, blocks=block_count(setting.updater, size), gradient_skip=skip)
     for parameter in updater.network[-1].parameters():
         nn.init.zeros_(parameter)
     return updater
 
 
-def blocks(updater: str, size: int) -> int:
-    """Into how many parts θ_D is cut."""
-    return -(-size // BLOCK) if updater == "block" else 1
+def block_count(updater: str, size: int) -> int:
+    """The number of blocks of θ_D."""
+    return -(-size // BLOCK_SIZE) if updater == "block" else 1
 
 
-def memory(updater: str, size: int) -> int:
-    """Bytes of an updater of θ_D of that size, with gradients and Adam's moments."""
+def updater_bytes(updater: str, size: int) -> int:
+    """Bytes of an updater of ``size`` weights, with gradients and Adam's moments."""
     if updater == "coordinate":
         return 0
-    return 4 * 4 * 52 * size**2 // blocks(updater, size)
+    return 4 * 4 * 52 * size**2 // block_count(updater, size)

@@ -1,31 +1,42 @@
-"""Whether the machine has the memory that updaters take, and whether its user wants that."""
+"""Checks that the machine has the memory that learned updaters need."""
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 
 from rich.prompt import Confirm
 
 from bilevel import BilevelError
 
+MEMINFO = Path("/proc/meminfo")
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping, page cache included; None where unknown."""
+    if MEMINFO.exists():
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
+
 
 def check_memory(needed: int) -> None:
-    """Asks before more is taken than is free; says no where there is no one to ask.
+    """Asks before more memory is used than is available, and refuses where nobody can answer.
 
     Args:
         needed: Bytes.
 
     Raises:
-        BilevelError: If it is not to be taken.
+        BilevelError: If it is refused.
     """
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    if needed <= free:
+    available = available_memory()
+    if available is None or needed <= available:
         return
-    told = f"the updaters take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+    told = f"the updaters take {needed / 2**30:.1f} GiB and {available / 2**30:.1f} are available"
     if sys.stdin.isatty() and Confirm.ask(f"{told}; the machine may stall. Go on?", default=False):
         return
     raise BilevelError(
-        f"{told}: the dense updater has 52 m² numbers; give --updater block or coordinate, or "
+        f"{told}: the dense updater has 52 m² parameters; give --updater block or coordinate, or "
         "fewer --jobs"
     )

@@ -1,4 +1,4 @@
-"""One run of one method, which can be stopped and gone on with; and several side by side."""
+"""Resumable runs, one or several in parallel processes."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from bilevel.imitation import Apprentice, Policy, clone, demonstrate
 from bilevel.robustness.networks.weights import save_weights
 from gail_lib.games import Setting, make_apprentice
 
-PART = 25
-"""Iterations between checkpoints. The environments start anew at each, so that a run that was
-stopped goes on as if it had not been: what happens inside an environment cannot be saved."""
+CHECKPOINT_EVERY = 25
+"""Iterations between checkpoints. The state of an environment cannot be saved, so environments are
+reset at each checkpoint: a resumed run then equals one that was never stopped."""
 
-EPISODES = 100
-"""Of the final policy, as it acts: stochastically."""
+EVALUATION_EPISODES = 100
+"""Episodes on which the final, stochastic policy is evaluated."""
 
-Tell = Callable[[str, int], None]
-"""Is told a run's name and its iteration."""
+Progress = Callable[[str, int], None]
+"""Called with a run's name and its completed iterations."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a run.
+    """The results of a run.
 
     Args:
         setting: Its setting.
-        curves: By name, a number for each iteration; ``return`` is NaN where no episode ended.
-        returns: Of the final policy, an episode each.
-        seconds: Of an iteration in the mean; of the whole for behaviour cloning.
+        curves: Metrics by name, one value per iteration; ``return`` is NaN if no episode ended.
+        returns: Of the final policy, one per episode.
+        seconds: Mean per iteration; total for behaviour cloning.
     """
 
     setting: Setting
@@ -51,27 +51,27 @@ class Run:
     seconds: float
 
 
-def play_all(
+def run_all(
     settings: Sequence[Setting],
     iterations: int,
-    shown: dict[str, tuple[Tensor, Tensor]],
+    pairs: dict[str, tuple[Tensor, Tensor]],
     out: Path,
     *,
     resume: bool,
     jobs: int,
-    tell: Tell,
+    progress: Progress,
 ) -> list[Run]:
-    """Plays each setting, ``jobs`` at a time."""
-    tasks = [(s, iterations, *shown[s.env], out, resume) for s in settings]
+    """Runs each setting on the expert's pairs of its environment, ``jobs`` at a time."""
+    tasks = [(s, iterations, *pairs[s.env], out, resume) for s in settings]
     if jobs == 1:
-        return [play(*task, tell) for task in tasks]
+        return [run_one(*task, progress) for task in tasks]
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
-        told = manager.Queue()
-        futures = [pool.submit(play, *task, _Teller(told)) for task in tasks]
+        messages = manager.Queue()
+        futures = [pool.submit(run_one, *task, _ProgressQueue(messages)) for task in tasks]
         while not all(future.done() for future in futures):
             try:
-                tell(*told.get(timeout=0.2))
+                progress(*messages.get(timeout=0.2))
             except queue.Empty:
                 continue
             if any(future.done() and future.exception() for future in futures):
@@ -79,26 +79,26 @@ def play_all(
         return [future.result() for future in futures]
 
 
-class _Teller:
-    """Tells another process."""
+class _ProgressQueue:
+    """Reports progress to the parent process."""
 
-    def __init__(self, told: Any) -> None:
-        self.told = told
+    def __init__(self, messages: Any) -> None:
+        self.messages = messages
 
     def __call__(self, name: str, iteration: int) -> None:
-        self.told.put((name, iteration))
+        self.messages.put((name, iteration))
 
 
-def play(
+def run_one(
     setting: Setting,
     iterations: int,
     states: Tensor,
     actions: Tensor,
     out: Path,
     resume: bool,
-    tell: Tell,
+    progress: Progress,
 ) -> Run:
-    """Plays one setting; its folder keeps checkpoints, TensorBoard's curves and the policy."""
+    """Runs one setting; its folder gets checkpoints, TensorBoard logs and the policy."""
     torch.set_num_threads(1)  # the networks are too small for more
     apprentice = make_apprentice(setting, states, actions)
     folder = make_folder(out / setting.name)
@@ -109,20 +109,20 @@ def play(
         seconds = time.perf_counter() - begun
         history = {"epochs": torch.tensor([float(epochs)])}
     else:
-        history = _train(apprentice, setting, iterations, folder, resume, tell)
+        history = _train(apprentice, setting, iterations, folder, resume, progress)
         seconds = history.pop("seconds").mean().item()
     save_weights(
         folder / "policy.safetensors", policy, {k: str(v) for k, v in asdict(setting).items()}
     )
-    tell(setting.name, iterations)
-    returns = judge(policy, setting.env)
+    progress(setting.name, iterations)
+    returns = evaluate(policy, setting.env)
     return Run(setting, history, returns, seconds)
 
 
-def judge(policy: Policy, env: str) -> Tensor:
-    """Returns of the policy, by the environment's own rewards."""
+def evaluate(policy: Policy, env: str) -> Tensor:
+    """Returns of the policy under the environment's own rewards."""
     torch.manual_seed(0)
-    return demonstrate(env, policy, EPISODES, seed=10_000).returns
+    return demonstrate(env, policy, EVALUATION_EPISODES, seed=10_000).returns
 
 
 def _train(
@@ -131,17 +131,17 @@ def _train(
     iterations: int,
     folder: Path,
     resume: bool,
-    tell: Tell,
+    progress: Progress,
 ) -> dict[str, Tensor]:
-    """The curves of all iterations, those before a stop too."""
+    """The curves of all iterations, including those before a resume."""
     rows: list[dict[str, float]] = []
     path = folder / "checkpoint.pt"
     if resume and path.exists():
-        rows = _take_up(apprentice, setting, iterations, path)
+        rows = _resume(apprentice, setting, iterations, path)
     with writing(folder):
         writer = SummaryWriter(folder / "tensorboard", purge_step=len(rows))
     while apprentice.iteration < iterations:
-        if apprentice.iteration % PART == 0:
+        if apprentice.iteration % CHECKPOINT_EVERY == 0:
             apprentice.sampler.restart(setting.env_seed(apprentice.iteration))
         begun = time.perf_counter()
         row = apprentice.iterate()
@@ -150,35 +150,35 @@ def _train(
             for name, value in row.items():
                 if not math.isnan(value):
                     writer.add_scalar(name, value, apprentice.iteration)
-        if apprentice.iteration % PART == 0:
-            known = {"setting": asdict(setting), "expert": apprentice.expert, "rows": rows}
-            checkpoint.save(path, known | apprentice.state_dict())
-        tell(setting.name, apprentice.iteration)
+        if apprentice.iteration % CHECKPOINT_EVERY == 0:
+            run = {"setting": asdict(setting), "expert": apprentice.expert, "rows": rows}
+            checkpoint.save(path, run | apprentice.state_dict())
+        progress(setting.name, apprentice.iteration)
     with writing(folder):
         writer.close()
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
-def _take_up(
+def _resume(
     apprentice: Apprentice, setting: Setting, iterations: int, path: Path
 ) -> list[dict[str, float]]:
     state = checkpoint.load(path)
     changed = [name for name, value in asdict(setting).items() if state["setting"][name] != value]
     if changed:
         raise BilevelError(
-            f"{path} was played with another {' and '.join(changed)}: it cannot be gone on with; "
-            "give the same arguments, or another --out"
+            f"{path} was run with another {' and '.join(changed)}: it cannot be resumed; give the "
+            "same arguments, or another --out"
         )
     if "expert" not in state or not torch.equal(state["expert"], apprentice.expert):
         raise BilevelError(
-            f"{path} was played with other demonstrations: it cannot be gone on with; give the "
-            "same --expert, --demonstrations and --every, or another --out"
+            f"{path} was run with other demonstrations: it cannot be resumed; give the same "
+            "--expert, --demonstrations and --every, or another --out"
         )
     rows: list[dict[str, float]] = state["rows"]
     if len(rows) > iterations:
         raise BilevelError(
-            f"{path} has played {len(rows)} iterations, and {iterations} are asked for: what was "
-            f"learned is not unlearned; give --iterations {len(rows)} or more, or another --out"
+            f"{path} has run {len(rows)} iterations already, and {iterations} are requested: give "
+            f"--iterations {len(rows)} or more, or another --out"
         )
     apprentice.load_state_dict(state)
     return rows

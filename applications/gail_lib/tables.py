@@ -1,4 +1,4 @@
-"""What came of the runs, as records and as tables."""
+"""Results of the runs as records, CSV and tables."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gail_lib.runs import Run
 
 CURVES = ("return", "episodes", "objective", "accuracy", "norm", "kl", "explained_variance")
 
-SPAN = 10
-"""Iterations whose episodes' mean return is looked at."""
+WINDOW = 10
+"""Iterations over which returns and metrics are averaged."""
 
 
 def record(run: Run, expert: Demonstrations) -> dict[str, Any]:
-    """A run in numbers: where it came, when, and whether it stayed there."""
+    """The record of a run for ``results.json``; the keys are explained at :func:`tabulate`."""
     goal = expert.returns.mean().item()
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         **asdict(run.setting),
         "expert": goal,
         "return": run.returns.mean().item(),
@@ -35,18 +35,18 @@ def record(run: Run, expert: Demonstrations) -> dict[str, Any]:
         "worst_after": None,
     }
     if "return" in run.curves:
-        curve = mean_return(run, SPAN)
+        curve = mean_return(run, WINDOW)
         near = (curve >= goal - 0.1 * abs(goal)).nonzero().flatten()
         if len(near):
-            told["reached"] = int(near[0]) + 1
-            told["worst_after"] = curve[int(near[0]) :].min().item()
+            summary["reached"] = int(near[0]) + 1
+            summary["worst_after"] = curve[int(near[0]) :].min().item()
         for name in ("objective", "accuracy", "norm"):
-            told[name] = run.curves[name][-SPAN:].mean().item()
-    return told
+            summary[name] = run.curves[name][-WINDOW:].mean().item()
+    return summary
 
 
 def write_curves(path: Path, runs: Sequence[Run]) -> None:
-    """Every iteration of every run, as CSV."""
+    """Writes every iteration of every run as CSV."""
     with atomic_write(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("env", "method", "seed", "iteration", *CURVES))
@@ -59,10 +59,11 @@ def write_curves(path: Path, runs: Sequence[Run]) -> None:
 
 
 def tabulate(env: str, records: Sequence[Mapping[str, Any]]) -> Table:
-    """One environment: a line for each method, means and spreads over seeds.
+    """The table of an environment: a row per method, mean ± standard deviation over seeds.
 
-    ``near after`` is the iteration from which :data:`SPAN` together came within 10 % of the expert,
-    ``worst since`` the least mean return of as many after that.
+    ``near after`` (``reached``) is the first iteration at which the mean return of :data:`WINDOW`
+    iterations is within 10 % of the expert's, ``worst since`` (``worst_after``) the lowest mean of
+    as many from there on.
     """
     expert = records[0]["expert"]
     header = ("method", "return", "near after", "worst since", "objective", "accuracy", "‖θ_D‖")
@@ -74,12 +75,12 @@ def tabulate(env: str, records: Sequence[Mapping[str, Any]]) -> Table:
             rows.append(
                 (
                     TITLES[name],
-                    spread([one["return"] for one in mine], 1),
+                    mean_std([one["return"] for one in mine], 1),
                     _reached(reached, len(mine)) if name != "bc" else "–",
-                    spread([one["worst_after"] for one in mine if one["reached"]], 0),
-                    spread([one["objective"] for one in mine if "objective" in one], 2),
-                    spread([one["accuracy"] for one in mine if "accuracy" in one], 2),
-                    spread([one["norm"] for one in mine if "norm" in one], 1),
+                    mean_std([one["worst_after"] for one in mine if one["reached"]], 0),
+                    mean_std([one["objective"] for one in mine if "objective" in one], 2),
+                    mean_std([one["accuracy"] for one in mine if "accuracy" in one], 2),
+                    mean_std([one["norm"] for one in mine if "norm" in one], 1),
                 )
             )
     return Table(f"{env}: the expert earns {expert:.1f}", header, tuple(rows))
@@ -91,8 +92,8 @@ def _reached(iterations: Sequence[int], runs: int) -> str:
     return f"{len(iterations)} of {runs}, {min(iterations)} to {max(iterations)}"
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation."""
+def mean_std(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation, as text."""
     if not values:
         return "–"
     numbers = torch.tensor(values, dtype=torch.float64)

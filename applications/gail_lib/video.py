@@ -1,4 +1,4 @@
-"""What a policy does, as a moving picture."""
+"""An episode of a policy as a GIF."""
 
 from __future__ import annotations
 
@@ -11,70 +11,71 @@ from bilevel import BilevelError
 from bilevel.experiment.files import atomic_write
 from bilevel.imitation import Policy
 
-LONGEST = 1000
-"""Steps of an episode that are shown at most."""
+MAX_STEPS = 1000
+"""Steps of an episode that are recorded at most."""
 
-EVERY = 2
-"""Of so many frames one is kept."""
+FRAME_EVERY = 2
+"""Steps per frame."""
 
 
-def check_film(env: str) -> None:
-    """Draws an environment once.
+def check_rendering(env: str) -> None:
+    """Renders one frame of an environment.
 
     Args:
         env: Its name.
 
     Raises:
-        BilevelError: If it cannot be drawn.
+        BilevelError: If it cannot be rendered.
     """
     try:
-        stage = _stage(env)
-        stage.reset(seed=0)
-        _draw(stage)
-        stage.close()
-    except Exception as error:  # of gymnasium, of what it draws with, of the environment
-        told = str(error).partition("\n")[0]
+        made = _make_env(env)
+        made.reset(seed=0)
+        _frame(made)
+        made.close()
+    except Exception as error:  # of gymnasium, of its rendering library, of the environment
+        reason = str(error).partition("\n")[0]
         raise BilevelError(
-            f'{env} cannot be drawn: {told}; pip install "bilevel[render]", or leave out --render'
+            f"{env} cannot be rendered: {reason}; "
+            'pip install "bilevel[render]", or leave out --render'
         ) from error
 
 
-def film(path: Path, env: str, policy: Policy) -> None:
-    """Writes one episode as a GIF.
+def record_gif(path: Path, env: str, policy: Policy) -> None:
+    """Records one episode.
 
     Args:
-        path: The file.
+        path: The GIF file.
         env: The environment's name.
-        policy: Who plays.
+        policy: The policy to play.
     """
-    stage, actor = _stage(env), policy.actor()
-    space: Any = stage.action_space
-    shown, _ = stage.reset(seed=0)
+    made, actor = _make_env(env), policy.actor()
+    space: Any = made.action_space
+    observation, _ = made.reset(seed=0)
     frames = []
-    for step in range(LONGEST):
-        if step % EVERY == 0:
-            frames.append(_draw(stage))
-        action = actor(shown[None].astype("float32"))[0]
+    for step in range(MAX_STEPS):
+        if step % FRAME_EVERY == 0:
+            frames.append(_frame(made))
+        action = actor(observation[None].astype("float32"))[0]
         if hasattr(space, "low"):
             action = action.clip(space.low, space.high)
-        shown, _, terminated, truncated, _ = stage.step(action)
+        observation, _, terminated, truncated, _ = made.step(action)
         if terminated or truncated:
             break
-    frames.append(_draw(stage))
-    stage.close()
+    frames.append(_frame(made))
+    made.close()
     with atomic_write(path) as part:
         frames[0].save(
             part, format="GIF", save_all=True, append_images=frames[1:], duration=40, loop=0
         )
 
 
-def _stage(env: str) -> gymnasium.Env[Any, Any]:
-    return gymnasium.make(env, render_mode="rgb_array", disable_env_checker=True)
+def _make_env(name: str) -> gymnasium.Env[Any, Any]:
+    return gymnasium.make(name, render_mode="rgb_array", disable_env_checker=True)
 
 
-def _draw(stage: gymnasium.Env[Any, Any]) -> Any:
-    """A frame in 256 colours."""
+def _frame(env: gymnasium.Env[Any, Any]) -> Any:
+    """The current frame in 256 colours."""
     from PIL import Image
 
-    frame: Any = stage.render()
+    frame: Any = env.render()
     return Image.fromarray(frame).convert("P")

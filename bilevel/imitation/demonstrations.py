@@ -116,13 +116,14 @@ def demonstrate(
     sampler = Sampler(envs, expert, seed=seed)
     parts = [sampler.collect(1)]
     while not torch.cat([part.ended for part in parts]).any(0).all():
-        if sum(len(part.ended) for part in parts) >= max_steps:
+        played = sum(len(part.ended) for part in parts)
+        if played >= max_steps:
             raise BilevelError(
                 f"an episode of {env} is not over after {max_steps} steps: only whole episodes are "
                 "recorded; give it a shorter time limit (gymnasium.register's max_episode_steps, "
                 "or TimeLimit), or raise max_steps"
             )
-        parts.append(sampler.collect(50))
+        parts.append(sampler.collect(min(50, max_steps - played)))
     names = ("observations", "actions", "rewards", "next_observations", "terminated", "ended")
     columns = [torch.cat([getattr(part, name) for part in parts]) for name in names]
     columns[1] = Task.of(envs).clip(columns[1])

@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     tmp_path: Path,
     monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(applications("gail_lib.runs"), "PART", 2)
+    monkeypatch.setattr(applications("gail_lib.runs"), "CHECKPOINT_EVERY", 2)
     one = [*SMALL, "--method", "l2l-gail"]
     assert call(module, *one, "--iterations", 4, "--out", tmp_path / "whole").status == 0
     assert call(module, *one, "--iterations", 2, "--out", tmp_path / "parts").status == 0
@@ -81,14 +81,14 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     whole, parts = ((tmp_path / name / "curves.csv").read_text() for name in ("whole", "parts"))
     assert whole == parts
     other = call(module, *one, "--resume", "--max-kl", 0.02, "--out", tmp_path / "parts")
-    assert "was played with another max_kl" in one_line(other)
+    assert "was run with another max_kl" in one_line(other)
     fewer = call(module, *one, "--resume", "--iterations", 3, "--out", tmp_path / "parts")
     assert re.search(
-        "has played 4 iterations, and 3 are asked for: .*give --iterations 4", one_line(fewer)
+        "has run 4 iterations already, and 3 are requested: give --iterations 4", one_line(fewer)
     )
     for demonstrations in (["--demonstrations", 1], ["--every", 2]):
         other = call(module, *one, *demonstrations, "--resume", "--out", tmp_path / "parts")
-        assert "was played with other demonstrations" in one_line(other)
+        assert "was run with other demonstrations" in one_line(other)
 
 
 def test_runs_side_by_side_are_those_one_after_the_other(
@@ -139,16 +139,29 @@ def test_updaters_start_as_a_gradient_step_or_do_nothing(
 def test_the_dense_updater_asks_for_its_memory(
     games: ModuleType, applications: Callable[[str], ModuleType], monkeypatch: Any
 ) -> None:
-    assert games.memory("dense", 2561) == pytest.approx(5.5e9, rel=0.01)
-    assert games.memory("block", 2561) < 1e8
+    assert games.updater_bytes("dense", 2561) == pytest.approx(5.5e9, rel=0.01)
+    assert games.updater_bytes("block", 2561) < 1e8
     memory = applications("gail_lib.memory")
     memory.check_memory(1)
     monkeypatch.setattr("sys.stdin.isatty", lambda: False)
-    with pytest.raises(memory.BilevelError, match=r"GiB are free: .*--updater block"):
+    with pytest.raises(memory.BilevelError, match=r"GiB and .* are available: .*--updater block"):
         memory.check_memory(10**15)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr(memory.Confirm, "ask", lambda *_, **__: True)
     memory.check_memory(10**15)
+
+
+def test_memory_of_the_page_cache_is_available(
+    applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """And where the system does not tell, as on macOS, nothing is refused."""
+    memory = applications("gail_lib.memory")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    assert memory.available_memory() is None
+    memory.check_memory(10**15)
+    (tmp_path / "meminfo").write_text("MemFree:  1000 kB\nMemAvailable:  6000 kB\n")
+    assert memory.available_memory() == 6000 * 1024
+    memory.check_memory(5000 * 1024)
 
 
 def test_what_is_said_of_a_run(applications: Callable[[str], ModuleType], setting: Any) -> None:
@@ -200,7 +213,7 @@ def test_a_name_without_a_version_is_no_name_of_a_result(module: ModuleType) -> 
         pytest.warns(UserWarning, match="latest versioned"),
         pytest.raises(BilevelError, match="CartPole is CartPole-v1 today"),
     ):
-        module.check(args, module.planned(args))
+        module.check(args, module.plan_runs(args))
 
 
 def test_an_episode_is_drawn(
@@ -208,8 +221,8 @@ def test_an_episode_is_drawn(
 ) -> None:
     pytest.importorskip("pygame")
     frames = applications("gail_lib.video")
-    frames.check_film(ENV)
-    frames.film(tmp_path / "car.gif", ENV, MountainCarExpert())
+    frames.check_rendering(ENV)
+    frames.record_gif(tmp_path / "car.gif", ENV, MountainCarExpert())
     assert (tmp_path / "car.gif").read_bytes().startswith(b"GIF89a")
 
 
@@ -247,10 +260,10 @@ def test_a_film_has_an_end_and_its_actions_are_in_range(
     applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: Any, strict: str
 ) -> None:
     frames = applications("gail_lib.video")
-    monkeypatch.setattr(frames, "LONGEST", 7)
-    frames.film(tmp_path / "strict.gif", strict, GaussianPolicy(1, 1))
-    with Image.open(tmp_path / "strict.gif") as film:
-        assert film.n_frames == 5  # before steps 0, 2, 4 and 6, and at the end
+    monkeypatch.setattr(frames, "MAX_STEPS", 7)
+    frames.record_gif(tmp_path / "strict.gif", strict, GaussianPolicy(1, 1))
+    with Image.open(tmp_path / "strict.gif") as gif:
+        assert gif.n_frames == 5  # before steps 0, 2, 4 and 6, and at the end
 
 
 def test_what_cannot_be_drawn_is_told_before_anything_is_played(
@@ -258,7 +271,7 @@ def test_what_cannot_be_drawn_is_told_before_anything_is_played(
 ) -> None:
     monkeypatch.setattr(Strict, "render", lambda _: None)
     line = one_line(call(module, "--smoke", "--render", "--env", strict, "--out", tmp_path))
-    assert re.search("Strict-v0 cannot be drawn: .*leave out --render", line), line
+    assert re.search("Strict-v0 cannot be rendered: .*leave out --render", line), line
     assert not list(tmp_path.iterdir())
 
 
@@ -268,8 +281,8 @@ def test_results_are_written_whatever_becomes_of_the_film(
     def fail(*_: Any) -> None:
         raise BilevelError("no film")
 
-    monkeypatch.setattr(module, "check_film", lambda _: None)
-    monkeypatch.setattr(module, "film", fail)
+    monkeypatch.setattr(module, "check_rendering", lambda _: None)
+    monkeypatch.setattr(module, "record_gif", fail)
     cloned = [*SMALL, "--method", "bc", "--every", 20]
     assert "no film" in one_line(call(module, *cloned, "--render", "--out", tmp_path))
     assert (tmp_path / "results.json").exists()
@@ -291,19 +304,19 @@ def test_results_are_written_whatever_becomes_of_the_film(
         ("--max-norm 0", "max_norm is 0.0: .*give a number above 0"),
         ("--max-kl 0", "max_kl is 0.0: .*give a number above 0"),
         ("--demonstrations 0", "demonstrations is 0: .*give 1 or more"),
-        ("--demonstrations 1000", "demonstrations is 1000: 100 episodes are recorded"),
+        ("--demonstrations 1000", "demonstrations is 1000: 100 episodes of an expert"),
         ("--every 0", "every is 0: .*give 1 or more"),
         ("--expert nowhere.npz", "there is no file of demonstrations nowhere.npz"),
-        ("--resume", "no run of these in .*leave out --resume"),
+        ("--resume", "no such run in .*leave out --resume"),
     ],
 )
 def test_bad_input_gets_one_line(
     module: ModuleType, call: Callable[..., Any], tmp_path: Path, arguments: str, told: str,
     monkeypatch: Any,
 ) -> None:  # fmt: skip
-    monkeypatch.delattr(module, "play_all")  # it is told before hours are spent
+    monkeypatch.delattr(module, "run_all")  # it is told before hours are spent
     if "--expert" not in arguments:
-        monkeypatch.delattr(module, "demonstrations")  # and before an expert is trained
+        monkeypatch.delattr(module, "expert_demonstrations")  # and before an expert is trained
     line = one_line(call(module, "--smoke", "--out", tmp_path, *arguments.split()))
     assert re.search(told, line), line
 

@@ -172,3 +172,5 @@ def test_an_episode_without_an_end_is_told() -> None:
     finally:
         del gymnasium.registry["Endless-v0"]
     assert demonstrate("Pendulum-v1", GaussianPolicy(3, 1), 1, max_steps=200).lengths == 200
+    with pytest.raises(BilevelError, match="Pendulum-v1 is not over after 170 steps"):
+        demonstrate("Pendulum-v1", GaussianPolicy(3, 1), 1, max_steps=170)

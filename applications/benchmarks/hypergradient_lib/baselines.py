@@ -1,7 +1,7 @@
-"""The hypergradient as others compute it: by hand, and with TorchOpt, higher and BOAT.
+"""The hypergradient written by hand, and with TorchOpt, higher and BOAT.
 
 Each function takes a :class:`~hypergradient_lib.task.Task` and returns dL/dθ, ``(1000,)``. All call
-the same losses; what differs is who steps and who differentiates.
+the same losses; they differ in the inner steps and in the differentiation.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from hypergradient_lib.task import Task, Weights
 
 Product = Callable[[Tensor], Tensor]
 ITERATIONS = 20
-"""K, of conjugate gradients."""
+"""K, the number of conjugate gradient iterations."""
 
 
 def descend(task: Task, y: Weights, steps: int, *, keep: bool) -> Weights:
     """Gradient descent by hand.
 
     Args:
-        task: Whose inner loss descends.
-        y: From where.
-        steps: How many steps.
-        keep: Whether their history is kept.
+        task: The task.
+        y: The starting point.
+        steps: Number of steps.
+        keep: Whether the autograd graph is kept.
     """
     for _ in range(steps):
         loss = task.inner(y, task.theta if keep else task.theta.detach())
-        slopes = torch.autograd.grad(loss, [*y.values()], create_graph=keep)
+        gradients = torch.autograd.grad(loss, [*y.values()], create_graph=keep)
         y = {
-            name: leaf - task.step * slope
-            for (name, leaf), slope in zip(y.items(), slopes, strict=True)
+            name: leaf - task.step * gradient
+            for (name, leaf), gradient in zip(y.items(), gradients, strict=True)
         }
         if not keep:
             y = leaves(y)
@@ -44,23 +44,23 @@ def descend(task: Task, y: Weights, steps: int, *, keep: bool) -> Weights:
 
 
 def leaves(y: Weights) -> Weights:
-    """The same numbers without history, to be differentiated by."""
+    """Detached copies that require gradients."""
     return {name: leaf.detach().requires_grad_() for name, leaf in y.items()}
 
 
 def grad(loss: Tensor, theta: Tensor) -> Tensor:
     """dL/dθ."""
-    (slope,) = torch.autograd.grad(loss, theta)
-    return slope
+    (gradient,) = torch.autograd.grad(loss, theta)
+    return gradient
 
 
 def by_hand(task: Task) -> Tensor:
-    """Reverse mode through a loop that keeps its history."""
+    """Reverse mode through the unrolled loop."""
     return grad(task.outer(descend(task, task.start(), task.steps, keep=True)), task.theta)
 
 
 def compiled_by_hand(task: Task) -> Tensor:
-    """The same; a compiled step, with ``torch.func.grad`` inside and ``autograd.grad`` outside."""
+    """The same with a compiled step: ``torch.func.grad`` inside, ``autograd.grad`` outside."""
     step, y = _compiled_step(task), task.start()
     for _ in range(task.steps):
         y = step(y, task.theta)
@@ -70,26 +70,26 @@ def compiled_by_hand(task: Task) -> Tensor:
 @lru_cache
 def _compiled_step(task: Task) -> Callable[[Weights, Tensor], Weights]:
     def step(y: Weights, theta: Tensor) -> Weights:
-        slopes = torch.func.grad(task.inner)(y, theta)
-        return {name: leaf - task.step * slopes[name] for name, leaf in y.items()}
+        gradients = torch.func.grad(task.inner)(y, theta)
+        return {name: leaf - task.step * gradients[name] for name, leaf in y.items()}
 
     return torch.compile(step)
 
 
 def recomputed_by_hand(task: Task) -> Tensor:
-    """Only √T points are kept; on the way back each segment between two is computed again."""
+    """Checkpointing: √T iterates are kept, and the steps between are recomputed in backward."""
     length = round(task.steps**0.5)
     lengths = [min(length, task.steps - done) for done in range(0, task.steps, length)]
     kept = [task.start()]
     for length in lengths:
         kept.append(descend(task, kept[-1], length, keep=False))
     end = kept.pop()
-    pull = torch.autograd.grad(task.outer(end), [*end.values()])
+    gradient = torch.autograd.grad(task.outer(end), [*end.values()])
     total = torch.zeros_like(task.theta)
     for y, length in zip(reversed(kept), reversed(lengths), strict=True):
         segment = descend(task, y, length, keep=True)
-        *pull, share = torch.autograd.grad(
-            [*segment.values()], [*y.values(), task.theta], pull
+        *gradient, share = torch.autograd.grad(
+            [*segment.values()], [*y.values(), task.theta], gradient
         )  # fmt: skip
         total += share
     return total
@@ -176,46 +176,48 @@ def boat_upper(feed: Any, upper: Any, lower: Any, params: Any = None) -> Tensor:
 
 
 def implicit_by_hand(task: Task) -> Tensor:
-    """Conjugate gradients on the Hessian at the point that the descent has reached."""
+    """Conjugate gradients on the Hessian at the last iterate."""
     return _implicit(task, lambda product, v: conjugate_gradients(product, v, ITERATIONS))
 
 
 def implicit_exact(task: Task) -> Tensor:
-    """The same, solved until nothing is left but rounding (in float64)."""
+    """The same, solved to rounding error (in float64)."""
     return _implicit(task, lambda product, v: conjugate_gradients(product, v, 5000, 1e-13))
 
 
 def _implicit(task: Task, solve: Callable[[Product, Tensor], Tensor]) -> Tensor:
     y = descend(task, task.start(), task.steps, keep=False)
     points = [*y.values()]
-    slopes = torch.autograd.grad(task.inner(y, task.theta), points, create_graph=True)
-    slope = _row(slopes)
+    gradients = torch.autograd.grad(task.inner(y, task.theta), points, create_graph=True)
+    gradient = _flat(gradients)
 
     def product(v: Tensor) -> Tensor:
-        return _row(torch.autograd.grad(slope, points, v, retain_graph=True))
+        return _flat(torch.autograd.grad(gradient, points, v, retain_graph=True))
 
-    v = _row(torch.autograd.grad(task.outer(y), points))
-    (pulled,) = torch.autograd.grad(slope, task.theta, solve(product, v))
+    v = _flat(torch.autograd.grad(task.outer(y), points))
+    (pulled,) = torch.autograd.grad(gradient, task.theta, solve(product, v))
     return -pulled
 
 
-def _row(tensors: Iterable[Tensor]) -> Tensor:
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def conjugate_gradients(product: Product, v: Tensor, most: int, tolerance: float = 0.0) -> Tensor:
+def conjugate_gradients(
+    product: Product, v: Tensor, max_steps: int, tolerance: float = 0.0
+) -> Tensor:
     """Solves H w = v by hand.
 
     Args:
-        product: w to H w.
+        product: The map of w to H w.
         v: The right-hand side.
-        most: Steps.
-        tolerance: Of the residual, relative to v.
+        max_steps: Maximum number of iterations.
+        tolerance: On the residual norm, relative to that of v.
     """
     w, residual = torch.zeros_like(v), v.clone()
     direction, square = residual.clone(), residual @ residual
     least = tolerance**2 * square
-    for _ in range(most):
+    for _ in range(max_steps):
         if square <= least:
             break
         image = product(direction)
@@ -232,8 +234,8 @@ def torchopt_implicit(task: Task) -> Tensor:
     import torchopt
 
     def optimality(y: tuple[Tensor, ...], theta: Tensor) -> tuple[Tensor, ...]:
-        slopes = torch.func.grad(lambda y: task.inner(task.named(y), theta))(y)
-        return tuple(slopes)
+        gradients = torch.func.grad(lambda y: task.inner(task.named(y), theta))(y)
+        return tuple(gradients)
 
     cg = torchopt.linear_solve.solve_cg(maxiter=ITERATIONS, rtol=0.0)
 

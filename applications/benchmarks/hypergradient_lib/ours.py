@@ -12,16 +12,16 @@ from hypergradient_lib.baselines import ITERATIONS, grad
 from hypergradient_lib.task import Task
 
 
-def _way(adjoint: Adjoint) -> Callable[[Task], Tensor]:
-    def way(task: Task) -> Tensor:
+def _implementation(adjoint: Adjoint) -> Callable[[Task], Tensor]:
+    def implementation(task: Task) -> Tensor:
         solver = Iterative(Gradient(task.step), task.steps)
         solution = adjoint.solve(solver, task.follower, task.leader, task.images)
         return grad(task.leader.loss(solution.value, task.images), task.theta)
 
-    return way
+    return implementation
 
 
-unrolled = _way(Unrolled())
-compiled = _way(Unrolled(compile=True))
-recomputed = _way(Unrolled(recompute=True))
-implicit = _way(Implicit("cg", max_steps=ITERATIONS, tolerance=0.0))
+unrolled = _implementation(Unrolled())
+compiled = _implementation(Unrolled(compile=True))
+recomputed = _implementation(Unrolled(recompute=True))
+implicit = _implementation(Implicit("cg", max_steps=ITERATIONS, tolerance=0.0))

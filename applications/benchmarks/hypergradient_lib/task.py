@@ -1,4 +1,4 @@
-"""What every way differentiates: one step of hyper-cleaning, with respect to 1,000 weights."""
+"""The task: one step of hyper-cleaning, differentiated with respect to 1,000 sample weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """The players, the data, and how the follower is solved: by ``steps`` of gradient descent.
+    """Leader, follower and data; the follower is solved by ``steps`` steps of gradient descent.
 
     Args:
-        leader: The weights of the samples.
-        follower: The network's training on them.
+        leader: The sample weights.
+        follower: The training of the network.
         images: Training and validation images.
         steps: T.
-        step: Size of each.
+        step: The step size.
     """
 
     leader: SampleWeights
@@ -37,11 +37,11 @@ class Task:
 
     @property
     def theta(self) -> Tensor:
-        """What the hypergradient is taken of."""
+        """The leader's parameter."""
         return self.leader.logits
 
     def start(self) -> Weights:
-        """The network's first parameters, as leaves of a graph."""
+        """The network's initial parameters, which require gradients."""
         return {name: leaf.requires_grad_() for name, leaf in self.follower.init(None).items()}
 
     def inner(self, y: Weights, theta: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Task:
         return self.leader.loss(y, self.images)
 
     def named(self, leaves: Sequence[Tensor]) -> Weights:
-        """The network's parameters, given one after the other."""
+        """A sequence of the network's parameters as a dict."""
         return dict(zip(self.follower.init(None), leaves, strict=True))
 
     def double(self) -> Task:
@@ -72,7 +72,7 @@ def make_task(model: str, steps: int, seed: int) -> Task:
     Args:
         model: ``linear`` (650 parameters) or ``mlp`` (64–256–10).
         steps: T.
-        seed: Of labels, split and network; the weights are not all alike.
+        seed: Of labels, split, network and sample weights, which are random.
     """
     data = load("digits", seed=seed)
     torch.manual_seed(seed)

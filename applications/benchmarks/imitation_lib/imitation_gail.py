@@ -1,9 +1,9 @@
-"""GAIL of HumanCompatibleAI's ``imitation``, timed; run by the Python that has it.
+"""Times GAIL of HumanCompatibleAI's ``imitation``; run by a Python that has this package.
 
     python -m venv other && other/bin/pip install imitation "sb3-contrib<2.3"
     other/bin/python imitation_gail.py ENV DEMONSTRATIONS.npz STEPS ITERATIONS
 
-It pins gymnasium 0.29, so it lives in an environment of its own and knows nothing of bilevel.
+It pins gymnasium 0.29, so it needs an environment of its own, and this script does not use bilevel.
 """
 
 import json
@@ -27,12 +27,12 @@ def transitions(path: str) -> Transitions:
     """All pairs of the demonstrations; GAIL reads states and actions only."""
     with np.load(path) as file:
         states, actions = file["observations"], file["actions"]
-    over = np.zeros(len(states), bool)
-    return Transitions(states, actions, np.array([{}] * len(states)), states, over)
+    dones = np.zeros(len(states), bool)
+    return Transitions(states, actions, np.array([{}] * len(states)), states, dones)
 
 
 def main() -> None:
-    """Plays, and prints seconds an iteration and each iteration's mean return as JSON."""
+    """Trains, and prints the seconds of each iteration as JSON."""
     env, path, steps, iterations = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     envs = make_vec_env(env, ENVIRONMENTS, seed=0)

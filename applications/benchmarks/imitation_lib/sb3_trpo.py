@@ -9,13 +9,13 @@ ENVIRONMENTS = 16
 
 
 def train(env: str, seed: int, iterations: int, steps: int) -> tuple[float, list[float]]:
-    """Seconds of the whole, and the returns of the episodes of the last iteration."""
+    """Seconds of training, and the mean return of each iteration in which an episode ended."""
     from sb3_contrib import TRPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
     class Returns(BaseCallback):
-        """Hears of every episode that ends; keeps those of the rollout under way."""
+        """Records the returns of the episodes that end in each rollout."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -43,7 +43,7 @@ def train(env: str, seed: int, iterations: int, steps: int) -> tuple[float, list
         seed=seed,
         device="cpu",
     )
-    heard = Returns()
+    returns = Returns()
     begun = time.perf_counter()
-    learner.learn(iterations * ENVIRONMENTS * -(-steps // ENVIRONMENTS), callback=heard)
-    return time.perf_counter() - begun, [sum(one) / len(one) for one in heard.rollouts if one]
+    learner.learn(iterations * ENVIRONMENTS * -(-steps // ENVIRONMENTS), callback=returns)
+    return time.perf_counter() - begun, [sum(one) / len(one) for one in returns.rollouts if one]
