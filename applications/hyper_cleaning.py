@@ -4,9 +4,10 @@
     python applications/hyper_cleaning.py --adjoint all --model mlp
     python applications/hyper_cleaning.py --dataset fashion-mnist --data-dir data
 
-A share of the training labels is wrong, and it is not known which. A network is trained on weighted
-samples (the follower), and the loss on held-out images is differentiated through the training with
-respect to the weights (the leader), by one adjoint or several. Wrong labels lose their weight.
+A fraction of the training labels is wrong, and it is not known which. A network is trained on
+weighted samples (the follower), and the loss on held-out images is differentiated through the
+training with respect to the weights (the leader), by one adjoint or several. The weights of wrong
+labels decrease.
 Franceschi et al., "Forward and Reverse Gradient-Based Hyperparameter Optimization", ICML 2017.
 """
 
@@ -25,7 +26,7 @@ from hyper_cleaning_lib.adjoints import ALL, NAMES, make
 from hyper_cleaning_lib.data import Corrupted, Dataset, load
 from hyper_cleaning_lib.figure import draw
 from hyper_cleaning_lib.problem import SampleWeights, Training
-from hyper_cleaning_lib.trainer import Learning
+from hyper_cleaning_lib.trainer import WeightTrainer
 from rich.console import Console
 from rich.table import Table
 
@@ -35,10 +36,11 @@ from bilevel.robustness import save_weights
 from bilevel.robustness.studies.table import cell
 from bilevel.updates.checks import positive
 
-LONGER = 5
-"""How many times as long as in each solve a network is trained to be tested."""
+TEST_STEPS_FACTOR = 5
+"""The final network is trained for this many times the steps of an inner solve."""
 
-STEPS = {"digits": 1.0, "fashion-mnist": 0.1}
+STEP_SIZES = {"digits": 1.0, "fashion-mnist": 0.1}
+"""Default step sizes of the inner gradient descent."""
 
 COLUMNS = {
     "weights": "weights",
@@ -53,7 +55,7 @@ COLUMNS = {
 
 @dataclass
 class Args:
-    """Learn a weight for each training sample, where a share of the labels is wrong."""
+    """Learn a weight for each training sample, where a fraction of the labels is wrong."""
 
     adjoint: tuple[str, ...] = ("unrolled", "implicit")
     """unrolled, recomputed, compiled, truncated, sampled, implicit, gmres, neumann, penalty; all of
@@ -67,7 +69,7 @@ class Args:
     model: Literal["linear", "mlp"] = "linear"
     """The network to train; mlp has a hidden layer of 256 units."""
     corrupted: float = 0.4
-    """Share of the training labels that are wrong."""
+    """Fraction of the training labels that are wrong."""
     train_size: int = 1000
     """Number of weighted training images."""
     validation_size: int = 1000
@@ -84,7 +86,7 @@ class Args:
     iterations: int = 60
     """Outer steps."""
     lr: float = 0.1
-    """Learning rate of the weights (Adam)."""
+    """WeightTrainer rate of the weights (Adam)."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/hyper_cleaning")
     """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
@@ -94,16 +96,16 @@ class Args:
     smoke: bool = False
     """Try everything in seconds: a few outer steps, short training."""
     resume: bool = False
-    """Go on where a stopped run with the same arguments ended."""
+    """Continue a stopped run with the same arguments."""
 
     def __post_init__(self) -> None:
         """The default step size of the dataset, if none is given."""
         if self.step is None:
-            self.step = STEPS[self.dataset]
+            self.step = STEP_SIZES[self.dataset]
 
 
 def main(args: Args) -> None:
-    """Learns with each adjoint, draws, prints the table and writes the results."""
+    """Learns the weights with each adjoint, then draws, prints the table and writes the results."""
     names = check(args)
     if args.smoke:
         args.iterations, args.steps = 3, 10
@@ -117,12 +119,12 @@ def main(args: Args) -> None:
         validation_size=args.validation_size,
         download=args.download,
     ).to(device)
-    records = references(args, data)
+    records = baselines(args, data)
     learned = {}
     for name in names:
-        learning = learn(args, name, data)
-        learned[name] = learning.leader.logits.detach().sigmoid()
-        records.append(report(args, name, learning, data))
+        trainer = learn(args, name, data)
+        learned[name] = trainer.leader.weights
+        records.append(report(args, name, trainer, data))
     curves = {name: metrics.roc(weights, data.wrong) for name, weights in learned.items()}
     draw(args.out / "hyper_cleaning.png", curves, names[0], learned[names[0]], data)
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
@@ -130,10 +132,10 @@ def main(args: Args) -> None:
 
 
 def check(args: Args) -> list[str]:
-    """Says so where an argument is out of its range.
+    """Checks the arguments.
 
     Returns:
-        The adjoints' names.
+        The names of the adjoints.
     """
     if not args.adjoint:
         raise BilevelError("no adjoint is given: nothing is learned; name one or several, or all")
@@ -145,7 +147,9 @@ def check(args: Args) -> list[str]:
     for name in ("step", "lr"):
         positive(name, getattr(args, name))
     if not 0 <= args.decay < float("inf"):
-        raise BilevelError(f"decay is {args.decay}: it is no weight decay; give a number from 0 on")
+        raise BilevelError(
+            f"decay is {args.decay}: it must not be negative; give a number from 0 on"
+        )
     for name in ("steps", "iterations"):
         if getattr(args, name) < 1:
             raise BilevelError(
@@ -153,69 +157,69 @@ def check(args: Args) -> list[str]:
             )
     if args.resume and not list(args.out.glob("*/checkpoint.pt")):
         raise BilevelError(
-            f"there is no checkpoint in {args.out}: nothing to go on from; leave out --resume, or "
-            "name the folder of the stopped run with --out"
+            f"there is no checkpoint in {args.out}: leave out --resume, or name the folder of the "
+            "stopped run with --out"
         )
     return list(dict.fromkeys(ALL if "all" in args.adjoint else args.adjoint))
 
 
-def begin(args: Args, data: Corrupted) -> SampleWeights:
-    """The leader and, in it, the follower; the same at each call."""
+def make_leader(args: Args, data: Corrupted) -> SampleWeights:
+    """A new leader with its follower; the same at each call."""
     torch.manual_seed(args.seed)
     device = data.wrong.device
     follower = Training(data.network(args.model).to(device), args.decay)
     return SampleWeights(follower, args.train_size).to(device)
 
 
-def learn(args: Args, name: str, data: Corrupted) -> Learning:
-    """The weights that an adjoint learns, from its checkpoint if the run goes on."""
-    leader = begin(args, data)
+def learn(args: Args, name: str, data: Corrupted) -> WeightTrainer:
+    """Learns the weights with one adjoint, from its checkpoint with --resume."""
+    leader = make_leader(args, data)
     adjoint, solver = make(name, args.step, args.steps)
     optimizer = torch.optim.Adam(leader.parameters(), lr=args.lr)
     game = Bilevel(leader, leader.follower, solver, leader_opt=optimizer, adjoint=adjoint)
     same = ("dataset", "model", "corrupted", "train_size", "validation_size", "steps", "step")
     config = {key: getattr(args, key) for key in (*same, "decay", "lr", "seed")}
     folder = args.out / name
-    learning = Learning(game, data, folder / "checkpoint.pt", {"adjoint": name, **config})
+    trainer = WeightTrainer(game, data, folder / "checkpoint.pt", {"adjoint": name, **config})
     with experiment.Journal(name, folder) as journal:
         journal.begin(args.iterations)
-        if args.resume and learning.path.exists():
-            learning.resume()
-        learning.learn(args.iterations, journal.report)
-    return learning
+        if args.resume and trainer.path.exists():
+            trainer.resume()
+        trainer.train(args.iterations, journal.report)
+    return trainer
 
 
-def report(args: Args, name: str, learning: Learning, data: Corrupted) -> dict[str, Any]:
-    """Saves what was learned, and tells what it is worth.
+def report(args: Args, name: str, trainer: WeightTrainer, data: Corrupted) -> dict[str, Any]:
+    """Saves and evaluates the learned weights.
 
     Returns:
-        The flat record of ``results.json``.
+        A record of ``results.json``.
     """
-    record = tested(args, name, learning.leader, data)
-    weights = learning.leader.logits.detach().sigmoid()
+    record = evaluate(args, name, trainer.leader, data)
+    weights = trainer.leader.weights
     return {
         **record,
-        "iterations": learning.game.steps,
+        "iterations": trainer.game.steps,
         **metrics.found(weights, data.wrong),
-        "auc": metrics.roc(weights, data.wrong).area,
-        "seconds": learning.seconds,
-        "peak_mib": learning.peak_mib(),
+        "auc": metrics.roc(weights, data.wrong).auc,
+        "seconds": trainer.seconds,
+        "peak_mib": trainer.peak_mib(),
     }
 
 
-def references(args: Args, data: Corrupted) -> list[dict[str, Any]]:
-    """What is to be had with weights that nobody learned."""
+def baselines(args: Args, data: Corrupted) -> list[dict[str, Any]]:
+    """Records of equal weights, and of the correct labels only."""
     records = []
-    for name, of_wrong, of_right in (("uniform", 0.0, 0.0), ("right only", -torch.inf, torch.inf)):
-        leader = begin(args, data)
-        leader.logits.data = torch.where(data.wrong, of_wrong, of_right)
-        records.append(tested(args, name, leader, data))
+    for name, wrong, right in (("uniform", 0.0, 0.0), ("right only", -torch.inf, torch.inf)):
+        leader = make_leader(args, data)
+        leader.logits.data = torch.where(data.wrong, wrong, right)
+        records.append(evaluate(args, name, leader, data))
     return records
 
 
-def tested(args: Args, name: str, leader: SampleWeights, data: Corrupted) -> dict[str, Any]:
-    """Trains a network with some weights, saves both, and tests it."""
-    network = metrics.train(leader, data, args.step, LONGER * args.steps)
+def evaluate(args: Args, name: str, leader: SampleWeights, data: Corrupted) -> dict[str, Any]:
+    """Trains a network on weighted samples, saves both, and tests it."""
+    network = metrics.train(leader, data, args.step, TEST_STEPS_FACTOR * args.steps)
     about = {"dataset": args.dataset, "model": args.model, "weights": name, "seed": str(args.seed)}
     save_weights(args.out / name / "sample_weights.safetensors", leader, about)
     save_weights(args.out / name / "network.safetensors", network, about)
@@ -230,7 +234,7 @@ def tested(args: Args, name: str, leader: SampleWeights, data: Corrupted) -> dic
 
 
 def print_table(args: Args, records: Sequence[dict[str, Any]]) -> None:
-    """A row for each way to weigh the samples."""
+    """Prints a row for each set of weights."""
     title = f"{args.dataset}, {args.model}: {args.corrupted:.0%} of {args.train_size} labels wrong"
     table = Table(*COLUMNS.values(), title=title)
     for record in records:

@@ -1,4 +1,4 @@
-"""The adjoints by name, and the solver that goes with each."""
+"""The adjoints by name, each with its solver."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from bilevel import Adjoint, Forward, Implicit, Iterative, Penalty, Sampled, Unrolled
 from bilevel.updates import Gradient
 
-THROUGH_THE_STEPS: dict[str, Callable[[], Adjoint]] = {
+THROUGH_ITERATES: dict[str, Callable[[], Adjoint]] = {
     "unrolled": Unrolled,
     "compiled": lambda: Unrolled(compile=True),
     "recomputed": lambda: Unrolled(recompute=True),
@@ -15,19 +15,19 @@ THROUGH_THE_STEPS: dict[str, Callable[[], Adjoint]] = {
     "forward": Forward,
     "sampled": lambda: Sampled(0.1, samples=8),
 }
-"""They differentiate training as it is, from the start: each solve begins there."""
+"""They differentiate the training run itself, so each solve starts from the initial weights."""
 
-AT_THE_ANSWER: dict[str, Callable[[], Adjoint]] = {
+AT_SOLUTION: dict[str, Callable[[], Adjoint]] = {
     "implicit": lambda: Implicit("cg", tolerance=1e-3, warm_start=True),
     "gmres": lambda: Implicit("gmres", tolerance=1e-3, warm_start=True),
     "neumann": lambda: Implicit("neumann", tolerance=0.1, max_steps=500, warm_start=True),
     "penalty": lambda: Penalty(100.0, steps=500),
 }
-"""They ask where training ends, not how it came there: each solve goes on from the last answer."""
+"""They differentiate the solution of training, so each solve is warm-started from the last one."""
 
-NAMES = (*THROUGH_THE_STEPS, *AT_THE_ANSWER)
+NAMES = (*THROUGH_ITERATES, *AT_SOLUTION)
 ALL = tuple(name for name in NAMES if name != "forward")
-"""Forward mode takes a solve for each sample: it is for a hundred of them."""
+"""All but forward mode, which takes one solve per sample, for a hundred samples at most."""
 
 
 def make(name: str, step: float, steps: int) -> tuple[Adjoint, Iterative]:
@@ -35,9 +35,9 @@ def make(name: str, step: float, steps: int) -> tuple[Adjoint, Iterative]:
 
     Args:
         name: One of :data:`NAMES`.
-        step: Size of a step of gradient descent.
-        steps: How many.
+        step: Step size of gradient descent.
+        steps: Number of steps.
     """
-    warm = name in AT_THE_ANSWER
-    adjoint = (AT_THE_ANSWER if warm else THROUGH_THE_STEPS)[name]()
+    warm = name in AT_SOLUTION
+    adjoint = (AT_SOLUTION if warm else THROUGH_ITERATES)[name]()
     return adjoint, Iterative(Gradient(step), steps, warm_start=warm)

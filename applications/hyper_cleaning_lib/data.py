@@ -1,4 +1,4 @@
-"""Images of which a share of the training labels is wrong."""
+"""Images with a fraction of wrong training labels."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from hyper_cleaning_lib.problem import Images
 
 Dataset = Literal["digits", "fashion-mnist"]
 HELD_OUT = 0.3
-"""Share of the training images from which those for validation are taken."""
+"""Fraction of the training images that the validation images are drawn from."""
 
 
 @dataclass(frozen=True)
 class Corrupted:
-    """What an experiment knows; the players see :attr:`images` only.
+    """The data of an experiment; leader and follower see :attr:`images` only.
 
     Args:
         images: Training and validation images, flattened, pixels in [0, 1].
-        test: Images to report on.
+        test: Test images.
         wrong: Which training labels are wrong, ``(N,)`` bool.
-        truth: The right training labels.
-        classes: Their names.
+        truth: The correct training labels.
+        classes: The names of the classes.
     """
 
     images: Images
@@ -37,10 +37,10 @@ class Corrupted:
     classes: tuple[str, ...]
 
     def to(self, device: torch.device) -> Corrupted:
-        """The same on a device.
+        """Moves the tensors to a device.
 
         Args:
-            device: Where the tensors shall lie.
+            device: The device.
         """
         train, validation, test = (
             Batch(x.to(device), y.to(device)) for x, y in (*self.images, self.test)
@@ -71,21 +71,21 @@ def load(
     validation_size: int = 1000,
     download: bool = True,
 ) -> Corrupted:
-    """Loads images and gives a share of the training images a wrong label.
+    """Loads images and replaces a fraction of the training labels by wrong ones.
 
     Args:
         dataset: ``digits`` or ``fashion-mnist``.
         data_dir: Where the files are, see :func:`~bilevel.robustness.load_images`.
         seed: Of the split and of the wrong labels.
-        share: How many are wrong, 0 < share < 1; each of the other classes is as likely.
-        train_size: How many images are weighed.
-        validation_size: On how many they are judged, at most.
-        download: Whether missing files may be fetched.
+        share: The fraction of wrong labels, 0 < share < 1, uniform over the other classes.
+        train_size: Number of training images.
+        validation_size: Maximum number of validation images.
+        download: Whether missing files may be downloaded.
     """
     if not 0 < share < 1:
         raise BilevelError(
-            f"corrupted is {share}: some labels are wrong and some right; give a share between 0 "
-            "and 1"
+            f"corrupted is {share}: some labels are wrong and some right; give a fraction between "
+            "0 and 1"
         )
     data = load_images(
         dataset,
@@ -101,13 +101,13 @@ def load(
     if not 0 < count < train_size:
         raise BilevelError(
             f"corrupted is {share}: {'every' if count else 'no'} label of {train_size} would be "
-            "wrong; give another share, or more images"
+            "wrong; give another fraction, or more images"
         )
-    numbers = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     wrong = torch.zeros(train_size, dtype=torch.bool)
-    wrong[torch.randperm(train_size, generator=numbers)[:count]] = True
+    wrong[torch.randperm(train_size, generator=generator)[:count]] = True
     classes = len(data.train.classes)
-    shift = torch.randint(1, classes, (train_size,), generator=numbers)
+    shift = torch.randint(1, classes, (train_size,), generator=generator)
     labels = torch.where(wrong, (train.y + shift) % classes, train.y)
     images = Images(Batch(train.x, labels), validation)
     return Corrupted(images, test, wrong, train.y, data.train.classes)

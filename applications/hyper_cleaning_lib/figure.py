@@ -1,4 +1,4 @@
-"""The figure: who finds the wrong labels, how they weigh, and what they look like."""
+"""The figure: ROC curves, a histogram of the weights, and the samples of smallest weight."""
 
 from __future__ import annotations
 
@@ -22,59 +22,66 @@ from hyper_cleaning_lib.metrics import Roc
 STYLE = figures.STYLE | {"text.parse_math": True}  # powers of ten
 
 ROWS, COLUMNS = 3, 5
-"""Of the images that are shown."""
+"""The grid of images."""
 
 
 def draw(
     path: Path, curves: Mapping[str, Roc], name: str, weights: Tensor, data: Corrupted
 ) -> None:
-    """Writes it.
+    """Draws the figure.
 
     Args:
         path: The PNG file.
-        curves: What each adjoint's weights find.
+        curves: ROC curve of each adjoint.
         name: The adjoint whose weights are shown.
-        weights: They, ``(N,)``.
+        weights: Its weights, ``(N,)``.
         data: The images.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(14, 4.4), layout="constrained")
         left, middle, right = figure.subfigures(1, 3, squeeze=False, width_ratios=(1.2, 1, 1.2))[0]
         _curves(left.subplots(), curves)
-        left.suptitle("Wrong labels found", fontweight="bold")
+        left.suptitle("Detection of wrong labels (ROC)", fontweight="bold")
         _weights(middle.subplots(), weights, data.wrong)
         middle.suptitle(f"Learned weights, {name}", fontweight="bold")
-        _lightest(right, weights, data)
-        right.suptitle("The lightest samples: label given → right", fontweight="bold")
+        _smallest(right, weights, data)
+        right.suptitle("Smallest weights: given label → correct label", fontweight="bold")
         with atomic_write(path) as part:
             figure.savefig(part, dpi=120, format="png")
 
 
 def _curves(axis: Axes, curves: Mapping[str, Roc]) -> None:
     styles = itertools.product(STROKES, COLORS)
-    widths = torch.linspace(5, 1.2, len(curves)).tolist()  # all of several that agree are seen
+    widths = torch.linspace(5, 1.2, len(curves)).tolist()  # coinciding curves stay visible
     for (name, curve), (stroke, color), width in zip(curves.items(), styles, widths, strict=False):
-        label = f"{name}  {curve.area:.3f}"
-        axis.plot(curve.false, curve.found, stroke, color=color, linewidth=width, label=label)
+        label = f"{name}  {curve.auc:.3f}"
+        axis.plot(
+            curve.false_positives,
+            curve.true_positives,
+            stroke,
+            color=color,
+            linewidth=width,
+            label=label,
+        )
     axis.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
     axis.set(xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal")
-    axis.set_xlabel("share of the right labels called wrong")
-    axis.set_ylabel("share of the wrong labels found")
+    axis.set_xlabel("false positive rate (correct labels flagged)")
+    axis.set_ylabel("true positive rate (wrong labels found)")
     axis.legend(loc="lower right", title="area under the curve", frameon=False)
 
 
 def _weights(axis: Axes, weights: Tensor, wrong: Tensor) -> None:
     bins = torch.linspace(0, 1, 31).tolist()
-    for chosen, color, label in ((~wrong, COLORS[0], "right"), (wrong, BAD, "wrong")):
-        numbers = weights[chosen].tolist()
-        axis.hist(numbers, bins, color=color, alpha=0.65, label=f"{len(numbers)} labels {label}")
+    for chosen, color, label in ((~wrong, COLORS[0], "correct"), (wrong, BAD, "wrong")):
+        values = weights[chosen].tolist()
+        axis.hist(values, bins, color=color, alpha=0.65, label=f"{len(values)} {label} labels")
     axis.set(xlim=(0, 1), yscale="log")
     axis.set_xlabel("weight σ(θ)")
     axis.set_ylabel("samples")
     axis.legend(frameon=False)
 
 
-def _lightest(figure: SubFigure, weights: Tensor, data: Corrupted) -> None:
+def _smallest(figure: SubFigure, weights: Tensor, data: Corrupted) -> None:
     side = round(data.images.train.x.shape[1] ** 0.5)
     axes = figure.subplots(ROWS, COLUMNS).flat
     for axis, sample in zip(axes, weights.argsort(stable=True).tolist(), strict=False):

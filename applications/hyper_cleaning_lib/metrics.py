@@ -1,4 +1,4 @@
-"""What learned weights are worth: the wrong labels they find, and what is trained with them."""
+"""Metrics of learned weights: detection of wrong labels, and accuracy after training with them."""
 
 from __future__ import annotations
 
@@ -16,62 +16,63 @@ from hyper_cleaning_lib.problem import SampleWeights
 
 @dataclass(frozen=True)
 class Roc:
-    """What is found of the wrong labels, and at the price of how many right ones.
+    """The ROC curve of detecting wrong labels by small weights.
 
     Args:
-        false: Share of the right labels among the k lightest samples, k = 0, …, N.
-        found: Share of the wrong labels among them.
+        false_positives: Fraction of the correct labels among the k smallest weights, k = 0, …, N.
+        true_positives: Fraction of the wrong labels among them.
     """
 
-    false: Tensor
-    found: Tensor
+    false_positives: Tensor
+    true_positives: Tensor
 
     @property
-    def area(self) -> float:
-        """How often a wrong label weighs less than a right one; ½ by chance."""
-        return float(torch.trapezoid(self.found, self.false))
+    def auc(self) -> float:
+        """P(a wrong label has less weight than a correct one); ½ is chance."""
+        return float(torch.trapezoid(self.true_positives, self.false_positives))
 
 
 def roc(weights: Tensor, wrong: Tensor) -> Roc:
-    """The samples called wrong from the lightest on.
+    """The ROC curve of learned weights.
 
     Args:
         weights: ``(N,)``.
-        wrong: Which labels are, ``(N,)`` bool; some are and some are not.
+        wrong: Which labels are wrong, ``(N,)`` bool; neither all nor none.
     """
     ordered = wrong[weights.argsort(stable=True)].double()
-    shares = []
+    rates = []
     for kind in (1 - ordered, ordered):
         counted = torch.cat([kind.new_zeros(1), kind.cumsum(0)])
-        shares.append((counted / counted[-1]).cpu())
-    return Roc(*shares)
+        rates.append((counted / counted[-1]).cpu())
+    return Roc(*rates)
 
 
 def found(weights: Tensor, wrong: Tensor) -> dict[str, float]:
-    """The labels that weigh less than ½, where all began.
+    """Detection at the threshold ½, the initial weight.
 
     Args:
         weights: ``(N,)``.
-        wrong: Which labels are, ``(N,)`` bool.
+        wrong: Which labels are wrong, ``(N,)`` bool.
 
     Returns:
-        The share of the wrong labels among them, and of the right ones.
+        The fractions of the wrong (``found``) and of the correct labels (``false_alarms``) with
+        less weight.
     """
-    light = weights < 0.5
+    flagged = weights < 0.5
     return {
-        "found": float(light[wrong].double().mean()),
-        "false_alarms": float(light[~wrong].double().mean()),
+        "found": float(flagged[wrong].double().mean()),
+        "false_alarms": float(flagged[~wrong].double().mean()),
     }
 
 
 def train(leader: SampleWeights, data: Corrupted, step: float, steps: int) -> nn.Module:
-    """A network trained from the start on weighed samples.
+    """Trains a network from scratch on weighted samples.
 
     Args:
-        leader: Their weights.
+        leader: The weights.
         data: The images.
-        step: Size of a step of gradient descent.
-        steps: How many.
+        step: Step size of gradient descent.
+        steps: Number of steps.
 
     Returns:
         The network.
@@ -85,7 +86,7 @@ def train(leader: SampleWeights, data: Corrupted, step: float, steps: int) -> nn
 
 
 def accuracy(network: nn.Module, data: Corrupted) -> float:
-    """Of a network on the test images.
+    """The test accuracy of a network.
 
     Args:
         network: The network.

@@ -1,4 +1,4 @@
-"""Weights learned step by step, so that it can be stopped and resumed."""
+"""The training loop of the sample weights, with checkpoints."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from hyper_cleaning_lib.data import Corrupted
 from hyper_cleaning_lib.metrics import found, roc
 from hyper_cleaning_lib.problem import SampleWeights
 
-EVERY = 10.0
-"""Seconds between two checkpoints."""
+SAVE_EVERY = 10.0
+"""Seconds between checkpoints."""
 
-AHEAD = 10
-"""Solves before the first move, where each solve goes on from the last one's answer."""
+WARMUP_SOLVES = 10
+"""Inner solves before the first outer step, where the inner solver is warm-started."""
 
 
 @dataclass
-class Learning:
-    """A game of weights and training that is played for some steps.
+class WeightTrainer:
+    """Trains sample weights.
 
     Args:
-        game: The players.
-        data: What they read, and what they do not know.
-        path: The checkpoint's file.
-        config: Plain values that tell this run from others.
-        seconds: What was spent so far.
+        game: The game of weights and training.
+        data: Its images, and which labels are wrong.
+        path: The checkpoint.
+        config: Plain values that identify the run.
+        seconds: Time spent so far.
     """
 
     game: Bilevel
@@ -43,15 +43,15 @@ class Learning:
 
     @property
     def leader(self) -> SampleWeights:
-        """Whose weights are learned."""
+        """The sample weights."""
         assert isinstance(self.game.leader, SampleWeights)
         return self.game.leader
 
     def resume(self) -> None:
-        """Goes on from the checkpoint.
+        """Continues from the checkpoint.
 
         Raises:
-            BilevelError: If it is of another run.
+            BilevelError: If it belongs to another run.
         """
         state = checkpoint.load(self.path)
         written = state.get("config", {})
@@ -69,32 +69,32 @@ class Learning:
         state = {"config": self.config, "game": self.game.state_dict(), "seconds": self.seconds}
         checkpoint.save(self.path, state)
 
-    def learn(self, iterations: int, report: Callable[[int, dict[str, float]], None]) -> None:
-        """Plays until so many steps are done.
+    def train(self, iterations: int, report: Callable[[int, dict[str, float]], None]) -> None:
+        """Takes outer steps.
 
         Args:
-            iterations: Steps in all.
-            report: Called after each with its number and what it came to.
+            iterations: Total number of outer steps.
+            report: Called after each step with its number and metrics.
         """
-        saved = begun = time.perf_counter()
+        saved = started = time.perf_counter()
         if self.game.steps == 0 and not self.game.solver.repeatable:
-            for _ in range(AHEAD):
+            for _ in range(WARMUP_SOLVES):
                 self.game.solve(self.data.images)
-        self.seconds += time.perf_counter() - begun
+        self.seconds += time.perf_counter() - started
         while self.game.steps < iterations:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             loss = float(self.game.step(self.data.images)["loss"])
-            self.seconds += time.perf_counter() - begun
-            weights, wrong = self.leader.logits.detach().sigmoid(), self.data.wrong
-            metrics = {"loss": loss, "auc": roc(weights, wrong).area, **found(weights, wrong)}
+            self.seconds += time.perf_counter() - started
+            weights, wrong = self.leader.weights, self.data.wrong
+            metrics = {"loss": loss, "auc": roc(weights, wrong).auc, **found(weights, wrong)}
             report(self.game.steps, metrics)
-            if time.perf_counter() - saved > EVERY:
+            if time.perf_counter() - saved > SAVE_EVERY:
                 self.save()
                 saved = time.perf_counter()
         self.save()
 
     def peak_mib(self) -> float:
-        """The memory of a step; the game does not move."""
+        """Peak memory of an outer step, taken on a copy of the game."""
         game = copy.deepcopy(self.game)
         game.step(self.data.images)
         device = self.leader.logits.device

@@ -100,12 +100,12 @@ def test_wrong_labels_lose_their_weight(app: ModuleType, part: Part, tmp_path: P
     data = app.load("digits", seed=0)
     weights = app.learn(args, "unrolled", data).leader.logits.detach().sigmoid()
     scores = part("metrics")
-    assert scores.roc(weights, data.wrong).area > 0.95
+    assert scores.roc(weights, data.wrong).auc > 0.95
     assert scores.found(weights, data.wrong)["found"] > 0.8
     assert scores.found(weights, data.wrong)["false_alarms"] < 0.1
-    learned = app.begin(args, data)
+    learned = app.make_leader(args, data)
     learned.logits.data = torch.logit(weights)
-    networks = [scores.train(one, data, 1.0, 200) for one in (learned, app.begin(args, data))]
+    networks = [scores.train(one, data, 1.0, 200) for one in (learned, app.make_leader(args, data))]
     better, uniform = (scores.accuracy(network, data) for network in networks)
     assert better > uniform + 0.02
 
@@ -173,11 +173,11 @@ def test_a_curve_in_numbers(part: Part) -> None:
     weights = torch.tensor([0.1, 0.2, 0.3, 0.9])
     wrong = torch.tensor([True, False, True, False])
     curve = scores.roc(weights, wrong)
-    assert curve.found.tolist() == [0, 0.5, 0.5, 1, 1]
-    assert curve.false.tolist() == [0, 0, 0.5, 0.5, 1]
-    assert curve.area == 0.75  # three of four pairs are in order
+    assert curve.true_positives.tolist() == [0, 0.5, 0.5, 1, 1]
+    assert curve.false_positives.tolist() == [0, 0, 0.5, 0.5, 1]
+    assert curve.auc == 0.75  # three of four pairs are in order
     assert scores.found(weights, wrong) == {"found": 1.0, "false_alarms": 0.5}
-    assert scores.roc(weights, ~wrong).area == 0.25
+    assert scores.roc(weights, ~wrong).auc == 0.25
 
 
 def test_measuring_memory_leaves_the_game_as_it_was(app: ModuleType, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_fashion_mnist(run: Callable[..., Any], tmp_path: Path) -> None:
         ("--adjoint", "no adjoint is given"),
         ("--adjoint unroled", "there is no adjoint 'unroled': did you mean unrolled[?]"),
         ("--adjoint zzz", "there is no adjoint 'zzz': choose from unrolled, .*, all"),
-        ("--corrupted 0", "corrupted is 0.0: .*give a share between 0 and 1"),
+        ("--corrupted 0", "corrupted is 0.0: .*give a fraction between 0 and 1"),
         ("--corrupted 1", "corrupted is 1.0"),
         ("--corrupted nan", "corrupted is nan"),
         ("--corrupted 0.0001", "corrupted is 0.0001: .*no label of 1000 would be wrong"),
