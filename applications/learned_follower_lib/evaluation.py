@@ -1,4 +1,4 @@
-"""Unseen games are played by a learned follower and by the known methods, and told in records."""
+"""Play of unseen games by learned followers and by known methods, and its metrics."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from bilevel import Alternating, Extragradient, Iterative, Optimistic, Simultaneous, games
 from bilevel.schedules import Schedule
 from bilevel.tree import leaves
-from learned_follower_lib.random_games import Start, bilinear, forsaken, random_numbers
+from learned_follower_lib.random_games import Start, bilinear, forsaken, make_generator
 from learned_follower_lib.training import STRENGTH
-from learned_follower_lib.updates import AtOnce, GradientDifference, ScaledGRU
+from learned_follower_lib.updates import GradientDifference, LaggedIterative, ScaledGRU
 
 Rule = ScaledGRU | GradientDifference
 
@@ -26,19 +26,19 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "optimistic": Optimistic,
     "extragradient": Extragradient,
 }
-"""In which both players take gradient steps."""
+"""The known methods, in which both players take gradient steps."""
 
-CONVERGED, ESCAPED = 1e-3, 1e3
-"""What a game's last distance is called, in units of its first."""
+CONVERGED, DIVERGED = 1e-3, 1e3
+"""Thresholds on the final distance, relative to the initial one."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Unseen games of one kind.
+    """A distribution of unseen games.
 
     Args:
-        sample: Draws them.
-        lr: Step sizes of leader and follower, in units of the one that was trained with.
+        sample: Draws games and starts.
+        lr: Step sizes of leader and follower, relative to that of training.
     """
 
     sample: Callable[[int, torch.Generator], Start]
@@ -51,7 +51,7 @@ _FORSAKEN = partial(forsaken, strength=STRENGTH)
 SETTINGS = {
     "bilinear": Setting(_BILINEAR),
     "forsaken": Setting(_FORSAKEN),
-    # What was not trained on.
+    # Out of the training distribution.
     "bilinear, a in [1/8, 1/2]": Setting(partial(bilinear, strength=(0.125, 0.5))),
     "bilinear, a in [2, 4]": Setting(partial(bilinear, strength=(2.0, 4.0))),
     "bilinear, leader's step halved": Setting(_BILINEAR, (0.5, 1.0)),
@@ -59,7 +59,7 @@ SETTINGS = {
     "matrix 5×5": Setting(partial(_BILINEAR, size=5)),
     "forsaken, both steps halved": Setting(_FORSAKEN, (0.5, 0.5)),
 }
-"""By name; the first two are the family of the training."""
+"""By name; the first two are the training distribution."""
 
 
 def play(
@@ -74,12 +74,12 @@ def play(
     Args:
         start: The games.
         lr: Step sizes of leader and follower; a solver has its own.
-        steps: How many.
-        schedule: As in :func:`bilevel.games.begin`.
-        solver: Likewise.
+        steps: Number of steps.
+        schedule: See :func:`bilevel.games.begin`.
+        solver: See :func:`bilevel.games.begin`.
 
     Returns:
-        Where the players were, x and y side by side, ``(steps + 1, G, n + m)``.
+        The trajectories of x and y, concatenated, ``(steps + 1, G, n + m)``.
     """
     game = games.begin(start.game, start.x, start.y, lr=lr, schedule=schedule, solver=solver)
     if solver is None:
@@ -92,29 +92,23 @@ def play(
     return torch.stack(path)
 
 
-def by_schedule(name: str) -> Callable[[Start, tuple[float, float], int], Tensor]:
-    """How a known method plays.
+def schedule_player(name: str) -> Callable[[Start, tuple[float, float], int], Tensor]:
+    """A known method, as a function of start, step sizes and number of steps.
 
     Args:
         name: Of :data:`SCHEDULES`.
-
-    Returns:
-        :func:`play` with it.
     """
     return lambda start, lr, steps: play(start, lr, steps, SCHEDULES[name]())
 
 
-def by_update(
-    update: Rule, solver: Callable[[Rule], Iterative] = AtOnce
+def update_player(
+    update: Rule, solver: Callable[[Rule], Iterative] = LaggedIterative
 ) -> Callable[[Start, tuple[float, float], int], Tensor]:
-    """How a follower with its own step rule plays against gradient descent.
+    """A follower's step rule against gradient descent, as :func:`schedule_player`.
 
     Args:
-        update: The rule, whose ``step`` becomes the follower's step size.
-        solver: Makes the solver.
-
-    Returns:
-        :func:`play` with it.
+        update: The rule; its ``step`` is set to the follower's step size.
+        solver: Makes the solver of the rule.
     """
 
     def played(start: Start, lr: tuple[float, float], steps: int) -> Tensor:
@@ -126,29 +120,30 @@ def by_update(
 
 
 def distances(start: Start, path: Tensor) -> Tensor:
-    """How far the players were from the equilibrium, in units of their first distance.
+    """Distances to the equilibrium, relative to the initial one.
 
     Args:
         start: The games.
-        path: What :func:`play` returned.
+        path: Trajectories, as returned by :func:`play`.
 
     Returns:
         ``(steps + 1, G)``.
     """
     size = start.x.shape[-1]
-    away = start.distance(path[..., :size], path[..., size:])
-    return away / away[0]
+    distance = start.distance(path[..., :size], path[..., size:])
+    return distance / distance[0]
 
 
 def summary(ratio: Tensor, horizon: int) -> dict[str, float]:
-    """What came of many games, at the training's horizon and at the end.
+    """Metrics over many games, at the training horizon and at the end.
 
     Args:
-        ratio: Distances of all games, ``(steps + 1, G)``.
-        horizon: The training's.
+        ratio: Relative distances of all games, ``(steps + 1, G)``.
+        horizon: Of training.
 
     Returns:
-        Quartiles of the distance and of the factor a step, and shares of the games.
+        Quartiles of the distance and of the factor per step, and the fractions of games that
+        converged and that diverged.
     """
     last = ratio[-1]
     return {
@@ -156,21 +151,21 @@ def summary(ratio: Tensor, horizon: int) -> dict[str, float]:
         **_quartiles("distance_at_end", last),
         **_quartiles("factor", factors(ratio)),
         "converged": float((last < CONVERGED).double().mean()),
-        "escaped": float((last > ESCAPED).double().mean()),
+        "escaped": float((last > DIVERGED).double().mean()),
     }
 
 
 def factors(ratio: Tensor) -> Tensor:
-    """The mean factor a step of each game.
+    """The mean convergence factor per step of each game.
 
     Args:
-        ratio: Distances, ``(steps + 1, G)``.
+        ratio: Relative distances, ``(steps + 1, G)``.
 
     Returns:
-        (d_k / d_0)^(1/k), with k the last step before digits run out (1e-12) or the game has
-        escaped, ``(G,)``.
+        (d_k / d_0)^(1/k), with k the last step before the distance falls below 1e-12, where
+        rounding dominates, or the game diverges, ``(G,)``.
     """
-    within = ((ratio > 1e-12) & (ratio < ESCAPED)).long().cummin(0).values
+    within = ((ratio > 1e-12) & (ratio < DIVERGED)).long().cummin(0).values
     k = (within.sum(0) - 1).clamp(min=1)
     return ratio.gather(0, k.unsqueeze(0)).squeeze(0).clamp(min=1e-16) ** (1 / k)
 
@@ -183,41 +178,41 @@ def measure(
     horizon: int,
     count: int,
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Plays every setting by every method, for ten horizons.
+    """Evaluates every method in every setting, over ten horizons.
 
     Args:
-        followers: The learned ones, by seed.
-        rules: What was read off each, by seed.
-        step: η of the training.
-        horizon: Of the training.
-        count: Games of each setting.
+        followers: The learned followers, by seed.
+        rules: The linear rules fitted to them, by seed.
+        step: η of training.
+        horizon: Of training.
+        count: Games per setting.
 
     Yields:
-        A record and the distances it is made from, ``(10 horizon + 1, G)``; what has seeds once
-        for each of them and, without a seed, for all games of all seeds.
+        A record and its relative distances, ``(10 horizon + 1, G)``. Methods with several seeds
+        give a record for each seed, and one with seed None for the games of all seeds.
     """
-    half = {0: GradientDifference(step, 1.0, 1.0)}
-    # Of 15 pairs without γ the best in these very Forsaken games: what learning has to beat.
+    one_sided = {0: GradientDifference(step, 1.0, 1.0)}
+    # The best of 15 pairs (α, β) on these Forsaken games: the baseline for learning.
     by_hand = {0: GradientDifference(step, 0.5, 10.0)}
     learners: list[tuple[str, Mapping[int, Rule], Callable[[Rule], Iterative]]] = [
-        ("one-sided optimistic", half, AtOnce),
-        ("α = 1/2, β = 10", by_hand, AtOnce),
-        ("learned", followers, AtOnce),
-        ("rule read off", rules, AtOnce),
+        ("one-sided optimistic", one_sided, LaggedIterative),
+        ("α = 1/2, β = 10", by_hand, LaggedIterative),
+        ("learned", followers, LaggedIterative),
+        ("rule read off", rules, LaggedIterative),
         ("learned, leader sees", followers, partial(Iterative, steps=1, warm_start=True)),
     ]
     for number, (setting, chosen) in enumerate(SETTINGS.items()):
-        start = chosen.sample(count, random_numbers(10_000 + number))
+        start = chosen.sample(count, make_generator(10_000 + number))
         lr = (chosen.lr[0] * step, chosen.lr[1] * step)
 
         def ratios(played: Callable[..., Tensor], start: Start = start, lr: Any = lr) -> Tensor:
             return distances(start, played(start, lr, 10 * horizon))
 
         for name in SCHEDULES:
-            ratio = ratios(by_schedule(name))
+            ratio = ratios(schedule_player(name))
             yield _record(setting, name, None, ratio, horizon), ratio
         for name, updates, solver in learners:
-            of_seeds = {seed: ratios(by_update(one, solver)) for seed, one in updates.items()}
+            of_seeds = {seed: ratios(update_player(one, solver)) for seed, one in updates.items()}
             for seed, ratio in of_seeds.items():
                 if len(of_seeds) > 1:
                     yield _record(setting, name, seed, ratio, horizon), ratio

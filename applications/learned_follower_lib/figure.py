@@ -1,4 +1,4 @@
-"""One page: paths through the vector fields of unseen games, and distances against steps."""
+"""The figure: trajectories in unseen games, and distances against steps."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from learned_follower_lib.evaluation import SCHEDULES
 from learned_follower_lib.random_games import Start
 
 METHODS = (*SCHEDULES, "learned")
-LOOKS = dict(zip(METHODS, (COLORS[4], COLORS[5], COLORS[2], COLORS[1], COLORS[0]), strict=True))
+COLOR = dict(zip(METHODS, (COLORS[4], COLORS[5], COLORS[2], COLORS[1], COLORS[0]), strict=True))
 TITLES = {"gda": "gradient descent–ascent", "learned": "learned follower"}
-DIGITS = 1e-16
+PRECISION = 1e-16
 
 Portraits = Mapping[str, tuple[Start, Mapping[str, Tensor]]]
 Curves = Mapping[tuple[str, str], Tensor]
 
 
 def draw(path: Path, portraits: Portraits, curves: Curves, horizon: int) -> None:
-    """Draws the page.
+    """Draws the figure.
 
     Args:
         path: The PNG file.
-        portraits: By setting: games, and by method where their players were.
-        curves: By setting and method: distances, ``(steps + 1, G)``.
-        horizon: Of the training.
+        portraits: By setting, games and the trajectories of each method.
+        curves: By setting and method, relative distances, ``(steps + 1, G)``.
+        horizon: Of training.
     """
     with rc_context({**STYLE, "axes.grid": False, "text.parse_math": True}):  # powers of ten
         figure = Figure(figsize=(10, 6.4), layout="constrained")
@@ -51,35 +51,37 @@ def draw(path: Path, portraits: Portraits, curves: Curves, horizon: int) -> None
             upper.subplots(1, len(portrayed)), portrayed, strict=True
         ):
             _portrait(axes, start, {name: path[:, game] for name, path in paths.items()}, game)
-            axes.set_title(setting)
+            axes.set_title(f"{setting}, game {game + 1}" if len(start.x) > 1 else setting)
         for axes, setting in zip(lower.subplots(1, len(portraits)), portraits, strict=True):
             _distances(axes, {name: curves[setting, name] for name in METHODS}, horizon)
-            axes.set_title(setting)
-        lower.axes[0].set_ylabel("distance to the equilibrium ÷ first")
-        lower.axes[-1].legend(frameon=False, fontsize="small")
+            axes.set_title(f"{setting}: median and quartiles over games")
+        lower.axes[0].set_ylabel("distance ÷ initial distance")
+        lower.axes[0].legend(frameon=False, fontsize="small", loc="lower left")
+        lines, labels = upper.axes[0].get_legend_handles_labels()
+        upper.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         with atomic_write(path) as part:
             figure.savefig(part, dpi=144, format="png")
 
 
 def _portrait(axes: Axes, start: Start, paths: Mapping[str, Tensor], game: int) -> None:
     center = torch.cat(start.game.equilibrium, -1)[game].cpu()
-    reach = 1.6 * float((paths["gda"] - center).abs().max())
-    x, y, u, v = _flow(start.game, game, center, reach)
+    half = 1.6 * float((paths["gda"] - center).abs().max())
+    x, y, u, v = _flow(start.game, game, center, half)
     axes.streamplot(x, y, u, v, color=LINE, linewidth=0.7, arrowsize=0.6)
     for name, path in paths.items():
-        axes.plot(*path.T.numpy(), color=LOOKS[name], linewidth=1.2, label=TITLES.get(name, name))
-    axes.plot(*paths["gda"][0].tolist(), "o", color=MUTED, markersize=4)
-    axes.plot(*center.tolist(), "*", color="black", markersize=9)
-    (left, bottom), (right, top) = (center - reach).tolist(), (center + reach).tolist()
+        axes.plot(*path.T.numpy(), color=COLOR[name], linewidth=1.2, label=TITLES.get(name, name))
+    axes.plot(*paths["gda"][0].tolist(), "o", color=MUTED, markersize=4, label="start")
+    axes.plot(*center.tolist(), "*", color="black", markersize=9, label="equilibrium")
+    (left, bottom), (right, top) = (center - half).tolist(), (center + half).tolist()
     axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="x", ylabel="y", aspect="equal")
 
 
-def _flow(game: Game, number: int, center: Tensor, reach: float) -> tuple[Any, ...]:
-    """A grid of x and y around the center, and where descent–ascent goes from there."""
-    line = torch.linspace(-reach, reach, 24, dtype=center.dtype, device="cpu")
+def _flow(game: Game, number: int, center: Tensor, half: float) -> tuple[Any, ...]:
+    """A grid around the equilibrium, and the direction of gradient descent–ascent on it."""
+    line = torch.linspace(-half, half, 24, dtype=center.dtype, device="cpu")
     grid = torch.meshgrid(center[0] + line, center[1] + line, indexing="xy")
     points = [part.reshape(-1, 1).to(game.equilibrium[0].device) for part in grid]
-    one = copy(game)  # of the stacked ones, as often as there are points
+    one = copy(game)  # one of the stacked games, repeated for every point
     one.count = len(points[0])
     one.coefficients = tuple(
         part[number].expand(one.count, *part.shape[1:]) for part in game.coefficients
@@ -90,9 +92,10 @@ def _flow(game: Game, number: int, center: Tensor, reach: float) -> tuple[Any, .
 
 def _distances(axes: Axes, ratios: Mapping[str, Tensor], horizon: int) -> None:
     for name, ratio in ratios.items():
-        quartiles = ratio.quantile(ratio.new_tensor([0.25, 0.5, 0.75]), dim=1).clamp(min=DIGITS)
+        quartiles = ratio.quantile(ratio.new_tensor([0.25, 0.5, 0.75]), dim=1).clamp(min=PRECISION)
         steps, (low, middle, high) = range(len(ratio)), quartiles.numpy()
-        axes.plot(steps, middle, color=LOOKS[name], label=TITLES.get(name, name))
-        axes.fill_between(steps, low, high, color=LOOKS[name], alpha=0.15, lw=0)
+        dash = "--" if name == "extragradient" else "-"  # it coincides with optimistic
+        axes.plot(steps, middle, dash, color=COLOR[name], label=TITLES.get(name, name))
+        axes.fill_between(steps, low, high, color=COLOR[name], alpha=0.15, lw=0)
     axes.axvline(horizon, color=MUTED, linewidth=0.8, linestyle=":")
-    axes.set(yscale="log", xlabel="step (dotted: as long as in training)", ylim=(DIGITS, 1e3))
+    axes.set(yscale="log", xlabel="step (dotted line: training horizon)", ylim=(PRECISION, 1e3))

@@ -1,4 +1,4 @@
-"""What a learned follower has learned: its moves, told by what it sees, in three numbers."""
+"""A linear rule with three coefficients, fitted to the moves of a learned follower."""
 
 from __future__ import annotations
 
@@ -8,55 +8,59 @@ import torch
 
 from bilevel.updates.base import State
 from learned_follower_lib.random_games import Start
-from learned_follower_lib.training import ESCAPED
+from learned_follower_lib.training import DIVERGED
 from learned_follower_lib.updates import GradientDifference, ScaledGRU
 
 
 @torch.no_grad()
-def read_off(update: ScaledGRU, start: Start, steps: int) -> tuple[GradientDifference, float]:
-    """The :class:`GradientDifference` nearest to what the update does, by least squares.
+def fit_rule(update: ScaledGRU, start: Start, steps: int) -> tuple[GradientDifference, float]:
+    """Fits a :class:`GradientDifference` to the moves of an update, by least squares.
 
     Args:
-        update: Plays simultaneously with gradient descent of the same step size.
-        start: On these games.
-        steps: For so many steps; each counts in units of the update's own scale r.
+        update: The update; it plays simultaneously against gradient descent with its step size.
+        start: The games.
+        steps: Number of steps; each is divided by the update's scale r.
 
     Returns:
-        The rule, and which share of the moves' mean square it explains.
+        The rule, and the fraction of the moves' mean square that it explains.
     """
     game, x, y = start
-    first = start.distance(x, y)
+    initial = start.distance(x, y)
     state: State = None
-    seen, moves = [], []
+    inputs, moves = [], []
     for _ in range(steps):
-        slope, descent = game.field(x, y)
-        before = state[:2] if state else None
-        y, state = update(y, -descent, None, state)
-        x = x - update.step * slope
+        gradient_x, descent_y = game.field(x, y)
+        previous = state[:2] if state else None
+        y, state = update(y, -descent_y, None, state)
+        x = x - update.step * gradient_x
         gradient, move, scale, _ = state
-        inside = (start.distance(x, y) < ESCAPED * first).repeat_interleave(y.shape[-1])
-        if before:
-            parts = [gradient, gradient - before[0], before[1], move]
-            rows = torch.stack(parts, -1)[inside] / scale[inside].unsqueeze(-1)
-            seen.append(rows[:, :3])
+        kept = (start.distance(x, y) < DIVERGED * initial).repeat_interleave(y.shape[-1])
+        if previous:
+            last_gradient, last_move = previous
+            columns = [gradient, gradient - last_gradient, last_move, move]
+            rows = torch.stack(columns, -1)[kept] / scale[kept].unsqueeze(-1)
+            inputs.append(rows[:, :3])
             moves.append(rows[:, 3:])
-    given, wanted = torch.cat(seen).cpu(), torch.cat(moves).cpu()  # CUDA needs full rank
-    numbers = torch.linalg.lstsq(given, wanted).solution
-    missed = (wanted - given @ numbers).square().sum() / wanted.square().sum()
-    return GradientDifference(update.step, *numbers.flatten().tolist()), 1 - float(missed)
+    a, b = torch.cat(inputs).cpu(), torch.cat(moves).cpu()  # lstsq on CUDA needs full rank
+    coefficients = torch.linalg.lstsq(a, b).solution
+    unexplained = (b - a @ coefficients).square().sum() / b.square().sum()
+    rule = GradientDifference(update.step, *coefficients.flatten().tolist())
+    return rule, 1 - float(unexplained)
 
 
-def told(setting: str, seed: int, rule: GradientDifference, explained: float) -> dict[str, Any]:
+def rule_record(
+    setting: str, seed: int, rule: GradientDifference, explained: float
+) -> dict[str, Any]:
     """The record of a rule.
 
     Args:
-        setting: Where it was read off.
-        seed: Of which follower.
+        setting: The setting that it was fitted in.
+        seed: Of the follower.
         rule: The rule.
-        explained: Its share.
+        explained: The explained fraction.
 
     Returns:
-        Its numbers, and the factor that it should have on the bilinear game with a = 1.
+        Its coefficients, and its predicted factor on the bilinear game with a = 1.
     """
     return {
         "record": "rule",

@@ -1,4 +1,4 @@
-"""Random bilinear, matrix and Forsaken games with random equilibria, side by side."""
+"""Batches of random bilinear, matrix and Forsaken games with random equilibria."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from torch import Tensor
 from bilevel import games
 from bilevel.games import Game, Quadratic
 
-FAR = 1e6
-"""Where players who escape are held, so that a run that has failed ends with a number."""
+BOUND = 1e6
+"""Bound on every coordinate, so that diverging play ends with a finite distance."""
 
 
 class Start(NamedTuple):
-    """Stacked games and where their players stand."""
+    """Stacked games and starting points of their players."""
 
     game: Game
     x: Tensor
     y: Tensor
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of each game the distance of (x, y) to the equilibrium, ``(..., G)``."""
-        apart = torch.cat([x, y], -1) - torch.cat(self.game.equilibrium, -1)
-        away: Tensor = torch.linalg.vector_norm(apart, dim=-1)
-        return away
+        """The distance of (x, y) to the equilibrium of each game, ``(..., G)``."""
+        difference = torch.cat([x, y], -1) - torch.cat(self.game.equilibrium, -1)
+        norm: Tensor = torch.linalg.vector_norm(difference, dim=-1)
+        return norm
 
 
-class Wide(Game):
-    """A game on a box that is far wider than any play that gets somewhere."""
+class BoxConstrained(Game):
+    """A game on the box [−:data:`BOUND`, :data:`BOUND`]."""
 
     def onto(self, z: Tensor) -> Tensor:
         """The nearest point of the box."""
-        return z.clamp(-FAR, FAR)
+        return z.clamp(-BOUND, BOUND)
 
 
-class Bilinear(Wide, Quadratic):
+class Bilinear(BoxConstrained, Quadratic):
     """(x − x*)ᵀ A (y − y*)."""
 
 
-class Forsaken(Wide):
-    """c k² F((x − p) / k, (y − q) / k) of the Forsaken game F: another steepness, size and place.
+class Forsaken(BoxConstrained):
+    """c k² F((x − p) / k, (y − q) / k): the Forsaken game F scaled and shifted.
 
     Args:
         strength: c, ``(1,)``.
@@ -56,29 +56,29 @@ class Forsaken(Wide):
         super().__init__((place[0] + size * x, place[1] + size * y), strength, size, place)
 
     def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
-        """The game at another place."""
+        """The value at (x, y)."""
         strength, size, (p, q) = coefficients
         return (strength * size**2).sum() * _forsaken().value((x - p) / size, (y - q) / size)
 
 
-def random_numbers(seed: int) -> torch.Generator:
-    """A generator on the device where tensors are made by default."""
+def make_generator(seed: int) -> torch.Generator:
+    """A generator on the default device."""
     return torch.Generator(torch.empty(0).device).manual_seed(seed)
 
 
 def bilinear(
     count: int, generator: torch.Generator, *, strength: tuple[float, float], size: int = 1
 ) -> Start:
-    """Bilinear games whose singular values are drawn evenly in their logarithm.
+    """Bilinear games with log-uniform singular values.
 
     Args:
         count: G.
-        generator: Where the numbers come from.
-        strength: Least and greatest singular value; of one number, a.
-        size: Numbers of each player.
+        generator: The source of randomness.
+        strength: Smallest and largest singular value (of scalar games: a).
+        size: Dimension of each player.
 
     Returns:
-        The games, with an equilibrium in [−2, 2] and a start within 1.5 of it in each number.
+        The games; each coordinate of an equilibrium is in [−2, 2], and of a start within 1.5 of it.
     """
     matrices = torch.diag_embed(_log_uniform(strength, (count, size), generator))
     if size > 1:
@@ -94,15 +94,15 @@ def bilinear(
 
 
 def forsaken(count: int, generator: torch.Generator, *, strength: tuple[float, float]) -> Start:
-    """Forsaken games of sizes from ½ to 2.
+    """Forsaken games with k in [½, 2] and log-uniform c and k.
 
     Args:
         count: G.
-        generator: Where the numbers come from.
-        strength: Least and greatest c; drawn evenly in its logarithm.
+        generator: The source of randomness.
+        strength: Smallest and largest c.
 
     Returns:
-        The games, at a place in [−2, 2]², with a start in [−1.5, 1.5]² of their own units.
+        The games, shifted by (p, q) in [−2, 2]²; a start is (p, q) + k u with u in [−1.5, 1.5]².
     """
     c = _log_uniform(strength, (count, 1), generator)
     k = _log_uniform((0.5, 2.0), (count, 1), generator)

@@ -1,4 +1,4 @@
-"""Meta-training: play is unrolled with both players in the graph, and the path is the loss."""
+"""Meta-training of a step rule through unrolled play."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.updates.base import State, Update
-from learned_follower_lib.random_games import Start, bilinear, forsaken, random_numbers
+from learned_follower_lib.random_games import Start, bilinear, forsaken, make_generator
 
 STRENGTH = (0.5, 2.0)
-"""Of the games that are trained on."""
+"""Range of a and c in the training games."""
 
-ESCAPED = 30.0
-"""In units of the first distance."""
+DIVERGED = 30.0
+"""Games at this distance, relative to the initial one, are stopped."""
 
 FLOOR = 1e-12
-"""Likewise: what is nearer has converged."""
+"""Added to the relative distance before taking its logarithm."""
 
 TRUNCATION = 15
-"""Steps after which the graph is cut: gradients through longer play explode."""
+"""Steps of truncated backpropagation: gradients through longer play explode."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingConfig:
     """How a follower is trained.
 
     Args:
         step: η of both players.
         iterations: Steps of Adam.
-        games: Games in a batch, half bilinear and half Forsaken.
-        horizon: Steps of play in the end; the first half of training gets there from 10.
+        games: Games per batch, half bilinear and half Forsaken.
+        horizon: Steps of play; grows linearly from 10 in the first half of training.
     """
 
     step: float
@@ -41,38 +41,41 @@ class Plan:
     horizon: int
 
     def steps(self, iteration: int) -> int:
-        """How long play lasts in an iteration."""
+        """The number of steps of play in an iteration."""
         grown = min(1.0, 2 * iteration / self.iterations)
         first = min(10, self.horizon)
         return round(first + grown * (self.horizon - first))
 
 
 def train(
-    update: Update, plan: Plan, seed: int, report: Callable[[int, dict[str, float]], None]
+    update: Update,
+    config: TrainingConfig,
+    seed: int,
+    report: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Minimises the mean logarithm of the distance to the equilibrium, relative to the first.
+    """Minimises the mean logarithm of the relative distance to the equilibrium over trajectories.
 
-    Of the logarithm, since a follower should go on converging however near it is.
+    The logarithm rewards convergence at any distance.
 
     Args:
-        update: Is trained.
-        plan: How.
+        update: The update to train.
+        config: The configuration.
         seed: Of the games.
-        report: Is told the iterations done and their loss.
+        report: Called with the number of completed iterations and the loss.
     """
-    generator = random_numbers(seed)
+    generator = make_generator(seed)
     optimizer = torch.optim.Adam(update.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.iterations)
-    for iteration in range(plan.iterations):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
+    for iteration in range(config.iterations):
         optimizer.zero_grad()
         losses = []
         for sample in (bilinear, forsaken):
-            start = sample(plan.games // 2, generator, strength=STRENGTH)
-            paths = list(unroll(update, start, plan.steps(iteration), plan.step))
-            losses.append(torch.cat([path.log().flatten() for path in paths]).mean())
+            start = sample(config.games // 2, generator, strength=STRENGTH)
+            ratios = list(unroll(update, start, config.steps(iteration), config.step))
+            losses.append(torch.cat([ratio.log().flatten() for ratio in ratios]).mean())
         loss = (losses[0] + losses[1]) / 2
         loss.backward()
-        # The direction is all that is left of most gradients, whose size spans many orders.
+        # Gradient norms span many orders of magnitude: most steps keep the direction only.
         norm = nn.utils.clip_grad_norm_(update.parameters(), 0.1)
         if norm.isfinite():
             optimizer.step()
@@ -81,29 +84,30 @@ def train(
 
 
 def unroll(update: Update, start: Start, steps: int, step: float) -> Iterator[Tensor]:
-    """Simultaneous play of the update against gradient descent, differentiably.
+    """Differentiable simultaneous play of an update against gradient descent.
 
     Args:
         update: The follower's step rule.
         start: G games.
-        steps: How many steps are played.
+        steps: Number of steps.
         step: η of the leader.
 
     Yields:
-        After each step the distance to the equilibrium, in units of the first, ``(G,)``. A game
-        that has escaped stays where it was, outside the graph, lest its gradients be all there is.
+        After each step the distance to the equilibrium, relative to the initial one, ``(G,)``. A
+        game that has diverged is frozen and detached, so that its gradients do not dominate.
     """
     game, x, y = start
-    first, state = start.distance(x, y), None
+    initial, state = start.distance(x, y), None
     for taken in range(steps):
         if taken % TRUNCATION == 0:
             x, y, state = x.detach(), y.detach(), _detach(state)
-        slope, descent = game.field(x, y)
-        moved, state = update(y, -descent, None, state)
-        inside = start.distance(x - step * slope, moved) < ESCAPED * first
-        x = torch.where(inside.unsqueeze(-1), x - step * slope, x.detach())
-        y = torch.where(inside.unsqueeze(-1), moved, y.detach())
-        yield torch.where(inside, start.distance(x, y) / first, ESCAPED) + FLOOR
+        gradient_x, descent_y = game.field(x, y)
+        new_x = x - step * gradient_x
+        new_y, state = update(y, -descent_y, None, state)
+        kept = start.distance(new_x, new_y) < DIVERGED * initial
+        x = torch.where(kept.unsqueeze(-1), new_x, x.detach())
+        y = torch.where(kept.unsqueeze(-1), new_y, y.detach())
+        yield torch.where(kept, start.distance(x, y) / initial, DIVERGED) + FLOOR
 
 
 def _detach(state: State) -> State:

@@ -1,4 +1,4 @@
-"""Updates that remember the last gradient: one learned, one of three numbers; and their solver."""
+"""Updates with memory of the last gradient, one learned and one linear, and their solver."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from bilevel.updates.checks import at_least_one, given, positive
 
 
 class ScaledGRU(Update):
-    r"""A GRU for each number of y, whose unit is the size of its gradient.
+    r"""A GRU applied to each coordinate of y, scaled by the magnitude of its gradient.
 
     .. math::
         y' = y + \eta\,(g + r \cdot \mathrm{last}(h')), \quad
         h' = \mathrm{GRU}([g,\ 10\,(g - g_{-1}),\ m_{-1}] / r,\ h), \quad
         r = \max(0.9\,r_{-1},\ |g|)
 
-    with the gradient g and the last move η m₋₁. Twice as far from the equilibrium it moves twice
-    as far, so that it may converge to the last digit. `last` starts at zero: untrained, it is
-    gradient ascent. (:class:`bilevel.updates.CoordinateRNN` reads a lone coordinate's sign only and
-    moves by a length of its own, with which no one comes to rest.)
+    with the gradient g and the last move η m₋₁. It is positively homogeneous in the gradients, so
+    it can converge to machine precision. `last` starts at zero: untrained, it is gradient ascent.
+    (:class:`bilevel.updates.CoordinateRNN` normalises the gradient: of a single coordinate it sees
+    the sign only, and its step length does not shrink.)
 
-    The state is g, m and r, ``(n,)`` for the n numbers of y, and h, ``(n, hidden)``.
+    The state is g, m and r, ``(n,)`` for the n coordinates of y, and h, ``(n, hidden)``.
 
     Args:
         step: η > 0, in units of y² per unit of the objective.
-        hidden: Size of a coordinate's memory.
+        hidden: Size of the hidden state per coordinate.
 
     Example:
         >>> y, _ = ScaledGRU(0.5)(torch.zeros(2), torch.tensor([2.0, -4.0]), None, None)
@@ -50,20 +50,20 @@ class ScaledGRU(Update):
     def forward(
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:
-        """Moves y by η (g + what the network adds)."""
-        slope = ravel(given("gradient", gradient))
-        before, move, scale, memory = state or self._start(slope)
-        # The floor keeps 0 / 0 away where a player stands at the equilibrium.
-        scale = torch.maximum(0.9 * scale, slope.abs()).clamp(min=1e-30)
-        # Of a smooth path g − g₋₁ is the small one.
-        seen = torch.stack([slope, 10 * (slope - before), move], -1) / scale.unsqueeze(-1)
-        memory = self.cell(seen, memory)
-        move = slope + scale * self.last(memory).squeeze(-1)
-        return _along(y, move, self.step), (slope, move, scale, memory)
+        """Moves y by η (g + the output of the network)."""
+        g = ravel(given("gradient", gradient))
+        last_g, move, scale, hidden = state or self._initial_state(g)
+        # The floor avoids 0 / 0 at the equilibrium.
+        scale = torch.maximum(0.9 * scale, g.abs()).clamp(min=1e-30)
+        # On a smooth trajectory g − g₋₁ is small beside g, hence the factor 10.
+        inputs = torch.stack([g, 10 * (g - last_g), move], -1) / scale.unsqueeze(-1)
+        hidden = self.cell(inputs, hidden)
+        move = g + scale * self.last(hidden).squeeze(-1)
+        return _step_along(y, move, self.step), (g, move, scale, hidden)
 
-    def _start(self, slope: Tensor) -> State:
-        zero = torch.zeros_like(slope)
-        return slope, zero, zero, slope.new_zeros(len(slope), self.cell.hidden_size)
+    def _initial_state(self, g: Tensor) -> State:
+        zero = torch.zeros_like(g)
+        return g, zero, zero, g.new_zeros(len(g), self.cell.hidden_size)
 
 
 class GradientDifference(Update):
@@ -95,16 +95,16 @@ class GradientDifference(Update):
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:
         """Moves y along the gradient, its change and the last move."""
-        slope = ravel(given("gradient", gradient))
-        before, move = state or (slope, torch.zeros_like(slope))
-        move = self.alpha * slope + self.beta * (slope - before) + self.gamma * move
-        return _along(y, move, self.step), (slope, move)
+        g = ravel(given("gradient", gradient))
+        last_g, move = state or (g, torch.zeros_like(g))
+        move = self.alpha * g + self.beta * (g - last_g) + self.gamma * move
+        return _step_along(y, move, self.step), (g, move)
 
     def contraction(self, a: float) -> float:
-        r"""The factor a step against gradient descent with the same step on a bilinear game.
+        r"""The factor per step against gradient descent of the same step size on a bilinear game.
 
-        It is the largest |λ| of (λ − 1)²(λ − γ) + s²(αλ + β(λ − 1)) = 0 with s = ηa. Without γ it
-        is near 1 + s²(α − β)/2 for small s: what leaves the circles inward is β > α.
+        It is the largest |λ| of (λ − 1)²(λ − γ) + s²(αλ + β(λ − 1)) = 0 with s = ηa. For γ = 0 and
+        small s it is about 1 + s²(α − β)/2, so the game converges for β > α.
 
         Args:
             a: The singular value.
@@ -118,33 +118,33 @@ class GradientDifference(Update):
             >>> round(GradientDifference(0.1, alpha=1.0, beta=1.0).contraction(1.0), 6)
             1.000051
         """
-        gain, damping = ((self.step * a) ** 2 * number for number in (self.alpha, self.beta))
-        cubic = [2 + self.gamma, -(1 + 2 * self.gamma + gain + damping), self.gamma + damping]
+        alpha, beta = ((self.step * a) ** 2 * weight for weight in (self.alpha, self.beta))
+        cubic = [2 + self.gamma, -(1 + 2 * self.gamma + alpha + beta), self.gamma + beta]
         companion = torch.tensor([cubic, [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
         return float(torch.linalg.eigvals(companion).abs().max())
 
 
-class AtOnce(Iterative):
-    """A follower that moves when the leader moves.
+class LaggedIterative(Iterative):
+    """One warm-started step per solve, which returns the iterate *before* the step.
 
-    `Iterative` answers with where its step has led, so that the leader, who moves on the answer,
-    has seen it. This one answers with where the follower stood; both have moved by the next solve.
+    `Iterative` returns the new iterate: the leader responds to the follower's step, and play
+    alternates. Returning the previous iterate makes both players step simultaneously.
 
     Args:
-        update: Its step rule.
+        update: The step rule.
     """
 
     def __init__(self, update: Update) -> None:
         super().__init__(update, steps=1, warm_start=True)
 
     def answer(self, oracle: Oracle) -> Value:
-        """Steps, and answers with the point before."""
+        """Takes a step, and returns the iterate before it."""
         kept = self.get_extra_state()
-        stood = oracle.init() if kept is None else kept[0]
+        previous = oracle.init() if kept is None else kept[0]
         super().answer(oracle)
-        return stood
+        return previous
 
 
-def _along(y: Value, move: Tensor, step: float) -> Value:
-    # One operation, as in torch.optim.SGD, whose digits it therefore has.
+def _step_along(y: Value, move: Tensor, step: float) -> Value:
+    # One fused operation, as in torch.optim.SGD: the results are bit-identical.
     return tree_map(partial(torch.add, alpha=step), y, unravel(move, like=y))

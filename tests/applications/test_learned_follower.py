@@ -26,7 +26,7 @@ def part(applications: Part) -> Part:
 @pytest.fixture
 def start(part: Part) -> Any:
     family = part("random_games")
-    return family.forsaken(20, family.random_numbers(0), strength=(0.5, 2.0))
+    return family.forsaken(20, family.make_generator(0), strength=(0.5, 2.0))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_bad_input_is_one_line(
 
 def test_untrained_it_is_gradient_descent_ascent_to_the_last_bit(part: Part, start: Any) -> None:
     playing, updates = part("evaluation"), part("updates")
-    untrained = playing.by_update(updates.ScaledGRU(0.1).double())
+    untrained = playing.update_player(updates.ScaledGRU(0.1).double())
     for lr in (LR, (0.05, 0.02)):
         assert torch.equal(untrained(start, lr, 50), playing.play(start, lr, 50))
 
@@ -93,10 +93,10 @@ def test_untrained_it_is_gradient_descent_ascent_to_the_last_bit(part: Part, sta
 def test_a_leader_who_sees_the_step_makes_play_alternate(part: Part) -> None:
     """`Iterative` answers with where it went: the two take turns, and an ellipse is conserved."""
     playing, updates, family = part("evaluation"), part("updates"), part("random_games")
-    start = family.bilinear(5, family.random_numbers(0), strength=(2.0, 2.0))
+    start = family.bilinear(5, family.make_generator(0), strength=(2.0, 2.0))
     rule = updates.GradientDifference(0.1, 1.0, 0.0)
-    turns = playing.by_update(rule, lambda one: playing.Iterative(one, 1, warm_start=True))
-    at_once = playing.distances(start, playing.by_update(rule)(start, LR, 300))
+    turns = playing.update_player(rule, lambda one: playing.Iterative(one, 1, warm_start=True))
+    at_once = playing.distances(start, playing.update_player(rule)(start, LR, 300))
     assert (at_once[-1] > 100).all()
     assert (playing.distances(start, turns(start, LR, 300)) < 1.3).all()
 
@@ -117,9 +117,9 @@ def test_each_coordinate_is_moved_by_itself(part: Part) -> None:
 @pytest.mark.parametrize("numbers", [(1.0, 0.0), (1.0, 1.0), (0.6, 10.0), (0.2, 3.0, 0.7)])
 def test_the_predicted_factor_is_measured(part: Part, numbers: tuple[float, ...]) -> None:
     playing, updates, family = part("evaluation"), part("updates"), part("random_games")
-    start = family.bilinear(3, family.random_numbers(0), strength=(1.0, 1.0))
+    start = family.bilinear(3, family.make_generator(0), strength=(1.0, 1.0))
     rule = updates.GradientDifference(0.1, *numbers)
-    path = playing.by_update(rule)(start, LR, 200)
+    path = playing.update_player(rule)(start, LR, 200)
     apart = path - torch.cat(start.game.equilibrium, -1)
     # A linear recurrence of order 3 is known from 6 of its terms.
     terms = apart[20:, 0, 0] / apart[20, 0, 0]
@@ -141,14 +141,14 @@ def test_training_bends_the_circles_inward(part: Part) -> None:
     """A second of training halves what gradient descent–ascent grows to."""
     training, playing, family = part("training"), part("evaluation"), part("random_games")
     update = part("updates").ScaledGRU(0.2).double()
-    plan = training.Plan(step=0.2, iterations=30, games=16, horizon=10)
+    config = training.TrainingConfig(step=0.2, iterations=30, games=16, horizon=10)
     done: list[int] = []
-    training.train(update, plan, 0, lambda iteration, metrics: done.append(iteration))
+    training.train(update, config, 0, lambda iteration, metrics: done.append(iteration))
     assert done == list(range(1, 31))
-    start = family.bilinear(30, family.random_numbers(7), strength=(0.5, 2.0))
+    start = family.bilinear(30, family.make_generator(7), strength=(0.5, 2.0))
     ends = [
         playing.distances(start, played(start, (0.2, 0.2), 60))[-1].median()
-        for played in (playing.by_update(update), playing.by_schedule("gda"))
+        for played in (playing.update_player(update), playing.schedule_player("gda"))
     ]
     assert ends[0] < 0.7 * ends[1]
 
@@ -156,16 +156,16 @@ def test_training_bends_the_circles_inward(part: Part) -> None:
 def test_the_unrolled_play_is_the_played_one(part: Part, start: Any) -> None:
     update, playing = trained(part, 0.03), part("evaluation")
     unrolled = torch.stack(list(part("training").unroll(update, start, 20, 0.1)))
-    played = playing.distances(start, playing.by_update(update)(start, LR, 20))[1:]
+    played = playing.distances(start, playing.update_player(update)(start, LR, 20))[1:]
     assert (played < 30).all()
     torch.testing.assert_close(unrolled.detach(), played)
 
 
 def test_a_rule_is_read_off(part: Part) -> None:
-    """An update whose network does nothing is told to be gradient ascent, wholly."""
+    """An update whose network does nothing is found to be gradient ascent, exactly."""
     family = part("random_games")
-    start = family.bilinear(10, family.random_numbers(0), strength=(0.5, 2.0), size=3)
-    rule, explained = part("linear_rule").read_off(
+    start = family.bilinear(10, family.make_generator(0), strength=(0.5, 2.0), size=3)
+    rule, explained = part("linear_rule").fit_rule(
         part("updates").ScaledGRU(0.1).double(), start, 20
     )
     assert explained == pytest.approx(1)
