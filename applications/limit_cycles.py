@@ -4,9 +4,9 @@
     python applications/limit_cycles.py --game bilinear --step 0.1 0.5 --start 1 1 --steps 300
     python applications/limit_cycles.py --game forsaken --schedule simultaneous optimistic --animate
 
-Plays games with known equilibria, f(x, y) = xy of Figures 7 and 8 of Jiang et al. (AISTATS 2021)
-among them, under every schedule. Draws the trajectories and the distance to the equilibrium with
-the slope that linear theory predicts, and compares measured and predicted factors per step.
+Plays games with known equilibria under every schedule, among them f(x, y) = xy of Figures 7 and 8
+of Jiang et al. (AISTATS 2021). Draws trajectories and distances to the equilibrium, and compares
+the convergence factor per step with that of the linearised game.
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ from typing import Annotated
 import torch
 import tyro
 from limit_cycles_lib.animation import animate
-from limit_cycles_lib.figures import draw_page, draw_paper, draw_setting
-from limit_cycles_lib.play import Run, play, told
-from limit_cycles_lib.settings import PAGE, SETTINGS, Setting, make_game, once_around, quick
+from limit_cycles_lib.figures import draw_overview, draw_paper, draw_setting
+from limit_cycles_lib.play import Run, format_factor, play
+from limit_cycles_lib.settings import (
+    OVERVIEW,
+    SETTINGS,
+    Setting,
+    make_game,
+    one_revolution,
+    shortened,
+)
 from result_tables import Table, print_tables, write_markdown
 
 from bilevel import BilevelError, experiment
@@ -52,23 +59,23 @@ class Args:
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/limit_cycles")
     """Figures, tables, results and trajectories."""
     seed: int = 0
-    """Seed of the matrix game's random planes of rotation; nothing else is random."""
+    """Seed of the matrix game's random singular vectors; nothing else is random."""
     device: str = "cpu"
     """auto, cpu or cuda; games this small are faster on the CPU."""
     smoke: bool = False
     """Try everything in seconds: fewer steps, and a larger step size for the paper's game."""
     resume: bool = False
-    """Keep the trajectories of a stopped run."""
+    """Reuse the trajectories of a stopped run."""
 
 
 def main(args: Args) -> None:
-    """Plays, then draws and tells."""
+    """Plays, then draws, prints the tables and writes the results."""
     check_known("game", args.game, SETTINGS)
     check_known("schedule", args.schedule, SCHEDULES)
     device = experiment.pick_device(args.device)
     if args.resume and not list(args.out.glob("trajectories/*.pt")):
         raise BilevelError(
-            f"there are no trajectories in {args.out}: nothing to go on from; leave out --resume"
+            f"there are no trajectories in {args.out} to resume from: leave out --resume"
         )
     if args.seed < 0:
         raise BilevelError(f"seed is {args.seed}: a seed is not negative; give 0 or more")
@@ -80,10 +87,10 @@ def main(args: Args) -> None:
         if args.animate and runs[0].in_plane:
             animate(args.out / f"{setting.name}.gif", games[setting.game], runs)
         tables.append(tabulate(runs))
-    shown = [quick(setting) if args.smoke else setting for setting in PAGE]
-    if all(setting in played for setting in shown):
-        page = {setting: played[setting] for setting in shown}
-        draw_page(args.out / "limit-cycles.png", games, page)
+    overview = [shortened(setting) if args.smoke else setting for setting in OVERVIEW]
+    if all(setting in played for setting in overview):
+        runs_of = {setting: played[setting] for setting in overview}
+        draw_overview(args.out / "limit-cycles.png", games, runs_of)
     records = [run.record() for runs in played.values() for run in runs]
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
     write_markdown(args.out / "tables.md", tables)
@@ -92,9 +99,9 @@ def main(args: Args) -> None:
 
 
 def check_known(kind: str, names: Collection[str], known: Collection[str]) -> None:
-    """Says so where a name is not one of the known ones, or there is none."""
+    """Checks that there are names, and that all are known."""
     if not names:
-        raise BilevelError(f"no {kind} is given: nothing is played; name one or several")
+        raise BilevelError(f"no {kind} is given: there is nothing to play; name one or several")
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -102,29 +109,29 @@ def check_known(kind: str, names: Collection[str], known: Collection[str]) -> No
             raise BilevelError(f"there is no {kind} {name!r}: {hint}")
 
 
-def chosen(args: Args) -> list[Setting]:
-    """What is played: each game's settings, or its first with what was given."""
-    found = []
+def select_settings(args: Args) -> list[Setting]:
+    """The settings to play: all of each game, or its first with --step, --start and --steps."""
+    settings = []
     for name in dict.fromkeys(args.game):
         given = bool(args.step or args.start)
         for setting in SETTINGS[name][: 1 if given else None]:
-            setting = quick(setting) if args.smoke else setting
+            setting = shortened(setting) if args.smoke else setting
             start = args.start or setting.start
             steps = setting.steps if args.steps is None else args.steps
-            found += [
+            settings += [
                 replace(setting, step=step, start=start, steps=steps)
                 for step in args.step or (setting.step,)
             ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(settings))
 
 
 def play_all(
     args: Args, games: Mapping[str, Game], device: torch.device
 ) -> dict[Setting, list[Run]]:
-    """Every setting under every schedule; each run is kept as it comes."""
+    """Plays every setting under every schedule, and saves each run when it is done."""
     with torch.device(device):
         on_device = {name: make_game(name, args.seed) for name in games}
-    settings, schedules = chosen(args), list(dict.fromkeys(args.schedule))
+    settings, schedules = select_settings(args), list(dict.fromkeys(args.schedule))
     total = sum(setting.steps for setting in settings) * len(schedules)
     done = 0
     played: dict[Setting, list[Run]] = {}
@@ -137,9 +144,9 @@ def play_all(
                 if args.resume and path.exists():
                     run = Run.load(path)
                 else:
-                    tell = partial(advance, bar, setting.title, total, done)
+                    progress = partial(advance, bar, setting.title, total, done)
                     predicted = games[setting.game].factor(SCHEDULES[schedule](), setting.step)
-                    run = play(on_device[setting.game], setting, schedule, predicted, tell)
+                    run = play(on_device[setting.game], setting, schedule, predicted, progress)
                     run.save(path)
                 played[setting].append(run)
                 done += setting.steps
@@ -147,13 +154,13 @@ def play_all(
 
 
 def advance(bar: ProgressBar, part: str, total: int, done: int, step: int) -> None:
-    """Moves the bar; ``done`` are the steps of former runs."""
+    """Advances the progress bar; ``done`` counts the steps of earlier runs."""
     bar.show(part, done + step, total)
 
 
-def draw_turn(path: Path, step: float) -> None:
-    """Figures 7 and 8 of the paper, with another step size perhaps; goes on where it stopped."""
-    setting = once_around(step)
+def draw_figures_7_8(path: Path, step: float) -> None:
+    """Draws Figures 7 and 8 of the paper for a step size; reuses saved trajectories."""
+    setting = one_revolution(step)
     args = Args((setting.game,), step=(step,), start=setting.start, steps=setting.steps)
     args = replace(args, out=path.parent / "limit-cycle", resume=True)
     games = {setting.game: make_game(setting.game, args.seed)}
@@ -162,13 +169,13 @@ def draw_turn(path: Path, step: float) -> None:
 
 
 def tabulate(runs: Sequence[Run]) -> Table:
-    """Measured against predicted, of one setting."""
+    """The table of one setting: measured and predicted factors."""
     header = ("schedule", "measured", "predicted", "seen as", "distance")
     rows = tuple(
         (
             run.schedule,
-            told(run.measured),
-            told(run.predicted),
+            format_factor(run.measured),
+            format_factor(run.predicted),
             run.seen_as,
             f"{run.distance[-1]:.3g}",
         )

@@ -1,4 +1,4 @@
-"""The players' moves as a GIF."""
+"""Trajectories as a GIF."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from matplotlib.figure import Figure
 from bilevel.experiment.files import make_folder, writing
 from bilevel.games import Game
 from bilevel.robustness.figures import STYLE
-from limit_cycles_lib.panels import COLOR, portrait, window
+from limit_cycles_lib.panels import COLOR, half_width, portrait
 from limit_cycles_lib.play import Run
 
 FRAMES = 120
 
 
 def animate(path: Path, game: Game, runs: Sequence[Run]) -> None:
-    """The players of every schedule, each on its trajectory.
+    """Animates the players of every schedule along their trajectories.
 
     Args:
         path: The GIF file.
-        game: The game, where x and y are numbers.
-        runs: Of one setting.
+        game: A game of scalars x and y.
+        runs: The runs of one setting.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(6, 4.4), layout="constrained")
         axis = figure.subplots()
-        portrait(axis, game, runs, window(runs))
+        portrait(axis, game, runs, half_width(runs))
         for line in axis.lines:
             line.set_alpha(0.25)
-        for head in list(axis.texts):
-            head.remove()
+        for arrowhead in list(axis.texts):
+            arrowhead.remove()
         players = [
             axis.plot([], [], "o", color=COLOR[run.schedule], label=run.schedule)[0] for run in runs
         ]

@@ -1,4 +1,4 @@
-"""The figures: one of each setting, the paper's, and the page for a lecture."""
+"""The figures: one per setting, Figures 7 and 8 of the paper, and an overview."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from bilevel.experiment.files import atomic_write
 from bilevel.games import Game
 from bilevel.robustness import figures
 from bilevel.robustness.figures import INK, MUTED
-from limit_cycles_lib.panels import COLOR, distances, portrait, window
-from limit_cycles_lib.play import Run, told
+from limit_cycles_lib.panels import COLOR, distances, half_width, portrait
+from limit_cycles_lib.play import Run, format_factor
 from limit_cycles_lib.settings import Setting
 
 STYLE = figures.STYLE | {"text.parse_math": True}  # powers of ten
 
 
 def draw_setting(path: Path, game: Game, runs: Sequence[Run]) -> None:
-    """A portrait of each schedule, where x and y are numbers, and all distances.
+    """Draws the distances, and for scalar x and y a phase portrait of each schedule.
 
     Args:
         path: The PNG file.
         game: The game.
-        runs: Of one setting.
+        runs: The runs of one setting.
     """
     with rc_context(STYLE):
         if runs[0].in_plane:
@@ -46,12 +46,12 @@ def draw_setting(path: Path, game: Game, runs: Sequence[Run]) -> None:
 
 
 def draw_paper(path: Path, game: Game, runs: Sequence[Run]) -> None:
-    """Figures 7 and 8: a turn from (1, 0), and where it ends.
+    """Draws Figures 7 and 8: one revolution from (1, 0), and the change of the radius.
 
     Args:
         path: The PNG file.
         game: f(x, y) = xy.
-        runs: Of :func:`~limit_cycles_lib.settings.once_around`.
+        runs: The runs of :func:`~limit_cycles_lib.settings.one_revolution`.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(9.5, 5), layout="constrained")
@@ -60,17 +60,17 @@ def draw_paper(path: Path, game: Game, runs: Sequence[Run]) -> None:
         _save(figure, path)
 
 
-def draw_page(
+def draw_overview(
     path: Path, games: Mapping[str, Game], played: Mapping[Setting, Sequence[Run]]
 ) -> None:
-    """What a lecture needs, on one page.
+    """Draws the overview of the bilinear game and Forsaken on one page.
 
     Args:
         path: The PNG file.
         games: The games by name.
-        played: The runs of :data:`~limit_cycles_lib.settings.PAGE`, or of the quick versions.
+        played: The runs of :data:`~limit_cycles_lib.settings.OVERVIEW`, or shortened ones.
     """
-    paper, clearer, afar, nearby = played.values()
+    paper, larger_step, far_start, near_start = played.values()
     with rc_context(STYLE | {"font.size": 11}):
         figure = Figure(figsize=(16, 8.4), layout="constrained")
         figure.suptitle(
@@ -80,13 +80,13 @@ def draw_page(
         )
         left, middle, right = figure.subfigures(1, 3, squeeze=False, width_ratios=(1, 2.2, 1.25))[0]
         _paper(left, (2, 1), games["bilinear"], paper)
-        step = clearer[0].setting.step
-        _heading(middle, f"f = xy with a larger step, η = {step:g}")
-        _portraits(middle, games["bilinear"], clearer)
+        step = larger_step[0].setting.step
+        _heading(middle, f"f = xy with a larger step size, η = {step:g}")
+        _portraits(middle, games["bilinear"], larger_step)
         top, bottom = right.subfigures(2, 1, squeeze=False).flat
-        _heading(top, "The same: distance to (0, 0)")
-        distances(top.subplots(), clearer)
-        _forsaken(bottom, games["forsaken"], afar, nearby)
+        _heading(top, f"f = xy, η = {step:g}: distance to (0, 0)")
+        distances(top.subplots(), larger_step)
+        _forsaken(bottom, games["forsaken"], far_start, near_start)
         _legend(figure)
         _save(figure, path)
 
@@ -105,8 +105,8 @@ def _paper(
 
 
 def _portraits(figure: Figure | SubFigure, game: Game, runs: Sequence[Run]) -> None:
-    """One of each schedule, with its factors."""
-    half = window(runs)
+    """A phase portrait of each schedule, with its factors."""
+    half = half_width(runs)
     columns = min(3, len(runs))
     axes = figure.subplots(math.ceil(len(runs) / columns), columns, squeeze=False).flat
     for axis, run in itertools.zip_longest(axes, runs):
@@ -116,15 +116,16 @@ def _portraits(figure: Figure | SubFigure, game: Game, runs: Sequence[Run]) -> N
         portrait(axis, game, [run], half)
         axis.set_title(run.schedule, color=COLOR[run.schedule], fontweight="bold", loc="left")
         axis.set_xlabel(
-            f"× {told(run.measured)} per step\npredicted {told(run.predicted)}\n", loc="left"
+            f"× {format_factor(run.measured)} per step\npredicted {format_factor(run.predicted)}\n",
+            loc="left",
         )
 
 
-def _forsaken(figure: SubFigure, game: Game, afar: Sequence[Run], nearby: Sequence[Run]) -> None:
-    step = afar[0].setting.step
+def _forsaken(figure: SubFigure, game: Game, far: Sequence[Run], near: Sequence[Run]) -> None:
+    step = far[0].setting.step
     _heading(figure, f"f = x(y − 0.45) + φ(x) − φ(y), η = {step:g}")
-    for axis, runs in zip(figure.subplots(1, 2), (afar, nearby), strict=True):
-        portrait(axis, game, runs, window(runs))
+    for axis, runs in zip(figure.subplots(1, 2), (far, near), strict=True):
+        portrait(axis, game, runs, half_width(runs))
         x, y = runs[0].setting.start
         axis.set_title(f"from ({x:g}, {y:g})", loc="left")
         axis.set_xlabel(f"verdict: {', '.join(sorted({run.seen_as for run in runs}))}", loc="left")
@@ -135,7 +136,7 @@ def _heading(figure: Figure | SubFigure, text: str) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """What the marks mean, below everything."""
+    """The legend of the markers and lines, below the figure."""
     marks: dict[str, Any] = {"color": INK, "linestyle": ""}
     figure.legend(
         handles=[

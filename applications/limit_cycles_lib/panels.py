@@ -1,4 +1,4 @@
-"""The panels that the figures are made of: a phase portrait, distances against steps."""
+"""Panels of the figures: a phase portrait, and distances against steps."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from bilevel.robustness.figures import INK
 from limit_cycles_lib.play import Run
 
 COLOR = dict(zip(SCHEDULES, COLORS, strict=False))
-"""Of each schedule, in every figure."""
+"""Colour of each schedule."""
 
 FIELD = "#c9ced5"
-"""Of the arrows that tell where players want to go."""
+"""Colour of the vector field."""
 
-LEFT = 3.0
-"""Players who end up farther than this many times their first distance have left for good."""
+LEAVING = 3.0
+"""Trajectories that end at more than this multiple of their initial distance leave the window."""
 
-NEAR = 0.1
-"""Distances that never change by more than this part are shown as changes in per cent."""
+NEARLY_CONSTANT = 0.1
+"""Distances that change by less than this fraction are shown as changes in per cent."""
 
 
 def portrait(axis: Axes, game: Game, runs: Sequence[Run], half: float) -> None:
-    """The plane of a game of two numbers: its field, trajectories, start and equilibrium.
+    """Phase portrait of a game of scalars: vector field, trajectories, start and equilibrium.
 
     Args:
-        axis: Where it is drawn.
+        axis: The axes.
         game: The game.
-        runs: What is shown.
-        half: Half the width of the window, see :func:`window`.
+        runs: The runs to show.
+        half: Half the width of the window, see :func:`half_width`.
     """
     center = torch.cat(game.equilibrium)
     low, high = center - half, center + half
@@ -48,36 +48,36 @@ def portrait(axis: Axes, game: Game, runs: Sequence[Run], half: float) -> None:
     width = 1.4 if len(runs) == 1 else 0.8
     for run in runs:
         axis.plot(*run.path.T, color=COLOR[run.schedule], linewidth=width)
-        _heads(axis, game, run, half)
+        _arrowheads(axis, game, run, half)
         axis.plot(*run.path[0], "o", color=INK, markerfacecolor="white", markersize=5.5, zorder=4)
     axis.plot(*center, "+", color=INK, markersize=10, markeredgewidth=1.8, zorder=4)
 
 
-def window(runs: Sequence[Run]) -> float:
-    """Half the width of a window with room for all trajectories but those that leave for good.
+def half_width(runs: Sequence[Run]) -> float:
+    """Half the width of a window that holds all trajectories but those that leave.
 
     Args:
-        runs: Of one setting.
+        runs: The runs of one setting.
 
     Returns:
-        The farthest distance from the equilibrium among those that stay, with a margin.
+        The largest distance to the equilibrium of the trajectories that stay, with a margin.
     """
-    leaving = LEFT * float(runs[0].distance[0])
+    leaving = LEAVING * float(runs[0].distance[0])
     stay = [float(run.distance.max()) for run in runs if run.distance[-1] < leaving]
     return 1.12 * max(stay, default=leaving)
 
 
 def distances(axis: Axes, runs: Sequence[Run]) -> None:
-    """Distance to the equilibrium against steps; dashed over it the predicted slope.
+    """Distance to the equilibrium against steps, with the predicted slope dashed.
 
     Args:
-        axis: Where it is drawn.
-        runs: Of one setting.
+        axis: The axes.
+        runs: The runs of one setting.
     """
     first = float(runs[0].distance[0])
     lowest = min(float(run.distance.min()) for run in runs)
     highest = max(float(run.distance.max()) for run in runs)
-    near = first * (1 - NEAR) < lowest and highest < first * (1 + NEAR)
+    near = first * (1 - NEARLY_CONSTANT) < lowest and highest < first * (1 + NEARLY_CONSTANT)
     scale, offset = (first, 1.0) if near else (1.0, 0.0)
     ends: dict[str, tuple[float, float]] = {}
     for run in runs:
@@ -95,48 +95,48 @@ def distances(axis: Axes, runs: Sequence[Run]) -> None:
     else:
         axis.set_yscale("log")
         axis.set_ylim(max(lowest, 1e-9 * first) / 1.5, min(highest, 1e3 * first) * 1.5)
-    _name_ends(axis, ends)
+    _label_lines(axis, ends)
 
 
-def _toward(game: Game, points: Tensor) -> Tensor:
-    """The directions in which both players go at once from some points, of length 1."""
-    slopes = torch.func.vmap(game.field)(points[:, :1], points[:, 1:])
-    return -torch.nn.functional.normalize(torch.cat(slopes, 1))
+def _directions(game: Game, points: Tensor) -> Tensor:
+    """Normalised directions of simultaneous gradient descent–ascent at the points."""
+    field = torch.func.vmap(game.field)(points[:, :1], points[:, 1:])
+    return -torch.nn.functional.normalize(torch.cat(field, 1))
 
 
 def _field(axis: Axes, game: Game, low: Tensor, high: Tensor) -> None:
-    """Those directions on a grid."""
+    """The vector field of descent–ascent on a grid."""
     share = torch.arange(1, 22, 2, dtype=low.dtype).unsqueeze(1) / 22
     x, y = (low + share * (high - low)).T
     points = torch.cartesian_prod(x, y)
     length = 0.6 * float(x[1] - x[0])
     look: dict[str, Any] = {"color": FIELD, "width": 0.005, "headwidth": 4, "headlength": 4}
     look |= {"pivot": "mid", "angles": "xy", "scale_units": "xy", "scale": 1}
-    axis.quiver(*points.T, *(length * _toward(game, points)).T, **look)
+    axis.quiver(*points.T, *(length * _directions(game, points)).T, **look)
 
 
-def _heads(axis: Axes, game: Game, run: Run, half: float) -> None:
+def _arrowheads(axis: Axes, game: Game, run: Run, half: float) -> None:
     """Up to three arrowheads along the first part of a trajectory."""
-    walked = run.path.diff(dim=0).norm(dim=1).cumsum(0)
-    rows = torch.searchsorted(walked, half * torch.tensor([0.45, 1.45, 2.45]).double())
-    points = run.path[rows[rows < len(walked)]]
+    arc_length = run.path.diff(dim=0).norm(dim=1).cumsum(0)
+    rows = torch.searchsorted(arc_length, half * torch.tensor([0.45, 1.45, 2.45]).double())
+    points = run.path[rows[rows < len(arc_length)]]
     if not len(points):
-        return  # it never came so far
+        return  # the trajectory is too short
     look = {"arrowstyle": "-|>", "color": COLOR[run.schedule], "mutation_scale": 13, "linewidth": 0}
-    for point, ahead in zip(points, points + 1e-3 * half * _toward(game, points), strict=True):
+    for point, ahead in zip(points, points + 1e-3 * half * _directions(game, points), strict=True):
         axis.annotate("", ahead.tolist(), point.tolist(), arrowprops=look | {"shrinkB": 0})
 
 
 def _predicted(run: Run) -> tuple[Tensor, Tensor]:
-    """The line of the predicted slope through the middle of what the measured slope is of."""
-    rows = run.later()
+    """A line with the predicted slope through the mean of the points of the measured fit."""
+    rows = run.second_half()
     at, height = run.at[rows].double(), run.distance[rows].log().mean()
     slope = torch.tensor(run.predicted, dtype=torch.float64).log()
     return at, (height + slope * (at - at.mean())).exp()
 
 
-def _name_ends(axis: Axes, ends: dict[str, tuple[float, float]]) -> None:
-    """Each line's name beside its end, far enough apart to be read."""
+def _label_lines(axis: Axes, ends: dict[str, tuple[float, float]]) -> None:
+    """Labels the end of each line, without overlaps."""
     to_axes = axis.transData + axis.transAxes.inverted()
     at = {name: min(max(float(to_axes.transform(end)[1]), 0), 1) for name, end in ends.items()}
     height = dict(sorted(at.items(), key=lambda one: one[1]))

@@ -1,4 +1,4 @@
-"""The trajectory of two players, and how fast it took them to the equilibrium."""
+"""Trajectories of two players, and their convergence factors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bilevel.games import Game, position
 from bilevel.monitoring import Monitor
 from limit_cycles_lib.settings import Setting
 
-ROWS = 2000
-"""About how many points of a trajectory are kept."""
+MAX_ROWS = 2000
+"""Approximate number of points kept of a trajectory."""
 
-FAR = 1e6
-"""Players are no longer followed from this many times their first distance on."""
+MAX_DISTANCE = 1e6
+"""Play ends at this distance to the equilibrium, relative to the initial one."""
 
-ROUNDED = 1e-12
-"""Nearer than this, in units of the first distance, rounding decides where they are."""
+ROUNDING = 1e-12
+"""Relative distance below which rounding errors dominate."""
 
 
 @dataclass
@@ -34,13 +34,13 @@ class Run:
 
     Args:
         setting: The setting.
-        schedule: Its name.
-        at: Numbers of steps, ``(rows,)``.
-        path: Where the players were then, ``(rows, n + m)``.
-        distance: How far that is from the equilibrium, ``(rows,)``.
-        predicted: The factor a step that theory tells, None where there is none.
-        seen_as: What :class:`~bilevel.Monitor` sees in it.
-        seconds: How long it took.
+        schedule: The name of the schedule.
+        at: The steps at which points are kept, ``(rows,)``.
+        path: The points, ``(rows, n + m)``.
+        distance: Their distances to the equilibrium, ``(rows,)``.
+        predicted: The factor per step of the linearised game; None if there is no prediction.
+        seen_as: The verdict of :class:`~bilevel.Monitor`.
+        seconds: Duration.
     """
 
     setting: Setting
@@ -54,27 +54,27 @@ class Run:
 
     @property
     def in_plane(self) -> bool:
-        """Whether x and y are numbers."""
+        """Whether x and y are scalars."""
         return self.path.shape[1] == 2
 
-    def later(self) -> Tensor:
-        """Rows of the later half, as far as numbers let us see; a mask."""
-        seen = (self.distance > ROUNDED * self.distance[0]) & self.distance.isfinite()
-        end = len(seen) if seen.all() else int(seen.int().argmin())
-        row = torch.arange(len(seen))
+    def second_half(self) -> Tensor:
+        """Mask of the second half of the rows, up to the first that rounding dominates."""
+        valid = (self.distance > ROUNDING * self.distance[0]) & self.distance.isfinite()
+        end = len(valid) if valid.all() else int(valid.int().argmin())
+        row = torch.arange(len(valid))
         return (row >= end // 2) & (row < end)
 
     @property
     def measured(self) -> float | None:
-        """The factor a step: a line through the logarithm of the later distances."""
-        rows = self.later()
+        """The factor per step: a log-linear fit to the distances of the second half."""
+        rows = self.second_half()
         if rows.sum() < 2:
             return None
         slope, _ = np.polyfit(self.at[rows], self.distance[rows].log(), 1)
         return float(np.exp(slope))
 
     def record(self) -> dict[str, Any]:
-        """The flat record of ``results.json``."""
+        """A record of ``results.json``."""
         start_x, start_y = self.setting.start
         return {
             "game": self.setting.game,
@@ -101,8 +101,8 @@ class Run:
         return cls(**state | {"setting": Setting(**state["setting"])})
 
 
-def told(factor: float | None) -> str:
-    """A factor a step as text; where it is all but 1, the difference counts."""
+def format_factor(factor: float | None) -> str:
+    """A factor as text; close to 1, its difference from 1."""
     if factor is None:
         return "–"
     if 1e-15 < abs(factor - 1) < 1e-6:
@@ -115,16 +115,16 @@ def play(
     setting: Setting,
     schedule: str,
     predicted: float | None,
-    tell: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> Run:
-    """Plays a setting under a schedule; ends early where the players fly apart.
+    """Plays a setting under a schedule; ends early if the players diverge.
 
     Args:
         game: The setting's game.
         setting: The setting.
         schedule: The schedule's name.
-        predicted: The factor that theory tells.
-        tell: Called with the steps done, now and then.
+        predicted: The predicted factor.
+        progress: Called with the number of steps done.
 
     Returns:
         The run.
@@ -132,7 +132,7 @@ def play(
     Raises:
         BilevelError: If the players start at the equilibrium.
     """
-    began = time.perf_counter()
+    started = time.perf_counter()
     players = setting.begin(game, schedule)
     monitor = Monitor(players)
     center = torch.cat(game.equilibrium)
@@ -140,9 +140,9 @@ def play(
     first = float((path[0] - center).norm())
     if first == 0:
         raise BilevelError(
-            f"{setting.title} starts at the equilibrium: nobody moves there; give another --start"
+            f"{setting.title} starts at the equilibrium: nothing moves there; give another --start"
         )
-    every = max(1, setting.steps // ROWS)
+    every = max(1, setting.steps // MAX_ROWS)
     for step in range(1, setting.steps + 1):
         try:
             players.step(None)
@@ -153,8 +153,8 @@ def play(
             continue
         at.append(step)
         path.append(position(players))
-        tell(step)
-        if (path[-1] - center).norm() > FAR * first:
+        progress(step)
+        if (path[-1] - center).norm() > MAX_DISTANCE * first:
             break
     trajectory = torch.stack(path)
     return Run(
@@ -165,5 +165,5 @@ def play(
         (trajectory - center).norm(dim=-1).cpu(),
         predicted,
         monitor.verdict().kind,
-        time.perf_counter() - began,
+        time.perf_counter() - started,
     )

@@ -1,4 +1,4 @@
-"""What is played: games, schedules, step sizes and starts."""
+"""Settings: games with step sizes, starting points and numbers of steps."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bilevel.games import Game, rates
 
 @dataclass(frozen=True)
 class Setting:
-    """A game, a step size, a start.
+    """A game with a step size and a starting point.
 
     Args:
-        game: A name of :data:`SETTINGS`.
+        game: A key of :data:`SETTINGS`.
         step: η, of both players.
-        start: Where all numbers of x and of y start; on simplices, the share of each player's
-            first strategy.
-        steps: How many are played.
+        start: Initial value of all entries of x, and of y; on simplices, the probability of each
+            player's first strategy.
+        steps: Number of steps.
 
     Raises:
-        BilevelError: If nothing can be played like this.
+        BilevelError: If an argument is out of range.
     """
 
     game: str
@@ -39,21 +39,21 @@ class Setting:
         rates.step_sizes(self.step)
         if not all(map(math.isfinite, self.start)):
             raise BilevelError(
-                f"the start {self.start} is no point: the distance from it is measured; give two "
+                f"the start {self.start} is not finite: distances are measured from it; give two "
                 "finite numbers, such as 1 0"
             )
         if self.steps < 1:
-            raise BilevelError(f"steps is {self.steps}: nothing is played; give 1 or more")
+            raise BilevelError(f"steps is {self.steps}: there is nothing to play; give 1 or more")
 
     @property
     def title(self) -> str:
-        """For people."""
+        """A title for tables and figures."""
         x, y = self.start
         return f"{self.game}, η = {self.step:g}, from ({x:g}, {y:g})"
 
     @property
     def name(self) -> str:
-        """For files."""
+        """A name for files."""
         x, y = self.start
         return f"{self.game}-step-{self.step:.12g}-from-{x:.12g}-{y:.12g}"
 
@@ -66,34 +66,34 @@ class Setting:
         return games.begin(game, x, y, lr=self.step, schedule=SCHEDULES[schedule]())
 
 
-def once_around(step: float = 1e-4) -> Setting:
-    """Figures 7 and 8 of the paper: f(x, y) = xy from (1, 0), for a whole turn."""
+def one_revolution(step: float = 1e-4) -> Setting:
+    """Figures 7 and 8 of the paper: f(x, y) = xy from (1, 0), for one revolution."""
     return Setting("bilinear", step, (1.0, 0.0), max(1, round(2 * math.pi / step)))
 
 
-def quick(setting: Setting) -> Setting:
-    """The same in a second: the paper's turn in larger steps, of others the beginning."""
+def shortened(setting: Setting) -> Setting:
+    """A shorter version: the paper's revolution in larger steps, of others the first 100 steps."""
     if setting == PAPER:
-        return once_around(0.02)
+        return one_revolution(0.02)
     return replace(setting, steps=min(setting.steps, 100))
 
 
-PAPER = once_around()
-CLEARER = Setting("bilinear", 0.3, (1.0, 0.0), 200)
-AFAR = Setting("forsaken", 0.05, (1.0, 1.0), 2000)
-NEARBY = Setting("forsaken", 0.05, (0.1, 0.4), 2000)
-PAGE = (PAPER, CLEARER, AFAR, NEARBY)
-"""What the page for a lecture shows."""
+PAPER = one_revolution()
+LARGER_STEP = Setting("bilinear", 0.3, (1.0, 0.0), 200)
+FAR_START = Setting("forsaken", 0.05, (1.0, 1.0), 2000)
+NEAR_START = Setting("forsaken", 0.05, (0.1, 0.4), 2000)
+OVERVIEW = (PAPER, LARGER_STEP, FAR_START, NEAR_START)
+"""The settings of the overview figure."""
 
 SETTINGS = {
-    "bilinear": (CLEARER, PAPER),
+    "bilinear": (LARGER_STEP, PAPER),
     "matrix": (Setting("matrix", 0.3, (1.0, 0.0), 400),),
     "monotone": (Setting("monotone", 0.3, (1.0, 0.0), 200),),
-    "forsaken": (AFAR, NEARBY),
+    "forsaken": (FAR_START, NEAR_START),
     "dirac-gan": (Setting("dirac-gan", 0.5, (1.0, 1.0), 400),),
     "simplex": (Setting("simplex", 0.3, (0.8, 0.1), 200),),
 }
-"""How each game is played; the first also with other steps and starts."""
+"""The settings of each game; --step, --start and --steps modify the first."""
 
 
 def make_game(name: str, seed: int) -> Game:
@@ -101,7 +101,7 @@ def make_game(name: str, seed: int) -> Game:
 
     Args:
         name: One of :data:`SETTINGS`.
-        seed: Of the planes in which ``matrix`` turns.
+        seed: Of the singular vectors of ``matrix``.
 
     Returns:
         The game.
@@ -121,7 +121,7 @@ def make_game(name: str, seed: int) -> Game:
 
 
 def _mixed(game: Game, share: float, like: Tensor) -> Tensor:
-    """The mixed strategy with that share of the first pure one and of the others alike."""
+    """The mixed strategy with probability ``share`` of the first pure one, the rest uniform."""
     strategy = torch.full_like(like, (1 - share) / (len(like) - 1))
     strategy[0] = share
     return game.onto(strategy)

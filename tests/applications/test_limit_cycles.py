@@ -91,7 +91,7 @@ def test_measured_is_predicted(play: Callable[..., list[Any]], game: str) -> Non
 
 def test_a_turn_of_the_paper_ends_where_it_began(module: ModuleType, tmp_path: Path) -> None:
     """Once around with steps of 0.02: the radius has grown by √(1+η²) a step."""
-    module.draw_turn(tmp_path / "figures-7-8.png", 0.02)
+    module.draw_figures_7_8(tmp_path / "figures-7-8.png", 0.02)
     assert (tmp_path / "figures-7-8.png").read_bytes().startswith(b"\x89PNG")
     run = module.Run.load(next(tmp_path.glob("limit-cycle/trajectories/*-simultaneous.pt")))
     assert float(run.distance[-1]) == pytest.approx((1 + 4e-4) ** (314 / 2), rel=1e-9)
@@ -103,7 +103,7 @@ def test_the_reproduction_draws_that_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     reproduce, drawn = applications("reproduce"), []
-    monkeypatch.setattr(module, "draw_turn", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(module, "draw_figures_7_8", lambda *arguments: drawn.append(arguments))
     for name, step in (("smoke", 1e-2), ("paper", 1e-4)):
         reproduce.figures(reproduce.Args(row=()), reproduce.SCALES[name], tmp_path, [])
         assert drawn.pop() == (tmp_path / "figures-7-8.png", step)
@@ -169,7 +169,7 @@ def test_a_few_steps_are_drawn_without_arrows(
         ("--schedule", "no schedule is given"),
         ("--device gpu", "device 'gpu' is not available"),
         ("--seed -1", "seed is -1: "),
-        ("--resume", "nothing to go on from"),
+        ("--resume", "to resume from: leave out --resume"),
     ],
 )
 def test_bad_input_is_one_line(
