@@ -25,7 +25,7 @@ from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
 
 SOLVERS = {"ait": "fgsm", "label-smoothing": "plain"}
-"""The methods that have a name of their own here, and the solver of their follower."""
+"""Methods with other names here than in adv_training.py."""
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Args(TrainingArguments):
     """label-smoothing, ait (one sign-gradient step), grad-l2l, two-step-l2l, or another method of
     adv_training.py as the follower's solver."""
     epsilon_y: float = 0.5
-    """How far a label moves away from the partner's, from 0 to 1."""
+    """How far a label moves away from the partner's class, from 0 to 1."""
     layer: str = "trunk"
     """Module of the classifier whose pooled outputs are the features."""
     pairing: Literal["reversed", "next", "other-class"] = "reversed"
-    """How partners are chosen in a shuffled batch; reversed is that of the original method."""
+    """How partners are chosen in a shuffled batch; the original method uses reversed."""
     sense: Literal["min", "max"] = "min"
     """min moves toward the partner, as the authors' code does; max is the sign printed in the
     paper."""

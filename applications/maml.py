@@ -3,8 +3,8 @@
     python applications/maml.py     # two minutes
 
 Model-agnostic meta-learning (Finn et al., ICML 2017, Sec. 5.1) as a bilevel problem: the leader is
-the shared initialization θ, the follower's answer y the change of θ by each task's gradient descent
-on ten points. Held-out points evaluate θ + y. The adjoint and the number of steps give the method:
+the shared initialization θ, and the follower's y_i the change of θ by gradient descent on the ten
+support points of task i. θ + y_i is evaluated on query points. Adjoint and steps give the method:
 
     maml      Unrolled()     differentiates through the inner steps
     fomaml    Detached()     treats y as a constant: first-order MAML
@@ -38,11 +38,11 @@ METHODS: dict[str, tuple[type[bilevel.Adjoint], int]] = {
     "joint": (bilevel.Detached, 0),
 }
 STEPS = (0, 1, 5, 20)  # after which the error is reported
-Tasks = tuple[Batch, Batch]  # points of B functions, (B, K, 1): to learn from, and held out
+Tasks = tuple[Batch, Batch]  # support and query points of B functions, (B, K, 1) each
 
 
-class Start(bilevel.LeaderProblem):
-    """θ, evaluated after each task's adaptation."""
+class Initialization(bilevel.LeaderProblem):
+    """The leader: θ, evaluated after adaptation to each task."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -50,16 +50,16 @@ class Start(bilevel.LeaderProblem):
 
     def errors(self, y: dict[str, Tensor], points: Batch) -> Tensor:
         """The mean squared error of θ + y_i on points of task i, (B,)."""
-        ends = {name: theta + y[name] for name, theta in self.network.named_parameters()}
-        said = vmap(lambda end, x: functional_call(self.network, end, (x,)))(ends, points.x)
-        return torch.square(said - points.y).mean((1, 2))
+        adapted = {name: theta + y[name] for name, theta in self.network.named_parameters()}
+        predict = vmap(lambda parameters, x: functional_call(self.network, parameters, (x,)))
+        return torch.square(predict(adapted, points.x) - points.y).mean((1, 2))
 
     def loss(self, y: Any, batch: Tasks) -> Tensor:
         return self.errors(y, batch[1]).mean()
 
 
 class Adaptation(bilevel.FollowerProblem):
-    """min over y_i of the error of θ + y_i on what is given of task i, from y_i = 0."""
+    """The follower: min over y_i of the error of θ + y_i on the support points, from y_i = 0."""
 
     sense = "min"
 
@@ -70,7 +70,7 @@ class Adaptation(bilevel.FollowerProblem):
         count, parameters = len(batch[0].x), self.network.named_parameters()
         return {name: theta.new_zeros(count, *theta.shape) for name, theta in parameters}
 
-    def objective(self, leader: Start, y: dict[str, Tensor], batch: Tasks) -> Tensor:
+    def objective(self, leader: Initialization, y: dict[str, Tensor], batch: Tasks) -> Tensor:
         return leader.errors(y, batch[0])
 
 
@@ -89,7 +89,7 @@ class Args:
     smoke: bool = False
     """Seconds instead of minutes: a few steps."""
     resume: bool = False
-    """Reuse initializations that were learned with the same arguments."""
+    """Reuse initializations learned with the same arguments."""
 
 
 def main(args: Args) -> None:
@@ -116,11 +116,11 @@ def main(args: Args) -> None:
     Console().print(table)
 
 
-def learn(args: Args, method: str, device: torch.device) -> tuple[Start, Adaptation]:
-    """The start that a method learns, from its file if the run goes on."""
+def learn(args: Args, method: str, device: torch.device) -> tuple[Initialization, Adaptation]:
+    """Learns an initialization with one method, or loads it with --resume."""
     torch.manual_seed(args.seed)
     layers = nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1)
-    leader = Start(nn.Sequential(*layers).to(device))
+    leader = Initialization(nn.Sequential(*layers).to(device))
     follower = Adaptation(leader.network)
     path = args.out / method / "start.safetensors"
     about = {"iterations": str(args.iterations), "seed": str(args.seed)}
@@ -131,21 +131,21 @@ def learn(args: Args, method: str, device: torch.device) -> tuple[Start, Adaptat
     solver = bilevel.Iterative(Gradient(0.01), steps)
     adam = torch.optim.Adam(leader.parameters(), lr=1e-3)
     game = bilevel.Bilevel(leader, follower, solver, leader_opt=adam, adjoint=adjoint())
-    numbers = torch.Generator().manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
     with experiment.Journal(method, path.parent) as journal:
         journal.begin(args.iterations)
         for iteration in range(1, args.iterations + 1):
-            loss = game.step(sine_waves(25, numbers, device))["loss"]
+            loss = game.step(sine_waves(25, generator, device))["loss"]
             if iteration % 20 == 0:
                 journal.report(iteration, {"loss": loss.item()})
     save_weights(path, leader, about)
     return leader, follower
 
 
-def sine_waves(count: int, numbers: torch.Generator, device: torch.device) -> Tasks:
-    """Waves of any phase and amplitudes of 0.1 to 5: ten points of each given, ten held out."""
-    amplitude, phase = torch.rand(2, count, 1, 1, generator=numbers).to(device)
-    x = 10 * torch.rand(count, 20, 1, generator=numbers).to(device) - 5
+def sine_waves(count: int, generator: torch.Generator, device: torch.device) -> Tasks:
+    """Waves of random phase and amplitude (0.1 to 5): ten support and ten query points each."""
+    amplitude, phase = torch.rand(2, count, 1, 1, generator=generator).to(device)
+    x = 10 * torch.rand(count, 20, 1, generator=generator).to(device) - 5
     y = (0.1 + 4.9 * amplitude) * torch.sin(x - math.pi * phase)
     return Batch(x[:, :10], y[:, :10]), Batch(x[:, 10:], y[:, 10:])
 

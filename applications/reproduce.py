@@ -39,8 +39,8 @@ class Args:
     scale: Literal["smoke", "small", "paper"] = "smoke"
     """smoke: digits, minutes. small: CIFAR-10 on a CPU, hours. paper: WRN-34-10 on a GPU."""
     dataset: Literal["digits", "cifar10", "cifar100", "folder", "npz"] | None = None
-    """By default the scale's; folder reads CIFAR-10 from a tree of images, npz from a file of
-    arrays."""
+    """By default that of the scale; folder reads CIFAR-10 from a folder of images, npz from a file
+    of arrays."""
     data_dir: Path = Path("data")
     """Where the images are, or are downloaded to; for npz the file."""
     row: tuple[str, ...] = tuple(ROWS)
@@ -49,14 +49,14 @@ class Args:
     """Also measure the curves of Figures 3 and 10."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/reproduce")
-    """Has a folder for each scale; existing results are kept."""
+    """Folder of results, with a subfolder per scale; existing results are kept."""
     seed: int = 0
     device: str = "auto"
     """auto, cpu or cuda."""
     smoke: bool = False
-    """Try everything in seconds: four classifiers, few images, two epochs."""
+    """Try everything in seconds: four classifiers (--row is ignored), few images, two epochs."""
     resume: bool = True
-    """Keep the results of an earlier run; --no-resume starts anew."""
+    """Keep the results of an earlier run; --no-resume deletes them and starts anew."""
 
 
 def main(args: Args) -> None:
@@ -70,13 +70,8 @@ def main(args: Args) -> None:
     out = args.out / (f"{args.scale}-trial" if args.smoke else args.scale)
     if not args.resume:
         shutil.rmtree(out, ignore_errors=True)
-    console = Console()
-    for number, name in enumerate(args.row, 1):
-        if not is_trained(args, scale, name, out / name):
-            console.rule(f"{number} of {len(args.row)}: training {name}")
-            ROWS[name].app.main(training(args, scale, name, out / name))
-    trained = {name: read(out / name)[0] for name in args.row}
-    console.rule("attacking")
+    trained = train_missing(args, scale, out)
+    Console().rule("attacking")
     evaluate(args, scale, out)
     evaluated = read(out / "evaluation")
     figures(args, scale, out, evaluated)
@@ -90,11 +85,20 @@ def main(args: Args) -> None:
     seconds = [{"record": "training", **record, "row": name} for name, record in trained.items()]
     experiment.write_results(out, asdict(args), environment, [*seconds, *evaluated])
     print_tables(results)
-    console.print(f"tables, figures and report are in {out}")
+    print(f"tables, figures and report are in {out}")
+
+
+def train_missing(args: Args, scale: Scale, out: Path) -> dict[str, dict[str, Any]]:
+    """Trains the rows that have not been trained; the training record of each row."""
+    for number, name in enumerate(args.row, 1):
+        if not is_trained(args, scale, name, out / name):
+            Console().rule(f"{number} of {len(args.row)}: training {name}")
+            ROWS[name].app.main(training(args, scale, name, out / name))
+    return {name: read(out / name)[0] for name in args.row}
 
 
 def is_trained(args: Args, scale: Scale, name: str, out: Path) -> bool:
-    """Whether a run has been trained; with these settings, or it is no row of these tables."""
+    """Whether a row has been trained; raises if with other settings."""
     path = out / "results.json"
     if not path.exists():
         return False
@@ -104,14 +108,14 @@ def is_trained(args: Args, scale: Scale, name: str, out: Path) -> bool:
     changed = sorted(k for k in wanted if k not in where and kept.get(k) != wanted[k])
     if changed:
         raise BilevelError(
-            f"{out} was trained with other {', '.join(changed)}: its figures would not be those of "
+            f"{out} was trained with other {', '.join(changed)}: its results would not be those of "
             "this run; give the same arguments, another --out, or --no-resume to train all anew"
         )
     return True
 
 
 def training(args: Args, scale: Scale, name: str, out: Path) -> Any:
-    """The arguments that train a classifier, from where a stopped run left it."""
+    """The arguments that train a row, resuming from its checkpoint if there is one."""
     row = ROWS[name]
     settings = scale.training | (scale.ait if row.app is ait else {}) | row.settings
     if row.slim:
@@ -130,7 +134,7 @@ def training(args: Args, scale: Scale, name: str, out: Path) -> Any:
 
 
 def evaluate(args: Args, scale: Scale, out: Path) -> None:
-    """Every classifier under the whole battery, surrogates apart."""
+    """Attacks every classifier but the surrogates with the whole battery."""
     folders = {name: f"{name}={out / name / ROWS[name].method}" for name in args.row}
     common = robust_eval.Args(
         checkpoint=tuple(folders[name] for name in args.row if not ROWS[name].surrogate),
@@ -155,14 +159,14 @@ def evaluate(args: Args, scale: Scale, out: Path) -> None:
         given = target, surrogates, data[target.name]
         try:
             found = robust_eval.evaluate(battery, *given)
-        except OtherEvaluationError:  # a surrogate has been added, or a row trained anew
+        except OtherEvaluationError:  # a surrogate was added, or a row retrained
             found = robust_eval.evaluate(replace(battery, resume=False), *given)
         evaluations.append(found)
     robust_eval.report(common, targets, evaluations, data)
 
 
 def figures(args: Args, scale: Scale, out: Path, evaluated: list[dict[str, Any]]) -> None:
-    """Figures 3 and 10, 7 and 8; 4 and 5 are in the evaluation's report."""
+    """Draws Figures 3, 10, 7 and 8; Figures 4 and 5 are in the report of the evaluation."""
     shown = [name for name in ("pgm", "grad-l2l", "two-step-l2l") if name in args.row]
     if args.figures and "pgm" in shown:
         draw_curves(out / "figures-3-10.png", evaluated, shown)
@@ -171,7 +175,7 @@ def figures(args: Args, scale: Scale, out: Path, evaluated: list[dict[str, Any]]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The records that an application wrote."""
+    """The records of an application's ``results.json``."""
     records: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["results"]
     return records
 

@@ -105,17 +105,17 @@ class Args:
     smoke: bool = False
     """Try everything in seconds, on few images."""
     resume: bool = False
-    """Go on where a stopped run with the same arguments ended."""
+    """Continue a stopped run with the same arguments."""
 
     def __post_init__(self) -> None:
-        """Few of everything for a trial."""
+        """The sizes of a smoke run."""
         if self.smoke:
             self.test_size = self.curve_size = 16
             self.points, self.fresh_steps = 20, 5
 
 
 def main(args: Args) -> None:
-    """Evaluates every classifier, then writes the report and prints what is left of each."""
+    """Evaluates every classifier, then writes the report and prints the table."""
     targets, surrogates, data = prepare(args)
     report(
         args, targets, [evaluate(args, one, surrogates, data[one.name]) for one in targets], data
@@ -123,7 +123,7 @@ def main(args: Args) -> None:
 
 
 def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]]:
-    """The classifiers, the surrogates and the images; all that is wrong with them is told here."""
+    """Loads and checks the classifiers, the surrogates and the images."""
     for name in args.attack:
         check_attack(name)
     for name in args.alone:
@@ -152,14 +152,14 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
 def report(
     args: Args, targets: list[Trained], evaluations: list[Evaluation], data: dict[str, Splits]
 ) -> None:
-    """The page, the results and a table."""
+    """Writes the report and the results, and prints the table."""
     if not distributed.is_main():
         return
     environment = experiment.environment(experiment.pick_device(args.device))
     rows = [record for evaluation in evaluations for record in records(evaluation)]
     experiment.write_results(args.out, asdict(args), environment, rows)
     pictures = {
-        target.name: picture(target, evaluation.eps, data[target.name].test)
+        target.name: attack_examples(target, evaluation.eps, data[target.name].test)
         for target, evaluation in zip(targets, evaluations, strict=True)
     }
     datasets = ", ".join(dict.fromkeys(target.about.dataset for target in targets))
@@ -169,7 +169,7 @@ def report(
 
 
 def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Splits) -> Evaluation:
-    """Probes, attacks, measures and judges one classifier."""
+    """Probes, attacks and judges one classifier, and measures its curves."""
     eps = target.about.epsilon if args.epsilon is None else args.epsilon
     arsenal = Arsenal(
         eps,
@@ -213,7 +213,7 @@ def measure(
     path: Path,
     show: Callable[[str, float, float], None],
 ) -> tuple[Curve, ...]:
-    """Accuracy against ε and against iterations, measured once for the same settings."""
+    """Accuracy against ε and against iterations, reused with --resume for the same settings."""
     if not args.curves:
         return ()
     chosen = sample(test, args.curve_size)
@@ -238,8 +238,8 @@ def measure(
     return tuple(curves)
 
 
-def picture(target: Trained, eps: float, test: ImageSet) -> list[Example]:
-    """Figures 4 and 5: what attacks make of three images, the method's own among them."""
+def attack_examples(target: Trained, eps: float, test: ImageSet) -> list[Example]:
+    """Figures 4 and 5: adversarial examples of three images, by the method's own attack too."""
     shown = next(batches(sample(test, 3), 3))
     attacks: dict[str, tuple[Perturbation, Solver]] = {
         "FGSM": (Linf(eps), fgsm(eps)),
@@ -258,7 +258,7 @@ def picture(target: Trained, eps: float, test: ImageSet) -> list[Example]:
 
 
 def print_table(evaluations: list[Evaluation]) -> None:
-    """What is left of every classifier."""
+    """Prints a row for each classifier."""
     table = Table(title="accuracy in per cent")
     for title in ("classifier", "clean", "PGM-20", "worst case", "trustworthy"):
         table.add_column(title, justify="left" if title == "classifier" else "right")

@@ -1,4 +1,4 @@
-"""The paper's curves of robustness."""
+"""Figures 3 and 10 of the paper."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Points = tuple[list[float], list[float]]
 
 
 def draw_curves(path: Path, evaluated: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> None:
-    """Figures 3 and 10: accuracy against ε and against iterations, and the gain over PGM.
+    """Draws Figures 3 and 10: accuracy against ε and against iterations, and the gain over PGM.
 
     Args:
         path: The PNG file.
         evaluated: The records of ``robust_eval.py``.
-        rows: The runs to show; ``pgm``, the one that the others are compared with, among them.
+        rows: The rows to show, ``pgm`` among them, which the others are compared with.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 5.5), layout="constrained")

@@ -1,7 +1,6 @@
 """The tables of the paper (Jiang et al., AISTATS 2021) as data.
 
-Accuracies are in per cent. Rows name the runs of ``reproduce.py``, attacks those of
-``robust_eval.py``.
+Accuracies are in per cent. Rows are those of ``reproduce.py``, attacks those of ``robust_eval.py``.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ class Cell(NamedTuple):
     """One accuracy of a table.
 
     Attributes:
-        row: The run whose classifier is attacked.
-        attack: The attack, or how its name begins.
+        row: The row whose classifier is attacked.
+        attack: The name of the attack, or its first word.
         clean: The paper's clean accuracy; None where the table has none.
         robust: The paper's accuracy under the attack.
     """
@@ -58,8 +57,8 @@ TABLE_2 = {
         Cell("two-step-l2l", "CW", 60.95, 32.28),
     ),
 }
-"""White-box accuracy. The plain rows are the poster's; the paper's first row, stability training,
-is another work's figure."""
+"""White-box accuracy. The plain rows are from the poster; the paper's first row, stability
+training, is left out: its figure is from another work."""
 
 TABLE_3 = {
     "cifar10": {
@@ -77,7 +76,7 @@ TABLE_3 = {
         "two-step-l2l": 824.7,
     },
 }
-"""Seconds an epoch."""
+"""Seconds per epoch."""
 
 TABLE_4 = {
     "cifar10": (
@@ -91,7 +90,7 @@ TABLE_4 = {
         Cell("ait-grad-l2l", "PGM-100 margin", 91.65, 73.46),
     ),
 }
-"""Adversarial interpolation; CW-20 and CW-100 are 20 and 100 steps on the margin."""
+"""Adversarial interpolation; the paper's CW-20 and CW-100 are PGM-20 and PGM-100 on the margin."""
 
 TABLE_6 = {
     "cifar10": (
@@ -107,7 +106,7 @@ TABLE_6 = {
         Cell("slim-two-step-l2l", "CW", 60.23, None),
     ),
 }
-"""The slim attacker; two entries are not legible in the text that we have."""
+"""The slim attacker; two entries (None) are illegible in our copy of the paper."""
 
 TRANSFERS = tuple(
     f"{attack} on surrogate-{surrogate}"
@@ -134,4 +133,4 @@ TABLE_7_8 = {
         "slim-two-step-l2l": (58.66, 59.31, 58.92, 59.46, 45.80, 45.31),
     },
 }
-"""Accuracy under images made on a surrogate; the L2L rows are those of the slim attacker."""
+"""Accuracy under transferred attacks; the paper's L2L rows are those of the slim attacker."""

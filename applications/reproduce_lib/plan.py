@@ -1,4 +1,4 @@
-"""What ``applications/reproduce.py`` trains and attacks, and how large everything is."""
+"""The classifiers that the tables need, and the sizes of the three scales."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Row:
         method: Its method there.
         settings: Further arguments.
         slim: Whether its attacker is the slim one.
-        surrogate: Whether it is only a source of adversarial images: another seed, not evaluated.
+        surrogate: Whether it is only a source of transferred attacks: another seed, not evaluated.
     """
 
     app: ModuleType
@@ -55,15 +55,15 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is.
+    """The sizes of a scale.
 
     Args:
-        dataset: What the classifiers are trained on.
+        dataset: The dataset.
         training: Arguments of the training applications.
-        ait: Further ones of ``ait.py``.
-        slim_width: Channels of the slim attacker's first layer.
         evaluation: Arguments of ``robust_eval.py``.
-        step: Of the limit cycle.
+        slim_width: Channels of the slim attacker's first layer.
+        ait: Further arguments of ``ait.py``.
+        step: Step size in Figures 7 and 8.
     """
 
     dataset: str
@@ -84,7 +84,7 @@ CW_ROWS = {
     for cell in cells
     if cell.attack == "CW"
 }
-"""The rows that a table asks for CW's figure; it takes as long as the longest attack."""
+"""The rows for which a table needs CW, which takes as long as the longest other attack."""
 
 SCALES = {
     "smoke": Scale(

@@ -11,11 +11,11 @@ from reproduce_lib.paper import TABLE_2, TABLE_3, TABLE_4, TABLE_6, TABLE_7_8, T
 
 
 class Measured:
-    """What was measured, by run.
+    """Our results by row.
 
     Args:
         evaluated: The records of ``robust_eval.py``.
-        trained: For each run its record of a training application.
+        trained: The record of the training application for each row.
     """
 
     def __init__(
@@ -26,15 +26,15 @@ class Measured:
         self.attacks = [r for r in evaluated if r["record"] == "attack"]
 
     def clean(self, row: str) -> float | None:
-        """A run's clean accuracy in per cent."""
+        """Clean accuracy in per cent."""
         return 100 * self.summaries[row]["clean"] if row in self.summaries else None
 
     def worst(self, row: str) -> float | None:
-        """What all attacks together leave of it."""
+        """Accuracy under all attacks together in per cent."""
         return 100 * self.summaries[row]["worst_case"] if row in self.summaries else None
 
     def under(self, row: str, attack: str) -> float | None:
-        """Its accuracy under one attack alone."""
+        """Accuracy under one attack alone in per cent."""
         for record in self.attacks:
             named = record["attack"] == attack or record["attack"].startswith(f"{attack} ")
             exact = not attack.startswith("PGM") or record["attack"] == attack
@@ -43,7 +43,7 @@ class Measured:
         return None
 
     def seconds(self, row: str) -> float | None:
-        """Its training time an epoch."""
+        """Training time per epoch in seconds."""
         return self.trained[row]["seconds_per_epoch"] if row in self.trained else None
 
 
@@ -51,11 +51,12 @@ def tables(measured: Measured, dataset: str) -> list[Table]:
     """The paper's tables with our figures beside the paper's.
 
     Args:
-        measured: Ours.
-        dataset: Whose figures of the paper are shown.
+        measured: Our results.
+        dataset: ``cifar10`` or ``cifar100``, for the paper's figures.
 
     Returns:
-        Tables 2, 3, 4, 6 and 7 or 8; those that the paper has for the dataset.
+        Tables 2, 3, 4, 6 and 7 or 8, as far as the paper has them for the dataset, and a table of
+        all classifiers.
     """
     white = {
         "Table 2: white-box": TABLE_2,
@@ -113,7 +114,7 @@ def _transfer(title: str, paper: Mapping[str, Sequence[float]], measured: Measur
 
 
 def _controls(measured: Measured) -> Table:
-    """What the paper does not have: every classifier under everything, controls included."""
+    """Every classifier under all attacks, controls included; not in the paper."""
     header = ("classifier", "clean", "PGM-20", "PGM-100", "worst case", "trustworthy")
     rows = tuple(
         (

@@ -1,4 +1,4 @@
-"""The classifiers that ``applications/robust_eval.py`` is given, and their images."""
+"""Loading and checking of classifiers and their images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bilevel.robustness import Splits, Trained, checksum, load_images, load_trai
 
 
 def load(names: tuple[str, ...], device: torch.device) -> list[Trained]:
-    """The classifiers, on the device; those without a name have their folder's."""
+    """Loads classifiers onto a device; the default name is that of the folder."""
     trained = []
     for given in names:
-        name, path = named(given)
+        name, path = split_name(given)
         one = load_trained(path, name)
         for network in (one.model, one.solver):
             if network is not None:
@@ -25,14 +25,14 @@ def load(names: tuple[str, ...], device: torch.device) -> list[Trained]:
     found = [one.name for one in trained]
     if len(set(found)) < len(found):
         raise BilevelError(
-            f"two classifiers have one name ({', '.join(found)}): a report could not tell them "
-            "apart; give NAME=FOLDER"
+            f"two classifiers have the same name ({', '.join(found)}): give "
+            "NAME=FOLDER to tell them apart in the report"
         )
     return trained
 
 
-def named(given: str) -> tuple[str | None, str]:
-    """The name and the folder in NAME=FOLDER; a folder's own name may contain a "=" too."""
+def split_name(given: str) -> tuple[str | None, str]:
+    """Splits NAME=FOLDER; the name of a folder may itself contain a "="."""
     name, _, path = given.partition("=")
     if not path or os.sep in name or Path(given).exists():
         return None, given
@@ -40,7 +40,7 @@ def named(given: str) -> tuple[str | None, str]:
 
 
 def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
-    """Checks that surrogates take the images of the target and tell the same classes apart."""
+    """Checks that surrogates have the channels and classes of the target."""
     for surrogate in surrogates:
         for what in ("classes", "channels"):
             own, other = getattr(target.about, what), getattr(surrogate.about, what)
@@ -52,7 +52,7 @@ def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
 
 
 def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.device) -> Splits:
-    """The images of a dataset, checked against the classifier."""
+    """Loads a dataset, and checks that it fits the classifier."""
     data = read(dataset, data_dir, target.about.seed, device)
     shape = (data.test.images.shape[1], len(data.test.classes))
     if shape != (target.about.channels, target.about.classes):
@@ -66,7 +66,7 @@ def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.devic
 
 @lru_cache(maxsize=1)
 def read(dataset: str, data_dir: Path, seed: int, device: torch.device) -> Splits:
-    """The images of a dataset, read once for all classifiers that were trained on them."""
+    """Loads a dataset, once for all classifiers that were trained on it."""
     with distributed.main_first():
         data = load_images(dataset, data_dir, seed=seed)
     distributed.check_consistent({"images": checksum(data)})

@@ -45,7 +45,7 @@ def test_a_run_and_what_is_there_is_taken(run: Callable[..., Any], tmp_path: Pat
 def test_a_step_is_that_of_the_paper(app: ModuleType) -> None:
     """MAML's gradient by its own formula: one step for each task, then the error elsewhere."""
     network = torch.nn.Linear(1, 1)
-    leader = app.Start(network)
+    leader = app.Initialization(network)
     follower = app.Adaptation(network)
     tasks = app.sine_waves(3, torch.Generator().manual_seed(0), torch.device("cpu"))
     expected = 0.0

@@ -105,12 +105,12 @@ def test_a_picture_of_an_attacker_that_is_missing_is_not_drawn(
     applications: Callable[[str], ModuleType], tmp_path: Path, digits: Splits
 ) -> None:
     app, folder = applications("robust_eval"), write(tmp_path / "mine")
-    titles = [one.title for one in app.picture(load_trained(folder), 0.2, digits.test)]
+    titles = [one.title for one in app.attack_examples(load_trained(folder), 0.2, digits.test)]
     assert "own grad-l2l" in titles
     (folder / "attacker.safetensors").unlink()
-    titles = [one.title for one in app.picture(load_trained(folder), 0.2, digits.test)]
+    titles = [one.title for one in app.attack_examples(load_trained(folder), 0.2, digits.test)]
     assert set(titles) == {"FGSM", "PGM-20"}
-    plain = app.picture(load_trained(write(tmp_path / "pgm", "pgm")), 0.2, digits.test)
+    plain = app.attack_examples(load_trained(write(tmp_path / "pgm", "pgm")), 0.2, digits.test)
     assert "own pgm" in {one.title for one in plain}
 
 
@@ -174,7 +174,7 @@ def nan(folder: Path) -> Path:
         (lambda folder: [folder / "nowhere"], "cannot read weights from"),
         (lambda folder: [write(folder), "--epsilon", 0], "epsilon is 0.0"),
         (lambda folder: [write(folder), "--attack", "pgd"], "there is no attack 'pgd'"),
-        (lambda folder: [write(folder), write(folder)], "two classifiers have one name"),
+        (lambda folder: [write(folder), write(folder)], "two classifiers have the same name"),
         (
             lambda folder: [write(folder), "--surrogate", write(folder / "s", classes=7)],
             "surrogate s has 7 classes",
