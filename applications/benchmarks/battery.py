@@ -96,9 +96,9 @@ def main(args: Args) -> None:
 def cost(
     attacks: list[Attack], *, model: nn.Module, images: ImageSet, eps: float
 ) -> dict[str, dict[str, float]]:
-    """What each attack of a battery costs: seconds, and passes, which no other load changes.
+    """The cost of each attack of a battery: seconds, and passes, which other load does not change.
 
-    A pass is an image through the classifier, forward or back to the image.
+    A pass is that of one image through the classifier, forward or backward to the image.
     """
     passes = 0
     marks = {"": (time.perf_counter(), passes)}
@@ -120,7 +120,7 @@ def cost(
 
 
 def ratio(records: list[dict[str, Any]], unit: str) -> float:
-    """The battery over its longest attack alone."""
+    """Cost of the battery divided by that of its longest attack alone."""
     longest: float = max(record[unit] for record in records if record["how"] == "alone")
     return sum(record[unit] for record in records if record["how"] == "in battery") / longest
 

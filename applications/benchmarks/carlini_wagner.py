@@ -1,4 +1,4 @@
-"""The attack of Carlini & Wagner: a batch at once, or one image after the other.
+"""The attack of Carlini & Wagner: batched, and one image at a time.
 
     python applications/benchmarks/carlini_wagner.py
 
@@ -102,16 +102,16 @@ def trained(args: Args, device: torch.device) -> tuple[nn.Module, Batch]:
 
 
 def one_by_one(model: nn.Module, batch: Batch, stop: float = 0.0, steps: int = 100) -> Tensor:
-    """The images as :func:`one_image` changes them."""
+    """Adversarial images by :func:`one_image`."""
     with frozen(model):
         rows = zip(batch.x.split(1), batch.y.tolist(), strict=True)
         return torch.cat([x + one_image(model, x, label, stop, steps) for x, label in rows])
 
 
 def one_image(model: nn.Module, x: Tensor, label: int, stop: float, steps: int) -> Tensor:
-    """The last δ that broke the image (zero if none did), with τ shrinking after each success.
+    """The last δ that breaks the image (zero if none does); τ shrinks after each success.
 
-    The search ends at the first one within the radius ``stop``.
+    The search ends at the first δ within the radius ``stop``.
     """
     delta, tau, exponent = torch.zeros_like(x), 1.0, -5
     while tau > 1 / 256:
@@ -129,7 +129,7 @@ def one_image(model: nn.Module, x: Tensor, label: int, stop: float, steps: int) 
 def one_tau(
     model: nn.Module, x: Tensor, label: int, start: Tensor, tau: float, exponent: int, steps: int
 ) -> tuple[Tensor, int] | None:
-    """A δ that breaks the image within τ, and the c that it took; None if no c does."""
+    """A δ that breaks the image within τ, and the exponent of c; None if no c succeeds."""
     delta = start.clone().requires_grad_()
     adam = torch.optim.Adam([delta], lr=5e-3)
     others = torch.arange(model(x).shape[1], device=x.device) != label
@@ -151,7 +151,7 @@ def one_tau(
 
 
 def is_broken(model: nn.Module, images: Tensor, batch: Batch, eps: float) -> Tensor:
-    """Which images are misclassified and within ε (and rounding) of the clean ones."""
+    """Which images are misclassified and within ε (up to rounding) of the clean ones."""
     with torch.no_grad(), frozen(model):
         wrong = model(images).argmax(1) != batch.y
     near = (images - batch.x).abs().flatten(1).amax(1) <= eps + 1e-6
@@ -160,7 +160,7 @@ def is_broken(model: nn.Module, images: Tensor, batch: Batch, eps: float) -> Ten
 
 
 def record(name: str, broken: dict[str, Tensor], seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """One attack's row; ratios are taken round by round."""
+    """The record of an attack; ratios are taken within rounds."""
     pairs = zip(seconds[name], seconds["batched"], strict=True)
     ratios = [mine / batched for mine, batched in pairs]
     return {

@@ -47,11 +47,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """Classifiers that are compared.
+    """A panel of the figure.
 
     Args:
         title: Data and network.
-        attack: What the accuracy withstands.
+        attack: The attack of the accuracies.
         points: Published classifiers; drawn hollow.
         folder: Folder of our results.
         model: Our network in that folder.
@@ -143,7 +143,7 @@ def draw(axes: Axes, panel: Panel) -> None:
 
 
 def measured(folder: str, model: str) -> list[Point]:
-    """Our classifiers."""
+    """Our results for a model."""
     runs = [one for one in runs_of(read(folder)) if one["model"] == model]
     pgm = next((one["seconds"] for one in runs if one["method"] == "pgm"), None)
     if pgm is None:

@@ -1,4 +1,4 @@
-"""Cost of an observation of the monitor relative to a training step.
+"""Cost of an observation by the monitor relative to a training step.
 
     OMP_NUM_THREADS=1 python applications/benchmarks/monitor.py
 
@@ -78,7 +78,7 @@ def measure(name: str, rounds: int, device: torch.device) -> dict[str, str | flo
 
 
 def make(name: str, device: torch.device) -> tuple[Bilevel, Batch]:
-    """A classifier against a learned attacker; the smallest against one step of PGM."""
+    """A game of a classifier against a learned attacker, of the linear one against one PGM step."""
     channels, height, size = NETWORKS[name]
     x = torch.rand(size, channels, height, height, device=device)
     batch, follower = Batch(x, torch.randint(10, (size,), device=device)), Linf(0.1)
@@ -94,7 +94,7 @@ def make(name: str, device: torch.device) -> tuple[Bilevel, Batch]:
 
 
 def timed(turn: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, the device's work included."""
+    """Seconds of a call, including the work on the device."""
     begun = time.perf_counter()
     turn()
     if device.type == "cuda":

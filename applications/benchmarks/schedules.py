@@ -3,7 +3,7 @@
     python applications/benchmarks/schedules.py
     pip install --no-deps cooper-optim      # adds cooper's optimizers to the comparison
 
-A step of a game of two numbers is pure overhead. In the loop by hand each player has its
+A step of a game of two scalars is pure overhead. In the loop by hand each player has its
 ``torch.optim.SGD`` and its gradient from autograd of the same function. Measurements are
 interleaved, and a ratio is the median over rounds. Then a thousand games are stepped at once,
 through ``torch.func.vmap``.
@@ -32,7 +32,7 @@ Turn = Callable[[], object]
 
 @dataclass
 class Args:
-    """Time a step of each schedule and of the loop by hand, and many games at once."""
+    """Time a step of each schedule, of the loop by hand, and of many stacked games."""
 
     rounds: int = 15
     steps: int = 400
@@ -53,14 +53,17 @@ def main(args: Args) -> None:
     turns["cooper"] = cooper_turns()
     records = []
     for name in SCHEDULES:
-        ways = {way: turn[name] for way, turn in turns.items() if name in turn}
-        seconds = interleaved(name, ways, args)
+        variants = {variant: turn[name] for variant, turn in turns.items() if name in turn}
+        seconds = interleaved(name, variants, args)
         by_round = zip(seconds["bilevel"], seconds["by hand"], strict=True)
         many = statistics.median(seconds["many"]) / args.games
         records.append(
             {
                 "schedule": name,
-                **{f"{way}, µs": 1e6 * statistics.median(seconds[way]) for way in ways},
+                **{
+                    f"{variant}, µs": 1e6 * statistics.median(seconds[variant])
+                    for variant in variants
+                },
                 "÷ by hand": statistics.median(own / hand for own, hand in by_round),
                 "games at once, ÷ one": many / statistics.median(seconds["bilevel"]),
             }
@@ -70,20 +73,20 @@ def main(args: Args) -> None:
     print_table(records, args.games)
 
 
-def interleaved(name: str, ways: dict[str, Turn], args: Args) -> dict[str, list[float]]:
-    """Seconds a step of each way, a number a round."""
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+def interleaved(name: str, variants: dict[str, Turn], args: Args) -> dict[str, list[float]]:
+    """Seconds per step of each implementation, one value per round."""
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for _ in track(range(args.rounds), name):
-        for way, turn in ways.items():
+        for variant, turn in variants.items():
             begun = time.perf_counter()
             for _ in range(args.steps):
                 turn()
-            seconds[way].append((time.perf_counter() - begun) / args.steps)
+            seconds[variant].append((time.perf_counter() - begun) / args.steps)
     return seconds
 
 
 def library(count: int) -> dict[str, Turn]:
-    """The library's step, of one game or of many."""
+    """The library's step, for one game or for many stacked ones."""
     game = GAME if count == 1 else games.stack([GAME] * count)
     turns: dict[str, Turn] = {}
     for name, schedule in SCHEDULES.items():
@@ -93,7 +96,7 @@ def library(count: int) -> dict[str, Turn]:
 
 
 class Players:
-    """Two numbers, their optimizers and their gradients, as one writes them by hand."""
+    """Two scalar players with their optimizers and gradients, written by hand."""
 
     def __init__(self) -> None:
         self.x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
@@ -103,17 +106,17 @@ class Players:
         self.kept: list[torch.Tensor] = []
 
     def read(self) -> list[torch.Tensor]:
-        """The players' numbers now."""
+        """Copies of the parameters."""
         return [z.detach().clone() for z in (self.x, self.y)]
 
     def write(self, values: list[torch.Tensor]) -> None:
-        """Puts the players somewhere."""
+        """Sets the parameters."""
         with torch.no_grad():
             for z, value in zip((self.x, self.y), values, strict=True):
                 z.copy_(value)
 
     def gradients(self) -> list[torch.Tensor]:
-        """Fills both gradients, each toward its own player's loss."""
+        """Computes the gradients of both players' losses."""
         for opt in self.opts:
             opt.zero_grad()
         GAME.value(self.x, self.y, *GAME.coefficients).backward()
@@ -135,7 +138,7 @@ class Players:
             opt.step()
 
     def extragradient(self) -> None:
-        """The gradients are those ahead."""
+        """A step with the gradients at the extrapolated point."""
         base = self.read()
         self.simultaneous()
         self.gradients()
@@ -144,7 +147,7 @@ class Players:
             opt.step()
 
     def proximal_point(self) -> None:
-        """Five times the gradients ahead."""
+        """Five fixed-point iterations of the implicit step."""
         base = self.read()
         self.simultaneous()
         for _ in range(4):
@@ -154,7 +157,7 @@ class Players:
                 opt.step()
 
     def optimistic(self) -> None:
-        """Twice the gradient less the last one."""
+        """A step with twice the gradient minus the last one."""
         gradients = self.gradients()
         now = [gradient.clone() for gradient in gradients]
         for gradient, last in zip(gradients, self.kept or now, strict=True):
@@ -164,7 +167,7 @@ class Players:
             opt.step()
 
     def lookahead(self) -> None:
-        """Half way back every five steps."""
+        """Averages with the starting point every five steps."""
         if self.steps % 5 == 0:
             self.kept = self.read()
         self.simultaneous()
@@ -215,7 +218,7 @@ def cooper_turns() -> dict[str, Turn]:
 
 
 def print_table(records: list[dict[str, object]], count: int) -> None:
-    """A row a schedule."""
+    """A row for each schedule."""
     columns = ("by hand, µs", "bilevel, µs", "÷ by hand", "cooper, µs", "games at once, ÷ one")
     table = Table("schedule", *columns, title=f"a step of f(x, y) = xy; {count} games at once")
     for record in records:

@@ -4,8 +4,8 @@
 
 In the zero-sum game the attack is a constant to the classifier's gradient (Detached), which is
 exact for an optimal attack. A learned attack is not optimal: it responds to the gradient that it
-reads, and Unrolled differentiates through that response. Both train on digits by 2-Step L2L with
-the same seeds. The cost of a step is measured separately, interleaved.
+reads, and Unrolled differentiates through that response. Both are trained on digits by 2-Step L2L
+with the same seeds. The cost of a step is measured separately, interleaved.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def games(study: Study) -> Iterator[tuple[str, About, Bilevel]]:
 
 
 def cost_of_a_step(study: Study, rounds: int) -> float:
-    """Processor time with :class:`Unrolled` ÷ with :class:`Detached`, the median over turns."""
+    """CPU time with :class:`Unrolled` ÷ that with :class:`Detached`, the median over rounds."""
     batch = next(batches(study.data.train, study.recipe.batch_size))
     turns = {name: game for name, _, game in games(study)}
     seconds: dict[str, list[float]] = {name: [] for name in turns}
@@ -81,7 +81,7 @@ def cost_of_a_step(study: Study, rounds: int) -> float:
             game.step(batch)
             seconds[name].append(time.process_time() - begun)
     by_round = zip(seconds["unrolled"][1:], seconds["detached"][1:], strict=True)
-    return median(ours / theirs for ours, theirs in by_round)
+    return median(unrolled / detached for unrolled, detached in by_round)
 
 
 def print_table(records: list[dict[str, Any]], cost: float) -> None:

@@ -4,9 +4,9 @@ Imitate an expert
 
 A policy learns from an expert's episodes, without rewards. A discriminator learns to tell the two
 apart, and the policy is rewarded for being mistaken for the expert: generative adversarial
-imitation learning (GAIL, Ho & Ermon, 2016), eq. 9 of Jiang et al. (2021). The policy moves by TRPO,
-not by a gradient step; the discriminator is a follower whose variable is the weights of a network.
-Replacing the discriminator's optimizer by a learned one changes one line.
+imitation learning (GAIL, Ho & Ermon, 2016), eq. 9 of Jiang et al. (2021). The policy is updated by
+TRPO, not by a gradient step; the discriminator is a follower whose variable is the weights of a
+network. Replacing the discriminator's optimizer by a learned one changes one line.
 """
 
 # %%
@@ -25,9 +25,9 @@ from bilevel import imitation, updates
 torch.manual_seed(0)
 torch.set_num_threads(1)
 env = "MountainCar-v0"
-shown = imitation.demonstrate(env, imitation.MountainCarExpert(), episodes=10)
-states, actions = shown.subsample()
-print(f"{len(states)} pairs of an expert with mean return {shown.returns.mean():.1f}")
+demonstrations = imitation.demonstrate(env, imitation.MountainCarExpert(), episodes=10)
+states, actions = demonstrations.subsample()
+print(f"{len(states)} pairs of an expert with mean return {demonstrations.returns.mean():.1f}")
 
 # %%
 # Leader and follower
@@ -48,7 +48,7 @@ def make_apprentice(updater=None):
     follower = imitation.Discriminator(task, reward="neutral", inputs=imitation.Standardize(expert))
     value = imitation.Value(task.observations, inputs=scale)
     leader = imitation.Imitator(task.policy(scale), value, follower)
-    if updater is None:  # the weights are parameters, moved by five steps of Adam per step
+    if updater is None:  # the weights are parameters, trained by five steps of Adam per step
         solver = bilevel.Parametric(follower.init(None))
         schedule = bilevel.Alternating(5, first="follower")
     else:  # the weights are the updater's answer, which warm-starts its next step
@@ -76,7 +76,7 @@ def make_apprentice(updater=None):
 # weights separately; it starts as a gradient step.
 
 figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-axes.axhline(shown.returns.mean(), color="gray", linestyle="--", label="expert")
+axes.axhline(demonstrations.returns.mean(), color="gray", linestyle="--", label="expert")
 for name, updater in (("GAIL", None), ("L2L-GAIL", updates.CoordinateMLP(gradient_skip=0.1))):
     apprentice = make_apprentice(updater)
     curve = [apprentice.iterate()["return"] for _ in range(30)]
@@ -102,7 +102,7 @@ figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
 mesh = axes.pcolormesh(
     position, velocity, probs[..., 2] - probs[..., 0], cmap="RdBu", vmin=-1, vmax=1
 )
-axes.scatter(*states[::20].T, s=4, color="black", label="the expert was here")
+axes.scatter(*states[::20].T, s=4, color="black", label="states of the expert")
 axes.set(xlabel="position", ylabel="velocity")
 axes.legend(loc="lower left")
 figure.colorbar(mesh, label="right − left")
@@ -112,5 +112,5 @@ plt.show()
 # From here
 # ---------
 #
-# ``applications/gail.py`` does this for any environment with vectors as states, keeps checkpoints
-# to resume from, and compares with the controls: :doc:`/imitation`.
+# ``applications/gail.py`` does this for any environment with vector observations, with checkpoints
+# and controls: :doc:`/imitation`.
