@@ -6,7 +6,7 @@
 
 Five tables: steps per second of sixteen environments with our policy in the loop, against the same
 environments with actions sampled beforehand; TRPO at equal environment steps, returns and speed;
-the learned updaters; seeds side by side; an iteration of GAIL. Runs are interleaved, ratios are
+the learned updaters; parallel seeds; an iteration of GAIL. Runs are interleaved, ratios are
 medians. What is not installed is left out.
 """
 
@@ -45,7 +45,7 @@ from bilevel.imitation import (
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gail_lib.games import Setting, make_apprentice
-from imitation_lib import own, sb3_trpo
+from imitation_lib import ours, sb3_trpo
 
 ENV = "MountainCar-v0"
 ENVS = ("CartPole-v1", ENV, "Pendulum-v1")
@@ -77,8 +77,8 @@ def main(args: Args) -> None:
     if args.smoke:
         args.rounds, args.steps, args.seeds, args.iterations = 2, 320, 1, 2
     records = [rollouts(env, args) for env in ENVS] + trpo(args)
-    records += own.updaters(args.rounds, ("coordinate", "block") + ("dense",) * (not args.smoke))
-    records += own.side_by_side(max(1, args.rounds // 5), 2 if args.smoke else 40)
+    records += ours.updaters(args.rounds, ("coordinate", "block") + ("dense",) * (not args.smoke))
+    records += ours.side_by_side(max(1, args.rounds // 5), 2 if args.smoke else 40)
     if args.imitation is not None:
         records += gail(args)
     environment = experiment.environment(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""What the learned updaters cost, and what seeds cost that run side by side."""
+"""Cost of the learned updaters, and of seeds that run in parallel."""
 
 from __future__ import annotations
 
@@ -24,11 +24,24 @@ Record = dict[str, Any]
 def updaters(rounds: int, kinds: Sequence[str]) -> list[Record]:
     """Milliseconds of an update of CartPole's θ_D, alone and with the updater's own training."""
     env = "CartPole-v1"
-    shown = demonstrate(env, train_expert(env, 1, steps=320), 1, seed=99).shown()
+    pairs = demonstrate(env, train_expert(env, 1, steps=320), 1, seed=99).subsample()
     records = []
     for kind in track(kinds, "updaters"):
-        setting = Setting(env, "l2l-gail", 0, kind, 0.1, "survive", None, 5, 0.01, None, 320, 16)
-        apprentice = make_apprentice(setting, *shown)
+        setting = Setting(
+            env=env,
+            method="l2l-gail",
+            seed=0,
+            updater=kind,
+            gradient_skip=0.1,
+            reward="survive",
+            follower_lr=None,
+            follower_steps=5,
+            max_kl=0.01,
+            max_norm=None,
+            steps=320,
+            environments=16,
+        )
+        apprentice = make_apprentice(setting, *pairs)
         game = apprentice.game
         batch = Imitation(apprentice.sampler.collect(20), apprentice.expert)
         records.append(
@@ -50,7 +63,7 @@ def train(game: Bilevel, batch: Imitation) -> None:
 
 
 def seconds(run: Callable[[], object], rounds: int) -> float:
-    """The median over some rounds; the first one sets up what is set up once."""
+    """The median over rounds, after one warm-up call."""
     spent = []
     for _ in range(rounds + 1):
         begun = time.perf_counter()
@@ -60,7 +73,7 @@ def seconds(run: Callable[[], object], rounds: int) -> float:
 
 
 def side_by_side(rounds: int, iterations: int) -> list[Record]:
-    """Seconds of ``gail.py`` with one seed and with five; they take turns."""
+    """Seconds of ``gail.py`` with one seed and with five, interleaved."""
     spent: dict[int, list[float]] = {1: [], 5: []}
     for _ in track(range(rounds), "seeds"):
         for count, times in spent.items():
