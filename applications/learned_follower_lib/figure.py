@@ -56,7 +56,7 @@ def draw(path: Path, portraits: Portraits, curves: Curves, horizon: int) -> None
             _distances(axes, {name: curves[setting, name] for name in METHODS}, horizon)
             axes.set_title(f"{setting}: median and quartiles over games")
         lower.axes[0].set_ylabel("distance ÷ initial distance")
-        lower.axes[0].legend(frameon=False, fontsize="small", loc="lower left")
+        lower.axes[0].legend(edgecolor="none", fontsize="small", loc="lower left")
         lines, labels = upper.axes[0].get_legend_handles_labels()
         upper.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         with atomic_write(path) as part:
