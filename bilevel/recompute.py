@@ -19,12 +19,15 @@ from bilevel.updates.base import State
 
 Steps = Callable[[Value, State], tuple[Value, State]]
 
+_COMPILES = torch.__version__ >= "2.9"
+"""Before, layers that were compiled with their recomputation updated running statistics twice."""
+
 
 def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
     """``layers(input)``, of which only the input is saved for the backward pass.
 
     The backward pass computes the layers again. Under ``torch.func``, which does not support that,
-    everything is saved.
+    and in compiled networks before torch 2.9, everything is saved.
 
     Args:
         layers: The layers; running statistics are updated once, by the first computation.
@@ -37,9 +40,11 @@ def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
         >>> layers = nn.Sequential(nn.Tanh(), nn.Linear(2, 2))
         >>> checkpointed(layers, torch.rand(1, 2, requires_grad=True)).sum().backward()
     """
-    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    compiling = torch.compiler.is_compiling()
+    transformed = torch._C._are_functorch_transforms_active()
+    if not torch.is_grad_enabled() or transformed or (compiling and not _COMPILES):
         output: Tensor = layers(input)
-    elif torch.compiler.is_compiling():  # traced once, in the mode that it is called in
+    elif compiling:  # traced once, in the mode that it is called in
         output = checkpoint(layers, input, use_reentrant=False)
     else:
         state = ModuleState(layers)

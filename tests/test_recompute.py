@@ -93,6 +93,7 @@ def test_an_attacker_is_one_graph_for_a_compiler() -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="compiled layers keep everything")
 def test_a_compiler_keeps_as_little() -> None:
     block, x = ResBlock(8, 8), torch.randn(2, 8, 16, 16, requires_grad=True)
     compiled = torch.compile(block, backend="aot_eager")

@@ -165,7 +165,7 @@ def _log_sign(gradient: Tensor) -> Tensor:
 def _hidden_state(state: State, features: Tensor, shape: Sequence[int]) -> Tensor:
     """The hidden state of the previous step, at the first step zeros."""
     h: Tensor = features.new_zeros(shape) if state is None else state
-    if h.shape != torch.Size(shape):
+    if tuple(h.shape) != tuple(shape):
         raise BilevelError(
             f"the state has shape {tuple(h.shape)}: y needs {tuple(shape)}; "
             "give state=None to start with another y"

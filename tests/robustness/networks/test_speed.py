@@ -241,6 +241,10 @@ def test_what_cannot_be_compiled_computes_as_before_and_says_so_once(
         assert torch.equal(value, result[name]), name
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._functorch.config, "force_non_lazy_backward_lowering"),
+    reason="torch compiles backward passes too late",
+)
 def test_a_backward_pass_that_cannot_be_compiled_falls_back_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
