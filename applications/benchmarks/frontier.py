@@ -86,8 +86,8 @@ PANELS = (
         "resnet18",
     ),
     Panel(
-        "CIFAR-10 (JPEG-75), 8,000 images, WRN-10-1",
-        "PGM-100, APGD-CE and -T",
+        "CIFAR-10 (JPEG-75, 8,000), WRN-10-1",
+        "PGM-100, APGD",
         (),
         "gpu_suite-small",
         "wrn-10-1",
@@ -108,11 +108,11 @@ def main(args: Args) -> None:
     if args.out.suffix != ".png":
         raise BilevelError(f"--out {args.out} is no PNG file: give a name that ends in .png")
     with rc_context(STYLE):
-        figure = Figure(figsize=(12.5, 3.8), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.6), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
             draw(axes, panel)
         with atomic_write(args.out) as part:
-            figure.savefig(part, dpi=120, format="png")
+            figure.savefig(part, dpi=150, format="png")
 
 
 def draw(axes: Axes, panel: Panel) -> None:
@@ -122,19 +122,20 @@ def draw(axes: Axes, panel: Panel) -> None:
         color = OURS if point.ours else INK
         fill = OURS if point.ours else "white"
         axes.scatter(point.time, point.accuracy, s=36, zorder=3, facecolor=fill, edgecolor=color)
+        late = point.time > 0.8  # its name would leave the panel
         axes.annotate(
             point.name,
             (point.time, point.accuracy),
             textcoords="offset points",
-            xytext=(0, -13),
-            ha="center",
+            xytext=(14, 6) if late else (4, -11),
+            ha="right" if late else "left",
             color=color,
             fontsize=8,
         )
     for name, accuracy in panel.limits:
         axes.axhline(accuracy, color=MUTED, linewidth=0.8, linestyle=":")
         axes.text(0.02, accuracy, name, color=MUTED, fontsize=7, va="bottom")
-    axes.set_title(panel.title, loc="left")
+    axes.set_title(panel.title, loc="left", fontsize=9)
     axes.set_xlabel("training time ÷ PGM-10" + ("" if ours else "\n(ours: not measured)"))
     axes.set_ylabel(f"accuracy, % ({panel.attack})")
     top = max(one.accuracy for one in (*panel.points, *ours, Point("", 0, 10)))
