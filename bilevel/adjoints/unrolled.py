@@ -57,7 +57,9 @@ class Unrolled(Adjoint):
         compile: bool = False,
     ) -> None:
         for name, value in (("truncate", truncate), ("recompute", recompute)):
-            if value is not None and not isinstance(value, bool) and value < 1:
+            if value is None or isinstance(value, bool):
+                continue
+            if not isinstance(value, int) or value < 1:
                 raise BilevelError(
                     f"{name} is {value!r}: it is a number of steps; give 1, 2, … or leave it out"
                 )

@@ -55,7 +55,9 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
         )
         status = 130
     except SystemExit as end:  # after --help, or when the job is ended
-        status = end.code if isinstance(end.code, int) else 0
+        if isinstance(end.code, str):
+            distributed.print_once(end.code)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     distributed.leave(status)
 
 

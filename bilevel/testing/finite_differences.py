@@ -39,6 +39,7 @@ def check_adjoint(
     """
     snapshot = Snapshot(leader, solver)
     theta = {name: p for name, p in leader.named_parameters() if p.requires_grad}
+    assert theta, f"{type(leader).__name__} has no trainable parameter: there is nothing to check"
 
     def loss(given: Parameters) -> Tensor:
         def call() -> Tensor:

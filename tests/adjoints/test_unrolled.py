@@ -397,8 +397,8 @@ def test_an_answer_that_is_not_computed_from_theta(adjoint) -> None:
         adjoint.solve(Parametric(torch.zeros(3)), Quadratic(), Numbers(3), valley(3, 2.0))
 
 
-@pytest.mark.parametrize("settings", [{"truncate": 0}, {"recompute": -1}])
-def test_a_number_of_steps_below_one(settings) -> None:
+@pytest.mark.parametrize("settings", [{"truncate": 0}, {"truncate": 2.5}, {"recompute": -1}])
+def test_no_number_of_steps(settings) -> None:
     with pytest.raises(BilevelError, match=r"is a number of steps; give 1, 2"):
         Unrolled(**settings)
 

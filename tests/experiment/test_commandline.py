@@ -225,3 +225,23 @@ def test_an_error_of_the_application_is_one_line(
         commandline.run(main, Args)
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: first second\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "told"), [(None, 0, ""), (3, 3, ""), ("no licence", 1, "no licence\n")]
+)
+def test_an_application_that_exits_by_itself(
+    without_tyro: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: object,
+    status: int,
+    told: str,
+) -> None:
+    def main(args: Args) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    with pytest.raises(SystemExit) as end:
+        commandline.run(main, Args)
+    assert (end.value.code, capsys.readouterr().err) == (status, told)

@@ -77,3 +77,9 @@ def test_what_is_wrong_is_named(adjoint: Adjoint, steps: int) -> None:
     solver = Iterative(Gradient(0.3), steps)
     with pytest.raises(AssertionError, match=r"the gradient of matrix is off by \d"):
         testing.check_adjoint(adjoint, solver, Soft(), Shift(), torch.randn(3, dtype=F64))
+
+
+def test_a_leader_without_parameters_has_no_gradient() -> None:
+    leader = Shift().requires_grad_(False)
+    with pytest.raises(AssertionError, match="Shift has no trainable parameter"):
+        testing.check_adjoint(Detached(), Iterative(Gradient(0.3), 1), Soft(), leader, None)
