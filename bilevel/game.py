@@ -267,7 +267,6 @@ class Bilevel:
             loss.backward(inputs=parameters, retain_graph=retain_graph)
         loss = loss.detach()
         if self.pool is not None:
-            loss = loss.clone()
             self.pool.all_reduce([loss, *(p.grad for p in parameters if p.grad is not None)])
         return loss
 

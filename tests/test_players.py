@@ -165,6 +165,15 @@ def test_a_player_that_is_frozen_stands_still_while_the_other_plays(schedule) ->
         frozen_one.requires_grad_(True)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_a_parameter_that_no_answer_reads_stands_still(schedule) -> None:
+    leader, follower, batch = image_game()
+    solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
+    solver.unread = nn.Parameter(torch.ones(()))
+    make(leader, follower, solver, schedule=schedule).step(batch)
+    assert solver.unread.item() == 1.0
+
+
 def test_a_look_ahead_at_what_is_not_finite_is_no_move() -> None:
     class Steep(Saddle):
         def objective(self, leader, y, batch):
@@ -454,3 +463,29 @@ def test_a_state_with_another_optimizer_changes_nothing() -> None:
         target.load_state_dict(source.state_dict())
     for name, value in before.items():
         assert torch.equal(target.leader.state_dict()[name], value), name
+
+
+def test_a_leader_without_parameters_comes_back_too() -> None:
+    """Its optimizer moves something else: a step of evolution on a buffer, say."""
+
+    class Still:
+        def step(self, closure):
+            closure()
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    follower = Saddle()
+    leader = ZeroSum(nn.Module(), follower)
+    leader.model.register_buffer("x", torch.tensor(2.0).double())
+    solver = Parametric(torch.tensor(0.0).double())
+    optimizer = sgd(solver)
+    game = Bilevel(leader, follower, solver, leader_opt=Still(), solver_opt=optimizer)
+    game.step(None)
+    state = copy.deepcopy(game.state_dict())
+    game.step(None)
+    game.load_state_dict(state)
+    assert solver.y.item() == pytest.approx(0.2)

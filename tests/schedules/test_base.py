@@ -20,6 +20,7 @@ from bilevel import (
     LeaderProblem,
     Parametric,
     Simultaneous,
+    Unrolled,
     ZeroSum,
     pgm,
 )
@@ -121,8 +122,9 @@ def test_simultaneous_moves_both_networks_as_algorithm_3_does() -> None:
         assert slope.abs().max() > 0
 
 
-def test_alternating_moves_the_solver_against_the_moved_leader_in_eval_mode() -> None:
-    game, batch = l2l_game(Alternating())
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_alternating_moves_the_solver_against_the_moved_leader_in_its_mode(mode) -> None:
+    game, batch = l2l_game(Alternating(), mode=mode)
     leader, solver = copy.deepcopy((game.leader, game.solver))
     game.step(batch)
 
@@ -136,11 +138,11 @@ def test_alternating_moves_the_solver_against_the_moved_leader_in_eval_mode() ->
     for move, slope in zip(moves(game.leader, leader), slopes, strict=True):
         torch.testing.assert_close(move, -slope)
 
-    # φ moves, in training mode, against the leader as it is now, in evaluation mode.
+    # φ moves, in training mode, against the leader as it is now, in the solver's leader mode.
     solver.train()
     for parameter, new in zip(thetas, game.leader.parameters(), strict=True):
         parameter.data.copy_(new)
-    leader.eval()
+    leader.train(mode == "train")
     value = solver.solve(follower, leader, batch).value
     loss = nn.functional.cross_entropy(leader.model(batch.x + value), batch.y)
     slopes = torch.autograd.grad(loss, list(solver.parameters()))
@@ -227,8 +229,11 @@ class Scale(Gradient):
         return y + self.size * gradient, state
 
 
+@pytest.mark.parametrize(("adjoint", "factor"), [(Detached(), 1), (Unrolled(), 2)])
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()])
-def test_a_game_that_is_not_zero_sum_moves_each_player_on_its_own_objective(schedule) -> None:
+def test_a_game_that_is_not_zero_sum_moves_each_player_on_its_own_objective(
+    schedule, adjoint, factor
+) -> None:
     leader, solver = Bigger(), Iterative(Scale(), 1)
     batch = Batch(torch.randn(4, 3, dtype=torch.float64), torch.zeros(4))
     game = Bilevel(
@@ -237,13 +242,13 @@ def test_a_game_that_is_not_zero_sum_moves_each_player_on_its_own_objective(sche
         solver,
         leader_opt=torch.optim.SGD(leader.parameters(), lr=1.0),
         solver_opt=torch.optim.SGD(solver.parameters(), lr=1.0),
-        adjoint=Detached(),
+        adjoint=adjoint,
         schedule=schedule,
     )
     w, x = leader.w.detach().clone(), batch.x
     game.step(batch)
-    # One step from 0 gives y = size · w∘x; the leader sees y as a constant.
-    torch.testing.assert_close(leader.w.detach(), w - (0.1 * w * x).mean(0) / 3)
+    # One step from 0 gives y = size · w∘x; the leader sees y as a constant, or not.
+    torch.testing.assert_close(leader.w.detach(), w - factor * (0.1 * w * x).mean(0) / 3)
     # The follower's mean loss is (size − 1)² ‖w∘x‖² / 2, at the weights that it was shown.
     shown = w if isinstance(schedule, Simultaneous) else leader.w.detach()
     slope = (0.1 - 1) * (shown * x).square().sum(1).mean()
