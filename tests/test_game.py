@@ -23,6 +23,7 @@ from bilevel import (
     Solver,
     pgm,
 )
+from bilevel.checks import check_answer
 from bilevel.robustness import Batch
 from bilevel.updates import CNN, MLP
 from tests.problems import Nearest, Weights, image_game, images
@@ -169,11 +170,24 @@ def test_a_zero_sum_leader_with_another_follower_is_not_zero_sum() -> None:
 def test_an_answer_outside_y() -> None:
     class Outside(Solver):
         def answer(self, oracle):
-            return oracle.init() + 3.0
+            y = oracle.init()
+            y[0, 0, 0, 0] = 3.0
+            return y
 
     game = make_game(solver=Outside())
     with pytest.raises(BilevelError, match=r"lies .* outside Y.*oracle.project"):
         game.step(images())
+
+
+def test_a_large_answer_is_in_y_but_for_rounding() -> None:
+    class Sphere(Nearest):
+        def project(self, y, batch):
+            return 1e6 * y / y.norm(dim=1, keepdim=True)
+
+    follower = Sphere()
+    y = follower.project(torch.randn(8, 5) * torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), None)
+    assert not torch.equal(follower.project(y, None), y)
+    check_answer(follower, y, None)
 
 
 def test_a_nan_on_the_way_to_the_answer() -> None:
