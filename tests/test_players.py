@@ -285,7 +285,11 @@ def test_the_words_of_a_forgotten_return() -> None:
 
     class Alone(Update):
         def forward(self, y, gradient, context, state):
-            return y
+            return y[:2]  # as long as a pair
+
+    class Three(Update):
+        def forward(self, y, gradient, context, state):
+            return y, state, None
 
     optimizer = sgd(leader)
     follower_of_none = Silent(0.1)
@@ -293,6 +297,8 @@ def test_the_words_of_a_forgotten_return() -> None:
         pgm(0.1, 1).solve(follower_of_none, leader, batch)
     with pytest.raises(BilevelError, match=r"Alone returned a Tensor.*return y, state"):
         Iterative(Alone(), 1).solve(follower, leader, batch)
+    with pytest.raises(BilevelError, match=r"Three returned a tuple.*return y, state"):
+        Iterative(Three(), 1).solve(follower, leader, batch)
     with pytest.raises(AssertionError, match="Alone returns a Tensor where"):
         check_update(Alone(), torch.zeros(2, 3))
     with pytest.raises(TypeError, match="abstract"):

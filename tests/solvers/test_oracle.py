@@ -1,4 +1,4 @@
-"""The oracle restricted to some samples of a batch."""
+"""The oracle: norms of gradients, and its restriction to some samples of a batch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bilevel import BilevelError, FollowerProblem, Oracle, ZeroSum
+from bilevel import BilevelError, FollowerProblem, Iterative, Oracle, ZeroSum
+from bilevel.updates import Gradient
 
 
 class Pair(NamedTuple):
@@ -34,7 +35,7 @@ class Product(FollowerProblem):
 
 
 def oracle(batch: Any) -> Oracle:
-    return Oracle(Product(), ZeroSum(torch.nn.Identity(), Product()), batch)
+    return Oracle(Product(), ZeroSum(nn.Identity(), Product()), batch)
 
 
 X, LABELS = torch.arange(12.0).view(4, 3), torch.arange(4)
@@ -70,7 +71,7 @@ def test_every_part_of_the_batch_is_restricted() -> None:
             return y.sum(1) + batch.y
 
     follower = Labels()
-    whole = Oracle(follower, ZeroSum(torch.nn.Identity(), follower), Pair(X, LABELS))
+    whole = Oracle(follower, ZeroSum(nn.Identity(), follower), Pair(X, LABELS))
     assert whole.restricted(CHOSEN).gain(torch.zeros(2, 3)).tolist() == [0, 3]
 
 
@@ -86,3 +87,24 @@ def test_every_part_of_the_batch_is_restricted() -> None:
 def test_a_batch_that_has_no_row_a_sample(batch: Any, what: str) -> None:
     with pytest.raises(BilevelError, match=f"the batch holds {what}: .* 4 samples .* give"):
         oracle(batch).restricted(CHOSEN)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_gradient_norm_is_over_all_tensors_of_a_dict(shared: bool) -> None:
+    class Pulled(FollowerProblem):
+        """The gradient is (3, 4), of the whole y or of each sample's."""
+
+        sense = "min"
+
+        def init(self, batch: Any) -> dict[str, Tensor]:
+            return {"a": torch.zeros(1 if shared else 5), "b": torch.zeros(1 if shared else 5)}
+
+        def objective(self, leader: ZeroSum, y: dict[str, Tensor], batch: Any) -> Tensor:
+            value = 3 * y["a"] + 4 * y["b"]
+            return value.sum() if shared else value
+
+    follower = Pulled()
+    stats = (
+        Iterative(Gradient(0.1), 1).solve(follower, ZeroSum(nn.Identity(), follower), None).stats
+    )
+    assert stats["gradient_norm"] == 5

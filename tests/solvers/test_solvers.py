@@ -229,31 +229,6 @@ def test_a_warm_start_goes_on_where_it_ended() -> None:
         resumed.solve(Nearest(), leader, Batch(batch.x[:2], batch.y[:2]))
 
 
-def test_parametric_answers_with_its_parameters_projected() -> None:
-    leader, follower, batch = image_game(0.1)
-    solver = Parametric(torch.full_like(batch.x, 5.0))
-    value = solver.solve(follower, leader, batch).value
-    assert value is solver.y
-    torch.testing.assert_close(value.detach(), (batch.x + 0.1).clamp(0, 1) - batch.x)
-
-
-def test_parametric_names_a_networks_parameters() -> None:
-    class Shared(FollowerProblem):
-        sense = "max"
-
-        def init(self, batch):
-            return {name: p.detach() for name, p in nn.Linear(2, 1).named_parameters()}
-
-        def objective(self, leader, y, batch):
-            return -torch.func.functional_call(nn.Linear(2, 1), y, (batch,)).square().mean()
-
-    follower = Shared()
-    solver = Parametric(nn.Linear(2, 1))
-    value = solver.solve(follower, ZeroSum(nn.Identity(), follower), torch.randn(4, 2)).value
-    assert set(value) == {"weight", "bias"}
-    assert value["weight"] is solver.y.weight
-
-
 # Bad input.
 
 
@@ -334,16 +309,3 @@ def test_the_saddle_is_a_scalar_problem() -> None:
     leader.model.x = torch.tensor(2.0, dtype=torch.float64)
     solution = Iterative(Gradient(0.1), 3).solve(follower, leader, None)
     torch.testing.assert_close(solution.value, torch.tensor(0.6, dtype=torch.float64))
-
-
-def test_the_answer_may_have_the_names_of_a_networks_weights() -> None:
-    network = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Tanh(), nn.Linear(3, 1)))
-    weights = {name: p.detach() for name, p in network.named_parameters()}
-    solver = Parametric(weights)
-    assert dict(solver.y.named_parameters()).keys() == weights.keys()
-    x = torch.randn(4, 2)
-    given = torch.func.functional_call(network, dict(solver.y.named_parameters()), (x,))
-    assert torch.equal(given, network(x))
-    twin = Parametric({name: torch.zeros_like(leaf) for name, leaf in weights.items()})
-    twin.load_state_dict(solver.state_dict())
-    assert all(map(torch.equal, twin.parameters(), solver.parameters()))

@@ -1,0 +1,60 @@
+"""`Parametric`: the solver whose parameters are the answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bilevel import FollowerProblem, Parametric, ZeroSum
+from bilevel.tree import leaves
+from tests.problems import image_game
+
+
+def test_parametric_answers_with_its_parameters_projected() -> None:
+    leader, follower, batch = image_game(0.1)
+    solver = Parametric(torch.full_like(batch.x, 5.0))
+    value = solver.solve(follower, leader, batch).value
+    assert value is solver.y
+    assert solver.solve(follower, leader, batch, evaluate=False).stats == {}
+    torch.testing.assert_close(value.detach(), (batch.x + 0.1).clamp(0, 1) - batch.x)
+
+
+def test_parametric_names_a_networks_parameters() -> None:
+    class Shared(FollowerProblem):
+        sense = "max"
+
+        def init(self, batch):
+            return {name: p.detach() for name, p in nn.Linear(2, 1).named_parameters()}
+
+        def objective(self, leader, y, batch):
+            return -torch.func.functional_call(nn.Linear(2, 1), y, (batch,)).square().mean()
+
+    follower = Shared()
+    solver = Parametric(nn.Linear(2, 1))
+    value = solver.solve(follower, ZeroSum(nn.Identity(), follower), torch.randn(4, 2)).value
+    assert set(value) == {"weight", "bias"}
+    assert value["weight"] is solver.y.weight
+
+
+def test_the_answer_may_have_the_names_of_a_networks_weights() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Tanh(), nn.Linear(3, 1)))
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+    solver = Parametric(weights)
+    assert dict(solver.y.named_parameters()).keys() == weights.keys()
+    x = torch.randn(4, 2)
+    given = torch.func.functional_call(network, dict(solver.y.named_parameters()), (x,))
+    assert torch.equal(given, network(x))
+    twin = Parametric({name: torch.zeros_like(leaf) for name, leaf in weights.items()})
+    twin.load_state_dict(solver.state_dict())
+    assert all(map(torch.equal, twin.parameters(), solver.parameters()))
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b"], ["0.a", "0.b", "c"]])
+def test_the_start_that_was_given_stays(names) -> None:
+    start = torch.zeros(2) if names is None else {name: torch.zeros(2) for name in names}
+    solver = Parametric(start)
+    with torch.no_grad():
+        for parameter in solver.parameters():
+            parameter += 1
+    assert not any(leaf.any() for leaf in leaves(start))
