@@ -272,20 +272,25 @@ def test_a_leader_stays_where_it_may_be(name: str) -> None:
     assert leader.w.max() == 0
 
 
+def warm_game(schedule: Schedule) -> Bilevel:
+    follower, leader = Nearest(), Weights(3)
+    return Bilevel(
+        leader,
+        follower,
+        Iterative(Gradient(0.1), 1, warm_start=True),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        adjoint=Detached(),
+        schedule=schedule,
+    )
+
+
 @pytest.mark.parametrize(
     "name", ["extragradient", "proximal point", "lookahead around extragradient"]
 )
 def test_a_solver_that_cannot_be_evaluated_twice(name: str) -> None:
-    follower, leader = Nearest(), Weights(3)
     with pytest.raises(BilevelError, match=r"starts from its last answer.*Optimistic\(\)"):
-        Bilevel(
-            leader,
-            follower,
-            Iterative(Gradient(0.1), 1, warm_start=True),
-            leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-            adjoint=Detached(),
-            schedule=MAKERS[name](),
-        )
+        warm_game(MAKERS[name]())
+    warm_game(ProximalPoint(1))  # once it can
 
 
 def test_one_schedule_may_be_given_to_two_games() -> None:
