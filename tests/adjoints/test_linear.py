@@ -113,3 +113,22 @@ def test_a_start_at_the_solution_costs_one_product(method) -> None:
     solution = method(lambda v: matrix @ v, b[:, 0], 50, tolerance=1e-10, start=truth)
     assert solution.products == 1
     torch.testing.assert_close(solution.value, truth)
+
+
+@pytest.mark.parametrize("method", [conjugate_gradient, gmres, neumann, exact])
+def test_the_units_of_b_change_nothing_and_every_product_is_counted(method) -> None:
+    matrix, b = valley(20, 1.5, numbers=1)
+    truth, spent = torch.linalg.solve(matrix, b[:, 0]), []
+    for unit in (1e-6, 1.0, 1e6):
+        products: list[Tensor] = []
+
+        def product(v: Tensor, products: list[Tensor] = products) -> Tensor:
+            products.append(v)
+            return matrix @ v
+
+        solution = method(product, unit * b[:, 0], 50, tolerance=1e-4)
+        assert error(solution.value, unit * truth) < 1e-4
+        assert solution.products == len(products)
+        spent.append(len(products))
+    assert len(set(spent)) == 1
+    assert spent[0] < 20 or method is exact
