@@ -86,6 +86,12 @@ def test_gmres_needs_no_symmetry_and_no_sign(size: int, seed: int) -> None:
     assert solution.products <= size
 
 
+def test_gmres_keeps_its_vectors_orthogonal_where_a_is_all_but_singular() -> None:
+    matrix, b = valley(60, 1e10, numbers=1)
+    solution = gmres(lambda v: matrix @ v, b[:, 0], 60, tolerance=1e-14)
+    assert error(solution.value, torch.linalg.solve(matrix, b[:, 0])) < 1e-5
+
+
 def test_gmres_reports_the_residual_where_the_system_has_no_solution() -> None:
     matrix = torch.diag(torch.tensor([2.0, 0.0], dtype=F64))
     b = torch.tensor([2.0, 1.0], dtype=F64)
@@ -128,6 +134,7 @@ def test_the_units_of_b_change_nothing_and_every_product_is_counted(method) -> N
 
         solution = method(product, unit * b[:, 0], 50, tolerance=1e-4)
         assert error(solution.value, unit * truth) < 1e-4
+        assert 0.99 < solution.curvature < 1.01 * solution.largest < 1.52
         assert solution.products == len(products)
         spent.append(len(products))
     assert len(set(spent)) == 1
