@@ -351,6 +351,19 @@ def test_a_flat_direction_that_the_leader_does_not_see_is_no_concern() -> None:
         torch.testing.assert_close(slope, torch.tensor([0.5], dtype=F64))
 
 
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+def test_an_objective_without_any_curvature_is_no_crash() -> None:
+    class Slope(Quadratic):
+        def objective(self, leader, y, batch):
+            return y.sum()
+
+    v = torch.ones(3, dtype=F64)
+    given = Known(optimum), Slope(), Numbers(3), valley(3, 2.0), v
+    with pytest.warns(HypergradientWarning, match="singular system"):
+        slope, _ = hypergradient(Implicit(), *given)
+    assert not slope.any()
+
+
 def test_a_series_that_diverges() -> None:
     warned(
         Implicit("neumann", fixed_point=Gradient(3.0), max_steps=10), Known(optimum),
