@@ -136,7 +136,7 @@ class _Task:
         self.evaluations += solution.evaluations
         self.history = solution.value
         like = leaves(solution.value)[0]
-        evaluations = like.new_full((), float(solution.evaluations), requires_grad=False)
+        evaluations = like.new_full((), float(solution.evaluations))
         self.stats = {**solution.stats, "evaluations": evaluations}
         return tuple(leaf.detach().clone() for leaf in leaves(solution.value))
 

@@ -186,6 +186,32 @@ def test_the_batchs_gradient_is_refused_where_it_is_asked_for(adjoint: Adjoint) 
     game.step(batch)
 
 
+@pytest.mark.parametrize("adjoint", PULLBACKS, ids=repr)
+def test_a_leader_of_which_a_part_is_frozen(adjoint: Adjoint) -> None:
+    batch, slopes = torch.tensor([1.0, -2.0, 0.5], dtype=F64), []
+    for frozen in (False, True):
+        leader = Decay()
+        if frozen:
+            leader.more = nn.Parameter(torch.ones(2), requires_grad=False)
+        torch.manual_seed(1)
+        adjoint.solve(Iterative(Gradient(0.3), 30), Shrunk(), leader, batch).value.sum().backward()
+        slopes.append(leader.theta.grad)
+    assert slopes[0] != 0
+    torch.testing.assert_close(*slopes)
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+@pytest.mark.parametrize("adjoint", PULLBACKS, ids=repr)
+def test_a_follower_that_ignores_the_leader(adjoint: Adjoint) -> None:
+    class Deaf(Shrunk):
+        def objective(self, leader: Decay, y: Tensor, batch: Tensor) -> Tensor:
+            return (y - batch).square().sum() / 2
+
+    leader, solver = Decay(), Iterative(Gradient(0.3), 30)
+    adjoint.solve(solver, Deaf(), leader, torch.ones(3, dtype=F64)).value.sum().backward()
+    assert leader.theta.grad == 0
+
+
 @pytest.mark.parametrize("adjoint", [*PULLBACKS, Unrolled(recompute=4)], ids=repr)
 def test_a_leader_whose_parameters_are_lent(adjoint: Adjoint) -> None:
     """functional_call takes them back before the backward pass."""

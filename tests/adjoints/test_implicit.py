@@ -195,6 +195,14 @@ def test_a_trained_solver_gets_its_gradient_as_without_the_adjoint() -> None:
     assert "residual" not in ours.stats  # nobody asked for the leader's gradient
 
 
+def test_a_part_of_the_answer_may_be_frozen() -> None:
+    solver = Parametric({"a": torch.zeros(1), "b": torch.zeros(2)})
+    solver.y["b"].requires_grad_(False)
+    value = exactly().solve(solver, Quadratic(), Numbers(3), valley(3, 2.0)).value
+    (slope,) = torch.autograd.grad(value["a"].sum(), solver.y["a"])
+    assert slope == 1
+
+
 def test_the_answer_of_parametric_is_differentiated_in_both() -> None:
     batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
     solver = Parametric(optimum(leader, batch))
@@ -273,6 +281,20 @@ def test_vmap_solves_for_many_leaders_and_batches() -> None:
         torch.testing.assert_close(ours, truth(batch, v))
     jacobians = vmap(jacrev(answer))(thetas, stacked)
     torch.testing.assert_close(jacobians, torch.linalg.solve(stacked.h, stacked.b))
+
+
+def test_a_trained_solver_is_refused_under_vmap() -> None:
+    batch, leader = valley(3, 2.0), Numbers(3)
+    solver = Parametric(torch.zeros(3, dtype=F64))
+
+    def answer(b: Tensor) -> Tensor:
+        return exactly().solve(solver, Quadratic(), leader, Valley(batch.h, b)).value
+
+    stacked = torch.stack([batch.b, 2 * batch.b])
+    with pytest.raises(BilevelError, match=r"trained and solved under vmap.*requires_grad_\(False"):
+        vmap(answer)(stacked)
+    solver.requires_grad_(False)
+    assert not vmap(answer)(stacked).any()
 
 
 def test_second_derivatives_are_refused_in_words() -> None:

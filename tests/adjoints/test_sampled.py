@@ -8,7 +8,8 @@ from torch import Tensor
 
 from bilevel import BilevelError, FollowerProblem, HypergradientWarning, Iterative, Sampled, Solver
 from bilevel.solvers import Oracle
-from bilevel.updates import Gradient
+from bilevel.updates import CNN, Gradient
+from tests.problems import image_game
 from tests.valleys import F64, Known, Numbers, Quadratic, Valley, hypergradient, optimum, valley
 
 
@@ -66,6 +67,27 @@ def test_both_sides_draw_the_same_random_numbers() -> None:
         solution = adjoint.solve(Known(formula), Quadratic(), leader, batch)
         torch.set_rng_state(state)  # the same directions
         slopes.append(torch.autograd.grad(solution.value, leader.theta, v)[0])
+    torch.testing.assert_close(*slopes)
+
+
+def test_the_solver_answers_again_as_it_did() -> None:
+    """In its own mode, and its statistics see the first answer alone."""
+    leader, follower, batch = image_game(dtype=F64)
+    solver, adjoint, slopes = (
+        Iterative(CNN(1, 0.1, width=4).double(), 1),
+        Sampled(1.0, samples=2),
+        [],
+    )
+    adjoint.doubt = lambda *_: None
+    for mode in (True, False):
+        torch.manual_seed(2)
+        value = adjoint.solve(solver.train(), follower, leader, batch).value
+        solver.train(mode)
+        before = [buffer.clone() for buffer in solver.buffers()]
+        slopes.append(torch.autograd.grad(value.square().sum(), next(leader.parameters()))[0])
+        assert all(map(torch.equal, solver.buffers(), before))
+        assert solver.update.training == mode
+    assert slopes[0].any()
     torch.testing.assert_close(*slopes)
 
 

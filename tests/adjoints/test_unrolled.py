@@ -28,6 +28,7 @@ from bilevel import (
     testing,
 )
 from bilevel.adjoints import unrolled
+from bilevel.recompute import recomputed
 from bilevel.solvers import Solver
 from bilevel.tree import leaves
 from bilevel.updates import (
@@ -150,6 +151,17 @@ def test_recomputed_and_forward_derivatives_are_the_same(name: str) -> None:
     for recompute in (True, 1, 5, 100):
         assert error(slope(Unrolled(recompute=recompute), update, batch), plain) < 1e-12
     assert error(slope(Forward(), update, batch), plain) < 1e-12
+
+
+@pytest.mark.parametrize(("recompute", "segments"), [(True, 16), (1, 64), (10, 7), (100, 1)])
+def test_the_number_of_segments(monkeypatch, recompute, segments) -> None:
+    """True makes them half as long as the root of the number of steps."""
+    made = []
+    counted = lambda *given: made.append(given) or recomputed(*given)  # noqa: E731
+    monkeypatch.setattr(unrolled, "recomputed", counted)
+    solver = Iterative(Gradient(0.1), 64)
+    Unrolled(recompute=recompute).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
+    assert len(made) == segments
 
 
 def test_truncation_drops_what_comes_before() -> None:
