@@ -48,6 +48,8 @@ class Optimizer(Update):
 
     Example:
         >>> update = Optimizer(torch.optim.SGD, lr=0.5, momentum=0.9)
+        >>> update
+        Optimizer(SGD, lr=0.5, momentum=0.9)
         >>> y, state = update(torch.zeros(2), torch.tensor([2.0, -4.0]), None, None)
         >>> y
         tensor([ 1., -2.])

@@ -110,6 +110,16 @@ def test_the_derivatives_are_exact(kind, settings) -> None:
     assert torch.autograd.gradcheck(moved, inputs)
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_the_derivative_of_adam_where_no_gradient_was_met(amsgrad) -> None:
+    """The first step is lr · g / (|g| + ε), whose derivative at 0 is lr / ε."""
+    update = Optimizer(torch.optim.Adam, lr=0.1, eps=0.5, amsgrad=amsgrad)
+    gradient = torch.zeros(1, dtype=F64, requires_grad=True)
+    y, _ = update(torch.zeros(1, dtype=F64), gradient, None, None)
+    y.backward()
+    assert gradient.grad.item() == pytest.approx(0.1 / 0.5)
+
+
 @pytest.mark.parametrize(("kind", "settings"), SETTINGS)
 def test_it_conforms(kind, settings) -> None:
     testing.check_update(Optimizer(kind, **settings), torch.randn(2, 3))
