@@ -113,7 +113,7 @@ def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
     if not (np.abs(x) < _HUGE).all():
         return Verdict("diverging", radius=math.inf)
     rounding = _ROUNDING * eps * np.abs(x).max(0)
-    x = (x - _slower_end(x))[:, np.ptp(x, axis=0) > rounding]
+    x = x[:, np.ptp(x, axis=0) > rounding]
     if x.shape[1] == 0:
         return Verdict("converging")
     size = float(np.abs(x).max())
@@ -165,12 +165,6 @@ def _same_period(a: Verdict, b: Verdict) -> bool:
     if a.period is None or b.period is None:
         return False
     return math.isclose(a.period, b.period, rel_tol=0.05)
-
-
-def _slower_end(x: Array) -> Array:
-    """The first or last row, whichever moves more slowly: subtracting it loses no digits."""
-    first, last = np.abs(x[1] - x[0]).max(), np.abs(x[-1] - x[-2]).max()
-    return x[:1] if first < last else x[-1:]
 
 
 def _classify_rotation(rotation: Rotation, rows: int, size: float, stride: int) -> Verdict:

@@ -141,6 +141,29 @@ def test_an_observation_copies_a_sample_and_waits_for_nothing() -> None:
     assert not seen.operations & waits
 
 
+def test_each_record_holds_the_iterates_at_its_stride() -> None:
+    monitor, steps = monitor_of(model := Still(1)), 4 * ROWS + 1003
+    with torch.no_grad():
+        for step in range(steps):
+            model.x.fill_(step)
+            monitor.observe()
+    for stride, record in zip((1, 4, 16), monitor.state_dict()["records"], strict=True):
+        rows = torch.arange(steps)[::stride]
+        newest = rows[-ROWS:]
+        assert torch.equal(record[newest // stride % ROWS, 0], newest.double())
+
+
+def test_what_is_said_to_be_needed_is_needed() -> None:
+    monitor = monitor_of(Still(2))
+    needed = monitor.verdict().needed
+    assert needed is not None
+    for _ in range(needed - 1):
+        monitor.observe()
+    assert monitor.verdict().kind == "undecided"
+    monitor.observe()
+    assert monitor.verdict().kind == "converging"
+
+
 def test_the_records_stay_small_however_long_the_run() -> None:
     monitor = monitor_of(Still(2))
     for _ in range(4 * ROWS + 1):
