@@ -212,13 +212,14 @@ def test_the_answer_of_parametric_is_differentiated_in_both() -> None:
     torch.testing.assert_close(slopes[1], v)
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("adjoint", [exactly(), Penalty(10.0)], ids=repr)
-def test_the_backward_pass_sees_the_leader_of_the_solve(adjoint) -> None:
+def test_the_backward_pass_sees_the_leader_of_the_solve(adjoint, mode) -> None:
     """Its running statistics and its mode have moved on by then, and it is left as it is."""
 
     class Steep(Quadratic):
         def objective(self, leader, y, batch):
-            assert not leader.training
+            assert leader.training == (mode == "train")
             return leader.v * y @ batch.h @ y / 2 - y @ batch.b @ leader.theta
 
     class Halfway(Iterative):
@@ -226,14 +227,16 @@ def test_the_backward_pass_sees_the_leader_of_the_solve(adjoint) -> None:
             return optimum(leader, batch).detach() / 2
 
     leader, batch = Numbers(3, torch.tensor(2.0, dtype=F64)).train(), valley(3, 2.0)
-    value = adjoint.solve(Halfway(Gradient(0.1), 200), Steep(), leader, batch).value
+    solver = Halfway(Gradient(0.1), 200, leader_mode=mode)
+    value = adjoint.solve(solver, Steep(), leader, batch).value
+    leader.train(mode == "eval")
     with torch.no_grad():
         leader.v += 5
     v = torch.randn(3, dtype=F64)
     (slope,) = torch.autograd.grad(value, leader.theta, v)
     assert error(slope, truth(batch, v) / 2) < 1e-8
     assert leader.v == 7
-    assert leader.training
+    assert leader.training == (mode == "eval")
 
 
 # Transforms.

@@ -81,10 +81,12 @@ def test_the_solver_answers_again_as_it_did() -> None:
     adjoint.doubt = lambda *_: None
     for mode in (True, False):
         torch.manual_seed(2)
-        value = adjoint.solve(solver.train(), follower, leader, batch).value
+        solution = adjoint.solve(solver.train(), follower, leader, batch)
         solver.train(mode)
         before = [buffer.clone() for buffer in solver.buffers()]
-        slopes.append(torch.autograd.grad(value.square().sum(), next(leader.parameters()))[0])
+        loss = solution.value.square().sum()
+        slopes.append(torch.autograd.grad(loss, next(leader.parameters()))[0])
+        assert solution.stats["evaluations"] == 1 + 2 * 2
         assert all(map(torch.equal, solver.buffers(), before))
         assert solver.update.training == mode
     assert slopes[0].any()
