@@ -23,7 +23,7 @@ from bilevel import (
     Solver,
     pgm,
 )
-from bilevel.checks import check_answer
+from bilevel.checks import check_feasible
 from bilevel.robustness import Batch
 from bilevel.updates import CNN, MLP
 from tests.problems import Nearest, Weights, image_game, images
@@ -187,7 +187,7 @@ def test_a_large_answer_is_in_y_but_for_rounding() -> None:
     follower = Sphere()
     y = follower.project(torch.randn(8, 5) * torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), None)
     assert not torch.equal(follower.project(y, None), y)
-    check_answer(follower, y, None)
+    check_feasible(follower, y, None)
 
 
 def test_a_nan_on_the_way_to_the_answer() -> None:

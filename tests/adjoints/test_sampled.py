@@ -70,6 +70,7 @@ def test_both_sides_draw_the_same_random_numbers() -> None:
     torch.testing.assert_close(*slopes)
 
 
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
 def test_the_solver_answers_again_as_it_did() -> None:
     """In its own mode, and its statistics see the first answer alone."""
     leader, follower, batch = image_game(dtype=F64)
