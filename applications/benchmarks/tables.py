@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cost of a schedule": minmax.schedules,
     "ten demonstrations": imitation.ten_demonstrations,
     "one demonstration": imitation.one_demonstration,
+    "updaters": imitation.updaters,
 }
 
 MARKED = re.compile(r"(<!-- table (.+): begin -->\n).*?\n(<!-- table \2: end -->)", re.DOTALL)

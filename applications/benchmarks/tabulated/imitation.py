@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from suite.tables import table
 
-from tabulated.reading import Record, read, spread
+from tabulated.reading import Record, read, significant, spread
 
 NAMES = {
     "gail": "GAIL",
@@ -58,3 +58,25 @@ def one_demonstration() -> str:
     ]
     titles = "final return", "worst ten iterations after *near*", "‖θ_D‖, 8.7 at first"
     return table(["", *titles, "accuracy of D"], rows)
+
+
+def updaters() -> str:
+    """Size and time of the learned updaters of CartPole's discriminator."""
+    networks = {
+        "coordinate": "4 → 32 → 16 → 1, applied to each weight of D separately",
+        "block": "2b → 8b → 4b → b for blocks of b = 16 weights",
+        "dense": "the paper's 2m → 8m → 4m → m",
+    }
+    rows = [
+        [
+            f"`{one['updater']}`",
+            networks[one["updater"]],
+            f"{one['parameters']:,}",
+            significant(one["update, ms"], 2),
+            significant(one["with training, ms"], 2),
+        ]
+        for one in read("imitation")
+        if "updater" in one
+    ]
+    size = "parameters for CartPole's m = 2,561"
+    return table(["`--updater`", "network", size, "update, ms", "with its training, ms"], rows)
