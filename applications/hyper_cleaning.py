@@ -86,7 +86,7 @@ class Args:
     iterations: int = 60
     """Outer steps."""
     lr: float = 0.1
-    """WeightTrainer rate of the weights (Adam)."""
+    """Learning rate of the sample weights (Adam)."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/hyper_cleaning")
     """Results, checkpoints, weights, figure and TensorBoard logs; replaced without --resume."""
