@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from bilevel import distributed
@@ -77,6 +78,7 @@ def _read_by_tyro(arguments: type[Arguments]) -> tuple[Arguments, list[str]]:
     """The parsed arguments, and the unknown ones."""
     import tyro
 
+    _join_help_lines(arguments)
     page = io.StringIO()
     try:
         with contextlib.redirect_stderr(page):
@@ -85,6 +87,21 @@ def _read_by_tyro(arguments: type[Arguments]) -> tuple[Arguments, list[str]]:
         if not end.code:  # --help
             raise
         raise BilevelError(f"{_sentence(page.getvalue())}; --help tells the arguments") from None
+
+
+def _join_help_lines(arguments: type[Arguments]) -> None:
+    """Gives tyro docstrings of one line, since it breaks the help where the source is broken."""
+    import docstring_parser
+
+    lines = {
+        argument.arg_name: " ".join(argument.description.split())
+        for part in reversed(arguments.__mro__[:-1])
+        for argument in docstring_parser.parse_from_object(part).params
+        if argument.description
+    }
+    for field in fields(arguments):
+        if field.name in lines:
+            field.metadata = MappingProxyType({"help": lines[field.name], **field.metadata})
 
 
 def _sentence(page: str) -> str:

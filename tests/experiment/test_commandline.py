@@ -48,6 +48,13 @@ class Required:
 
 
 @dataclass
+class Explained:
+    width: int = 80
+    """How wide a page is: a docstring that stands on more than one
+    line of the source, and that the help breaks where the screen asks for it."""
+
+
+@dataclass
 class Pair:
     start: tuple[float, float] = (0.0, 0.0)
 
@@ -183,6 +190,15 @@ def test_a_field_without_a_default_must_be_given(
     assert parse("--number 3", Required) == Required(3)
     assert parse("", Required) == 2
     assert re.fullmatch(r"error: .*required: --number; --help .*\n", capsys.readouterr().err)
+
+
+def test_help_is_broken_by_the_screen_not_by_the_source(
+    parse: Parse, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "220")
+    assert parse("--help", Explained) == 0
+    text = "a docstring that stands on more than one line of the source, and that the help breaks"
+    assert text in capsys.readouterr().out
 
 
 def test_help_without_tyro(
