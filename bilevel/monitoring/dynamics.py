@@ -113,7 +113,8 @@ def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
     if not (np.abs(x) < _HUGE).all():
         return Verdict("diverging", radius=math.inf)
     rounding = _ROUNDING * eps * np.abs(x).max(0)
-    x = x[:, np.ptp(x, axis=0) > rounding]
+    moving = np.ptp(x, axis=0) > rounding
+    x, rounding = x[:, moving], rounding[moving]
     if x.shape[1] == 0:
         return Verdict("converging")
     size = float(np.abs(x).max())

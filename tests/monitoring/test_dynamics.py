@@ -210,6 +210,16 @@ def test_rounding_is_no_motion() -> None:
     assert classify(resting.double()).kind == "cycling"
 
 
+def test_a_cycle_is_seen_beside_large_numbers_that_rest() -> None:
+    """The rounding of those that rest says nothing about those that move."""
+    angle = 0.1 * torch.arange(500.0)
+    circle = 0.01 * torch.stack([torch.cos(angle), torch.sin(angle), 0 * angle], dim=1)
+    circle[:, 2] = 1e6
+    verdict = classify(circle)
+    assert verdict.kind == "cycling"
+    assert verdict.radius == pytest.approx(0.01, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("verdict", "sentence"),
     [
