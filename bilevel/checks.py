@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bilevel.adjoints import Adjoint
 from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
+from bilevel.schedules import Schedule
 from bilevel.solvers import Solver
 from bilevel.tree import Value, detach, leaves, leaves_like
 
@@ -31,42 +34,31 @@ def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
     )
 
 
-def check_instance(name: str, part: Any, kind: type) -> None:
-    """Checks that an argument is an instance, and not for example the class itself.
-
-    Args:
-        name: The argument.
-        part: Its value, or None.
-        kind: The class required.
-
-    Raises:
-        BilevelError: If it is something else.
-    """
-    if part is not None and not isinstance(part, kind):
-        made = getattr(part, "__name__", kind.__name__)
-        raise BilevelError(f"{name} is {part!r}: it takes an object; give {name}={made}()")
-
-
-def check_parts(leader: Any, follower: Any, solver: Any) -> None:
+def check_parts(**parts: Any) -> None:
     """Checks that the parts of a game are of the right kind.
 
     Args:
-        leader: The argument ``leader``.
-        follower: The argument ``follower``.
-        solver: The argument ``solver``.
+        **parts: Arguments of :class:`~bilevel.Bilevel` by name; adjoint and schedule may be None.
 
     Raises:
         BilevelError: If one is something else, such as a network, a class or an update.
     """
-    for name, part, kind, remedy in (
-        ("leader", leader, LeaderProblem, "ZeroSum(model, follower), or your own with its loss"),
-        ("follower", follower, FollowerProblem, "an object of your own subclass"),
-        ("solver", solver, Solver, "Iterative(update, steps), Parametric(y) or your own"),
-    ):
-        if not isinstance(part, kind):
+    for name, part in parts.items():
+        kinds, remedy = _PARTS[name]
+        if not isinstance(part, kinds):
             raise BilevelError(
-                f"{name} is {describe(part)}: it takes a {kind.__name__}; give {remedy}"
+                f"{name} is {describe(part)}: it takes an object of type {kinds[0].__name__}; give "
+                f"{remedy}"
             )
+
+
+_PARTS: dict[str, tuple[tuple[type, ...], str]] = {
+    "leader": ((LeaderProblem,), "ZeroSum(model, follower), or your own with its loss"),
+    "follower": ((FollowerProblem,), "an object of your own subclass"),
+    "solver": ((Solver,), "Iterative(update, steps), Parametric(y) or your own"),
+    "adjoint": ((Adjoint, NoneType), "Unrolled(), Implicit(), … or your own"),
+    "schedule": ((Schedule, NoneType), "Alternating(), Extragradient(), … or your own"),
+}
 
 
 def check_disjoint(leader: nn.Module, solver: nn.Module) -> None:

@@ -75,7 +75,9 @@ class Bilevel:
         adjoint: Adjoint | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        checks.check_parts(leader, follower, solver)
+        checks.check_parts(
+            leader=leader, follower=follower, solver=solver, adjoint=adjoint, schedule=schedule
+        )
         self.leader = leader
         self.follower = follower
         self.solver = solver
@@ -92,8 +94,6 @@ class Bilevel:
         checks.check_disjoint(leader, solver)
         checks.check_optimizer("leader", leader, leader_opt)
         checks.check_optimizer("solver", solver, solver_opt)
-        checks.check_instance("adjoint", adjoint, Adjoint)
-        checks.check_instance("schedule", schedule, Schedule)
         # Copies, but updates that they share with the solver stay shared.
         shared: dict[int, Any] = {id(module): module for module in solver.modules()}
         self.adjoint = copy.deepcopy(adjoint or Detached(), shared)

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import Bilevel, BilevelError, Detached, Iterative, Parametric, ZeroSum, pgm
+from bilevel import (
+    Alternating,
+    Bilevel,
+    BilevelError,
+    Detached,
+    Implicit,
+    Iterative,
+    Parametric,
+    ZeroSum,
+    pgm,
+)
 from bilevel.testing import check_follower
 from bilevel.updates import Gradient, Optimizer
 from tests.problems import LinearBox, image_game
@@ -20,24 +30,39 @@ def play(**parts) -> None:
         "follower": follower,
         "solver": pgm(0.1, 2),
         "leader_opt": optimizer,
+        "adjoint": Detached(),
         **parts,
     }
-    Bilevel(**parts, adjoint=Detached()).step(batch)
+    Bilevel(**parts).step(batch)
 
 
 @pytest.mark.parametrize(
     ("name", "part", "message"),
     [
-        ("leader", nn.Linear(1, 1), "leader is a Linear: it takes a LeaderProblem; give ZeroSum"),
-        ("follower", LinearBox, "follower is the class LinearBox: it takes a FollowerProblem"),
-        ("follower", pgm(0.1, 1), "follower is a Iterative"),
-        ("solver", Gradient(0.1), "solver is a Gradient: it takes a Solver; give Iterative"),
-        ("leader_opt", torch.optim.SGD, "leader_opt is the class SGD: it takes an object"),
-        ("leader_opt", "sgd", "leader_opt is a str"),
+        ("leader", nn.Linear(1, 1), "a Linear: it takes an object of type LeaderProblem"),
+        (
+            "follower",
+            LinearBox,
+            "the class LinearBox: it takes an object of type FollowerProblem",
+        ),
+        ("follower", pgm(0.1, 1), "a Iterative"),
+        (
+            "solver",
+            Gradient(0.1),
+            "a Gradient: it takes an object of type Solver; give Iterative",
+        ),
+        (
+            "adjoint",
+            Implicit,
+            "the class Implicit: it takes an object of type Adjoint; give",
+        ),
+        ("schedule", Alternating, "the class Alternating: .*; give Alternating"),
+        ("leader_opt", torch.optim.SGD, "the class SGD: it takes an object"),
+        ("leader_opt", "sgd", "a str"),
     ],
 )
 def test_a_part_of_another_kind_is_named(name, part, message) -> None:
-    with pytest.raises(BilevelError, match=message):
+    with pytest.raises(BilevelError, match=f"{name} is {message}"):
         play(**{name: part})
 
 

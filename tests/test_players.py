@@ -373,13 +373,6 @@ def test_an_update_of_the_solver_that_the_adjoint_reads_is_the_same_one() -> Non
     assert game.adjoint.fixed_point is solver.update
 
 
-@pytest.mark.parametrize(("name", "part"), [("adjoint", Unrolled), ("schedule", Simultaneous)])
-def test_a_class_where_an_object_is_meant(name, part) -> None:
-    leader, follower, _ = image_game()
-    with pytest.raises(BilevelError, match=rf"{name} is .*; give {name}={part.__name__}\(\)"):
-        Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader), **{name: part})
-
-
 def test_gradients_may_be_clipped_between_closure_and_step() -> None:
     class Clipped(torch.optim.SGD):
         def step(self, closure):
