@@ -146,16 +146,17 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
             )
 
 
-def check_loss(term: str, loss: Tensor, step: int) -> None:
-    """Checks that a loss is a finite scalar.
+def check_loss(term: str, loss: Tensor, step: int, *, moves: bool) -> None:
+    """Checks that a loss is a finite scalar with a gradient.
 
     Args:
         term: The name of the loss.
         loss: The loss.
         step: The number of the step.
+        moves: Whether a player moves along its gradient.
 
     Raises:
-        BilevelError: If it is not a scalar.
+        BilevelError: If it is not a scalar, or has no gradient to move along.
         NonFiniteError: If it is NaN or infinite; on the CPU only, without synchronisation.
     """
     if not isinstance(loss, Tensor):
@@ -164,6 +165,12 @@ def check_loss(term: str, loss: Tensor, step: int) -> None:
         raise BilevelError(
             f"{term} has shape {tuple(loss.shape)}: a player moves along the gradient of one "
             "number; return a scalar, such as the mean over the batch"
+        )
+    if moves and not loss.requires_grad:
+        raise BilevelError(
+            f"{term} does not depend on the parameters that it trains: there is no gradient to "
+            "move along; compute it from them, without detach or no_grad, and if it depends on "
+            "them through y* alone, give the game an adjoint other than Detached()"
         )
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NonFiniteError(

@@ -190,8 +190,9 @@ class Bilevel:
         def closure() -> Tensor:
             theta = zero_grad(self.leader)
             loss = self.leader.loss(self._solve_again(y, batch) if losses else y, batch)
-            checks.check_loss("the leader's loss", loss, self.steps)
-            loss = self._backward(loss, theta if losses else theta + phi)
+            moved = theta if losses else theta + phi
+            checks.check_loss("the leader's loss", loss, self.steps, moves=bool(moved))
+            loss = self._backward(loss, moved)
             losses.append(loss)
             return loss
 
@@ -249,7 +250,7 @@ class Bilevel:
             return None
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
-            checks.check_loss("the follower's objective", loss, self.steps)
+            checks.check_loss("the follower's objective", loss, self.steps, moves=True)
             loss = self._backward(loss, phi, retain_graph=True)
         return -self.follower.sign * loss
 

@@ -21,11 +21,12 @@ from bilevel import (
     NonFiniteError,
     Simultaneous,
     Solver,
+    Unrolled,
     pgm,
 )
 from bilevel.checks import check_feasible
 from bilevel.robustness import Batch
-from bilevel.updates import CNN, MLP
+from bilevel.updates import CNN, MLP, Gradient
 from tests.problems import Nearest, Weights, image_game, images
 
 
@@ -267,3 +268,20 @@ def test_a_leader_without_one_number_is_refused() -> None:
     )
     with pytest.raises(BilevelError, match=r"the leader's loss has shape \(3,\).*the mean"):
         game.step(Batch(torch.ones(2, 3), torch.zeros(2)))
+
+
+def test_a_leader_that_only_its_answer_depends_on_needs_an_adjoint() -> None:
+    class Answer(Weights):
+        def loss(self, y, batch):
+            return y.mean()
+
+    def game(adjoint, leader):
+        optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+        solver = Iterative(Gradient(0.1), 1)
+        return Bilevel(leader, Nearest(), solver, leader_opt=optimizer, adjoint=adjoint)
+
+    batch = Batch(torch.ones(2, 3), torch.zeros(2))
+    with pytest.raises(BilevelError, match=r"leader's loss does not depend .*other than Detached"):
+        game(Detached(), Answer(3)).step(batch)
+    game(Unrolled(), Answer(3)).step(batch)
+    game(Detached(), Answer(3).requires_grad_(False)).step(batch)
