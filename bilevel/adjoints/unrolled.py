@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache, partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -139,11 +140,11 @@ class CompiledOracle(Oracle):
 
     def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
         """Takes steps, each with its gradient in one compiled call."""
-        step = _compiled_step()
+        problem = update, self._follower, self._leader, self._batch
         y = tree_map(requiring_grad, y)  # as from the second step on: no second compilation
         for _ in range(steps):
             try:
-                y, state, seen = step(update, self._follower, self._leader, self._batch, y, state)
+                y, state, seen = _call_compiled(*problem, y, state)
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = str(error).partition("\n")[0]
                 raise BilevelError(
@@ -155,9 +156,20 @@ class CompiledOracle(Oracle):
         return y, state
 
 
+def _call_compiled(*args: Any) -> Any:
+    try:
+        return _compiled_step()(*args)
+    except torch._dynamo.exc.FailOnRecompileLimitHit:
+        # torch keeps a few graphs, one for each learning rate and the like: forget those.
+        _compiled_step.cache_clear()
+        return _compiled_step()(*args)
+
+
 @cache
 def _compiled_step() -> Any:
-    return torch.compile(_step, fullgraph=True)
+    # torch keeps a function's graphs with its code: a copy begins without any.
+    step = FunctionType(_step.__code__.replace(), globals())
+    return torch.compile(step, fullgraph=True)
 
 
 def _step(

@@ -1,20 +1,15 @@
 """Optimizers of ``torch.optim`` as differentiable functions.
 
 Each is one descent step ``(y, grad, state, settings) -> (y', state')`` without in-place operations,
-equal to that of ``torch.optim`` up to rounding:
+equal to that of ``torch.optim`` up to rounding, and differentiable where a gradient is 0.
 
-    sgd           momentum, dampening, Nesterov's momentum, weight decay
-    adam          amsgrad, weight decay, coupled or decoupled
-    adamw         the same, decoupled
-    from_higher   Adadelta, Adamax and ASGD, by ``higher``
-
-The state is the optimizer's state of one tensor, empty at the first step; the settings are the
-optimizer's ``defaults``.
+``y`` has any shape, and ``grad``, the gradient of what is minimised, has the same. The state is the
+optimizer's state of one tensor, empty at the first step; the settings are the optimizer's
+``defaults``.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,23 +17,13 @@ import torch
 from torch import Tensor
 
 State = dict[str, Any]
-Step = Callable[[Tensor, Tensor, State, dict[str, Any]], tuple[Tensor, State]]
+Settings = dict[str, Any]
+Step = Callable[[Tensor, Tensor, State, Settings], tuple[Tensor, State]]
 
 
-def sgd(y: Tensor, grad: Tensor, state: State, settings: dict[str, Any]) -> tuple[Tensor, State]:
-    """A step of :class:`torch.optim.SGD`.
-
-    Args:
-        y: Any shape.
-        grad: The gradient of what is minimised, in the shape of ``y``.
-        state: ``momentum_buffer``, with momentum.
-        settings: Those of SGD.
-
-    Returns:
-        The new tensor and its state.
-    """
-    if settings["weight_decay"]:
-        grad = grad + settings["weight_decay"] * y
+def sgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
+    """A step of :class:`torch.optim.SGD`."""
+    grad = _with_decay(y, grad, settings)
     momentum = settings["momentum"]
     if momentum:
         buffer = grad
@@ -50,77 +35,98 @@ def sgd(y: Tensor, grad: Tensor, state: State, settings: dict[str, Any]) -> tupl
     return y - settings["lr"] * grad, state
 
 
-def adam(y: Tensor, grad: Tensor, state: State, settings: dict[str, Any]) -> tuple[Tensor, State]:
-    """A step of :class:`torch.optim.Adam`.
-
-    Args:
-        y: Any shape.
-        grad: The gradient of what is minimised, in the shape of ``y``.
-        state: ``step``, ``exp_avg``, ``exp_avg_sq`` and with amsgrad ``max_exp_avg_sq``.
-        settings: Those of Adam.
-
-    Returns:
-        The new tensor and its state.
-    """
+def adam(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
+    """A step of :class:`torch.optim.Adam`."""
     lr, (beta1, beta2) = settings["lr"], settings["betas"]
     if settings.get("decoupled_weight_decay"):  # since torch 2.7
         y = y * (1 - lr * settings["weight_decay"])
-    elif settings["weight_decay"]:
-        grad = grad + settings["weight_decay"] * y
-    if not state:
-        zero = torch.zeros_like(y)
-        state = {"step": 0, "exp_avg": zero, "exp_avg_sq": zero, "max_exp_avg_sq": zero}
-    step = state["step"] + 1
-    exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * grad
-    square = beta2 * state["exp_avg_sq"] + (1 - beta2) * grad.square()
+    else:
+        grad = _with_decay(y, grad, settings)
+    step = state.get("step", 0) + 1
+    exp_avg = _average(beta1, state.get("exp_avg", 0.0), grad)
+    square = _average(beta2, state.get("exp_avg_sq", 0.0), grad.square())
     new_state = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": square}
     if settings["amsgrad"]:
-        square = torch.maximum(state["max_exp_avg_sq"], square)
+        if state:
+            square = torch.maximum(state["max_exp_avg_sq"], square)
         new_state["max_exp_avg_sq"] = square
-    # The square root has no derivative at 0: the denominator is eps alone there.
-    positive = square > 0
-    root = torch.where(positive, square, 1).sqrt() / (1 - beta2**step) ** 0.5
-    denominator = torch.where(positive, root, 0) + settings["eps"]
+    denominator = _root(square) / (1 - beta2**step) ** 0.5 + settings["eps"]
     return y - lr / (1 - beta1**step) * exp_avg / denominator, new_state
 
 
-def adamw(y: Tensor, grad: Tensor, state: State, settings: dict[str, Any]) -> tuple[Tensor, State]:
-    """A step of :class:`torch.optim.AdamW`.
-
-    Args:
-        y: Any shape.
-        grad: The gradient of what is minimised, in the shape of ``y``.
-        state: That of :func:`adam`.
-        settings: Those of AdamW.
-
-    Returns:
-        The new tensor and its state.
-    """
+def adamw(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
+    """A step of :class:`torch.optim.AdamW`."""
     return adam(y, grad, state, {**settings, "decoupled_weight_decay": True})
 
 
-def from_higher(kind: type[torch.optim.Optimizer]) -> Step:
-    """The step of an optimizer's differentiable version in ``higher`` (Grefenstette et al., 2019).
+def adamax(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
+    """A step of :class:`torch.optim.Adamax`."""
+    grad, (beta1, beta2) = _with_decay(y, grad, settings), settings["betas"]
+    step = state.get("step", 0) + 1
+    exp_avg = _average(beta1, state.get("exp_avg", 0.0), grad)
+    exp_inf = grad.abs() + settings["eps"]
+    if state:
+        exp_inf = torch.maximum(beta2 * state["exp_inf"], exp_inf)
+    new_state = {"step": step, "exp_avg": exp_avg, "exp_inf": exp_inf}
+    return y - settings["lr"] / (1 - beta1**step) * exp_avg / exp_inf, new_state
 
-    Args:
-        kind: An optimizer that ``higher`` supports.
 
-    Returns:
-        Its step.
-    """
+def rmsprop(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
+    """A step of :class:`torch.optim.RMSprop`."""
+    grad, alpha = _with_decay(y, grad, settings), settings["alpha"]
+    square = _average(alpha, state.get("square_avg", 0.0), grad.square())
+    new_state, variance = {"square_avg": square}, square
+    if settings["centered"]:
+        mean = _average(alpha, state.get("grad_avg", 0.0), grad)
+        new_state["grad_avg"], variance = mean, square - mean.square()
+    move = grad / (_root(variance) + settings["eps"])
+    if settings["momentum"]:
+        move = settings["momentum"] * state.get("momentum_buffer", 0.0) + move
+        new_state["momentum_buffer"] = move
+    return y - settings["lr"] * move, new_state
 
-    def step(
-        y: Tensor, grad: Tensor, state: State, settings: dict[str, Any]
-    ) -> tuple[Tensor, State]:
-        import higher
 
-        dummy = torch.empty(0)
-        # A new one for each step, since it keeps a reference to the graph of its past steps.
-        optimizer = higher.optim.get_diff_optim(kind([dummy], **settings), [dummy])
-        optimizer.state = [defaultdict(dict, {0: dict(state)})]
-        # The loss is a dummy: the callback replaces its gradient.
-        loss = torch.zeros((), requires_grad=True)
-        (new_y,) = optimizer.step(loss, params=[y], grad_callback=lambda _: [grad])
-        return new_y, optimizer.state[0][0]
+def adagrad(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
+    """A step of :class:`torch.optim.Adagrad`."""
+    grad, initial = _with_decay(y, grad, settings), float(settings["initial_accumulator_value"])
+    step = state.get("step", 0) + 1
+    total = state.get("sum", initial) + grad.square()
+    lr = settings["lr"] / (1 + (step - 1) * settings["lr_decay"])
+    return y - lr * grad / (_root(total) + settings["eps"]), {"step": step, "sum": total}
 
-    return step
+
+def adadelta(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
+    """A step of :class:`torch.optim.Adadelta`."""
+    grad = _with_decay(y, grad, settings)
+    rho, eps, moved = settings["rho"], settings["eps"], state.get("acc_delta", 0.0)
+    square = _average(rho, state.get("square_avg", 0.0), grad.square())
+    move = ((moved + eps) / (square + eps)).sqrt() * grad
+    new_state = {"square_avg": square, "acc_delta": _average(rho, moved, move.square())}
+    return y - settings["lr"] * move, new_state
+
+
+def asgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
+    """A step of :class:`torch.optim.ASGD`; the state's ``ax`` is the average of the iterates."""
+    grad, lambd = _with_decay(y, grad, settings), settings["lambd"]
+    step = state.get("step", 0) + 1
+    eta = settings["lr"] / (1 + lambd * settings["lr"] * (step - 1)) ** settings["alpha"]
+    y = y * (1 - lambd * eta) - eta * grad
+    average = state.get("ax", 0.0)
+    average = average + (y - average) / max(1, step - 1 - settings["t0"])
+    return y, {"step": step, "ax": average}
+
+
+def _with_decay(y: Tensor, grad: Tensor, settings: Settings) -> Tensor:
+    """The gradient with that of the weight decay."""
+    return grad + settings["weight_decay"] * y if settings["weight_decay"] else grad
+
+
+def _average(decay: float, average: Tensor | float, value: Tensor) -> Tensor:
+    """The exponential moving average with a new value."""
+    return decay * average + (1 - decay) * value
+
+
+def _root(square: Tensor) -> Tensor:
+    """The square root, with derivative 0 at 0, where it has none."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)

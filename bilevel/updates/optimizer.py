@@ -9,29 +9,27 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, from_leaves, leaves, leaves_like
+from bilevel.updates import functional
 from bilevel.updates.base import State, Update
 from bilevel.updates.checks import given
-from bilevel.updates.functional import Step, adam, adamw, from_higher, sgd
 
-# higher's Adagrad fails without a history and its RMSprop warns of wrong gradients; Rprop's step is
-# the gradient's sign.
-STEPS: dict[type[torch.optim.Optimizer], Step] = {
-    torch.optim.SGD: sgd,
-    torch.optim.Adam: adam,
-    torch.optim.AdamW: adamw,
-    **{
-        kind: from_higher(kind)
-        for kind in (torch.optim.Adadelta, torch.optim.Adamax, torch.optim.ASGD)
-    },
+STEPS: dict[type[torch.optim.Optimizer], functional.Step] = {
+    torch.optim.SGD: functional.sgd,
+    torch.optim.Adam: functional.adam,
+    torch.optim.AdamW: functional.adamw,
+    torch.optim.Adamax: functional.adamax,
+    torch.optim.RMSprop: functional.rmsprop,
+    torch.optim.Adagrad: functional.adagrad,
+    torch.optim.Adadelta: functional.adadelta,
+    torch.optim.ASGD: functional.asgd,
 }
 
 
 class Optimizer(Update):
     """A differentiable step of an optimizer of ``torch.optim``.
 
-    :class:`~bilevel.Unrolled` differentiates through its state too. SGD, Adam and AdamW equal those
-    of ``torch.optim`` up to rounding; Adadelta, Adamax and ASGD are those of ``higher``
-    (Grefenstette et al., 2019), and cannot be compiled. For plain gradient steps,
+    The steps equal those of ``torch.optim`` up to rounding, and :class:`~bilevel.Unrolled`
+    differentiates through their state too. For plain gradient steps,
     :class:`~bilevel.updates.Gradient` has less overhead.
 
     If Y is neither the whole space nor a box, projected steps that are scaled per coordinate (all
