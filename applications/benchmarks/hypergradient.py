@@ -1,7 +1,7 @@
 """Cost and error of a hypergradient: bilevel, TorchOpt, higher, BOAT, and by hand.
 
     OMP_NUM_THREADS=1 python applications/benchmarks/hypergradient.py
-    pip install --no-deps boat-torch torchopt     # adds them; TorchOpt needs optree and graphviz
+    pip install --no-deps higher boat-torch torchopt  # adds them; TorchOpt: optree and graphviz too
 
 One step of data hyper-cleaning on digits: T = 100 steps of gradient descent train a network on
 1,000 weighted samples, and the validation loss is differentiated with respect to the weights, in
