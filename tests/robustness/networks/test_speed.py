@@ -224,6 +224,16 @@ def test_a_compiled_attacker_that_steps_twice(
     assert is_compiled(games[1].solver.update)
 
 
+def test_a_process_may_compile_many_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    before = counters["stats"]["unique_graphs"]
+    for width in range(1, 41):
+        network = nn.Linear(1, width)
+        compile_network(network)
+        network(torch.zeros(1, 1))
+    assert counters["stats"]["unique_graphs"] == before + 40
+
+
 def test_what_cannot_be_compiled_computes_as_before_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
