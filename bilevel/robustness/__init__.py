@@ -52,7 +52,7 @@ from bilevel.robustness.networks.speed import (
 from bilevel.robustness.networks.weights import load_weights, read_about, save_weights
 from bilevel.robustness.threats.interpolation import InterpolatedLabels, Interpolation
 from bilevel.robustness.threats.losses import Targeted, cross_entropy, dlr, margin, targeted_dlr
-from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
+from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation, Threat
 from bilevel.robustness.training.methods import (
     EVALUATION_STEP,
     METHODS,
@@ -107,6 +107,7 @@ __all__ = [
     "Solved",
     "Splits",
     "Targeted",
+    "Threat",
     "Trained",
     "Trainer",
     "Trunk",

@@ -12,12 +12,11 @@ from bilevel import Solver, ZeroSum, frozen
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
-from bilevel.robustness.attacks.samples import check_count
+from bilevel.robustness.attacks.samples import check_batch, check_count
 from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted, cross_entropy
-from bilevel.robustness.threats.perturbation import Perturbation
-from bilevel.tree import leaves
+from bilevel.robustness.threats.perturbation import Perturbation, Threat
 
 Kind = Literal["one-step", "iterative", "black-box"]
 """What an attack uses of the attacked classifier: one gradient, many, or none."""
@@ -27,9 +26,7 @@ Role = Literal["", "cross entropy", "random sampling"]
 entropy, as uniform sampling of the ball, or as neither."""
 
 
-def attack(
-    model: nn.Module, follower: Perturbation, solver: Solver, batch: Batch | Targeted
-) -> Batch:
+def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Targeted) -> Batch:
     """Runs a solver on a batch of images.
 
     Args:
@@ -40,11 +37,20 @@ def attack(
 
     Returns:
         Adversarial images with the same labels.
+
+    Raises:
+        BilevelError: If the images are not float in [0, 1] or the labels not int64, or the follower
+            does not say which images its y makes.
     """
+    if not isinstance(follower, Threat):
+        raise BilevelError(
+            f"{type(follower).__name__} does not say which images its y makes: an attack returns "
+            "them; derive it from robustness.Threat and define perturbed(y, batch)"
+        )
+    check_batch(batch)
     with torch.no_grad(), frozen(solver):
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
-    (delta,) = leaves(solution.value)
-    return Batch(batch.x + delta, batch.y)
+        return Batch(follower.perturbed(solution.value, Batch(batch.x, batch.y)), batch.y)
 
 
 class Attack(ABC):
@@ -140,7 +146,8 @@ class Solved(Attack):
         passes: Likewise.
 
     Raises:
-        BilevelError: If ``restarts`` or ``targets`` is not such a number.
+        BilevelError: If ``restarts`` or ``targets`` is not such a number, or ``keep_broken`` is
+            given for a y that is not added to the image.
 
     Example:
         >>> from bilevel import pgm
@@ -152,7 +159,7 @@ class Solved(Attack):
     def __init__(
         self,
         name: str,
-        follower: Perturbation,
+        follower: Threat,
         solver: Solver,
         *,
         restarts: int = 1,
@@ -170,6 +177,11 @@ class Solved(Attack):
         self.targets = targets and check_count("targets", targets)
         self.surrogate = surrogate
         self.keep_broken = keep_broken
+        if keep_broken and not isinstance(follower, Perturbation):
+            raise BilevelError(
+                f"keep_broken is given for {type(follower).__name__}: whether a point lies in the "
+                "threat model is known for x + δ only; leave it out, the last point then counts"
+            )
 
     @property
     def tries(self) -> int:
@@ -182,7 +194,7 @@ class Solved(Attack):
         if isinstance(self.solver, RandomSampling):
             return "random sampling"
         learned = any(True for _ in self.solver.parameters())
-        raises_loss = type(self.follower).objective is Perturbation.objective
+        raises_loss = type(self.follower).objective is Threat.objective
         ascends = raises_loss and self.follower.loss is cross_entropy and not learned
         return "cross entropy" if ascends else ""
 
@@ -200,6 +212,7 @@ class Solved(Attack):
         # A point that the surrogate misclassifies need not be misclassified by the classifier.
         if self.surrogate is not None or not self.keep_broken:
             return attack(queried, self.follower, self.solver, tried).x
+        assert isinstance(self.follower, Perturbation), "checked in __init__"
         with recorded(model, self.follower, tried) as trajectory:
             answer = attack(model, self.follower, self.solver, tried).x
         return trajectory.broken_or(answer)

@@ -13,7 +13,7 @@ from bilevel.robustness.attacks.attack import Attack, attack
 from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.threats.perturbation import Perturbation
+from bilevel.robustness.threats.perturbation import Threat
 
 
 class Fresh(Attack):
@@ -37,7 +37,7 @@ class Fresh(Attack):
     def __init__(
         self,
         name: str,
-        follower: Perturbation,
+        follower: Threat,
         make: Callable[[], Solver],
         images: ImageSet,
         *,

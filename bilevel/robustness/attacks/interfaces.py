@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import attack
+from bilevel.robustness.attacks.samples import check_batch
 from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
+from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation, Threat
 
 if TYPE_CHECKING:
     from foolbox.attacks.base import FixedEpsilonAttack
@@ -48,7 +48,7 @@ class Adversary:
     """
 
     model: nn.Module
-    follower: Perturbation
+    follower: Threat
     solver: Solver
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -64,7 +64,8 @@ class Adversary:
         Raises:
             BilevelError: If the images or labels are not of that kind.
         """
-        return attack(self.model, self.follower, self.solver, _labelled(images, labels)).x
+        batch = Batch(images.detach(), labels)
+        return attack(self.model, self.follower, self.solver, batch).x
 
     def __repr__(self) -> str:
         return f"Adversary({self.follower!r}, {self.solver!r})"
@@ -130,7 +131,8 @@ def foolbox_attack(
             raise_if_kwargs(kwargs)
             _check_bounds(model)
             images, restore = astensor_(inputs)
-            batch = _labelled(images.raw, _classes(criterion))
+            batch = Batch(images.raw.detach(), _classes(criterion))
+            check_batch(batch)
             if epsilon > 0:  # the ball is a point at 0, and fgsm(0) is an error
                 follower, solver = make_follower(epsilon), make_solver(epsilon)
                 batch = attack(_FoolboxModule(model), follower, solver, batch)
@@ -149,26 +151,6 @@ class _FoolboxModule(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
         return logits
-
-
-def _labelled(images: Tensor, labels: Tensor) -> Batch:
-    """The batch, after checks of mistakes that the result would not show."""
-    if not images.is_floating_point() or images.ndim != 4:
-        raise BilevelError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
-            "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255"
-        )
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise BilevelError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: each image has one class; "
-            f"give int64 of shape ({len(images)},)"
-        )
-    if not ((images >= 0) & (images <= 1)).all():
-        raise BilevelError(
-            f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
-            "pixels in [0, 1]; give such images and normalise inside the classifier"
-        )
-    return Batch(images.detach(), labels)
 
 
 def _classes(criterion: Any) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
+from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.losses import Targeted
 
 ROUNDING = 1e-6
 """How far float32 rounding may take an adversarial image out of the threat model."""
@@ -84,6 +86,34 @@ def check_count(name: str, count: int) -> int:
     if not isinstance(count, int) or count < 1:
         raise BilevelError(f"{name} is {count!r}: an attack needs one at least; give 1, 2, …")
     return count
+
+
+def check_batch(batch: Batch | Targeted) -> None:
+    """Checks images and labels for mistakes that the result of an attack would not show.
+
+    Args:
+        batch: Clean images.
+
+    Raises:
+        BilevelError: If the images are not float of shape (B, C, H, W) in [0, 1], or the labels
+            not int64 of shape (B,).
+    """
+    images, labels = batch.x, batch.y
+    if not images.is_floating_point() or images.ndim != 4:
+        raise BilevelError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
+            "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255"
+        )
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise BilevelError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: each image has one class; "
+            f"give int64 of shape ({len(images)},)"
+        )
+    if not ((images >= 0) & (images <= 1)).all():
+        raise BilevelError(
+            f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
+            "pixels in [0, 1]; give such images and normalise inside the classifier"
+        )
 
 
 def check_threat(clean: Tensor, adversarial: Tensor, eps: float) -> None:

@@ -13,13 +13,13 @@ from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.evaluation.tolerance import share
-from bilevel.robustness.threats.perturbation import Perturbation
+from bilevel.robustness.threats.perturbation import Threat
 
 
 def correct(
     model: nn.Module,
     images: ImageSet,
-    follower: Perturbation | None = None,
+    follower: Threat | None = None,
     solver: Solver | None = None,
     *,
     batch_size: int = 256,
@@ -73,7 +73,7 @@ def correct(
 def accuracy(
     model: nn.Module,
     images: ImageSet,
-    follower: Perturbation | None = None,
+    follower: Threat | None = None,
     solver: Solver | None = None,
     *,
     batch_size: int = 256,
@@ -111,7 +111,7 @@ def logits_of(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Tens
 def examples(
     title: str,
     model: nn.Module,
-    follower: Perturbation,
+    follower: Threat,
     solver: Solver,
     batch: Batch,
     classes: Sequence[str],

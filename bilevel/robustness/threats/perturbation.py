@@ -1,6 +1,7 @@
 """Threat models, as followers of a classifier.
 
-max over δ of loss(f(x + δ), y)   subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
+Threat          max over y of loss(f(perturbed(x, y)))   subject to   y in Y
+Perturbation    max over δ of loss(f(x + δ))             subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
 """
 
 from __future__ import annotations
@@ -20,7 +21,58 @@ from bilevel.robustness.networks.speed import at_least_float32
 from bilevel.robustness.threats.losses import Loss, cross_entropy
 
 
-class Perturbation(FollowerProblem):
+class Threat(FollowerProblem):
+    """What an adversary may do to an image, described by a y that need not have its shape.
+
+    A subclass implements :meth:`init`, :meth:`perturbed` and :meth:`project`. The leader's
+    ``model`` maps images in [0, 1] to logits.
+
+    Args:
+        loss: The loss to maximise, a function of the logits; see
+            ``bilevel.robustness.threats.losses``.
+
+    Example:
+        >>> class Shift(Threat):
+        ...     def init(self, batch): return batch.x.new_zeros(len(batch.x), 1)
+        ...     def project(self, y, batch): return y.clamp(-0.1, 0.1)
+        ...     def perturbed(self, y, batch): return (batch.x + y[:, :, None, None]).clamp(0, 1)
+        >>> black = Batch(torch.zeros(1, 1, 1, 2), torch.tensor([0]))
+        >>> Shift().perturbed(torch.tensor([[0.1]]), black)
+        tensor([[[[0.1000, 0.1000]]]])
+    """
+
+    sense: Literal["min", "max"] = "max"
+
+    def __init__(self, *, loss: Loss = cross_entropy) -> None:
+        self.loss = loss
+
+    @abstractmethod
+    def perturbed(self, y: Any, batch: Batch) -> Tensor:
+        """The images that y makes, which attacks return and the classifier is judged on.
+
+        Args:
+            y: The follower's variable, as :meth:`init` returns it.
+            batch: Clean images.
+
+        Returns:
+            ``(B, C, H, W)`` in [0, 1].
+        """
+
+    def context(self, y: Any, batch: Batch) -> Tensor:
+        """The perturbed image, the input of the paper's attackers."""
+        return self.perturbed(y, batch)
+
+    def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
+        """The loss at the perturbed image."""
+        return self.loss(at_least_float32(leader.model(self.perturbed(y, batch))), batch)
+
+    def __repr__(self) -> str:
+        # All settings: a resumed battery knows its attacks by them.
+        settings = ", ".join(f"{name}={_shown(value)}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+
+class Perturbation(Threat):
     """A perturbation δ of an image that maximises the classifier's loss (eq. 3).
 
     The leader's ``model`` maps images in [0, 1] to logits.
@@ -33,8 +85,6 @@ class Perturbation(FollowerProblem):
             ``bilevel.robustness.threats.losses``.
     """
 
-    sense: Literal["min", "max"] = "max"
-
     def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
         for name, radius in (("eps", eps), ("start", start)):
             if not (math.isfinite(radius) and radius >= 0):
@@ -43,7 +93,7 @@ class Perturbation(FollowerProblem):
                 )
         self.eps = eps
         self.start = start
-        self.loss = loss
+        super().__init__(loss=loss)
 
     @abstractmethod
     def clip(self, delta: Tensor) -> Tensor:
@@ -73,13 +123,9 @@ class Perturbation(FollowerProblem):
             return torch.zeros_like(batch.x)
         return self._into_ball_and_box(self.noise(batch.x), batch)
 
-    def context(self, y: Tensor, batch: Batch) -> Tensor:
-        """The perturbed image x + δ, the input of the paper's attackers."""
+    def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
+        """The image with δ added, x + δ."""
         return batch.x + y
-
-    def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
-        """The loss at x + δ."""
-        return self.loss(at_least_float32(leader.model(batch.x + y)), batch)
 
     def project(self, y: Tensor, batch: Batch) -> Tensor:
         """δ projected onto the ball, then x + δ clipped to [0, 1], which stays in the ball."""
@@ -87,10 +133,6 @@ class Perturbation(FollowerProblem):
 
     def _into_ball_and_box(self, delta: Tensor, batch: Batch) -> Tensor:
         return (batch.x + self.clip(delta)).clamp(0, 1) - batch.x
-
-    def __repr__(self) -> str:
-        loss = getattr(self.loss, "__name__", repr(self.loss))
-        return f"{type(self).__name__}(eps={self.eps:g}, start={self.start:g}, loss={loss})"
 
 
 class Linf(Perturbation):
@@ -156,3 +198,10 @@ class L2(Perturbation):
         uniform = torch.rand(len(like), 1, device=like.device, dtype=like.dtype)
         radius: Tensor = self.start * uniform ** (1 / direction.shape[1])
         return (radius * direction).view_as(like)
+
+
+def _shown(value: object) -> str:
+    """A setting in one line."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(getattr(value, "__name__", None) or " ".join(repr(value).split()))

@@ -21,7 +21,7 @@ from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
 from bilevel.robustness.networks.averaging import Averaged
 from bilevel.robustness.networks.speed import Precision, computing, enough_memory
-from bilevel.robustness.threats.perturbation import Perturbation
+from bilevel.robustness.threats.perturbation import Threat
 from bilevel.robustness.training.progress import MetricWindows, Progress, Window, check_same_run
 from bilevel.robustness.training.recipe import Recipe
 from bilevel.robustness.training.shares import batch_share, seed_process
@@ -74,7 +74,7 @@ class Trainer:
         path: str | os.PathLike[str],
         config: dict[str, Any],
         monitor: Literal["validation_robust", "validation_clean"] = "validation_robust",
-        validate: tuple[Perturbation, Solver] | None = None,
+        validate: tuple[Threat, Solver] | None = None,
         precision: Precision = "float32",
         report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
         save_every: float = 60.0,

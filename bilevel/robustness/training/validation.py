@@ -13,14 +13,14 @@ from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.networks.speed import enough_memory
 from bilevel.robustness.threats.interpolation import Interpolation
-from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
+from bilevel.robustness.threats.perturbation import L2, Linf, Threat
 from bilevel.robustness.training.methods import TRAINING_STEP
 from bilevel.updates import NormalizedGradient
 
 STEPS = 10
 
 
-def validation_attack(follower: FollowerProblem) -> tuple[Perturbation, Solver]:
+def validation_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
     """PGM-10 on the cross entropy, in the ball of a game's follower.
 
     Args:
@@ -52,7 +52,7 @@ def validation_attack(follower: FollowerProblem) -> tuple[Perturbation, Solver]:
 def validate_model(
     model: nn.Module,
     images: ImageSet,
-    attack: tuple[Perturbation, Solver],
+    attack: tuple[Threat, Solver],
     *,
     batch_size: int,
 ) -> dict[str, float]:

@@ -1,0 +1,171 @@
+"""Threat models whose y is not added to the image: what attacks return and are judged on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bilevel
+from bilevel import BilevelError, FollowerProblem, Iterative, ZeroSum, pgm
+from bilevel.robustness import (
+    APGD,
+    Adversary,
+    Batch,
+    Battery,
+    Linf,
+    Recipe,
+    Solved,
+    Splits,
+    Threat,
+    Trainer,
+    accuracy,
+    attack,
+    correct,
+)
+from bilevel.updates import CoordinateRNN, NormalizedGradient
+from tests.images import image_set
+
+
+class Rotation(Threat):
+    """A rotation and a shift in both directions, in units of their limits."""
+
+    def init(self, batch: Batch) -> Tensor:
+        return batch.x.new_zeros(len(batch.x), 3)
+
+    def project(self, y: Tensor, batch: Batch) -> Tensor:
+        return y.clamp(-1, 1)
+
+    def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
+        angle, right, down = (y * torch.tensor([0.5, 0.4, 0.4])).unbind(1)
+        rows = (angle.cos(), -angle.sin(), right), (angle.sin(), angle.cos(), down)
+        matrix = torch.stack([torch.stack(row, 1) for row in rows], 1)
+        grid = F.affine_grid(matrix, list(batch.x.shape), align_corners=False)
+        return F.grid_sample(batch.x, grid, align_corners=False).clamp(0, 1)
+
+
+class Frequencies(Threat):
+    """Coefficients of an orthonormal transform of δ: of the image's shape, but not added to it."""
+
+    def init(self, batch: Batch) -> Tensor:
+        return torch.zeros_like(batch.x)
+
+    def project(self, y: Tensor, batch: Batch) -> Tensor:
+        return y.renorm(2, 0, 1.0)
+
+    def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
+        spectrum = torch.fft.fft2(y, norm="ortho")
+        return (batch.x + spectrum.real - spectrum.imag).clamp(0, 1)
+
+
+THREATS = pytest.mark.parametrize(
+    ("threat", "solver"),
+    [
+        (Rotation(), pgm(0.2, 5)),
+        (Frequencies(), Iterative(NormalizedGradient(0.4), 5)),
+    ],
+    ids=["rotation", "frequencies"],
+)
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+
+@THREATS
+def test_attacks_return_the_images_that_y_makes(threat: Threat, solver: bilevel.Solver) -> None:
+    model, images = classifier(), image_set(40)
+    batch = Batch(images.images / 255, images.labels)
+    y = solver.solve(threat, ZeroSum(model, threat), batch).value
+    expected = threat.perturbed(y, batch)
+    assert not torch.equal(expected, batch.x)
+    assert torch.equal(attack(model, threat, solver, batch).x, expected)
+    assert torch.equal(Adversary(model, threat, solver)(*batch), expected)
+    right = model(expected).argmax(1) == batch.y
+    assert torch.equal(correct(model, images, threat, solver), right)
+    assert accuracy(model, images, threat, solver) == pytest.approx(right.float().mean().item())
+    clean, (outcome,) = Battery([Solved("own", threat, solver)], eps=1.0).run(model, images)
+    assert not outcome.problem
+    assert torch.equal(outcome.broken, clean & ~right)
+
+
+@THREATS
+def test_a_game_under_the_threat_is_trained_and_validated(
+    threat: Threat, solver: bilevel.Solver, tmp_path: Path
+) -> None:
+    leader = ZeroSum(classifier(), threat)
+    attacker = Iterative(CoordinateRNN(scale=0.5), steps=2)
+    game = bilevel.Bilevel(
+        leader,
+        threat,
+        attacker,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.Adam(attacker.parameters()),
+    )
+    data = Splits(image_set(32), image_set(16), image_set(16))
+    recipe = Recipe(epochs=1, batch_size=16, padding=0, flip=False)
+    trainer = Trainer(
+        game,
+        data,
+        recipe,
+        seed=0,
+        path=tmp_path / "checkpoint.pt",
+        config={},
+        validate=(threat, solver),
+    )
+    (record,) = trainer.fit().history
+    told = accuracy(leader.model, data.validation, threat, solver)
+    assert record["validation_robust"] == told
+
+
+@THREATS
+def test_it_passes_the_conformance_checks(threat: Threat, solver: bilevel.Solver) -> None:
+    images = image_set(4)
+    batch = Batch(images.images / 255, images.labels)
+    bilevel.testing.check_follower(threat, ZeroSum(classifier(), threat), batch)
+
+
+def test_points_on_the_way_are_judged_only_where_delta_is_added() -> None:
+    with pytest.raises(BilevelError, match=r"keep_broken is given for Rotation: .* leave it out"):
+        Solved("APGD", Rotation(), APGD(1.0), keep_broken=True)
+
+
+def test_a_follower_that_does_not_make_images() -> None:
+    class Bare(FollowerProblem):
+        sense = "max"
+
+        def init(self, batch: Batch) -> Tensor:
+            return torch.zeros_like(batch.x)
+
+        def objective(self, leader: nn.Module, y: Tensor, batch: Batch) -> Tensor:
+            return y.flatten(1).sum(1)
+
+    with pytest.raises(BilevelError, match=r"Bare does not say which images .*Threat"):
+        accuracy(classifier(), image_set(2), Bare(), pgm(0.1, 1))  # type: ignore[arg-type]
+
+
+def test_settings_are_shown_since_a_resumed_battery_compares_them() -> None:
+    class Patch(Linf):
+        def __init__(self, eps: float, size: int) -> None:
+            super().__init__(eps)
+            self.size = size
+
+    assert repr(Patch(0.1, 3)) == "Patch(eps=0.1, start=0, loss=cross_entropy, size=3)"
+    assert repr(Rotation()) == "Rotation(loss=cross_entropy)"
+
+
+def test_images_and_labels_that_an_attack_would_silently_misread() -> None:
+    images = image_set(2)
+    x, y = images.images / 255, images.labels
+    for bad, message in (
+        (Batch(x * 255, y), r"images lie in .*pixels in \[0, 1\]"),
+        (Batch(images.images, y), r"images are torch.uint8 .* divided by 255"),
+        (Batch(x, y.int()), r"labels are torch.int32 .* give int64"),
+        (Batch(x, F.one_hot(y, 3).float()), r"labels are torch.float32 of shape \(2, 3\)"),
+    ):
+        with pytest.raises(BilevelError, match=message):
+            attack(classifier(), Linf(0.1), pgm(0.1, 1), bad)
