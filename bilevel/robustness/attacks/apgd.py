@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.attacks.samples import check_count, check_eps, choose, per_sample
-from bilevel.solvers import Oracle, Solver
+from bilevel.problem import Batch as AnyBatch
+from bilevel.problem import FollowerProblem, LeaderProblem
+from bilevel.robustness.attacks.samples import (
+    check_ball,
+    check_count,
+    check_eps,
+    choose,
+    per_sample,
+)
+from bilevel.solvers import Oracle, Solution, Solver
 from bilevel.tree import Value, leaves
 
 _ALPHA = 0.75  # weight of the new step; the previous one has 1 − α
@@ -42,7 +50,8 @@ class APGD(Solver):
         rho: ρ, the fraction of steps that must increase the objective for η to be kept.
 
     Raises:
-        BilevelError: If an argument is out of its range.
+        BilevelError: If an argument is out of its range; in the solve, if the threat model is an
+            L2 ball.
 
     Example:
         >>> from bilevel.robustness import Linf, Solved
@@ -60,6 +69,18 @@ class APGD(Solver):
         self.eps = check_eps(eps)
         self.steps = check_count("steps", steps)
         self.rho = rho
+
+    def solve(
+        self,
+        follower: FollowerProblem,
+        leader: LeaderProblem,
+        batch: AnyBatch,
+        *,
+        evaluate: bool = True,
+    ) -> Solution:
+        """Refuses an L2 ball, then solves."""
+        check_ball(self, follower)
+        return super().solve(follower, leader, batch, evaluate=evaluate)
 
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""

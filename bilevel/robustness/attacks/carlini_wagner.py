@@ -11,8 +11,17 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.attacks.samples import check_count, check_eps, choose, per_sample
-from bilevel.solvers import Oracle, Solver
+from bilevel.problem import Batch as AnyBatch
+from bilevel.problem import FollowerProblem, LeaderProblem
+from bilevel.robustness.attacks.samples import (
+    check_ball,
+    check_count,
+    check_eps,
+    choose,
+    per_sample,
+)
+from bilevel.robustness.threats.losses import cross_entropy
+from bilevel.solvers import Oracle, Solution, Solver
 from bilevel.tree import Value, leaves
 
 _MIN_TAU = 1 / 256
@@ -48,7 +57,8 @@ class CarliniWagner(Solver):
         steps: Iterations for each τ and c.
 
     Raises:
-        BilevelError: If an argument is out of its range, or the follower has no context.
+        BilevelError: If an argument is out of its range, the follower has no context or an
+            L2 ball, or its loss is the cross entropy.
 
     Example:
         >>> from bilevel.robustness import Linf, Solved
@@ -61,6 +71,23 @@ class CarliniWagner(Solver):
         super().__init__()
         self.eps = check_eps(eps)
         self.steps = check_count("steps", steps)
+
+    def solve(
+        self,
+        follower: FollowerProblem,
+        leader: LeaderProblem,
+        batch: AnyBatch,
+        *,
+        evaluate: bool = True,
+    ) -> Solution:
+        """Refuses an L2 ball and a loss without a sign, then solves."""
+        check_ball(self, follower)
+        if getattr(follower, "loss", None) is cross_entropy:
+            raise BilevelError(
+                "CarliniWagner was given the cross entropy: it stops where the loss is positive, "
+                "which would be at once, at the clean image; give the threat model loss=margin"
+            )
+        return super().solve(follower, leader, batch, evaluate=evaluate)
 
     def answer(self, oracle: Oracle) -> Value:
         """The last successful δ of each image, clipped to Y; zero where there is none."""

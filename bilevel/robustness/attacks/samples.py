@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
+from bilevel.problem import FollowerProblem
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted
+from bilevel.robustness.threats.perturbation import L2
+from bilevel.solvers import Solver
 
 ROUNDING = 1e-6
 """How far float32 rounding may take an adversarial image out of the threat model."""
@@ -113,6 +116,24 @@ def check_batch(batch: Batch | Targeted) -> None:
         raise BilevelError(
             f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
             "pixels in [0, 1]; give such images and normalise inside the classifier"
+        )
+
+
+def check_ball(solver: Solver, follower: FollowerProblem) -> None:
+    """Checks that an attack made for the L∞ ball is not given the L2 ball, where it is weak.
+
+    Args:
+        solver: The attack.
+        follower: The threat model.
+
+    Raises:
+        BilevelError: If the threat model is an L2 ball.
+    """
+    if isinstance(follower, L2):
+        raise BilevelError(
+            f"{type(solver).__name__} was given {type(follower).__name__}: its steps are made for "
+            "the L∞ ball and miss most of what an L2 ball holds; attack with "
+            "Iterative(updates.NormalizedGradient(step), steps)"
         )
 
 

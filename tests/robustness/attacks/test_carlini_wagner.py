@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel import BilevelError, FollowerProblem, ZeroSum, testing
-from bilevel.robustness import Batch, CarliniWagner, Linf, attack, batches
+from bilevel import BilevelError, FollowerProblem, Solver, ZeroSum, testing
+from bilevel.robustness import APGD, L2, Batch, CarliniWagner, Linf, attack, batches
 from bilevel.robustness.threats.losses import margin
 from tests.digits import EPS, trained
 from tests.problems import image_game
@@ -108,6 +108,19 @@ def test_a_follower_without_images() -> None:
 
     with pytest.raises(BilevelError, match=r"without a context: .* attack a Perturbation"):
         CarliniWagner(0.1).solve(Blind(), ZeroSum(torch.nn.Flatten(), Blind()), torch.zeros(2, 3))
+
+
+def test_a_loss_that_is_positive_everywhere_would_leave_every_image_as_it_is() -> None:
+    leader, _, batch = image_game()
+    with pytest.raises(BilevelError, match=r"given the cross entropy: .* give .*loss=margin"):
+        CarliniWagner(0.1).solve(Linf(0.1), leader, batch)
+
+
+@pytest.mark.parametrize("solver", [CarliniWagner(0.1), APGD(0.1)], ids=lambda s: type(s).__name__)
+def test_attacks_for_the_other_ball(solver: Solver) -> None:
+    leader, _, batch = image_game()
+    with pytest.raises(BilevelError, match=r"was given L2: .* L∞ ball .*NormalizedGradient"):
+        solver.solve(L2(0.1, loss=margin), leader, batch)
 
 
 @pytest.mark.parametrize(("eps", "steps"), [(-0.1, 10), (0.1, 0)])
