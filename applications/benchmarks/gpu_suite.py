@@ -80,6 +80,8 @@ def main(args: Args) -> None:
             f"{failed} measurements failed, for reasons that {args.out}/results.json tells: the "
             "tables lack them; mend what is told, and give another --out"
         )
+    else:
+        print("nothing is left to be done")
 
 
 def fitting_scale(args: Args, device: torch.device) -> Scale:

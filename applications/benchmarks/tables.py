@@ -9,6 +9,7 @@ compare each with its results.
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,7 @@ MARKED = re.compile(r"(<!-- table (.+): begin -->\n).*?\n(<!-- table \2: end -->
 
 def main() -> None:
     """Writes every table into its page."""
+    ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter).parse_args()
     for page in pages():
         before = page.read_text()
         after = filled(before)

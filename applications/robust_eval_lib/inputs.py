@@ -53,6 +53,11 @@ def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
 
 def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.device) -> Splits:
     """Loads a dataset, and checks that it fits the classifier."""
+    if dataset in ("folder", "npz") and not data_dir.expanduser().exists():
+        raise BilevelError(
+            f"{target.name} is attacked on images of your own, and there is no {data_dir}: name "
+            f"the {'file' if dataset == 'npz' else 'folder'} with --data-dir, as for its training"
+        )
     data = read(dataset, data_dir, target.about.seed, device)
     shape = (data.test.images.shape[1], len(data.test.classes))
     if shape != (target.about.channels, target.about.classes):

@@ -282,6 +282,7 @@ def test_it_needs_torch_torchvision_and_numpy_alone(tmp_path: Path) -> None:
     again = run(env=one_thread)
     assert again.returncode == 0
     assert "of 6: " not in again.stdout  # all is there
+    assert again.stdout.endswith("nothing is left to be done\n")
 
 
 def test_targets_are_told_from_the_records(part: Part) -> None:

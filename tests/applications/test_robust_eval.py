@@ -188,6 +188,10 @@ def nan(folder: Path) -> Path:
             lambda folder: [write(folder), "--attack", "fgsm", "--alone", "cw"],
             "choose from fgsm, or add it to --attack",
         ),
+        (
+            lambda folder: [write(folder, dataset="folder"), "--data-dir", folder / "photos"],
+            "photos: name the folder with --data-dir, as for its training",
+        ),
         (lambda folder: [nan(folder)], "NaN or infinite on 12 of 12 clean images"),
     ],
 )

@@ -130,14 +130,15 @@ def _cross_entropy(evaluation: Evaluation) -> Finding:
         f"{pgm.name} breaks next to nothing of what other white-box attacks break: the cross "
         "entropy's gradient is masked, by very large logits for instance."
     )
-    return _finding(item, ok, figure, f"{pgm.name} has a gradient to follow.", bad)
+    good = f"Attacks on other losses do not leave {pgm.name} far behind."
+    return _finding(item, ok, figure, good, bad)
 
 
 def _radius(evaluation: Evaluation) -> Finding:
     """ε is at least the one of training, and large enough that 2ε breaks something."""
     item = "ε is large enough"
     eps, trained, curve = evaluation.eps, evaluation.trained_eps, _curve(evaluation, "ε")
-    figure, bad = f"ε = {eps:g}", ""
+    figure, good, bad = f"ε = {eps:g}", "ε is large enough for attacks to succeed.", ""
     if trained is not None and eps < 0.95 * trained:  # 0.031 and 8/255 count as the same ε
         bad = f"The classifier was trained for ε = {trained:g}: evaluate it with that."
     elif eps < 1 / 255:
@@ -149,9 +150,11 @@ def _radius(evaluation: Evaluation) -> Finding:
         figure += f", with 2ε accuracy falls by {_points(fall)}"
         # If not even ε = 1 breaks anything, the attack is at fault, which other items report.
         falls_at_all = _is_significant(curve.accuracy[0] - curve.accuracy[-1], curve)
+        if not falls_at_all:
+            good = "No larger ε breaks more either: the size of ε is not the reason."
         if falls_at_all and not _is_significant(fall, curve):
             bad = "Not even 2ε breaks anything: at this ε every classifier looks robust."
-    return _finding(item, not bad, figure, "ε is large enough for attacks to succeed.", bad)
+    return _finding(item, not bad, figure, good, bad)
 
 
 def _complete(evaluation: Evaluation) -> Finding:

@@ -191,6 +191,17 @@ def test_a_cross_entropy_that_finds_nothing() -> None:
     assert "under PGM-100" in " ".join(not_to_be_quoted(evaluation(200)))
 
 
+def test_an_item_that_passes_says_nothing_that_the_figures_belie() -> None:
+    """Where nothing breaks, no attack has a gradient to follow, and no ε is large enough."""
+    flat = with_curve("ε", 0.9, 0.9, 0.9, 0.9, 0.9)
+    nothing = [replace(o, broken=images()) for o in flat.outcomes]
+    findings = {f.item: f for f in judge(replace(flat, outcomes=tuple(nothing)), [])}
+    assert findings[CROSS_ENTROPY].ok
+    assert findings[RADIUS].ok
+    assert "on other losses do not leave PGM-20 far behind" in findings[CROSS_ENTROPY].sentence
+    assert "No larger ε breaks more" in findings[RADIUS].sentence
+
+
 def test_a_black_box_attack_that_came_first_has_checked_nothing() -> None:
     """No iterative attack saw what it broke: nobody knows what they would have left."""
     attacked = images((400, 900))
