@@ -38,7 +38,7 @@ class MLP(VectorUpdate):
 
     Raises:
         BilevelError: If an argument is out of range; in the call, if the gradient is missing or y
-            has another size.
+            has another size, as where each sample has a y of its own.
 
     Example:
         >>> updater = MLP(3, gradient_skip=0.5)
@@ -68,6 +68,11 @@ class MLP(VectorUpdate):
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
         """The network's output, and the state unchanged."""
         vector = ravel(y)
+        if isinstance(y, Tensor) and y.dim() > 1 and y[:1].numel() == self.size != len(vector):
+            raise BilevelError(
+                f"y has shape {tuple(y.shape)}: MLP(size={self.size}) moves one y for the whole "
+                "batch; where each row is a sample's, give CoordinateMLP or CoordinateRNN"
+            )
         if len(vector) != self.size:
             raise BilevelError(
                 f"y has {len(vector)} elements: MLP(size={self.size}) moves {self.size}; "

@@ -126,6 +126,9 @@ def test_bad_input_is_an_error():
     y, gradient = problem()
     with pytest.raises(BilevelError, match=r"y has 5 elements: MLP\(size=4\).*give MLP\(size=5\)"):
         MLP(4)(y, gradient, None, None)
+    rows = torch.zeros(5, 3)
+    with pytest.raises(BilevelError, match=r"shape \(5, 3\): .*whole batch; .*CoordinateMLP"):
+        MLP(3)(rows, rows, None, None)
     with pytest.raises(BilevelError, match="the gradient is None"):
         MLP(M)(y, None, None, None)
     with pytest.raises(BilevelError, match="size is 0"):
