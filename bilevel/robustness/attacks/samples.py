@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, describe
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted
@@ -101,6 +101,11 @@ def check_batch(batch: Batch | Targeted) -> None:
         BilevelError: If the images are not float of shape (B, C, H, W) in [0, 1], or the labels
             not int64 of shape (B,).
     """
+    if not hasattr(batch, "x") or not hasattr(batch, "y"):
+        raise BilevelError(
+            f"the batch is {describe(batch)}: an attack reads images and labels by name; give "
+            "robustness.Batch(images, labels)"
+        )
     images, labels = batch.x, batch.y
     if not images.is_floating_point() or images.ndim != 4:
         raise BilevelError(
@@ -149,9 +154,9 @@ def check_threat(clean: Tensor, adversarial: Tensor, eps: float) -> None:
         BilevelError: If a pixel lies outside by more than rounding, or is NaN.
     """
     norm = (adversarial - clean).abs().max().item()
-    outside = max(-adversarial.min().item(), adversarial.max().item() - 1)
+    outside = max(0.0, -adversarial.min().item(), adversarial.max().item() - 1)
     if not (norm <= eps + ROUNDING and outside <= ROUNDING):
         raise BilevelError(
             f"it left the threat model (‖δ‖∞ = {norm:.4g} where ε = {eps:g}, pixels "
-            f"{max(outside, 0):.2g} outside [0, 1]): give it the ε of the evaluation"
+            f"{outside:.2g} outside [0, 1]): give it the ε of the evaluation"
         )

@@ -162,6 +162,7 @@ def test_images_and_labels_that_an_attack_would_silently_misread() -> None:
     images = image_set(2)
     x, y = images.images / 255, images.labels
     for bad, message in (
+        ((x, y), r"the batch is .* give robustness.Batch"),
         (Batch(x * 255, y), r"images lie in .*pixels in \[0, 1\]"),
         (Batch(images.images, y), r"images are torch.uint8 .* divided by 255"),
         (Batch(x, y.int()), r"labels are torch.int32 .* give int64"),
