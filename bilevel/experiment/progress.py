@@ -39,13 +39,14 @@ class Journal:
         self._bar.disable = not self._bar.console.is_terminal
         self._task = self._bar.add_task(name, total=None, metrics="")
 
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int, note: str = "") -> None:
         """Sets the length of the bar.
 
         Args:
             steps: The number of steps of the whole run.
+            note: What the bar says until the first metrics arrive.
         """
-        self._bar.update(self._task, total=steps)
+        self._bar.update(self._task, total=steps, metrics=note)
 
     def report(self, steps: int, metrics: dict[str, float]) -> None:
         """Updates the bar and writes the metrics.

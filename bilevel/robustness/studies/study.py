@@ -70,6 +70,7 @@ class Study:
         self._precision: Precision = (
             fitting_precision(self.device) if args.precision == "auto" else args.precision
         )
+        self._compiles = args.compiles(self.device)
         self.data = args.load(self.device)
         self.records: list[dict[str, Any]] = []
         self._example_batch = next(batches(sample(self.data.test, 3), 3))
@@ -129,7 +130,7 @@ class Study:
                 network.to(memory_format=torch.channels_last)
             if self.args.sync_batchnorm:
                 SyncBatchNorm.convert_sync_batchnorm(network)
-        if self.args.compiles(self.device):
+        if self._compiles:
             compile_network(model)
             for update in solver.children():
                 compile_network(update)
@@ -210,7 +211,8 @@ class Study:
                 | asdict(about.attacker),
                 report=journal.report,
             )
-            journal.begin(self.recipe.epochs * trainer.steps_per_epoch)
+            note = "compiling, then the first steps" if self._compiles else "the first steps"
+            journal.begin(self.recipe.epochs * trainer.steps_per_epoch, note)
             if self.args.resume and trainer.path.exists():
                 trainer.resume()
             return trainer.fit()

@@ -1,0 +1,34 @@
+"""What the progress bar of a training run says."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from bilevel.experiment import Journal
+
+
+class Terminal(io.StringIO):
+    """A screen."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the first metrics arrive, which may take minutes."""
+    screen = Terminal()
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "100")):
+        monkeypatch.setenv(name, value)
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.stdout", screen)
+    with Journal("pgm", tmp_path) as journal:
+        journal.begin(100, "the first steps")
+        journal._bar.refresh()
+        assert screen.getvalue().rstrip().endswith("the first steps")
+        journal.report(50, {"loss": 2.5})
+        journal._bar.refresh()
+        assert screen.getvalue().rstrip().endswith("loss 2.500")
