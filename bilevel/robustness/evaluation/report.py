@@ -124,7 +124,9 @@ def _percent(share: float | None) -> str:
 
 
 def _standard_error(share: float, images: int) -> float:
-    return math.sqrt(share * (1 - share) / images)
+    """Half of Wilson's 68 % interval, which is not 0 where the share is 0 or 1."""
+    variance = share * (1 - share) / images
+    return math.sqrt(variance + 1 / (2 * images) ** 2) / (1 + 1 / images)
 
 
 def _escape_markdown(value: object) -> object:

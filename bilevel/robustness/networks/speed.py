@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, describe
 from bilevel.recompute import checkpointed
 
 Precision = Literal["float32", "tf32", "bf16"]
@@ -108,7 +108,15 @@ def at_least_float32(values: Tensor) -> Tensor:
 
     Returns:
         The same numbers.
+
+    Raises:
+        BilevelError: If it is not a tensor.
     """
+    if not isinstance(values, Tensor):
+        raise BilevelError(
+            f"the classifier returned {describe(values)}: its output is read as logits, (B, "
+            "classes); wrap it in a module that returns them"
+        )
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

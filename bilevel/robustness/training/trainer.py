@@ -45,7 +45,7 @@ class Trainer:
         recipe: Epochs, batch size, learning rates and augmentation.
         seed: Seed of the order of the images and of their augmentation.
         path: The checkpoint's file.
-        config: The settings of the run, as plain values; a checkpoint with others is refused.
+        config: Further settings of the run, as plain values; a checkpoint with others is refused.
         monitor: The metric by which the best epoch is chosen: ``"validation_robust"``, accuracy
             under attack, or ``"validation_clean"``, for training without an adversary.
         validate: The threat model and the attack of ``"validation_robust"``; for ``Linf``, ``L2``
@@ -72,7 +72,7 @@ class Trainer:
         *,
         seed: int,
         path: str | os.PathLike[str],
-        config: dict[str, Any],
+        config: dict[str, Any] | None = None,
         monitor: Literal["validation_robust", "validation_clean"] = "validation_robust",
         validate: tuple[Threat, Solver] | None = None,
         precision: Precision = "float32",
@@ -84,7 +84,7 @@ class Trainer:
         self.recipe = recipe
         self.seed = seed
         self.path = Path(path)
-        self.config = {**config, **asdict(recipe), "seed": seed, "precision": precision}
+        self.config = {**(config or {}), **asdict(recipe), "seed": seed, "precision": precision}
         self.monitor = monitor
         self.validate = validate or validation_attack(game.follower)
         self.precision = precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from bilevel import BilevelError
 from bilevel.robustness.evaluation.plots import plot_curves
-from bilevel.robustness.evaluation.report import write_report
+from bilevel.robustness.evaluation.report import _standard_error, write_report
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
 from bilevel.robustness.figures import INK
@@ -125,11 +127,18 @@ def test_the_page_is_well_formed_and_needs_nothing_else(tmp_path: Path) -> None:
     assert INK not in html[html.index("<svg") :]  # figures take the page's colours
 
 
+@pytest.mark.parametrize("robust", [0, 3, 40])
+def test_the_standard_error_is_half_of_wilsons_interval(robust: int) -> None:
+    one_sigma = math.erf(math.sqrt(1 / 2))
+    low, high = binomtest(robust, 40).proportion_ci(one_sigma, method="wilson")
+    assert _standard_error(robust / 40, 40) == pytest.approx((high - low) / 2)
+
+
 @pytest.mark.parametrize(
     "figure",
     [
         *("40", "0.031", "0.047", "90.0%"),  # images, two ε, clean
-        *("65.0%", "60.0%", "52.5%", "50.0%", "± 7.9%"),  # alone, worst case so far and at last
+        *("65.0%", "60.0%", "52.5%", "50.0%", "± 7.8%"),  # alone, worst case so far and at last
         *("36", "21", "10", "5", "1"),  # images attacked and newly broken
         *("1.2", "17.5", "301.8", "2.0"),  # seconds
         *("5.1 points", "2.7 points"),

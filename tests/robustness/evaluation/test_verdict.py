@@ -124,7 +124,8 @@ def test_nothing_is_wrong_with_a_sound_evaluation() -> None:
         (with_outcome("FGSM on pgm-1", (0, 330)), set(), ""),
         (with_outcome("noise", (315, 345)), {BLACK_BOX, RANDOM}, "3.0% of images"),
         (with_outcome("PGM-100", (0, 5)), set(), ""),  # the strongest counts, here PGM-20
-        (with_curve("ε", 0.9, 0.8, 0.6, 0.1, 0.001), {UNBOUNDED}, "0.1% left at ε = 1"),
+        (with_curve("ε", 0.9, 0.8, 0.6, 0.1, 0.03), {UNBOUNDED}, "3.0% left at ε = 1"),
+        (with_curve("ε", 0.9, 0.8, 0.6, 0.1, 0.001), set(), ""),  # one image of 1,000
         (
             with_curve("ε", 0.9, 0.8, 0.6, 0.59, 0.59),
             {UNBOUNDED, LARGER},

@@ -127,3 +127,13 @@ def test_pixels_are_counted_from_0_to_1() -> None:
         Linf(8)
     assert Linf(1).eps == 1
     assert L2(8).eps == 8
+
+
+def test_a_classifier_that_returns_more_than_logits() -> None:
+    class Wrapped(torch.nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": x.flatten(1)}
+
+    follower, batch = Linf(0.1), images()
+    with pytest.raises(BilevelError, match=r"returned a dict of \['logits'\]: .*wrap it"):
+        follower.objective(ZeroSum(Wrapped(), follower), torch.zeros_like(batch.x), batch)

@@ -114,7 +114,6 @@ def test_a_game_under_the_threat_is_trained_and_validated(
         recipe,
         seed=0,
         path=tmp_path / "checkpoint.pt",
-        config={},
         validate=(threat, solver),
     )
     (record,) = trainer.fit().history

@@ -187,7 +187,7 @@ def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Traine
     given = build()
     game = given.game
     game.follower = L2(0.05)
-    trainer = Trainer(game, given.data, RECIPE, seed=0, path=given.path, config={})
+    trainer = Trainer(game, given.data, RECIPE, seed=0, path=given.path)
     threat, solver = trainer.validate
     assert repr(threat) == "L2(eps=0.05, start=0, loss=cross_entropy)"
     assert isinstance(solver.update, NormalizedGradient)
@@ -205,7 +205,7 @@ def test_a_follower_whose_ball_is_not_known_brings_its_own_attack(
 
     given = build()
     given.game.follower = Mine(0.1)
-    make = partial(Trainer, given.game, given.data, RECIPE, seed=0, path=given.path, config={})
+    make = partial(Trainer, given.game, given.data, RECIPE, seed=0, path=given.path)
     with pytest.raises(BilevelError, match=r"Mine is neither Linf nor L2: .*give validate="):
         make()
     own = Mine(0.1), pgm(0.1, 1)
