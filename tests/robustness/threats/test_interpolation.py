@@ -100,6 +100,10 @@ def test_pairings(seed: int, count: int, classes: int) -> None:
     assert (y[partner] == y).all() if alone else (y[partner] != y).all()
 
 
+def test_of_another_class_the_next_image_is_taken(batch: Batch) -> None:
+    assert PAIRINGS["other-class"](batch.y).tolist() == [1, 3, 3, 5, 5, 1]
+
+
 @given(st.floats(0, 1), st.integers(2, 12), st.integers(0, 10**6))
 def test_targets_are_probabilities_and_the_papers(share: float, classes: int, seed: int) -> None:
     y = torch.randint(classes, (7,), generator=torch.Generator().manual_seed(seed))

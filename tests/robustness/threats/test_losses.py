@@ -69,11 +69,12 @@ def test_cross_entropy_keeps_one_value_a_sample() -> None:
 
 
 @pytest.mark.parametrize("loss", [*LOSSES.values(), targeted_dlr])
-def test_equal_logits_give_finite_slopes(loss) -> None:
+def test_equal_logits_give_finite_slopes_away_from_the_true_class(loss) -> None:
     _, batch = drawn(0, count=4)
     logits = torch.zeros(4, 6, requires_grad=True)
     loss(logits, batch).sum().backward()
     assert logits.grad.isfinite().all()
+    assert (logits.grad[torch.arange(4), batch.y] < 0).all()
 
 
 def test_too_few_classes_for_a_ratio_are_told() -> None:
