@@ -29,8 +29,9 @@ def doubles(rows: Sequence[int]) -> tuple[Classifier, Batch]:
 @pytest.mark.parametrize("eps", [0.0, 0.05, 0.25])
 @pytest.mark.parametrize("loss", [cross_entropy, margin])
 def test_the_corner_of_a_linear_classifier(eps: float, loss: Loss) -> None:
-    model, batch = LinearClassifier(torch.randn(1, 4, 4)), greys(20)
-    follower = Linf(eps, start=eps, loss=loss)
+    """From the centre: a pixel of weight zero stays there."""
+    model, batch = LinearClassifier(torch.randn(1, 4, 4).round()), greys(20)
+    follower = Linf(eps, loss=loss)
     answer = APGD(eps, 10).solve(follower, ZeroSum(model, follower), batch).value
     torch.testing.assert_close(answer, eps * model.worst(batch))
 
@@ -44,7 +45,7 @@ def test_the_step_size_shrinks_where_it_overshoots() -> None:
     assert errors.max() < 2 / 2**6
 
 
-@pytest.mark.parametrize("rho", [0.75, 0.0])
+@pytest.mark.parametrize("rho", [0.75, 0.5, 0.0])
 def test_algorithm_1_as_the_paper_prints_it(rho: float) -> None:
     model, batch = doubles([10, 12, 14, 15])  # whose last step is not their best
     follower = Linf(EPS, loss=dlr)
@@ -168,6 +169,7 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, batch: Batch) ->
     [
         ((-0.1,), "eps is -0.1: .* from 0 on"),
         ((float("nan"),), "eps is nan"),
+        ((float("inf"),), "eps is inf"),
         ((0.1, 0), "steps is 0: .* give 1, 2"),
         ((0.1, 2.5), "steps is 2.5"),
         ((0.1, 10, 1.5), "rho is 1.5: .* 0 ≤ rho ≤ 1"),

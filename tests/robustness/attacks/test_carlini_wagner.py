@@ -31,16 +31,26 @@ def authors() -> ModuleType:
     return module
 
 
-def test_every_image_goes_the_way_that_it_goes_alone(authors: ModuleType) -> None:
-    """To the smallest perturbation that the search finds, in double precision."""
+@pytest.mark.parametrize("eps", [0.0, 1.0])
+def test_every_image_goes_the_way_that_it_goes_alone(authors: ModuleType, eps: float) -> None:
+    """To the smallest perturbation that the search finds or to the first, in double precision."""
     model, _, test = trained()
     some = next(batches(test.subset([2, 3, 4]), 3))  # for which τ shrinks more than once
     batch = Batch(some.x.double(), some.y)
     everything = Linf(1.0, loss=margin)
-    together = attack(model.double(), everything, CarliniWagner(0.0, steps=40), batch).x
-    alone = authors.one_by_one(model, batch, steps=40)
+    together = attack(model.double(), everything, CarliniWagner(eps, steps=40), batch).x
+    alone = authors.one_by_one(model, batch, stop=eps, steps=40)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
     assert (model(together).argmax(1) != batch.y).all()
+
+
+def test_no_perturbation_below_a_grey_level_is_searched_for(authors: ModuleType) -> None:
+    """Of images next to the boundary: τ ends at 1/256."""
+    model = LinearClassifier(torch.randn(1, 4, 4)).double()
+    x = 0.5 + 1e-3 * torch.randn(4, 1, 4, 4, dtype=torch.float64)
+    batch = Batch(x, model(x).argmax(1))
+    found = attack(model, Linf(1.0, loss=margin), CarliniWagner(0.0, steps=40), batch).x
+    torch.testing.assert_close(found, authors.one_by_one(model, batch, steps=40), rtol=0, atol=1e-9)
 
 
 def test_any_point_within_the_radius_will_do() -> None:

@@ -81,8 +81,10 @@ def test_few_classes_have_no_targets() -> None:
 
 
 def test_what_sees_every_image_for_its_own_figure() -> None:
-    made = make_attacks(["fgsm", "apgd-ce", "cw"], arsenal(alone=("cw",)))
-    assert [one.alone for one in made] == [True, False, True]
+    target = trained("grad-l2l")
+    settings = arsenal(alone=("cw",), trained=target, surrogates={"it": target.model})
+    made = make_attacks(["fgsm", "own", "transfer", "apgd-ce", "cw"], settings)
+    assert [one.alone for one in made] == [True, True, True, True, False, True]
 
 
 def test_the_own_attacker() -> None:
@@ -103,6 +105,8 @@ def test_transfer_uses_the_gradients_of_the_surrogate() -> None:
     surrogate = trained(name="other")
     made = make_attacks(["transfer"], arsenal(surrogates={"other": surrogate.model}))
     assert [one.name for one in made] == ["FGSM on other", "PGM-10 on other"]
+    assert made[1].solver.steps == 10
+    assert [one.solver.update.step for one in made] == pytest.approx([EPS, 0.07])
     batch = Batch(torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2]))
     for one in made:
         assert one.kind == "black-box"
@@ -213,8 +217,9 @@ def test_bad_settings_are_told(settings: dict[str, object], message: str) -> Non
 
 @pytest.mark.parametrize("name", ["pgd-20", "pgm-0", "apgd", "pgm-20-ce", "AutoAttack"])
 def test_no_attack_of_that_name(name: str) -> None:
-    with pytest.raises(BilevelError, match=f"no attack '{re.escape(name)}': "):
-        check_attack(name)
+    for refuse in (check_attack, only):
+        with pytest.raises(BilevelError, match=f"no attack '{re.escape(name)}': "):
+            refuse(name)
 
 
 def test_a_fresh_attacker_must_be_a_learned_one() -> None:

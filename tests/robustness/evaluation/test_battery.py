@@ -91,8 +91,12 @@ def far(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, y: (x + 0.5).clamp(0, 1)
 
 
-def outside(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+def brighter(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, y: x + 0.19
+
+
+def darker(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: x - 0.19
 
 
 def nan(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
@@ -105,7 +109,8 @@ def nan(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         (failing(ValueError("no luck")), "ValueError: no luck"),
         (failing(BilevelError("a line")), "a line"),
         (far, "‖δ‖∞ = 0.5 where ε = 0.2"),
-        (outside, "0.088 outside [0, 1]"),
+        (brighter, "0.088 outside [0, 1]"),
+        (darker, "0.19 outside [0, 1]"),
         (nan, "left the threat model"),
     ],
 )
