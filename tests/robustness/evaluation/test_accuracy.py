@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, Iterative, NonFiniteError, fgsm, pgm
-from bilevel.robustness import Batch, ImageSet, Linf, accuracy, attack, batches
+from bilevel.robustness import Batch, ImageSet, Linf, accuracy, attack, batches, examples
 from bilevel.updates import CNN
 from tests.images import image_set
 from tests.problems import BatchNormNet
@@ -45,10 +45,12 @@ def test_the_robust_accuracy_of_a_linear_classifier(
     model = Halfspaces()
     margin = model(greys.images / 255)[:, 1] * (2 * greys.labels - 1)
     expected = (margin > eps * model.w.abs().sum()).float().mean().item()
-    solver = fgsm(eps) if eps else None
+    solver, sizes = fgsm(eps) if eps else None, []
+    model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     assert accuracy(model, greys, Linf(eps), solver, batch_size=batch_size) == pytest.approx(
         expected
     )
+    assert max(sizes) == min(batch_size, 300)
     assert 0.01 < expected < 0.99 or eps == 0.2
 
 
@@ -62,6 +64,21 @@ def test_an_attack_moves_the_images_and_keeps_their_labels(greys: ImageSet) -> N
     assert torch.equal(adversarial.y, clean.y)
     assert torch.equal(batch.x, clean.x)
     assert not adversarial.x.requires_grad
+
+
+def test_an_example_is_an_image_before_and_after_with_both_classes(greys: ImageSet) -> None:
+    model, attacks = Halfspaces(), (Linf(0.02), fgsm(0.02))
+    batch = next(batches(greys, 50))
+    moved = attack(model, *attacks, batch).x
+    said = model(moved).argmax(1)
+    assert 0 < (said == batch.y).sum() < 50
+    rows = zip(batch.x, moved, batch.y.tolist(), said.tolist(), strict=True)
+    shown = examples("FGSM", model, *attacks, batch, greys.classes)
+    for one, (before, after, truth, answer) in zip(shown, rows, strict=True):
+        assert torch.equal(one.clean, before)
+        assert torch.equal(one.adversarial, after)
+        expected = ("FGSM", greys.classes[truth], greys.classes[answer])
+        assert (one.title, one.truth, one.said) == expected
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,10 @@ from tests.robustness.evaluation.scripted import EPS, Scripted, Threshold, noisy
 
 @pytest.mark.parametrize("stopped_after", range(1, 9))
 def test_an_interrupted_battery_goes_on_bit_for_bit(
-    images: ImageSet, tmp_path: Path, stopped_after: int
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_after: int
 ) -> None:
+    """The time included, by a clock that ticks when it is read."""
+    monkeypatch.setattr(time, "perf_counter", count().__next__)
     straight = Battery(noisy(), eps=EPS, batch_size=10).run(Threshold(), images)
     calls = 0
 
@@ -46,6 +50,7 @@ def test_an_interrupted_battery_goes_on_bit_for_bit(
     for one, other in zip(straight[1], resumed[1], strict=True):
         assert torch.equal(one.attacked, other.attacked)
         assert torch.equal(one.broken, other.broken)
+        assert one.seconds == other.seconds > 0
 
 
 def test_a_finished_battery_is_not_run_again(images: ImageSet, tmp_path: Path) -> None:
@@ -56,6 +61,29 @@ def test_a_finished_battery_is_not_run_again(images: ImageSet, tmp_path: Path) -
     assert again.seen == []
     Battery([again], eps=EPS, path=path).run(Threshold(), images)
     assert again.seen != []
+
+
+def test_without_a_file_there_is_nothing_to_resume(images: ImageSet) -> None:
+    attack = Scripted("one", set())
+    Battery([attack], eps=EPS).run(Threshold(), images, resume=True)
+    assert attack.seen != []
+
+
+def test_what_an_attack_prepares_depends_on_the_seed_alone(images: ImageSet) -> None:
+    """A resumed battery prepares it again."""
+
+    class Trained(Scripted):
+        def prepare(self, model: nn.Module) -> None:
+            self.weight = torch.rand(()).item()
+
+    weights = []
+    for before, seed in ((0, 0), (1, 0), (1, 1)):
+        torch.manual_seed(before)
+        attacks = [Trained(name, set()) for name in "ab"]
+        Battery(attacks, eps=EPS, seed=seed).run(Threshold(), images)
+        weights.append(tuple(attack.weight for attack in attacks))
+    assert weights[0] == weights[1]
+    assert len({*weights[0], *weights[2]}) == 4
 
 
 @pytest.mark.parametrize(
