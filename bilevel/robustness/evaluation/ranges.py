@@ -51,7 +51,7 @@ def expects_unit_interval(model: nn.Module, images: ImageSet, batch_size: int = 
 def _ranges(images: ImageSet) -> dict[str, Normalize]:
     """Common preprocessing of images in [0, 1]."""
     channels = images.images.shape[1]
-    pixels = images.images.float() / 255
+    pixels = images.images / 255
     own = pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp(min=1 / 255).tolist()
     statistics: dict[str, tuple[list[float], list[float]]] = {
         "in [0, 255]": ([0.0], [1 / 255]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import count
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from bilevel.robustness import (
     accuracy,
     small_cnn,
 )
-from bilevel.robustness.evaluation.probes import check_classifier, probe
+from bilevel.robustness.evaluation.probes import (
+    check_classifier,
+    is_deterministic,
+    outputs_logits,
+    probe,
+)
 from tests.images import image_set
 from tests.problems import BatchNormNet
 from tests.robustness.evaluation.faults import FAULTS, Faulty, Forward, straight_through
@@ -41,6 +47,11 @@ NAMED = {
 
 def failed(model: nn.Module, images: ImageSet) -> set[str]:
     return {finding.item for finding in probe(model, images) if not finding.ok}
+
+
+def linear() -> nn.Module:
+    """Of three classes, for 4×4 images."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -91,16 +102,31 @@ def test_an_untrained_classifier_has_no_fault(digits: Splits) -> None:
     assert failed(small_cnn(channels=1, classes=10), digits.test) == set()
 
 
-@pytest.mark.parametrize("count", [20, 21])
-def test_batch_statistics_of_single_values(count: int) -> None:
+@pytest.mark.parametrize("odd", [1, 2, 3])
+def test_one_pass_of_four_that_differs_is_enough(odd: int) -> None:
+    passes = count()
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x) + (next(passes) == odd)
+
+    assert not is_deterministic(Faulty(linear(), forward), image_set(20)).ok
+
+
+def test_probabilities_that_underflow_are_no_logits() -> None:
+    model = Faulty(linear(), lambda model, x: (1e6 * model(x)).softmax(1))
+    assert not outputs_logits(model, image_set(20)).ok
+
+
+@pytest.mark.parametrize("size", [20, 21])
+def test_batch_statistics_of_single_values(size: int) -> None:
     """BatchNorm1d refuses a batch of one image, and an odd number has no pairs."""
     norm = nn.BatchNorm1d(16, track_running_stats=False)
     model = nn.Sequential(nn.Flatten(), norm, nn.Linear(16, 3))
-    assert failed(model, image_set(count)) == {"output is independent of the batch"}
+    assert failed(model, image_set(size)) == {"output is independent of the batch"}
 
 
 def test_a_single_image() -> None:
-    assert all(f.item for f in probe(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), image_set(1)))
+    assert all(finding.item for finding in probe(linear(), image_set(1)))
 
 
 def test_no_image_at_all() -> None:
@@ -126,8 +152,7 @@ def test_no_batch_is_larger_than_wanted() -> None:
         sizes.append(len(x))
         return model(x)
 
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    probe(Faulty(model, forward), image_set(20), batch_size=8)
+    probe(Faulty(linear(), forward), image_set(20), batch_size=8)
     assert max(sizes) == 8
 
 

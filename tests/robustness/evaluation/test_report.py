@@ -168,8 +168,13 @@ def test_an_attack_without_a_figure_shows_none(one: tuple[str, str]) -> None:
     assert "%" not in row
 
 
-def test_an_attack_on_survivors_alone_has_no_column_in_the_summary(one: tuple[str, str]) -> None:
+def test_the_summary_has_a_column_for_each_attack_on_every_image(one: tuple[str, str]) -> None:
+    """Not for those that were run on survivors alone, or failed."""
     assert "| Classifier | Clean | Worst case | Verdict | FGSM | PGM-20 |" in one[1]
+    assert "[✗ doubtful](#classifier-1) | 65.0% | 60.0% |" in one[1]
+    (row,) = re.findall(r"✗ doubtful</a>(.*?)</tr>", one[0], re.DOTALL)
+    assert re.findall(r"[\d.]+%", row) == ["65.0%", "60.0%"]
+    assert evaluation().outcome("CW-L∞") is None
 
 
 def test_newly_broken_images_add_up_to_the_worst_case() -> None:
