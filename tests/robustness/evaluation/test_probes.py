@@ -16,6 +16,7 @@ from bilevel.robustness import (
     accuracy,
     small_cnn,
 )
+from bilevel.robustness.evaluation.gradients import gradients_predict
 from bilevel.robustness.evaluation.probes import (
     check_classifier,
     is_deterministic,
@@ -110,6 +111,20 @@ def test_one_pass_of_four_that_differs_is_enough(odd: int) -> None:
         return model(x) + (next(passes) == odd)
 
     assert not is_deterministic(Faulty(linear(), forward), image_set(20)).ok
+
+
+@pytest.mark.parametrize(
+    ("factor", "off", "ok"),
+    [(1, "0%", True), (0.8, "25%", True), (0.5, "100%", False), (0, "more than tenfold", False)],
+)
+def test_by_how_much_a_gradient_is_off(factor: float, off: str, ok: bool) -> None:
+    """Of a linear classifier whose gradient is too small by a factor."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        return model(factor * x + (x - factor * x).detach())
+
+    finding = gradients_predict(Faulty(linear(), forward), image_set(20))
+    assert (finding.figure, finding.ok) == (f"off by {off}", ok)
 
 
 def test_probabilities_that_underflow_are_no_logits() -> None:

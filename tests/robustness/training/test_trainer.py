@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from bilevel.experiment import checkpoint
 from bilevel.robustness import (
     L2,
     Attacker,
+    Averaged,
+    Batch,
     Linf,
     Recipe,
     Splits,
@@ -36,6 +40,12 @@ from tests.images import image_set
 from tests.problems import BatchNormNet
 
 RECIPE = Recipe(epsilon=0.1, epochs=2, batch_size=4, padding=1, milestones=(0.5,))
+
+
+@pytest.fixture(autouse=True)
+def _ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that ticks when it is read: a window of steps takes one tick."""
+    monkeypatch.setattr(time, "perf_counter", count().__next__)
 
 
 @pytest.fixture
@@ -78,9 +88,8 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def outcome(trainer: Trainer) -> dict[str, Any]:
-    """Everything that a run leaves, but its times."""
+    """Everything that a run leaves."""
     progress = asdict(trainer.progress)
-    del progress["seconds"], progress["elapsed"]
     return {"game": trainer.game.state_dict(), "best": trainer.best_weights, **progress}
 
 
@@ -118,6 +127,7 @@ def test_a_stopped_run_resumed_equals_the_run_never_stopped(
     monkeypatch.setattr(module, "WINDOW", 2)
     straight = build(method, schedule)
     straight.fit()
+    assert straight.progress.seconds == [3, 3]
     straight.path.unlink()
     after = torch.get_rng_state()
 
@@ -150,6 +160,17 @@ def test_each_epoch_has_the_batches_of_the_seed_and_the_epoch(
     trainer.fit()
     epoch = partial(shuffled_batches, trainer.data.train, 4, seed=3, augment=RECIPE.augment)
     assert equal(seen, [*epoch(epoch=0), *epoch(epoch=1)])
+
+
+def test_networks_that_come_in_evaluation_mode_are_trained_too(
+    build: Callable[..., Trainer],
+) -> None:
+    trainer = build()
+    networks = trainer.game.leader, trainer.game.solver
+    for network in networks:
+        network.eval()
+    trainer.fit()
+    assert all(part.training for network in networks for part in network.modules())
 
 
 @pytest.mark.parametrize(
@@ -277,7 +298,8 @@ def test_a_classifier_that_gives_nan_is_not_saved(build: Callable[..., Trainer])
     trainer = build(report=break_it, save_every=-1.0)
     with pytest.raises(NonFiniteError, match="step 12: the classifier's logits are not finite"):
         trainer.fit()
-    assert checkpoint.load(trainer.path)["progress"]["epoch"] == 1
+    progress = checkpoint.load(trainer.path)["progress"]
+    assert (progress["epoch"], progress["position"]) == (1, 0)
 
 
 def test_what_a_gpu_has_not_told_yet_is_read_before_it_is_saved(
@@ -342,6 +364,22 @@ def test_the_networks_that_are_trained_do_not_notice_their_average(
         games.append(checkpoint.load(trainer.path)["game"])
     assert equal(*games)
     assert histories[0] != histories[1]
+
+
+def test_weights_are_averaged_after_each_step(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build(recipe=EMA)
+    step, expected = trainer.game.step, Averaged(trainer.game.leader, EMA.ema)
+
+    def averaged(batch: Batch) -> dict[str, Any]:
+        metrics = step(batch)
+        expected.update_parameters(trainer.game.leader)
+        return metrics
+
+    monkeypatch.setattr(trainer.game, "step", averaged)
+    trainer.fit()
+    assert equal(trainer.averaged.state_dict(), expected.state_dict())
 
 
 def test_a_stopped_run_with_averaged_weights_goes_on_bit_for_bit(
