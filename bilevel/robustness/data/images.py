@@ -164,7 +164,7 @@ def split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
     place = np.empty(len(images))
     for label in range(len(images.classes)):
         members = np.flatnonzero(labels == label)
-        place[members] = (np.arange(len(members)) + 0.5) / max(len(members), 1)
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
     order = torch.from_numpy(shuffled[np.argsort(place, kind="stable")])
     return images.subset(order[:size].sort().values), images.subset(order[size:].sort().values)
 

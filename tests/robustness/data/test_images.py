@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.images import ImageSet, sample
+from bilevel.robustness.data.images import ImageSet, Splits, checksum, sample
+from tests.images import image_set
 
 
 def test_a_sample_is_stratified() -> None:
-    labels = torch.arange(200) % 4
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 0, 2, 1, 3]).repeat(20)
     images = ImageSet(torch.arange(200).byte().view(-1, 1, 1, 1), labels, tuple("abcd"))
     small = sample(images, 40, seed=3)
     drawn = small.images.flatten().long()
-    assert small.labels.bincount().tolist() == [10] * 4
+    assert small.labels.bincount().tolist() == [20, 12, 4, 4]
     assert torch.equal(small.labels, labels[drawn])
     assert (drawn.diff() > 0).all()  # in the order of the images
     assert torch.equal(small.images, sample(images, 40, seed=3).images)
     assert not torch.equal(small.images, sample(images, 40, seed=4).images)
+    assert len(sample(images, 1)) == 1
     assert sample(images, None) is sample(images, 10_000) is images
     with pytest.raises(BilevelError, match="a sample of 0 images is empty"):
         sample(images, 0)
@@ -30,3 +34,14 @@ def test_an_image_set_refuses_floats_and_missing_labels() -> None:
         ImageSet(pixels, torch.zeros(2).long(), ("a",))
     with pytest.raises(BilevelError, match=r"give int64 of shape \(2,\)"):
         ImageSet(pixels.byte(), torch.zeros(3).long(), ("a",))
+    with pytest.raises(BilevelError, match=r"labels are torch.int32 of shape \(2,\)"):
+        ImageSet(pixels.byte(), torch.zeros(2).int(), ("a",))
+
+
+def test_the_checksum_is_of_all_pixels_and_labels() -> None:
+    splits = Splits(image_set(3), image_set(4), image_set(5))
+    sums = {checksum(splits)}
+    for name, part in splits._asdict().items():
+        for change in ({"images": 255 - part.images}, {"labels": part.labels + 1}):
+            sums.add(checksum(splits._replace(**{name: replace(part, **change)})))
+    assert len(sums) == 7

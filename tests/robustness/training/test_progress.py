@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bilevel import NonFiniteError
+from bilevel import NonFiniteError, distributed
 from bilevel.robustness.training.progress import MetricWindows
 
 
@@ -30,6 +30,11 @@ def test_on_a_gpu_a_window_is_read_when_the_next_one_has_been_launched() -> None
 
 def test_on_the_cpu_a_window_is_read_at_once() -> None:
     assert windows("cpu").close(50, last=False) == [(50, {"loss": 1.0})]
+
+
+def test_a_window_has_the_mean_over_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "all_gather", lambda means: [means, {"loss": 4.0}])
+    assert windows("cpu").close(50, last=False) == [(50, {"loss": 2.5})]
 
 
 def test_a_window_that_is_not_read_yet_can_be_checked() -> None:

@@ -6,9 +6,29 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from bilevel import BilevelError
-from bilevel.robustness import RECIPES, Attacker, Recipe, build_model, fast, fitting_width
+from bilevel import BilevelError, ZeroSum
+from bilevel.robustness import (
+    RECIPES,
+    Attacker,
+    Augment,
+    Linf,
+    Recipe,
+    build_model,
+    fast,
+    fitting_width,
+    make_game,
+    make_solver,
+)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    paper = Recipe()
+    assert (paper.epsilon, paper.pgm_steps, paper.epochs, paper.batch_size) == (0.031, 10, 100, 128)
+    assert (paper.lr, paper.attacker_lr, paper.weight_decay) == (0.1, 1e-3, 2e-4)
+    assert paper.augment == Augment(padding=4, flip=True)
+    assert (paper.one_cycle, paper.ema, paper.gradient_skip) == (False, 0, None)
 
 
 def test_one_cycle_is_two_lines() -> None:
@@ -51,9 +71,22 @@ def test_the_fast_form(dataset: str) -> None:
     assert sum(quick.lr_at(step / 100) for step in steps) / len(steps) == pytest.approx(
         recipe.lr, rel=0.05
     )
+    small = recipe.model == "small-cnn"
+    assert (quick.ema, quick.gradient_skip) == (0.995, 2.0)
+    assert quick.weight_decay == (recipe.weight_decay if small else 5e-4)
+    assert quick.attacker_width == (recipe.attacker_width if small else None)
     assert replace(quick, **{name: getattr(recipe, name) for name in (
         "epochs", "one_cycle", "lr", "weight_decay", "ema", "attacker_width", "gradient_skip",
     )}) == recipe  # fmt: skip
+
+
+def test_both_networks_have_the_papers_optimizers() -> None:
+    follower, attacker = Linf(0.031), Attacker("two-layer", 4)
+    solver = make_solver("grad-l2l", eps=0.031, channels=1, attacker=attacker)
+    game = make_game(ZeroSum(nn.Linear(1, 1), follower), follower, solver, Recipe())
+    sgd, adam = game.leader_opt.defaults, game.solver_opt.defaults
+    assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.1, 0.9, 2e-4)
+    assert (adam["lr"], adam["betas"], adam["weight_decay"]) == (1e-3, (0.9, 0.999), 2e-4)
 
 
 @pytest.mark.parametrize(("model", "width"), [("resnet18", 8), ("wrn-34-10", 32), ("wrn-10-1", 4)])

@@ -212,6 +212,7 @@ def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Traine
     threat, solver = trainer.validate
     assert repr(threat) == "L2(eps=0.05, start=0, loss=cross_entropy)"
     assert isinstance(solver.update, NormalizedGradient)
+    assert (solver.steps, solver.update.step) == (10, pytest.approx(0.05 * 7 / 31))
     trainer.fit()
     batch = next(batches(given.data.validation, 6))
     moved = (attack(game.leader.model, threat, solver, batch).x - batch.x).flatten(1)
