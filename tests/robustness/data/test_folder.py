@@ -71,6 +71,8 @@ def test_a_folder_is_read_as_image_folder_reads_it(
     write_image(tree / "test" / "cat" / "deeper" / "x.JPG", 9)
     write_image(tree / "test" / "dog" / "grey.png", 9, mode="L")
     (tree / "test" / "dog" / "notes.txt").write_text("no image")
+    write_image(tree.parent / "elsewhere" / "y.png", 8)
+    (tree / "test" / "dog" / "link").symlink_to(tree.parent / "elsewhere")
     source = ImageFolder(str(tree / "test"))
     test = folder.find_trees(tree)["test"]
     assert test.classes == tuple(source.classes)

@@ -111,6 +111,11 @@ def test_classes_have_the_names_that_the_file_gives(path: Path) -> None:
     assert load(path).train.classes == ("cat", "dog", "a bird not seen in training")
 
 
+def test_other_arrays_are_not_read(path: Path) -> None:
+    np.savez(path, **photos(), notes=np.array([{"taken": 2021}], object))
+    assert len(load(path).test) == 6
+
+
 def without(name: str) -> Arrays:
     arrays = photos("train", "val", "test")
     del arrays[name]
