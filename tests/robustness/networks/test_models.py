@@ -189,7 +189,10 @@ def test_bad_images_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("statistics", "why"),
-    [({"mean": [0.1, 0.2]}, "mean has 2 numbers but the images have 3"), ({"std": [0.0]}, "posit")],
+    [
+        ({"mean": [0.1, 0.2]}, "mean has 2 numbers but the images have 3"),
+        ({"std": [0.2, 0.0, 0.3]}, "positive"),
+    ],
 )
 def test_bad_statistics_are_refused(statistics: dict[str, list[float]], why: str) -> None:
     with pytest.raises(BilevelError, match=why):

@@ -26,6 +26,7 @@ from bilevel.robustness import (
     compile_network,
     computing,
     enough_memory,
+    fitting_precision,
     make_game,
     make_solver,
     margin,
@@ -60,6 +61,25 @@ def play(game: Bilevel, steps: int = 3) -> dict[str, Tensor]:
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=2e-6)
 
 # Precision.
+
+
+@pytest.mark.parametrize(
+    ("device", "ability", "precision"),
+    [
+        ("cuda", (7, 5), "float32"),
+        ("cuda", (8, 0), "bf16"),
+        ("cuda", (9, 0), "bf16"),
+        ("cpu", {"avx2": True, "amx_bf16": False}, "float32"),
+        ("cpu", {"avx512_bf16": True}, "bf16"),
+        ("cpu", {"amx_bf16": True}, "bf16"),
+    ],
+)
+def test_the_precision_that_a_device_multiplies(
+    device: str, ability: Any, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ability, raising=False)
+    assert fitting_precision(torch.device(device)) == precision
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
