@@ -309,3 +309,4 @@ def test_the_saddle_is_a_scalar_problem() -> None:
     leader.model.x = torch.tensor(2.0, dtype=torch.float64)
     solution = Iterative(Gradient(0.1), 3).solve(follower, leader, None)
     torch.testing.assert_close(solution.value, torch.tensor(0.6, dtype=torch.float64))
+    assert solution.evaluations == 3

@@ -172,7 +172,7 @@ def test_an_item(evaluation: Evaluation, items: set[str], figure: str) -> None:
 
 
 def test_a_cross_entropy_that_finds_nothing() -> None:
-    """A third of what others find is a weak attack; nothing of it is a masked gradient."""
+    """A tenth of what others find is a weak attack; less of it is a masked gradient."""
     right, none = RIGHT, images()
     margin_attack = outcome("PGM-100 margin", "iterative", (0, 600))
 
@@ -185,10 +185,10 @@ def test_a_cross_entropy_that_finds_nothing() -> None:
         )
         return sound(outcomes=attacks)
 
-    assert set(failed(evaluation(200))) == set()
-    findings = failed(evaluation(30))
+    assert set(failed(evaluation(70))) == set()
+    findings = failed(evaluation(50))
     assert set(findings) == {CROSS_ENTROPY}
-    assert findings[CROSS_ENTROPY].figure == "3.0% broken, by all white-box attacks 60.0%"
+    assert findings[CROSS_ENTROPY].figure == "5.0% broken, by all white-box attacks 60.0%"
     assert "under PGM-100" in " ".join(not_to_be_quoted(evaluation(200)))
 
 
@@ -231,9 +231,19 @@ def test_names_decide_nothing() -> None:
     [
         (without("FGSM"), {ONE_STEP}, "fgsm"),
         (without("PGM-20", "PGM-100"), {ONE_STEP, CROSS_ENTROPY}, "pgm-100"),
+        (
+            without("PGM-20", "PGM-100", "PGM-100 margin"),
+            {ONE_STEP, CROSS_ENTROPY, BLACK_BOX, RANDOM},
+            "pgm-100 before",
+        ),
         (without("noise"), {RANDOM}, "random"),
         (without("noise", "FGSM on pgm-1"), {BLACK_BOX, RANDOM}, "transfer"),
         (sound(curves=sound().curves[:1]), {CONVERGED}, "curve against iterations"),
+        (
+            sound(curves=(sound().curves[0], Curve("iterations", (1,), (0.88,), N))),
+            {CONVERGED},
+            "curve against iterations",
+        ),
         (sound(curves=sound().curves[1:]), {UNBOUNDED, LARGER, RADIUS}, "curve against ε"),
         (sound(outcomes=()), {ONE_STEP, BLACK_BOX, RANDOM, CROSS_ENTROPY, COMPLETE}, "pgm-100"),
     ],
