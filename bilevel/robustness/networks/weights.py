@@ -31,7 +31,7 @@ def save_weights(path: str | os.PathLike[str], module: nn.Module, about: dict[st
 
     tensors = {
         # Copies, since safetensors rejects tensors that share memory (tied weights).
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        name: value.cpu().clone(memory_format=torch.contiguous_format)
         for name, value in module.state_dict().items()
         if isinstance(value, Tensor)
     }
@@ -55,9 +55,8 @@ def load_weights(path: str | os.PathLike[str], module: nn.Module) -> None:
         tensors = {name: file.get_tensor(name) for name in names}
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     check_fits(f"network {path}", own, tensors)
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
+    for name, value in own.items():
+        value.copy_(tensors[name])
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from bilevel import BilevelError
@@ -54,6 +55,13 @@ def test_tied_weights_and_names_of_files(tmp_path: Path) -> None:
     load_weights(path, loaded)
     assert read_about(path) == {"model": "tied"}
     assert torch.equal(loaded[1].weight, saved[0].weight)
+
+
+def test_a_file_of_another_program_says_nothing_about_itself(tmp_path: Path) -> None:
+    path, network = tmp_path / "weights.safetensors", nn.Linear(2, 2)
+    save_file(network.state_dict(), path)
+    assert read_about(path) == {}
+    load_weights(path, network)
 
 
 @pytest.mark.parametrize(
