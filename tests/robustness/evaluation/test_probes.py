@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -16,7 +17,7 @@ from bilevel.robustness import (
     accuracy,
     small_cnn,
 )
-from bilevel.robustness.evaluation.gradients import gradients_predict
+from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
 from bilevel.robustness.evaluation.probes import (
     check_classifier,
     is_deterministic,
@@ -119,12 +120,22 @@ def test_one_pass_of_four_that_differs_is_enough(odd: int) -> None:
 )
 def test_by_how_much_a_gradient_is_off(factor: float, off: str, ok: bool) -> None:
     """Of a linear classifier whose gradient is too small by a factor."""
-
-    def forward(model: nn.Module, x: Tensor) -> Tensor:
-        return model(factor * x + (x - factor * x).detach())
-
-    finding = gradients_predict(Faulty(linear(), forward), image_set(20))
+    model = Faulty(linear(), lambda model, x: model(changed(x, lambda change: factor * change)))
+    finding = gradients_predict(model, image_set(20))
     assert (finding.figure, finding.ok) == (f"off by {off}", ok)
+
+
+@pytest.mark.parametrize(
+    "reach", [lambda change: 1e-42 * change, torch.sqrt], ids=["underflow", "infinite"]
+)
+def test_a_gradient_that_cannot_be_followed(reach: Callable[[Tensor], Tensor]) -> None:
+    model = Faulty(linear(), lambda model, x: model(changed(x, reach)))
+    assert has_gradients(model, image_set(20)).figure == "none at 100.0% of images"
+
+
+def changed(x: Tensor, reach: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same images, with the slope at zero of ``reach`` as the factor of their gradient."""
+    return x.detach() + reach(x - x.detach())
 
 
 def test_probabilities_that_underflow_are_no_logits() -> None:
