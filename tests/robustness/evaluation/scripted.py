@@ -29,11 +29,15 @@ class Scripted(Attack):
         super().__init__(name, **settings)
         self.breaks = breaks
         self._tries = tries
+        self.prepared = False
         self.seen: list[list[int]] = []
 
     @property
     def tries(self) -> int:
         return self._tries
+
+    def prepare(self, model: nn.Module) -> None:
+        self.prepared = True
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
         grey = (batch.x[:, 0, 0, 0] * 255).round().long().tolist()

@@ -59,6 +59,7 @@ def test_a_finished_battery_is_not_run_again(images: ImageSet, tmp_path: Path) -
     again = Scripted("one", set())
     Battery([again], eps=EPS, path=path).run(Threshold(), images, resume=True)
     assert again.seen == []
+    assert not again.prepared
     Battery([again], eps=EPS, path=path).run(Threshold(), images)
     assert again.seen != []
 

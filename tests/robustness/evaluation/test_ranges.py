@@ -116,6 +116,11 @@ def train_plainly(model: nn.Module, images: ImageSet, *, epochs: int) -> None:
     model.eval()
 
 
+def test_images_without_contrast_have_no_range_of_their_own() -> None:
+    images = ImageSet(torch.zeros(4, 1, 2, 2).byte(), torch.zeros(4).long(), ("a", "b"))
+    assert expects_unit_interval(nn.Flatten(), images).ok
+
+
 def test_a_range_that_a_classifier_cannot_take_is_not_wanted() -> None:
     """NaN is no right answer, though its argmax is class 0, and no reason to stop."""
 
