@@ -96,7 +96,7 @@ class Known(Solver):
 
     def answer(self, oracle: Oracle) -> Value:
         with torch.no_grad():
-            return self.formula(oracle._leader, oracle._batch)
+            return self.formula(oracle.leader, oracle.batch)
 
 
 def optimum(leader: Numbers, batch: Valley) -> Tensor:

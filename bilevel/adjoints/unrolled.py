@@ -140,7 +140,7 @@ class CompiledOracle(Oracle):
 
     def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
         """Takes steps, each with its gradient in one compiled call."""
-        problem = update, self._follower, self._leader, self._batch
+        problem = update, self.follower, self.leader, self.batch
         y = tree_map(requiring_grad, y)  # as from the second step on: no second compilation
         for _ in range(steps):
             try:

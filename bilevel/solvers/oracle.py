@@ -33,6 +33,7 @@ class Oracle:
             through the solve.
 
     Attributes:
+        follower, leader, batch: The arguments, for a solver with a formula of its own.
         evaluations: The number of gradient evaluations.
     """
 
@@ -44,9 +45,9 @@ class Oracle:
         *,
         differentiable: bool = False,
     ) -> None:
-        self._follower = follower
-        self._leader = leader
-        self._batch = batch
+        self.follower = follower
+        self.leader = leader
+        self.batch = batch
         self._differentiable = differentiable
         self.evaluations = 0
         self._start: Value | None = None
@@ -67,13 +68,13 @@ class Oracle:
             KeyError: If another object lacks a key.
         """
         try:
-            self._start = self._follower.init(self._batch)
+            self._start = self.follower.init(self.batch)
         except (AttributeError, KeyError) as error:
-            raise_missing_field(error, self._follower, self._batch)
+            raise_missing_field(error, self.follower, self.batch)
             raise
         if not is_value(self._start):
             raise BilevelError(
-                f"{type(self._follower).__name__}.init returned {describe(self._start)}: y is a "
+                f"{type(self.follower).__name__}.init returned {describe(self._start)}: y is a "
                 "tensor or a dict of tensors; return {name: tensor}, without further dicts in it"
             )
         return self._start
@@ -99,7 +100,7 @@ class Oracle:
             What :meth:`gain` returns, detached, and what :meth:`gradient` returns.
         """
         objective, gradient = self._objective_and_gradient(y)
-        return self._follower.sign * objective, gradient
+        return self.follower.sign * objective, gradient
 
     def _objective_and_gradient(self, y: Value) -> tuple[Tensor, Value]:
         """The objective, detached and with its own sign, and the gradient of the gain."""
@@ -114,12 +115,12 @@ class Oracle:
             value = self._objective(point)
             if not value.requires_grad:
                 raise BilevelError(
-                    f"{type(self._follower).__name__}.objective does not depend on y: its gradient "
+                    f"{type(self.follower).__name__}.objective does not depend on y: its gradient "
                     "cannot be taken; compute it from y without detach() or no_grad(), or use an "
                     "update with needs_gradient = False"
                 )
             # Sums over the samples and applies the sign, without an operation for either.
-            signs = torch.full_like(value, self._follower.sign)
+            signs = torch.full_like(value, self.follower.sign)
             grads = torch.autograd.grad(
                 value, leaves(point), signs, create_graph=create_graph, materialize_grads=True
             )
@@ -178,7 +179,7 @@ class Oracle:
             self._after = self._objective(detach(y))
 
     def _objective(self, y: Value) -> Tensor:
-        return self._follower.checked_objective(self._leader, y, self._batch)
+        return self.follower.checked_objective(self.leader, y, self.batch)
 
     def stats(self) -> dict[str, Tensor]:
         """The statistics so far.
@@ -205,7 +206,7 @@ class Oracle:
         Returns:
             One value per sample, ``(B,)``, or a scalar.
         """
-        return self._follower.gain(self._leader, y, self._batch)
+        return self.follower.gain(self.leader, y, self.batch)
 
     def context(self, y: Value) -> Tensor | None:
         """An input to learned updates in addition to the gradient.
@@ -216,7 +217,7 @@ class Oracle:
         Returns:
             The follower's context.
         """
-        return self._follower.context(y, self._batch)
+        return self.follower.context(y, self.batch)
 
     def project(self, y: Value) -> Value:
         """The point of Y nearest to ``y``.
@@ -230,10 +231,10 @@ class Oracle:
         Raises:
             BilevelError: If the follower returns no tensor for a tensor, or no dict of its names.
         """
-        nearest = self._follower.project(y, self._batch)
+        nearest = self.follower.project(y, self.batch)
         if nearest is not y and not same_structure(nearest, y):
             raise BilevelError(
-                f"{type(self._follower).__name__}.project returned {describe(nearest)} for "
+                f"{type(self.follower).__name__}.project returned {describe(nearest)} for "
                 f"{describe(y)}: a point of Y is of the kind that init gives; return that"
             )
         return nearest
@@ -250,7 +251,7 @@ class Oracle:
         Raises:
             BilevelError: If the batch contains something else than tensors with a row per sample.
         """
-        return Oracle(self._follower, self._leader, _select(self._batch, chosen))
+        return Oracle(self.follower, self.leader, _select(self.batch, chosen))
 
 
 def _select(batch: Batch, chosen: Tensor) -> Batch:
