@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bilevel.adjoints.base import Adjoint
 from bilevel.errors import BilevelError
@@ -74,6 +75,7 @@ class Unrolled(Adjoint):
     ) -> Solution:
         """Solves with the graph of the steps."""
         self._check_solver(solver)
+        self._check_batch(batch)
         oracle_type = CompiledOracle if self.compile else Oracle
         with frozen(leader, solver.leader_mode, differentiable=True):
             oracle = oracle_type(follower, leader, batch, differentiable=True)
@@ -94,8 +96,10 @@ class Unrolled(Adjoint):
 
     def _answer(self, solver: Iterative, oracle: Oracle, leader: nn.Module) -> Value:
         kept = solver.steps if self.truncate is None else min(self.truncate, solver.steps)
-        with torch.no_grad():
-            y, state = oracle.advance(solver.update, *solver.start(oracle), solver.steps - kept)
+        y, state = solver.start(oracle)  # with its graph: the start may depend on θ
+        if kept < solver.steps:
+            with torch.no_grad():
+                y, state = oracle.advance(solver.update, y, state, solver.steps - kept)
         # √kept / 2 minimises the memory if a step's graph takes four times that of y.
         size = math.isqrt(kept // 4) if self.recompute is True else self.recompute or kept
         size = max(size, 1)
@@ -116,6 +120,16 @@ class Unrolled(Adjoint):
                 f"{self!r} cannot cut {type(solver).__name__} into steps: it answers by an "
                 "algorithm of its own; give Unrolled() without truncate and recompute, or "
                 "Iterative as the solver"
+            )
+
+    def _check_batch(self, batch: Batch) -> None:
+        """Recomputed steps cannot tell that the batch has a graph: they would end in it twice."""
+        if not self.recompute or not torch.is_grad_enabled():
+            return
+        if any(isinstance(leaf, Tensor) and leaf.grad_fn for leaf in tree_leaves(batch)):
+            raise BilevelError(
+                f"the batch requires gradients: {self!r} gives those of the leader's parameters "
+                "only; compute the batch inside objective and loss, or take Unrolled()"
             )
 
     def _check_graph(self, leader: nn.Module, value: Value) -> None:

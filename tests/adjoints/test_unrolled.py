@@ -334,6 +334,47 @@ def test_a_step_that_cannot_be_compiled(compiled) -> None:
         compiled.solve(solver, Boxed(), Numbers(4), torch.randn(5, 4, dtype=F64))
 
 
+class Started(Quadratic):
+    """Its start is computed from θ."""
+
+    def __init__(self, leader: Numbers) -> None:
+        super().__init__()
+        self.leader = leader
+
+    def init(self, batch: Any) -> Tensor:
+        return batch.b @ self.leader.theta.sin()
+
+
+@pytest.mark.parametrize(
+    "adjoint",
+    [
+        Unrolled(recompute=True),
+        Unrolled(recompute=2),
+        Unrolled(truncate=STEPS),
+        Unrolled(truncate=STEPS + 1, recompute=True),
+        Forward(),
+    ],
+    ids=str,
+)
+def test_a_start_that_depends_on_the_leader(adjoint) -> None:
+    """dy_0/dθ is a part of the gradient, unless the first steps are cut off."""
+    batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
+    given = Iterative(Gradient(0.1), STEPS), Started(leader), leader, batch, v
+    found, like = (hypergradient(one, *given)[0] for one in (adjoint, Unrolled()))
+    assert error(found, like) < 1e-10
+    cut, whole = (hypergradient(Unrolled(truncate=k), *given)[0] for k in (STEPS - 1, STEPS))
+    assert error(cut, whole) > 1e-3
+
+
+def test_recomputed_steps_refuse_a_batch_with_a_graph() -> None:
+    batch, leader = valley(4, 5.0), Numbers(3)
+    computed = batch._replace(b=batch.b * leader.theta)
+    solver = Iterative(Gradient(0.1), 4)
+    Unrolled().solve(solver, Quadratic(), leader, computed).value.sum().backward()
+    with pytest.raises(BilevelError, match="the batch requires gradients: Unrolled"):
+        Unrolled(recompute=True).solve(solver, Quadratic(), leader, computed)
+
+
 class Hinge(FollowerProblem):
     """max over y of Σ relu(y Σθ − 1), whose gradient is exactly 0 at the start."""
 
