@@ -49,6 +49,48 @@ def raise_missing_field(error: AttributeError | KeyError, problem: object, batch
         ) from error
 
 
+def first_line(error: Exception) -> str:
+    r"""An error's message, without what torch adds to it on further lines.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its first line, up to a full stop.
+
+    Example:
+        >>> first_line(RuntimeError("no kernel. You can fix it.\nC++ CapturedTraceback:"))
+        'no kernel'
+    """
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+
+
+def raise_missing_derivative(error: RuntimeError, adjoint: object) -> None:
+    """Raises a clearer error if torch lacks a second derivative; does nothing for other errors.
+
+    Args:
+        error: The error of a backward pass.
+        adjoint: The adjoint, which differentiates the follower's gradient.
+
+    Raises:
+        BilevelError: If it is one of a second derivative.
+    """
+    message = str(error)
+    if any(sign in message for sign in _NO_SECOND_DERIVATIVE):
+        raise BilevelError(
+            f"{adjoint!r} differentiates the follower's gradient, and torch cannot "
+            f"({first_line(error)}): the objective has an operation without second derivative; for "
+            "attention use torch.nn.attention.sdpa_kernel(SDPBackend.MATH), leave networks "
+            "uncompiled, or take an adjoint with first derivatives only, such as Penalty"
+        ) from error
+
+
+_NO_SECOND_DERIVATIVE = (
+    "derivative for",  # "… is not implemented": fused attention, recurrent networks of cuDNN
+    "does not currently support double backward",  # compiled networks
+)
+
+
 def describe(part: object) -> str:
     """Describes a wrong argument in a few words.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bilevel import checks
 from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, raise_missing_derivative, raise_missing_field
 from bilevel.frozen import frozen
 from bilevel.player import Optimizer, take_step, trainable_parameters, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
@@ -189,7 +189,12 @@ class Bilevel:
 
         def closure() -> Tensor:
             theta = zero_grad(self.leader)
-            loss = self.leader.loss(self._solve_again(y, batch) if losses else y, batch)
+            answer = self._solve_again(y, batch) if losses else y
+            try:
+                loss = self.leader.loss(answer, batch)
+            except (AttributeError, KeyError) as error:
+                raise_missing_field(error, self.leader, batch)
+                raise
             moved = theta if losses else theta + phi
             checks.check_loss("the leader's loss", loss, self.steps, moves=bool(moved))
             loss = self._backward(loss, moved)
@@ -261,11 +266,20 @@ class Bilevel:
 
         Returns:
             The loss, likewise.
+
+        Raises:
+            BilevelError: If the adjoint needs a second derivative that torch lacks.
+            RuntimeError: If the pass fails otherwise.
         """
         if self.pool is not None:
             loss = loss * self.pool.share
         if parameters:
-            loss.backward(inputs=parameters, retain_graph=retain_graph)
+            try:
+                loss.backward(inputs=parameters, retain_graph=retain_graph)
+            except RuntimeError as error:
+                if not isinstance(self.adjoint, Detached):
+                    raise_missing_derivative(error, self.adjoint)
+                raise
         loss = loss.detach()
         if self.pool is not None:
             self.pool.all_reduce([loss, *(p.grad for p in parameters if p.grad is not None)])

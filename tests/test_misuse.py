@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bilevel import (
     Alternating,
     Bilevel,
     BilevelError,
     Detached,
+    FollowerProblem,
     Implicit,
     Iterative,
+    LeaderProblem,
     Parametric,
+    Unrolled,
     ZeroSum,
     pgm,
 )
@@ -122,6 +127,67 @@ def test_a_projection_returns_what_it_was_given(projected, kind) -> None:
 
     with pytest.raises(BilevelError, match=rf"Forgets\.project returned {kind} for a dict of"):
         play(follower=Forgets())
+
+
+class Apart(LeaderProblem):
+    """Its loss depends on θ through y only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(3))
+
+    def loss(self, y, batch):
+        return y.square().sum()
+
+
+class Pulled(FollowerProblem):
+    sense = "min"
+
+    def init(self, batch):
+        return torch.zeros(3)
+
+    def objective(self, leader, y, batch):
+        return (y - leader.theta).square().sum()
+
+
+def test_a_field_that_the_leaders_loss_misses() -> None:
+    class Late(Apart):
+        def loss(self, y, batch):
+            return batch["late"] * y.sum()
+
+    leader = Late()
+    game = Bilevel(
+        leader,
+        Pulled(),
+        Iterative(Gradient(0.1), 2),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        adjoint=Unrolled(),
+    )
+    with pytest.raises(BilevelError, match="Late cannot read a batch of type dict"):
+        game.step({})
+
+
+class Attention(Pulled):
+    """Fused attention, which has no second derivative on the CPU."""
+
+    def objective(self, leader, y, batch):
+        x = (y - leader.theta).view(1, 1, 3, 1)
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(x, x, x).square().sum()
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Implicit()], ids=str)
+def test_an_operation_without_second_derivative(adjoint) -> None:
+    leader = Apart()
+    game = Bilevel(
+        leader,
+        Attention(),
+        Iterative(Gradient(0.1), 2),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        adjoint=adjoint,
+    )
+    with pytest.raises(BilevelError, match=r"operation without second derivative.*Penalty"):
+        game.step(None)
 
 
 def test_a_start_outside_y_is_told_where_to_look() -> None:

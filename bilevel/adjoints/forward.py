@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import check_steps
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, first_line
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Solver
 from bilevel.tree import Value, leaves
@@ -72,7 +72,17 @@ class Forward(Pullback):
         # torch.autograd.Function, within which this runs, disables forward mode.
         with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
             theta = {name: forward_ad.make_dual(point, direction.view_as(point))}
-            y = problem.evaluate(theta, problem.solver.answer)
+            try:
+                y = problem.evaluate(theta, problem.solver.answer)
+            except RuntimeError as error:
+                if "forward AD" in str(error) or "ZeroTensor" in str(error):
+                    raise BilevelError(
+                        f"{self!r}: torch cannot take the step's forward derivative "
+                        f"({first_line(error)}): it lacks that of some operations, such as "
+                        "mse_loss and huber_loss; write them out, (a - b).square().mean(), or take "
+                        "Unrolled(recompute=True)"
+                    ) from error
+                raise
             tangents = [forward_ad.unpack_dual(leaf).tangent for leaf in leaves(y)]
         pairs = [(t, w) for t, w in zip(tangents, leaves(v), strict=True) if t is not None]
         return torch.stack([(t * w).sum() for t, w in pairs]).sum() if pairs else None

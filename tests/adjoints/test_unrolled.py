@@ -366,6 +366,18 @@ def test_a_start_that_depends_on_the_leader(adjoint) -> None:
     assert error(cut, whole) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("loss", [F.mse_loss, F.huber_loss])
+def test_a_loss_without_forward_derivative(loss) -> None:
+    class Fitting(Quadratic):
+        def objective(self, leader: Numbers, y: Tensor, batch: Any) -> Tensor:
+            return loss(y, batch.b @ leader.theta)
+
+    batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
+    with pytest.raises(BilevelError, match=r"forward derivative.*take Unrolled\(recompute=True\)"):
+        hypergradient(Forward(), Iterative(Gradient(0.1), 2), Fitting(), leader, batch, v)
+
+
 def test_recomputed_steps_refuse_a_batch_with_a_graph() -> None:
     batch, leader = valley(4, 5.0), Numbers(3)
     computed = batch._replace(b=batch.b * leader.theta)
