@@ -35,6 +35,7 @@ class Verdict:
             parameters; infinite if an iterate is; None without a rotation.
         trend: The factor per period of the radius; None without a rotation.
         needed: If undecided, about how many observations are needed.
+        damping: The game's schedule, if it is one that damps rotations already.
 
     Example:
         >>> print(Verdict("cycling", period=62.8, radius=1.0, trend=1.03))
@@ -47,6 +48,7 @@ class Verdict:
     radius: float | None = None
     trend: float | None = None
     needed: int | None = None
+    damping: str | None = None
 
     @property
     def alarm(self) -> bool:
@@ -78,6 +80,11 @@ class Verdict:
             return text
         if period < 4:  # no rotation is as fast: the players overshoot and jump back
             return f"{text}: the step is too large; lower the learning rates"
+        if self.damping is not None:  # for plain gradient steps that are small enough
+            return (
+                f"{text}, although {self.damping} damps rotations: lower the learning rates, take "
+                "SGD without momentum, or regularise the players"
+            )
         remedy = "use Extragradient or Optimistic, or regularise the players"
         return f"{text}: a smaller step only slows it; {remedy}"
 

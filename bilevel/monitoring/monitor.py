@@ -14,6 +14,7 @@ from bilevel.errors import BilevelError
 from bilevel.game import Bilevel
 from bilevel.monitoring.dynamics import Verdict, classify, combine
 from bilevel.player import trainable_parameters
+from bilevel.schedules import Extragradient, Lookahead, Optimistic, ProximalPoint
 
 SAMPLED = 128
 """The number of coordinates observed of each player; all if it has no more."""
@@ -78,6 +79,8 @@ class Monitor:
         self._scale = torch.cat([_scale(*pair) for pair in zip(players, chosen, strict=True)])
         self._records = [self._empty()]
         self._steps = 0
+        damps = isinstance(game.schedule, (Extragradient, Optimistic, ProximalPoint, Lookahead))
+        self._damping = type(game.schedule).__name__ if damps else None
 
     def observe(self) -> None:
         """Records the current iterates; call it once a step."""
@@ -106,7 +109,7 @@ class Monitor:
         strides = [FACTOR**level for level in levels]
         verdict = combine([classify(self._window(n), strides[n]) for n in levels], strides)
         if verdict.needed is None:
-            return verdict
+            return replace(verdict, damping=self._damping)
         return replace(verdict, needed=math.ceil(verdict.needed * 4 / 3))  # a quarter is left out
 
     def _window(self, level: int) -> Tensor:

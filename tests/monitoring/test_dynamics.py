@@ -244,6 +244,12 @@ def test_a_cycle_is_seen_beside_large_numbers_that_rest() -> None:
             "players",
         ),
         (
+            Verdict("cycling", period=63, radius=0.5, trend=1.0, damping="Optimistic"),
+            "cycles with period 63 steps and radius 0.5, which neither grows nor shrinks, although "
+            "Optimistic damps rotations: lower the learning rates, take SGD without momentum, or "
+            "regularise the players",
+        ),
+        (
             Verdict("diverging", radius=math.inf),
             "diverges: an iterate is NaN or infinite; go back to the last checkpoint and lower the "
             "learning rates",

@@ -12,7 +12,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bilevel
-from bilevel import Alternating, Bilevel, BilevelError, Parametric, Schedule, Simultaneous, ZeroSum
+from bilevel import (
+    Alternating,
+    Bilevel,
+    BilevelError,
+    Optimistic,
+    Parametric,
+    Schedule,
+    Simultaneous,
+    ZeroSum,
+)
 from bilevel.monitoring.dynamics import MIN_ROWS
 from bilevel.monitoring.monitor import ROWS, SAMPLED, Monitor
 from bilevel.robustness import Linf, load_images, shuffled_batches
@@ -44,8 +53,11 @@ def test_a_game_is_watched() -> None:
     verdict = watched(bilinear(Simultaneous(), 0.1), 400).verdict()
     assert verdict.kind == "diverging"
     assert verdict.trend == pytest.approx(math.sqrt(1.01) ** verdict.period, rel=1e-3)
+    verdict = watched(bilinear(Optimistic(), 0.6), 400).verdict()  # diverges past 1/√3
+    assert verdict.damping == "Optimistic"
     verdict = watched(bilinear(Alternating(), 0.1), 400).verdict()
     assert verdict.kind == "cycling"
+    assert verdict.damping is None
     assert verdict.period == pytest.approx(2 * math.pi / 0.1, rel=0.001)
 
 
