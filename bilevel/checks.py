@@ -146,6 +146,29 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
             )
 
 
+def check_gradients(term: str, parameters: list[Tensor]) -> None:
+    """Checks that a backward pass has reached some parameter.
+
+    The loss may have a gradient in the other player's parameters only.
+
+    Args:
+        term: The name of the loss.
+        parameters: The parameters that move along its gradient.
+
+    Raises:
+        BilevelError: If there are parameters and none has a gradient.
+    """
+    if parameters and all(parameter.grad is None for parameter in parameters):
+        raise BilevelError(_NO_GRADIENT.format(term))
+
+
+_NO_GRADIENT = (
+    "{} does not depend on the parameters that it trains: there is no gradient to move along; "
+    "compute it from them, without detach or no_grad, and if it depends on them through y* alone, "
+    "give the game an adjoint other than Detached()"
+)
+
+
 def check_loss(term: str, loss: Tensor, step: int, *, moves: bool) -> None:
     """Checks that a loss is a finite scalar with a gradient.
 
@@ -167,11 +190,7 @@ def check_loss(term: str, loss: Tensor, step: int, *, moves: bool) -> None:
             "number; return a scalar, such as the mean over the batch"
         )
     if moves and not loss.requires_grad:
-        raise BilevelError(
-            f"{term} does not depend on the parameters that it trains: there is no gradient to "
-            "move along; compute it from them, without detach or no_grad, and if it depends on "
-            "them through y* alone, give the game an adjoint other than Detached()"
-        )
+        raise BilevelError(_NO_GRADIENT.format(term))
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NonFiniteError(
             f"step {step}: {term} is {loss.item()}: training has diverged, or the batch is empty "

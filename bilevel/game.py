@@ -198,6 +198,8 @@ class Bilevel:
             moved = theta if losses else theta + phi
             checks.check_loss("the leader's loss", loss, self.steps, moves=bool(moved))
             loss = self._backward(loss, moved)
+            if not losses:
+                checks.check_gradients("the leader's loss", theta)
             losses.append(loss)
             return loss
 

@@ -18,6 +18,7 @@ from bilevel import (
     Iterative,
     LeaderProblem,
     Parametric,
+    Simultaneous,
     Unrolled,
     ZeroSum,
     pgm,
@@ -148,6 +149,23 @@ class Pulled(FollowerProblem):
 
     def objective(self, leader, y, batch):
         return (y - leader.theta).square().sum()
+
+
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=str)
+def test_a_gradient_that_reaches_only_the_solver(schedule) -> None:
+    """Treated as a constant for θ, y still has a graph that leads to the solver's parameters."""
+    leader, solver = Apart(), Parametric(torch.zeros(3))
+    game = Bilevel(
+        leader,
+        Pulled(),
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+        adjoint=Detached(),
+        schedule=schedule,
+    )
+    with pytest.raises(BilevelError, match="does not depend on the parameters that it trains"):
+        game.step(None)
 
 
 def test_a_field_that_the_leaders_loss_misses() -> None:

@@ -8,7 +8,7 @@ from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.solvers import Solver
+from bilevel.solvers import Parametric, Solver
 from bilevel.tree import Value, leaves, ravel, unravel
 
 # The standard error, relative to the estimate's norm, above which to warn; of pure noise it is 1.
@@ -53,6 +53,12 @@ class Sampled(Pullback):
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that the solver can be run again."""
+        if isinstance(solver, Parametric):
+            raise BilevelError(
+                f"{self!r} cannot tell how the answer of {type(solver).__name__} depends on θ: an "
+                "optimizer moves it, so it is the same for every sample; take Implicit(), or "
+                "Iterative as the solver"
+            )
         if not solver.repeatable:
             raise BilevelError(
                 f"{self!r} solves for other leaders, but {type(solver).__name__} starts from its "

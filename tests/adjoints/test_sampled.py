@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel import BilevelError, FollowerProblem, HypergradientWarning, Iterative, Sampled, Solver
+from bilevel import (
+    BilevelError,
+    FollowerProblem,
+    HypergradientWarning,
+    Iterative,
+    Parametric,
+    Sampled,
+    Solver,
+)
 from bilevel.solvers import Oracle
 from bilevel.updates import CNN, Gradient
 from tests.problems import image_game
@@ -109,3 +117,6 @@ def test_settings_out_of_range_and_a_solver_with_a_memory() -> None:
     solver = Iterative(Gradient(0.1), 2, warm_start=True)
     with pytest.raises(BilevelError, match="starts from its last answer: give it warm_start"):
         Sampled(0.1).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
+    given = Parametric(torch.zeros(3, dtype=F64)), Quadratic(), Numbers(3), valley(3, 2.0)
+    with pytest.raises(BilevelError, match=r"answer of Parametric.*take Implicit\(\)"):
+        Sampled(0.1).solve(*given)
