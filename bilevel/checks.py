@@ -14,7 +14,7 @@ from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Solver
-from bilevel.tree import Value, detach, leaves, leaves_like
+from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
 
 
 def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
@@ -125,7 +125,7 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
     """
     with torch.no_grad():
         y = detach(y)
-        projected = follower.project(y, batch)
+        projected = follower.project(tree_map(Tensor.clone, y), batch)  # it may work in place
     if isinstance(y, dict) and (not isinstance(projected, dict) or projected.keys() != y.keys()):
         raise BilevelError(
             f"{type(follower).__name__}.project does not return the names {[*y]}: it must return "
@@ -138,7 +138,9 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
                 "update gave NaN or infinity; check the batch and the update's step"
             )
         distance = float((leaf - nearest).abs().max()) if leaf.numel() else 0.0
-        if distance > 1e-5 * max(1.0, float(nearest.abs().max()) if leaf.numel() else 0.0):
+        rounding = torch.finfo(leaf.dtype).eps if leaf.is_floating_point() else 0.0
+        largest = float(nearest.abs().max()) if leaf.numel() else 0.0
+        if distance > max(1e-5, 2 * rounding) * max(1.0, largest):
             raise BilevelError(
                 f"the follower's first answer lies {distance:.3g} outside Y: "
                 f"{type(follower).__name__}.project moves it; make project idempotent, let init "

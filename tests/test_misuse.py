@@ -23,6 +23,7 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
+from bilevel.checks import check_feasible
 from bilevel.testing import check_follower
 from bilevel.updates import Gradient, Optimizer
 from tests.problems import LinearBox, image_game
@@ -206,6 +207,45 @@ def test_an_operation_without_second_derivative(adjoint) -> None:
     )
     with pytest.raises(BilevelError, match=r"operation without second derivative.*Penalty"):
         game.step(None)
+
+
+def test_the_first_answer_is_checked_by_a_copy() -> None:
+    """A projection may work in place; the check must not move the answer, nor miss an error."""
+
+    class InPlace(Pulled):
+        def project(self, y, batch):
+            return y.clamp_(-0.1, 2)
+
+    leader = Apart()
+    game = Bilevel(
+        leader,
+        InPlace(),
+        Iterative(Gradient(0.25), 30),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        adjoint=Implicit(),
+    )
+    game.step(None)
+    torch.testing.assert_close(leader.theta.grad, torch.full((3,), 2.0))
+
+    class Shrinks(LinearBox):
+        def project(self, y, batch):
+            return y.mul_(0.5)
+
+    with pytest.raises(BilevelError, match="make project idempotent"):
+        play(follower=Shrinks())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_first_answer_is_checked_up_to_rounding(dtype) -> None:
+    class Ball(LinearBox):
+        def project(self, y, batch):
+            norm = y.flatten(1).norm(dim=1).clamp(min=1e-6)
+            return y * (0.5 / norm).clamp(max=1).view(-1, 1, 1, 1)
+
+    for seed in range(20):
+        torch.manual_seed(seed)
+        y = Ball().project(torch.randn(4, 3, 8, 8).to(dtype), None)
+        check_feasible(Ball(), y, None)
 
 
 def test_a_start_outside_y_is_told_where_to_look() -> None:
