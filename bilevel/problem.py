@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from bilevel.errors import BilevelError, raise_missing_field
+from bilevel.errors import BilevelError, describe, raise_missing_field
 from bilevel.tree import Value, leaves
 
 Batch = Any
@@ -226,6 +226,9 @@ class ZeroSum(LeaderProblem):
     Args:
         model: The network that the follower's objective reads as ``leader.model``.
         follower: The follower's problem.
+
+    Raises:
+        BilevelError: If ``follower`` is something else.
     """
 
     model: nn.Module
@@ -233,6 +236,11 @@ class ZeroSum(LeaderProblem):
 
     def __init__(self, model: nn.Module, follower: FollowerProblem) -> None:
         super().__init__()
+        if not isinstance(follower, FollowerProblem):
+            raise BilevelError(
+                f"follower is {describe(follower)}: it takes an object of type FollowerProblem; "
+                "give ZeroSum(model, follower), the network first"
+            )
         self.model = model
         # Not registered: if the follower is a module (with a teacher network, say), its parameters
         # are not the leader's.

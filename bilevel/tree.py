@@ -197,6 +197,6 @@ def norms(y: Value, *, by_sample: bool) -> Tensor:
     """
     squares = [leaf.square() for leaf in leaves(y)]
     if by_sample:
-        rows = [square.reshape(len(square), -1).sum(1) for square in squares]
+        rows = [square[..., None].flatten(1).sum(1) for square in squares]
         return torch.stack(rows).sum(0).sqrt()
     return torch.stack([square.sum() for square in squares]).sum().sqrt()

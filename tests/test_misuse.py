@@ -25,7 +25,7 @@ from bilevel import (
 )
 from bilevel.checks import check_feasible
 from bilevel.testing import check_follower
-from bilevel.updates import Gradient, Optimizer
+from bilevel.updates import Gradient, Optimizer, Update
 from tests.problems import LinearBox, image_game
 
 
@@ -129,6 +129,42 @@ def test_a_projection_returns_what_it_was_given(projected, kind) -> None:
 
     with pytest.raises(BilevelError, match=rf"Forgets\.project returned {kind} for a dict of"):
         play(follower=Forgets())
+
+
+def test_points_keep_their_shapes() -> None:
+    class Narrow(LinearBox):
+        def project(self, y, batch):
+            return y[:1]
+
+    with pytest.raises(BilevelError, match=r"Narrow\.project returned shape \(1, .* for a tensor"):
+        play(follower=Narrow())
+
+    class Fewer(Update):
+        def forward(self, y, gradient, context, state):
+            return y[:2], state
+
+    with pytest.raises(BilevelError, match=r"Fewer returned shape \(2, .* for a tensor"):
+        play(solver=Iterative(Fewer(), 2))
+
+
+def test_whole_numbers_have_no_gradient() -> None:
+    class Bytes(LinearBox):
+        def init(self, batch):
+            return torch.zeros(batch.x.shape, dtype=torch.uint8)
+
+    with pytest.raises(BilevelError, match=r"Bytes\.init .*torch\.uint8.*return floating point"):
+        play(follower=Bytes())
+
+
+def test_the_followers_place_in_a_zero_sum_leader() -> None:
+    for follower, kind in ((nn.Linear(1, 1), "a Linear"), (LinearBox, "the class LinearBox")):
+        with pytest.raises(BilevelError, match=f"follower is {kind}: .*the network first"):
+            ZeroSum(nn.Linear(1, 1), follower)
+
+
+def test_a_fixed_point_is_that_of_an_update() -> None:
+    with pytest.raises(BilevelError, match=r"fixed_point is a float: it takes an Update"):
+        Implicit(fixed_point=0.1)
 
 
 class Apart(LeaderProblem):

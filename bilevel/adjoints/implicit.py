@@ -14,7 +14,7 @@ from bilevel.adjoints.linear import LinearSolution, LinearSolver
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import check_differentiable
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, describe
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, from_leaves, leaves, ravel, tree_map, unravel
@@ -94,6 +94,11 @@ class Implicit(Pullback):
             raise BilevelError(
                 f"tolerance is {tolerance} and damping {damping}: neither can be negative; give "
                 "0 or more"
+            )
+        if fixed_point is not None and not isinstance(fixed_point, Update):
+            raise BilevelError(
+                f"fixed_point is {describe(fixed_point)}: it takes an Update; give "
+                "updates.Gradient(step) or your own"
             )
         if fixed_point is not None:
             check_differentiable(fixed_point)

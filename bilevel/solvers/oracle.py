@@ -13,6 +13,7 @@ from bilevel.tree import (
     from_leaves,
     is_value,
     leaves,
+    leaves_like,
     norms,
     requiring_grad,
     same_structure,
@@ -111,7 +112,11 @@ class Oracle:
             )
         create_graph = self._differentiable and torch.is_grad_enabled()
         with torch.enable_grad():
-            point = tree_map(requiring_grad if self._differentiable else _detached_leaf, y)
+            try:
+                point = tree_map(requiring_grad if self._differentiable else _detached_leaf, y)
+            except RuntimeError as error:
+                self._check_floating(y, error)
+                raise
             value = self._objective(point)
             if not value.requires_grad:
                 raise BilevelError(
@@ -127,6 +132,15 @@ class Oracle:
         objective, gradient = value.detach(), from_leaves(grads, like=point)
         self.record(objective, gradient)
         return objective, gradient
+
+    def _check_floating(self, y: Value, error: RuntimeError) -> None:
+        kinds = {leaf.dtype for leaf in leaves(y) if not leaf.is_floating_point()}
+        if kinds:
+            raise BilevelError(
+                f"y, which {type(self.follower).__name__}.init starts, has numbers of type "
+                f"{kinds.pop()}: it moves along a gradient; return floating point, such as "
+                "torch.zeros(batch.x.shape), or use an update with needs_gradient = False"
+            ) from error
 
     def record(self, objective: Tensor, gradient: Value, evaluations: int = 1) -> None:
         """Adds evaluations to the statistics.
@@ -154,7 +168,7 @@ class Oracle:
             The last point and the update's state there.
 
         Raises:
-            BilevelError: If the update does not return a pair.
+            BilevelError: If the update does not return a pair, or a point of another kind or shape.
         """
         for _ in range(steps):
             gradient = self.gradient(y) if update.needs_gradient else None
@@ -164,6 +178,7 @@ class Oracle:
                     f"{type(update).__name__} returned a {type(moved).__name__}: an update gives "
                     "the moved variable and its state for the next step; return y, state"
                 )
+            _check_point(type(update).__name__, moved[0], y)
             y, state = self.project(moved[0]), moved[1]
         return y, state
 
@@ -229,14 +244,12 @@ class Oracle:
             A point of Y.
 
         Raises:
-            BilevelError: If the follower returns no tensor for a tensor, or no dict of its names.
+            BilevelError: If the follower returns no tensor for a tensor, no dict of its names, or
+                other shapes.
         """
         nearest = self.follower.project(y, self.batch)
-        if nearest is not y and not same_structure(nearest, y):
-            raise BilevelError(
-                f"{type(self.follower).__name__}.project returned {describe(nearest)} for "
-                f"{describe(y)}: a point of Y is of the kind that init gives; return that"
-            )
+        if nearest is not y:
+            _check_point(f"{type(self.follower).__name__}.project", nearest, y)
         return nearest
 
     def restricted(self, chosen: Tensor) -> Oracle:
@@ -252,6 +265,21 @@ class Oracle:
             BilevelError: If the batch contains something else than tensors with a row per sample.
         """
         return Oracle(self.follower, self.leader, _select(self.batch, chosen))
+
+
+def _check_point(source: str, found: Value, y: Value) -> None:
+    """Checks that what an update or a projection returned is of the kind and the shapes of y."""
+    if not same_structure(found, y):
+        raise BilevelError(
+            f"{source} returned {describe(found)} for {describe(y)}: a point of Y is of the kind "
+            "that init gives; return that"
+        )
+    for leaf, own in zip(leaves_like(found, like=y), leaves(y), strict=True):
+        if leaf.shape != own.shape:
+            raise BilevelError(
+                f"{source} returned shape {tuple(leaf.shape)} for a tensor of shape "
+                f"{tuple(own.shape)}: a point of Y has the shapes that init gives; return those"
+            )
 
 
 def _select(batch: Batch, chosen: Tensor) -> Batch:

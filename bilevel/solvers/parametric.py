@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from bilevel.errors import BilevelError, describe
 from bilevel.frozen import Mode
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.base import Solution, Solver
@@ -25,6 +26,9 @@ class Parametric(Solver):
             the answer (for ``torch.func.functional_call``).
         leader_mode: See :class:`Solver`.
 
+    Raises:
+        BilevelError: If ``y`` is something else, or not of floating point.
+
     Example:
         >>> solver = Parametric(torch.tensor([1.0]))
         >>> [tuple(p.shape) for p in solver.parameters()]
@@ -35,6 +39,7 @@ class Parametric(Solver):
         self, y: Tensor | Mapping[str, Tensor] | nn.Module, *, leader_mode: Mode = "eval"
     ) -> None:
         super().__init__(leader_mode=leader_mode)
+        _check_start(y)
         self.y: nn.Parameter | nn.ParameterDict | nn.Module
         if isinstance(y, nn.Module):
             self.y = y
@@ -75,6 +80,24 @@ class Parametric(Solver):
         if evaluate:
             return super().solve(follower, leader, batch)
         return Solution(self.answer(Oracle(follower, leader, batch)), {})
+
+
+def _check_start(y: object) -> None:
+    if isinstance(y, nn.Module):
+        return
+    tensors = [*y.values()] if isinstance(y, Mapping) else [y]
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise BilevelError(
+            f"y is {describe(y)}: the answer is a tensor, a dict of tensors or a network; give "
+            "torch.tensor(…), {name: tensor} without further dicts in it, or the network itself"
+        )
+    for tensor in (tensor for tensor in tensors if isinstance(tensor, Tensor)):
+        if tensor.is_floating_point() or tensor.is_complex():
+            continue
+        raise BilevelError(
+            f"y has numbers of type {tensor.dtype}: an optimizer moves it along gradients; give "
+            "floating point, and of a network dict(network.named_parameters()), not its state_dict"
+        )
 
 
 def _nested(weights: Mapping[str, Tensor]) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import FollowerProblem, Parametric, ZeroSum
+from bilevel import BilevelError, FollowerProblem, Parametric, ZeroSum
 from bilevel.tree import leaves
 from tests.problems import image_game
 
@@ -58,3 +58,21 @@ def test_the_start_that_was_given_stays(names) -> None:
         for parameter in solver.parameters():
             parameter += 1
     assert not any(leaf.any() for leaf in leaves(start))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ([1.0, 2.0], "y is a list"),
+        (0.5, "y is a float"),
+        ({}, r"y is a dict of \[\]"),
+        ({"a": {"b": torch.zeros(1)}}, r"y is a dict of \['a'\]"),
+        (nn.Linear(1, 1).parameters(), "y is a generator"),
+        (torch.zeros(3, dtype=torch.int64), r"y has numbers of type torch\.int64"),
+        (nn.BatchNorm1d(3).state_dict(), r"numbers of type torch\.int64.*named_parameters"),
+    ],
+    ids=["list", "float", "empty", "nested", "generator", "int64", "state_dict"],
+)
+def test_a_start_that_no_optimizer_could_move(start, message) -> None:
+    with pytest.raises(BilevelError, match=message):
+        Parametric(start)
