@@ -70,11 +70,13 @@ class Adjoint(ABC):
         Args:
             names: Their names.
         """
+        few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         self.warn_once(
             bool(names),
-            f"the follower ignores the leader's {', '.join(names)}: nothing of its answer depends "
-            "on them, so their gradient through y* is 0; if that is not meant, read them in "
-            "FollowerProblem.objective, without detach()",
+            f"the follower ignores the leader's {few}: nothing of its answer depends on them, so "
+            "their gradient through y* is 0; if that is not meant, read them in "
+            "FollowerProblem.objective, without detach(), and if the solver's steps read them, "
+            "take Unrolled(), or Implicit(fixed_point=update)",
         )
 
 
