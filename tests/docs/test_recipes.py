@@ -163,3 +163,60 @@ def test_a_step_size_of_the_leaders(tmp_path, adjoint) -> None:
     solver = bilevel.Iterative(names["LeadersStep"](leader), 2)
     adjoint.solve(solver, One(), leader, None).value.backward()
     assert leader.log_step.grad.item() == pytest.approx(2 * 0.2 * 0.8, rel=1e-5)
+
+
+class Penalties(bilevel.LeaderProblem):
+    """Penalties of a regression, judged on held-out rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_penalty = nn.Parameter(torch.linspace(-2, 0, 3, dtype=torch.float64))
+
+    def loss(self, y, batch):
+        return (batch["held_out"] @ y - batch["t"]).square().mean()
+
+
+def regression() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    names, kind = ("x", "held_out"), {"dtype": torch.float64}
+    return {**{name: torch.randn(40, 3, **kind) for name in names}, "t": torch.randn(40, **kind)}
+
+
+def test_minibatches_within_a_solve(tmp_path) -> None:
+    problem = follow(example(tmp_path), "Minibatches within a solve")["Regression"]()
+    batch, leader, grads = regression(), Penalties().float(), []
+    batch = {name: leaf.float() for name, leaf in batch.items()}
+    solver = bilevel.Iterative(bilevel.updates.Gradient(0.05), 10)
+    for adjoint in (bilevel.Unrolled(), bilevel.Unrolled(recompute=True)):
+        torch.manual_seed(1)
+        value = adjoint.solve(solver, problem, leader, batch).value
+        grads += torch.autograd.grad(leader.loss(value, batch), leader.log_penalty)
+    torch.testing.assert_close(*grads)
+
+
+def test_proximal_steps(tmp_path) -> None:
+    names = follow(example(tmp_path), "Proximal steps")
+    assert names["ista"].update.threshold.grad != 0
+    solver = bilevel.Iterative(names["Shrinkage"](0.2, 0.2 * 0.1), 2000)
+    batch = {"A": torch.randn(4, 20, 40) / 20**0.5, "b": torch.randn(4, 20)}
+    y = solver.solve(names["lasso"], names["training"].leader, batch).value.detach()
+    gradient = names["lasso"].context(y, batch)
+    torch.testing.assert_close(gradient[y != 0], -0.1 * y[y != 0].sign(), rtol=0, atol=1e-3)
+    assert (gradient.abs() < 0.101).all()
+
+
+@pytest.mark.parametrize("adjoint", [bilevel.Unrolled(), bilevel.Implicit()], ids=str)
+def test_a_solver_of_ones_own(tmp_path, adjoint) -> None:
+    names = follow(example(tmp_path), "A solver of your own")
+
+    class Whole(bilevel.FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return torch.zeros(3, dtype=torch.float64)
+
+        def objective(self, leader, y, batch):
+            penalty = (leader.log_penalty.exp() * y.square()).sum()
+            return (batch["x"] @ y - batch["t"]).square().mean() + penalty
+
+    bilevel.testing.check_adjoint(adjoint, names["Ridge"](), Whole(), Penalties(), regression())
