@@ -319,3 +319,24 @@ def test_a_leader_does_not_register_what_the_solver_trains() -> None:
     leader.critic = nn.Linear(1, 1)
     with pytest.raises(BilevelError, match="a leader finds a discriminator through its follower"):
         Bilevel(leader, follower, Parametric(leader.critic), leader_opt=None)
+
+
+def test_a_projection_in_place_is_checked_like_any_other() -> None:
+    class Halves(LinearBox):
+        def project(self, y, batch):
+            return y.mul_(0.5)
+
+    leader, _, batch = image_game()
+    with pytest.raises(AssertionError, match=r"Halves\.project moves what it has projected"):
+        check_follower(Halves(), leader, batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_projection_is_idempotent_up_to_rounding(dtype) -> None:
+    class Ball(LinearBox):
+        def project(self, y, batch):
+            norm = y.flatten(1).norm(dim=1).clamp(min=1e-6)
+            return y * (0.5 / norm).clamp(max=1).view(-1, 1, 1, 1)
+
+    leader, _, batch = image_game(dtype=dtype)
+    check_follower(Ball(), leader.eval(), batch)
