@@ -101,11 +101,13 @@ def describe(part: object) -> str:
         Its type, and a dict's keys.
 
     Example:
-        >>> describe(dict), describe({"a": 1}), describe(None)
-        ('the class dict', "a dict of ['a']", 'None')
+        >>> describe(dict), describe({"a": 1}), describe(1), describe(None)
+        ('the class dict', "a dict of ['a']", 'an int', 'None')
     """
     if part is None:
         return "None"
     if isinstance(part, type):
         return f"the class {part.__name__}"
-    return f"a {type(part).__name__}" + (f" of {[*part]}" if isinstance(part, dict) else "")
+    name = type(part).__name__
+    article = "an" if name[0] in "AEIOaeio" else "a"  # "a Union", by the sound
+    return f"{article} {name}" + (f" of {[*part]}" if isinstance(part, dict) else "")

@@ -25,7 +25,7 @@ from bilevel import (
 )
 from bilevel.checks import check_feasible
 from bilevel.testing import check_follower
-from bilevel.updates import Gradient, Optimizer, Update
+from bilevel.updates import CoordinateRNN, Gradient, Optimizer, Update
 from tests.problems import LinearBox, image_game
 
 
@@ -52,7 +52,7 @@ def play(**parts) -> None:
             LinearBox,
             "the class LinearBox: it takes an object of type FollowerProblem",
         ),
-        ("follower", pgm(0.1, 1), "a Iterative"),
+        ("follower", pgm(0.1, 1), "an Iterative"),
         (
             "solver",
             Gradient(0.1),
@@ -145,6 +145,20 @@ def test_points_keep_their_shapes() -> None:
 
     with pytest.raises(BilevelError, match=r"Fewer returned shape \(2, .* for a tensor"):
         play(solver=Iterative(Fewer(), 2))
+
+
+def test_a_learned_update_of_another_precision() -> None:
+    class Double(LinearBox):
+        def init(self, batch):
+            return torch.zeros_like(batch.x, dtype=torch.float64)
+
+        def objective(self, leader, y, batch):
+            return super().objective(leader, y.float(), batch)
+
+    solver = Iterative(CoordinateRNN(0.1), 2)
+    given = {"solver": solver, "solver_opt": torch.optim.SGD(solver.parameters(), lr=0.1)}
+    with pytest.raises(BilevelError, match=r"CoordinateRNN .*float32 .*float64: .*solver\.to"):
+        play(follower=Double(), **given)
 
 
 def test_whole_numbers_have_no_gradient() -> None:

@@ -168,11 +168,18 @@ class Oracle:
             The last point and the update's state there.
 
         Raises:
-            BilevelError: If the update does not return a pair, or a point of another kind or shape.
+            BilevelError: If the update does not return a pair, or a point of another kind or shape,
+                or has parameters of another type than y.
+            RuntimeError: If the update fails otherwise.
         """
         for _ in range(steps):
             gradient = self.gradient(y) if update.needs_gradient else None
-            moved = update(y, gradient, self.context(y), state)
+            context = self.context(y)
+            try:
+                moved = update(y, gradient, context, state)
+            except RuntimeError as error:
+                _check_types(update, y, error)
+                raise
             if not isinstance(moved, tuple) or len(moved) != 2:
                 raise BilevelError(
                     f"{type(update).__name__} returned a {type(moved).__name__}: an update gives "
@@ -265,6 +272,16 @@ class Oracle:
             BilevelError: If the batch contains something else than tensors with a row per sample.
         """
         return Oracle(self.follower, self.leader, _select(self.batch, chosen))
+
+
+def _check_types(update: Update, y: Value, error: RuntimeError) -> None:
+    """Explains an error of an update whose parameters have another precision than y."""
+    own, others = ({leaf.dtype for leaf in group} for group in (update.parameters(), leaves(y)))
+    if own and own.isdisjoint(others) and "dtype" in str(error):
+        raise BilevelError(
+            f"{type(update).__name__} has parameters of type {own.pop()} and y is of type "
+            f"{others.pop()}: it computes with both; call solver.to(dtype) before the first step"
+        ) from error
 
 
 def _check_point(source: str, found: Value, y: Value) -> None:
