@@ -189,12 +189,7 @@ class Bilevel:
 
         def closure() -> Tensor:
             theta = zero_grad(self.leader)
-            answer = self._solve_again(y, batch) if losses else y
-            try:
-                loss = self.leader.loss(answer, batch)
-            except (AttributeError, KeyError) as error:
-                raise_missing_field(error, self.leader, batch)
-                raise
+            loss = self._leader_loss(self._solve_again(y, batch) if losses else y, batch)
             moved = theta if losses else theta + phi
             checks.check_loss("the leader's loss", loss, self.steps, moves=bool(moved))
             loss = self._backward(loss, moved)
@@ -210,6 +205,13 @@ class Bilevel:
                 "the leader's loss and gradients: call it, as the optimizers of torch.optim do"
             )
         return losses[0]
+
+    def _leader_loss(self, y: Value, batch: Batch) -> Tensor:
+        try:
+            return self.leader.loss(y, batch)
+        except (AttributeError, KeyError) as error:
+            raise_missing_field(error, self.leader, batch)
+            raise
 
     def _solve_again(self, y: Value, batch: Batch) -> Value:
         """The answer at a further evaluation of the leader's loss."""

@@ -233,6 +233,5 @@ def _assert_same_structure(value: Value, like: Value, name: str) -> None:
 def _assert_close(value: Value, like: Value, tolerance: float, message: str) -> None:
     for leaf, other in zip(leaves_like(value, like), leaves(like), strict=True):
         distance = float((leaf.detach() - other.detach()).abs().max()) if leaf.numel() else 0.0
-        half = tolerance > 0 and torch.finfo(other.dtype).eps > tolerance
-        allowed = 2 * torch.finfo(other.dtype).eps if half else tolerance
+        allowed = tolerance and max(tolerance, 2 * torch.finfo(other.dtype).eps)
         assert distance <= allowed, f"{message} (by {distance:.3g})"

@@ -350,8 +350,8 @@ class Started(Quadratic):
     [
         Unrolled(recompute=True),
         Unrolled(recompute=2),
-        Unrolled(truncate=STEPS),
-        Unrolled(truncate=STEPS + 1, recompute=True),
+        Unrolled(truncate=TURNS),
+        Unrolled(truncate=TURNS + 1, recompute=True),
         Forward(),
     ],
     ids=str,
@@ -359,10 +359,10 @@ class Started(Quadratic):
 def test_a_start_that_depends_on_the_leader(adjoint) -> None:
     """dy_0/dθ is a part of the gradient, unless the first steps are cut off."""
     batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
-    given = Iterative(Gradient(0.1), STEPS), Started(leader), leader, batch, v
+    given = Iterative(Gradient(0.1), TURNS), Started(leader), leader, batch, v
     found, like = (hypergradient(one, *given)[0] for one in (adjoint, Unrolled()))
     assert error(found, like) < 1e-10
-    cut, whole = (hypergradient(Unrolled(truncate=k), *given)[0] for k in (STEPS - 1, STEPS))
+    cut, whole = (hypergradient(Unrolled(truncate=k), *given)[0] for k in (TURNS - 1, TURNS))
     assert error(cut, whole) > 1e-3
 
 

@@ -25,6 +25,7 @@ def test_a_bar_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("rich._console", None)  # which remembers whether it was interactive
     with Journal("pgm", tmp_path) as journal:
         journal.begin(100, "the first steps")
         journal._bar.refresh()

@@ -47,10 +47,16 @@ BILINEAR = {
 """√(1 + η²), √(1 − η² + η⁴), 1/√(1 + η²), √((1 + √(1 − 4η²))/2)."""
 
 
-def radii(game: games.Game, schedule: Schedule, lr: rates.Rate, steps: int) -> torch.Tensor:
-    """Distance to the equilibrium after each step, from a point that excites everything."""
+def radii(
+    game: games.Game,
+    schedule: Schedule,
+    lr: rates.Rate,
+    steps: int,
+    away: torch.Tensor | float = 0.5,
+) -> torch.Tensor:
+    """Distance to the equilibrium after each step, from 1 away in x and so far away in y."""
     x, y = game.equilibrium
-    play = games.begin(game, x + 1, y + 0.5, lr=lr, schedule=schedule)
+    play = games.begin(game, x + 1, y + away, lr=lr, schedule=schedule)
     return (games.trajectory(play, steps) - torch.cat([x, y])).norm(dim=1)
 
 
@@ -174,10 +180,10 @@ def test_the_factor_is_what_is_measured_in_the_end(
     game = games.Quadratic(matrix, mu)
     steps = 300
     lr = (step, step / 4)
-    radius = radii(game, schedule, lr, steps)
-    assert radius[-1].log() / steps == pytest.approx(
-        math.log(game.factor(schedule, lr)), abs=6 / steps
-    )
+    # A start may have next to nothing of the slowest direction; two hardly ever do.
+    starts = torch.tensor([[0.5, 0.5], [1.0, -0.5]]).double()
+    radius = max(radii(game, schedule, lr, steps, away)[-1] for away in starts)
+    assert radius.log() / steps == pytest.approx(math.log(game.factor(schedule, lr)), abs=6 / steps)
 
 
 def test_each_player_has_a_step_size_of_its_own() -> None:
