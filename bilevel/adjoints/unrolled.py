@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache, partial
-from types import FunctionType
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +11,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bilevel.adjoints.base import Adjoint
+from bilevel.adjoints.compiled import CompiledOracle
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.recompute import recomputed
 from bilevel.solvers import Iterative, Parametric, Solution, Solver
 from bilevel.solvers.oracle import Oracle
-from bilevel.tree import Value, detach, leaves, requiring_grad, tree_map
-from bilevel.updates.base import State, Update
+from bilevel.tree import Value, leaves
+from bilevel.updates.base import Update
 
 
 class Unrolled(Adjoint):
@@ -143,69 +143,6 @@ class Unrolled(Adjoint):
         settings = {"truncate": self.truncate, "recompute": self.recompute, "compile": self.compile}
         given = [f"{name}={value!r}" for name, value in settings.items() if value]
         return f"Unrolled({', '.join(given)})"
-
-
-class CompiledOracle(Oracle):
-    """An oracle with a compiled step; for solves that are differentiated through.
-
-    One step a call: compiling several at once saves calls if a step is tiny, but loses twice as
-    much if it is not, since the compiler then saves more for the backward pass.
-    """
-
-    def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
-        """Takes steps, each with its gradient in one compiled call."""
-        problem = update, self.follower, self.leader, self.batch
-        y = tree_map(requiring_grad, y)  # as from the second step on: no second compilation
-        for _ in range(steps):
-            try:
-                y, state, seen = _call_compiled(*problem, y, state)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                reason = str(error).partition("\n")[0]
-                raise BilevelError(
-                    f"a step of {type(update).__name__} cannot be compiled ({reason}): all of it, "
-                    "the objective included, has to be one graph; leave out compile=True"
-                ) from error
-            if seen is not None:
-                self.record(*seen)
-        return y, state
-
-
-def _call_compiled(*args: Any) -> Any:
-    try:
-        return _compiled_step()(*args)
-    except torch._dynamo.exc.FailOnRecompileLimitHit:
-        # torch keeps a few graphs, one for each learning rate and the like: forget those.
-        _compiled_step.cache_clear()
-        return _compiled_step()(*args)
-
-
-@cache
-def _compiled_step() -> Any:
-    # torch keeps a function's graphs with its code: a copy begins without any.
-    step = FunctionType(_step.__code__.replace(), globals())
-    return torch.compile(step, fullgraph=True)
-
-
-def _step(
-    update: Update,
-    follower: FollowerProblem,
-    leader: LeaderProblem,
-    batch: Batch,
-    y: Value,
-    state: State,
-) -> tuple[Value, State, tuple[Tensor, Value] | None]:
-    """A step of :meth:`Oracle.advance`, and the objective and gradient for its statistics."""
-
-    def total(point: Value) -> tuple[Tensor, Tensor]:
-        objective = follower.checked_objective(leader, point, batch)
-        return follower.sign * objective.sum(), objective
-
-    gradient = seen = None
-    if update.needs_gradient:
-        gradient, objective = torch.func.grad(total, has_aux=True)(y)
-        seen = objective.detach(), detach(gradient)
-    y, state = update(y, gradient, follower.context(y, batch), state)
-    return follower.project(y, batch), state, seen
 
 
 def check_steps(adjoint: Adjoint, solver: Solver) -> None:

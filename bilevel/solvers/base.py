@@ -67,6 +67,16 @@ class Solver(nn.Module, ABC):
             batch: The data.
         """
 
+    def check(self, follower: FollowerProblem) -> None:
+        """Checks that the solver is made for a problem; by default it is for any.
+
+        Args:
+            follower: The problem.
+
+        Raises:
+            BilevelError: If it is not, in an override.
+        """
+
     @abstractmethod
     def answer(self, oracle: Oracle) -> Value:
         """Computes the answer.
@@ -102,6 +112,7 @@ class Solver(nn.Module, ABC):
         Raises:
             BilevelError: If the batch does not suit the problem, or the objective's shape is wrong.
         """
+        self.check(follower)
         with frozen(leader, self.leader_mode):
             oracle = Oracle(follower, leader, batch)
             value = self.answer(oracle)

@@ -7,16 +7,15 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError, describe, raise_missing_field
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.solvers.checks import check_floating, check_point
 from bilevel.tree import (
     Value,
     detach,
     from_leaves,
     is_value,
     leaves,
-    leaves_like,
     norms,
     requiring_grad,
-    same_structure,
     tree_map,
 )
 from bilevel.updates.base import State, Update
@@ -115,7 +114,7 @@ class Oracle:
             try:
                 point = tree_map(requiring_grad if self._differentiable else _detached_leaf, y)
             except RuntimeError as error:
-                self._check_floating(y, error)
+                check_floating(type(self.follower).__name__, y, error)
                 raise
             value = self._objective(point)
             if not value.requires_grad:
@@ -132,15 +131,6 @@ class Oracle:
         objective, gradient = value.detach(), from_leaves(grads, like=point)
         self.record(objective, gradient)
         return objective, gradient
-
-    def _check_floating(self, y: Value, error: RuntimeError) -> None:
-        kinds = {leaf.dtype for leaf in leaves(y) if not leaf.is_floating_point()}
-        if kinds:
-            raise BilevelError(
-                f"y, which {type(self.follower).__name__}.init starts, has numbers of type "
-                f"{kinds.pop()}: it moves along a gradient; return floating point, such as "
-                "torch.zeros(batch.x.shape), or use an update with needs_gradient = False"
-            ) from error
 
     def record(self, objective: Tensor, gradient: Value, evaluations: int = 1) -> None:
         """Adds evaluations to the statistics.
@@ -185,7 +175,7 @@ class Oracle:
                     f"{type(update).__name__} returned a {type(moved).__name__}: an update gives "
                     "the moved variable and its state for the next step; return y, state"
                 )
-            _check_point(type(update).__name__, moved[0], y)
+            check_point(type(update).__name__, moved[0], y)
             y, state = self.project(moved[0]), moved[1]
         return y, state
 
@@ -256,7 +246,7 @@ class Oracle:
         """
         nearest = self.follower.project(y, self.batch)
         if nearest is not y:
-            _check_point(f"{type(self.follower).__name__}.project", nearest, y)
+            check_point(f"{type(self.follower).__name__}.project", nearest, y)
         return nearest
 
     def restricted(self, chosen: Tensor) -> Oracle:
@@ -282,21 +272,6 @@ def _check_types(update: Update, y: Value, error: RuntimeError) -> None:
             f"{type(update).__name__} has parameters of type {own.pop()} and y is of type "
             f"{others.pop()}: it computes with both; call solver.to(dtype) before the first step"
         ) from error
-
-
-def _check_point(source: str, found: Value, y: Value) -> None:
-    """Checks that what an update or a projection returned is of the kind and the shapes of y."""
-    if not same_structure(found, y):
-        raise BilevelError(
-            f"{source} returned {describe(found)} for {describe(y)}: a point of Y is of the kind "
-            "that init gives; return that"
-        )
-    for leaf, own in zip(leaves_like(found, like=y), leaves(y), strict=True):
-        if leaf.shape != own.shape:
-            raise BilevelError(
-                f"{source} returned shape {tuple(leaf.shape)} for a tensor of shape "
-                f"{tuple(own.shape)}: a point of Y has the shapes that init gives; return those"
-            )
 
 
 def _select(batch: Batch, chosen: Tensor) -> Batch:

@@ -28,6 +28,7 @@ from bilevel import (
     testing,
 )
 from bilevel.adjoints import unrolled
+from bilevel.adjoints.compiled import _compiled_step
 from bilevel.recompute import recomputed
 from bilevel.solvers import Solver
 from bilevel.tree import leaves
@@ -284,9 +285,9 @@ def test_the_leader_is_left_as_it_was(adjoint) -> None:
 def compiled(monkeypatch) -> Iterator[Unrolled]:
     """Traced and differentiated as by the default backend, which takes its time to make code."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    unrolled._compiled_step.cache_clear()
+    _compiled_step.cache_clear()
     yield Unrolled(compile=True)
-    unrolled._compiled_step.cache_clear()
+    _compiled_step.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore")

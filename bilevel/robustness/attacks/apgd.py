@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.problem import Batch as AnyBatch
-from bilevel.problem import FollowerProblem, LeaderProblem
+from bilevel.problem import FollowerProblem
 from bilevel.robustness.attacks.samples import (
     check_ball,
     check_count,
@@ -19,7 +18,7 @@ from bilevel.robustness.attacks.samples import (
     choose,
     per_sample,
 )
-from bilevel.solvers import Oracle, Solution, Solver
+from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
 _ALPHA = 0.75  # weight of the new step; the previous one has 1 − α
@@ -70,17 +69,9 @@ class APGD(Solver):
         self.steps = check_count("steps", steps)
         self.rho = rho
 
-    def solve(
-        self,
-        follower: FollowerProblem,
-        leader: LeaderProblem,
-        batch: AnyBatch,
-        *,
-        evaluate: bool = True,
-    ) -> Solution:
-        """Refuses an L2 ball, then solves."""
+    def check(self, follower: FollowerProblem) -> None:
+        """Refuses an L2 ball."""
         check_ball(self, follower)
-        return super().solve(follower, leader, batch, evaluate=evaluate)
 
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from bilevel.errors import BilevelError
-from bilevel.problem import Batch as AnyBatch
-from bilevel.problem import FollowerProblem, LeaderProblem
+from bilevel.problem import FollowerProblem
 from bilevel.robustness.attacks.samples import (
     check_ball,
     check_count,
@@ -21,7 +20,7 @@ from bilevel.robustness.attacks.samples import (
     per_sample,
 )
 from bilevel.robustness.threats.losses import cross_entropy
-from bilevel.solvers import Oracle, Solution, Solver
+from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
 _MIN_TAU = 1 / 256
@@ -72,22 +71,14 @@ class CarliniWagner(Solver):
         self.eps = check_eps(eps)
         self.steps = check_count("steps", steps)
 
-    def solve(
-        self,
-        follower: FollowerProblem,
-        leader: LeaderProblem,
-        batch: AnyBatch,
-        *,
-        evaluate: bool = True,
-    ) -> Solution:
-        """Refuses an L2 ball and a loss without a sign, then solves."""
+    def check(self, follower: FollowerProblem) -> None:
+        """Refuses an L2 ball, and a loss without a sign."""
         check_ball(self, follower)
         if getattr(follower, "loss", None) is cross_entropy:
             raise BilevelError(
                 "CarliniWagner was given the cross entropy: it stops where the loss is positive, "
                 "which would be at once, at the clean image; give the threat model loss=margin"
             )
-        return super().solve(follower, leader, batch, evaluate=evaluate)
 
     def answer(self, oracle: Oracle) -> Value:
         """The last successful δ of each image, clipped to Y; zero where there is none."""

@@ -1,0 +1,50 @@
+"""Checks of points that followers and updates return."""
+
+from __future__ import annotations
+
+from bilevel.errors import BilevelError, describe
+from bilevel.tree import Value, leaves, leaves_like, same_structure
+
+
+def check_point(source: str, found: Value, y: Value) -> None:
+    """Checks that what an update or a projection returned is of the kind and the shapes of y.
+
+    Args:
+        source: The name of the update or the projection.
+        found: What it returned.
+        y: The point that it was given.
+
+    Raises:
+        BilevelError: If it is not.
+    """
+    if not same_structure(found, y):
+        raise BilevelError(
+            f"{source} returned {describe(found)} for {describe(y)}: a point of Y is of the kind "
+            "that init gives; return that"
+        )
+    for leaf, own in zip(leaves_like(found, like=y), leaves(y), strict=True):
+        if leaf.shape != own.shape:
+            raise BilevelError(
+                f"{source} returned shape {tuple(leaf.shape)} for a tensor of shape "
+                f"{tuple(own.shape)}: a point of Y has the shapes that init gives; return those"
+            )
+
+
+def check_floating(follower: str, y: Value, error: RuntimeError) -> None:
+    """Raises a clearer error if the start has no gradient; does nothing for errors of other kinds.
+
+    Args:
+        follower: The name of the follower.
+        y: Its start.
+        error: What torch raised.
+
+    Raises:
+        BilevelError: If some numbers of y are not of floating point.
+    """
+    kinds = {leaf.dtype for leaf in leaves(y) if not leaf.is_floating_point()}
+    if kinds:
+        raise BilevelError(
+            f"y, which {follower}.init starts, has numbers of type {kinds.pop()}: it moves along a "
+            "gradient; return floating point, such as torch.zeros(batch.x.shape), or use an update "
+            "with needs_gradient = False"
+        ) from error
