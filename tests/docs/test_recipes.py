@@ -220,3 +220,27 @@ def test_a_solver_of_ones_own(tmp_path, adjoint) -> None:
             return (batch["x"] @ y - batch["t"]).square().mean() + penalty
 
     bilevel.testing.check_adjoint(adjoint, names["Ridge"](), Whole(), Penalties(), regression())
+
+
+def test_training_on_all_iterates(tmp_path) -> None:
+    names = follow(example(tmp_path), "Proximal steps")
+    names = follow(names, "Train a learned update on all its iterates")
+    lasso, game, path, solver = (names[name] for name in ("lasso", "training", "path", "trained"))
+    batch = {"A": torch.randn(32, 20, 40) / 20**0.5, "b": torch.randn(32, 20)}
+
+    def by_hand() -> tuple[torch.Tensor, torch.Tensor]:
+        y, values = lasso.init(batch), []
+        for _ in range(10):
+            y, _ = path.update(y, None, lasso.context(y, batch), None)
+            values.append(lasso.objective(None, y, batch).mean())
+        return torch.stack(values).mean(), y
+
+    mean, last = by_hand()
+    slopes = torch.autograd.grad(mean, list(path.parameters()))
+    torch.testing.assert_close(solver.solve(lasso, game.leader, batch).value, last)
+    torch.testing.assert_close(game.step(batch)["objective_after"], mean.detach())
+    for parameter, slope in zip(path.parameters(), slopes, strict=True):
+        torch.testing.assert_close(parameter.grad, slope)
+    for _ in range(60):
+        game.step(batch)
+    assert by_hand()[0] < 0.98 * mean
