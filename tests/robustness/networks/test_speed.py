@@ -245,10 +245,18 @@ def test_a_compiled_attacker_that_steps_twice(
 
 
 def test_a_process_may_compile_many_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Network(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     before = counters["stats"]["unique_graphs"]
     for width in range(1, 41):
-        network = nn.Linear(1, width)
+        network = Network(width)
         compile_network(network)
         network(torch.zeros(1, 1))
     assert counters["stats"]["unique_graphs"] == before + 40
