@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import attack
-from bilevel.robustness.attacks.samples import check_batch
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation, Threat
 
@@ -132,7 +131,6 @@ def foolbox_attack(
             _check_bounds(model)
             images, restore = astensor_(inputs)
             batch = Batch(images.raw.detach(), _classes(criterion))
-            check_batch(batch)
             if epsilon > 0:  # the ball is a point at 0, and fgsm(0) is an error
                 follower, solver = make_follower(epsilon), make_solver(epsilon)
                 batch = attack(_FoolboxModule(model), follower, solver, batch)
