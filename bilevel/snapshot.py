@@ -25,8 +25,9 @@ class ModuleState:
     def __init__(self, module: nn.Module, *, copy_buffers: bool = False) -> None:
         self.module = module
         self.flags = [(part, part.training) for part in module.modules()]
-        self.parameters = [(p, p.requires_grad) for p in module.parameters()]
-        # Directly in ``_buffers``: nn.Module's attribute access costs more than a small layer.
+        # From the dicts of nn.Module, whose iterators and attributes cost more than a small layer.
+        parameters = dict.fromkeys(p for part, _ in self.flags for p in part._parameters.values())
+        self.parameters = [(p, p.requires_grad) for p in parameters if p is not None]
         self.buffers = [
             (part._buffers, name, buffer)
             for part, _ in self.flags

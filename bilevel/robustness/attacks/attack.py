@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.samples import check_batch, check_count
@@ -41,6 +41,7 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
     Raises:
         BilevelError: If the images are not float in [0, 1] or the labels not int64, or the follower
             does not say which images its y makes.
+        NonFiniteError: If the loss is NaN or infinite where the attack starts.
     """
     if not isinstance(follower, Threat):
         raise BilevelError(
@@ -50,6 +51,12 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
     check_batch(batch)
     with torch.no_grad(), frozen(solver):
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
+        loss = solution.stats.get("objective_before")
+        if len(batch.x) and loss is not None and not loss.isfinite():
+            raise NonFiniteError(
+                f"the loss is {loss.item()} where the attack starts: it has no gradient to follow, "
+                "and its images would look robust; check the classifier's weights and its logits"
+            )
         return Batch(follower.perturbed(solution.value, Batch(batch.x, batch.y)), batch.y)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError, Iterative, Oracle, Solver, fgsm, pgm
+from bilevel import BilevelError, Iterative, NonFiniteError, Oracle, Solver, fgsm, pgm
 from bilevel.robustness import (
     APGD,
     Arsenal,
@@ -21,6 +21,7 @@ from bilevel.robustness import (
     Linf,
     RandomSampling,
     Solved,
+    attack,
     make_attacks,
 )
 from bilevel.robustness.threats.losses import margin, targeted_dlr
@@ -139,6 +140,14 @@ def test_inference_mode_is_told_to_be_the_trouble() -> None:
         moved(pgm(0.1, 2))
     with torch.no_grad():
         assert moved(pgm(0.1, 2))[0] == pytest.approx(0.1)
+
+
+def test_a_diverged_classifier_does_not_look_robust() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    nn.init.constant_(model[1].bias, torch.nan)
+    with pytest.raises(NonFiniteError, match="the loss is nan where the attack starts"):
+        attack(model, Linf(EPS), pgm(0.1, 2), greys())
+    assert len(attack(model, Linf(EPS), pgm(0.1, 2), Batch(*(t[:0] for t in greys()))).x) == 0
 
 
 @pytest.mark.parametrize("tries", [{"restarts": 0}, {"targets": -1}])
