@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,30 @@ def test_minibatches_within_a_solve(tmp_path) -> None:
         value = adjoint.solve(solver, problem, leader, batch).value
         grads += torch.autograd.grad(leader.loss(value, batch), leader.log_penalty)
     torch.testing.assert_close(*grads)
+
+
+def test_a_single_loop_takes_the_steps_of_soba(tmp_path) -> None:
+    names = follow(example(tmp_path), "Everything in a single loop")
+    game, theta = names["single_loop"], names["penalties"].log_penalty
+    objective, loss = game.follower.objective, game.leader.loss
+    y, v = torch.zeros(5), torch.zeros(5)
+    by_hand = types.SimpleNamespace(log_penalty=theta.detach().clone().requires_grad_())
+    for _ in range(5):
+        batch = {name: torch.randn(20, 5) for name in ("x", "validation x")}
+        batch |= {name: torch.randn(20) for name in ("t", "validation t")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", bilevel.HypergradientWarning)
+            game.step(batch)
+        y.requires_grad_()
+        y = (y - 0.1 * torch.autograd.grad(objective(by_hand, y, batch), y)[0]).detach()
+        y.requires_grad_()
+        (slope,) = torch.autograd.grad(objective(by_hand, y, batch), y, create_graph=True)
+        (product,) = torch.autograd.grad(slope, y, v, retain_graph=True)
+        v = v + 0.1 * (torch.autograd.grad(loss(y, batch), y)[0] - product)
+        (mixed,) = torch.autograd.grad(slope, by_hand.log_penalty, v)
+        by_hand.log_penalty.data += 0.5 * mixed
+        y = y.detach()
+    torch.testing.assert_close(theta.detach(), by_hand.log_penalty.detach())
 
 
 def test_proximal_steps(tmp_path) -> None:
