@@ -1,4 +1,4 @@
-"""docs/algorithms.md: every row of its tables takes a step, its examples are what they are called."""
+"""docs/algorithms.md: the rows of its tables take steps, its examples are what they are called."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from bilevel import games, updates
 from bilevel.robustness import L2, Batch, Linf
 
 PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
-SECTIONS = {
-    title: text for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
-}
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 NAMES = {**vars(bilevel), "updates": updates, "Linf": Linf, "L2": L2, "torch": torch}
 
 
