@@ -161,14 +161,20 @@ def check_gradients(term: str, parameters: list[Tensor]) -> None:
         BilevelError: If there are parameters and none has a gradient.
     """
     if parameters and all(parameter.grad is None for parameter in parameters):
-        raise BilevelError(_NO_GRADIENT.format(term))
+        raise BilevelError(_no_gradient(term))
 
 
-_NO_GRADIENT = (
-    "{} does not depend on the parameters that it trains: there is no gradient to move along; "
-    "compute it from them, without detach or no_grad, and if it depends on them through y* alone, "
-    "give the game an adjoint other than Detached()"
-)
+def _no_gradient(term: str) -> str:
+    remedy = {
+        "the leader's loss": "compute it from them, without detach or no_grad, and if it depends "
+        "on them through y* alone, give the game an adjoint other than Detached()",
+        "the follower's objective": "let the solver compute its answer from them, in one step at "
+        "least, without detach or no_grad",
+    }
+    return (
+        f"{term} does not depend on the parameters that it trains: there is no gradient to move "
+        f"along; {remedy[term]}"
+    )
 
 
 def check_loss(term: str, loss: Tensor, step: int, *, moves: bool) -> None:
@@ -192,7 +198,7 @@ def check_loss(term: str, loss: Tensor, step: int, *, moves: bool) -> None:
             "number; return a scalar, such as the mean over the batch"
         )
     if moves and not loss.requires_grad:
-        raise BilevelError(_NO_GRADIENT.format(term))
+        raise BilevelError(_no_gradient(term))
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise NonFiniteError(
             f"step {step}: {term} is {loss.item()}: training has diverged, or the batch is empty "

@@ -114,7 +114,8 @@ class Bilevel:
 
         Returns:
             Scalars on the device: ``loss`` (the leader's, before it moved), the statistics of the
-            :class:`Solution` and, if the solver is trained, ``objective_after``.
+            :class:`Solution` and, if the game is zero-sum or the solver is trained,
+            ``objective_after``.
             :class:`~bilevel.MetricLog` reads many steps at once.
 
         Raises:
@@ -195,6 +196,7 @@ class Bilevel:
             loss = self._backward(loss, moved)
             if not losses:
                 checks.check_gradients("the leader's loss", theta)
+                checks.check_gradients("the follower's objective", phi)
             losses.append(loss)
             return loss
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 Value = Tensor | dict[str, Tensor]
 """A follower's variable: one tensor, or named tensors (a network's parameters)."""
@@ -195,8 +196,9 @@ def norms(y: Value, *, by_sample: bool) -> Tensor:
     Returns:
         One per sample, ``(B,)``, or one over all elements, a scalar.
     """
-    squares = [leaf.square() for leaf in leaves(y)]
     if by_sample:
-        rows = [square[..., None].flatten(1).sum(1) for square in squares]
-        return torch.stack(rows).sum(0).sqrt()
-    return torch.stack([square.sum() for square in squares]).sum().sqrt()
+        parts = [vector_norm(leaf[..., None].flatten(1), dim=1) for leaf in leaves(y)]
+    else:
+        parts = [vector_norm(leaf) for leaf in leaves(y)]
+    whole: Tensor = vector_norm(torch.stack(parts), dim=0)
+    return whole

@@ -19,6 +19,7 @@ from bilevel import (
     Iterative,
     MetricLog,
     NonFiniteError,
+    Optimistic,
     Simultaneous,
     Solver,
     Unrolled,
@@ -90,8 +91,15 @@ def test_the_example_of_the_design_runs_as_written() -> None:
             assert metrics["objective_after"] > metrics["objective_before"] or learned
 
 
-@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating(follower_steps=2)])
-@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(
+    ("schedule", "warm"),
+    [
+        (Simultaneous(), False),
+        (Simultaneous(), True),
+        (Optimistic(), True),
+        (Alternating(follower_steps=2), False),
+    ],
+)
 def test_a_run_resumed_from_its_state_equals_the_run_never_stopped(schedule, warm) -> None:
     batches = [images() for _ in range(6)]
 

@@ -69,18 +69,20 @@ class Sampled(Pullback):
         """Solves at perturbations of θ, in antithetic pairs."""
         theta = {name: problem.theta[name] for name in problem.wanted}
         point, weights = ravel(theta), ravel(v)
-        estimates = []
+        total, squares = torch.zeros_like(point), point.new_zeros(())
         for _ in range(self.samples):
             u = torch.randn_like(point)
             up, down = (
                 ravel(problem.solve(unravel(point + side * self.scale * u, like=theta)))
                 for side in (1, -1)
             )
-            estimates.append((weights @ (up - down)) / (2 * self.scale) * u)
-        stacked = torch.stack(estimates)
-        mean, variance = stacked.mean(0), stacked.var(0)
+            slope = weights @ (up - down) / (2 * self.scale)
+            total = torch.addcmul(total, slope, u)
+            squares = squares + slope.square() * (u @ u)
+        mean, n = total / self.samples, self.samples
         norm = mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)  # 0 if no answer moves
-        residual = (variance.sum() / self.samples).sqrt() / norm
+        variance = (squares / n - mean.square().sum()).clamp(min=0) / (n - 1)  # of the mean
+        residual = variance.sqrt() / norm
         problem.record(residual=residual)
         self.warn_once(
             residual > NOISE,

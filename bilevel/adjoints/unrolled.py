@@ -76,6 +76,7 @@ class Unrolled(Adjoint):
         """Solves with the graph of the steps."""
         self._check_solver(solver)
         self._check_batch(batch)
+        solver.check(follower)
         oracle_type = CompiledOracle if self.compile else Oracle
         with frozen(leader, solver.leader_mode, differentiable=True):
             oracle = oracle_type(follower, leader, batch, differentiable=True)

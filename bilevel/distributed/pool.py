@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.distributed as dist
@@ -32,8 +33,10 @@ class Pool:
         Args:
             tensors: The tensors, of the same shapes in all processes.
         """
-        flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors))
-        pieces = flat.split([tensor.numel() for tensor in tensors])
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        sizes = [tensor.numel() for tensor in tensors]
+        flat = tensors[0].new_empty(sum(sizes), dtype=dtype)
+        pieces = flat.split(sizes)
         views = [_view_like(piece, tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
         torch._foreach_copy_(views, list(tensors))
         with translate_errors():

@@ -109,7 +109,8 @@ class Alternating(Schedule):
         first: Who moves first, ``"leader"`` or ``"follower"``.
 
     Raises:
-        BilevelError: If ``follower_steps`` is not a positive integer, or ``first`` is neither.
+        BilevelError: If ``follower_steps`` is not a positive integer, or ``first`` is neither; in
+            :class:`~bilevel.Bilevel`, if each solve moves the trained solver's answer.
 
     Example:
         >>> Alternating(follower_steps=2)
@@ -128,6 +129,15 @@ class Alternating(Schedule):
             )
         self.follower_steps = follower_steps
         self.first = first
+
+    def check(self, game: Bilevel) -> None:
+        """Checks that the solves of a step do not add up."""
+        if game.solver_opt is not None and not game.solver.repeatable:
+            raise BilevelError(
+                f"{self!r} solves {self.follower_steps + 1} times a step, but "
+                f"{type(game.solver).__name__} goes on from its last answer at each solve: give it "
+                "warm_start=False, or take Simultaneous(), which solves once"
+            )
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Moves the leader once and the solver ``follower_steps`` times, each on its own solve."""

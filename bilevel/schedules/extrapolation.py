@@ -69,14 +69,14 @@ class ProximalPoint(Simultaneous):
         """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""
         players = game.trained_parameters()
         base = [player.clone() for player in players]
-        metrics = super().step(game, batch)
         try:
+            metrics = super().step(game, batch)
             for _ in range(self.iterations - 1):
                 game.project(batch)
                 offset = torch._foreach_sub(base, players)
                 super().step(game, batch)
                 torch._foreach_add_(players, offset)
-        except BaseException:  # undo the extrapolation
+        except BaseException:  # no extrapolated point is an iterate
             torch._foreach_copy_(players, base)
             raise
         return metrics

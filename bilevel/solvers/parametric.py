@@ -79,6 +79,7 @@ class Parametric(Solver):
         """Returns the parameters; the leader is frozen and evaluated only if ``evaluate``."""
         if evaluate:
             return super().solve(follower, leader, batch)
+        self.check(follower)
         return Solution(self.answer(Oracle(follower, leader, batch)), {})
 
 

@@ -24,9 +24,9 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
-from bilevel.robustness import Batch
-from bilevel.updates import CNN, Gradient
-from tests.problems import Nearest, Saddle, Scalar, image_game
+from bilevel.robustness import Batch, Linf
+from bilevel.updates import CNN, CoordinateRNN, Gradient
+from tests.problems import Nearest, Saddle, Scalar, Weights, image_game
 
 
 def bilinear(x: float, y: float, step: float, schedule) -> Bilevel:
@@ -270,6 +270,49 @@ def test_a_leader_that_evaluates_several_times_in_a_step() -> None:
 def test_follower_steps_below_one() -> None:
     with pytest.raises(BilevelError, match=r"follower_steps is 0.*give 1, 2"):
         Alternating(follower_steps=0)
+
+
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
+@pytest.mark.parametrize("cause", ["detached", "no step", "no grad"])
+def test_a_solver_that_no_gradient_reaches_does_not_stay_in_silence(schedule, cause) -> None:
+    class Detaching(CNN):
+        def forward(self, y, gradient, context, state):
+            moved, state = super().forward(y, gradient, context, state)
+            return moved.detach(), state
+
+    update = (Detaching if cause == "detached" else CNN)(1, 0.1, form="two-layer", width=4)
+    follower = Linf(0.1)
+    leader = ZeroSum(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), follower)
+    solver = Iterative(update, 0 if cause == "no step" else 1)
+    game = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+        schedule=schedule,
+    )
+    batch = Batch(torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.long))
+    with (
+        torch.set_grad_enabled(cause != "no grad"),
+        pytest.raises(BilevelError, match="follower's objective does not depend on the parameters"),
+    ):
+        game.step(batch)
+
+
+def test_a_learned_follower_that_goes_on_moves_once_a_step() -> None:
+    follower, leader = Nearest(), Weights(3)
+    solver = Iterative(CoordinateRNN(0.1), 1, warm_start=True)
+    with pytest.raises(BilevelError, match=r"solves 4 times a step.*take Simultaneous\(\)"):
+        Bilevel(
+            leader,
+            follower,
+            solver,
+            leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+            solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+            adjoint=Detached(),
+            schedule=Alternating(3),
+        )
 
 
 def test_a_game_that_is_not_zero_sum_is_simultaneous_too() -> None:

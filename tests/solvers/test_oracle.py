@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, FollowerProblem, Iterative, Oracle, ZeroSum
+from bilevel.tree import norms
 from bilevel.updates import Gradient
 
 
@@ -108,3 +109,12 @@ def test_the_gradient_norm_is_over_all_tensors_of_a_dict(shared: bool) -> None:
         Iterative(Gradient(0.1), 1).solve(follower, ZeroSum(nn.Identity(), follower), None).stats
     )
     assert stats["gradient_norm"] == 5
+
+
+def test_the_norm_of_a_small_gradient_in_half_precision() -> None:
+    """1,000 numbers whose squares are 0 in float16."""
+    values = {"a": torch.full((2, 500), 1e-4, dtype=torch.float16)}
+    values["b"] = values["a"].clone()
+    by_sample, whole = (norms(values, by_sample=rows).float() for rows in (True, False))
+    torch.testing.assert_close(by_sample, torch.full((2,), 1e-4 * 1000**0.5), rtol=0.01, atol=0)
+    torch.testing.assert_close(whole, torch.tensor(1e-4 * 2000**0.5), rtol=0.01, atol=0)

@@ -6,8 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import BilevelError, FollowerProblem, Parametric, ZeroSum
+from bilevel import (
+    Adjoint,
+    BilevelError,
+    Detached,
+    FollowerProblem,
+    Iterative,
+    Parametric,
+    Solver,
+    Unrolled,
+    ZeroSum,
+)
 from bilevel.tree import leaves
+from bilevel.updates import Gradient
 from tests.problems import image_game
 
 
@@ -76,3 +87,30 @@ def test_the_start_that_was_given_stays(names) -> None:
 def test_a_start_that_no_optimizer_could_move(start, message) -> None:
     with pytest.raises(BilevelError, match=message):
         Parametric(start)
+
+
+class Particular:
+    def check(self, follower: FollowerProblem) -> None:
+        raise BilevelError(f"not made for {type(follower).__name__}")
+
+
+class Point(Particular, Parametric):
+    pass
+
+
+class Steps(Particular, Iterative):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("solver", "adjoint"),
+    [
+        (Point(torch.zeros(1)), Detached()),
+        (Steps(Gradient(0.1), 1), Detached()),
+        (Steps(Gradient(0.1), 1), Unrolled()),
+    ],
+)
+def test_a_solver_refuses_a_problem_under_any_adjoint(solver: Solver, adjoint: Adjoint) -> None:
+    leader, follower, batch = image_game(0.1)
+    with pytest.raises(BilevelError, match="not made for"):
+        adjoint.solve(solver, follower, leader, batch)
