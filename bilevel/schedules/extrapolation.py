@@ -67,6 +67,7 @@ class ProximalPoint(Simultaneous):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""
+        game.project(batch)  # a start outside the constraints is no part of the displacement
         players = game.trained_parameters()
         base = [player.clone() for player in players]
         try:
@@ -127,6 +128,7 @@ class Optimistic(Simultaneous):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Takes a simultaneous step and adds D(w) − D(last w), at the first step zero."""
+        game.project(batch)  # a start outside the constraints is no part of the displacement
         players = game.trained_parameters()
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
@@ -191,6 +193,7 @@ class Lookahead(Schedule):
         """Takes a step of the inner schedule; after the k-th, interpolates back to the start."""
         players = game.trained_parameters()
         if not _same_shapes(self._slow, players):
+            game.project(batch)
             self._slow = [player.clone() for player in players]
         metrics = self.inner.step(game, batch)
         self._taken += 1

@@ -26,6 +26,7 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
+from bilevel.games import Game, begin, trajectory
 from bilevel.robustness import Batch
 from bilevel.updates import CNN, Gradient
 from tests.problems import Nearest, Weights, image_game
@@ -270,6 +271,28 @@ def test_a_leader_stays_where_it_may_be(name: str) -> None:
         game.step(Batch(torch.ones(2, 3), torch.zeros(2)))
         assert leader.w.min() >= 0
     assert leader.w.max() == 0
+
+
+class Boxed(Game):
+    """f(x, y) = x·y, each player in [−1, 1]."""
+
+    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+        return x @ y
+
+    def onto(self, z: Tensor) -> Tensor:
+        return z.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_start_outside_the_constraints_is_their_nearest_point(name: str) -> None:
+    origin = torch.zeros(1, dtype=torch.float64)
+    paths = []
+    for far in (0.0, 4.0):
+        game = begin(Boxed((origin, origin)), -1.0, 1.0, lr=0.1, schedule=MAKERS[name]())
+        for player, away in zip(game.trained_parameters(), (-far, far), strict=True):
+            player.add_(away)
+        paths.append(trajectory(game, 4)[1:])
+    torch.testing.assert_close(paths[1], paths[0])
 
 
 def warm_game(schedule: Schedule) -> Bilevel:
