@@ -1,0 +1,27 @@
+"""Values in whole: their norms, for every shape and kind of number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bilevel.tree import norms
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e3])  # their squares are no numbers of half precision
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+def test_norms_of_all_elements_and_of_each_sample(dtype: torch.dtype, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.complex64 if dtype.is_complex else torch.float64
+    y = {
+        "rows": scale * torch.randn(3, 2, 4, dtype=kind, generator=generator),
+        "numbers": scale * torch.randn(3, dtype=kind, generator=generator),
+    }
+    flat = torch.cat([leaf.reshape(3, -1) for leaf in y.values()], dim=1)
+    rounded = {name: leaf.to(dtype) for name, leaf in y.items()}
+    together, apart = norms(rounded, by_sample=False), norms(rounded, by_sample=True)
+    rtol = 2e-2 if dtype.itemsize == 2 else 1e-5
+    torch.testing.assert_close(together.double(), flat.norm().double(), rtol=rtol, atol=0)
+    torch.testing.assert_close(apart.double(), flat.norm(dim=1).double(), rtol=rtol, atol=0)
+    alone = {name: leaf[:1] for name, leaf in rounded.items()}
+    torch.testing.assert_close(norms(alone, by_sample=True), apart[:1])
