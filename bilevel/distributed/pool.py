@@ -33,10 +33,10 @@ class Pool:
         Args:
             tensors: The tensors, of the same shapes in all processes.
         """
-        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-        sizes = [tensor.numel() for tensor in tensors]
-        flat = tensors[0].new_empty(sum(sizes), dtype=dtype)
-        pieces = flat.split(sizes)
+        # Under autocast a loss can be less precise than the gradients.
+        dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+        flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors), dtype=dtype)
+        pieces = flat.split([tensor.numel() for tensor in tensors])
         views = [_view_like(piece, tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
         torch._foreach_copy_(views, list(tensors))
         with translate_errors():
