@@ -76,4 +76,4 @@ def _mean(name: str, values: Tensor, numbers: list[int], count: int) -> float:
             "training has diverged or the batch is not finite; lower the learning rate, or go back "
             "to the last checkpoint"
         )
-    return float(values.mean())
+    return float(values.double().mean())

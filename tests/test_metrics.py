@@ -16,6 +16,14 @@ def test_a_metric_that_some_steps_lack_is_averaged_over_the_others() -> None:
     assert log.means() == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64, torch.bool])
+def test_a_mean_is_not_rounded_to_the_precision_of_its_numbers(dtype: torch.dtype) -> None:
+    log = MetricLog()
+    for value in (1, 1, 0):
+        log.add({"hit": torch.tensor(value, dtype=dtype)})
+    assert log.means() == {"hit": pytest.approx(2 / 3, rel=1e-12)}
+
+
 def test_what_is_read_later_is_what_was_kept_then() -> None:
     log, loss = MetricLog(), torch.tensor(1.0)
     log.add({"loss": loss})
