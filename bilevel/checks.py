@@ -140,7 +140,7 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
         distance = float((leaf - nearest).abs().max()) if leaf.numel() else 0.0
         rounding = torch.finfo(leaf.dtype).eps if leaf.is_floating_point() else 0.0
         largest = float(nearest.abs().max()) if leaf.numel() else 0.0
-        if distance > max(1e-5, 2 * rounding) * max(1.0, largest):
+        if not distance <= max(1e-5, 2 * rounding) * max(1.0, largest):  # it may be NaN
             raise BilevelError(
                 f"the follower's first answer lies {distance:.3g} outside Y: "
                 f"{type(follower).__name__}.project moves it; make project idempotent, let init "

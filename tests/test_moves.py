@@ -1,4 +1,4 @@
-"""How players move: optimizers with hooks or none, autocast, a leader with constraints."""
+"""How players move: optimizers with hooks, without, or none; autocast; constraints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ import torch
 from torch import Tensor, nn
 
 import bilevel
-from bilevel import Bilevel, Extragradient, FollowerProblem, Iterative, ZeroSum, pgm
-from bilevel.updates import CoordinateMLP
+from bilevel import (
+    Bilevel,
+    BilevelError,
+    Extragradient,
+    FollowerProblem,
+    Implicit,
+    Iterative,
+    LeaderProblem,
+    Unrolled,
+    ZeroSum,
+    pgm,
+)
+from bilevel.updates import CoordinateMLP, Gradient
 from tests.problems import Scalar, image_game
 
 
@@ -106,7 +117,7 @@ def trained(network: type[nn.Sequential], optimizer=torch.optim.SGD, **settings)
     batch = torch.randn(8, 4)
     leader = ZeroSum(network(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), Shift())
     optimizer = optimizer(leader.parameters(), lr=0.2)
-    solver = Iterative(bilevel.updates.Gradient(0.2), 2)
+    solver = Iterative(Gradient(0.2), 2)
     game = Bilevel(leader, leader.follower, solver, leader_opt=optimizer, **settings)
     for _ in range(3):
         game.step(batch)
@@ -141,7 +152,7 @@ def test_a_leader_that_is_no_network_at_all() -> None:
     follower = Shift()
     leader = ZeroSum(nn.Identity(), follower)
     batch = torch.randn(8, 1)
-    game = Bilevel(leader, follower, Iterative(bilevel.updates.Gradient(0.5), 1), leader_opt=None)
+    game = Bilevel(leader, follower, Iterative(Gradient(0.5), 1), leader_opt=None)
     torch.testing.assert_close(game.step(batch)["loss"], 2 * batch.square().mean())
 
 
@@ -163,3 +174,56 @@ def test_a_leader_projects_in_place_without_further_ado() -> None:
     optimizer = torch.optim.SGD(leader.parameters(), lr=1.0)
     Bilevel(leader, leader.follower, STILL, leader_opt=optimizer).step(None)
     assert leader.model.x.item() == 0.0
+
+
+class Reaches(LeaderProblem):
+    """min over θ of ½ (y*(θ) − 1)² + ½ (θ − 0.3)² with y* = 2θ, attained at θ = 2.3 / 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(1).double())
+
+    def loss(self, y, batch):
+        return ((y - 1).square() + (self.theta - 0.3).square()).sum() / 2
+
+
+class Doubles(FollowerProblem):
+    sense = "min"
+
+    def init(self, batch):
+        return torch.zeros(1).double()
+
+    def objective(self, leader, y, batch):
+        return (y - 2 * leader.theta).square().sum() / 2
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Implicit()], ids=repr)
+def test_an_optimizer_that_asks_again_is_asked_about_the_same_function(adjoint) -> None:
+    """L-BFGS compares gradients of several points: at each the follower answers anew."""
+    leader, solver = Reaches(), Iterative(Gradient(0.5), 60)
+    lbfgs = torch.optim.LBFGS(leader.parameters(), lr=1.0, max_iter=10)
+    game = Bilevel(leader, Doubles(), solver, leader_opt=lbfgs, adjoint=adjoint)
+    game.step(None)
+    assert leader.theta.item() == pytest.approx(2.3 / 5, abs=1e-9)
+    leader, warm = Reaches(), Iterative(Gradient(0.5), 60, warm_start=True)
+    lbfgs = torch.optim.LBFGS(leader.parameters())
+    with pytest.raises(BilevelError, match=r"LBFGS evaluates .* warm_start=False"):
+        Bilevel(leader, Doubles(), warm, leader_opt=lbfgs, adjoint=adjoint).step(None)
+
+
+def test_gradients_may_be_clipped_between_closure_and_step() -> None:
+    class Clipped(torch.optim.SGD):
+        def step(self, closure):
+            def clipped():
+                loss = closure()
+                nn.utils.clip_grad_norm_(self.param_groups[0]["params"], max_norm=1e-3)
+                return loss
+
+            return super().step(clipped)
+
+    leader, follower, batch = image_game()
+    before = torch.cat([p.detach().flatten() for p in leader.parameters()])
+    optimizer = Clipped(leader.parameters(), lr=1.0)
+    Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer).step(batch)
+    after = torch.cat([p.detach().flatten() for p in leader.parameters()])
+    assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-3)

@@ -1,4 +1,7 @@
-"""The naming of iterates, on hundreds of made-up records and on games with known answers."""
+"""The naming of iterates, on hundreds of made-up records.
+
+Each is turned into 2 to 50 dimensions around a random centre, at a random size.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel.monitoring.dynamics import MIN_ROWS, Verdict, classify, combine
+from bilevel.monitoring.dynamics import MIN_ROWS, Verdict, classify
 
 RUNS = 100
-
-
-# Made-up records. Each is turned into 2 to 50 dimensions around a random centre, at a random size.
 
 
 def embedded(rng: np.random.Generator, x: np.ndarray, noise: float) -> tuple[np.ndarray, float]:
@@ -218,165 +218,3 @@ def test_a_cycle_is_seen_beside_large_numbers_that_rest() -> None:
     verdict = classify(circle)
     assert verdict.kind == "cycling"
     assert verdict.radius == pytest.approx(0.01, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("verdict", "sentence"),
-    [
-        (
-            Verdict("cycling", period=63, radius=1.0, trend=1.03),
-            "cycles with period 63 steps and radius 1, which grows by 3 % a period: a smaller step "
-            "only slows it; use Extragradient or Optimistic, or regularise the players",
-        ),
-        (
-            Verdict("cycling", period=2, radius=1.0, trend=1.0),
-            "cycles with period 2 steps and radius 1, which neither grows nor shrinks: the step is "
-            "too large; lower the learning rates",
-        ),
-        (
-            Verdict("converging", period=63, radius=0.5, trend=0.9),
-            "spirals in with period 63 steps and radius 0.5, which shrinks by 10 % a period",
-        ),
-        (
-            Verdict("diverging", period=10, radius=1.0, trend=1.99),
-            "spirals out with period 10 steps and radius 1, which grows by 99 % a period: "
-            "a smaller step only slows it; use Extragradient or Optimistic, or regularise the "
-            "players",
-        ),
-        (
-            Verdict("cycling", period=63, radius=0.5, trend=1.0, damping="Optimistic"),
-            "cycles with period 63 steps and radius 0.5, which neither grows nor shrinks, although "
-            "Optimistic damps rotations: lower the learning rates, take SGD without momentum, or "
-            "regularise the players",
-        ),
-        (
-            Verdict("diverging", radius=math.inf),
-            "diverges: an iterate is NaN or infinite; go back to the last checkpoint and lower the "
-            "learning rates",
-        ),
-        (Verdict("diverging"), "diverges: the steps grow exponentially; lower the learning rates"),
-    ],
-)
-def test_a_verdict_is_a_sentence(verdict: Verdict, sentence: str) -> None:
-    assert str(verdict) == sentence
-
-
-# Games.
-
-
-def xy(x: float, y: float) -> tuple[float, float]:
-    return y, x
-
-
-def forsaken(x: float, y: float) -> tuple[float, float]:
-    def slope(z: float) -> float:
-        return z / 2 - 2 * z**3 + z**5
-
-    return y - 0.45 + slope(x), x - slope(y)
-
-
-Field = Callable[[float, float], tuple[float, float]]
-
-
-def simultaneous(field: Field, x: float, y: float, step: float) -> tuple[float, float]:
-    down, up = field(x, y)
-    return x - step * down, y + step * up
-
-
-def alternating(field: Field, x: float, y: float, step: float) -> tuple[float, float]:
-    x -= step * field(x, y)[0]
-    return x, y + step * field(x, y)[1]
-
-
-def extragradient(field: Field, x: float, y: float, step: float) -> tuple[float, float]:
-    down, up = field(*simultaneous(field, x, y, step))
-    return x - step * down, y + step * up
-
-
-Method = Callable[[Field, float, float, float], tuple[float, float]]
-
-
-def path(
-    method: Method, field: Field, start: tuple[float, float], step: float, steps: int
-) -> np.ndarray:
-    points = [start]
-    for _ in range(steps):
-        points.append(method(field, *points[-1], step))
-    return np.array(points)
-
-
-@pytest.mark.parametrize(
-    ("method", "kind", "factor"),
-    [
-        (simultaneous, "diverging", math.sqrt(1 + 0.1**2)),
-        (alternating, "cycling", 1.0),
-        (extragradient, "converging", math.sqrt(1 - 0.1**2 + 0.1**4)),
-    ],
-)
-def test_the_bilinear_game_has_its_known_factor(method: Method, kind: str, factor: float) -> None:
-    verdict = classify(path(method, xy, (1.0, 0.0), step=0.1, steps=400))
-    assert verdict.kind == kind
-    assert verdict.period == pytest.approx(2 * math.pi / 0.1, rel=0.01)
-    assert verdict.trend == pytest.approx(factor**verdict.period, rel=1e-3)
-
-
-def test_at_the_papers_step_the_bilinear_game_cycles() -> None:
-    # Every 500th iterate of 250,000: the step map is linear, so a power of it is a matrix.
-    map_ = np.linalg.matrix_power(np.array([[1.0, -1e-4], [1e-4, 1.0]]), 500)
-    rows = np.array([np.linalg.matrix_power(map_, k) @ [1.0, 0.0] for k in range(500)])
-    verdict = classify(rows, stride=500)
-    assert verdict.kind == "cycling"
-    assert verdict.period == pytest.approx(62_832, rel=1e-3)
-    assert verdict.trend == pytest.approx(math.exp(math.pi * 1e-4), rel=1e-5)
-
-
-@pytest.mark.parametrize("method", [simultaneous, alternating, extragradient])
-def test_forsakens_limit_cycle_and_its_solution(method: Method) -> None:
-    around = classify(path(method, forsaken, (1.0, 1.0), step=0.05, steps=1000)[250:])
-    inwards = classify(path(method, forsaken, (0.1, 0.4), step=0.05, steps=1000)[250:])
-    assert (around.kind, inwards.kind) == ("cycling", "converging")
-
-
-@pytest.mark.parametrize("steps", [1100, 1900, 3000, 4100])
-def test_a_limit_cycle_does_not_shrink_whatever_the_record_cuts(steps: int) -> None:
-    """Pieces of a record that hold hardly one period mistake its harmonics for a drift."""
-    rows = path(extragradient, forsaken, (1.0, 1.0), step=0.05, steps=steps)[steps // 4 :: 4]
-    verdict = classify(rows, stride=4)
-    assert verdict.kind == "cycling"
-    assert verdict.trend == pytest.approx(1.0, abs=1e-3)
-
-
-def test_a_relaxation_oscillation_is_a_cycle() -> None:
-    def van_der_pol(x: float, y: float) -> tuple[float, float]:
-        return -y, 4 * (1 - x * x) * y - x
-
-    rows = path(simultaneous, van_der_pol, (1.0, 0.0), step=0.02, steps=4000)[1000:]
-    upwards = np.flatnonzero((rows[:-1, 0] < 0) & (rows[1:, 0] >= 0))
-    verdict = classify(rows[::4], stride=4)
-    assert verdict.kind == "cycling"
-    assert verdict.period == pytest.approx(np.diff(upwards).mean(), rel=0.01)
-
-
-# The records at several strides.
-
-
-def cycle_of(period: float) -> Verdict:
-    return Verdict("cycling", period, 1.0, 1.0)
-
-
-STILL = Verdict("converging")
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "chosen"),
-    [
-        ([STILL, cycle_of(50), STILL], 1),  # too slow for one record, too fast for another
-        ([cycle_of(50), STILL, STILL], 2),  # the longer record resolves it and knows better
-        ([cycle_of(50), cycle_of(51), STILL], 1),  # two see it; the longer one measures it
-        ([cycle_of(50), Verdict("converging", 50.0, 1.0, 0.99), STILL], 2),
-        ([Verdict("diverging"), STILL, STILL], 0),
-        ([STILL, STILL, Verdict("undecided", needed=9)], 2),
-    ],
-)
-def test_records_are_weighed(verdicts: list[Verdict], chosen: int) -> None:
-    assert combine(verdicts, strides=[1, 4, 16]) is verdicts[chosen]

@@ -1,0 +1,72 @@
+"""What a verdict says, and which of several is given."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from bilevel.monitoring.dynamics import Verdict, combine
+
+
+@pytest.mark.parametrize(
+    ("verdict", "sentence"),
+    [
+        (
+            Verdict("cycling", period=63, radius=1.0, trend=1.03),
+            "cycles with period 63 steps and radius 1, which grows by 3 % a period: a smaller step "
+            "only slows it; use Extragradient or Optimistic, or regularise the players",
+        ),
+        (
+            Verdict("cycling", period=2, radius=1.0, trend=1.0),
+            "cycles with period 2 steps and radius 1, which neither grows nor shrinks: the step is "
+            "too large; lower the learning rates",
+        ),
+        (
+            Verdict("converging", period=63, radius=0.5, trend=0.9),
+            "spirals in with period 63 steps and radius 0.5, which shrinks by 10 % a period",
+        ),
+        (
+            Verdict("diverging", period=10, radius=1.0, trend=1.99),
+            "spirals out with period 10 steps and radius 1, which grows by 99 % a period: "
+            "a smaller step only slows it; use Extragradient or Optimistic, or regularise the "
+            "players",
+        ),
+        (
+            Verdict("cycling", period=63, radius=0.5, trend=1.0, damping="Optimistic"),
+            "cycles with period 63 steps and radius 0.5, which neither grows nor shrinks, although "
+            "Optimistic damps rotations: lower the learning rates, take SGD without momentum, or "
+            "regularise the players",
+        ),
+        (
+            Verdict("diverging", radius=math.inf),
+            "diverges: an iterate is NaN or infinite; go back to the last checkpoint and lower the "
+            "learning rates",
+        ),
+        (Verdict("diverging"), "diverges: the steps grow exponentially; lower the learning rates"),
+    ],
+)
+def test_a_verdict_is_a_sentence(verdict: Verdict, sentence: str) -> None:
+    assert str(verdict) == sentence
+
+
+def cycle_of(period: float) -> Verdict:
+    return Verdict("cycling", period, 1.0, 1.0)
+
+
+STILL = Verdict("converging")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "chosen"),
+    [
+        ([STILL, cycle_of(50), STILL], 1),  # too slow for one record, too fast for another
+        ([cycle_of(50), STILL, STILL], 2),  # the longer record resolves it and knows better
+        ([cycle_of(50), cycle_of(51), STILL], 1),  # two see it; the longer one measures it
+        ([cycle_of(50), Verdict("converging", 50.0, 1.0, 0.99), STILL], 2),
+        ([Verdict("diverging"), STILL, STILL], 0),
+        ([STILL, STILL, Verdict("undecided", needed=9)], 2),
+    ],
+)
+def test_records_are_weighed(verdicts: list[Verdict], chosen: int) -> None:
+    assert combine(verdicts, strides=[1, 4, 16]) is verdicts[chosen]

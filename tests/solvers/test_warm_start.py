@@ -1,0 +1,48 @@
+"""A warm start: what is kept from one solve for the next."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import torch
+
+from bilevel import (
+    Iterative,
+    Update,
+)
+from bilevel.robustness import Batch
+from bilevel.updates import Gradient
+from tests.problems import image_game
+
+Memory = namedtuple("Memory", "slope count")
+
+
+class Remembers(Update):
+    """An update whose state is a named tuple with a list in it."""
+
+    def forward(self, y, gradient, context, state):
+        state = Memory([gradient + y.sum()], torch.ones(())) if state is None else state
+        return y + 0.1 * state.slope[0], Memory([state.slope[0] * 2], state.count + 1)
+
+
+def test_any_tree_of_tensors_is_kept_without_its_history() -> None:
+    leader, follower, batch = image_game()
+    solver = Iterative(Remembers(), 2, warm_start=True)
+    follower.init = lambda batch: torch.zeros_like(batch.x).requires_grad_()
+    solver.solve(follower, leader, batch)
+    solver.solve(follower, leader, batch)
+    _, state = solver.get_extra_state()
+    assert isinstance(state, Memory)
+    assert state.count.item() == 5
+    assert not state.slope[0].requires_grad
+
+
+def test_a_warm_start_lies_in_this_batchs_y() -> None:
+    leader, follower, batch = image_game(eps=0.3)
+    solver = Iterative(Gradient(100.0), 1, warm_start=True)
+    solver.solve(follower, leader, batch)
+    other = Batch(torch.ones_like(batch.x), batch.y)  # x + δ ≤ 1 leaves no room upwards
+    solver.steps = 0
+    answer = solver.solve(follower, leader, other).value
+    torch.testing.assert_close(answer, follower.project(answer, other))
+    assert answer.max() <= 0

@@ -1,0 +1,85 @@
+"""A game's state: it comes back whole, or not at all."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bilevel import (
+    Bilevel,
+    BilevelError,
+    Lookahead,
+    Optimistic,
+    Parametric,
+    Simultaneous,
+    ZeroSum,
+    pgm,
+)
+from tests.problems import Saddle, image_game, images
+
+
+def sgd(module: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.parameters(), lr=lr)
+
+
+@pytest.mark.parametrize("written", [Simultaneous(), Lookahead()], ids=repr)
+def test_a_state_of_another_schedule_changes_nothing(written) -> None:
+    def game(schedule) -> Bilevel:
+        leader, follower, _ = image_game()
+        return Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader), schedule=schedule)
+
+    source, target = game(written), game(Optimistic())
+    source.step(images())
+    target.step(images())
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(BilevelError, match="the schedule has state"):
+        target.load_state_dict(source.state_dict())
+    for name, value in before["leader"].items():
+        assert torch.equal(target.leader.state_dict()[name], value), name
+    with pytest.raises(BilevelError, match="the schedule has state"):
+        source.load_state_dict(before)
+
+
+def test_a_state_with_another_optimizer_changes_nothing() -> None:
+    def game(groups: int) -> Bilevel:
+        leader, follower, _ = image_game()
+        parameters = list(leader.parameters())
+        parts = [parameters[:2], parameters[2:]] if groups == 2 else [parameters]
+        optimizer = torch.optim.SGD([{"params": part} for part in parts], lr=0.1)
+        return Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
+
+    source, target = game(2), game(1)
+    before = copy.deepcopy(target.leader.state_dict())
+    with pytest.raises(BilevelError, match="does not fit"):
+        target.load_state_dict(source.state_dict())
+    for name, value in before.items():
+        assert torch.equal(target.leader.state_dict()[name], value), name
+
+
+def test_a_leader_without_parameters_comes_back_too() -> None:
+    """Its optimizer moves something else: a step of evolution on a buffer, say."""
+
+    class Still:
+        def step(self, closure):
+            closure()
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    follower = Saddle()
+    leader = ZeroSum(nn.Module(), follower)
+    leader.model.register_buffer("x", torch.tensor(2.0).double())
+    solver = Parametric(torch.tensor(0.0).double())
+    optimizer = sgd(solver)
+    game = Bilevel(leader, follower, solver, leader_opt=Still(), solver_opt=optimizer)
+    game.step(None)
+    state = copy.deepcopy(game.state_dict())
+    game.step(None)
+    game.load_state_dict(state)
+    assert solver.y.item() == pytest.approx(0.2)
