@@ -77,7 +77,7 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
         1.01
     """
     leader_lr, follower_lr = step_sizes(lr)
-    jacobian = jacobian.cpu()
+    jacobian = jacobian.cpu().double()  # a cycle differs from convergence by rounding
     sizes = jacobian.new_full((len(jacobian),), follower_lr)
     sizes[:leader_size] = leader_lr
     matrix, steps = _transition(schedule, -sizes.unsqueeze(1) * jacobian, leader_size)

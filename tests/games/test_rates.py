@@ -112,10 +112,13 @@ def test_best_steps_and_where_the_optimistic_step_diverges() -> None:
     assert radii(game, Optimistic(), edge + 0.01, 2000)[-1] > 1e6
 
 
-def test_the_best_extragradient_step_of_many_planes() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_best_extragradient_step_of_many_planes(dtype: torch.dtype) -> None:
     """1 − s² + s⁴ is the same at both ends of the spectrum where η² (σ₁² + σ₂²) = 1."""
-    game = games.Bilinear(torch.diag(torch.tensor([0.5, 2.0], dtype=torch.float64)))
+    game = games.Bilinear(torch.diag(torch.tensor([0.5, 2.0], dtype=dtype)))
     assert game.best_step(Extragradient()) == pytest.approx(1 / math.sqrt(4.25), rel=1e-6)
+    turned = games.Bilinear(torch.tensor([[1.54, -0.29], [-2.18, 0.57]], dtype=dtype))
+    assert turned.best_step(Alternating()) is None
 
 
 matrices = st.integers(0, 10_000).map(
