@@ -96,7 +96,6 @@ def _evaluated(closure: Callable[[], Tensor], parameters: Sequence[Tensor]) -> C
     def again() -> Tensor:
         if losses and versions == [parameter._version for parameter in parameters]:
             return losses.pop()
-        losses.clear()
         return closure()
 
     return again

@@ -42,7 +42,16 @@ def test_a_hook_of_the_leaders_optimizer_sees_the_gradient_of_its_step() -> None
         assert (flat(leader) - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.Adam])
+class Twice(torch.optim.SGD):
+    """Evaluates twice at the same point."""
+
+    def step(self, closure):
+        with torch.enable_grad():
+            closure()
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.Adam, Twice])
 def test_a_hook_that_does_nothing_changes_nothing(kind) -> None:
     results = []
     for hooked in (False, True):
