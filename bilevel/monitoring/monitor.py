@@ -14,7 +14,7 @@ from bilevel.errors import BilevelError
 from bilevel.game import Bilevel
 from bilevel.monitoring.dynamics import Verdict, classify, combine
 from bilevel.player import trainable_parameters
-from bilevel.schedules import Extragradient, Lookahead, Optimistic, ProximalPoint
+from bilevel.schedules import Lookahead, Optimistic, ProximalPoint
 
 SAMPLED = 128
 """The number of coordinates observed of each player; all if it has no more."""
@@ -79,7 +79,7 @@ class Monitor:
         self._scale = torch.cat([_scale(*pair) for pair in zip(players, chosen, strict=True)])
         self._records = [self._empty()]
         self._steps = 0
-        damps = isinstance(game.schedule, (Extragradient, Optimistic, ProximalPoint, Lookahead))
+        damps = isinstance(game.schedule, (ProximalPoint, Optimistic, Lookahead))
         self._damping = type(game.schedule).__name__ if damps else None
 
     def observe(self) -> None:
@@ -118,7 +118,8 @@ class Monitor:
         end = math.ceil(self._steps / stride)
         begin = max(end - ROWS, math.ceil(self._steps / 4 / stride))
         record = self._records[level].cpu() * self._scale.to(self._records[level].dtype)
-        return record[torch.arange(begin, end) % ROWS]
+        rows = record[torch.arange(begin, end) % ROWS]
+        return torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
 
     def _empty(self) -> Tensor:
         parameters = [parameter for parameter, _ in self._sources]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import io
 import math
 
@@ -253,6 +254,17 @@ def test_parameters_of_several_kinds_are_watched() -> None:
     assert row.dtype == torch.float32
     every = torch.cat([p.detach().float().flatten() for p in model.parameters()])
     assert torch.isin(row, every).all()
+
+
+def test_a_complex_number_moves_in_a_plane() -> None:
+    model = nn.ParameterList([torch.zeros(1, dtype=torch.complex64), torch.ones(1)])
+    monitor = monitor_of(model)
+    for step in range(400):
+        model[0].data.fill_(2 * cmath.exp(0.1j * step))
+        monitor.observe()
+    verdict = monitor.verdict()
+    assert (verdict.kind, verdict.period) == ("cycling", pytest.approx(20 * math.pi, rel=1e-4))
+    assert verdict.radius == pytest.approx(2, rel=1e-4)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
