@@ -176,11 +176,12 @@ def test_a_zero_sum_leader_with_another_follower_is_not_zero_sum() -> None:
         Bilevel(leader, other, pgm(0.1, 1), leader_opt=optimizer)
 
 
-def test_an_answer_outside_y() -> None:
+@pytest.mark.parametrize("beyond", [3.0, -3.0])
+def test_an_answer_outside_y(beyond: float) -> None:
     class Outside(Solver):
         def answer(self, oracle):
             y = oracle.init()
-            y[0, 0, 0, 0] = 3.0
+            y[0, 0, 0, 0] = beyond
             return y
 
     game = make_game(solver=Outside())
@@ -194,7 +195,7 @@ def test_a_large_answer_is_in_y_but_for_rounding() -> None:
             return 1e6 * y / y.norm(dim=1, keepdim=True)
 
     follower = Sphere()
-    y = follower.project(torch.randn(8, 5) * torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), None)
+    y = follower.project(-torch.rand(8, 5) * torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), None)
     assert not torch.equal(follower.project(y, None), y)
     check_feasible(follower, y, None)
 
@@ -207,14 +208,21 @@ def test_a_nan_on_the_way_to_the_answer() -> None:
         game.step(batch)
 
 
-@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()])
-def test_a_loss_that_becomes_nan_moves_nobody(schedule) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "term"),
+    [
+        (Simultaneous(), "leader's loss"),
+        (Alternating(), "leader's loss"),
+        (Alternating(first="follower"), "follower's objective"),
+    ],
+)
+def test_a_loss_that_becomes_nan_moves_nobody(schedule, term) -> None:
     game = make_game(schedule)
     game.step(images())
     before = copy.deepcopy((game.leader.state_dict(), game.solver.state_dict()))
     batch = images()
     batch.x[0, 0, 0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"step 1: the leader's loss is nan.*learning rate"):
+    with pytest.raises(NonFiniteError, match=rf"step 1: the {term} is nan.*learning rate"):
         game.step(batch)
     for old, part in zip(before, (game.leader, game.solver), strict=True):
         for name, parameter in part.named_parameters():

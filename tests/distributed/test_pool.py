@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from bilevel import Alternating, Bilevel, Iterative, Schedule, Simultaneous
 from bilevel.distributed import Pool
+from bilevel.updates import CNN
+from tests.problems import image_game
 
 
 def test_a_loss_of_half_precision_rounds_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +25,29 @@ def test_a_loss_of_half_precision_rounds_no_gradient(monkeypatch: pytest.MonkeyP
     Pool().all_reduce([loss, *gradients])
     assert loss.item() == 1.0
     assert all(map(torch.equal, gradients, expected))
+
+
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
+def test_two_processes_with_the_same_half_batches(
+    monkeypatch: pytest.MonkeyPatch, schedule: Schedule
+) -> None:
+    """Each adds half of the loss and of the gradients; a parameter that nothing reads has none."""
+    monkeypatch.setattr(dist, "all_reduce", lambda flat: flat.mul_(2))
+    leader, follower, batch = image_game()
+    leader.unread = nn.Parameter(torch.ones(()))
+    solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
+    alone = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+        schedule=schedule,
+    )
+    pooled = copy.deepcopy(alone)
+    pooled.pool = Pool()
+    pooled.pool.share = 0.5
+    for _ in range(2):
+        ours, theirs = pooled.step(batch), alone.step(batch)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(map(torch.equal, pooled.trained_parameters(), alone.trained_parameters()))
