@@ -64,13 +64,16 @@ def test_simultaneous_play_of_the_bilinear_game_spirals_out_at_its_known_rate(x,
 
 @given(x=starts, y=starts, step=st.floats(1e-3, 1.5))
 @settings(deadline=None, max_examples=30)
-def test_alternating_play_of_the_bilinear_game_stays_on_its_ellipse(x, y, step) -> None:
-    """With x first, x² + y² − ηxy is conserved."""
-    game = bilinear(x, y, step, Alternating())
+@pytest.mark.parametrize(("first", "sign"), [("leader", -1), ("follower", 1)])
+def test_alternating_play_of_the_bilinear_game_stays_on_its_ellipse(
+    first, sign, x, y, step
+) -> None:
+    """With x first, x² + y² − ηxy is conserved; with y first, x² + y² + ηxy."""
+    game = bilinear(x, y, step, Alternating(first=first))
     for _ in range(20):
         game.step(None)
     x1, y1 = position(game)
-    before, after = (a * a + b * b - step * a * b for a, b in ((x, y), (x1, y1)))
+    before, after = (a * a + b * b + sign * step * a * b for a, b in ((x, y), (x1, y1)))
     assert after == pytest.approx(before, rel=1e-9, abs=1e-9)
 
 
@@ -267,9 +270,11 @@ def test_a_leader_that_evaluates_several_times_in_a_step() -> None:
     assert game.step(batch)["loss"] < first
 
 
-def test_follower_steps_below_one() -> None:
+def test_settings_out_of_range() -> None:
     with pytest.raises(BilevelError, match=r"follower_steps is 0.*give 1, 2"):
         Alternating(follower_steps=0)
+    with pytest.raises(BilevelError, match="first is 'solver'"):
+        Alternating(first="solver")
 
 
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
