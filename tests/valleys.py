@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bilevel import Adjoint, FollowerProblem, LeaderProblem, Oracle, Solution, Solver
+from bilevel import Adjoint, FollowerProblem, Implicit, LeaderProblem, Oracle, Solution, Solver
 from bilevel.tree import Value, leaves
 
 F64 = torch.float64
+exactly = partial(Implicit, tolerance=1e-13, max_steps=500)
 
 
 class Valley(NamedTuple):
@@ -120,3 +122,8 @@ def hypergradient(
 def error(slope: Tensor, expected: Tensor) -> float:
     """Relative, in the Euclidean norm."""
     return float((slope - expected).norm() / expected.norm())
+
+
+def pulled_back(batch: Valley, v: Tensor) -> Tensor:
+    """(dy*/dθ)ᵀ v of :class:`Quadratic`."""
+    return batch.b.T @ torch.linalg.solve(batch.h, v)

@@ -18,12 +18,22 @@ from bilevel import (
 from bilevel.solvers import Oracle
 from bilevel.updates import CNN, Gradient
 from tests.problems import image_game
-from tests.valleys import F64, Known, Numbers, Quadratic, Valley, hypergradient, optimum, valley
+from tests.valleys import (
+    F64,
+    Known,
+    Numbers,
+    Quadratic,
+    Valley,
+    hypergradient,
+    optimum,
+    pulled_back,
+    valley,
+)
 
 
 def test_the_estimates_spread_around_the_gradient_as_they_say() -> None:
     batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
-    truth = batch.b.T @ torch.linalg.solve(batch.h, v)
+    truth = pulled_back(batch, v)
     slopes, said = [], []
     for _ in range(100):
         slope, solution = hypergradient(

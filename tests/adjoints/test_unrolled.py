@@ -1,10 +1,8 @@
-"""Differentiating through the solve: other libraries' answers, truncated, recomputed, compiled."""
+"""Differentiating through the solve: closed forms, other libraries' answers, truncation."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -27,25 +25,17 @@ from bilevel import (
     pgm,
     testing,
 )
-from bilevel.adjoints import unrolled
-from bilevel.adjoints.compiled import _compiled_step
-from bilevel.recompute import recomputed
 from bilevel.solvers import Solver
 from bilevel.tree import leaves
 from bilevel.updates import (
     CNN,
-    MLP,
-    CoordinateMLP,
-    CoordinateRNN,
     Gradient,
     Momentum,
-    NormalizedGradient,
     Optimizer,
     SignGradient,
     Update,
 )
-from bilevel.updates.optimizer import STEPS
-from tests.problems import BatchNormNet, image_game
+from tests.problems import image_game
 from tests.valleys import F64, Boxed, Known, Numbers, Quadratic, error, hypergradient, valley
 
 TURNS = 12
@@ -155,17 +145,6 @@ def test_recomputed_and_forward_derivatives_are_the_same(name: str) -> None:
     assert error(slope(Forward(), update, batch), plain) < 1e-12
 
 
-@pytest.mark.parametrize(("recompute", "segments"), [(True, 16), (1, 64), (10, 7), (100, 1)])
-def test_the_number_of_segments(monkeypatch, recompute, segments) -> None:
-    """True makes them half as long as the root of the number of steps."""
-    made = []
-    counted = lambda *given: made.append(given) or recomputed(*given)  # noqa: E731
-    monkeypatch.setattr(unrolled, "recomputed", counted)
-    solver = Iterative(Gradient(0.1), 64)
-    Unrolled(recompute=recompute).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
-    assert len(made) == segments
-
-
 def test_truncation_drops_what_comes_before() -> None:
     """On ½h(y − θ)² the last k of the steps give 1 − (1 − ηh)ᵏ, whatever came before."""
     batch, leader = valley(1, 1.0, numbers=1), Numbers(1)
@@ -179,34 +158,6 @@ def test_truncation_drops_what_comes_before() -> None:
         assert solution.stats["evaluations"] == 10
         answer = (1 - 0.8**10) * batch.b @ leader.theta
         torch.testing.assert_close(solution.value, answer)
-
-
-def test_what_is_recomputed_is_computed_as_it_was() -> None:
-    """Dropout and statistics that the leader's own pass moves, between solve and backward."""
-
-    class Noisy(LeaderProblem):
-        def __init__(self):
-            super().__init__()
-            self.model = BatchNormNet(dropout=0.5).double()
-
-        def loss(self, y, batch):
-            return (self.model(batch.x + y) ** 2).sum()
-
-    _, follower, batch = image_game(dtype=F64)
-    slopes = []
-    for recompute in (False, 2):
-        for mode in ("eval", "train"):
-            torch.manual_seed(2)
-            leader = Noisy().train()
-            solver = Iterative(Gradient(0.5), 4, leader_mode=mode)
-            solution = Unrolled(recompute=recompute).solve(solver, follower, leader, batch)
-            torch.rand(7)
-            leader.eval() if mode == "train" else leader.model(100 * batch.x)
-            slopes.append(torch.autograd.grad(solution.value.sum(), list(leader.parameters())))
-    for i in (0, 1):
-        for plain, again in zip(slopes[i], slopes[2 + i], strict=True):
-            torch.testing.assert_close(plain, again)
-    assert not torch.equal(slopes[0][0], slopes[1][0])
 
 
 @pytest.mark.parametrize("recompute", [False, 1])
@@ -281,60 +232,6 @@ def test_the_leader_is_left_as_it_was(adjoint) -> None:
     testing.check_solver(Through(), follower, leader, batch)
 
 
-@pytest.fixture
-def compiled(monkeypatch) -> Iterator[Unrolled]:
-    """Traced and differentiated as by the default backend, which takes its time to make code."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    _compiled_step.cache_clear()
-    yield Unrolled(compile=True)
-    _compiled_step.cache_clear()
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "update",
-    [
-        Gradient(0.1),
-        Optimizer(torch.optim.SGD, lr=0.1, momentum=0.5),
-        *(Optimizer(kind, lr=0.1) for kind in STEPS),
-    ],
-    ids=repr,
-)
-def test_compiled_steps_are_the_same(compiled, update) -> None:
-    leader, batch, v = Numbers(4), 2 * torch.randn(5, 4, dtype=F64), torch.randn(5, 4, dtype=F64)
-    found, like = (
-        hypergradient(adjoint, Iterative(update, 10), Boxed(), leader, batch, v)
-        for adjoint in (compiled, Unrolled())
-    )
-    assert error(found[0], like[0]) < 1e-10
-    assert found[1].stats.keys() == like[1].stats.keys()
-    for name, stat in like[1].stats.items():
-        torch.testing.assert_close(found[1].stats[name], stat)
-
-
-@pytest.mark.filterwarnings("ignore")
-@torch._dynamo.config.patch(cache_size_limit=2)
-def test_more_settings_are_compiled_than_torch_keeps(compiled) -> None:
-    batch = torch.ones(1, 2, dtype=F64)
-    for lr in (0.1, 0.2, 0.3, 0.4):
-        solver = Iterative(Gradient(lr), 1)
-        y, like = (
-            a.solve(solver, Boxed(), Numbers(2), batch).value for a in (compiled, Unrolled())
-        )
-        assert torch.equal(y, like)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_step_that_cannot_be_compiled(compiled) -> None:
-    class Halving(Update):
-        def forward(self, y, gradient, context, state):
-            return (y / 2 if y.norm() > 1 else y + gradient), state
-
-    solver = Iterative(Halving(), 2)
-    with pytest.raises(BilevelError, match=r"Halving cannot be compiled \(.*leave out compile"):
-        compiled.solve(solver, Boxed(), Numbers(4), torch.randn(5, 4, dtype=F64))
-
-
 class Started(Quadratic):
     """Its start is computed from θ."""
 
@@ -365,69 +262,6 @@ def test_a_start_that_depends_on_the_leader(adjoint) -> None:
     assert error(found, like) < 1e-10
     cut, whole = (hypergradient(Unrolled(truncate=k), *given)[0] for k in (TURNS - 1, TURNS))
     assert error(cut, whole) > 1e-3
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("loss", [F.mse_loss, F.huber_loss])
-def test_a_loss_without_forward_derivative(loss) -> None:
-    class Fitting(Quadratic):
-        def objective(self, leader: Numbers, y: Tensor, batch: Any) -> Tensor:
-            return loss(y, batch.b @ leader.theta)
-
-    batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
-    with pytest.raises(BilevelError, match=r"forward derivative.*take Unrolled\(recompute=True\)"):
-        hypergradient(Forward(), Iterative(Gradient(0.1), 2), Fitting(), leader, batch, v)
-
-
-def test_recomputed_steps_refuse_a_batch_with_a_graph() -> None:
-    batch, leader = valley(4, 5.0), Numbers(3)
-    computed = batch._replace(b=batch.b * leader.theta)
-    solver = Iterative(Gradient(0.1), 4)
-    Unrolled().solve(solver, Quadratic(), leader, computed).value.sum().backward()
-    with pytest.raises(BilevelError, match="the batch requires gradients: Unrolled"):
-        Unrolled(recompute=True).solve(solver, Quadratic(), leader, computed)
-
-
-class Hinge(FollowerProblem):
-    """max over y of Σ relu(y Σθ − 1), whose gradient is exactly 0 at the start."""
-
-    sense = "max"
-
-    def __init__(self, shared: bool) -> None:
-        self.shared = shared
-
-    def init(self, batch: None) -> Any:
-        y = torch.zeros(2, 2, dtype=F64)
-        return {"y": y} if self.shared else y
-
-    def objective(self, leader: Numbers, y: Any, batch: None) -> Tensor:
-        rest = (y["y"] if self.shared else y) * leader.theta.sum() - 1
-        return rest.relu().sum() if self.shared else rest.relu().sum(1)
-
-
-AT_REST = [
-    NormalizedGradient(0.1),
-    Momentum(Gradient(0.1), 0.9, normalize=True),
-    CoordinateMLP(gradient_skip=0.1).double(),
-    CoordinateRNN(0.1, gradient_skip=0.1).double(),
-    MLP(4, gradient_skip=0.1).double(),
-    *(Optimizer(kind, lr=0.1) for kind in STEPS),
-    Optimizer(torch.optim.RMSprop, lr=0.1, centered=True, momentum=0.5),
-    Optimizer(torch.optim.Adam, lr=0.1, amsgrad=True),
-]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("update", AT_REST, ids=repr)
-def test_a_gradient_of_zero_has_finite_derivatives(update, shared) -> None:
-    leader = Numbers(3)
-    players = [leader.theta, *update.parameters()]
-    for part in update.parameters():  # a last layer that starts at zero would hide it
-        torch.nn.init.normal_(part)
-    value = Unrolled().solve(Iterative(update, 3), Hinge(shared), leader, None).value
-    loss = leader.theta.sum() + sum((leaf - 1).square().sum() for leaf in leaves(value))
-    slopes = torch.autograd.grad(loss, players, allow_unused=True)
-    assert all(slope.isfinite().all() for slope in slopes if slope is not None)
 
 
 def test_a_parameter_that_is_not_contiguous() -> None:
@@ -476,14 +310,6 @@ def test_an_answer_that_is_not_computed_from_theta(adjoint) -> None:
 def test_no_number_of_steps(settings) -> None:
     with pytest.raises(BilevelError, match=r"is a number of steps; give 1, 2"):
         Unrolled(**settings)
-
-
-def test_forward_mode_for_many_numbers_or_a_solver_with_a_memory() -> None:
-    solver = Iterative(Gradient(0.1), 2, warm_start=True)
-    with pytest.raises(BilevelError, match=r"would solve 3 times.*take Unrolled\(recompute=True\)"):
-        Forward(limit=2).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
-    with pytest.raises(BilevelError, match="give it warm_start=False"):
-        Forward().solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
 
 
 def test_a_solver_that_ignores_the_leader() -> None:

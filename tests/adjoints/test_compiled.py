@@ -1,0 +1,77 @@
+"""Compiled steps: those of the plain solve, and what cannot be compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+
+from bilevel import (
+    BilevelError,
+    Iterative,
+    Unrolled,
+)
+from bilevel.adjoints.compiled import _compiled_step
+from bilevel.updates import (
+    Gradient,
+    Optimizer,
+    Update,
+)
+from bilevel.updates.optimizer import STEPS
+from tests.valleys import F64, Boxed, Numbers, error, hypergradient
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> Iterator[Unrolled]:
+    """Traced and differentiated as by the default backend, which takes its time to make code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    _compiled_step.cache_clear()
+    yield Unrolled(compile=True)
+    _compiled_step.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "update",
+    [
+        Gradient(0.1),
+        Optimizer(torch.optim.SGD, lr=0.1, momentum=0.5),
+        *(Optimizer(kind, lr=0.1) for kind in STEPS),
+    ],
+    ids=repr,
+)
+def test_compiled_steps_are_the_same(compiled, update) -> None:
+    leader, batch, v = Numbers(4), 2 * torch.randn(5, 4, dtype=F64), torch.randn(5, 4, dtype=F64)
+    found, like = (
+        hypergradient(adjoint, Iterative(update, 10), Boxed(), leader, batch, v)
+        for adjoint in (compiled, Unrolled())
+    )
+    assert error(found[0], like[0]) < 1e-10
+    assert found[1].stats.keys() == like[1].stats.keys()
+    for name, stat in like[1].stats.items():
+        torch.testing.assert_close(found[1].stats[name], stat)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch._dynamo.config.patch(cache_size_limit=2)
+def test_more_settings_are_compiled_than_torch_keeps(compiled) -> None:
+    batch = torch.ones(1, 2, dtype=F64)
+    for lr in (0.1, 0.2, 0.3, 0.4):
+        solver = Iterative(Gradient(lr), 1)
+        y, like = (
+            a.solve(solver, Boxed(), Numbers(2), batch).value for a in (compiled, Unrolled())
+        )
+        assert torch.equal(y, like)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_that_cannot_be_compiled(compiled) -> None:
+    class Halving(Update):
+        def forward(self, y, gradient, context, state):
+            return (y / 2 if y.norm() > 1 else y + gradient), state
+
+    solver = Iterative(Halving(), 2)
+    with pytest.raises(BilevelError, match=r"Halving cannot be compiled \(.*leave out compile"):
+        compiled.solve(solver, Boxed(), Numbers(4), torch.randn(5, 4, dtype=F64))

@@ -1,0 +1,135 @@
+"""The implicit adjoint where its assumptions fail: what it warns of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel import (
+    HypergradientWarning,
+    Implicit,
+    Iterative,
+    Unrolled,
+)
+from bilevel.updates import Gradient
+from tests.valleys import (
+    F64,
+    Known,
+    Numbers,
+    Quadratic,
+    Valley,
+    error,
+    hypergradient,
+    optimum,
+    pulled_back,
+    valley,
+)
+
+
+def warned(adjoint: Implicit, solver, batch: Valley, match: str) -> Tensor:
+    leader, v = Numbers(batch.b.shape[1]), torch.ones(len(batch.h), dtype=F64)
+    with pytest.warns(HypergradientWarning, match=match) as caught:
+        hypergradient(adjoint, solver, Quadratic(), leader, batch, v)
+    assert len(caught) == 1, [str(warning.message) for warning in caught]
+    _, solution = hypergradient(adjoint, solver, Quadratic(), leader, batch, v)  # said once
+    return solution.stats["curvature"]
+
+
+def test_an_answer_that_is_not_stationary() -> None:
+    warned(
+        Implicit(), Iterative(Gradient(0.01), 3), valley(3, 5.0),
+        r"not stationary at its answer: .* is 0\.\d+ of that at .* more steps, or take Unrolled",
+    )  # fmt: skip
+
+
+def test_a_start_at_the_optimum_is_nothing_to_compare_with() -> None:
+    """A later one, of another leader, is: what is missed is never a multiple of rounding."""
+
+    class Near(Quadratic):
+        def init(self, batch):
+            return torch.linalg.solve(batch.h, batch.b @ torch.linspace(0.5, 1.5, 3, dtype=F64))
+
+    leader, batch, v = Numbers(3), valley(4, 5.0), torch.randn(4, dtype=F64)
+    adjoint, solver = Implicit(), Iterative(Gradient(0.01), 1)
+    for _ in range(2):
+        hypergradient(adjoint, solver, Near(), leader, batch, v)
+    leader.theta.data += 1
+    with pytest.warns(HypergradientWarning, match=r"not stationary .* is [01]\.?\d* of that at"):
+        hypergradient(adjoint, solver, Near(), leader, batch, v)
+
+
+@pytest.mark.parametrize("method", ["cg", "gmres", "exact"])
+def test_negative_curvature(method) -> None:
+    h = torch.diag(torch.tensor([1.0, 2.0, -0.5], dtype=F64))
+    batch = Valley(h, torch.eye(3, dtype=F64))
+    curvature = warned(
+        Implicit(method), Known(optimum), batch, r"negative curvature: .* give damping above 0\.\d"
+    )
+    assert curvature < 0
+    assert curvature == pytest.approx(-0.5) or method != "exact"
+
+
+@pytest.mark.parametrize("method", ["cg", "exact"])
+def test_a_singular_system(method) -> None:
+    h = torch.diag(torch.tensor([1.0, 0.0], dtype=F64))
+    solver = Known(lambda leader, batch: torch.stack([leader.theta.sum(), torch.tensor(0.0)]))
+    batch = Valley(h, torch.tensor([[1.0], [0.0]], dtype=F64))
+    warned(Implicit(method), solver, batch, r"singular system: .* is flat .* or give damping")
+
+
+def test_a_flat_direction_that_the_leader_does_not_see_is_no_concern() -> None:
+    batch = Valley(torch.diag(torch.tensor([2.0, 0.0], dtype=F64)), torch.ones(2, 1, dtype=F64))
+    solver = Known(lambda leader, batch: torch.stack([leader.theta.sum() / 2, torch.tensor(0.0)]))
+    v = torch.tensor([1.0, 0.0], dtype=F64)
+
+    class Flat(Quadratic):
+        def objective(self, leader, y, batch):
+            return y @ batch.h @ y / 2 - y[0] * leader.theta.sum()
+
+    for method in ("cg", "exact"):
+        slope, _ = hypergradient(Implicit(method), solver, Flat(), Numbers(1), batch, v)
+        torch.testing.assert_close(slope, torch.tensor([0.5], dtype=F64))
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+def test_an_objective_without_any_curvature_is_no_crash() -> None:
+    class Slope(Quadratic):
+        def objective(self, leader, y, batch):
+            return y.sum()
+
+    v = torch.ones(3, dtype=F64)
+    given = Known(optimum), Slope(), Numbers(3), valley(3, 2.0), v
+    with pytest.warns(HypergradientWarning, match="singular system"):
+        slope, _ = hypergradient(Implicit(), *given)
+    assert not slope.any()
+
+
+def test_a_series_that_diverges() -> None:
+    warned(
+        Implicit("neumann", fixed_point=Gradient(3.0), max_steps=10), Known(optimum),
+        valley(3, 5.0), "linear system not solved: its residual is .* after 10 products",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("adjoint", [Implicit(), Unrolled()])
+def test_a_parameter_on_which_the_follower_does_not_depend(adjoint) -> None:
+    class Two(Numbers):
+        def __init__(self):
+            super().__init__(3)
+            self.head = nn.Parameter(torch.ones(2, dtype=F64))
+
+        def loss(self, y, batch):
+            return y.sum() + self.head.square().sum()
+
+    leader, batch, solver = Two(), valley(3, 2.0), Iterative(Gradient(0.3), 100)
+
+    def backward() -> None:
+        leader.zero_grad()
+        leader.loss(adjoint.solve(solver, Quadratic(), leader, batch).value, batch).backward()
+
+    with pytest.warns(HypergradientWarning, match=r"ignores the leader's head:.*is 0"):
+        backward()
+    backward()  # said once
+    assert leader.head.grad.tolist() == [2, 2]
+    assert error(leader.theta.grad, pulled_back(batch, torch.ones(3, dtype=F64))) < 1e-8

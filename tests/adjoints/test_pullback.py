@@ -1,0 +1,162 @@
+"""Adjoints as nodes of the graph: what a backward pass sees, and the transforms of torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, vmap
+
+from bilevel import (
+    BilevelError,
+    Implicit,
+    Iterative,
+    LeaderProblem,
+    Parametric,
+    Penalty,
+)
+from bilevel.updates import CNN, Gradient
+from tests.problems import image_game
+from tests.valleys import (
+    F64,
+    Known,
+    Numbers,
+    Quadratic,
+    Valley,
+    error,
+    exactly,
+    optimum,
+    pulled_back,
+    valley,
+)
+
+
+def test_a_trained_solver_gets_its_gradient_as_without_the_adjoint() -> None:
+    leader, follower, batch = image_game(dtype=F64)
+    solver = Iterative(CNN(1, 0.1, width=4, form="two-layer").double(), 2)
+    leader.eval()
+    weights = torch.randn(6, 1, 4, 4, dtype=F64)
+    plain = solver.solve(follower, leader, batch)
+    adjoint = Implicit(max_steps=1)
+    ours = adjoint.solve(solver, follower, leader, batch)
+    assert torch.equal(plain.value, ours.value)
+    slopes = [
+        torch.autograd.grad((solution.value * weights).sum(), list(solver.parameters()))
+        for solution in (plain, ours)
+    ]
+    for a, b in zip(*slopes, strict=True):
+        torch.testing.assert_close(a, b)
+    assert "residual" not in ours.stats  # nobody asked for the leader's gradient
+
+
+def test_a_part_of_the_answer_may_be_frozen() -> None:
+    solver = Parametric({"a": torch.zeros(1), "b": torch.zeros(2)})
+    solver.y["b"].requires_grad_(False)
+    value = exactly().solve(solver, Quadratic(), Numbers(3), valley(3, 2.0)).value
+    (slope,) = torch.autograd.grad(value["a"].sum(), solver.y["a"])
+    assert slope == 1
+
+
+def test_the_answer_of_parametric_is_differentiated_in_both() -> None:
+    batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
+    solver = Parametric(optimum(leader, batch))
+    value = exactly().solve(solver, Quadratic(), leader, batch).value
+    slopes = torch.autograd.grad(value, [leader.theta, solver.y], v)
+    assert error(slopes[0], pulled_back(batch, v)) < 1e-10
+    torch.testing.assert_close(slopes[1], v)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("adjoint", [exactly(), Penalty(10.0)], ids=repr)
+def test_the_backward_pass_sees_the_leader_of_the_solve(adjoint, mode) -> None:
+    """Its running statistics and its mode have moved on by then, and it is left as it is."""
+
+    class Steep(Quadratic):
+        def objective(self, leader, y, batch):
+            assert leader.training == (mode == "train")
+            return leader.v * y @ batch.h @ y / 2 - y @ batch.b @ leader.theta
+
+    class Halfway(Iterative):
+        def answer(self, oracle):
+            return optimum(leader, batch).detach() / 2
+
+    leader, batch = Numbers(3, torch.tensor(2.0, dtype=F64)).train(), valley(3, 2.0)
+    solver = Halfway(Gradient(0.1), 200, leader_mode=mode)
+    value = adjoint.solve(solver, Steep(), leader, batch).value
+    leader.train(mode == "eval")
+    with torch.no_grad():
+        leader.v += 5
+    v = torch.randn(3, dtype=F64)
+    (slope,) = torch.autograd.grad(value, leader.theta, v)
+    assert error(slope, pulled_back(batch, v) / 2) < 1e-8
+    assert leader.v == 7
+    assert leader.training == (mode == "eval")
+
+
+# Transforms.
+
+
+class Answers(nn.Module):
+    """The answer as a function of θ and the batch."""
+
+    def __init__(self, leader: LeaderProblem, adjoint: Implicit) -> None:
+        super().__init__()
+        self.leader, self.adjoint = leader, adjoint
+
+    def forward(self, batch: Valley) -> Tensor:
+        solver = Iterative(Gradient(0.15), 300)
+        return self.adjoint.solve(solver, Quadratic(), self.leader, batch).value
+
+
+def test_jacrev_gives_the_jacobian() -> None:
+    batch, answers = valley(4, 5.0), Answers(Numbers(3), exactly())
+
+    def answer(theta: Tensor) -> Tensor:
+        return functional_call(answers, {"leader.theta": theta}, (batch,))
+
+    theta = torch.randn(3, dtype=F64)
+    jacobian = torch.linalg.solve(batch.h, batch.b)
+    torch.testing.assert_close(answer(theta), jacobian @ theta)
+    torch.testing.assert_close(jacrev(answer)(theta), jacobian)
+
+
+def test_vmap_solves_for_many_leaders_and_batches() -> None:
+    batches, answers = [valley(4, 5.0, seed=i) for i in range(3)], Answers(Numbers(2), exactly())
+    batches = [Valley(h, b[:, :2]) for h, b in batches]
+    stacked = Valley(*(torch.stack(part) for part in zip(*batches, strict=True)))
+    thetas, v = torch.randn(3, 2, dtype=F64), torch.randn(4, dtype=F64)
+
+    def answer(theta: Tensor, batch: Valley) -> Tensor:
+        return functional_call(answers, {"leader.theta": theta}, (batch,))
+
+    def slope(theta: Tensor, batch: Valley) -> Tensor:
+        return grad(lambda t: v @ answer(t, batch))(theta)
+
+    rows = zip(vmap(answer)(thetas, stacked), vmap(slope)(thetas, stacked), strict=True)
+    for (y, ours), theta, batch in zip(rows, thetas, batches, strict=True):
+        torch.testing.assert_close(y, torch.linalg.solve(batch.h, batch.b @ theta))
+        torch.testing.assert_close(ours, pulled_back(batch, v))
+    jacobians = vmap(jacrev(answer))(thetas, stacked)
+    torch.testing.assert_close(jacobians, torch.linalg.solve(stacked.h, stacked.b))
+
+
+def test_a_trained_solver_is_refused_under_vmap() -> None:
+    batch, leader = valley(3, 2.0), Numbers(3)
+    solver = Parametric(torch.zeros(3, dtype=F64))
+
+    def answer(b: Tensor) -> Tensor:
+        return exactly().solve(solver, Quadratic(), leader, Valley(batch.h, b)).value
+
+    stacked = torch.stack([batch.b, 2 * batch.b])
+    with pytest.raises(BilevelError, match=r"trained and solved under vmap.*requires_grad_\(False"):
+        vmap(answer)(stacked)
+    solver.requires_grad_(False)
+    assert not vmap(answer)(stacked).any()
+
+
+def test_second_derivatives_are_refused_in_words() -> None:
+    batch, leader = valley(3, 2.0), Numbers(3)
+    value = exactly().solve(Known(optimum), Quadratic(), leader, batch).value
+    (slope,) = torch.autograd.grad(value.square().sum(), leader.theta, create_graph=True)
+    with pytest.raises(BilevelError, match=r"first derivatives only.*take Unrolled\(\)"):
+        slope.sum().backward()

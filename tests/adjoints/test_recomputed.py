@@ -1,0 +1,68 @@
+"""Recomputed steps: how many segments, and that they are computed as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bilevel import (
+    BilevelError,
+    Iterative,
+    LeaderProblem,
+    Unrolled,
+)
+from bilevel.adjoints import unrolled
+from bilevel.recompute import recomputed
+from bilevel.updates import (
+    Gradient,
+)
+from tests.problems import BatchNormNet, image_game
+from tests.valleys import F64, Numbers, Quadratic, valley
+
+
+@pytest.mark.parametrize(("recompute", "segments"), [(True, 16), (1, 64), (10, 7), (100, 1)])
+def test_the_number_of_segments(monkeypatch, recompute, segments) -> None:
+    """True makes them half as long as the root of the number of steps."""
+    made = []
+    counted = lambda *given: made.append(given) or recomputed(*given)  # noqa: E731
+    monkeypatch.setattr(unrolled, "recomputed", counted)
+    solver = Iterative(Gradient(0.1), 64)
+    Unrolled(recompute=recompute).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
+    assert len(made) == segments
+
+
+def test_what_is_recomputed_is_computed_as_it_was() -> None:
+    """Dropout and statistics that the leader's own pass moves, between solve and backward."""
+
+    class Noisy(LeaderProblem):
+        def __init__(self):
+            super().__init__()
+            self.model = BatchNormNet(dropout=0.5).double()
+
+        def loss(self, y, batch):
+            return (self.model(batch.x + y) ** 2).sum()
+
+    _, follower, batch = image_game(dtype=F64)
+    slopes = []
+    for recompute in (False, 2):
+        for mode in ("eval", "train"):
+            torch.manual_seed(2)
+            leader = Noisy().train()
+            solver = Iterative(Gradient(0.5), 4, leader_mode=mode)
+            solution = Unrolled(recompute=recompute).solve(solver, follower, leader, batch)
+            torch.rand(7)
+            leader.eval() if mode == "train" else leader.model(100 * batch.x)
+            slopes.append(torch.autograd.grad(solution.value.sum(), list(leader.parameters())))
+    for i in (0, 1):
+        for plain, again in zip(slopes[i], slopes[2 + i], strict=True):
+            torch.testing.assert_close(plain, again)
+    assert not torch.equal(slopes[0][0], slopes[1][0])
+
+
+def test_recomputed_steps_refuse_a_batch_with_a_graph() -> None:
+    batch, leader = valley(4, 5.0), Numbers(3)
+    computed = batch._replace(b=batch.b * leader.theta)
+    solver = Iterative(Gradient(0.1), 4)
+    Unrolled().solve(solver, Quadratic(), leader, computed).value.sum().backward()
+    with pytest.raises(BilevelError, match="the batch requires gradients: Unrolled"):
+        Unrolled(recompute=True).solve(solver, Quadratic(), leader, computed)
