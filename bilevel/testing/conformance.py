@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
@@ -96,18 +97,18 @@ def check_update(
     name = type(update).__name__
     if gradient is None:
         gradient = tree_map(torch.randn_like, y)
-    copies = copy.deepcopy((y, gradient, context))
     result = update(y, gradient, context, None)
     assert (type(result), len(result)) == (tuple, 2), (
         f"{name} returns a {type(result).__name__} where it must return y and its state, a pair"
     )
     moved, state = result
     _assert_same_structure(moved, y, name)
-    for before, after in zip(copies, (y, gradient, context), strict=True):
-        if before is not None and after is not None:
-            _assert_close(after, before, 0.0, f"{name} modifies its arguments")
+    given = tree_leaves((moved, gradient, context, state))
+    arguments = [leaf for leaf in given if isinstance(leaf, Tensor)]
+    copies = [leaf.detach().clone() for leaf in arguments]
     moved, _ = update(moved, gradient, context, state)
     _assert_same_structure(moved, y, f"{name} with its own state")
+    assert all(map(torch.equal, arguments, copies)), f"{name} modifies its arguments"
     parameters = trainable_parameters(update)
     if parameters:
         total = torch.stack([leaf.square().sum() for leaf in leaves(moved)]).sum()
@@ -157,12 +158,13 @@ def _check_solver(
     tolerance: float,
 ) -> None:
     name = type(solver).__name__
-    twin = copy.deepcopy(solver)
+    twin, unused = copy.deepcopy(solver), copy.deepcopy(solver)
     before = _state(leader)
     torch.manual_seed(0)
     solution = solver.solve(follower, leader, batch)
     for (what, old), new in zip(before.items(), _state(leader).values(), strict=True):
-        same = torch.equal(old, new) if isinstance(old, Tensor) else old is new
+        both = isinstance(old, Tensor) and isinstance(new, Tensor)
+        same = torch.equal(old, new) if both else old is new
         assert same, f"{name}.solve changed the leader's {what}"
     value = detach(solution.value)
     oracle = Oracle(follower, leader, batch)
@@ -174,11 +176,11 @@ def _check_solver(
     torch.manual_seed(0)
     again = twin.solve(follower, leader, batch).value
     _assert_close(again, value, 0.0, f"{name} gives another answer with the same seed")
-    twin.load_state_dict(solver.state_dict())
+    unused.load_state_dict(solver.state_dict())
     torch.manual_seed(0)
     later = detach(solver.solve(follower, leader, batch).value)
     torch.manual_seed(0)
-    loaded = detach(twin.solve(follower, leader, batch).value)
+    loaded = detach(unused.solve(follower, leader, batch).value)
     _assert_close(loaded, later, 0.0, f"{name}'s state dict lacks something that its answer needs")
 
 

@@ -1,16 +1,161 @@
-"""The checks that a subclasser runs: they find what is wrong, and leave no trace."""
+"""The checks of problems, updates and solvers name the requirement that is violated."""
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
+from typing import Any
 
+import pytest
 import torch
+from torch import Tensor, nn
 
-from bilevel import (
-    pgm,
+from bilevel import Iterative, Oracle, Solution, Solver, pgm
+from bilevel.testing import check_follower, check_solver, check_update
+from bilevel.updates import Gradient, Update
+from tests.problems import LinearBox, image_game
+
+PASSES = None
+
+
+def violation(message: str | None) -> Any:
+    return nullcontext() if message is PASSES else pytest.raises(AssertionError, match=message)
+
+
+def total(y: Tensor) -> Tensor:
+    return y.flatten(1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({}, PASSES),
+        ({"objective": lambda _, f, y, x: y.sum()}, PASSES),
+        ({"init": lambda _, x: x.x + 1}, r"Odd\.init gives a point that project moves \(by 1"),
+        ({"project": lambda _, y, x: y / 2}, r"Odd\.project moves what it has projected"),
+        ({"project": lambda _, y, x: y.double()}, r"Odd\.project gives .*float64.* where y is"),
+        ({"project": lambda _, y, x: {"y": y}}, r"Odd\.project returned a dict"),
+        (
+            {
+                "project": lambda _, y, x: y * 0,
+                "objective": lambda _, f, y, x: total(y.abs().sqrt()),
+            },
+            r"Odd\.objective has a gradient that is not finite",
+        ),
+        ({"objective": lambda _, f, y, x: total(y).flip(0).cumsum(0)}, "depends on another sample"),
+    ],
 )
-from bilevel.testing import check_follower, check_solver
-from tests.problems import image_game
+def test_a_follower(methods: dict[str, Any], message: str | None) -> None:
+    leader, _, batch = image_game()
+    with violation(message):
+        check_follower(type("Odd", (LinearBox,), methods)(), leader, batch)
+
+
+class Scaled(Update):
+    """Its step is a function of the gradient and a parameter."""
+
+    def __init__(self, step: Callable[[Any, Any, Any, Any], Any]) -> None:
+        super().__init__()
+        self.step, self.scale = step, nn.Parameter(torch.ones(()))
+
+    def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> Any:
+        state = torch.zeros(()) if state is None else state
+        return self.step(y, self.scale * gradient, context, state), state
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda y, g, c, s: y + g, PASSES),
+        (lambda y, g, c, s: (y + g).double(), "Scaled gives .*float64.* where y is"),
+        (lambda y, g, c, s: (y + g)[:1], r"Scaled gives .*\[1, 3\].* where y is"),
+        (lambda y, g, c, s: {"y": y + g}, "Scaled gives a dict where y is a Tensor"),
+        (lambda y, g, c, s: y.detach().add_(g.detach()) + g, "modifies its arguments"),
+        (lambda y, g, c, s: y + g + c.mul_(2), "modifies its arguments"),
+        (lambda y, g, c, s: y + g + s.add_(1), "modifies its arguments"),
+        (lambda y, g, c, s: y + g.detach(), "does not depend on its parameters"),
+        (lambda y, g, c, s: y + g / g.norm(), "NaN or infinity where the gradient is zero"),
+    ],
+)
+def test_an_update(step: Callable[..., Any], message: str | None) -> None:
+    y = torch.randn(2, 3)
+    with violation(message):
+        check_update(Scaled(step), y, context=torch.ones(2, 3))
+
+
+def test_an_update_that_does_not_fit_its_own_state() -> None:
+    class Grows(Update):
+        def forward(self, y: Tensor, gradient: Any, context: Any, state: Any) -> Any:
+            return (y if state is None else torch.cat([y, y])), True
+
+    with pytest.raises(AssertionError, match=r"Grows with its own state gives .*\[4, 3\]"):
+        check_update(Grows(), torch.randn(2, 3))
+
+
+class Odd(Solver):
+    """Answers by a function, and does something to the leader."""
+
+    def __init__(self, formula: Callable[..., Tensor], deed: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.formula, self.deed = formula, deed
+
+    def answer(self, oracle: Oracle) -> Tensor:
+        return self.formula(self, oracle)
+
+    def solve(self, follower: Any, leader: Any, batch: Any, *, evaluate: bool = True) -> Solution:
+        self.deed(leader.model.layers)
+        return super().solve(follower, leader, batch, evaluate=evaluate)
+
+
+def begins(solver: Odd, oracle: Oracle) -> Tensor:
+    return oracle.init()
+
+
+def remembers(solver: Odd, oracle: Oracle) -> Tensor:
+    solver.last = oracle.project(getattr(solver, "last", oracle.init()) + 0.01)
+    return solver.last
+
+
+TURNS = count()
+
+
+@pytest.mark.parametrize(
+    ("formula", "deed", "message"),
+    [
+        (begins, lambda net: None, PASSES),
+        (begins, lambda net: net[5].bias.data.add_(1), r"the leader's parameter .*\.5\.bias"),
+        (begins, lambda net: net[5].bias.grad.add_(1), r"gradient of .*\.5\.bias"),
+        (begins, lambda net: net.zero_grad(), r"gradient of .*\.0\.weight"),
+        (begins, lambda net: setattr(net[1].bias, "grad", torch.ones(4)), "gradient of .*1.bias"),
+        (begins, lambda net: net[5].requires_grad_(False), r"requires_grad of .*\.5\.weight"),
+        (begins, lambda net: net[1].running_mean.add_(1), r"buffer .*\.1\.running_mean"),
+        (begins, lambda net: net[1].eval(), r"training flag of .*\.1"),
+        (lambda _, oracle: oracle.init() + 9, lambda net: None, r"outside Y \(by 8\.9"),
+        (lambda _, oracle: oracle.init() * math.nan, lambda net: None, "answer lies outside Y"),
+        (lambda _, oracle: oracle.init() + 1e-3 * next(TURNS), lambda net: None, "the same seed"),
+        (remembers, lambda net: None, "state dict lacks something that its answer needs"),
+    ],
+)
+def test_a_solver(formula: Any, deed: Any, message: str | None) -> None:
+    leader, follower, batch = image_game()
+    leader.train()
+    leader.loss(torch.zeros_like(batch.x), batch).backward()
+    leader.model.layers[1].bias.grad = None
+    with violation(message):
+        check_solver(Odd(formula, deed), follower, leader, batch)
+
+
+def test_statistics_that_are_not_finite() -> None:
+    class Endless(LinearBox):
+        def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
+            return total(y) + math.inf
+
+    leader, _, batch = image_game()
+    with pytest.raises(AssertionError, match="Iterative's objective_before is inf"):
+        check_solver(Iterative(Gradient(0.1), 1), Endless(), leader, batch)
 
 
 def test_a_follower_is_checked_while_the_leader_is_frozen() -> None:
