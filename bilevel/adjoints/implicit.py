@@ -168,16 +168,17 @@ class Implicit(Pullback):
     ) -> None:
         """Warns if the linear system is indefinite, singular or not solved."""
         residual = solution.residual.norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)
-        problem.record(residual=residual, curvature=solution.curvature)
+        problem.record(residual=residual, curvature=solution.curvature - self.damping)
         curvature, largest = float(solution.curvature), float(solution.largest)
+        own = curvature - self.damping
         rounding = torch.finfo(b.dtype).eps * len(b) * largest
         if symmetric and curvature < -rounding:
             self.warn_once(
                 True,
                 f"negative curvature: along some direction the follower's objective curves the "
-                f"wrong way at its answer (by {curvature:.3g}), so y* is not its optimum; solve it "
-                f"further, give damping above {-curvature:.3g}, or take Unrolled(), which assumes "
-                "no optimum",
+                f"wrong way at its answer (by {own:.3g}), so y* is not its optimum; solve it "
+                f"further, give damping above {-own:.3g}, or take Unrolled(), which assumes no "
+                "optimum",
             )
         elif symmetric and curvature <= rounding:
             self.warn_once(
@@ -239,7 +240,8 @@ def _residual(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, Ten
     if step is None:
         residual = oracle.gradient(y)
     else:
-        residual = tree_map(torch.sub, oracle.advance(step, y, None, 1)[0], y)
+        moved = oracle.advance(step, y, None, 1)[0]
+        residual = tree_map(lambda own, other: other - own, y, moved)  # in y's order of names
     return residual, oracle.stats()["gradient_norm"]
 
 

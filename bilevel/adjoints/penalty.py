@@ -80,7 +80,8 @@ class Penalty(Pullback):
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves both perturbed problems, and takes the difference of the costs' gradients."""
         (plus, residual), (minus, other) = (self._perturbed(problem, v, sign) for sign in (1, -1))
-        difference = ravel(tree_map(torch.sub, minus, plus)) * self.strength / 2
+        moved = tree_map(lambda _, a, b: a - b, v, minus, plus)  # in v's order of names
+        difference = ravel(moved) * self.strength / 2
         square = (difference @ difference).clamp(min=torch.finfo(difference.dtype).tiny)
         curvature = ravel(v) @ difference / square
         problem.record(residual=torch.maximum(residual, other), curvature=curvature)

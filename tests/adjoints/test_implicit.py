@@ -7,14 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilevel import (
-    BilevelError,
-    FollowerProblem,
-    HypergradientWarning,
-    Implicit,
-    Iterative,
-    pgm,
-)
+from bilevel import BilevelError, FollowerProblem, HypergradientWarning, Implicit, Iterative, pgm
 from bilevel.updates import Gradient, Momentum, Optimizer, SignGradient
 from tests.valleys import (
     F64,
@@ -146,8 +139,10 @@ def test_a_scalar() -> None:
 
 def test_damping_is_added_to_the_diagonal() -> None:
     batch, leader, v = valley(5, 10.0), Numbers(3), torch.randn(5, dtype=F64)
-    slope, _ = hypergradient(exactly(damping=2.0), Known(optimum), Quadratic(), leader, batch, v)
+    given = Known(optimum), Quadratic(), leader, batch, v
+    slope, solution = hypergradient(exactly(damping=2.0), *given)
     damped = Valley(batch.h + 2 * torch.eye(5), batch.b)
+    assert solution.stats["curvature"] == pytest.approx(1, rel=0.1)  # the objective's own
     assert error(slope, pulled_back(damped, v)) < 1e-10
 
 

@@ -58,24 +58,6 @@ def test_a_box_stops_the_derivative() -> None:
     assert error(slope, (inside * batch * v).sum(0)) < 1e-8
 
 
-def test_a_dict_whose_projection_has_another_order() -> None:
-    class Halves(Quadratic):
-        def init(self, batch):
-            return {"a": torch.zeros(1, dtype=F64), "b": torch.zeros(2, dtype=F64)}
-
-        def objective(self, leader, y, batch):
-            return super().objective(leader, torch.cat([y["a"], y["b"]]), batch)
-
-        def project(self, y, batch):
-            return {"b": y["b"].clamp(-50, 50), "a": y["a"].clamp(-50, 50)}
-
-    leader, batch, v = Numbers(3), valley(3, 5.0), torch.randn(3, dtype=F64)
-    solver = Iterative(Gradient(0.2), 300)
-    value = Penalty(10.0).solve(solver, Halves(), leader, batch).value
-    (slope,) = torch.autograd.grad(torch.cat([value["a"], value["b"]]), leader.theta, v)
-    assert error(slope, pulled_back(batch, v)) < 1e-8
-
-
 def test_it_takes_no_second_derivatives() -> None:
     class Once(torch.autograd.Function):
         @staticmethod

@@ -7,14 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from bilevel import (
-    BilevelError,
-    Implicit,
-    Iterative,
-    LeaderProblem,
-    Parametric,
-    Penalty,
-)
+from bilevel import BilevelError, Implicit, Iterative, LeaderProblem, Parametric, Penalty
 from bilevel.updates import CNN, Gradient
 from tests.problems import image_game
 from tests.valleys import (
@@ -91,6 +84,41 @@ def test_the_backward_pass_sees_the_leader_of_the_solve(adjoint, mode) -> None:
     assert error(slope, pulled_back(batch, v) / 2) < 1e-8
     assert leader.v == 7
     assert leader.training == (mode == "eval")
+
+
+class Halves(Quadratic):
+    """The variable in two parts, whose projection gives them in another order."""
+
+    def init(self, batch):
+        return split(super().init(batch))
+
+    def objective(self, leader, y, batch):
+        return super().objective(leader, torch.cat([y["a"], y["b"]]), batch)
+
+    def project(self, y, batch):
+        return {"b": y["b"].clamp(-50, 50), "a": y["a"].clamp(-50, 50)}
+
+
+def split(y: Tensor) -> dict[str, Tensor]:
+    return {"a": y[:1], "b": y[1:]}
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [Iterative(Gradient(0.2), 300), Known(lambda leader, batch: split(optimum(leader, batch)))],
+    ids=["in the order of project", "in the order of init"],
+)
+@pytest.mark.parametrize(
+    "adjoint", [exactly(), Penalty(10.0, update=Gradient(0.2), steps=300)], ids=repr
+)
+def test_the_names_of_a_dict_come_in_any_order(adjoint, solver) -> None:
+    leader, batch, v = Numbers(3), valley(3, 5.0), torch.randn(3, dtype=F64)
+    solution = adjoint.solve(solver, Halves(), leader, batch)
+    outputs = [solution.value["a"], solution.value["b"]]
+    (slope,) = torch.autograd.grad(outputs, leader.theta, [v[:1], v[1:]])
+    assert error(slope, pulled_back(batch, v)) < 1e-8
+    unit = 0.2 if isinstance(solver, Iterative) and isinstance(adjoint, Implicit) else 1
+    assert 0.99 * unit < solution.stats["curvature"] < 5.05 * unit
 
 
 # Transforms.
