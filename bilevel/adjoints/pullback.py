@@ -135,8 +135,8 @@ class _Task:
         self.solves += 1
         self.evaluations += solution.evaluations
         self.history = solution.value
-        like = leaves(solution.value)[0]
-        evaluations = like.new_full((), float(solution.evaluations))
+        device = leaves(solution.value)[0].device
+        evaluations = torch.tensor(float(solution.evaluations), device=device)  # y may be bfloat16
         self.stats = {**solution.stats, "evaluations": evaluations}
         return tuple(leaf.detach().clone() for leaf in leaves(solution.value))
 

@@ -74,6 +74,7 @@ class Unrolled(Adjoint):
         self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem, batch: Batch
     ) -> Solution:
         """Solves with the graph of the steps."""
+        solver.check(follower)
         self._check_solver(solver)
         self._check_batch(batch)
         solver.check(follower)
@@ -124,10 +125,10 @@ class Unrolled(Adjoint):
             )
 
     def _check_batch(self, batch: Batch) -> None:
-        """Recomputed steps cannot tell that the batch has a graph: they would end in it twice."""
+        """Recomputed steps give the batch no gradient."""
         if not self.recompute or not torch.is_grad_enabled():
             return
-        if any(isinstance(leaf, Tensor) and leaf.grad_fn for leaf in tree_leaves(batch)):
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(batch)):
             raise BilevelError(
                 f"the batch requires gradients: {self!r} gives those of the leader's parameters "
                 "only; compute the batch inside objective and loss, or take Unrolled()"

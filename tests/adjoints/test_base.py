@@ -108,9 +108,19 @@ class Sized(FollowerProblem):
 
 @pytest.mark.parametrize("name", ADJOINTS)
 def test_the_gradient_evaluations_of_the_solve_are_counted(name: str) -> None:
-    solver, batch = Iterative(Gradient(0.1), 7), torch.ones(3, dtype=F64)
+    solver, batch = Iterative(Gradient(0.1), 301), torch.ones(3, dtype=torch.bfloat16)
     solution = ADJOINTS[name].solve(solver, Shrunk(), Decay(), batch)
-    assert solution.evaluations == solution.stats["evaluations"] == 7
+    assert solution.evaluations == solution.stats["evaluations"].item() == 301  # bfloat16: 300
+
+
+@pytest.mark.parametrize("adjoint", [Detached(), *ADJOINTS.values()], ids=repr)
+def test_a_solver_is_asked_whether_it_is_made_for_the_problem(adjoint: Adjoint) -> None:
+    class Picky(Iterative):
+        def check(self, follower: FollowerProblem) -> None:
+            raise BilevelError("Picky does not solve this")
+
+    with pytest.raises(BilevelError, match="Picky does not solve this"):
+        adjoint.solve(Picky(Gradient(0.1), 1), Shrunk(), Decay(), torch.ones(3, dtype=F64))
 
 
 @pytest.mark.parametrize("name", ADJOINTS)
