@@ -130,8 +130,10 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad():
             outputs = ctx.rerun(point, parameters)
         pairs = [(o, v) for o, v in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
-        values, weights = zip(*pairs, strict=True)
         inputs = [*point, *parameters]
+        if not pairs:  # steps along a gradient that is constant depend on nothing
+            return None, None, None, *(None for _ in inputs)
+        values, weights = zip(*pairs, strict=True)
         required = [leaf for leaf in inputs if leaf.requires_grad]
         grads = iter(torch.autograd.grad(values, required, weights, allow_unused=True))
         return None, None, None, *(next(grads) if x.requires_grad else None for x in inputs)

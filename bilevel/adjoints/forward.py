@@ -66,7 +66,7 @@ class Forward(Pullback):
 
     def _product(self, problem: SolvedProblem, v: Value, name: str, index: int) -> Tensor | None:
         """vᵀ dy/dθ_i; None if y does not depend on the parameter."""
-        point = problem.theta[name].detach()
+        point = problem.theta[name]
         direction = point.new_zeros(point.numel())
         direction[index] = 1
         # torch.autograd.Function, within which this runs, disables forward mode.

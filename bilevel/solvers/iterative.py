@@ -9,7 +9,7 @@ from bilevel.errors import BilevelError, describe
 from bilevel.frozen import Mode
 from bilevel.solvers.base import Solver
 from bilevel.solvers.oracle import Oracle
-from bilevel.tree import Value, leaves
+from bilevel.tree import Value, leaves, tree_map
 from bilevel.updates.base import State, Update
 
 
@@ -108,7 +108,8 @@ class Iterative(Solver):
                 f"{shapes[1]}: a kept answer fits batches of one size; drop the last batch, or "
                 "warm_start=False"
             )
-        return oracle.project(kept), state  # Y may depend on the batch
+        # Y may depend on the batch; a copy, since a projection may work in place.
+        return oracle.project(tree_map(Tensor.clone, kept)), state
 
     def get_extra_state(self) -> tuple[Value, State] | None:
         """The kept answer and update state, for the state dict.

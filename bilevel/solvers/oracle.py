@@ -261,7 +261,8 @@ class Oracle:
         Raises:
             BilevelError: If the batch contains something else than tensors with a row per sample.
         """
-        return Oracle(self.follower, self.leader, _select(self.batch, chosen))
+        some = _select(self.batch, chosen)
+        return Oracle(self.follower, self.leader, some, differentiable=self._differentiable)
 
 
 def _check_types(update: Update, y: Value, error: RuntimeError) -> None:

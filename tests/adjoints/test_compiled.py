@@ -8,17 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from bilevel import (
-    BilevelError,
-    Iterative,
-    Unrolled,
-)
+from bilevel import BilevelError, Iterative, Unrolled
 from bilevel.adjoints.compiled import _compiled_step
-from bilevel.updates import (
-    Gradient,
-    Optimizer,
-    Update,
-)
+from bilevel.updates import Gradient, Optimizer, Update
 from bilevel.updates.optimizer import STEPS
 from tests.valleys import F64, Boxed, Numbers, error, hypergradient
 

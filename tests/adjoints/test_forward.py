@@ -9,14 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilevel import (
-    BilevelError,
-    Forward,
-    Iterative,
-)
-from bilevel.updates import (
-    Gradient,
-)
+from bilevel import BilevelError, Forward, Iterative
+from bilevel.updates import Gradient
 from tests.valleys import F64, Numbers, Quadratic, hypergradient, valley
 
 
@@ -37,4 +31,4 @@ def test_forward_mode_for_many_numbers_or_a_solver_with_a_memory() -> None:
     with pytest.raises(BilevelError, match=r"would solve 3 times.*take Unrolled\(recompute=True\)"):
         Forward(limit=2).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
     with pytest.raises(BilevelError, match="give it warm_start=False"):
-        Forward().solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
+        Forward(limit=3).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))

@@ -5,17 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bilevel import (
-    BilevelError,
-    Iterative,
-    LeaderProblem,
-    Unrolled,
-)
+from bilevel import BilevelError, Iterative, LeaderProblem, Unrolled
 from bilevel.adjoints import unrolled
 from bilevel.recompute import recomputed
-from bilevel.updates import (
-    Gradient,
-)
+from bilevel.updates import Gradient
 from tests.problems import BatchNormNet, image_game
 from tests.valleys import F64, Numbers, Quadratic, valley
 
@@ -59,10 +52,24 @@ def test_what_is_recomputed_is_computed_as_it_was() -> None:
     assert not torch.equal(slopes[0][0], slopes[1][0])
 
 
-def test_recomputed_steps_refuse_a_batch_with_a_graph() -> None:
+def test_recomputed_steps_refuse_a_batch_that_requires_gradients() -> None:
     batch, leader = valley(4, 5.0), Numbers(3)
     computed = batch._replace(b=batch.b * leader.theta)
     solver = Iterative(Gradient(0.1), 4)
     Unrolled().solve(solver, Quadratic(), leader, computed).value.sum().backward()
-    with pytest.raises(BilevelError, match="the batch requires gradients: Unrolled"):
-        Unrolled(recompute=True).solve(solver, Quadratic(), leader, computed)
+    leaf = batch._replace(b=batch.b.clone().requires_grad_())
+    for given in (computed, leaf):
+        with pytest.raises(BilevelError, match="the batch requires gradients: Unrolled"):
+            Unrolled(recompute=True).solve(solver, Quadratic(), leader, given)
+
+
+def test_steps_that_depend_on_nothing() -> None:
+    class Slope(Quadratic):
+        def objective(self, leader, y, batch):
+            return y.sum()
+
+    leader, batch, solver = Numbers(3), valley(3, 2.0), Iterative(Gradient(0.1), 4)
+    value = Unrolled(recompute=2).solve(solver, Slope(), leader, batch).value
+    torch.testing.assert_close(value, torch.full((3,), -0.4, dtype=F64))
+    (slope,) = torch.autograd.grad(value.sum() + leader.theta.sum(), leader.theta)
+    assert slope.tolist() == [1, 1, 1]

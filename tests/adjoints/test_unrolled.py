@@ -27,14 +27,7 @@ from bilevel import (
 )
 from bilevel.solvers import Solver
 from bilevel.tree import leaves
-from bilevel.updates import (
-    CNN,
-    Gradient,
-    Momentum,
-    Optimizer,
-    SignGradient,
-    Update,
-)
+from bilevel.updates import CNN, Gradient, Momentum, Optimizer, SignGradient, Update
 from tests.problems import image_game
 from tests.valleys import F64, Boxed, Known, Numbers, Quadratic, error, hypergradient, valley
 
@@ -206,6 +199,18 @@ def test_any_solver_that_asks_a_differentiable_oracle() -> None:
     batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
     found, _ = hypergradient(Unrolled(), TwoSteps(), Quadratic(), leader, batch, v)
     like, _ = hypergradient(Unrolled(), Iterative(Gradient(0.1), 2), Quadratic(), leader, batch, v)
+    torch.testing.assert_close(found, like)
+
+    class Rows(TwoSteps):
+        def answer(self, oracle):
+            every = torch.ones(5, dtype=torch.bool)
+            return super().answer(oracle.restricted(every))
+
+    batch, leader, v = torch.randn(5, 4, dtype=F64), Numbers(4), torch.randn(5, 4, dtype=F64)
+    found, like = (
+        hypergradient(Unrolled(), solver, Boxed(), leader, batch, v)[0]
+        for solver in (Rows(), TwoSteps())
+    )
     torch.testing.assert_close(found, like)
     with pytest.raises(BilevelError, match=r"cannot cut TwoSteps into steps.*Unrolled\(\) without"):
         Unrolled(truncate=1).solve(TwoSteps(), Quadratic(), leader, batch)

@@ -229,6 +229,21 @@ def test_a_warm_start_goes_on_where_it_ended() -> None:
         resumed.solve(Nearest(), leader, Batch(batch.x[:2], batch.y[:2]))
 
 
+def test_a_projection_in_place_leaves_earlier_answers_alone() -> None:
+    class Clamps(LinearBox):
+        def project(self, y, batch):
+            return y.clamp_(-batch.y.item(), batch.y.item())
+
+    follower = Clamps()
+    leader = ZeroSum(nn.Linear(3, 1), follower)
+    solver = Iterative(SignGradient(1.0), 1, warm_start=True)
+    answers = [
+        solver.solve(follower, leader, Batch(torch.zeros(1, 3), torch.tensor(eps))).value
+        for eps in (0.5, 0.1)
+    ]
+    assert [answer.abs().max().item() for answer in answers] == pytest.approx([0.5, 0.1])
+
+
 # Bad input.
 
 

@@ -8,11 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel import (
-    FollowerProblem,
-    Iterative,
-    Unrolled,
-)
+from bilevel import FollowerProblem, Iterative, Unrolled
 from bilevel.tree import leaves
 from bilevel.updates import (
     MLP,
