@@ -86,6 +86,20 @@ def test_gmres_needs_no_symmetry_and_no_sign(size: int, seed: int) -> None:
     assert solution.products <= size
 
 
+@pytest.mark.parametrize("start", [None, torch.ones(9, dtype=F64)])
+def test_gmres_minimises_the_residual_over_as_many_powers_as_it_has_steps(start) -> None:
+    matrix, b = torch.randn(9, 9, dtype=F64), torch.randn(9, dtype=F64)
+    solution = gmres(lambda v: matrix @ v, b, 3, tolerance=1e-13, start=start)
+    rest = b if start is None else b - matrix @ start
+    powers = torch.stack([rest, matrix @ rest, matrix @ matrix @ rest], 1)
+    best = (
+        rest - matrix @ powers @ torch.linalg.lstsq(matrix @ powers, rest[:, None]).solution[:, 0]
+    )
+    torch.testing.assert_close(solution.residual, best)
+    torch.testing.assert_close(b - matrix @ solution.value, best)
+    assert solution.products == (3 if start is None else 4)
+
+
 def test_gmres_keeps_its_vectors_orthogonal_where_a_is_all_but_singular() -> None:
     matrix, b = valley(60, 1e10, numbers=1)
     solution = gmres(lambda v: matrix @ v, b[:, 0], 60, tolerance=1e-14)
@@ -119,6 +133,13 @@ def test_a_start_at_the_solution_costs_one_product(method) -> None:
     solution = method(lambda v: matrix @ v, b[:, 0], 50, tolerance=1e-10, start=truth)
     assert solution.products == 1
     torch.testing.assert_close(solution.value, truth)
+
+
+@pytest.mark.parametrize("method", [conjugate_gradient, gmres, neumann])
+def test_zero_is_solved_by_zero_without_a_product(method) -> None:
+    solution = method(lambda v: 2 * v, torch.zeros(3, dtype=F64), 5, tolerance=1e-6)
+    assert solution.value.tolist() == solution.residual.tolist() == [0, 0, 0]
+    assert solution.products == 0
 
 
 @pytest.mark.parametrize("method", [conjugate_gradient, gmres, neumann, exact])
