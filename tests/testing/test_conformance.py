@@ -60,6 +60,7 @@ class Scaled(Update):
     def __init__(self, step: Callable[[Any, Any, Any, Any], Any]) -> None:
         super().__init__()
         self.step, self.scale = step, nn.Parameter(torch.ones(()))
+        self.unused = nn.Parameter(torch.ones(()))
 
     def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> Any:
         state = torch.zeros(()) if state is None else state
@@ -84,6 +85,12 @@ def test_an_update(step: Callable[..., Any], message: str | None) -> None:
     y = torch.randn(2, 3)
     with violation(message):
         check_update(Scaled(step), y, context=torch.ones(2, 3))
+
+
+def test_an_update_is_called_with_what_is_given() -> None:
+    seen, given = [], (torch.ones(3), torch.full((3,), 2.0))
+    check_update(Scaled(lambda y, g, c, s: seen.append((g, c)) or y + g), torch.zeros(3), *given)
+    assert all(map(torch.equal, seen[0], given))
 
 
 def test_an_update_that_does_not_fit_its_own_state() -> None:
@@ -114,6 +121,10 @@ def begins(solver: Odd, oracle: Oracle) -> Tensor:
     return oracle.init()
 
 
+def draws(solver: Odd, oracle: Oracle) -> Tensor:
+    return oracle.project(torch.randn_like(oracle.init()))
+
+
 def remembers(solver: Odd, oracle: Oracle) -> Tensor:
     solver.last = oracle.project(getattr(solver, "last", oracle.init()) + 0.01)
     return solver.last
@@ -126,6 +137,7 @@ TURNS = count()
     ("formula", "deed", "message"),
     [
         (begins, lambda net: None, PASSES),
+        (draws, lambda net: None, PASSES),
         (begins, lambda net: net[5].bias.data.add_(1), r"the leader's parameter .*\.5\.bias"),
         (begins, lambda net: net[5].bias.grad.add_(1), r"gradient of .*\.5\.bias"),
         (begins, lambda net: net.zero_grad(), r"gradient of .*\.0\.weight"),
@@ -135,7 +147,7 @@ TURNS = count()
         (begins, lambda net: net[1].eval(), r"training flag of .*\.1"),
         (lambda _, oracle: oracle.init() + 9, lambda net: None, r"outside Y \(by 8\.9"),
         (lambda _, oracle: oracle.init() * math.nan, lambda net: None, "answer lies outside Y"),
-        (lambda _, oracle: oracle.init() + 1e-3 * next(TURNS), lambda net: None, "the same seed"),
+        (lambda _, oracle: oracle.init() + 1e-9 * next(TURNS), lambda net: None, "the same seed"),
         (remembers, lambda net: None, "state dict lacks something that its answer needs"),
     ],
 )
@@ -148,14 +160,28 @@ def test_a_solver(formula: Any, deed: Any, message: str | None) -> None:
         check_solver(Odd(formula, deed), follower, leader, batch)
 
 
-def test_statistics_that_are_not_finite() -> None:
-    class Endless(LinearBox):
-        def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
-            return total(y) + math.inf
+class Plain(LinearBox):
+    """An objective that takes numbers of any type."""
 
+    def __init__(self, constant: float = 0.0) -> None:
+        super().__init__()
+        self.constant = constant
+
+    def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
+        return total(y) + self.constant
+
+
+def test_an_answer_of_another_type() -> None:
+    leader, _, batch = image_game()
+    solver = Odd(lambda _, oracle: oracle.init().double(), lambda net: None)
+    with pytest.raises(AssertionError, match=r"Odd gives .*float64.* where y is"):
+        check_solver(solver, Plain(), leader, batch)
+
+
+def test_statistics_that_are_not_finite() -> None:
     leader, _, batch = image_game()
     with pytest.raises(AssertionError, match="Iterative's objective_before is inf"):
-        check_solver(Iterative(Gradient(0.1), 1), Endless(), leader, batch)
+        check_solver(Iterative(Gradient(0.1), 1), Plain(math.inf), leader, batch)
 
 
 def test_a_follower_is_checked_while_the_leader_is_frozen() -> None:
