@@ -86,7 +86,7 @@ class Unrolled(Adjoint):
             else:
                 assert isinstance(solver, Iterative)
                 value = self._answer(solver, oracle, leader)
-        if not self._checked:
+        if torch.is_grad_enabled() and not self._checked:
             self._check_graph(leader, value)
         evaluations = torch.tensor(float(oracle.evaluations), device=leaves(value)[0].device)
         stats = {**oracle.stats(), "evaluations": evaluations}
