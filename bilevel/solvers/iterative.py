@@ -98,7 +98,7 @@ class Iterative(Solver):
             BilevelError: If the kept answer is that of a batch of another size.
         """
         y = oracle.init()
-        if self._kept is None:
+        if self._kept is None or not self.warm_start:
             return y, None
         kept, state = self._kept
         shapes = [[leaf.shape for leaf in leaves(tree)] for tree in (kept, y)]

@@ -225,6 +225,9 @@ def test_a_warm_start_goes_on_where_it_ended() -> None:
     expected = at_once.solve(Nearest(), leader, batch).value
     for solver in (piecewise, resumed):
         torch.testing.assert_close(solver.solve(Nearest(), leader, batch).value, expected)
+    cold = Iterative(Momentum(Gradient(0.1), 0.5), 6)
+    cold.load_state_dict(resumed.state_dict())  # knows the answer, and does not start there
+    assert torch.equal(cold.solve(Nearest(), leader, batch).value, expected)
     with pytest.raises(BilevelError, match="fits batches of one size"):
         resumed.solve(Nearest(), leader, Batch(batch.x[:2], batch.y[:2]))
 
