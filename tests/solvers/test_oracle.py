@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, FollowerProblem, Iterative, Oracle, ZeroSum
-from bilevel.tree import norms
-from bilevel.updates import Gradient
+from bilevel.updates import Gradient, Update
 
 
 class Pair(NamedTuple):
@@ -111,10 +110,19 @@ def test_the_gradient_norm_is_over_all_tensors_of_a_dict(shared: bool) -> None:
     assert stats["gradient_norm"] == 5
 
 
-def test_the_norm_of_a_small_gradient_in_half_precision() -> None:
-    """1,000 numbers whose squares are 0 in float16."""
-    values = {"a": torch.full((2, 500), 1e-4, dtype=torch.float16)}
-    values["b"] = values["a"].clone()
-    by_sample, whole = (norms(values, by_sample=rows).float() for rows in (True, False))
-    torch.testing.assert_close(by_sample, torch.full((2,), 1e-4 * 1000**0.5), rtol=0.01, atol=0)
-    torch.testing.assert_close(whole, torch.tensor(1e-4 * 2000**0.5), rtol=0.01, atol=0)
+@pytest.mark.parametrize(
+    ("dtype", "words"), [(torch.float64, "out of luck"), (torch.float32, "not this dtype")]
+)
+def test_an_error_of_the_updates_own_is_left_alone(dtype: torch.dtype, words: str) -> None:
+    """It is no difference in precision, or there is none."""
+
+    class Fails(Update):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, dtype=dtype))
+
+        def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> Any:
+            raise RuntimeError(words)
+
+    with pytest.raises(RuntimeError, match=words):
+        oracle(X).advance(Fails(), X, None, 1)
