@@ -89,6 +89,19 @@ def test_a_batch_that_has_no_row_a_sample(batch: Any, what: str) -> None:
         oracle(batch).restricted(CHOSEN)
 
 
+def test_gradients_are_constants_and_zero_where_the_objective_does_not_look() -> None:
+    class Part(Product):
+        def objective(self, leader: ZeroSum, y: Any, batch: Any) -> Tensor:
+            return y["seen"].square().sum(1)
+
+    follower, y = Part(), torch.randn(4, 3)
+    problem = Oracle(follower, ZeroSum(nn.Identity(), follower), X)
+    gradient = problem.gradient({"unseen": y, "seen": y})
+    assert torch.equal(gradient["seen"], 2 * y)
+    assert not gradient["unseen"].any()
+    assert not gradient["seen"].requires_grad
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_gradient_norm_is_over_all_tensors_of_a_dict(shared: bool) -> None:
     class Pulled(FollowerProblem):

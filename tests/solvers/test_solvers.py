@@ -218,8 +218,8 @@ def test_a_warm_start_goes_on_where_it_ended() -> None:
     leader, batch = Weights(5), Batch(torch.randn(4, 5), torch.zeros(4))
     at_once = Iterative(Momentum(Gradient(0.1), 0.5), 6)
     piecewise = Iterative(Momentum(Gradient(0.1), 0.5), 2, warm_start=True)
-    for _ in range(2):
-        piecewise.solve(Nearest(), leader, batch)
+    first, second = (piecewise.solve(Nearest(), leader, batch).stats for _ in range(2))
+    assert second["objective_before"] == first["objective_after"]
     resumed = Iterative(Momentum(Gradient(0.1), 0.5), 2, warm_start=True)
     resumed.load_state_dict(piecewise.state_dict())
     expected = at_once.solve(Nearest(), leader, batch).value
