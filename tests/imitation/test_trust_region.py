@@ -1,0 +1,138 @@
+"""The trust region: the direction of a step in it, its Fisher matrix and its KL divergence."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
+from torch.func import functional_call, jacrev
+
+from bilevel import BilevelError
+from bilevel.imitation import TRPO, CategoricalPolicy
+from tests.policies import KINDS, closure_of, make
+
+
+def row(tensors) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def exact_fisher(policy: nn.Module, states: Tensor) -> Tensor:
+    """E_s Σ_a π ∇log π ∇log πᵀ; for a Gaussian Jμᵀ Jμ / σ² + 2 Jlogσᵀ Jlogσ, from rows of J."""
+    parameters = {name: p.detach() for name, p in policy.named_parameters()}
+
+    def jacobian(function) -> Tensor:
+        jacobians = jacrev(lambda p: function(functional_call(policy, p, (states,))))(parameters)
+        return torch.cat([j.flatten(2) for j in jacobians.values()], dim=2)  # (B, k, m)
+
+    with torch.no_grad():
+        now = policy(states)
+    if isinstance(policy, CategoricalPolicy):
+        actions = torch.arange(2)
+        scores = jacobian(lambda d: torch.stack([d.log_prob(a) for a in actions], dim=1))
+        return torch.einsum("ba,bai,baj->ij", now.probs, scores, scores) / len(states)
+    mean = jacobian(lambda d: d.mean)
+    log_std = jacobian(lambda d: d.stddev.log())
+    fisher = torch.einsum("ba,bai,baj->ij", now.variance.reciprocal(), mean, mean)
+    return (fisher + 2 * torch.einsum("bai,baj->ij", log_std, log_std)) / len(states)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damping", [1e-3, 0.1])
+def test_the_step_is_the_natural_gradient_of_an_exact_fisher_matrix(kind, damping) -> None:
+    policy, states, loss = make(kind)
+    fisher = exact_fisher(policy, states)
+    fisher += damping * torch.eye(len(fisher), dtype=torch.float64)
+    gradient = row(torch.autograd.grad(loss(), list(policy.parameters())))
+    natural = torch.linalg.solve(fisher, gradient)
+    expected = -natural * math.sqrt(2e-6 / float(natural @ gradient))
+
+    before = row(policy.parameters())
+    optimizer = TRPO(policy, max_kl=1e-6, damping=damping, cg_steps=3 * len(before), shrink=0.999)
+    optimizer.step(closure_of(policy, loss))
+    assert optimizer.last.accepted
+    assert optimizer.last.residual < 1e-8
+    step = (row(policy.parameters()) - before) / 0.999**optimizer.last.backtracks
+    assert (step - expected).norm() / expected.norm() <= 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fisher_matrix_is_that_of_the_kl_divergence(kind) -> None:
+    """Its second derivative at the old policy: the bound and the direction speak of one thing."""
+    policy, states, _ = make(kind)
+    flat, shapes = row(policy.parameters()), dict(policy.named_parameters())
+
+    def distance(point: Tensor) -> Tensor:
+        pieces = point.split([p.numel() for p in shapes.values()])
+        named = {n: piece.view_as(p) for (n, p), piece in zip(shapes.items(), pieces, strict=True)}
+        return kl_divergence(old, functional_call(policy, named, (states,))).mean()
+
+    with torch.no_grad():
+        old = policy(states)
+    hessian = torch.autograd.functional.hessian(distance, flat)
+    torch.testing.assert_close(hessian, exact_fisher(policy, states))
+
+
+def test_where_the_kl_is_its_quadratic_model_the_first_step_spends_the_bound() -> None:
+    policy, _, loss = make(CategoricalPolicy)
+    optimizer = TRPO(policy, max_kl=1e-8, damping=1e-8, cg_steps=100, shrink=0.999)
+    optimizer.step(closure_of(policy, loss))
+    assert optimizer.last.kl == pytest.approx(1e-8, rel=0.01)
+
+
+class Shared(nn.Module):
+    """A Gaussian whose mean and spread are views of its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(1))
+        self.std = nn.Parameter(torch.ones(1))
+
+    def forward(self, states: Tensor) -> Independent:
+        size = (len(states), 1)
+        normal = Normal(self.mean.expand(size), self.std.expand(size), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+
+
+def test_the_old_policy_does_not_move_along_with_the_new_one() -> None:
+    policy, states = Shared(), torch.zeros(4, 1)
+    optimizer = TRPO(policy, max_kl=0.5, damping=0.0)
+    optimizer.step(closure_of(policy, lambda: policy(states).mean.mean()))
+    assert policy.mean.item() == pytest.approx(-1.0)  # ½ μ² = δ
+    assert optimizer.last.kl == pytest.approx(0.5)
+
+
+def test_the_kl_after_backtracks_is_that_from_the_old_policy() -> None:
+    policy, states = Shared(), torch.zeros(4, 1)
+    optimizer = TRPO(policy, max_kl=0.5, damping=0.0)
+    optimizer.step(closure_of(policy, lambda: (policy(states).mean + 0.3).square().mean()))
+    assert optimizer.last.backtracks == 3  # the first |−κʲ + 0.3| below 0.3
+    assert policy.mean.item() == pytest.approx(-(0.8**3))
+    assert optimizer.last.kl == pytest.approx(0.8**6 / 2)
+
+
+def test_a_distribution_of_another_kind_is_refused() -> None:
+    class Coin(nn.Linear):
+        def forward(self, states: Tensor) -> Bernoulli:
+            return Bernoulli(logits=super().forward(states))
+
+    policy = Coin(3, 1)
+    loss = closure_of(policy, lambda: policy(torch.randn(4, 3)).probs.mean())
+    with pytest.raises(BilevelError, match="returned Bernoulli"):
+        TRPO(policy).step(loss)
+
+
+def test_an_action_that_is_ruled_out_stays_so() -> None:
+    class Masked(CategoricalPolicy):
+        def forward(self, states: Tensor) -> Categorical:
+            logits = self.network(states)
+            ruled_out = torch.tensor([False, False, True])
+            return Categorical(logits=logits.masked_fill(ruled_out, -1e9), validate_args=False)
+
+    policy, states = Masked(2, 3), torch.randn(8, 2)
+    optimizer = TRPO(policy)
+    optimizer.step(closure_of(policy, lambda: policy(states).probs[:, 0].mean()))
+    assert optimizer.last.accepted
+    assert not policy(states).probs[:, 2].any()
