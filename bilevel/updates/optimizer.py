@@ -86,13 +86,22 @@ class Optimizer(Update):
         states = ({},) * len(grads) if state is None else state
         step = STEPS[self.optimizer]
         stepped = [
-            step(leaf, -grad, leaf_state, self._defaults)
+            step(_as_real(leaf), -_as_real(grad), leaf_state, self._defaults)
             for leaf, grad, leaf_state in zip(leaves(y), grads, states, strict=True)
         ]
         points, states = zip(*stepped, strict=True)
-        return from_leaves(points, like=y), states
+        moved = [
+            torch.complex(*point.unbind(-1)) if leaf.is_complex() else point
+            for point, leaf in zip(points, leaves(y), strict=True)
+        ]
+        return from_leaves(moved, like=y), states
 
     def extra_repr(self) -> str:
         """The optimizer and its settings, as ``repr`` shows them."""
         settings = [f"{name}={value!r}" for name, value in self.settings.items()]
         return ", ".join([self.optimizer.__name__, *settings])
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, which ``torch.optim`` moves one by one."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -35,8 +35,8 @@ SETTINGS: list[tuple[type[torch.optim.Optimizer], Settings]] = [
 def both(
     kind: type[torch.optim.Optimizer], settings: Settings, *, scale: float = 1.0
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Some steps of ours and of torch's, along gradients of a size."""
-    y = {"a": torch.randn(2, 3, dtype=F64), "b": torch.randn(4, dtype=F64)}
+    """Points and states of ours and of torch's, after each step along gradients of a size."""
+    y = {"a": torch.randn(2, 3, dtype=F64), "b": torch.randn(4, dtype=torch.complex128)}
     theirs = {name: leaf.clone().requires_grad_() for name, leaf in y.items()}
     optimizer, update, state = kind(theirs.values(), **settings), Optimizer(kind, **settings), None
     pairs = []
@@ -47,7 +47,15 @@ def both(
             leaf.grad = -gradient[name]
         optimizer.step()
         pairs += [(y[name], leaf.detach().clone()) for name, leaf in theirs.items()]
+        for mine, leaf in zip(state, theirs.values(), strict=True):
+            memory = optimizer.state[leaf]
+            pairs += [(_real(mine[name]), _real(memory[name])) for name in mine]
     return pairs
+
+
+def _real(value: Any) -> torch.Tensor:
+    value = torch.as_tensor(value).clone()  # torch.optim writes into its state
+    return torch.view_as_real(value) if value.is_complex() else value.double()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-8])
@@ -142,6 +150,11 @@ def test_two_solves_at_once_do_not_share_a_memory() -> None:
 def test_an_optimizer_that_cannot_be_unrolled(kind) -> None:
     with pytest.raises(BilevelError, match=rf"{kind.__name__} cannot .*SGD, Adam, .*Implicit"):
         Optimizer(kind, lr=0.1)
+
+
+def test_an_optimizer_in_place_of_its_class() -> None:
+    with pytest.raises(BilevelError, match=r"optimizer is an object \(SGD\): .* give its class"):
+        Optimizer(torch.optim.SGD([torch.zeros(1)], lr=0.1))
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.ASGD])
