@@ -172,6 +172,23 @@ class TRPO(torch.optim.Optimizer):
 
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Inputs]:
         """The closure's result, and the inputs on which it evaluated the policy."""
+        result, calls = self._record(closure)
+        if not calls:  # a game that shows its gradient to step pre-hooks has evaluated it already
+            parameters = self.param_groups[0]["params"]
+            gradients = [parameter.grad for parameter in parameters]  # as the hooks left them
+            _, calls = self._record(closure)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        if len(calls) != 1:
+            raise BilevelError(
+                f"the loss evaluated the policy {len(calls)} times: the KL is measured on one "
+                "batch of states; call policy(observations) once, with gradients, and use its "
+                "distribution for every term"
+            )
+        return result, calls[0]
+
+    def _record(self, closure: Callable[[], Any]) -> tuple[Any, list[Inputs]]:
+        """The closure's result, and the inputs of each evaluation of the policy in it."""
         calls: list[Inputs] = []
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
@@ -184,13 +201,7 @@ class TRPO(torch.optim.Optimizer):
                 result = closure()
         finally:
             handle.remove()
-        if len(calls) != 1:
-            raise BilevelError(
-                f"the loss evaluated the policy {len(calls)} times: the KL is measured on one "
-                "batch of states; call policy(observations) once, with gradients, and use its "
-                "distribution for every term"
-            )
-        return result, calls[0]
+        return result, calls
 
     def _line_search(
         self, region: TrustRegion, step: Tensor, loss: float, closure: Callable[[], Any]

@@ -6,7 +6,7 @@ import copy
 import io
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from bilevel import Bilevel, FollowerProblem, LeaderProblem, Parametric
@@ -68,6 +68,29 @@ def test_it_moves_the_leader_of_a_game() -> None:
     probs = game.leader.policy(torch.randn(64, 3)).probs.mean(0)
     assert probs[1] > 0.8
     assert (game.solver.y - torch.tensor([0.0, 1.0])).abs().max() < 0.4  # the critic followed
+
+
+def test_a_step_pre_hook_changes_the_gradient_of_the_step() -> None:
+    plain, watched, clipped, turned = (make_game() for _ in range(4))
+    start = snapshot(plain.leader.policy)
+
+    def clip(optimizer: TRPO, *_: object) -> None:
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1e-2)
+
+    def turn(optimizer: TRPO, *_: object) -> None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad.neg_()
+
+    watched.leader_opt.register_step_pre_hook(lambda *_: None)
+    clipped.leader_opt.register_step_pre_hook(clip)
+    turned.leader_opt.register_step_pre_hook(turn)
+    for game in (plain, watched, clipped, turned):
+        play(game, range(3))
+    moved = snapshot(plain.leader.policy)
+    assert same_bits(watched.leader.policy, moved)
+    # The bound sets the length of a step, not the gradient's norm.
+    torch.testing.assert_close(snapshot(clipped.leader.policy), moved)
+    assert same_bits(turned.leader.policy, start)  # uphill: no step is taken
 
 
 def test_a_stopped_game_goes_on_bit_for_bit() -> None:
