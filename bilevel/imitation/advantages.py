@@ -58,10 +58,11 @@ def generalized_advantages(
             f"the parts have shapes {[tuple(part.shape) for part in parts]}: all are per "
             "step and environment; give (T, N) for each"
         )
-    td_errors = rewards + discount * next_values * ~terminated - values
+    td_errors = rewards + discount * next_values * terminated.logical_not() - values
+    goes_on = ended.logical_not()
     advantages = torch.empty_like(td_errors)
     advantage = torch.zeros_like(td_errors[0])
     for t in reversed(range(len(td_errors))):
-        advantage = td_errors[t] + discount * gae_lambda * advantage * ~ended[t]
+        advantage = td_errors[t] + discount * gae_lambda * advantage * goes_on[t]
         advantages[t] = advantage
     return advantages

@@ -46,6 +46,13 @@ def test_a_truncated_episode_keeps_the_value_of_its_last_state() -> None:
     assert (truncated.item(), terminated.item()) == (0.5, 0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64])
+def test_ends_may_be_numbers(dtype: torch.dtype) -> None:
+    *rest, terminated, ended = parts = random_parts(0)
+    numbers = generalized_advantages(*rest, terminated.to(dtype), ended.to(dtype))
+    assert torch.equal(numbers, generalized_advantages(*parts))
+
+
 def test_a_perfect_value_function_leaves_nothing_whatever_lambda() -> None:
     """Rewards of 1 for ever are worth 1/(1 − γ)."""
     worth = torch.full((20, 2), 10.0)
