@@ -86,6 +86,12 @@ def test_momentum_sums_a_dict_geometrically():
     assert y["w"].tolist() == [4.25, -8.5]  # 1 + 1.5 + 1.75
 
 
+def test_momentum_without_memory_is_the_other_update():
+    update = Momentum(Gradient(0.5), 0.0)
+    _, state = update(Y, -G, None, None)
+    assert torch.equal(update(Y, G, None, state)[0], Gradient(0.5)(Y, G, None, None)[0])
+
+
 def test_momentum_hands_the_context_and_its_own_state_to_the_other_update():
     class Count(Update):
         def forward(self, y, gradient, context, state):
