@@ -102,18 +102,20 @@ def test_gradients_are_constants_and_zero_where_the_objective_does_not_look() ->
     assert not gradient["seen"].requires_grad
 
 
+@pytest.mark.parametrize("second", [torch.tensor(4.0), torch.tensor(4j)])
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_gradient_norm_is_over_all_tensors_of_a_dict(shared: bool) -> None:
+def test_the_gradient_norm_is_over_all_tensors_of_a_dict(shared: bool, second: Tensor) -> None:
     class Pulled(FollowerProblem):
-        """The gradient is (3, 4), of the whole y or of each sample's."""
+        """The gradient is (3, 4) or (3, −4i), of the whole y or of each sample's."""
 
         sense = "min"
 
         def init(self, batch: Any) -> dict[str, Tensor]:
-            return {"a": torch.zeros(1 if shared else 5), "b": torch.zeros(1 if shared else 5)}
+            size = 1 if shared else 5
+            return {"a": torch.zeros(size), "b": torch.zeros(size, dtype=second.dtype)}
 
         def objective(self, leader: ZeroSum, y: dict[str, Tensor], batch: Any) -> Tensor:
-            value = 3 * y["a"] + 4 * y["b"]
+            value = 3 * y["a"] + (second * y["b"]).real
             return value.sum() if shared else value
 
     follower = Pulled()
