@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +57,10 @@ def load(path: Path) -> dict[str, Any]:
             f"there is no checkpoint {path}: nothing to resume; leave out --resume, or name the "
             "folder of the run to resume"
         ) from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except Exception as error:  # of torch's unpickler: from a text file it may be any
         raise BilevelError(
-            f"{path} is no readable checkpoint ({str(error).splitlines()[0][:80]}): it is "
-            "truncated or of another kind; delete it to start again, or restore it from a copy"
+            f"{path} is no readable checkpoint ({type(error).__name__}): it is truncated or of "
+            "another kind; delete it to start again, or restore it from a copy"
         ) from error
     if not isinstance(state, dict):
         raise BilevelError(

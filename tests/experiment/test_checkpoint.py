@@ -69,6 +69,13 @@ def test_a_truncated_checkpoint(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize("text", [b"", b"abc", b"hhh", b"jjjj", b"not a checkpoint\n"])
+def test_a_text_is_no_checkpoint(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "run.pt").write_bytes(text)
+    with pytest.raises(BilevelError, match="no readable checkpoint"):
+        checkpoint.load(tmp_path / "run.pt")
+
+
 def test_a_file_with_code_is_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self):
