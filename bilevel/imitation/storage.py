@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -12,9 +11,6 @@ import torch
 from bilevel.errors import BilevelError
 from bilevel.experiment.files import atomic_write
 from bilevel.imitation.demonstrations import Demonstrations
-
-# TypeError: a .npy file (in Python 3.10 an AttributeError), or an array of text.
-UNREADABLE = (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, BadZipFile)
 
 
 def save_demonstrations(path: Path, demonstrations: Demonstrations) -> None:
@@ -63,7 +59,7 @@ def load_demonstrations(path: Path, env: str) -> Demonstrations:
         raise BilevelError(
             f"there is no file of demonstrations {path}: record one with save_demonstrations first"
         ) from error
-    except UNREADABLE as error:
+    except Exception as error:  # of numpy, of zipfile, of zlib: from a damaged file it may be any
         raise BilevelError(
             f"{path} holds no demonstrations ({type(error).__name__}): it is truncated or of "
             "another format; give a .npz with the arrays " + ", ".join(Demonstrations._fields)

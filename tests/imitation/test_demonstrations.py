@@ -91,6 +91,11 @@ def test_what_cannot_be_imitated(shown: Demonstrations, tmp_path: Path) -> None:
     save_demonstrations(path, shown)
     with pytest.raises(BilevelError, match="has demonstrations of MountainCar-v0, not CartPole-v1"):
         load_demonstrations(path, "CartPole-v1")
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"PK\1\2") + 8] |= 1  # says that it is encrypted
+    path.write_bytes(damaged)
+    with pytest.raises(BilevelError, match="holds no demonstrations"):
+        load_demonstrations(path, ENV)
     few = shown.first(2)
     for misfit in (
         {"actions": few.actions[1:]},
