@@ -77,7 +77,6 @@ class Unrolled(Adjoint):
         solver.check(follower)
         self._check_solver(solver)
         self._check_batch(batch)
-        solver.check(follower)
         oracle_type = CompiledOracle if self.compile else Oracle
         with frozen(leader, solver.leader_mode, differentiable=True):
             oracle = oracle_type(follower, leader, batch, differentiable=True)
