@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bilevel import Bilevel, BilevelError, experiment
+from bilevel.arguments import positive
 from bilevel.experiment import commandline
 from bilevel.robustness import save_weights
 from bilevel.robustness.studies.table import cell
-from bilevel.updates.checks import positive
 
 TEST_STEPS_FACTOR = 5
 """The final network is trained for this many times the steps of an inner solve."""

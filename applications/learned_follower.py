@@ -28,10 +28,10 @@ from result_tables import Table, print_tables
 from torch import Tensor
 
 from bilevel import BilevelError, experiment
+from bilevel.arguments import positive
 from bilevel.experiment import commandline
 from bilevel.experiment.files import make_folder
 from bilevel.robustness.networks.weights import load_weights, read_about, save_weights
-from bilevel.updates.checks import positive
 
 Followers = dict[int, ScaledGRU]
 

@@ -27,10 +27,10 @@ from torch.func import functional_call, vmap
 
 import bilevel
 from bilevel import experiment
+from bilevel.arguments import count, one_of
 from bilevel.experiment import commandline
 from bilevel.robustness import Batch, load_weights, read_about, save_weights
 from bilevel.updates import Gradient
-from bilevel.updates.checks import at_least_one, one_of
 
 METHODS: dict[str, tuple[type[bilevel.Adjoint], int]] = {
     "maml": (bilevel.Unrolled, 5),
@@ -94,7 +94,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Learns with each method, prints the table and writes the results."""
-    at_least_one("iterations", args.iterations)
+    count("iterations", args.iterations)
     if not args.method:
         raise bilevel.BilevelError("no method is given: nothing is learned; name one or several")
     for method in args.method:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Iterative
+from bilevel.arguments import count, positive
 from bilevel.solvers import Oracle
 from bilevel.tree import Value, ravel, tree_map, unravel
 from bilevel.updates import Update
-from bilevel.updates.base import State
-from bilevel.updates.checks import at_least_one, given, positive
+from bilevel.updates.base import State, given
 
 
 class ScaledGRU(Update):
@@ -43,7 +43,7 @@ class ScaledGRU(Update):
     def __init__(self, step: float, hidden: int = 8) -> None:
         super().__init__()
         self.step = positive("step", step)
-        self.cell = nn.GRUCell(3, at_least_one("hidden", hidden))
+        self.cell = nn.GRUCell(3, count("hidden", hidden))
         self.last = nn.Linear(hidden, 1, bias=False)
         nn.init.zeros_(self.last.weight)
 

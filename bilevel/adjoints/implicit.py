@@ -14,6 +14,7 @@ from bilevel.adjoints.linear import LinearSolution, LinearSolver
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import check_differentiable
+from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError, describe
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
@@ -83,13 +84,6 @@ class Implicit(Pullback):
         warm_start: bool = False,
         fixed_point: Update | None = None,
     ) -> None:
-        if solver is not None and solver not in SOLVERS:
-            raise BilevelError(
-                f"solver is {solver!r}: there is no such linear solver; give one of "
-                f"{', '.join(map(repr, SOLVERS))}"
-            )
-        if not isinstance(max_steps, int) or max_steps < 1:
-            raise BilevelError(f"max_steps is {max_steps!r}: nothing is solved; give 1, 2, …")
         if not (tolerance >= 0 and damping >= 0):
             raise BilevelError(
                 f"tolerance is {tolerance} and damping {damping}: neither can be negative; give "
@@ -102,9 +96,9 @@ class Implicit(Pullback):
             )
         if fixed_point is not None:
             check_differentiable(fixed_point)
-        self.solver = solver
+        self.solver = None if solver is None else one_of("solver", solver, SOLVERS)
         self.tolerance = tolerance
-        self.max_steps = max_steps
+        self.max_steps = count("max_steps", max_steps)
         self.damping = damping
         self.warm_start = warm_start
         self.fixed_point = fixed_point

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
@@ -57,11 +58,9 @@ class Penalty(Pullback):
     ) -> None:
         if not 0 < strength < math.inf:
             raise BilevelError(f"strength is {strength}: λ weighs the follower; give λ > 0")
-        if steps is not None and steps < 1:
-            raise BilevelError(f"steps is {steps!r}: nothing is solved; give 1, 2, …")
         self.strength = strength
         self.update = update
-        self.steps = steps
+        self.steps = None if steps is None else count("steps", steps)
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that there are steps to solve the perturbed problems with."""

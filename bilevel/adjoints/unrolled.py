@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from bilevel.adjoints.base import Adjoint
 from bilevel.adjoints.compiled import CompiledOracle
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
@@ -58,15 +59,9 @@ class Unrolled(Adjoint):
         recompute: int | bool = False,
         compile: bool = False,
     ) -> None:
-        for name, value in (("truncate", truncate), ("recompute", recompute)):
-            if value is None or isinstance(value, bool):
-                continue
-            if not isinstance(value, int) or value < 1:
-                raise BilevelError(
-                    f"{name} is {value!r}: it is a number of steps; give 1, 2, … or leave it out"
-                )
-        self.truncate = truncate
-        self.recompute = recompute
+        self.truncate = None if truncate is None else count("truncate", truncate)
+        by_default = isinstance(recompute, bool)
+        self.recompute = recompute if by_default else count("recompute", recompute)
         self.compile = compile
         self._checked = False
 

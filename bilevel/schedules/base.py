@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
+from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch
@@ -118,17 +119,8 @@ class Alternating(Schedule):
     """
 
     def __init__(self, follower_steps: int = 1, *, first: Player = "leader") -> None:
-        if not isinstance(follower_steps, int) or follower_steps < 1:
-            raise BilevelError(
-                f"follower_steps is {follower_steps!r}: the follower moves a whole number of times "
-                "for each step of the leader; give 1, 2, …"
-            )
-        if first not in ("leader", "follower"):
-            raise BilevelError(
-                f'first is {first!r}: there is no such player; give "leader" or "follower"'
-            )
-        self.follower_steps = follower_steps
-        self.first = first
+        self.follower_steps = count("follower_steps", follower_steps)
+        self.first = one_of("first", first, get_args(Player))
 
     def check(self, game: Bilevel) -> None:
         """Checks that the solves of a step do not add up."""

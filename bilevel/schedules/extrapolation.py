@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch
 from bilevel.schedules.base import Schedule, Simultaneous
@@ -54,7 +55,7 @@ class ProximalPoint(Simultaneous):
     """
 
     def __init__(self, iterations: int) -> None:
-        self.iterations = _count("iterations", iterations)
+        self.iterations = count("iterations", iterations)
 
     def check(self, game: Bilevel) -> None:
         """Checks that the solver can be run several times a step."""
@@ -176,7 +177,7 @@ class Lookahead(Schedule):
         self, inner: Schedule | None = None, *, steps: int = 5, alpha: float = 0.5
     ) -> None:
         self.inner = Simultaneous() if inner is None else inner
-        self.steps = _count("steps", steps)
+        self.steps = count("steps", steps)
         if not 0 < alpha <= 1:
             raise BilevelError(
                 f"alpha is {alpha}: it is the fraction of the way that is kept; give 0 < alpha ≤ 1"
@@ -218,9 +219,3 @@ class Lookahead(Schedule):
 def _same_shapes(kept: list[Tensor] | None, players: list[Tensor]) -> TypeGuard[list[Tensor]]:
     """Whether the kept tensors belong to these players: none was frozen or unfrozen since."""
     return kept is not None and [k.shape for k in kept] == [p.shape for p in players]
-
-
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise BilevelError(f"{name} is {value!r}: it is a number of times; give 1, 2, …")
-    return value

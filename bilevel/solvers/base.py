@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor, nn
 
-from bilevel.errors import BilevelError
+from bilevel.arguments import one_of
 from bilevel.frozen import Mode, frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.oracle import Oracle
@@ -44,11 +45,7 @@ class Solver(nn.Module, ABC):
 
     def __init__(self, *, leader_mode: Mode = "eval") -> None:
         super().__init__()
-        if leader_mode not in ("eval", "train"):
-            raise BilevelError(
-                f'leader_mode is {leader_mode!r}: there is no such mode; give "eval" or "train"'
-            )
-        self.leader_mode: Mode = leader_mode
+        self.leader_mode: Mode = one_of("leader_mode", leader_mode, get_args(Mode))
 
     @property
     def repeatable(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from bilevel.arguments import count
 from bilevel.errors import BilevelError, describe
 from bilevel.frozen import Mode
 from bilevel.solvers.base import Solver
@@ -52,15 +53,13 @@ class Iterative(Solver):
         leader_mode: Mode = "eval",
     ) -> None:
         super().__init__(leader_mode=leader_mode)
-        if not isinstance(steps, int) or steps < 0:
-            raise BilevelError(f"steps is {steps!r}: it is the number of updates; give 0, 1, 2, …")
         if not isinstance(update, Update):
             raise BilevelError(
                 f"update is {describe(update)}: it takes an Update; give updates.Gradient(0.1), "
                 "updates.Optimizer(torch.optim.Adam, lr=0.1), … or your own"
             )
         self.update = update
-        self.steps = steps
+        self.steps = count("steps", steps, least=0)
         self.warm_start = warm_start
         self._kept: tuple[Value, State] | None = None
 

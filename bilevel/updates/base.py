@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bilevel.errors import BilevelError
 from bilevel.tree import Value
 
 State = Any
@@ -55,3 +56,27 @@ class Update(nn.Module, ABC):
         Returns:
             The moved variable (the solver projects it) and the state for the next step.
         """
+
+
+def given(name: str, value: Value | None) -> Value:
+    """Checks that ``value`` is not None.
+
+    Args:
+        name: "gradient" or "context".
+        value: The value that the solver passed.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        BilevelError: If it is None.
+    """
+    if value is None:
+        raise BilevelError(f"the {name} is None: this update reads it; {_SOURCES[name]}")
+    return value
+
+
+_SOURCES = {
+    "gradient": "compute the gradient wherever update.needs_gradient is True",
+    "context": "write FollowerProblem.context, or give inputs=('gradient',)",
+}

@@ -16,9 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bilevel.arguments import count, one_of
 from bilevel.recompute import checkpointed
 from bilevel.updates.base import State
-from bilevel.updates.checks import at_least_one, one_of
 from bilevel.updates.learned import ImageUpdate, Inputs
 from bilevel.updates.normalize import Over
 
@@ -80,7 +80,7 @@ class CNN(ImageUpdate):
     ) -> None:
         super().__init__(channels, scale, inputs, normalize, gradient_skip)
         layers = FORMS[one_of("form", form, FORMS)]
-        body, last = layers(channels * len(inputs), channels, at_least_one("width", width))
+        body, last = layers(channels * len(inputs), channels, count("width", width))
         self.network = nn.Sequential(body, last)
         self._zero_if_skip(last)
 

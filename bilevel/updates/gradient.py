@@ -17,10 +17,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bilevel.arguments import positive
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, tree_map
-from bilevel.updates.base import State, Update
-from bilevel.updates.checks import given, positive
+from bilevel.updates.base import State, Update, given
 from bilevel.updates.normalize import unit_norm
 
 

@@ -19,10 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bilevel.arguments import count, one_of, positive
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, ravel, tree_map, unravel
-from bilevel.updates.base import State, Update
-from bilevel.updates.checks import at_least_one, given, one_of, positive
+from bilevel.updates.base import State, Update, given
 from bilevel.updates.normalize import OVER, Over, max_abs
 
 Inputs = tuple[Literal["context", "gradient"], ...]
@@ -101,7 +101,7 @@ class ImageUpdate(LearnedUpdate):
         gradient_skip: float | None,
     ) -> None:
         super().__init__(gradient_skip)
-        self.channels = at_least_one("channels", channels)
+        self.channels = count("channels", channels)
         self.scale = positive("scale", scale)
         self.inputs = one_of("inputs", inputs, INPUTS)
         self.normalize = one_of("normalize", normalize, OVER)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bilevel.arguments import count, positive
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, ravel
 from bilevel.updates.base import State
-from bilevel.updates.checks import at_least_one, positive
 from bilevel.updates.learned import VectorUpdate
 from bilevel.updates.normalize import unit_rms
 
@@ -51,8 +51,8 @@ class MLP(VectorUpdate):
 
     def __init__(self, size: int, *, blocks: int = 1, gradient_skip: float | None = None) -> None:
         super().__init__(gradient_skip)
-        self.size = at_least_one("size", size)
-        self.blocks = at_least_one("blocks", blocks)
+        self.size = count("size", size)
+        self.blocks = count("blocks", blocks)
         m = -(-size // blocks) * blocks
         # A convolution of length 1 is a linear layer; its groups are the blocks.
         last = nn.Conv1d(4 * m, m, 1, groups=blocks)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from bilevel.arguments import one_of
 from bilevel.tree import Value, leaves, tree_map
-from bilevel.updates.checks import one_of
 
 Over = Literal["sample", "batch"]
 """What shares a norm: a sample, or all samples of the batch."""

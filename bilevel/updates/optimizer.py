@@ -10,8 +10,7 @@ from torch import Tensor
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, from_leaves, leaves, leaves_like
 from bilevel.updates import functional
-from bilevel.updates.base import State, Update
-from bilevel.updates.checks import given
+from bilevel.updates.base import State, Update, given
 
 STEPS: dict[type[torch.optim.Optimizer], functional.Step] = {
     torch.optim.SGD: functional.sgd,

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bilevel.arguments import count, positive
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, ravel
 from bilevel.updates.base import State
-from bilevel.updates.checks import at_least_one, positive
 from bilevel.updates.learned import ImageUpdate, Inputs, VectorUpdate
 from bilevel.updates.normalize import Over, max_abs
 
@@ -64,7 +64,7 @@ class ConvRNN(ImageUpdate):
         gradient_skip: float | None = None,
     ) -> None:
         super().__init__(channels, scale, inputs, normalize, gradient_skip)
-        self.hidden = at_least_one("hidden", hidden)
+        self.hidden = count("hidden", hidden)
         self.cell = ConvGRUCell(channels * len(inputs), hidden)
         self.last = nn.Conv2d(hidden, channels, 3, padding=1)
         self._zero_if_skip(self.last)
@@ -141,7 +141,7 @@ class CoordinateRNN(VectorUpdate):
     ) -> None:
         super().__init__(gradient_skip)
         self.scale = positive("scale", scale)
-        self.cell = nn.GRUCell(2, at_least_one("hidden", hidden))
+        self.cell = nn.GRUCell(2, count("hidden", hidden))
         self.last = nn.Linear(hidden, 1)
         self._zero_if_skip(self.last)
 

@@ -213,7 +213,7 @@ def test_fashion_mnist(run: Callable[..., Any], tmp_path: Path) -> None:
         ("--validation-size 0", "a sample of 0 images is empty"),
         ("--steps 0", "steps is 0: nothing would be learned; give 1 or more"),
         ("--iterations 0", "iterations is 0: nothing would be learned"),
-        ("--step 0", "step is 0.0: the update would not move"),
+        ("--step 0", "step is 0.0: it is positive and finite; give a step above 0"),
         ("--lr -1", "lr is -1.0"),
         ("--decay -1", "decay is -1.0: .*give a number from 0 on"),
         ("--decay nan", "decay is nan"),

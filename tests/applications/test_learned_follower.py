@@ -65,7 +65,7 @@ def test_followers_that_are_there_are_taken(applications: Part, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--step", 0], "step is 0.0: the update would not move"),
+        (["--step", 0], "step is 0.0: it is positive and finite; give a step above 0"),
         (["--step", "nan"], "step is nan"),
         (["--horizon", 0], "horizon is 0: there is nothing to do; give 1 or more"),
         (["--batch", 1], "batch is 1: there is nothing to do; give 2 or more"),

@@ -170,10 +170,10 @@ def test_state_passes_through():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": 0}, "channels is 0.*channels=1"),
+        ({"channels": 0}, "channels is 0.*give 1, 2"),
         ({"scale": 0.0}, "scale is 0.0.*above 0"),
         ({"scale": math.nan}, "scale is nan.*above 0"),
-        ({"width": 0}, "width is 0.*width=1"),
+        ({"width": 0}, "width is 0.*give 1, 2"),
         ({"form": "deep"}, "form is 'deep'.*'wide', 'slim', 'slim-no-skip', 'two-layer'"),
         ({"inputs": ()}, r"inputs is \(\).*\('context', 'gradient'\)"),
         ({"inputs": "context"}, r"inputs is 'context'.*\('context',\)"),

@@ -1,0 +1,78 @@
+"""Checks of arguments: each returns its value, or raises an error of one line."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+from typing import TypeVar
+
+from bilevel.errors import BilevelError
+
+T = TypeVar("T")
+
+
+def count(name: str, value: int, *, least: int = 1) -> int:
+    """Checks that ``value`` is a whole number, and not too small.
+
+    Args:
+        name: The argument's name.
+        value: The number to check.
+        least: The smallest that is allowed.
+
+    Returns:
+        ``value``, as an int of Python.
+
+    Raises:
+        BilevelError: If it is not.
+
+    Example:
+        >>> count("steps", 2.5)
+        Traceback (most recent call last):
+        bilevel.errors.BilevelError: steps is 2.5: it is a whole number from 1 on; give 1, 2, …
+    """
+    whole = hasattr(type(value), "__index__") and not isinstance(value, bool)
+    if not whole or value < least:
+        raise BilevelError(
+            f"{name} is {value!r}: it is a whole number from {least} on; give {least}, "
+            f"{least + 1}, …"
+        )
+    return operator.index(value)
+
+
+def positive(name: str, value: float) -> float:
+    """Checks that ``value`` is greater than 0 and finite.
+
+    Args:
+        name: The argument's name.
+        value: The number to check.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        BilevelError: If it is 0, negative, infinite or NaN.
+    """
+    if not 0 < value < math.inf:
+        raise BilevelError(f"{name} is {value}: it is positive and finite; give a {name} above 0")
+    return value
+
+
+def one_of(name: str, value: T, options: Collection[T]) -> T:
+    """Checks that ``value`` is one of ``options``.
+
+    Args:
+        name: The argument's name.
+        value: The choice to check.
+        options: The choices.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        BilevelError: If it is none of them.
+    """
+    if value not in options:
+        choices = ", ".join(map(repr, options))
+        raise BilevelError(f"{name} is {value!r}: there is no such option; give one of {choices}")
+    return value

@@ -1,0 +1,46 @@
+"""Checks of arguments, and the constructors that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bilevel import (
+    Alternating,
+    BilevelError,
+    Implicit,
+    Iterative,
+    Lookahead,
+    Penalty,
+    ProximalPoint,
+    Sampled,
+    Unrolled,
+)
+from bilevel.updates import CNN, MLP, CoordinateRNN, Gradient
+
+COUNTS: list[Callable[[Any], Any]] = [
+    Alternating,
+    ProximalPoint,
+    lambda n: Lookahead(steps=n),
+    lambda n: Iterative(Gradient(0.1), n),
+    lambda n: Implicit(max_steps=n),
+    lambda n: Penalty(1.0, steps=n),
+    lambda n: Sampled(1.0, samples=n),
+    lambda n: Unrolled(truncate=n),
+    lambda n: Unrolled(recompute=n),
+    lambda n: CNN(3, 0.1, width=n),
+    lambda n: CoordinateRNN(0.1, hidden=n),
+    MLP,
+]
+
+
+@pytest.mark.parametrize("make", COUNTS)
+def test_a_number_of_things_is_a_whole_number(make: Callable[[Any], Any]) -> None:
+    for wrong in (-1, 2.5, "2"):
+        with pytest.raises(BilevelError, match=r"it is a whole number from \d on; give \d, \d"):
+            make(wrong)
+    made = make(np.int64(8))  # what an array holds is one too
+    assert type(made) is type(make(8))
