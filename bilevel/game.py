@@ -17,6 +17,7 @@ from bilevel.player import Optimizer, take_step, trainable_parameters, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
+from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import Value, detach, leaves
 
 if TYPE_CHECKING:
@@ -220,12 +221,9 @@ class Bilevel:
         if isinstance(self.adjoint, Detached):
             torch.clear_autocast_cache()
             return detach(y)
-        if not self.solver.repeatable:
-            raise BilevelError(
-                f"{type(self.leader_opt).__name__} evaluates the leader's loss several times a "
-                f"step, but {type(self.solver).__name__} starts from its last answer at each "
-                "solve: give it warm_start=False, or take an optimizer that evaluates once"
-            )
+        use = f"{type(self.leader_opt).__name__} evaluates the leader's loss several times a step"
+        once = ", or take an optimizer that evaluates once"
+        check_repeatable(self.solver, use, otherwise=once)
         return self.solve(batch).value
 
     def move_solver(self, y: Value, batch: Batch) -> Tensor | None:

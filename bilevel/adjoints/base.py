@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bilevel.errors import HypergradientWarning
+from bilevel.errors import BilevelError, HypergradientWarning
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Solution, Solver
 
@@ -47,6 +47,17 @@ class Adjoint(ABC):
         Args:
             state: What :meth:`state_dict` returned.
         """
+
+    def batch_error(self) -> BilevelError:
+        """The error for a batch that requires gradients, if the adjoint would drop them.
+
+        Returns:
+            The error, to be raised.
+        """
+        return BilevelError(
+            f"the batch requires gradients: {self!r} gives those of the leader's parameters only; "
+            "compute the batch inside objective and loss, or take Unrolled()"
+        )
 
     def warn_once(self, condition: bool | Tensor, message: str) -> None:
         """Warns that a gradient should not be trusted, once for each adjoint and topic.

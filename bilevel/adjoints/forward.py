@@ -12,6 +12,7 @@ from bilevel.adjoints.unrolled import check_steps
 from bilevel.errors import BilevelError, first_line
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Solver
+from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import Value, leaves
 
 
@@ -48,11 +49,8 @@ class Forward(Pullback):
                 f"{self!r} would solve {size} times: forward mode takes a solve for each element "
                 "of the leader's parameters; take Unrolled(recompute=True), or raise the limit"
             )
-        if not solver.repeatable:
-            raise BilevelError(
-                f"{self!r} solves again for each element of the leader's parameters, but "
-                f"{type(solver).__name__} starts from its last answer: give it warm_start=False"
-            )
+        use = f"{self!r} solves again for each element of the leader's parameters"
+        check_repeatable(solver, use)
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves once for each element of θ, and multiplies the derivative of y* by v."""

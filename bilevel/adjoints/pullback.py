@@ -172,10 +172,7 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> Any:
-        raise BilevelError(
-            f"the batch requires gradients: {ctx.adjoint!r} gives those of the leader's parameters "
-            "only; compute the batch inside objective and loss, or take Unrolled()"
-        )
+        raise ctx.adjoint.batch_error()
 
 
 class _Answer(torch.autograd.Function):

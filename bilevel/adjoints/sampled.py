@@ -10,6 +10,7 @@ from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Parametric, Solver
+from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import Value, leaves, ravel, unravel
 
 # The standard error, relative to the estimate's norm, above which to warn; of pure noise it is 1.
@@ -56,11 +57,7 @@ class Sampled(Pullback):
                 "optimizer moves it, so it is the same for every sample; take Implicit(), or "
                 "Iterative as the solver"
             )
-        if not solver.repeatable:
-            raise BilevelError(
-                f"{self!r} solves for other leaders, but {type(solver).__name__} starts from its "
-                "last answer: give it warm_start=False"
-            )
+        check_repeatable(solver, f"{self!r} solves for other leaders")
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves at perturbations of θ, in antithetic pairs."""

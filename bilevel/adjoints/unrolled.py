@@ -123,10 +123,7 @@ class Unrolled(Adjoint):
         if not self.recompute or not torch.is_grad_enabled():
             return
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(batch)):
-            raise BilevelError(
-                f"the batch requires gradients: {self!r} gives those of the leader's parameters "
-                "only; compute the batch inside objective and loss, or take Unrolled()"
-            )
+            raise self.batch_error()
 
     def _check_graph(self, leader: nn.Module, value: Value) -> None:
         """Warns of the parameters that the answer does not depend on."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import Tensor
 
 from bilevel.arguments import count, one_of
-from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch
+from bilevel.solvers.checks import check_repeatable
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
@@ -124,12 +124,10 @@ class Alternating(Schedule):
 
     def check(self, game: Bilevel) -> None:
         """Checks that the solves of a step do not add up."""
-        if game.solver_opt is not None and not game.solver.repeatable:
-            raise BilevelError(
-                f"{self!r} solves {self.follower_steps + 1} times a step, but "
-                f"{type(game.solver).__name__} goes on from its last answer at each solve: give it "
-                "warm_start=False, or take Simultaneous(), which solves once"
-            )
+        if game.solver_opt is not None:
+            use = f"{self!r} solves {self.follower_steps + 1} times a step"
+            once = ", or take Simultaneous(), which solves once"
+            check_repeatable(game.solver, use, otherwise=once)
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Moves the leader once and the solver ``follower_steps`` times, each on its own solve."""

@@ -26,6 +26,7 @@ from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch
 from bilevel.schedules.base import Schedule, Simultaneous
+from bilevel.solvers.checks import check_repeatable
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
@@ -59,12 +60,10 @@ class ProximalPoint(Simultaneous):
 
     def check(self, game: Bilevel) -> None:
         """Checks that the solver can be run several times a step."""
-        if self.iterations > 1 and not game.solver.repeatable:
-            raise BilevelError(
-                f"{self!r} solves {self.iterations} times a step, but "
-                f"{type(game.solver).__name__} starts from its last answer at each solve: give it "
-                "warm_start=False, or take Optimistic(), which solves once"
-            )
+        if self.iterations > 1:
+            use = f"{self!r} solves {self.iterations} times a step"
+            once = ", or take Optimistic(), which solves once"
+            check_repeatable(game.solver, use, otherwise=once)
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""

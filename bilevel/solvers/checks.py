@@ -1,9 +1,14 @@
-"""Checks of points that followers and updates return."""
+"""Checks of points that followers and updates return, and of solvers that solve again."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from bilevel.errors import BilevelError, describe
 from bilevel.tree import Value, leaves, leaves_like, same_structure
+
+if TYPE_CHECKING:
+    from bilevel.solvers.base import Solver
 
 
 def check_point(source: str, found: Value, y: Value) -> None:
@@ -48,3 +53,21 @@ def check_floating(follower: str, y: Value, error: RuntimeError) -> None:
             "gradient; return floating point, such as torch.zeros(batch.x.shape), or use an update "
             "with needs_gradient = False"
         ) from error
+
+
+def check_repeatable(solver: Solver, use: str, *, otherwise: str = "") -> None:
+    """Checks that a solver can solve several times from the same start.
+
+    Args:
+        solver: The solver.
+        use: What solves again, the first clause of the error.
+        otherwise: What helps too, its last clause.
+
+    Raises:
+        BilevelError: If it starts from its last answer.
+    """
+    if not solver.repeatable:
+        raise BilevelError(
+            f"{use}, but {type(solver).__name__} starts from its last answer at each solve: give "
+            f"it warm_start=False{otherwise}"
+        )

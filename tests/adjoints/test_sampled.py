@@ -121,7 +121,9 @@ def test_settings_out_of_range_and_a_solver_with_a_memory() -> None:
     with pytest.raises(BilevelError, match=r"samples is 1.*give 2, 3"):
         Sampled(0.1, samples=1)
     solver = Iterative(Gradient(0.1), 2, warm_start=True)
-    with pytest.raises(BilevelError, match="starts from its last answer: give it warm_start"):
+    with pytest.raises(
+        BilevelError, match="starts from its last answer at each solve: give it warm_start"
+    ):
         Sampled(0.1).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
     given = Parametric(torch.zeros(3, dtype=F64)), Quadratic(), Numbers(3), valley(3, 2.0)
     with pytest.raises(BilevelError, match=r"answer of Parametric.*take Implicit\(\)"):
