@@ -59,10 +59,10 @@ def generalized_advantages(
             "step and environment; give (T, N) for each"
         )
     td_errors = rewards + discount * next_values * terminated.logical_not() - values
-    goes_on = ended.logical_not()
+    decay = discount * gae_lambda * ended.logical_not().to(td_errors)
     advantages = torch.empty_like(td_errors)
     advantage = torch.zeros_like(td_errors[0])
     for t in reversed(range(len(td_errors))):
-        advantage = td_errors[t] + discount * gae_lambda * advantage * goes_on[t]
+        advantage = torch.addcmul(td_errors[t], decay[t], advantage)
         advantages[t] = advantage
     return advantages

@@ -84,7 +84,6 @@ class Apprentice:
         explained_variance = self.leader.value.fit(
             self.value_opt, rollout.observations.flatten(0, 1), self.leader.returns.flatten()
         )
-        self.leader.clear_cache()
         with torch.no_grad():
             objective = follower.objective(self.leader, y, batch)
         return {

@@ -80,24 +80,22 @@ class Imitator(LeaderProblem):
         self.gae_lambda = gae_lambda
         self.discriminator_weights: Weights = {}
         self.returns = self._advantages = torch.empty(0, 0)
-        self._batch: Imitation | None = None  # the batch of the cached advantages
+        self._valued: tuple[Imitation, list[int]] | None = None  # what the advantages are of
 
     def loss(self, y: Weights, batch: Imitation) -> Tensor:
         """The surrogate loss; evaluates the policy once."""
-        # The line search evaluates the loss repeatedly at the same y and batch.
-        if batch is not self._batch or not all(
+        # The line search evaluates the loss repeatedly at the same y, V and batch.
+        value = [tensor._version for tensor in (*self.value.parameters(), *self.value.buffers())]
+        known = self._valued is not None and batch is self._valued[0] and value == self._valued[1]
+        if not known or not all(
             torch.equal(y[name], leaf) for name, leaf in self.discriminator_weights.items()
         ):
             self.discriminator_weights = {name: leaf.detach().clone() for name, leaf in y.items()}
             self._advantages, self.returns = self.advantages_and_returns(
                 self.discriminator_weights, batch
             )
-            self._batch = batch
+            self._valued = batch, value
         return surrogate(self.policy, batch.rollout, self._advantages)
-
-    def clear_cache(self) -> None:
-        """Clears the cached advantages: call it when the value function has changed."""
-        self._batch = None
 
     def advantages_and_returns(self, y: Weights, batch: Imitation) -> tuple[Tensor, Tensor]:
         """Advantages and value targets under the discriminator's rewards.
