@@ -1,7 +1,8 @@
-"""Checks of arguments: each returns its value, or raises an error of one line."""
+"""Arguments: checks that return the value or raise an error of one line, and their `repr`."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Collection
@@ -76,3 +77,16 @@ def one_of(name: str, value: T, options: Collection[T]) -> T:
         choices = ", ".join(map(repr, options))
         raise BilevelError(f"{name} is {value!r}: there is no such option; give one of {choices}")
     return value
+
+
+class Described:
+    """An object whose `repr` is the call that makes it, without the arguments left at default."""
+
+    def __repr__(self) -> str:
+        parameters = inspect.signature(type(self)).parameters.values()
+        shown = [
+            ("" if one.default is one.empty else f"{one.name}=") + repr(getattr(self, one.name))
+            for one in parameters
+            if hasattr(self, one.name) and getattr(self, one.name) != one.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"

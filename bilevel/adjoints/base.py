@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from bilevel.arguments import Described
 from bilevel.errors import BilevelError, HypergradientWarning
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Solution, Solver
 
 
-class Adjoint(ABC):
+class Adjoint(Described, ABC):
     """Solves the follower so that the leader's gradient can be taken through the answer."""
 
     @abstractmethod
@@ -108,6 +109,3 @@ class Detached(Adjoint):
     ) -> Solution:
         """Solves with the leader frozen: the graph leads to the solver's parameters only."""
         return solver.solve(follower, leader, batch, evaluate=False)
-
-    def __repr__(self) -> str:
-        return "Detached()"

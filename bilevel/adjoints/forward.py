@@ -33,8 +33,8 @@ class Forward(Pullback):
         BilevelError: In the solve, if θ has more, or the solver cannot be differentiated through.
 
     Example:
-        >>> Forward()
-        Forward(limit=100)
+        >>> Forward(limit=10)
+        Forward(limit=10)
     """
 
     def __init__(self, *, limit: int = 100) -> None:
@@ -84,6 +84,3 @@ class Forward(Pullback):
             tangents = [forward_ad.unpack_dual(leaf).tangent for leaf in leaves(y)]
         pairs = [(t, w) for t, w in zip(tangents, leaves(v), strict=True) if t is not None]
         return torch.stack([(t * w).sum() for t, w in pairs]).sum() if pairs else None
-
-    def __repr__(self) -> str:
-        return f"Forward(limit={self.limit})"

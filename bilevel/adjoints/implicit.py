@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -218,15 +217,6 @@ class Implicit(Pullback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned."""
         self._kept, self._scale = state["kept"], state["scale"]
-
-    def __repr__(self) -> str:
-        default = inspect.signature(Implicit).parameters
-        given = [
-            f"{name}={getattr(self, name)!r}"
-            for name, parameter in default.items()
-            if getattr(self, name) != parameter.default
-        ]
-        return f"Implicit({', '.join(given)})"
 
 
 def _residual(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, Tensor]:

@@ -50,7 +50,7 @@ class Penalty(Pullback):
 
     Example:
         >>> Penalty(1e3)
-        Penalty(1000)
+        Penalty(1000.0)
     """
 
     def __init__(
@@ -127,9 +127,6 @@ class Penalty(Pullback):
             return dict.fromkeys(theta)
         grads = torch.autograd.grad(gain, list(theta.values()), allow_unused=True)
         return dict(zip(theta, grads, strict=True))
-
-    def __repr__(self) -> str:
-        return f"Penalty({self.strength:g})"
 
 
 class Perturbed(FollowerProblem):

@@ -84,6 +84,3 @@ class Sampled(Pullback):
             "give more samples, or a leader of fewer parameters",
         )
         return dict(zip(theta, leaves(unravel(mean, like=theta)), strict=True))
-
-    def __repr__(self) -> str:
-        return f"Sampled({self.scale:g}, samples={self.samples})"

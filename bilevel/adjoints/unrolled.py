@@ -132,11 +132,6 @@ class Unrolled(Adjoint):
         unused = names.keys() - _reachable(value, set(names))
         self.warn_unused([name for key, name in names.items() if key in unused])
 
-    def __repr__(self) -> str:
-        settings = {"truncate": self.truncate, "recompute": self.recompute, "compile": self.compile}
-        given = [f"{name}={value!r}" for name, value in settings.items() if value]
-        return f"Unrolled({', '.join(given)})"
-
 
 def check_steps(adjoint: Adjoint, solver: Solver) -> None:
     """Checks that a solver has steps that can be differentiated through.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
-from bilevel.arguments import count, one_of
+from bilevel.arguments import Described, count, one_of
 from bilevel.frozen import frozen
 from bilevel.problem import Batch
 from bilevel.solvers.checks import check_repeatable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Player = Literal["leader", "follower"]
 
 
-class Schedule(ABC):
+class Schedule(Described, ABC):
     """Defines a step of the game by its ``solve``, ``move_leader``, ``move_solver``, ``move_both``.
 
     ``move_both`` moves both players of a zero-sum game by one backward pass.
@@ -90,9 +90,6 @@ class Simultaneous(Schedule):
         game.step_solver()
         return game.metrics(loss, solution, objective)
 
-    def __repr__(self) -> str:
-        return "Simultaneous()"
-
 
 class Alternating(Schedule):
     """One player moves, then the other, each on a solve of its own.
@@ -115,7 +112,7 @@ class Alternating(Schedule):
 
     Example:
         >>> Alternating(follower_steps=2)
-        Alternating(follower_steps=2, first='leader')
+        Alternating(follower_steps=2)
     """
 
     def __init__(self, follower_steps: int = 1, *, first: Player = "leader") -> None:
@@ -144,6 +141,3 @@ class Alternating(Schedule):
         for _ in range(self.follower_steps if game.solver_opt else 0):
             objective = game.move_solver(game.solve(batch).value, batch)
         return objective
-
-    def __repr__(self) -> str:
-        return f"Alternating(follower_steps={self.follower_steps}, first={self.first!r})"

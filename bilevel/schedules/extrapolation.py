@@ -82,9 +82,6 @@ class ProximalPoint(Simultaneous):
             raise
         return metrics
 
-    def __repr__(self) -> str:
-        return f"ProximalPoint({self.iterations})"
-
 
 class Extragradient(ProximalPoint):
     r"""An extrapolation, then the step that it gives from the original point (Korpelevich, 1976).
@@ -104,9 +101,6 @@ class Extragradient(ProximalPoint):
 
     def __init__(self) -> None:
         super().__init__(2)
-
-    def __repr__(self) -> str:
-        return "Extragradient()"
 
 
 class Optimistic(Simultaneous):
@@ -147,9 +141,6 @@ class Optimistic(Simultaneous):
         """Loads what :meth:`state_dict` returned."""
         self._last = state["last"]
 
-    def __repr__(self) -> str:
-        return "Optimistic()"
-
 
 class Lookahead(Schedule):
     r"""Every k steps, interpolates back (Zhang et al., 2019; Chavdarova et al., 2021).
@@ -168,8 +159,8 @@ class Lookahead(Schedule):
         BilevelError: If ``steps`` is not a positive integer, or α is out of range.
 
     Example:
-        >>> Lookahead(Extragradient(), steps=5)
-        Lookahead(Extragradient(), steps=5, alpha=0.5)
+        >>> Lookahead(Extragradient(), steps=10)
+        Lookahead(inner=Extragradient(), steps=10)
     """
 
     def __init__(
@@ -210,9 +201,6 @@ class Lookahead(Schedule):
         """Loads what :meth:`state_dict` returned."""
         self._slow, self._taken = state["slow"], state["taken"]
         self.inner.load_state_dict(state["inner"])
-
-    def __repr__(self) -> str:
-        return f"Lookahead({self.inner!r}, steps={self.steps}, alpha={self.alpha:g})"
 
 
 def _same_shapes(kept: list[Tensor] | None, players: list[Tensor]) -> TypeGuard[list[Tensor]]:
