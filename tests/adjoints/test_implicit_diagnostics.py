@@ -75,6 +75,18 @@ def test_a_singular_system(method) -> None:
     warned(Implicit(method), solver, batch, r"singular system: .* is flat .* or give damping")
 
 
+def test_a_curvature_of_zero_up_to_rounding_is_not_negative() -> None:
+    batch = valley(60, 10.0, numbers=1)
+    h = batch.h - torch.outer(*2 * [torch.linalg.eigh(batch.h).eigenvectors[:, 0]])
+    curvature = warned(
+        Implicit("exact"),
+        Known(lambda *_: torch.zeros(60, dtype=F64)),
+        Valley(h, 0 * batch.b),
+        "singular system",
+    )
+    assert abs(curvature) < 1e-13
+
+
 def test_a_flat_direction_that_the_leader_does_not_see_is_no_concern() -> None:
     batch = Valley(torch.diag(torch.tensor([2.0, 0.0], dtype=F64)), torch.ones(2, 1, dtype=F64))
     solver = Known(lambda leader, batch: torch.stack([leader.theta.sum() / 2, torch.tensor(0.0)]))
