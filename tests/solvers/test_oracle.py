@@ -125,6 +125,24 @@ def test_the_gradient_norm_is_over_all_tensors_of_a_dict(shared: bool, second: T
     assert stats["gradient_norm"] == 5
 
 
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_the_gradient_norm_of_complex_numbers(shape: tuple[int, ...]) -> None:
+    class Away(Product):
+        """The gradient of |y − c|² is 2 (y − c)."""
+
+        def init(self, batch: Any) -> Tensor:
+            return torch.zeros(shape, dtype=torch.complex128)
+
+        def objective(self, leader: ZeroSum, y: Tensor, batch: Any) -> Tensor:
+            return (y - (3 + 4j)).abs().square()
+
+    follower = Away()
+    leader = ZeroSum(nn.Identity(), follower)
+    solution = Iterative(Gradient(0.1), 1).solve(follower, leader, None)
+    assert solution.stats["gradient_norm"].item() == pytest.approx(10)
+    assert not solution.stats["gradient_norm"].is_complex()
+
+
 @pytest.mark.parametrize(
     ("dtype", "words"), [(torch.float64, "out of luck"), (torch.float32, "not this dtype")]
 )
