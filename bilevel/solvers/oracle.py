@@ -126,7 +126,7 @@ class Oracle:
             # Sums over the samples and applies the sign, without an operation for either.
             signs = torch.full_like(value, self.follower.sign)
             grads = torch.autograd.grad(
-                value, leaves(point), signs, create_graph=create_graph, materialize_grads=True
+                value, leaves(point), signs, create_graph=create_graph, allow_unused=True
             )
         objective, gradient = value.detach(), from_leaves(grads, like=point)
         self.record(objective, gradient)
