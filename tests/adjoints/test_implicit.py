@@ -157,6 +157,9 @@ def test_a_warm_start_spends_fewer_products_and_is_remembered() -> None:
         spent.append(int(solution.stats["evaluations"]))
     assert spent[0] > 20
     assert spent[1] == spent[2] == 2  # the gradient, and the product that finds it solved
+    other, v = valley(7, 5.0), torch.randn(7, dtype=F64)  # of another size: a start of its own
+    slope, _ = hypergradient(adjoint, Known(optimum), Quadratic(), leader, other, v)
+    assert error(slope, pulled_back(other, v)) < 1e-8
 
 
 # Bad input.
