@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints import linear
-from bilevel.adjoints.linear import LinearSolution, LinearSolver
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import check_differentiable
@@ -24,7 +23,7 @@ from bilevel.updates.gradient import Gradient
 Method = Literal["cg", "neumann", "gmres", "exact"]
 """How the linear system is solved."""
 
-SOLVERS: dict[Method, LinearSolver] = {
+SOLVERS: dict[Method, linear.LinearSolver] = {
     "cg": linear.conjugate_gradient,
     "neumann": linear.neumann,
     "gmres": linear.gmres,
@@ -48,9 +47,9 @@ class Implicit(Pullback):
 
     Exact for an exact answer, however it was computed, in the memory of one gradient. Each product
     costs about two gradient evaluations. The statistics are ``residual`` (of the linear system,
-    relative to v), ``curvature`` (the smallest met: y* is no strict optimum if it is 0 or less),
-    ``gradient_norm`` at the answer, and ``evaluations`` (gradients of the objective and products
-    with its second derivatives).
+    relative to v), ``curvature`` (the smallest met, without damping: y* is no strict optimum if it
+    is 0 or less), ``gradient_norm`` at the answer, and ``evaluations`` (gradients of the objective
+    and products with its second derivatives).
 
     Args:
         solver: ``"cg"`` for a strict optimum; ``"gmres"`` for any F; ``"neumann"`` adds terms of
@@ -59,8 +58,7 @@ class Implicit(Pullback):
         tolerance: The linear solve ends when its residual is at most this times the norm of v.
         max_steps: The largest number of steps of the linear solve.
         damping: Added to the matrix's diagonal: makes a flat follower solvable, at a bias.
-        warm_start: Start from the last linear solve's solution; useful if θ and the batch change
-            slowly.
+        warm_start: Start from the last linear solve's solution, if θ and the batch change slowly.
         fixed_point: The update that defines T; by default the solver's own if that is a plain
             gradient step, else one of size 1.
 
@@ -149,29 +147,27 @@ class Implicit(Pullback):
         """The update of the fixed-point map; None if the condition is a zero gradient."""
         if self.fixed_point is not None:
             return self.fixed_point
-        project = getattr(follower.project, "__func__", None)
-        constrained = project is not FollowerProblem.project
+        constrained = getattr(follower.project, "__func__", None) is not FollowerProblem.project
         own = solver.update if isinstance(solver, Iterative) else None
         if isinstance(own, Gradient) and (constrained or self.solver == "neumann"):
             return own
         return Gradient(1.0) if constrained and self.solver != "neumann" else None
 
     def _check_system(
-        self, problem: SolvedProblem, solution: LinearSolution, b: Tensor, *, symmetric: bool
+        self, problem: SolvedProblem, solution: linear.LinearSolution, b: Tensor, *, symmetric: bool
     ) -> None:
         """Warns if the linear system is indefinite, singular or not solved."""
         residual = solution.residual.norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)
         problem.record(residual=residual, curvature=solution.curvature - self.damping)
         curvature, largest = float(solution.curvature), float(solution.largest)
-        own = curvature - self.damping
         rounding = torch.finfo(b.dtype).eps * len(b) * largest
         if symmetric and curvature < -rounding:
             self.warn_once(
                 True,
                 f"negative curvature: along some direction the follower's objective curves the "
-                f"wrong way at its answer (by {own:.3g}), so y* is not its optimum; solve it "
-                f"further, give damping above {-own:.3g}, or take Unrolled(), which assumes no "
-                "optimum",
+                f"wrong way at its answer (by {curvature - self.damping:.3g}), so y* is not its "
+                f"optimum; solve it further, give damping above {self.damping - curvature:.3g}, or "
+                "take Unrolled(), which assumes no optimum",
             )
         elif symmetric and curvature <= rounding:
             self.warn_once(
@@ -194,9 +190,7 @@ class Implicit(Pullback):
         """Warns if the condition does not hold at the answer, relative to the start."""
         if self._scale is None:
             with torch.no_grad():
-                start, _ = problem.evaluate(
-                    {}, lambda oracle: _residual(oracle, step, oracle.init())
-                )
+                start, _ = problem.evaluate({}, lambda own: _residual(own, step, own.init()))
             scale, y = ravel(start).norm(), ravel(problem.y)
             if scale <= 100 * torch.finfo(y.dtype).eps * curvature * y.norm():
                 return  # the start is optimal up to rounding: nothing to compare with
@@ -224,7 +218,7 @@ def _residual(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, Ten
     if step is None:
         residual = oracle.gradient(y)
     else:
-        moved = oracle.advance(step, y, None, 1)[0]
+        moved, _ = oracle.advance(step, y, None, 1)
         residual = tree_map(lambda own, other: other - own, y, moved)  # in y's order of names
     return residual, oracle.stats()["gradient_norm"]
 
