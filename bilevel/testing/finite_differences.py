@@ -39,7 +39,7 @@ def check_adjoint(
         AssertionError: If an error is larger, with the name of the parameter.
     """
     snapshot = Snapshot(leader, solver)
-    theta = {name: p for name, p in leader.named_parameters() if p.requires_grad}
+    theta: Parameters = {n: p for n, p in leader.named_parameters() if p.requires_grad}
     assert theta, f"{type(leader).__name__} has no trainable parameter: there is nothing to check"
 
     def loss(given: Parameters) -> Tensor:
