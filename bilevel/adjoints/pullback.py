@@ -107,7 +107,7 @@ class _Task:
         self.data = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in data]
         self.spec = spec
         self.snapshot: Snapshot
-        self.stats: dict[str, Tensor] = {}
+        self.stats: dict[str, Tensor]
         self.history: Value
         self.solves = 0
         self.evaluations = 0

@@ -194,7 +194,6 @@ def test_the_gradient_of_phi_flows_through_the_points_but_not_through_the_gradie
     weights = torch.randn_like(value)
     ours = torch.autograd.grad((value * weights).sum(), list(update.parameters()))
 
-    update.load_state_dict(update.state_dict())
     delta = torch.zeros_like(batch.x)
     for _ in range(2):
         point = delta.detach().requires_grad_()
