@@ -29,6 +29,9 @@ def test_parametric_answers_with_its_parameters_projected() -> None:
     assert value is solver.y
     assert solver.solve(follower, leader, batch, evaluate=False).stats == {}
     torch.testing.assert_close(value.detach(), (batch.x + 0.1).clamp(0, 1) - batch.x)
+    other = Parametric(torch.full_like(batch.x, 5.0))
+    other.project(follower, batch)
+    assert torch.equal(other.y, value)
 
 
 def test_parametric_names_a_networks_parameters() -> None:
@@ -61,10 +64,11 @@ def test_the_answer_may_have_the_names_of_a_networks_weights() -> None:
     assert all(map(torch.equal, twin.parameters(), solver.parameters()))
 
 
-@pytest.mark.parametrize("names", [None, ["a", "b"], ["0.a", "0.b", "c"]])
+@pytest.mark.parametrize("names", [None, ["b", "a"], ["c", "0.b", "0.a"]])
 def test_the_start_that_was_given_stays(names) -> None:
     start = torch.zeros(2) if names is None else {name: torch.zeros(2) for name in names}
     solver = Parametric(start)
+    assert names is None or [name for name, _ in solver.y.named_parameters()] == names
     with torch.no_grad():
         for parameter in solver.parameters():
             parameter += 1
