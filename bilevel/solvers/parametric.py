@@ -86,13 +86,14 @@ class Parametric(Solver):
 def _check_start(y: object) -> None:
     if isinstance(y, nn.Module):
         return
-    tensors = [*y.values()] if isinstance(y, Mapping) else [y]
-    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+    given = [*y.values()] if isinstance(y, Mapping) else [y]
+    tensors = [tensor for tensor in given if isinstance(tensor, Tensor)]
+    if not tensors or len(tensors) < len(given):
         raise BilevelError(
             f"y is {describe(y)}: the answer is a tensor, a dict of tensors or a network; give "
             "torch.tensor(…), {name: tensor} without further dicts in it, or the network itself"
         )
-    for tensor in (tensor for tensor in tensors if isinstance(tensor, Tensor)):
+    for tensor in tensors:
         if tensor.is_floating_point() or tensor.is_complex():
             continue
         raise BilevelError(
