@@ -160,10 +160,14 @@ def test_each_record_holds_the_iterates_at_its_stride() -> None:
         for step in range(steps):
             model.x.fill_(step)
             monitor.observe()
-    for stride, record in zip((1, 4, 16), monitor.state_dict()["records"], strict=True):
+    for level, record in enumerate(monitor.state_dict()["records"]):
+        stride = 4**level
         rows = torch.arange(steps)[::stride]
         newest = rows[-ROWS:]
         assert torch.equal(record[newest // stride % ROWS, 0], newest.double())
+        judged = newest[newest >= steps / 4]  # the first quarter of the run is left out
+        assert torch.equal(monitor._window(level)[:, 0], judged.double())
+    assert level == 2
 
 
 def test_what_is_said_to_be_needed_is_needed() -> None:
