@@ -14,6 +14,7 @@ from bilevel import (
     Alternating,
     BilevelError,
     Extragradient,
+    Iterative,
     Lookahead,
     Optimistic,
     ProximalPoint,
@@ -22,6 +23,7 @@ from bilevel import (
     games,
     testing,
 )
+from bilevel.updates import Gradient
 
 SCHEDULES = [
     Simultaneous(),
@@ -188,6 +190,17 @@ def test_a_thousand_games_at_once() -> None:
     for at in range(0, 1000, 111):
         alone = games.begin(single[at], 1.0, 0.5, lr=0.1, schedule=Extragradient())
         torch.testing.assert_close(games.trajectory(alone, 10)[-1], ends[at])
+
+
+def test_a_solver_answers_from_the_start_of_its_own_game() -> None:
+    """After two steps of ½ from y₀ the answer is y₀ + x, and x moves by −η times that."""
+    saddle = games.bilinear()
+    begun = [
+        games.begin(saddle, 1.0, y, lr=0.1, solver=Iterative(Gradient(0.5), 2)) for y in (0.0, 2.0)
+    ]
+    for game, moved in zip(begun, (0.9, 0.7), strict=True):
+        assert game.step(None)["loss"].item() == pytest.approx(10 * (1 - moved))
+        assert game.leader.model.x.item() == pytest.approx(moved)
 
 
 def test_a_start_outside_is_brought_inside() -> None:
