@@ -87,6 +87,13 @@ def test_forsaken_circles_from_afar_and_arrives_from_nearby(schedule: Schedule) 
     assert (near[-1] - star).norm() < 5e-3
 
 
+def test_the_dirac_gan_has_the_value_of_its_paper() -> None:
+    """L = f(xy) + f(0) with f(t) = −log(1 + exp(−t)): at the equilibrium −2 log 2."""
+    gan, (x, y) = games.DiracGAN(), torch.randn(2, 1, dtype=torch.float64)
+    logistic = torch.nn.functional.logsigmoid
+    torch.testing.assert_close(gan.value(x, y), (logistic(x * y) + logistic(0 * y))[0])
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_the_dirac_gan_arrives_where_it_is_predicted(schedule: Schedule) -> None:
     """It moves in a plane like the bilinear game with coefficient ½, once it is near."""
