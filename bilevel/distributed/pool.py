@@ -47,6 +47,6 @@ class Pool:
 def _view_like(piece: Tensor, like: Tensor) -> Tensor:
     """A view of contiguous memory with the shape and memory format of another tensor."""
     # Copies between equal memory formats are fast; gradients of channels-last weights have theirs.
-    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+    if like.is_contiguous(memory_format=torch.channels_last):
         return piece.as_strided(like.shape, like.stride())
     return piece.view(like.shape)
