@@ -163,9 +163,9 @@ def test_period_radius_and_trend_of_clean_cycles() -> None:
         flat = x * np.exp(growth * (len(x) - np.arange(len(x))))[:, None]  # as large as the last
         whole = round(len(x) // period * period)
         radius = size * math.sqrt((flat[-whole:] ** 2).sum(1).mean())
-        assert verdict.period == pytest.approx(3 * period, rel=0.02)
-        assert verdict.radius == pytest.approx(radius, rel=0.02)
-        assert verdict.trend == pytest.approx(math.exp(growth * period), abs=0.005)
+        assert verdict.period == pytest.approx(3 * period, rel=1e-4)
+        assert verdict.radius == pytest.approx(radius, rel=2e-3)
+        assert verdict.trend == pytest.approx(math.exp(growth * period), abs=2e-4)
 
 
 def test_a_spiral_is_measured_however_fast_it_grows() -> None:
