@@ -63,6 +63,8 @@ STILL = Verdict("converging")
         ([STILL, cycle_of(50), STILL], 1),  # too slow for one record, too fast for another
         ([cycle_of(50), STILL, STILL], 2),  # the longer record resolves it and knows better
         ([cycle_of(50), cycle_of(51), STILL], 1),  # two see it; the longer one measures it
+        ([cycle_of(100), cycle_of(101), STILL], 1),  # two against one
+        ([cycle_of(50), Verdict("diverging"), STILL], 0),  # the longer record is alarmed too
         ([cycle_of(50), Verdict("converging", 50.0, 1.0, 0.99), STILL], 2),
         ([Verdict("diverging"), STILL, STILL], 0),
         ([STILL, STILL, Verdict("undecided", needed=9)], 2),
