@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from bilevel.monitoring.dynamics import Verdict, combine
+from bilevel.monitoring.dynamics import Verdict, _classify_rotation, combine
+from bilevel.monitoring.rotation import Rotation
 
 
 @pytest.mark.parametrize(
@@ -72,3 +73,10 @@ STILL = Verdict("converging")
 )
 def test_records_are_weighed(verdicts: list[Verdict], chosen: int) -> None:
     assert combine(verdicts, strides=[1, 4, 16]) is verdicts[chosen]
+
+
+@pytest.mark.parametrize(("error", "kind"), [(0.02, "converging"), (0.05, "cycling")])
+def test_a_radius_shrinks_only_by_more_than_noise_explains(error: float, kind: str) -> None:
+    """By a tenth over the record, which is three standard errors of 0.033."""
+    rotation = Rotation(0.1, -0.1 / 500, error / 500, radius=1.0, explained=1.0)
+    assert _classify_rotation(rotation, rows=500, size=1.0, stride=1).kind == kind
