@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    Normal,
+    TanhTransform,
+    TransformedDistribution,
+    kl_divergence,
+)
 from torch.func import functional_call, jacrev
 
 from bilevel import BilevelError
@@ -113,14 +122,23 @@ def test_the_kl_after_backtracks_is_that_from_the_old_policy() -> None:
     assert optimizer.last.kl == pytest.approx(0.8**6 / 2)
 
 
-def test_a_distribution_of_another_kind_is_refused() -> None:
-    class Coin(nn.Linear):
-        def forward(self, states: Tensor) -> Bernoulli:
-            return Bernoulli(logits=super().forward(states))
+OTHERS = {
+    "Bernoulli": lambda out: Bernoulli(logits=out),
+    "Independent": lambda out: Independent(Bernoulli(logits=out), 1),
+    "Normal": lambda out: Normal(out, 1),
+    "TransformedDistribution": lambda out: TransformedDistribution(Normal(out, 1), TanhTransform()),
+}
 
-    policy = Coin(3, 1)
-    loss = closure_of(policy, lambda: policy(torch.randn(4, 3)).probs.mean())
-    with pytest.raises(BilevelError, match="returned Bernoulli"):
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_distribution_of_another_kind_is_refused(kind) -> None:
+    class Other(nn.Linear):
+        def forward(self, states: Tensor) -> Distribution:
+            return OTHERS[kind](super().forward(states))
+
+    policy, states, actions = Other(3, 1), torch.randn(4, 3), torch.zeros(4, 1)
+    loss = closure_of(policy, lambda: policy(states).log_prob(actions).mean())
+    with pytest.raises(BilevelError, match=f"returned {kind}"):
         TRPO(policy).step(loss)
 
 
