@@ -160,14 +160,12 @@ class TRPO(torch.optim.Optimizer):
         direction, remainder, *_ = conjugate_gradient(
             region.fisher(settings["damping"]), gradient, settings["cg_steps"]
         )
-        residual = float(remainder.norm() / gradient.norm())
-        self.last = TrustRegionStep(residual=residual)
         curvature = float(direction @ (gradient - remainder))  # sᵀ(F + λI)s
         # A zero gradient gives zero curvature, and one that is not finite gives NaN.
         if math.isfinite(loss) and 0 < curvature < math.inf:
             scale = math.sqrt(2 * settings["max_kl"] / curvature)
-            outcome = self._line_search(region, -scale * direction, loss, closure)
-            self.last = outcome._replace(residual=residual)
+            self.last = self._line_search(region, -scale * direction, loss, closure)
+        self.last = self.last._replace(residual=float(remainder.norm() / gradient.norm()))
         return result
 
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Inputs]:

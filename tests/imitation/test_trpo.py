@@ -90,6 +90,7 @@ def test_an_infinite_loss_is_not_improved_by_a_finite_one() -> None:
 
     optimizer.step(closure)
     assert not optimizer.last.accepted
+    assert optimizer.last.residual < 0.1
     assert same_bits(policy, before)
 
 
@@ -104,7 +105,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_gives_no_step() -> No
 @pytest.mark.parametrize("error", [NonFiniteError("diverged"), RuntimeError("stopped")])
 def test_a_closure_that_raises_at_a_trial_leaves_the_bits(error) -> None:
     policy, _, loss = make(CategoricalPolicy)
-    before, optimizer, calls = snapshot(policy), TRPO(policy, backtracks=2), []
+    before, optimizer, calls = snapshot(policy), TRPO(policy, backtracks=0), []
 
     def closure() -> Tensor:
         calls.append(1)
@@ -221,7 +222,10 @@ def test_a_policy_with_nothing_to_train_is_refused() -> None:
 
 @pytest.mark.parametrize("times", [0, 2])
 def test_a_loss_that_does_not_evaluate_the_policy_once_is_refused(times) -> None:
-    policy, states = CategoricalPolicy(3, 2), torch.randn(4, 3)
+    policy, states, accepted = make(CategoricalPolicy)
+    optimizer = TRPO(policy)
+    optimizer.step(closure_of(policy, accepted))
+    assert optimizer.last.accepted
     before = snapshot(policy)
 
     def loss() -> Tensor:
@@ -229,6 +233,7 @@ def test_a_loss_that_does_not_evaluate_the_policy_once_is_refused(times) -> None
         return sum(terms, policy.network[0].weight.sum())
 
     with pytest.raises(BilevelError, match=f"evaluated the policy {times} times"):
-        TRPO(policy).step(closure_of(policy, loss))
+        optimizer.step(closure_of(policy, loss))
+    assert not optimizer.last.accepted
     assert same_bits(policy, before)
     assert not policy._forward_hooks
