@@ -62,13 +62,16 @@ def test_a_time_limit_truncates_and_a_fall_terminates() -> None:
 
 
 def test_a_sampler_goes_on_where_it_was() -> None:
-    sampler = Sampler(make_envs("Pendulum-v1", 2), GaussianPolicy(3, 1), seed=1)
-    parts = [sampler.collect(120), sampler.collect(120)]
+    policy = GaussianPolicy(3, 1)
+    policy.register_buffer("seen", torch.tensor(0))  # as batch normalisation has: no float32
+    sampler = Sampler(make_envs("Pendulum-v1", 2), policy, seed=1)
+    parts = [sampler.collect(steps) for steps in (120, 120, 160)]
     assert torch.equal(parts[1].observations[0], parts[0].next_observations[-1])
     rewards, ended = (torch.cat([part[i] for part in parts]) for i in (4, 6))
-    assert ended.nonzero().tolist() == [[199, 0], [199, 1]]
+    assert ended.nonzero().tolist() == [[199, 0], [199, 1], [399, 0], [399, 1]]
     assert not len(parts[0].returns)
     torch.testing.assert_close(parts[1].returns, rewards[:200].sum(0))
+    torch.testing.assert_close(parts[2].returns, rewards[200:].sum(0))
 
 
 def test_a_restart_begins_other_episodes() -> None:
@@ -86,6 +89,7 @@ def test_the_log_probabilities_are_the_policys() -> None:
     torch.manual_seed(0)
     policy = GaussianPolicy(3, 1)
     expected = policy(rollout.observations).log_prob(rollout.actions)
+    assert not rollout.log_probs.requires_grad
     torch.testing.assert_close(rollout.log_probs, expected.detach())
 
 
@@ -104,6 +108,7 @@ def test_an_environment_that_ends_at_its_first_step_is_refused() -> None:
     )
     try:
         sampler = Sampler(make_envs("Brief-v0", 2), GaussianPolicy(3, 1))
+        assert sampler.collect(1).ended.all()  # one step may be the last of an episode
         with pytest.raises(BilevelError, match="Brief-v0 ends at each step"):
             sampler.collect(3)
     finally:
