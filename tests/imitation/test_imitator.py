@@ -21,6 +21,7 @@ from bilevel.imitation import (
     demonstrate,
     make_envs,
     pairs,
+    surrogate,
 )
 
 ENV = "MountainCar-v0"
@@ -45,20 +46,29 @@ def make() -> tuple[Bilevel, Sampler, torch.Tensor]:
     return game, sampler, pairs(task, *shown.subsample())
 
 
-def test_at_the_policy_that_played_it_is_the_policy_gradient() -> None:
+@pytest.mark.parametrize("env", [ENV, "Pendulum-v1"])
+def test_at_the_policy_that_played_it_is_the_policy_gradient(env: str) -> None:
+    envs = make_envs(env, 4)
+    policy = Task.of(envs).policy()
+    rollout, advantages = Sampler(envs, policy, seed=1).collect(30), 5 * torch.randn(30, 4) + 2
+    surrogate(policy, rollout, advantages).backward()
+    weights = (advantages - advantages.mean()) / advantages.std()
+    chosen = policy(rollout.observations).log_prob(rollout.actions)
+    expected = torch.autograd.grad(-(chosen * weights).mean(), list(policy.parameters()))
+    for parameter, slope in zip(policy.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, slope, atol=1e-6, rtol=1e-4)
+
+
+def test_the_loss_is_the_surrogate_of_the_discriminators_rewards() -> None:
     game, sampler, expert = make()
     leader, batch = game.leader, Imitation(sampler.collect(30), expert)
     y = game.follower.init(batch)
-    leader.loss(y, batch).backward()
     advantages, _ = leader.advantages_and_returns(y, batch)
-    weights = (advantages - advantages.mean()) / advantages.std()
-    chosen = leader.policy(batch.rollout.observations)
+    leader.loss(y, batch).backward()
     expected = torch.autograd.grad(
-        -(chosen.log_prob(batch.rollout.actions) * weights).mean(),
-        list(leader.policy.parameters()),
+        surrogate(leader.policy, batch.rollout, advantages), list(leader.policy.parameters())
     )
-    for parameter, slope in zip(leader.policy.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, slope, atol=1e-6, rtol=1e-4)
+    assert all(map(torch.equal, [p.grad for p in leader.policy.parameters()], expected))
     assert all(parameter.grad is None for parameter in leader.value.parameters())
 
 
@@ -106,7 +116,7 @@ def test_advantages_are_those_of_the_batch_and_the_discriminator() -> None:
     leader = game.leader
     first, second = (Imitation(sampler.collect(30), expert) for _ in range(2))
     y = game.follower.init(first)
-    other = {name: leaf + 0.1 for name, leaf in y.items()}
+    other = {**y, "0.bias": y["0.bias"] + 0.1}
     for weights, batch in ((y, first), (other, first), (other, second), (y, second)):
         leader.loss(weights, batch)
         _, returns = leader.advantages_and_returns(weights, batch)

@@ -7,9 +7,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from bilevel import BilevelError
-from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Policy, Standardize, Value, mlp
+from bilevel.imitation import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    Policy,
+    Standardize,
+    Task,
+    Value,
+    mlp,
+)
 
 KINDS = [(CategoricalPolicy, ()), (GaussianPolicy, (3,))]
 
@@ -88,6 +97,24 @@ def test_a_player_follows_torchs_seed_and_keeps_the_policy_that_it_was() -> None
         policy.network[-1].bias.copy_(torch.tensor([100.0, 0.0, 0.0]))
     assert (actor(states) == first).all()
     assert (policy.actor()(states) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **inputs: CategoricalPolicy(2, 3, **inputs),
+        lambda **inputs: GaussianPolicy(2, 3, **inputs),
+        lambda **inputs: Value(2, **inputs),
+        lambda **inputs: Task("any", 2, 3, discrete=True).policy(**inputs),
+    ],
+)
+def test_the_network_sees_what_the_inputs_make_of_a_state(build) -> None:
+    scale, states = Standardize(torch.randn(50, 2) * 3 + 1), torch.randn(7, 2)
+    whole, plain = build(inputs=scale), build()
+    nn.utils.vector_to_parameters(
+        nn.utils.parameters_to_vector(whole.parameters()), plain.parameters()
+    )
+    torch.testing.assert_close(whole.network(states), plain.network(scale(states)))
 
 
 def test_sizes_may_come_from_numpy_as_those_of_a_space_do() -> None:
