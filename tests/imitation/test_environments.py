@@ -35,9 +35,21 @@ class Images(Switches):
     action_space = spaces.Discrete(2)
 
 
+class Bits(FromOne):
+    """Shows bits."""
+
+    observation_space = spaces.MultiBinary(2)
+
+
+class Grid(Switches):
+    """Moved by a matrix."""
+
+    action_space = spaces.Box(-1, 1, (2, 2))
+
+
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    kinds = (Switches, FromOne, Images)
+    kinds = (Switches, FromOne, Images, Bits, Grid)
     for kind in kinds:
         gymnasium.register(f"{kind.__name__}-v0", kind)
     yield
@@ -66,6 +78,8 @@ def test_a_task_is_read_off_the_spaces_and_makes_policies() -> None:
         ("zzzzz", r"no environment 'zzzzz': see gymnasium.registry"),
         ("FrozenLake-v1", "policies read vectors"),
         ("Images-v0", "policies read vectors"),
+        ("Bits-v0", "policies read vectors"),
+        ("Grid-v0", "choose one of n actions or a vector"),
         ("Switches-v0", "choose one of n actions or a vector"),
         ("FromOne-v0", "counts its actions from 1: policies count from 0; wrap it"),
         ("nowhere_at_all:Mine-v0", "cannot be made: No module named 'nowhere_at_all'"),
