@@ -17,11 +17,12 @@ from bilevel.experiment.files import atomic_write, make_folder
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     state = {"weights": torch.randn(3), "epoch": 2, "names": ["a"], "nothing": None}
-    checkpoint.save(tmp_path / "new" / "run.pt", state)
-    loaded = checkpoint.load(tmp_path / "new" / "run.pt")
+    folder = tmp_path / "new" / "run"
+    checkpoint.save(folder / "run.pt", state)
+    loaded = checkpoint.load(folder / "run.pt")
     assert torch.equal(loaded.pop("weights"), state.pop("weights"))
     assert loaded == state
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.pt"]
+    assert [path.name for path in folder.iterdir()] == ["run.pt"]
 
 
 def test_the_file_changes_at_once(tmp_path: Path) -> None:
