@@ -63,7 +63,7 @@ def main(args: Args) -> None:
         args.images, args.epochs, args.rounds = 2, 1, 1
     device = experiment.pick_device(args.device)
     model, batch = trained(args, device)
-    follower, solver = Linf(args.eps, loss=margin), CarliniWagner(args.eps)
+    follower, solver = Linf(args.eps, loss=margin), CarliniWagner()
     turns: dict[str, Callable[[], Tensor]] = {
         "batched": lambda: attack(model, follower, solver, batch).x,
         "one by one": lambda: one_by_one(model, batch),

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import (
-    check_ball,
-    check_count,
-    check_eps,
-    choose,
-    per_sample,
-)
+from bilevel.robustness.attacks.samples import check_count, choose, linf_radius, per_sample
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -31,10 +25,10 @@ class APGD(Solver):
         z &= \Pi_Y(y_k + \eta\,\mathrm{sign}\,\nabla q(y_k)) \\
         y_{k+1} &= \Pi_Y(y_k + \alpha (z - y_k) + (1 - \alpha)(y_k - y_{k-1})), \quad \alpha = 0.75
 
-    Each sample has its own η, initially 2ε. At the checkpoints w_j = ⌈p_j N⌉, with p_1 = 0.22 and
-    p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), η is halved and the sample restarts from its
-    best point if, since the last checkpoint, less than a fraction ρ of the steps increased the
-    objective, or neither η nor the best objective changed.
+    Each sample has its own η, initially twice the follower's ε. At the checkpoints w_j = ⌈p_j N⌉,
+    with p_1 = 0.22 and p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), η is halved and the sample
+    restarts from its best point if, since the last checkpoint, less than a fraction ρ of the steps
+    increased the objective, or neither η nor the best objective changed.
 
     The objective is the follower's loss: the same class gives APGD-CE, APGD-DLR and, with targets,
     APGD-T. So is the start: ``Linf(eps, start=eps)`` for a random one (the authors' code scales
@@ -44,39 +38,37 @@ class APGD(Solver):
     attacks", arXiv 2003.01690, Algorithm 1 and Sec. 3.
 
     Args:
-        eps: ε, the radius of the L∞ ball, in units of y.
         steps: N, the number of steps; a solve takes N + 1 gradients.
         rho: ρ, the fraction of steps that must increase the objective for η to be kept.
 
     Raises:
-        BilevelError: If an argument is out of its range; in the solve, if the threat model is an
-            L2 ball.
+        BilevelError: If an argument is out of its range; in the solve, if the threat model is no
+            :class:`~bilevel.robustness.Linf`.
 
     Example:
         >>> from bilevel.robustness import Linf, Solved
         >>> from bilevel.robustness.threats.losses import dlr, targeted_dlr
-        >>> Solved("APGD-DLR", Linf(0.031, start=0.031, loss=dlr), APGD(0.031), restarts=5)
+        >>> Solved("APGD-DLR", Linf(0.031, start=0.031, loss=dlr), APGD(), restarts=5)
         Solved('APGD-DLR')
-        >>> Solved("APGD-T", Linf(0.031, start=0.031, loss=targeted_dlr), APGD(0.031), targets=9)
+        >>> Solved("APGD-T", Linf(0.031, start=0.031, loss=targeted_dlr), APGD(), targets=9)
         Solved('APGD-T')
     """
 
-    def __init__(self, eps: float, steps: int = 100, rho: float = 0.75) -> None:
+    def __init__(self, *, steps: int = 100, rho: float = 0.75) -> None:
         super().__init__()
         if not 0 <= rho <= 1:
             raise BilevelError(f"rho is {rho}: it is a fraction of the steps; give 0 ≤ rho ≤ 1")
-        self.eps = check_eps(eps)
         self.steps = check_count("steps", steps)
         self.rho = rho
 
     def check(self, follower: FollowerProblem) -> None:
-        """Refuses an L2 ball."""
-        check_ball(self, follower)
+        """Refuses a threat model that is no L∞ ball."""
+        linf_radius(self, follower)
 
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""
         best = previous = current = _Point.at(oracle.init(), oracle)
-        eta = torch.full_like(current.gain, 2 * self.eps)
+        eta = torch.full_like(current.gain, 2 * linf_radius(self, oracle.follower))
         kept, best_gain = torch.ones_like(current.gain, dtype=torch.bool), best.gain
         for begin, end in pairwise(_checkpoints(self.steps)):
             increases = torch.zeros_like(current.gain)
@@ -94,7 +86,7 @@ class APGD(Solver):
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""
-        return f"eps={self.eps:g}, steps={self.steps}, rho={self.rho:g}"
+        return f"steps={self.steps}, rho={self.rho}"
 
 
 class _Point(NamedTuple):

@@ -12,13 +12,7 @@ from torch.nn.functional import relu
 
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import (
-    check_ball,
-    check_count,
-    check_eps,
-    choose,
-    per_sample,
-)
+from bilevel.robustness.attacks.samples import check_count, choose, linf_radius, per_sample
 from bilevel.robustness.threats.losses import cross_entropy
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
@@ -37,43 +31,40 @@ class CarliniWagner(Solver):
     Starting from τ = 1, c is increased from 1e-5 to 100 by factors of ten, with up to ``steps``
     iterations of Adam (learning rate 5e-3) each, until the image is misclassified and the loss is
     below 1e-4·c. Then τ is set to 0.9·min(τ, max\|δ\|), and the search continues from the same δ
-    and c. It ends for an image when it is misclassified within ``eps``, when no c succeeds, or when
-    τ has reached 1/256.
+    and c. It ends for an image when it is misclassified within the follower's ε, when no c
+    succeeds, or when τ has reached 1/256.
 
     The authors attack one image at a time. Here each image has its own τ, c, δ and Adam state, all
     take their steps together, and finished images leave the batch. The authors keep x + δ in [0, 1]
     by a change of variables; here it is clipped after each step.
 
     The follower's gain must be positive exactly where a sample is misclassified, and the negative
-    of the term that c multiplies: ``loss=margin``. Its context must be the perturbed image, as for
-    every :class:`~bilevel.robustness.Perturbation`.
+    of the term that c multiplies: ``loss=margin``.
 
     "Towards evaluating the robustness of neural networks", arXiv 1608.04644, Sec. VI-D. Jiang et
     al. (2021) allow 100 iterations (Sec. 4).
 
     Args:
-        eps: The follower's ε, in units of the pixel range.
         steps: Iterations for each τ and c.
 
     Raises:
-        BilevelError: If an argument is out of its range, the follower has no context or an
-            L2 ball, or its loss is the cross entropy.
+        BilevelError: If ``steps`` is out of its range; in the solve, if the threat model is no
+            :class:`~bilevel.robustness.Linf`, or its loss is the cross entropy.
 
     Example:
         >>> from bilevel.robustness import Linf, Solved
         >>> from bilevel.robustness.threats.losses import margin
-        >>> Solved("CW", Linf(0.031, loss=margin), CarliniWagner(0.031))
+        >>> Solved("CW", Linf(0.031, loss=margin), CarliniWagner())
         Solved('CW')
     """
 
-    def __init__(self, eps: float, steps: int = 100) -> None:
+    def __init__(self, *, steps: int = 100) -> None:
         super().__init__()
-        self.eps = check_eps(eps)
         self.steps = check_count("steps", steps)
 
     def check(self, follower: FollowerProblem) -> None:
-        """Refuses an L2 ball, and a loss without a sign."""
-        check_ball(self, follower)
+        """Refuses a threat model that is no L∞ ball, and a loss without a sign."""
+        linf_radius(self, follower)
         if getattr(follower, "loss", None) is cross_entropy:
             raise BilevelError(
                 "CarliniWagner was given the cross entropy: it stops where the loss is positive, "
@@ -82,13 +73,13 @@ class CarliniWagner(Solver):
 
     def answer(self, oracle: Oracle) -> Value:
         """The last successful δ of each image, clipped to Y; zero where there is none."""
-        full, search = oracle, _begin(oracle)
+        full, search, eps = oracle, _begin(oracle), linf_radius(self, oracle.follower)
         last = torch.zeros_like(search.delta)
         while len(search.rows):
             gain, gradients = oracle.gain_and_gradient(search.delta)
             (gradient,) = leaves(gradients)
             solved, norm = search.solved(gain), search.delta.abs().flatten(1).amax(1)
-            within = (gain > 0) & (norm <= self.eps)
+            within = (gain > 0) & (norm <= eps)
             following = search.stepped(gain, gradient, self.steps)
             if (solved | within).any():  # in most iterations none is
                 last[search.rows] = choose(solved | within, search.delta, last[search.rows])
@@ -101,7 +92,7 @@ class CarliniWagner(Solver):
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""
-        return f"eps={self.eps:g}, steps={self.steps}"
+        return f"steps={self.steps}"
 
 
 class _Search(NamedTuple):
@@ -164,16 +155,10 @@ class _Search(NamedTuple):
 def _begin(oracle: Oracle) -> _Search:
     """The initial searches."""
     (delta,) = leaves(oracle.init())
-    image = oracle.context(torch.zeros_like(delta))
-    if image is None:
-        raise BilevelError(
-            "CarliniWagner was given a follower without a context: it reads the image from it, to "
-            "keep x + y in [0, 1]; write FollowerProblem.context, or attack a Perturbation"
-        )
     one = delta.new_ones(len(delta))
     return _Search(
         rows=torch.arange(len(delta), device=delta.device),
-        image=image,
+        image=oracle.batch.x,
         delta=delta,
         exp_avg=torch.zeros_like(delta),
         exp_avg_sq=torch.zeros_like(delta),

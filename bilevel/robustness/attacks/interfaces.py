@@ -85,7 +85,8 @@ def foolbox_attack(
 
     Args:
         make_follower: From ε to the threat model, such as :class:`Linf` or :class:`L2`.
-        make_solver: From ε to the attack, such as :func:`~bilevel.fgsm`.
+        make_solver: From ε to the attack, such as :func:`~bilevel.fgsm`; ``lambda eps: APGD()`` for
+            an attack that takes ε from the threat model.
 
     Returns:
         ``attack(fmodel, images, labels, epsilons=…)``, which returns the raw images, the images

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from bilevel.errors import BilevelError, describe
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted
-from bilevel.robustness.threats.perturbation import L2
+from bilevel.robustness.threats.perturbation import Linf
 from bilevel.solvers import Solver
 
 ROUNDING = 1e-6
@@ -52,25 +50,6 @@ def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
                 [0., 0., 0.]])
     """
     return torch.where(per_sample(mask, yes), yes, no)
-
-
-def check_eps(eps: float) -> float:
-    """Checks that the ε of an attack is finite and not negative.
-
-    Args:
-        eps: ε, in units of the perturbation.
-
-    Returns:
-        The same number.
-
-    Raises:
-        BilevelError: If it is not.
-    """
-    if not 0 <= eps < math.inf:
-        raise BilevelError(
-            f"eps is {eps}: it is the follower's ε, a number from 0 on; the paper's is 0.031"
-        )
-    return eps
 
 
 def check_count(name: str, count: int) -> int:
@@ -124,22 +103,26 @@ def check_batch(batch: Batch | Targeted) -> None:
         )
 
 
-def check_ball(solver: Solver, follower: FollowerProblem) -> None:
-    """Checks that an attack made for the L∞ ball is not given the L2 ball, where it is weak.
+def linf_radius(solver: Solver, follower: FollowerProblem) -> float:
+    """The ε of the threat model, for an attack whose search is scaled to it.
 
     Args:
         solver: The attack.
         follower: The threat model.
 
+    Returns:
+        ε of the L∞ ball.
+
     Raises:
-        BilevelError: If the threat model is an L2 ball.
+        BilevelError: If the threat model is another: the attack would be weak there.
     """
-    if isinstance(follower, L2):
+    if not isinstance(follower, Linf):
         raise BilevelError(
-            f"{type(solver).__name__} was given {type(follower).__name__}: its steps are made for "
-            "the L∞ ball and miss most of what an L2 ball holds; attack with "
-            "Iterative(updates.NormalizedGradient(step), steps)"
+            f"{type(solver).__name__} was given {type(follower).__name__}: its search is scaled to "
+            "the ε of an L∞ ball, and misses most of what an L2 ball holds; give Linf or a "
+            "subclass, or attack with Iterative(updates.NormalizedGradient(step), steps)"
         )
+    return follower.eps
 
 
 def check_threat(clean: Tensor, adversarial: Tensor, eps: float) -> None:

@@ -165,7 +165,7 @@ def _apgd(name: str, loss: Loss, arsenal: Arsenal, targets: int = 0) -> list[Att
         Solved(
             name,
             arsenal.ball(loss),
-            APGD(arsenal.eps),
+            APGD(),
             restarts=arsenal.restarts,
             targets=targets,
             keep_broken=True,
@@ -182,8 +182,7 @@ def _apgd_t(arsenal: Arsenal) -> list[Attack]:
 
 
 def _cw(arsenal: Arsenal) -> list[Attack]:
-    follower, solver = Linf(arsenal.eps, loss=margin), CarliniWagner(arsenal.eps)
-    return [Solved("CW", follower, solver, passes=5000)]
+    return [Solved("CW", Linf(arsenal.eps, loss=margin), CarliniWagner(), passes=5000)]
 
 
 def _random(arsenal: Arsenal) -> list[Attack]:

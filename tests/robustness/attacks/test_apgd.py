@@ -32,15 +32,46 @@ def test_the_corner_of_a_linear_classifier(eps: float, loss: Loss) -> None:
     """From the centre: a pixel of weight zero stays there."""
     model, batch = LinearClassifier(torch.randn(1, 4, 4).round()), greys(20)
     follower = Linf(eps, loss=loss)
-    answer = APGD(eps, 10).solve(follower, ZeroSum(model, follower), batch).value
+    answer = APGD(steps=10).solve(follower, ZeroSum(model, follower), batch).value
     torch.testing.assert_close(answer, eps * model.worst(batch))
+
+
+class Unclipped(Linf):
+    """A radius without a ball."""
+
+    def clip(self, delta: Tensor) -> Tensor:
+        return delta
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.1])
+def test_the_first_step_is_twice_the_followers_radius(eps: float) -> None:
+    """An attack with a radius of its own could be weaker than its threat model allows."""
+    model, batch = LinearClassifier(torch.randn(1, 4, 4)), greys(20)
+    follower = Unclipped(eps)
+    answer = APGD(steps=1).solve(follower, ZeroSum(model, follower), batch).value
+    torch.testing.assert_close(answer, 2 * eps * model.worst(batch))
+
+
+class Near(Linf):
+    """:class:`Nearest`, whose first step has size 2."""
+
+    sense = "min"
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+    def project(self, y: Tensor, batch: Batch) -> Tensor:
+        return y
+
+    def objective(self, leader: Weights, y: Tensor, batch: Batch) -> Tensor:
+        return Nearest().objective(leader, y, batch)
 
 
 def test_the_step_size_shrinks_where_it_overshoots() -> None:
     """Steps of constant size 2 would jump over the minimum for ever."""
     batch = Batch(torch.rand(50, 3), torch.zeros(50))
     leader = Weights(3)
-    answer = APGD(1.0, 200).solve(Nearest(), leader, batch).value
+    answer = APGD(steps=200).solve(Near(), leader, batch).value
     errors = (answer - (leader.w * batch.x).detach()).abs().amax(1)
     assert errors.max() < 2 / 2**6
 
@@ -50,7 +81,7 @@ def test_algorithm_1_as_the_paper_prints_it(rho: float) -> None:
     model, batch = doubles([10, 12, 14, 15])  # whose last step is not their best
     follower = Linf(EPS, loss=dlr)
     leader = ZeroSum(model, follower)
-    together = APGD(EPS, 100, rho).solve(follower, leader, batch).value
+    together = APGD(rho=rho).solve(follower, leader, batch).value
     for answer, *one in zip(together.split(1), batch.x.split(1), batch.y.split(1), strict=True):
         expected = algorithm_1(Oracle(follower, leader, Batch(*one)), EPS, rho)
         torch.testing.assert_close(answer, expected, rtol=0, atol=1e-9)
@@ -94,7 +125,7 @@ def test_the_answer_lies_in_ball_and_box_and_is_no_worse_than_the_start(
     torch.manual_seed(seed)
     start = follower.init(batch)
     torch.manual_seed(seed)
-    answer = APGD(eps, steps, rho).solve(follower, leader, batch).value
+    answer = APGD(steps=steps, rho=rho).solve(follower, leader, batch).value
     assert answer.abs().max() <= eps + 1e-6
     assert ((batch.x + answer - 0.5).abs() <= 0.5 + 1e-6).all()
     oracle = Oracle(follower, leader, batch)
@@ -103,7 +134,7 @@ def test_the_answer_lies_in_ball_and_box_and_is_no_worse_than_the_start(
 
 def test_it_keeps_what_a_game_relies_on() -> None:
     leader, follower, batch = image_game()
-    testing.check_solver(APGD(follower.eps, 12), Linf(follower.eps, start=0.1), leader, batch)
+    testing.check_solver(APGD(steps=12), Linf(follower.eps, start=0.1), leader, batch)
 
 
 @pytest.mark.parametrize(("name", "loss"), [("ce", cross_entropy), ("dlr", dlr)])
@@ -118,7 +149,7 @@ def test_the_points_of_the_authors_code(name: str, loss: Loss) -> None:
     torch.manual_seed(1)
     start = follower.init(batch)
     torch.manual_seed(1)
-    ours = batch.x + APGD(eps, 100).solve(follower, ZeroSum(model, follower), batch).value
+    ours = batch.x + APGD().solve(follower, ZeroSum(model, follower), batch).value
     theirs = base.APGDAttack(model, n_iter=100, eps=eps, loss=name)
     theirs.init_hyperparam(batch.x)
     expected = theirs.attack_single_run(batch.x, batch.y, x_init=batch.x + start)[0]
@@ -139,7 +170,7 @@ def test_the_accuracy_that_is_left(name: str) -> None:
     loss, tries, steps, count = ATTACKS[name]
     network, _, test = trained()
     model, batch = network.requires_grad_(False), next(batches(test, count))
-    ours = Solved("APGD", Linf(EPS, start=EPS, loss=loss), APGD(EPS, steps), **tries)
+    ours = Solved("APGD", Linf(EPS, start=EPS, loss=loss), APGD(steps=steps), **tries)
     if tries:
         theirs = base.APGDAttack_targeted(model, n_iter=steps, eps=EPS)
     else:
@@ -167,14 +198,11 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, batch: Batch) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-0.1,), "eps is -0.1: .* from 0 on"),
-        ((float("nan"),), "eps is nan"),
-        ((float("inf"),), "eps is inf"),
-        ((0.1, 0), "steps is 0: .* give 1, 2"),
-        ((0.1, 2.5), "steps is 2.5"),
-        ((0.1, 10, 1.5), "rho is 1.5: .* 0 ≤ rho ≤ 1"),
+        ({"steps": 0}, "steps is 0: .* give 1, 2"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"rho": 1.5}, "rho is 1.5: .* 0 ≤ rho ≤ 1"),
     ],
 )
-def test_bad_arguments(arguments: tuple[Any, ...], message: str) -> None:
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(BilevelError, match=message):
-        APGD(*arguments)
+        APGD(**arguments)

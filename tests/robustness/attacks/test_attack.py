@@ -83,7 +83,7 @@ def test_a_solver_that_goes_on_with_some_of_the_images() -> None:
     """Its images are no longer those of the batch, row by row."""
     images = image_set(12)
     model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 4))
-    solver = CarliniWagner(EPS, steps=5)
+    solver = CarliniWagner(steps=5)
     attack = Solved("CW", Linf(EPS, loss=margin), solver, keep_broken=True)
     _, (outcome,) = Battery([attack], eps=EPS).run(model, images)
     assert not outcome.problem
@@ -106,7 +106,7 @@ def test_the_classifier_is_watched_no_longer_than_the_attack() -> None:
     ("solver", "follower", "role"),
     [
         (pgm(0.02, 20), Linf(EPS), "cross entropy"),
-        (APGD(EPS), Linf(EPS), "cross entropy"),
+        (APGD(), Linf(EPS), "cross entropy"),
         (pgm(0.02, 20), Linf(EPS, loss=margin), ""),
         (Iterative(CNN(1, EPS, form="two-layer", width=4), 1), Linf(EPS), ""),
         (RandomSampling(9), Linf(EPS, start=EPS, loss=margin), "random sampling"),
@@ -163,7 +163,7 @@ def test_as_many_targets_as_there_are_wrong_classes(targets: int, problem: str) 
     images = ImageSet(images.images, images.labels % 5, tuple("abcde"))
     model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 5))
     follower = Linf(EPS, start=EPS, loss=targeted_dlr)
-    attack = Solved("APGD-T", follower, APGD(EPS, steps=3), targets=targets)
+    attack = Solved("APGD-T", follower, APGD(steps=3), targets=targets)
     _, (outcome,) = Battery([attack], eps=EPS).run(model, images)
     assert problem in outcome.problem
     assert bool(problem) == bool(outcome.problem)

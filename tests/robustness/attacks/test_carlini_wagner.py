@@ -11,14 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel import BilevelError, FollowerProblem, Solver, ZeroSum, testing
+from bilevel import BilevelError, FollowerProblem, Solver, testing
 from bilevel.robustness import APGD, L2, Batch, CarliniWagner, Linf, attack, batches
 from bilevel.robustness.threats.losses import margin
 from tests.digits import EPS, trained
-from tests.problems import image_game
+from tests.problems import LinearBox, image_game
 from tests.robustness.attacks.linear import LinearClassifier, greys
 
 SCRIPT = Path(__file__).parents[3] / "applications" / "benchmarks" / "carlini_wagner.py"
+
+
+class Smallest(Linf):
+    """Of radius 0 and without bounds: the search goes on to the smallest perturbation."""
+
+    def clip(self, delta: Tensor) -> Tensor:
+        return delta
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +38,15 @@ def authors() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("eps", [0.0, 1.0])
-def test_every_image_goes_the_way_that_it_goes_alone(authors: ModuleType, eps: float) -> None:
+@pytest.mark.parametrize("smallest", [True, False])
+def test_every_image_goes_the_way_that_it_goes_alone(authors: ModuleType, smallest: bool) -> None:
     """To the smallest perturbation that the search finds or to the first, in double precision."""
     model, _, test = trained()
     some = next(batches(test.subset([2, 3, 4]), 3))  # for which τ shrinks more than once
     batch = Batch(some.x.double(), some.y)
-    everything = Linf(1.0, loss=margin)
-    together = attack(model.double(), everything, CarliniWagner(eps, steps=40), batch).x
-    alone = authors.one_by_one(model, batch, stop=eps, steps=40)
+    threat = Smallest(0.0, loss=margin) if smallest else Linf(1.0, loss=margin)
+    together = attack(model.double(), threat, CarliniWagner(steps=40), batch).x
+    alone = authors.one_by_one(model, batch, stop=threat.eps, steps=40)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
     assert (model(together).argmax(1) != batch.y).all()
 
@@ -49,7 +56,7 @@ def test_no_perturbation_below_a_grey_level_is_searched_for(authors: ModuleType)
     model = LinearClassifier(torch.randn(1, 4, 4)).double()
     x = 0.5 + 1e-3 * torch.randn(4, 1, 4, 4, dtype=torch.float64)
     batch = Batch(x, model(x).argmax(1))
-    found = attack(model, Linf(1.0, loss=margin), CarliniWagner(0.0, steps=40), batch).x
+    found = attack(model, Smallest(0.0, loss=margin), CarliniWagner(steps=40), batch).x
     torch.testing.assert_close(found, authors.one_by_one(model, batch, steps=40), rtol=0, atol=1e-9)
 
 
@@ -58,9 +65,10 @@ def test_any_point_within_the_radius_will_do() -> None:
     model, _, test = trained()
     some = next(batches(test.subset([1]), 1))
     batch = Batch(some.x.double(), some.y)
-    smallest = attack(model.double(), Linf(1.0, loss=margin), CarliniWagner(0.0, 40), batch).x
+    solver, threat = CarliniWagner(steps=40), Smallest(0.0, loss=margin)
+    smallest = attack(model.double(), threat, solver, batch).x
     eps = 0.97 * (smallest - batch.x).abs().max().item()
-    images = attack(model, Linf(eps, loss=margin), CarliniWagner(eps, 40), batch).x
+    images = attack(model, Linf(eps, loss=margin), solver, batch).x
     assert model(images).argmax(1) != batch.y
     assert (images - batch.x).abs().max() < 0.999 * eps  # found there, not clipped to it
 
@@ -68,7 +76,7 @@ def test_any_point_within_the_radius_will_do() -> None:
 def test_it_breaks_what_the_authors_procedure_breaks(authors: ModuleType) -> None:
     model, _, test = trained()
     batch = next(batches(test, 40))
-    images = attack(model, Linf(EPS, loss=margin), CarliniWagner(EPS, steps=5), batch).x
+    images = attack(model, Linf(EPS, loss=margin), CarliniWagner(steps=5), batch).x
     broken = authors.is_broken(model, images, batch, EPS)
     alone = authors.one_by_one(model, batch, stop=EPS, steps=5)
     expected = authors.is_broken(model, alone, batch, EPS)
@@ -79,7 +87,7 @@ def test_it_breaks_what_the_authors_procedure_breaks(authors: ModuleType) -> Non
 def test_a_linear_classifier_is_broken_where_it_can_be() -> None:
     model, batch, eps = LinearClassifier(torch.randn(1, 4, 4)), greys(60), 0.1
     distance = model.distance(batch)
-    images = attack(model, Linf(eps, loss=margin), CarliniWagner(eps), batch).x
+    images = attack(model, Linf(eps, loss=margin), CarliniWagner(), batch).x
     broken = model(images).argmax(1) != batch.y
     assert not broken[distance > eps].any()
     assert broken[distance < 0.85 * eps].all()  # τ shrinks by a tenth at a time
@@ -89,7 +97,7 @@ def test_a_linear_classifier_is_broken_where_it_can_be() -> None:
 
 def test_an_image_that_is_wrong_already_is_left_as_it_is() -> None:
     model, batch = LinearClassifier(torch.randn(1, 4, 4)), greys(20)
-    images = attack(model, Linf(0.1, loss=margin), CarliniWagner(0.1, steps=5), batch).x
+    images = attack(model, Linf(0.1, loss=margin), CarliniWagner(steps=5), batch).x
     wrong = model.distance(batch) < 0
     assert torch.equal(images[wrong], batch.x[wrong])
     assert wrong.any()
@@ -97,43 +105,32 @@ def test_an_image_that_is_wrong_already_is_left_as_it_is() -> None:
 
 def test_it_keeps_what_a_game_relies_on() -> None:
     leader, _, batch = image_game()
-    testing.check_solver(CarliniWagner(0.1, steps=3), Linf(0.1, loss=margin), leader, batch)
+    testing.check_solver(CarliniWagner(steps=3), Linf(0.1, loss=margin), leader, batch)
 
 
 def test_a_batch_without_images() -> None:
     leader, _, _ = image_game()
     nothing = Batch(torch.zeros(0, 1, 4, 4), torch.zeros(0).long())
-    assert len(attack(leader.model, Linf(0.1, loss=margin), CarliniWagner(0.1), nothing).x) == 0
-
-
-def test_a_follower_without_images() -> None:
-    class Blind(FollowerProblem):
-        sense = "max"
-
-        def init(self, batch: Tensor) -> Tensor:
-            return torch.zeros_like(batch)
-
-        def objective(self, leader: ZeroSum, y: Tensor, batch: Tensor) -> Tensor:
-            return y.sum(1)
-
-    with pytest.raises(BilevelError, match=r"without a context: .* attack a Perturbation"):
-        CarliniWagner(0.1).solve(Blind(), ZeroSum(torch.nn.Flatten(), Blind()), torch.zeros(2, 3))
+    assert len(attack(leader.model, Linf(0.1, loss=margin), CarliniWagner(), nothing).x) == 0
 
 
 def test_a_loss_that_is_positive_everywhere_would_leave_every_image_as_it_is() -> None:
     leader, _, batch = image_game()
     with pytest.raises(BilevelError, match=r"given the cross entropy: .* give .*loss=margin"):
-        CarliniWagner(0.1).solve(Linf(0.1), leader, batch)
+        CarliniWagner().solve(Linf(0.1), leader, batch)
 
 
-@pytest.mark.parametrize("solver", [CarliniWagner(0.1), APGD(0.1)], ids=lambda s: type(s).__name__)
-def test_attacks_for_the_other_ball(solver: Solver) -> None:
+@pytest.mark.parametrize("solver", [CarliniWagner(), APGD()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("follower", [L2(0.1, loss=margin), LinearBox(0.1)], ids=["L2", "own"])
+def test_threat_models_without_the_radius_of_the_linf_ball(
+    solver: Solver, follower: FollowerProblem
+) -> None:
     leader, _, batch = image_game()
-    with pytest.raises(BilevelError, match=r"was given L2: .* L∞ ball .*NormalizedGradient"):
-        solver.solve(L2(0.1, loss=margin), leader, batch)
+    name = type(follower).__name__
+    with pytest.raises(BilevelError, match=rf"was given {name}: .* ε of an L∞ ball.* give Linf"):
+        solver.solve(follower, leader, batch)
 
 
-@pytest.mark.parametrize(("eps", "steps"), [(-0.1, 10), (0.1, 0)])
-def test_bad_arguments(eps: float, steps: int) -> None:
-    with pytest.raises(BilevelError, match=r"eps is -0\.1|steps is 0"):
-        CarliniWagner(eps, steps)
+def test_bad_arguments() -> None:
+    with pytest.raises(BilevelError, match="steps is 0"):
+        CarliniWagner(steps=0)

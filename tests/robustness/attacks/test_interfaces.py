@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, Iterative, Solver, fgsm, pgm
 from bilevel.robustness import (
+    APGD,
     EVALUATION_STEP,
     L2,
     Adversary,
@@ -153,8 +154,9 @@ def test_in_the_multiattack_of_torchattacks(players: Players, batch: Batch) -> N
         (Linf, "learned", [0.0, 0.1, EPS], torch.inf),
         (Linf, pgm_20, [0.0, 0.1, EPS], torch.inf),
         (L2, lambda eps: Iterative(NormalizedGradient(eps / 4), 10), [0.5, 1.5], 2),
+        (Linf, lambda eps: APGD(steps=10), [0.1, EPS], torch.inf),
     ],
-    ids=["learned", "PGM-20", "PGM-10 in L2"],
+    ids=["learned", "PGM-20", "PGM-10 in L2", "APGD"],
 )
 def test_in_foolbox(
     players: Players,

@@ -130,7 +130,7 @@ def test_it_passes_the_conformance_checks(threat: Threat, solver: bilevel.Solver
 
 def test_points_on_the_way_are_judged_only_where_delta_is_added() -> None:
     with pytest.raises(BilevelError, match=r"keep_broken is given for Rotation: .* leave it out"):
-        Solved("APGD", Rotation(), APGD(1.0), keep_broken=True)
+        Solved("APGD", Rotation(), APGD(), keep_broken=True)
 
 
 def test_a_follower_that_does_not_make_images() -> None:
