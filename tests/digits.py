@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from bilevel.robustness import (
     Attacker,
     ImageSet,
     Linf,
+    Recipe,
     build_model,
     load_images,
     make_game,
@@ -47,14 +47,14 @@ def _trained() -> Players:
         attacker = make_solver("two-step-l2l", eps=EPS, channels=1, attacker=network)
         follower = Linf(EPS)
         game = make_game(ZeroSum(model, follower), follower, attacker, RECIPES["digits"])
-        train(game, data.train, epochs=3, lr_at=lambda epoch: RECIPES["digits"].lr)
+        train(game, data.train, RECIPES["digits"], epochs=3)
     return Players(model.eval(), attacker.eval(), data.test)
 
 
-def train(game: Bilevel, images: ImageSet, *, epochs: int, lr_at: Callable[[int], float]) -> None:
+def train(game: Bilevel, images: ImageSet, recipe: Recipe, *, epochs: int) -> None:
     """Plays for some epochs, the leader with the learning rate of each."""
     for epoch in range(epochs):
         for group in game.leader_opt.param_groups:
-            group["lr"] = lr_at(epoch)
+            group["lr"] = recipe.lr * recipe.lr_factor(epoch)
         for batch in shuffled_batches(images, 64, seed=0, epoch=epoch):
             game.step(batch)

@@ -169,7 +169,7 @@ def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(
     told: str,
 ) -> None:
     arguments = ["--train-size", train_size, "--batch-size", 100, "--epochs", 3]
-    monkeypatch.setattr(Recipe, "lr_at", lambda recipe, epoch: 1e30 if epoch == 1 else 0.1)
+    monkeypatch.setattr(Recipe, "lr_factor", lambda recipe, epoch: 1e30 if epoch == 1 else 0.1)
     monkeypatch.setitem(Trainer.__init__.__kwdefaults__, "save_every", -1.0)
     assert re.search(told, refused(*arguments))
     state = checkpoint.load(tmp_path / "run" / "plain" / "checkpoint.pt")

@@ -89,28 +89,29 @@ class Recipe:
             )
         Augment(self.padding, flip=self.flip)  # checks the padding
 
-    def lr_at(self, epoch: float) -> float:
-        """The classifier's learning rate.
+    def lr_factor(self, epoch: float) -> float:
+        """By what the classifier's learning rate is multiplied.
 
         Args:
             epoch: Epochs done, fractional within an epoch.
 
         Returns:
-            ``lr`` · 0.1^n after n milestones. With ``one_cycle``, linear from ``lr`` / 25 to ``lr``
-            over the first three tenths of the run, then linear to 0.
+            0.1^n after n milestones. With ``one_cycle``, linear from 1/25 to 1 over the first three
+            tenths of the run, then linear to 0.
 
         Example:
-            >>> [round(Recipe().lr_at(epoch), 6) for epoch in (0, 29.9, 30, 60, 90)]
-            [0.1, 0.1, 0.01, 0.001, 0.0001]
-            >>> [round(Recipe(one_cycle=True).lr_at(epoch), 6) for epoch in (0, 15, 30, 65, 100)]
-            [0.004, 0.052, 0.1, 0.05, 0.0]
+            >>> [round(Recipe().lr_factor(epoch), 6) for epoch in (0, 29.9, 30, 60, 90)]
+            [1.0, 1.0, 0.1, 0.01, 0.001]
+            >>> recipe = Recipe(one_cycle=True)
+            >>> [round(recipe.lr_factor(epoch), 6) for epoch in (0, 15, 30, 65, 100)]
+            [0.04, 0.52, 1.0, 0.5, 0.0]
         """
         if self.one_cycle:
             done = epoch / self.epochs
             rising = 1 / 25 + (1 - 1 / 25) * done / 0.3
-            return self.lr * min(rising, (1 - done) / 0.7)
+            return min(rising, (1 - done) / 0.7)
         passed = sum(epoch / self.epochs >= share for share in self.milestones)
-        return self.lr * 0.1**passed
+        return 0.1**passed
 
     @property
     def evaluation_batch_size(self) -> int:

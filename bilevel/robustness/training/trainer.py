@@ -10,11 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, distributed
-from bilevel.distributed import average_statistics
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment import checkpoint
 from bilevel.robustness.data.batches import Batch, shuffled_batches
@@ -23,9 +21,10 @@ from bilevel.robustness.networks.averaging import Averaged
 from bilevel.robustness.networks.speed import Precision, computing, enough_memory
 from bilevel.robustness.threats.perturbation import Threat
 from bilevel.robustness.training.progress import MetricWindows, Progress, Window, check_same_run
+from bilevel.robustness.training.rates import LearningRates
 from bilevel.robustness.training.recipe import Recipe
 from bilevel.robustness.training.shares import batch_share, seed_process
-from bilevel.robustness.training.validation import validate_model, validation_attack
+from bilevel.robustness.training.validation import default_attack, validate_model
 
 WINDOW = 50
 """Steps over which metrics are averaged."""
@@ -40,7 +39,8 @@ class Trainer:
     each.
 
     Args:
-        game: The game, see :func:`make_game`; its leader has the classifier as ``model``.
+        game: The game, see :func:`make_game`; its leader has the classifier as ``model``. The
+            recipe's factor multiplies the learning rate of each of ``leader_opt``'s groups.
         data: The images, on the training device.
         recipe: Epochs, batch size, learning rates and augmentation.
         seed: Seed of the order of the images and of their augmentation.
@@ -48,8 +48,8 @@ class Trainer:
         config: Further settings of the run, as plain values; a checkpoint with others is refused.
         monitor: The metric by which the best epoch is chosen: ``"validation_robust"``, accuracy
             under attack, or ``"validation_clean"``, for training without an adversary.
-        validate: The threat model and the attack of ``"validation_robust"``; for ``Linf``, ``L2``
-            and ``Interpolation`` PGM-10 in the follower's ball unless given.
+        validation_attack: The threat model and the attack of ``"validation_robust"``; for ``Linf``,
+            ``L2`` and ``Interpolation`` PGM-10 in the follower's ball unless given.
         precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
         report: Called with the number of steps done and metrics, for each window of steps and
             after each epoch; it may save the run, and end it by raising.
@@ -61,7 +61,8 @@ class Trainer:
             recipe has no averaging.
 
     Raises:
-        BilevelError: If ``validate`` has to be given.
+        BilevelError: If ``leader_opt`` is none of ``torch.optim``, or ``validation_attack`` has
+            to be given.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Trainer:
         path: str | os.PathLike[str],
         config: dict[str, Any] | None = None,
         monitor: Literal["validation_robust", "validation_clean"] = "validation_robust",
-        validate: tuple[Threat, Solver] | None = None,
+        validation_attack: tuple[Threat, Solver] | None = None,
         precision: Precision = "float32",
         report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
         save_every: float = 60.0,
@@ -86,7 +87,7 @@ class Trainer:
         self.path = Path(path)
         self.config = {**(config or {}), **asdict(recipe), "seed": seed, "precision": precision}
         self.monitor = monitor
-        self.validate = validate or validation_attack(game.follower)
+        self.validation_attack = validation_attack or default_attack(game.follower)
         self.precision = precision
         self.report = report
         self.save_every = save_every
@@ -95,6 +96,7 @@ class Trainer:
         self.averaged = Averaged(game.leader, recipe.ema) if recipe.ema else None
         self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
         self._windows = MetricWindows(data.train.images.device)
+        self._rates = LearningRates(game.leader_opt)
         if distributed.world_size() > 1:
             game.pool = distributed.Pool()
             seed_process(seed, game.steps)
@@ -204,29 +206,24 @@ class Trainer:
         )
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
-        self._set_lr()
-        if self.game.pool:
-            begin = self.progress.position * self.recipe.batch_size
-            count = min(self.recipe.batch_size, len(self.data.train) - begin)
-            self.game.pool.share = batch_share(count)
+        epoch = self.progress.epoch + self.progress.position / self.steps_per_epoch
+        self._rates.scale(self.recipe.lr_factor(epoch))
         size = self.recipe.batch_size
+        if self.game.pool:
+            left = len(self.data.train) - self.progress.position * size
+            self.game.pool.share = batch_share(min(size, left))
         with computing(self.precision, batch.x.device, one_size=True), enough_memory(size):
             metrics = self.game.step(batch)
         if self.game.pool:
-            average_statistics(self.game.pool, [self.game.leader, self.game.solver])
+            distributed.average_statistics(self.game.pool, [self.game.leader, self.game.solver])
         if self.averaged:
             self.averaged.update_parameters(self.game.leader)
         return metrics
 
-    def _set_lr(self) -> None:
-        assert isinstance(self.game.leader_opt, torch.optim.Optimizer)
-        epoch = self.progress.epoch + self.progress.position / self.steps_per_epoch
-        for group in self.game.leader_opt.param_groups:
-            group["lr"] = self.recipe.lr_at(epoch)
-
     def _end_epoch(self) -> None:
         now = self.progress
-        record = {"epoch": now.epoch, "lr": self.recipe.lr_at(now.epoch), **self._validate()}
+        lr = self._rates.initial[0] * self.recipe.lr_factor(now.epoch)
+        record = {"epoch": now.epoch, "lr": lr, **self._validate()}
         score = record[self.monitor]
         if score > now.best:
             now.best, now.best_epoch = score, now.epoch
@@ -243,7 +240,8 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         model, size = self._leader().get_submodule("model"), self.recipe.evaluation_batch_size
+        images, attack = self.data.validation, self.validation_attack
         try:
-            return validate_model(model, self.data.validation, self.validate, batch_size=size)
+            return validate_model(model, images, attack, batch_size=size)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.game.steps}: {error}") from error

@@ -20,7 +20,7 @@ from bilevel.updates import NormalizedGradient
 STEPS = 10
 
 
-def validation_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
+def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
     """PGM-10 on the cross entropy, in the ball of a game's follower.
 
     Args:
@@ -34,7 +34,7 @@ def validation_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
         BilevelError: If the follower is of another class: its ball is not known.
 
     Example:
-        >>> validation_attack(L2(0.5))[0]
+        >>> default_attack(L2(0.5))[0]
         L2(eps=0.5, start=0, loss=cross_entropy)
     """
     if type(follower) in (Linf, Interpolation):
@@ -45,7 +45,7 @@ def validation_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
         return L2(follower.eps), Iterative(step, STEPS)
     raise BilevelError(
         f"{type(follower).__name__} is neither Linf nor L2: epochs are compared by accuracy under "
-        "attack, within the adversary's reach; give validate=(threat model, attack)"
+        "attack, within the adversary's reach; give validation_attack=(threat model, attack)"
     )
 
 

@@ -41,7 +41,7 @@ def robust_model(digits: Splits, robust_eps: float) -> nn.Module:
         torch.manual_seed(0)
         model = small_cnn(channels=1, classes=10, width=16)
         game = make_game(ZeroSum(model, follower), follower, pgm(robust_eps / 2, 5), recipe)
-        train(game, digits.train, epochs=recipe.epochs, lr_at=recipe.lr_at)
+        train(game, digits.train, recipe, epochs=recipe.epochs)
     return model.eval()
 
 

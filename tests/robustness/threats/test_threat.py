@@ -114,7 +114,7 @@ def test_a_game_under_the_threat_is_trained_and_validated(
         recipe,
         seed=0,
         path=tmp_path / "checkpoint.pt",
-        validate=(threat, solver),
+        validation_attack=(threat, solver),
     )
     (record,) = trainer.fit().history
     told = accuracy(leader.model, data.validation, threat, solver)

@@ -32,10 +32,12 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_one_cycle_is_two_lines() -> None:
-    recipe = Recipe(epochs=20, one_cycle=True, lr=0.5)
-    rates = torch.tensor([recipe.lr_at(epoch / 10) for epoch in range(201)], dtype=torch.float64)
-    assert (rates.argmax(), rates.max()) == (60, 0.5)
-    assert (rates[0], rates[-1]) == (0.5 / 25, 0)
+    recipe = Recipe(epochs=20, one_cycle=True)
+    rates = torch.tensor(
+        [recipe.lr_factor(epoch / 10) for epoch in range(201)], dtype=torch.float64
+    )
+    assert (rates.argmax(), rates.max()) == (60, 1)
+    assert (rates[0], rates[-1]) == (1 / 25, 0)
     for line in (rates[:61], rates[60:]):
         assert line.diff().std() < 1e-12
 
@@ -44,10 +46,10 @@ def test_one_cycle_is_two_lines() -> None:
 def test_milestones_are_shares_of_the_run(epochs: int) -> None:
     """Of a single epoch too; and the hundredths of a run of 100 epochs are its epochs."""
     for share in (0.3, 0.55, 0.57, 0.9):
-        recipe = Recipe(epochs=epochs, milestones=(share,), lr=1.0)
-        assert recipe.lr_at(0) == recipe.lr_at((share - 0.001) * epochs) == 1.0
-        assert recipe.lr_at((share + 0.001) * epochs) == 0.1
-    assert Recipe(milestones=(0.55,), lr=1.0).lr_at(55) == 0.1
+        recipe = Recipe(epochs=epochs, milestones=(share,))
+        assert recipe.lr_factor(0) == recipe.lr_factor((share - 0.001) * epochs) == 1.0
+        assert recipe.lr_factor((share + 0.001) * epochs) == 0.1
+    assert Recipe(milestones=(0.55,)).lr_factor(55) == 0.1
 
 
 @pytest.mark.parametrize("milestones", [(30.0, 60.0), (0.0,), (-0.5, 0.5), (float("nan"),)])
@@ -68,9 +70,8 @@ def test_the_fast_form(dataset: str) -> None:
     assert 15 <= quick.epochs <= 30
     assert quick.epochs <= recipe.epochs / 2
     steps = range(100 * quick.epochs)
-    assert sum(quick.lr_at(step / 100) for step in steps) / len(steps) == pytest.approx(
-        recipe.lr, rel=0.05
-    )
+    mean = quick.lr * sum(quick.lr_factor(step / 100) for step in steps) / len(steps)
+    assert mean == pytest.approx(recipe.lr, rel=0.05)
     small = recipe.model == "small-cnn"
     assert (quick.ema, quick.gradient_skip) == (0.995, 2.0)
     assert quick.weight_decay == (recipe.weight_decay if small else 5e-4)

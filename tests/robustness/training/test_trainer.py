@@ -209,7 +209,7 @@ def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Traine
     game = given.game
     game.follower = L2(0.05)
     trainer = Trainer(game, given.data, RECIPE, seed=0, path=given.path)
-    threat, solver = trainer.validate
+    threat, solver = trainer.validation_attack
     assert repr(threat) == "L2(eps=0.05, start=0, loss=cross_entropy)"
     assert isinstance(solver.update, NormalizedGradient)
     assert (solver.steps, solver.update.step) == (10, pytest.approx(0.05 * 7 / 31))
@@ -228,10 +228,10 @@ def test_a_follower_whose_ball_is_not_known_brings_its_own_attack(
     given = build()
     given.game.follower = Mine(0.1)
     make = partial(Trainer, given.game, given.data, RECIPE, seed=0, path=given.path)
-    with pytest.raises(BilevelError, match=r"Mine is neither Linf nor L2: .*give validate="):
+    with pytest.raises(BilevelError, match=r"Mine is neither Linf nor L2: .*validation_attack="):
         make()
     own = Mine(0.1), pgm(0.1, 1)
-    assert make(validate=own).validate is own
+    assert make(validation_attack=own).validation_attack is own
 
 
 def test_validation_takes_no_more_memory_than_training(
@@ -270,6 +270,32 @@ def test_the_classifiers_learning_rate_follows_the_recipe_and_the_attackers_stay
     history = trainer.fit().history
     assert rates == [[pytest.approx(0.1), 1e-3], [pytest.approx(0.01), 1e-3]]
     assert [record["lr"] for record in history] == [rate for rate, _ in rates]
+
+
+def test_groups_of_parameters_keep_the_ratio_of_their_learning_rates(
+    build: Callable[..., Trainer],
+) -> None:
+    """Of a pretrained trunk and a new head, say; a second run begins with the same ones."""
+    given = build(recipe=replace(RECIPE, lr=0.7))
+    model = given.game.leader
+    groups = [{"params": [p], "lr": 0.1 * 2**i} for i, p in enumerate(model.parameters())]
+    given.game.leader_opt = torch.optim.SGD(groups)
+    for _ in range(2):
+        trainer = Trainer(given.game, given.data, RECIPE, seed=0, path=given.path)
+        history = trainer.fit().history
+        rates = [group["lr"] for group in given.game.leader_opt.param_groups]
+        assert rates == [pytest.approx(0.01 * 2**i) for i in range(len(groups))]
+        assert [record["lr"] for record in history] == [pytest.approx(0.1), pytest.approx(0.01)]
+
+
+def test_an_optimizer_without_learning_rates(build: Callable[..., Trainer]) -> None:
+    class Mine:
+        step = state_dict = load_state_dict = None
+
+    given = build()
+    given.game.leader_opt = Mine()
+    with pytest.raises(BilevelError, match=r"leader_opt is an? Mine: .* optimizer of torch.optim"):
+        Trainer(given.game, given.data, RECIPE, seed=0, path=given.path)
 
 
 def test_bf16_trains_the_networks_in_bfloat16_and_validates_in_float32(
