@@ -59,7 +59,7 @@ class Fresh(Attack):
     @property
     def settings(self) -> tuple[str, ...]:
         """The name, the follower, the untrained solver, and how and on what it is trained."""
-        training = f"{self.steps} steps of {self.batch_size} at {self.lr:g}"
+        training = f"{self.steps} steps of {self.batch_size} at {self.lr}"
         images = fingerprint(self.images.images, self.images.labels)
         return self.name, repr(self.follower), repr(self.make()), training, images
 

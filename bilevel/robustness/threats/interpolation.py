@@ -111,10 +111,6 @@ class Interpolation(Linf):
         """
         return PAIRINGS[self.pairing](batch.y)
 
-    def __repr__(self) -> str:
-        settings = f"eps={self.eps:g}, layer={self.layer!r}, pairing={self.pairing!r}"
-        return f"Interpolation({settings}, sense={self.sense!r}, start={self.start:g})"
-
 
 class InterpolatedLabels(LeaderProblem):
     """A classifier that learns the label ỹ of each interpolated image.

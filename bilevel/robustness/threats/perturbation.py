@@ -67,7 +67,7 @@ class Threat(FollowerProblem):
         return self.loss(at_least_float32(leader.model(self.perturbed(y, batch))), batch)
 
     def __repr__(self) -> str:
-        # All settings: a resumed battery knows its attacks by them.
+        # All settings, numbers in full: a resumed battery knows its attacks by them.
         settings = ", ".join(f"{name}={_shown(value)}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
 
@@ -121,7 +121,7 @@ class Perturbation(Threat):
         """Zero, or noise of radius :attr:`start`, projected."""
         if self.start == 0:
             return torch.zeros_like(batch.x)
-        return self._into_ball_and_box(self.noise(batch.x), batch)
+        return self.project(self.noise(batch.x), batch)
 
     def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
         """The image with δ added, x + δ."""
@@ -129,10 +129,7 @@ class Perturbation(Threat):
 
     def project(self, y: Tensor, batch: Batch) -> Tensor:
         """δ projected onto the ball, then x + δ clipped to [0, 1], which stays in the ball."""
-        return self._into_ball_and_box(y, batch)
-
-    def _into_ball_and_box(self, delta: Tensor, batch: Batch) -> Tensor:
-        return (batch.x + self.clip(delta)).clamp(0, 1) - batch.x
+        return (batch.x + self.clip(y)).clamp(0, 1) - batch.x
 
 
 class Linf(Perturbation):
@@ -202,6 +199,4 @@ class L2(Perturbation):
 
 def _shown(value: object) -> str:
     """A setting in one line."""
-    if isinstance(value, float):
-        return f"{value:g}"
     return str(getattr(value, "__name__", None) or " ".join(repr(value).split()))

@@ -35,7 +35,7 @@ def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
 
     Example:
         >>> default_attack(L2(0.5))[0]
-        L2(eps=0.5, start=0, loss=cross_entropy)
+        L2(eps=0.5, start=0.0, loss=cross_entropy)
     """
     if type(follower) in (Linf, Interpolation):
         assert isinstance(follower, Linf)

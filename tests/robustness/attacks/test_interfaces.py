@@ -133,7 +133,7 @@ def test_what_an_adversary_cannot_attack(x: Tensor, y: Tensor, complaint: str) -
 
 def test_an_adversary_shows_its_threat_model_and_solver() -> None:
     shown = repr(Adversary(nn.Flatten(), LINF, fgsm(EPS)))
-    assert shown.startswith("Adversary(Linf(eps=0.2, start=0, loss=cross_entropy), Iterative(")
+    assert shown.startswith("Adversary(Linf(eps=0.2, start=0.0, loss=cross_entropy), Iterative(")
 
 
 def test_in_the_multiattack_of_torchattacks(players: Players, batch: Batch) -> None:

@@ -155,6 +155,7 @@ def test_a_fresh_attacker_is_known_by_its_network_and_its_images(images: ImageSe
     [
         Solved("PGM", Linf(EPS), pgm(0.01, 3), restarts=2),
         Solved("PGM", Linf(EPS, start=EPS), pgm(0.01, 3)),
+        Solved("PGM", Linf(EPS - 1e-9), pgm(0.01, 3)),
         Solved("PGM", Linf(EPS, loss=margin), pgm(0.01, 3)),
         Solved("PGM", Linf(EPS), pgm(0.02, 3)),
     ],

@@ -98,6 +98,15 @@ def test_a_random_start_lies_in_ball_and_box(kind: type[Perturbation]) -> None:
     assert not torch.equal(start, kind(0.1, start=0.5).init(batch))
 
 
+def test_a_start_lies_in_the_smaller_set_of_a_subclass() -> None:
+    class Darker(Linf):
+        def project(self, y: Tensor, batch: Batch) -> Tensor:
+            return super().project(y.clamp(max=0), batch)
+
+    start = Darker(0.1, start=0.1).init(images(64))
+    assert start.max() == 0 > start.min()
+
+
 @KINDS
 def test_a_batch_without_images(kind: type[Perturbation]) -> None:
     nothing = Batch(torch.zeros(0, 1, 2, 2), torch.zeros(0, dtype=torch.long))

@@ -16,6 +16,7 @@ from bilevel.robustness import (
     Adversary,
     Batch,
     Battery,
+    Interpolation,
     Linf,
     Recipe,
     Solved,
@@ -153,8 +154,13 @@ def test_settings_are_shown_since_a_resumed_battery_compares_them() -> None:
             super().__init__(eps)
             self.size = size
 
-    assert repr(Patch(0.1, 3)) == "Patch(eps=0.1, start=0, loss=cross_entropy, size=3)"
+    assert repr(Patch(0.1, 3)) == "Patch(eps=0.1, start=0.0, loss=cross_entropy, size=3)"
     assert repr(Rotation()) == "Rotation(loss=cross_entropy)"
+
+
+@pytest.mark.parametrize("kind", [Linf, Interpolation])
+def test_two_radii_are_shown_as_two(kind: type[Linf]) -> None:
+    assert repr(kind(8 / 255)) != repr(kind(0.03137251))
 
 
 def test_images_and_labels_that_an_attack_would_silently_misread() -> None:

@@ -210,7 +210,7 @@ def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Traine
     game.follower = L2(0.05)
     trainer = Trainer(game, given.data, RECIPE, seed=0, path=given.path)
     threat, solver = trainer.validation_attack
-    assert repr(threat) == "L2(eps=0.05, start=0, loss=cross_entropy)"
+    assert repr(threat) == "L2(eps=0.05, start=0.0, loss=cross_entropy)"
     assert isinstance(solver.update, NormalizedGradient)
     assert (solver.steps, solver.update.step) == (10, pytest.approx(0.05 * 7 / 31))
     trainer.fit()
