@@ -61,3 +61,17 @@ def test_importing_needs_torch_and_numpy_alone_and_is_light() -> None:
         assert output[1] == "[]"
         runs.append(float(output[0]))
     assert min(runs) < 0.2
+
+
+def test_the_image_kit_imports_what_few_of_its_functions_need_where_they_need_it() -> None:
+    heavy = (
+        "triton torchvision sklearn matplotlib gymnasium tyro rich tensorboard safetensors scipy"
+    )
+    code = (
+        "import sys, bilevel.robustness;"
+        f"print([name for name in '{heavy}'.split() if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    assert done.stdout.strip() == "[]"

@@ -72,6 +72,7 @@ class Study:
         )
         self._compiles = args.compiles(self.device)
         self.data = args.load(self.device)
+        self._attacker = self._make_attacker()
         self.records: list[dict[str, Any]] = []
         self._example_batch = next(batches(sample(self.data.test, 3), 3))
         self._examples: list[Example] = []
@@ -95,11 +96,11 @@ class Study:
             dataset=args.dataset,
             epsilon=recipe.epsilon,
             seed=args.seed,
-            attacker=self._attacker(),
+            attacker=self._attacker,
             interpolation=interpolation,
         )
 
-    def _attacker(self) -> Attacker:
+    def _make_attacker(self) -> Attacker:
         recipe, images = self.recipe, self.data.train
         attacker = Attacker(
             recipe.attacker, normalize=self.args.normalize, gradient_skip=recipe.gradient_skip
@@ -107,7 +108,8 @@ class Study:
         width = recipe.attacker_width
         if width is None:
             _, channels, *size = images.images.shape
-            model = build_model(recipe.model, channels=channels, classes=len(images.classes))
+            with torch.device("meta"):  # its multiply–adds are counted, nothing is computed
+                model = build_model(recipe.model, channels=channels, classes=len(images.classes))
             width = fitting_width(attacker, model, (channels, size[0], size[1]))
         return replace(attacker, width=width)
 

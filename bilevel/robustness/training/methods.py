@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bilevel import Iterative, Solver, fgsm, pgm
 from bilevel.errors import BilevelError
@@ -117,6 +116,8 @@ def fitting_width(
 
 
 def _cost(network: nn.Module, *inputs: Tensor | None) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which takes long
+
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(*inputs)
     cost: int = counter.get_total_flops()
