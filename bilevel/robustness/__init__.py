@@ -40,10 +40,10 @@ from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quo
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.networks.averaging import Averaged
 from bilevel.robustness.networks.classifier import Classifier, Normalize
+from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.models import build_model, resnet18, small_cnn, wide_resnet
 from bilevel.robustness.networks.speed import (
     Trunk,
-    compile_network,
     computing,
     enough_memory,
     fitting_precision,

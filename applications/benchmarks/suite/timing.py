@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from bilevel import Bilevel
 from bilevel.experiment.memory import peak_mib
 from bilevel.robustness import computing
-from bilevel.robustness.networks.speed import Precision, is_compiled
+from bilevel.robustness.networks.compilation import is_compiled
+from bilevel.robustness.networks.speed import Precision
 from suite.steps import Bench, Case, Record, Size, Turn, count, learned, take
 
 _Name = TypeVar("_Name")

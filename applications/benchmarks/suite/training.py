@@ -28,7 +28,8 @@ from bilevel.robustness import (
     make_game,
 )
 from bilevel.robustness.data.sources import Dataset
-from bilevel.robustness.networks.speed import Precision, is_compiled
+from bilevel.robustness.networks.compilation import is_compiled
+from bilevel.robustness.networks.speed import Precision
 from suite.ledger import Clock, Record, StageOver
 from suite.steps import learned
 

@@ -1,4 +1,4 @@
-"""How the networks compute: in which precision, compiled or not, with which activations kept.
+"""How the networks compute: in which precision, and with which activations kept.
 
 None of it changes what is computed but for rounding, so float32 without any of it is what results
 are checked against.
@@ -6,8 +6,7 @@ are checked against.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -118,66 +117,6 @@ def at_least_float32(values: Tensor) -> Tensor:
             "classes); wrap it in a module that returns them"
         )
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def compile_network(network: nn.Module) -> None:
-    """Compiles a network in place; where that fails it computes as before, and says so once.
-
-    Its copies (``copy.deepcopy``, averaged weights) are not compiled.
-
-    Args:
-        network: The network.
-    """
-    dynamo, functorch = torch._dynamo.config, torch._functorch.config
-    # A network computes in training, in evaluation and with or without gradients of weights and of
-    # images, each with the sizes of batches that occur, and a process may compile several networks:
-    # more graphs than torch expects. Beyond the limit it would leave out compilation in silence.
-    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
-    setattr(dynamo, limit, max(256, getattr(dynamo, limit)))
-    # An answer's history serves one player's backward pass after the other's.
-    functorch.donated_buffer = False
-    # The backward graph with the forward one, where a failure can still be mended, not as late as
-    # in the first backward pass.
-    if hasattr(functorch, "force_non_lazy_backward_lowering"):
-        functorch.force_non_lazy_backward_lowering = True
-    network._compiled_call_impl = _Compiled(network._call_impl)
-
-
-def is_compiled(network: nn.Module) -> bool:
-    """Whether :func:`compile_network` was called, and nothing has failed since.
-
-    Args:
-        network: The network.
-
-    Returns:
-        False for a network that computes as it is written.
-
-    Example:
-        >>> is_compiled(nn.Linear(1, 1))
-        False
-    """
-    call = network._compiled_call_impl
-    return isinstance(call, _Compiled) and call.compiled is not None
-
-
-class _Compiled:
-    """A compiled function, or the function itself from the first failure on."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.eager = function
-        # A graph for each size of batch, the epoch's last one too: one that took any size would be
-        # slower, and be taken for all sizes once there is it.
-        self.compiled: Callable[..., Any] | None = torch.compile(function, dynamic=False)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.compiled is not None:
-            try:
-                return self.compiled(*args, **kwargs)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                self.compiled = None
-                reason = " ".join(str(error).split())[:120]
-                warnings.warn(f"not compiled, and slower for it: {reason}", stacklevel=2)
-        return self.eager(*args, **kwargs)
 
 
 class Trunk(nn.Sequential):

@@ -21,10 +21,10 @@ from bilevel.robustness.data.images import sample
 from bilevel.robustness.evaluation.accuracy import accuracy, examples
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.figures import draw_attacks
+from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.models import build_model
 from bilevel.robustness.networks.speed import (
     Precision,
-    compile_network,
     enough_memory,
     fitting_precision,
     recompute_activations,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bilevel.errors import BilevelError
 from bilevel.problem import LeaderProblem
 from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.networks.classifier import Classifier
 from bilevel.robustness.networks.speed import at_least_float32
 from bilevel.robustness.threats.perturbation import Linf
 
@@ -164,6 +165,18 @@ class InterpolatedLabels(LeaderProblem):
 
 def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     """A layer's output for the images, averaged over the pixels: ``(B, width)``."""
+    # The trunk alone, compiled if the classifier is; but a hook, as of Solved with keep_broken, is
+    # to see the logits at every point.
+    if layer == "trunk" and isinstance(model, Classifier) and not model._forward_hooks:
+        output = model.trunk(model.normalize(x))
+    else:
+        output = _output(model, layer, x)
+    output = at_least_float32(output)
+    return output.flatten(2).mean(2) if output.ndim > 2 else output
+
+
+def _output(model: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """A layer's output for the images, in a forward pass of the whole classifier."""
     try:
         module = model.get_submodule(layer)
     except AttributeError as error:
@@ -185,5 +198,4 @@ def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
             f"the classifier's layer {layer!r} is never called: its features are compared; choose "
             "a module that the forward pass calls"
         )
-    output = at_least_float32(outputs[-1])
-    return output.flatten(2).mean(2) if output.ndim > 2 else output
+    return outputs[-1]

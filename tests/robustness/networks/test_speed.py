@@ -32,7 +32,7 @@ from bilevel.robustness import (
     margin,
     recompute_activations,
 )
-from bilevel.robustness.networks.speed import is_compiled
+from bilevel.robustness.networks.compilation import is_compiled
 from bilevel.updates import CNN, max_abs
 
 CPU = torch.device("cpu")

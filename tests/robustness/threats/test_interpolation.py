@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ from bilevel.robustness import (
     make_game,
     make_solver,
 )
-from bilevel.robustness.networks.speed import is_compiled
+from bilevel.robustness.networks.compilation import is_compiled
 from bilevel.robustness.threats.interpolation import PAIRINGS
 
 EPS = 0.1
@@ -163,17 +165,47 @@ def test_another_layer(model: nn.Module, batch: Batch) -> None:
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("layer", ["trunk", "trunk.0"])
 def test_a_classifier_compiled_before_it_is_asked_for_its_features(
-    model: nn.Module, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    model: nn.Module, batch: Batch, monkeypatch: pytest.MonkeyPatch, layer: str
 ) -> None:
     """As by validation under L∞: the graph knows nothing of the hook, and fits the images."""
-    leader, follower = play(model.eval(), start=0.0)
+    leader, follower = play(model.eval(), start=0.0, layer=layer)
     expected = fgsm(EPS).solve(follower, leader, batch).stats["objective_after"]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     compile_network(model)
     fgsm(EPS).solve(Linf(EPS), leader, batch)
     actual = fgsm(EPS).solve(follower, leader, batch).stats["objective_after"]
     assert is_compiled(model)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(("method", "passes"), [("fgsm", 3), ("two-step-l2l", 7)])
+def test_every_pass_of_a_step_is_compiled(
+    model: nn.Module, batch: Batch, monkeypatch: pytest.MonkeyPatch, method: str, passes: int
+) -> None:
+    """Of the solve too, which needs the features and not the logits."""
+    compiled = []
+
+    def backend(graph: nn.Module, inputs: object) -> Callable[..., Any]:
+        return lambda *values: (compiled.append(1), graph(*values))[1]
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    leader, follower = play(model)
+    compile_network(model)
+    solver = make_solver(method, eps=EPS, channels=1, attacker=Attacker("two-layer", 16))
+    make_game(leader, follower, solver, Recipe(), adjoint=Detached()).step(batch)
+    assert len(compiled) == passes
+
+
+def test_an_image_broken_on_the_way_counts_as_broken(model: nn.Module, batch: Batch) -> None:
+    """With ``keep_broken``, which watches the logits at the points where features are compared."""
+    seen: list[Tensor] = []
+    leader, follower = play(model.eval(), start=0.0)
+    expected = follower.objective(leader, torch.zeros_like(batch.x), batch)
+    model.register_forward_hook(lambda model, inputs, logits: seen.append(logits))
+    actual = follower.objective(leader, torch.zeros_like(batch.x), batch)
+    assert [logits.shape for logits in seen] == [(6, 3)] * 2
     torch.testing.assert_close(actual, expected)
 
 
