@@ -145,7 +145,7 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
         found = images_of(target, args.dataset or target.about.dataset, args.data_dir, device)
         data[target.name] = found._replace(test=sample(found.test, args.test_size))
         check_surrogates(target, surrogates)
-        check_classifier(target.model, data[target.name].test, args.batch_size)
+        check_classifier(target.model, data[target.name].test, batch_size=args.batch_size)
     return targets, surrogates, data
 
 

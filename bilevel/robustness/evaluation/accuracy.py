@@ -93,7 +93,7 @@ def accuracy(
     return share(correct(model, images, follower, solver, batch_size=batch_size))
 
 
-def logits_of(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Tensor:
+def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> Tensor:
     """A classifier's logits, finite or not.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bilevel import frozen
 from bilevel.robustness.data.batches import Batch, batches
-from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.results import Finding
 from bilevel.robustness.evaluation.tolerance import share
 from bilevel.robustness.threats.losses import Loss, cross_entropy, margin
@@ -25,18 +25,19 @@ _MAX_ERROR = 0.5
 _STEP = 1 / 255
 
 
-def has_gradients(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+def has_gradients(probed: Probed) -> Finding:
     """Whether the cross entropy has an input gradient.
 
     Args:
-        model: The classifier.
-        images: Images on its device.
-        batch_size: Images a batch.
+        probed: The classifier and images.
 
     Returns:
         The finding, with the share of images whose gradient is zero, underflows or is not finite.
     """
-    gradients = [_gradient(model, batch, cross_entropy)[1] for batch in batches(images, batch_size)]
+    gradients = [
+        _gradient(probed.model, batch, cross_entropy)[1]
+        for batch in batches(probed.images, probed.batch_size)
+    ]
     largest = torch.cat(gradients).abs().flatten(1).amax(1)
     exists = (largest >= torch.finfo(largest.dtype).tiny) & largest.isfinite()
     missing = share(~exists)
@@ -53,22 +54,20 @@ def has_gradients(model: nn.Module, images: ImageSet, batch_size: int = 256) -> 
     )
 
 
-def gradients_predict(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+def gradients_predict(probed: Probed) -> Finding:
     """Whether the gradient of the margin predicts its change over one sign step.
 
     The error is the median over the images of abs(Δ − ⟨∇, δ⟩) / ⟨∇, δ⟩, where δ is the step with
     x + δ clipped to [0, 1], and Δ the change of the margin. The cross entropy would saturate.
 
     Args:
-        model: The classifier.
-        images: Images on its device.
-        batch_size: Images a batch.
+        probed: The classifier and images.
 
     Returns:
         The finding.
     """
-    errors = []
-    for batch in batches(images, batch_size):
+    model, errors = probed.model, []
+    for batch in batches(probed.images, probed.batch_size):
         before, gradient = _gradient(model, batch, margin)
         step = (batch.x + _STEP * gradient.sign()).clamp(0, 1) - batch.x
         with torch.no_grad(), frozen(model):

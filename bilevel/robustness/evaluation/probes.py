@@ -14,6 +14,7 @@ from bilevel.robustness.data.batches import batches
 from bilevel.robustness.data.images import ImageSet, sample
 from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
+from bilevel.robustness.evaluation.probed import Probed, change
 from bilevel.robustness.evaluation.ranges import expects_unit_interval
 from bilevel.robustness.evaluation.results import Finding
 
@@ -48,8 +49,8 @@ def probe(
         >>> [finding.item for finding in probe(model, images) if not finding.ok]
         []
     """
-    check_classifier(model, images, batch_size)
-    subset = sample(images, size)
+    check_classifier(model, images, batch_size=batch_size)
+    probed = Probed(model, sample(images, size), batch_size)
     probes = (
         outputs_logits,
         expects_unit_interval,
@@ -58,10 +59,10 @@ def probe(
         has_gradients,
         gradients_predict,
     )
-    return tuple(run(model, subset, batch_size) for run in probes)
+    return tuple(run(probed) for run in probes)
 
 
-def check_classifier(model: nn.Module, images: ImageSet, batch_size: int = 256) -> None:
+def check_classifier(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> None:
     """Checks that the classifier's output on clean images is finite and has one logit per class.
 
     Args:
@@ -95,7 +96,7 @@ def check_classifier(model: nn.Module, images: ImageSet, batch_size: int = 256) 
             f"logit for each of the images' {classes} classes; return (B, {classes}), or name the "
             "images that it was trained on"
         )
-    logits = logits_of(model, images, batch_size)
+    logits = logits_of(model, images, batch_size=batch_size)
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise NonFiniteError(
             f"the classifier's logits are NaN or infinite on {bad} of {len(images)} clean images: "
@@ -104,18 +105,16 @@ def check_classifier(model: nn.Module, images: ImageSet, batch_size: int = 256) 
         )
 
 
-def outputs_logits(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+def outputs_logits(probed: Probed) -> Finding:
     """Whether the output is not a probability distribution, for which attacks are too weak.
 
     Args:
-        model: The classifier.
-        images: Images on its device.
-        batch_size: Images a batch.
+        probed: The classifier and images.
 
     Returns:
         The finding.
     """
-    output = logits_of(model, images, batch_size)
+    output = probed.logits
     lowest, off = output.min().item(), (output.sum(1) - 1).abs().max().item()
     ok = lowest < 0 or off > 0.01  # bfloat16 probabilities sum to 1 to two digits
     return Finding(
@@ -129,18 +128,16 @@ def outputs_logits(model: nn.Module, images: ImageSet, batch_size: int = 256) ->
     )
 
 
-def is_deterministic(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+def is_deterministic(probed: Probed) -> Finding:
     """Whether repeated passes give the same logits.
 
     Args:
-        model: The classifier.
-        images: Images on its device.
-        batch_size: Images a batch.
+        probed: The classifier and images.
 
     Returns:
         The finding.
     """
-    labels, logits = _change_on_repeat(model, images, batch_size)
+    labels, logits = probed.change_on_repeat
     ok = logits <= _REPEAT_TOLERANCE
     return Finding(
         "output is deterministic",
@@ -154,25 +151,24 @@ def is_deterministic(model: nn.Module, images: ImageSet, batch_size: int = 256) 
     )
 
 
-def is_batch_independent(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+def is_batch_independent(probed: Probed) -> Finding:
     """Whether an image's logits do not depend on the other images of its batch.
 
     Args:
-        model: The classifier.
-        images: Images on its device.
-        batch_size: Images a batch.
+        probed: The classifier and images.
 
     Returns:
         The finding.
     """
+    images = probed.images
     reverse = torch.arange(len(images)).flip(0)
     # In pairs rather than alone, since BatchNorm raises on the statistics of a single value; of an
     # odd number one group has three.
     pairs = reverse.tensor_split(max(1, len(images) // 2))
-    paired = torch.cat([logits_of(model, images.subset(pair)) for pair in pairs])[reverse]
-    labels, logits = _change(logits_of(model, images, batch_size), paired)
+    paired = torch.cat([logits_of(probed.model, images.subset(pair)) for pair in pairs])
+    labels, logits = change(probed.logits, paired[reverse])
     # A change that repetition alone explains does not count.
-    ok = logits <= max(_BATCH_TOLERANCE, 3 * _change_on_repeat(model, images, batch_size)[1])
+    ok = logits <= max(_BATCH_TOLERANCE, 3 * probed.change_on_repeat[1])
     return Finding(
         "output is independent of the batch",
         ok,
@@ -182,22 +178,6 @@ def is_batch_independent(model: nn.Module, images: ImageSet, batch_size: int = 2
         else "The output for an image depends on the rest of its batch, and so does accuracy. Look "
         "for BatchNorm or preprocessing that uses the batch's statistics.",
     )
-
-
-def _change(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """The share of changed predictions, and the largest change of a logit over their spread."""
-    labels = (first.argmax(1) != second.argmax(1)).double().mean().item()
-    spread = (first.amax(1) - first.amin(1)).median().clamp(min=torch.finfo(first.dtype).tiny)
-    return labels, ((first - second).abs().max() / spread).item()
-
-
-def _change_on_repeat(model: nn.Module, images: ImageSet, batch_size: int) -> tuple[float, float]:
-    """The largest :func:`_change` in three repeated passes."""
-    first = logits_of(model, images, batch_size)
-    labels, logits = zip(
-        *(_change(first, logits_of(model, images, batch_size)) for _ in range(3)), strict=True
-    )
-    return max(labels), max(logits)
 
 
 def _figure(labels: float, logits: float) -> str:

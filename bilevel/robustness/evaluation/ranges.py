@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.evaluation.accuracy import logits_of
+from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.results import Finding
 from bilevel.robustness.evaluation.tolerance import breaks_more, share
 from bilevel.robustness.networks.classifier import Normalize
@@ -18,22 +20,19 @@ from bilevel.robustness.networks.classifier import Normalize
 _MAX_ODDS_RATIO = 5
 
 
-def expects_unit_interval(model: nn.Module, images: ImageSet, batch_size: int = 256) -> Finding:
+def expects_unit_interval(probed: Probed) -> Finding:
     """Whether the classifier is not much more accurate on another range than [0, 1].
 
     Args:
-        model: The classifier.
-        images: Images on its device.
-        batch_size: Images a batch.
+        probed: The classifier and images.
 
     Returns:
         The finding; it names the best other range.
     """
-    unit = _correct(model, images, batch_size)
-    others = {
-        name: _correct(nn.Sequential(normalize.to(images.images.device), model), images, batch_size)
-        for name, normalize in _ranges(images).items()
-    }
+    images, unit, others = probed.images, _correct(probed), {}
+    for name, normalize in _ranges(images).items():
+        model = nn.Sequential(normalize.to(images.images.device), probed.model)
+        others[name] = _correct(replace(probed, model=model))
     name, other = max(others.items(), key=lambda item: int(item[1].sum()))
     ok = not breaks_more(other, unit) or _odds(other) <= _MAX_ODDS_RATIO * _odds(unit)
     return Finding(
@@ -67,10 +66,10 @@ def _ranges(images: ImageSet) -> dict[str, Normalize]:
     }
 
 
-def _correct(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
+def _correct(probed: Probed) -> Tensor:
     """Which images are classified correctly; logits that are not finite count as wrong."""
-    logits = logits_of(model, images, batch_size)
-    return (logits.argmax(1) == images.labels) & logits.isfinite().all(1)
+    logits = probed.logits
+    return (logits.argmax(1) == probed.images.labels) & logits.isfinite().all(1)
 
 
 def _odds(correct: Tensor) -> float:

@@ -18,6 +18,7 @@ from bilevel.robustness import (
     small_cnn,
 )
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
+from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.probes import (
     check_classifier,
     is_deterministic,
@@ -111,7 +112,7 @@ def test_one_pass_of_four_that_differs_is_enough(odd: int) -> None:
     def forward(model: nn.Module, x: Tensor) -> Tensor:
         return model(x) + (next(passes) == odd)
 
-    assert not is_deterministic(Faulty(linear(), forward), image_set(20)).ok
+    assert not is_deterministic(Probed(Faulty(linear(), forward), image_set(20))).ok
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_one_pass_of_four_that_differs_is_enough(odd: int) -> None:
 def test_by_how_much_a_gradient_is_off(factor: float, off: str, ok: bool) -> None:
     """Of a linear classifier whose gradient is too small by a factor."""
     model = Faulty(linear(), lambda model, x: model(changed(x, lambda change: factor * change)))
-    finding = gradients_predict(model, image_set(20))
+    finding = gradients_predict(Probed(model, image_set(20)))
     assert (finding.figure, finding.ok) == (f"off by {off}", ok)
 
 
@@ -130,7 +131,7 @@ def test_by_how_much_a_gradient_is_off(factor: float, off: str, ok: bool) -> Non
 )
 def test_a_gradient_that_cannot_be_followed(reach: Callable[[Tensor], Tensor]) -> None:
     model = Faulty(linear(), lambda model, x: model(changed(x, reach)))
-    assert has_gradients(model, image_set(20)).figure == "none at 100.0% of images"
+    assert has_gradients(Probed(model, image_set(20))).figure == "none at 100.0% of images"
 
 
 def changed(x: Tensor, reach: Callable[[Tensor], Tensor]) -> Tensor:
@@ -140,7 +141,7 @@ def changed(x: Tensor, reach: Callable[[Tensor], Tensor]) -> Tensor:
 
 def test_probabilities_that_underflow_are_no_logits() -> None:
     model = Faulty(linear(), lambda model, x: (1e6 * model(x)).softmax(1))
-    assert not outputs_logits(model, image_set(20)).ok
+    assert not outputs_logits(Probed(model, image_set(20))).ok
 
 
 @pytest.mark.parametrize("size", [20, 21])
@@ -180,6 +181,18 @@ def test_no_batch_is_larger_than_wanted() -> None:
 
     probe(Faulty(linear(), forward), image_set(20), batch_size=8)
     assert max(sizes) == 8
+
+
+def test_probes_share_the_passes_that_they_repeat() -> None:
+    """One of the check, one with three repetitions for all probes together."""
+    images, passes = image_set(20), []
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        passes.append(not x.requires_grad and torch.equal(x, images.images / 255))
+        return model(x)
+
+    probe(Faulty(linear(), forward), images)
+    assert sum(passes) == 1 + 1 + 3
 
 
 @pytest.mark.parametrize(

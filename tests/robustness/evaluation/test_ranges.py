@@ -16,7 +16,8 @@ from bilevel.robustness import (
     shuffled_batches,
     small_cnn,
 )
-from bilevel.robustness.evaluation.probes import expects_unit_interval
+from bilevel.robustness.evaluation.probed import Probed
+from bilevel.robustness.evaluation.ranges import expects_unit_interval
 from tests.images import image_set
 from tests.robustness.evaluation.faults import FAULTS, Faulty, Forward
 
@@ -29,12 +30,12 @@ def test_the_range_that_is_wanted(
 ) -> None:
     """And what the sentence advises mends it."""
     model = Faulty(robust_model, FAULTS[fault])
-    finding = expects_unit_interval(model, digits.test)
+    finding = expects_unit_interval(Probed(model, digits.test))
     assert finding.figure.endswith(f"{accuracy(robust_model, digits.test):.1%} {range_}")
     assert f"expects its images {range_}, or it has hardly been trained" in finding.sentence
     assert "Normalize" in finding.sentence
     inside = Normalize(1, [0.0], [1 / 255]) if "255" in fault else Normalize(1, [0.5], [0.5])
-    assert expects_unit_interval(nn.Sequential(inside, model), digits.test).ok
+    assert expects_unit_interval(Probed(nn.Sequential(inside, model), digits.test)).ok
 
 
 @pytest.mark.parametrize(
@@ -60,10 +61,10 @@ def test_statistics_of_colours(mean: list[float], std: list[float], name: str) -
             known = (torch.cdist(x.flatten(1), memory) < 0.05).float()
             return known @ nn.functional.one_hot(images.labels).float()
 
-    finding = expects_unit_interval(Memory(), images)
+    finding = expects_unit_interval(Probed(Memory(), images))
     assert not finding.ok
     assert finding.figure.endswith(f"normalised by {name}")
-    assert expects_unit_interval(nn.Sequential(normalize, Memory()), images).ok
+    assert expects_unit_interval(Probed(nn.Sequential(normalize, Memory()), images)).ok
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -75,7 +76,7 @@ def test_a_classifier_that_is_hardly_trained_has_no_fault(
     torch.manual_seed(seed)
     model = small_cnn(channels=1, classes=10)
     train_plainly(model, sample(digits.train, 256), epochs=2)
-    assert expects_unit_interval(model, sample(digits.test, size)).ok
+    assert expects_unit_interval(Probed(model, sample(digits.test, size))).ok
 
 
 @pytest.mark.parametrize("forward", [FAULTS["0 to 255"], FAULTS["-1 to 1"]])
@@ -86,7 +87,7 @@ def test_a_classifier_that_is_somewhat_trained_and_wants_another_range(
     torch.manual_seed(0)
     model = small_cnn(channels=1, classes=10)
     train_plainly(model, sample(digits.train, 256), epochs=epochs)
-    finding = expects_unit_interval(Faulty(model, forward), sample(digits.test, 256))
+    finding = expects_unit_interval(Probed(Faulty(model, forward), sample(digits.test, 256)))
     assert not finding.ok
     assert "or it has hardly been trained" in finding.sentence
 
@@ -103,7 +104,7 @@ def test_a_gain_that_may_be_chance_is_no_fault(count: int, ok: bool) -> None:
     pixels = torch.zeros(count, 1, 2, 2, dtype=torch.uint8)
     pixels[torch.arange(count) % 10 < 6, 0, 0, 0] = 200
     images = ImageSet(pixels, torch.zeros(count).long(), ("a", "b"))
-    assert expects_unit_interval(Likes(), images).ok is ok
+    assert expects_unit_interval(Probed(Likes(), images)).ok is ok
 
 
 def train_plainly(model: nn.Module, images: ImageSet, *, epochs: int) -> None:
@@ -118,7 +119,7 @@ def train_plainly(model: nn.Module, images: ImageSet, *, epochs: int) -> None:
 
 def test_images_without_contrast_have_no_range_of_their_own() -> None:
     images = ImageSet(torch.zeros(4, 1, 2, 2).byte(), torch.zeros(4).long(), ("a", "b"))
-    assert expects_unit_interval(nn.Flatten(), images).ok
+    assert expects_unit_interval(Probed(nn.Flatten(), images)).ok
 
 
 def test_a_range_that_a_classifier_cannot_take_is_not_wanted() -> None:
@@ -129,6 +130,6 @@ def test_a_range_that_a_classifier_cannot_take_is_not_wanted() -> None:
             return torch.cat([x.sqrt().sum((1, 2, 3)).unsqueeze(1)] * 2, 1) * torch.tensor([1, 2])
 
     images = ImageSet(image_set(9).images, torch.zeros(9).long(), ("a", "b"))
-    finding = expects_unit_interval(Roots(), images)
+    finding = expects_unit_interval(Probed(Roots(), images))
     assert finding.ok
     assert finding.figure.startswith("0.0% in [0, 1], 0.0% in")
