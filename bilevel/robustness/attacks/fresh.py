@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from bilevel import Solver, ZeroSum, frozen
+from bilevel import Bilevel, Solver, ZeroSum, frozen
 from bilevel.robustness.attacks.attack import Attack, attack
 from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.data.batches import Batch, shuffled_batches
@@ -64,16 +64,16 @@ class Fresh(Attack):
         return self.name, repr(self.follower), repr(self.make()), training, images
 
     def prepare(self, model: nn.Module) -> None:
-        """Trains the attacker by gradient ascent on the mean loss at its answers."""
+        """Trains the attacker in the game whose leader does not move."""
         self.solver = self.make().to(self.images.images.device).train()
-        optimizer = torch.optim.Adam(self.solver.parameters(), lr=self.lr)
         leader = ZeroSum(model, self.follower)
+        optimizer = torch.optim.Adam(self.solver.parameters(), lr=self.lr)
         with frozen(model), torch.enable_grad():
+            game = Bilevel(
+                leader, self.follower, self.solver, leader_opt=None, solver_opt=optimizer
+            )
             for batch in itertools.islice(self._training_batches(), self.steps):
-                solution = self.solver.solve(self.follower, leader, batch, evaluate=False)
-                optimizer.zero_grad()
-                (-self.follower.gain(leader, solution.value, batch).mean()).backward()
-                optimizer.step()
+                game.step(batch)
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
         """The trained attacker's answer."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError, Iterative
+from bilevel import BilevelError, Iterative, NonFiniteError
 from bilevel.robustness import (
     STANDARD,
     About,
@@ -161,6 +161,16 @@ def test_a_fresh_attacker_learns_against_a_classifier_that_stands_still() -> Non
     assert gains[1] > 1.05 * gains[0]
     assert all(torch.equal(v, before[name]) for name, v in target.model.state_dict().items())
     assert all(p.grad is None for p in target.model.parameters())
+
+
+def test_a_fresh_attacker_does_not_learn_from_nan() -> None:
+    """It would answer with NaN, and break nothing."""
+    target, images = trained(), torch.zeros(8, 1, 8, 8).byte()
+    torch.nn.init.constant_(target.model.head.bias, torch.nan)
+    train = ImageSet(images, torch.arange(8), tuple(map(str, range(10))))
+    (made,) = make_attacks(["fresh"], arsenal(trained=target, train=train))
+    with pytest.raises(NonFiniteError, match="answer is not finite"):
+        made.prepare(target.model)
 
 
 def test_every_standard_name_is_known() -> None:
