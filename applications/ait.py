@@ -20,6 +20,7 @@ import tyro
 
 from bilevel import BilevelError, Detached
 from bilevel.experiment import commandline
+from bilevel.problem import Sense
 from bilevel.robustness import InterpolatedLabels, Interpolation, check_method, make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
@@ -41,7 +42,7 @@ class Args(TrainingArguments):
     """Module of the classifier whose pooled outputs are the features."""
     pairing: Literal["reversed", "next", "other-class"] = "reversed"
     """How partners are chosen in a shuffled batch; the original method uses reversed."""
-    sense: Literal["min", "max"] = "min"
+    sense: Sense = "min"
     """min moves toward the partner, as the authors' code does; max is the sign printed in the
     paper."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/ait")

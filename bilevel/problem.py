@@ -18,6 +18,9 @@ from bilevel.tree import Value, leaves
 Batch = Any
 """Any object that the problem's methods can read."""
 
+Sense = Literal["min", "max"]
+"""Whether y minimises or maximises the objective."""
+
 
 class LeaderProblem(nn.Module, ABC):
     """The leader: an ``nn.Module`` whose parameters are θ, and its loss L(θ, y).
@@ -30,8 +33,7 @@ class LeaderProblem(nn.Module, ABC):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.x = nn.Parameter(torch.tensor(2.0))
-        ...     def loss(self, y, batch):
-        ...         return self.x * y
+        ...     def loss(self, y, batch): return self.x * y
         >>> Quadratic().loss(torch.tensor(3.0), batch=None).item()
         6.0
     """
@@ -80,7 +82,7 @@ class FollowerProblem(ABC):
         ...         return (batch.x + delta.clamp(-self.eps, self.eps)).clamp(0, 1) - batch.x
     """
 
-    sense: Literal["min", "max"]
+    sense: Sense
 
     @abstractmethod
     def init(self, batch: Batch) -> Value:
@@ -242,8 +244,7 @@ class ZeroSum(LeaderProblem):
                 "give ZeroSum(model, follower), the network first"
             )
         self.model = model
-        # Not registered: if the follower is a module (with a teacher network, say), its parameters
-        # are not the leader's.
+        # Not registered: a follower may be a module, whose parameters are not the leader's.
         object.__setattr__(self, "follower", follower)
 
     def loss(self, y: Value, batch: Batch) -> Tensor:

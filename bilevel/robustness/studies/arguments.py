@@ -13,7 +13,9 @@ from bilevel import distributed
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import Splits, checksum, sample
 from bilevel.robustness.data.sources import Dataset, load_images
+from bilevel.robustness.training.methods import Form
 from bilevel.robustness.training.recipe import RECIPES, SMALL, Recipe, fast
+from bilevel.updates.normalize import Over
 
 
 @dataclass
@@ -39,12 +41,12 @@ class TrainingArguments:
     attacker whose width is scaled to the classifier."""
     model: str | None = None
     """small-cnn, resnet18, or wrn-DEPTH-WIDTH such as wrn-34-10."""
-    attacker: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] | None = None
+    attacker: Form | None = None
     """The attacker's network: wide is the paper's Table 1, slim its Table 5."""
     attacker_width: int | None = None
     """Channels of the attacker's first layer; scale it with the classifier, as --fast does by
     default."""
-    normalize: Literal["sample", "batch"] = "sample"
+    normalize: Over = "sample"
     """Divide gradients by each image's maximum, or by the batch's, as in the authors' code."""
     gradient_skip: float | None = None
     """Let the attacker start near FGSM: tanh(net + s·sign ∇) from this s, which is learned. The

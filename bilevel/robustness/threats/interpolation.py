@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
-from bilevel.problem import LeaderProblem
+from bilevel.problem import LeaderProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.classifier import Classifier
 from bilevel.robustness.networks.speed import at_least_float32
@@ -81,7 +81,7 @@ class Interpolation(Linf):
         *,
         layer: str = "trunk",
         pairing: str = "reversed",
-        sense: Literal["min", "max"] = "min",
+        sense: Sense = "min",
         start: float | None = None,
     ) -> None:
         super().__init__(eps, start=eps if start is None else start)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.problem import FollowerProblem
+from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.speed import at_least_float32
 from bilevel.robustness.threats.losses import Loss, cross_entropy
@@ -41,7 +41,7 @@ class Threat(FollowerProblem):
         tensor([[[[0.1000, 0.1000]]]])
     """
 
-    sense: Literal["min", "max"] = "max"
+    sense: Sense = "max"
 
     def __init__(self, *, loss: Loss = cross_entropy) -> None:
         self.loss = loss

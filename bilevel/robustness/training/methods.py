@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from bilevel import Iterative, Solver, fgsm, pgm
 from bilevel.errors import BilevelError
 from bilevel.updates import CNN, ConvRNN, Update
+from bilevel.updates.learned import Inputs
+from bilevel.updates.normalize import Over
 
 METHODS = (
     "plain",
@@ -40,6 +42,9 @@ METHODS = (
 TRAINING_STEP = 0.007 / 0.031
 EVALUATION_STEP = 0.003 / 0.031
 
+Form = Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"]
+"""An attacker's network: a form of :class:`~bilevel.updates.CNN`, or the recurrent one."""
+
 _MULTI_STEP = re.compile(r"(two|[1-9]\d*)-step-(grad-only-)?l2l")
 
 
@@ -48,7 +53,7 @@ class Attacker:
     """The attacker network of a learned method.
 
     Args:
-        form: A form of :class:`~bilevel.updates.CNN`, or ``"conv-rnn"``.
+        form: See :data:`Form`.
         width: Channels of its first layer; scale it with the classifier, see
             :func:`fitting_width`.
         normalize: Gradients are divided by the maximum of each ``"sample"``, or of the ``"batch"``
@@ -56,14 +61,12 @@ class Attacker:
         gradient_skip: Initial value of the learnable s in tanh(net + s·sign ∇); None for no skip.
     """
 
-    form: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] = "wide"
+    form: Form = "wide"
     width: int = 64
-    normalize: Literal["sample", "batch"] = "sample"
+    normalize: Over = "sample"
     gradient_skip: float | None = None
 
-    def update(
-        self, channels: int, eps: float, inputs: tuple[Literal["context", "gradient"], ...]
-    ) -> Update:
+    def update(self, channels: int, eps: float, inputs: Inputs) -> Update:
         """The attacker as an update rule.
 
         Args:
@@ -169,7 +172,7 @@ def make_solver(
         return hand_designed[method]()
     multi_step = _MULTI_STEP.fullmatch(method)
     steps = int(multi_step[1].replace("two", "2")) if multi_step else 1
-    inputs: tuple[Literal["context", "gradient"], ...] = ("context", "gradient")
+    inputs: Inputs = ("context", "gradient")
     if method == "naive-l2l":
         inputs = ("context",)
     elif "grad-only" in method:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
 from bilevel import Adjoint, Bilevel, FollowerProblem, LeaderProblem, Schedule, Solver
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.batches import Augment
+from bilevel.robustness.training.methods import Form
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Recipe:
     weight_decay: float = 2e-4
     ema: float = 0.0
     attacker_lr: float = 1e-3
-    attacker: Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"] = "wide"
+    attacker: Form = "wide"
     attacker_width: int | None = 64
     gradient_skip: float | None = None
     padding: int = 4
