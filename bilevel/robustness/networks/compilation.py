@@ -15,7 +15,7 @@ from bilevel.robustness.networks.classifier import Classifier
 def compile_network(network: nn.Module) -> None:
     """Compiles a network in place; where that fails it computes as before, and says so once.
 
-    Of a :class:`~bilevel.robustness.Classifier` the trunk is compiled, so that its features are
+    Of the kit's classifiers the trunk is compiled, so that its features are
     too. Copies (``copy.deepcopy``, averaged weights) are not compiled.
 
     Args:
