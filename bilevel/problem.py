@@ -204,7 +204,7 @@ class FollowerProblem(ABC):
         return 1 if sense == "max" else -1
 
     def _check_samples(self, value: Tensor, y: Value) -> None:
-        if value.dim() == 1 and {leaf.shape[:1] for leaf in leaves(y)} == {value.shape}:
+        if {leaf.shape[:1] for leaf in leaves(y)} == {value.shape}:
             return
         raise BilevelError(
             f"{type(self).__name__}.objective returned shape {tuple(value.shape)} for y of shape "

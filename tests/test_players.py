@@ -89,6 +89,25 @@ def test_a_zero_sum_leader_with_a_loss_of_its_own_is_not_zero_sum() -> None:
     assert metrics["objective_after"] > 0  # a divergence
 
 
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
+def test_the_leader_of_a_minimising_follower_maximises(schedule) -> None:
+    class Low(Saddle):
+        sense = "min"
+
+    follower = Low()
+    game = make(
+        ZeroSum(Scalar(1.0), follower),
+        follower,
+        Parametric(torch.tensor(0.5).double()),
+        schedule=schedule,
+    )
+    metrics = game.step(None)
+    assert (metrics["loss"].item(), metrics["objective_after"].item()) == (-0.5, 0.5)
+    x, y = (player.item() for player in game.trained_parameters())
+    shown = 1.0 if isinstance(schedule, Simultaneous) else x
+    assert (x, y) == pytest.approx((1.05, 0.5 - 0.1 * shown))
+
+
 def test_a_parameter_of_both_players_is_refused() -> None:
     leader, follower, _ = image_game()
 
