@@ -75,6 +75,11 @@ class Either:
 
 
 @dataclass
+class Several:
+    values: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Maybe:
     maybe: bool | None = None
 
@@ -218,7 +223,7 @@ def test_help_without_tyro(
     assert "MISSING" not in page
 
 
-@pytest.mark.parametrize("arguments", [Pair, Anything, Levels, Either, Maybe])
+@pytest.mark.parametrize("arguments", [Pair, Anything, Levels, Either, Several, Maybe])
 def test_a_type_that_argparse_cannot_read(
     without_tyro: None,
     parse: Parse,
