@@ -15,8 +15,8 @@ from bilevel.robustness.networks.classifier import Classifier
 def compile_network(network: nn.Module) -> None:
     """Compiles a network in place; where that fails it computes as before, and says so once.
 
-    Of the kit's classifiers the trunk is compiled, so that its features are
-    too. Copies (``copy.deepcopy``, averaged weights) are not compiled.
+    Of the kit's classifiers the trunk is compiled, so that its features are too. Copies
+    (``copy.deepcopy``, averaged weights) are not compiled.
 
     Args:
         network: The network.
