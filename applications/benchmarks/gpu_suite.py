@@ -14,6 +14,7 @@ torchvision and numpy only; images come from an ``.npz`` file or a folder of cla
 
 from __future__ import annotations
 
+import argparse
 import gc
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,20 +41,34 @@ class Args:
     """Measure cost and robustness of learned attackers; each call continues the last."""
 
     data: Path | None = None
-    """CIFAR-10 as an .npz file or a folder of class folders; without it and without a GPU,
-    scikit-learn's digits."""
     minutes: float = 8.5
-    """Length of a call."""
     epochs: int | None = None
-    """Epochs of the training runs, instead of the scale's."""
     test_size: int | None = None
-    """Images to attack, instead of the scale's."""
     out: Path = Path("runs/gpu_suite")
-    """results.json, tables.md and checkpoints; existing measurements are kept."""
     seed: int = 0
     device: str = "auto"
     smoke: bool = False
-    """Try everything in seconds."""
+
+
+def read(arguments: type[Args]) -> Args:
+    """Parses the command line without tyro, which the machine may lack."""
+    parser = argparse.ArgumentParser(
+        description=arguments.__doc__,
+        usage=argparse.SUPPRESS,  # so errors are one line
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    images = "CIFAR-10 as an .npz file or a folder of class folders; small runs may use digits"
+    add("--data", type=Path, help=images)
+    add("--minutes", type=float, help="length of a call")
+    add("--epochs", type=int, help="epochs of the training runs, instead of the scale's")
+    add("--test-size", type=int, help="images to attack, instead of the scale's")
+    add("--out", type=Path, help="results, tables and checkpoints; existing measurements are kept")
+    add("--seed", type=int, help="of data, networks and attacks")
+    add("--device", help="auto, cpu or cuda")
+    add("--smoke", action="store_true", help="try everything in seconds")
+    parser.set_defaults(**asdict(arguments()))
+    return arguments(**vars(parser.parse_args()))
 
 
 def main(args: Args) -> None:
@@ -184,4 +199,4 @@ def load(args: Args, scale: Scale, device: torch.device) -> Splits:
 
 
 if __name__ == "__main__":
-    commandline.run(main, Args)
+    commandline.run(main, Args, read)

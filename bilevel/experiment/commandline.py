@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib.util
 import io
 import itertools
 import re
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bilevel import distributed
 from bilevel.errors import BilevelError
-from bilevel.experiment import commandline_plain
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,10 +22,44 @@ if TYPE_CHECKING:
 Arguments = TypeVar("Arguments", bound="DataclassInstance")
 
 
-def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
-    """Turns a dataclass into a command line, runs ``main`` on it and ends the process.
+def read(arguments: type[Arguments]) -> Arguments:
+    """Parses the command line with tyro.
 
-    tyro parses the command line; if it is not installed, ``argparse`` does, for plain types.
+    Args:
+        arguments: The dataclass of the arguments; their docstrings are the help.
+
+    Returns:
+        The parsed arguments.
+
+    Raises:
+        BilevelError: If a value is bad or an argument unknown; it names the nearest known one.
+        SystemExit: After ``--help``.
+    """
+    import tyro
+
+    _join_help_lines(arguments)
+    page = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(page):
+            parsed, unknown = tyro.cli(arguments, return_unknown_args=True)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise BilevelError(f"{_sentence(page.getvalue())}; --help tells the arguments") from None
+    if unknown:
+        known = ["--" + field.name.replace("_", "-") for field in fields(arguments)]
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help tells the arguments"
+        raise BilevelError(f"there is no argument {unknown[0]}: {hint}")
+    return parsed
+
+
+def run(
+    main: Callable[[Arguments], None],
+    arguments: type[Arguments],
+    reader: Callable[[type[Arguments]], Arguments] = read,
+) -> None:
+    """Turns a dataclass into a command line, runs ``main`` on it and ends the process.
 
     Under ``torchrun`` the process first joins the others, see ``bilevel.distributed``.
 
@@ -36,7 +68,8 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
 
     Args:
         main: The application.
-        arguments: The dataclass of its arguments; their docstrings are the help.
+        arguments: The dataclass of its arguments.
+        reader: Parses the command line; an application with its own works without tyro.
 
     Raises:
         SystemExit: Always: 0, 2 for bad input, 130 if interrupted.
@@ -45,7 +78,7 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
     status = 0
     try:
         distributed.join()
-        main(_parse(arguments))
+        main(reader(arguments))
     except BilevelError as error:
         line = " ".join(str(error).splitlines())  # it may quote text of several lines
         distributed.print_once(f"error: {line}")
@@ -60,33 +93,6 @@ def run(main: Callable[[Arguments], None], arguments: type[Arguments]) -> None:
             distributed.print_once(end.code)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     distributed.leave(status)
-
-
-def _parse(arguments: type[Arguments]) -> Arguments:
-    """Parses the command line; raises on unknown arguments, with the nearest known one."""
-    read = _read_by_tyro if importlib.util.find_spec("tyro") else commandline_plain.read
-    parsed, unknown = read(arguments)
-    if unknown:
-        known = ["--" + field.name.replace("_", "-") for field in fields(arguments)]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help tells the arguments"
-        raise BilevelError(f"there is no argument {unknown[0]}: {hint}")
-    return parsed
-
-
-def _read_by_tyro(arguments: type[Arguments]) -> tuple[Arguments, list[str]]:
-    """The parsed arguments, and the unknown ones."""
-    import tyro
-
-    _join_help_lines(arguments)
-    page = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(page):
-            return tyro.cli(arguments, return_unknown_args=True)
-    except SystemExit as end:
-        if not end.code:  # --help
-            raise
-        raise BilevelError(f"{_sentence(page.getvalue())}; --help tells the arguments") from None
 
 
 def _join_help_lines(arguments: type[Arguments]) -> None:

@@ -49,8 +49,9 @@ def call(
     def call(module: ModuleType, *arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
         capsys.readouterr()
+        read = getattr(module, "read", commandline.read)
         with pytest.raises(SystemExit) as end:
-            commandline.run(module.main, module.Args)
+            commandline.run(module.main, module.Args, read)
         return Ended(end.value.code or 0, *capsys.readouterr())
 
     return call

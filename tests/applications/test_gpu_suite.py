@@ -374,6 +374,43 @@ def test_bad_input_is_told_before_anything_is_measured(
     assert ended.out == ""
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", {}),
+        ("--data x.npz --minutes 2 --epochs 3", {"data": Path("x.npz"), "minutes": 2, "epochs": 3}),
+        ("--test-size 5 --out y --seed 1", {"test_size": 5, "out": Path("y"), "seed": 1}),
+        ("--device cpu --smoke", {"device": "cpu", "smoke": True}),
+    ],
+)
+def test_its_command_line(
+    part: Part, monkeypatch: pytest.MonkeyPatch, line: str, expected: dict[str, Any]
+) -> None:
+    suite = part("gpu_suite")
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", *line.split()])
+    assert suite.read(suite.Args) == suite.Args(**expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--minutes many", "argument --minutes: invalid float value: 'many'"),
+        ("--frobnicate", "unrecognized arguments: --frobnicate"),
+    ],
+)
+def test_a_bad_argument_is_one_line(
+    part: Part, call: Callable[..., Ended], line: str, told: str
+) -> None:
+    ended = call(part("gpu_suite"), *line.split())
+    assert (ended.status, ended.err) == (2, f"gpu_suite.py: error: {told}\n")
+
+
+def test_help(part: Part, call: Callable[..., Ended]) -> None:
+    ended = call(part("gpu_suite"), "--help")
+    assert ended.status == 0
+    assert "length of a call (default: 8.5)" in ended.out
+
+
 def test_without_pgm_there_is_nothing_to_divide_by(part: Part) -> None:
     step = {"job": "steps", "model": "wrn-34-10", "schedule": "simultaneous", "method": "plain"}
     step |= {"precision": "float32", "compiled": False, "graphs": False, "seconds": 1.0}

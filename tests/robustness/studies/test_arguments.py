@@ -32,7 +32,7 @@ def test_augmentation_can_be_switched_off(
     monkeypatch: pytest.MonkeyPatch, words: str, expected: Augment | None
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "--dataset", "folder", *words.split()])
-    assert commandline._parse(TrainingArguments).recipe().augment == expected
+    assert commandline.read(TrainingArguments).recipe().augment == expected
 
 
 @pytest.mark.parametrize(
