@@ -32,8 +32,8 @@ from torch import Tensor
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import ProgressBar, commandline
+from bilevel.experiment.weights import load_weights
 from bilevel.imitation import Demonstrations, Discriminator, Task, make_envs
-from bilevel.robustness.networks.weights import load_weights
 
 Method = Literal["gail", "l2l-gail", "bc", "constant"]
 COUNTS = (

@@ -33,7 +33,7 @@ from rich.table import Table
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.arguments import positive
 from bilevel.experiment import commandline
-from bilevel.robustness import save_weights
+from bilevel.experiment.weights import save_weights
 from bilevel.robustness.studies.table import cell
 
 TEST_STEPS_FACTOR = 5

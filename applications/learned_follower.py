@@ -31,7 +31,7 @@ from bilevel import BilevelError, experiment
 from bilevel.arguments import positive
 from bilevel.experiment import commandline
 from bilevel.experiment.files import make_folder
-from bilevel.robustness.networks.weights import load_weights, read_about, save_weights
+from bilevel.experiment.weights import load_weights, read_about, save_weights
 
 Followers = dict[int, ScaledGRU]
 

@@ -12,6 +12,7 @@ import pytest
 import bilevel
 
 ROOT = Path(bilevel.__file__).parent
+APPLICATIONS = ROOT.parent / "applications"
 KITS = {"robustness", "imitation"}
 CORE = [file for file in ROOT.rglob("*.py") if file.relative_to(ROOT).parts[0] not in KITS]
 
@@ -37,6 +38,14 @@ def test_a_kit_imports_no_other_kit(kit: str) -> None:
     others = {f"bilevel.{other}" for other in KITS - {kit}}
     for file in (ROOT / kit).rglob("*.py"):
         assert not {name for name in imported(file) if any(name.startswith(o) for o in others)}
+
+
+@pytest.mark.parametrize("name", ["gail", "learned_follower", "limit_cycles"])
+def test_an_application_without_images_imports_no_image_kit(name: str) -> None:
+    files = [*APPLICATIONS.glob(f"{name}.py"), *APPLICATIONS.glob(f"{name}_lib/*.py")]
+    assert files
+    for file in files:
+        assert not [one for one in imported(file) if one.startswith("bilevel.robustness")], file
 
 
 def test_importing_needs_torch_and_numpy_alone_and_is_light() -> None:

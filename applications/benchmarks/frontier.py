@@ -19,9 +19,7 @@ from tabulated.reading import read
 
 from bilevel import BilevelError
 from bilevel.experiment import commandline
-from bilevel.experiment.files import atomic_write
-from bilevel.robustness.evaluation.plots import COLORS
-from bilevel.robustness.figures import INK, MUTED, STYLE
+from bilevel.experiment.style import COLORS, INK, MUTED, STYLE, save_png
 
 TABLE_2 = {
     "plain": 0.0,
@@ -111,8 +109,7 @@ def main(args: Args) -> None:
         figure = Figure(figsize=(9.6, 3.6), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
             draw(axes, panel)
-        with atomic_write(args.out) as part:
-            figure.savefig(part, dpi=150, format="png")
+        save_png(args.out, figure)
 
 
 def draw(axes: Axes, panel: Panel) -> None:

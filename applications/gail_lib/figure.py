@@ -13,10 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from bilevel.experiment.files import atomic_write
+from bilevel.experiment.style import COLORS, MUTED, STYLE, save_png
 from bilevel.imitation import Demonstrations
-from bilevel.robustness.evaluation.plots import COLORS
-from bilevel.robustness.figures import MUTED, STYLE
 from gail_lib.runs import Run
 
 METHODS = ("gail", "l2l-gail", "bc", "constant")
@@ -51,8 +49,7 @@ def draw(path: Path, runs: Sequence[Run], experts: dict[str, Demonstrations]) ->
         grid[1, 0].set_ylabel("discriminator accuracy")
         lines, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        with atomic_write(path) as part:
-            figure.savefig(part, dpi=130, format="png")
+        save_png(path, figure)
 
 
 def _returns(axes: Axes, runs: Sequence[Run], expert: Demonstrations) -> None:

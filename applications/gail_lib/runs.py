@@ -19,8 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 from bilevel import BilevelError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.files import make_folder, writing
+from bilevel.experiment.weights import save_weights
 from bilevel.imitation import Apprentice, Policy, clone, demonstrate
-from bilevel.robustness.networks.weights import save_weights
 from gail_lib.games import Setting, make_apprentice
 
 CHECKPOINT_EVERY = 25

@@ -12,14 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from bilevel.experiment.files import atomic_write
-from bilevel.robustness import figures
-from bilevel.robustness.evaluation.plots import COLORS, STROKES
-from bilevel.robustness.figures import BAD, INK, MUTED
+from bilevel.experiment import style
+from bilevel.experiment.style import BAD, COLORS, INK, MUTED, STROKES, save_png
 from hyper_cleaning_lib.data import Corrupted
 from hyper_cleaning_lib.metrics import Roc
 
-STYLE = figures.STYLE | {"text.parse_math": True}  # powers of ten
+STYLE = style.STYLE | {"text.parse_math": True}  # powers of ten
 
 ROWS, COLUMNS = 3, 5
 """The grid of images."""
@@ -46,8 +44,7 @@ def draw(
         middle.suptitle(f"Learned weights, {name}", fontweight="bold")
         _smallest(right, weights, data)
         right.suptitle("Smallest weights: given label → correct label", fontweight="bold")
-        with atomic_write(path) as part:
-            figure.savefig(part, dpi=120, format="png")
+        save_png(path, figure)
 
 
 def _curves(axis: Axes, curves: Mapping[str, Roc]) -> None:

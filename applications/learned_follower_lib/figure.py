@@ -13,10 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bilevel.experiment.files import atomic_write
+from bilevel.experiment.style import COLORS, LINE, MUTED, STYLE, save_png
 from bilevel.games import Game
-from bilevel.robustness.evaluation.plots import COLORS
-from bilevel.robustness.figures import LINE, MUTED, STYLE
 from learned_follower_lib.evaluation import SCHEDULES
 from learned_follower_lib.random_games import Start
 
@@ -59,8 +57,7 @@ def draw(path: Path, portraits: Portraits, curves: Curves, horizon: int) -> None
         lower.axes[0].legend(edgecolor="none", fontsize="small", loc="lower left")
         lines, labels = upper.axes[0].get_legend_handles_labels()
         upper.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        with atomic_write(path) as part:
-            figure.savefig(part, dpi=144, format="png")
+        save_png(path, figure)
 
 
 def _portrait(axes: Axes, start: Start, paths: Mapping[str, Tensor], game: int) -> None:

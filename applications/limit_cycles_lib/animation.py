@@ -11,8 +11,8 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from bilevel.experiment.files import make_folder, writing
+from bilevel.experiment.style import STYLE
 from bilevel.games import Game
-from bilevel.robustness.figures import STYLE
 from limit_cycles_lib.panels import COLOR, half_width, portrait
 from limit_cycles_lib.play import Run
 

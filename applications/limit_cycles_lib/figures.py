@@ -12,15 +12,14 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from bilevel.experiment.files import atomic_write
+from bilevel.experiment import style
+from bilevel.experiment.style import INK, MUTED, save_png
 from bilevel.games import Game
-from bilevel.robustness import figures
-from bilevel.robustness.figures import INK, MUTED
 from limit_cycles_lib.panels import COLOR, distances, half_width, portrait
 from limit_cycles_lib.play import Run, format_factor
 from limit_cycles_lib.settings import Setting
 
-STYLE = figures.STYLE | {"text.parse_math": True}  # powers of ten
+STYLE = style.STYLE | {"text.parse_math": True}  # powers of ten
 
 
 def draw_setting(path: Path, game: Game, runs: Sequence[Run]) -> None:
@@ -42,7 +41,7 @@ def draw_setting(path: Path, game: Game, runs: Sequence[Run]) -> None:
         right.suptitle("Distance to the equilibrium")
         figure.suptitle(runs[0].setting.title, fontweight="bold")
         _legend(figure)
-        _save(figure, path)
+        save_png(path, figure)
 
 
 def draw_paper(path: Path, game: Game, runs: Sequence[Run]) -> None:
@@ -57,7 +56,7 @@ def draw_paper(path: Path, game: Game, runs: Sequence[Run]) -> None:
         figure = Figure(figsize=(9.5, 5), layout="constrained")
         _paper(figure, (1, 2), game, runs)
         _legend(figure)
-        _save(figure, path)
+        save_png(path, figure)
 
 
 def draw_overview(
@@ -88,7 +87,7 @@ def draw_overview(
         distances(top.subplots(), larger_step)
         _forsaken(bottom, games["forsaken"], far_start, near_start)
         _legend(figure)
-        _save(figure, path)
+        save_png(path, figure)
 
 
 def _paper(
@@ -150,8 +149,3 @@ def _legend(figure: Figure) -> None:
         frameon=False,
         labelcolor=MUTED,
     )
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as part:
-        figure.savefig(part, dpi=120, format="png")

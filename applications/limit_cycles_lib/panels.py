@@ -12,9 +12,8 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from bilevel.alias import SCHEDULES
+from bilevel.experiment.style import COLORS, INK
 from bilevel.games import Game
-from bilevel.robustness.evaluation.plots import COLORS
-from bilevel.robustness.figures import INK
 from limit_cycles_lib.play import Run
 
 COLOR = dict(zip(SCHEDULES, COLORS, strict=False))

@@ -9,9 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bilevel.experiment.files import atomic_write
-from bilevel.robustness.evaluation.plots import COLORS
-from bilevel.robustness.figures import STYLE
+from bilevel.experiment.style import COLORS, STYLE, save_png
 
 Points = tuple[list[float], list[float]]
 
@@ -46,8 +44,7 @@ def draw_curves(path: Path, evaluated: Sequence[Mapping[str, Any]], rows: Sequen
         axes[0, 0].set_ylabel("accuracy")
         axes[1, 0].set_ylabel("gain over pgm")
         axes[0, 0].legend(frameon=False)
-        with atomic_write(path) as part:
-            figure.savefig(part, dpi=120, format="png")
+        save_png(path, figure)
 
 
 def _points(evaluated: Sequence[Mapping[str, Any]], row: str, quantity: str) -> Points:

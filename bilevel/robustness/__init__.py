@@ -12,6 +12,7 @@
 ``applications/adv_training.py`` and ``applications/robust_eval.py`` put them together.
 """
 
+from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.robustness.attacks.apgd import APGD
 from bilevel.robustness.attacks.arsenal import Arsenal
 from bilevel.robustness.attacks.attack import Attack, Solved, attack
@@ -49,7 +50,6 @@ from bilevel.robustness.networks.speed import (
     fitting_precision,
     recompute_activations,
 )
-from bilevel.robustness.networks.weights import load_weights, read_about, save_weights
 from bilevel.robustness.threats.interpolation import InterpolatedLabels, Interpolation
 from bilevel.robustness.threats.losses import Targeted, cross_entropy, dlr, margin, targeted_dlr
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation, Threat

@@ -1,42 +1,18 @@
-"""Figures of attacked images, and the style that all figures of the kit share."""
+"""Figures of attacked images."""
 
 from __future__ import annotations
 
 import os
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bilevel.experiment.files import atomic_write
+from bilevel.experiment.style import BAD, INK, MUTED, STYLE, save_png
 from bilevel.robustness.evaluation.results import Example
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-INK, MUTED, LINE, BAD = "#1c2024", "#60666e", "#dfe2e6", "#b3261e"
-"""Colours of text, secondary text, thin lines and wrong predictions."""
-
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "axes.edgecolor": LINE,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.labelcolor": MUTED,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": "medium",
-    "grid.color": LINE,
-    "xtick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.color": LINE,
-    "ytick.labelcolor": MUTED,
-}
-"""For ``matplotlib.rc_context``."""
 
 
 def draw_attacks(path: str | os.PathLike[str], examples: Sequence[Example]) -> None:
@@ -49,8 +25,7 @@ def draw_attacks(path: str | os.PathLike[str], examples: Sequence[Example]) -> N
     Raises:
         BilevelError: If the file cannot be written.
     """
-    with atomic_write(Path(path)) as part:
-        plot_attacks(examples).savefig(part, dpi=120, format="png")
+    save_png(path, plot_attacks(examples))
 
 
 def plot_attacks(examples: Sequence[Example]) -> Figure:

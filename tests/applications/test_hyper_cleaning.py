@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bilevel import Bilevel, HypergradientWarning
-from bilevel.robustness.networks.weights import load_weights, read_about
+from bilevel.experiment.weights import load_weights, read_about
 from tests.applications.conftest import one_line
 from tests.robustness.data.test_sources import write_fashion_mnist
 

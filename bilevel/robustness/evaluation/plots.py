@@ -10,19 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilevel.experiment.files import atomic_write
+from bilevel.experiment.style import BAD, COLORS, INK, LINE, MUTED, STROKES, STYLE, save_png
 from bilevel.robustness.evaluation.results import Curve, Evaluation
-from bilevel.robustness.figures import BAD, INK, LINE, MUTED, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLORS = ("#2f7ed8", "#d97706", "#12936f", "#a855c7", "#d6456b", "#7c8a12", "#0e93a8", "#8d6e63")
-"""One for each classifier, readable on white and on black."""
-
-STROKES = ("-", "--", ":")
-"""Line styles: the next one when all colours are used."""
 
 CSS_COLORS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)"}
 
@@ -49,9 +42,7 @@ def draw_curves(path: Path, evaluations: Sequence[Evaluation]) -> None:
     Raises:
         BilevelError: If the file cannot be written.
     """
-    with atomic_write(path) as part:
-        figure = plot_curves(quantities(evaluations), evaluations)
-        figure.savefig(part, dpi=144, format="png")
+    save_png(path, plot_curves(quantities(evaluations), evaluations))
 
 
 def plot_curves(

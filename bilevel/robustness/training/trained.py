@@ -12,8 +12,8 @@ from torch import nn
 
 from bilevel import Solver
 from bilevel.errors import BilevelError
+from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.robustness.networks.models import build_model
-from bilevel.robustness.networks.weights import load_weights, read_about, save_weights
 from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.perturbation import Linf, Perturbation
 from bilevel.robustness.training.methods import Attacker, is_learned, make_solver

@@ -12,14 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bilevel import BilevelError
-from bilevel.robustness import (
-    Attacker,
-    build_model,
-    load_weights,
-    make_solver,
-    read_about,
-    save_weights,
-)
+from bilevel.experiment.weights import load_weights, read_about, save_weights
+from bilevel.robustness import Attacker, build_model, make_solver
 
 
 def classifier(name: str = "small-cnn", classes: int = 3) -> nn.Module:
