@@ -30,6 +30,7 @@ from torch import Tensor
 from bilevel import BilevelError, experiment
 from bilevel.arguments import positive
 from bilevel.experiment import commandline
+from bilevel.experiment.checkpoint import check_settings
 from bilevel.experiment.files import make_folder
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 
@@ -120,11 +121,7 @@ def follower(args: Args, seed: int) -> ScaledGRU:
     about = {name: str(value) for name, value in asdict(config).items()} | {"seed": str(seed)}
     path = args.out / f"follower-{seed}.safetensors"
     if args.resume and path.exists():
-        if read_about(path) != about:
-            raise BilevelError(
-                f"{path} was trained with {read_about(path)}: this run has {about}; give the same "
-                "arguments, or leave out --resume"
-            )
+        check_settings(path, read_about(path), about)
         load_weights(path, update)
         return update
     with experiment.Journal(f"seed {seed}", args.out / f"follower-{seed}") as journal:

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import commandline
-from bilevel.robustness.evaluation.battery import OtherEvaluationError
+from bilevel.experiment.checkpoint import OtherRunError, check_settings
 
 
 @dataclass
@@ -104,13 +104,10 @@ def is_trained(args: Args, scale: Scale, name: str, out: Path) -> bool:
         return False
     kept = json.loads(path.read_text())["config"]
     wanted = json.loads(json.dumps(asdict(training(args, scale, name, out)), default=str))
-    where = {"out", "data_dir", "device", "download", "resume"}
-    changed = sorted(k for k in wanted if k not in where and kept.get(k) != wanted[k])
-    if changed:
-        raise BilevelError(
-            f"{out} was trained with other {', '.join(changed)}: its results would not be those of "
-            "this run; give the same arguments, another --out, or --no-resume to train all anew"
-        )
+    for where in ("out", "data_dir", "device", "download", "resume"):
+        kept.pop(where, None)
+        wanted.pop(where, None)
+    check_settings(out, kept, wanted)
     return True
 
 
@@ -159,7 +156,7 @@ def evaluate(args: Args, scale: Scale, out: Path) -> None:
         given = target, surrogates, data[target.name]
         try:
             found = robust_eval.evaluate(battery, *given)
-        except OtherEvaluationError:  # a surrogate was added, or a row retrained
+        except OtherRunError:  # a surrogate was added, or a row retrained
             found = robust_eval.evaluate(replace(battery, resume=False), *given)
         evaluations.append(found)
     robust_eval.report(common, targets, evaluations, data)

@@ -50,7 +50,7 @@ class Args:
     smoke: bool = False
 
 
-def read(arguments: type[Args]) -> Args:
+def read_arguments(arguments: type[Args]) -> Args:
     """Parses the command line without tyro, which the machine may lack."""
     parser = argparse.ArgumentParser(
         description=arguments.__doc__,
@@ -199,4 +199,4 @@ def load(args: Args, scale: Scale, device: torch.device) -> Splits:
 
 
 if __name__ == "__main__":
-    commandline.run(main, Args, read)
+    commandline.run(main, Args, read_arguments)

@@ -163,12 +163,7 @@ def _resume(
     apprentice: Apprentice, setting: Setting, iterations: int, path: Path
 ) -> list[dict[str, float]]:
     state = checkpoint.load(path)
-    changed = [name for name, value in asdict(setting).items() if state["setting"][name] != value]
-    if changed:
-        raise BilevelError(
-            f"{path} was run with another {' and '.join(changed)}: it cannot be resumed; give the "
-            "same arguments, or another --out"
-        )
+    checkpoint.check_settings(path, state["setting"], asdict(setting))
     if "expert" not in state or not torch.equal(state["expert"], apprentice.expert):
         raise BilevelError(
             f"{path} was run with other demonstrations: it cannot be resumed; give the same "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bilevel import Bilevel, BilevelError
+from bilevel import Bilevel
 from bilevel.experiment import checkpoint
 from bilevel.experiment.memory import peak_mib
 from hyper_cleaning_lib.data import Corrupted
@@ -51,16 +51,10 @@ class WeightTrainer:
         """Continues from the checkpoint.
 
         Raises:
-            BilevelError: If it belongs to another run.
+            OtherRunError: If it belongs to another run.
         """
         state = checkpoint.load(self.path)
-        written = state.get("config", {})
-        for name, value in self.config.items():
-            if written.get(name) != value:
-                raise BilevelError(
-                    f"{self.path} is a run with {name} = {written.get(name)}, this one has "
-                    f"{value}: give the same arguments, or leave out --resume"
-                )
+        checkpoint.check_settings(self.path, state.get("config", {}), self.config)
         self.game.load_state_dict(state["game"])
         self.seconds = state["seconds"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import torch
 from bilevel import distributed
 from bilevel.errors import BilevelError
 from bilevel.experiment.files import atomic_write
+
+
+class OtherRunError(BilevelError):
+    """What was saved belongs to a run with other settings."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -68,6 +73,36 @@ def load(path: Path) -> dict[str, Any]:
             "else; name the file that the run wrote"
         )
     return state
+
+
+def check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Checks that what was saved belongs to this run.
+
+    Args:
+        path: Its file, for the message.
+        saved: The settings of the run that wrote it.
+        given: The settings of this run.
+
+    Raises:
+        OtherRunError: If one differs.
+
+    Example:
+        >>> check_settings(Path("run.pt"), {"seed": 0, "lr": 0.1}, {"seed": 1, "lr": 0.1})
+        Traceback (most recent call last):
+        ...
+        bilevel.experiment.checkpoint.OtherRunError: run.pt is a run with seed = 0, this one has
+        seed = 1: a run is resumed as it was begun; give the same settings, or another --out
+    """
+    changed = [name for name in {**given, **saved} if saved.get(name) != given.get(name)]
+    if changed:
+        theirs, ours = (
+            ", ".join(f"{name} = {settings.get(name)!s:.40}" for name in changed)
+            for settings in (saved, given)
+        )
+        raise OtherRunError(
+            f"{path} is a run with {theirs}, this one has {ours}: a run is resumed as it was "
+            "begun; give the same settings, or another --out"
+        )
 
 
 def random_state() -> dict[str, Any]:

@@ -49,7 +49,7 @@ def call(
     def call(module: ModuleType, *arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
         capsys.readouterr()
-        read = getattr(module, "read", commandline.read)
+        read = getattr(module, "read_arguments", commandline.read)
         with pytest.raises(SystemExit) as end:
             commandline.run(module.main, module.Args, read)
         return Ended(end.value.code or 0, *capsys.readouterr())

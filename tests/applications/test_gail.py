@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     whole, parts = ((tmp_path / name / "curves.csv").read_text() for name in ("whole", "parts"))
     assert whole == parts
     other = call(module, *one, "--resume", "--max-kl", 0.02, "--out", tmp_path / "parts")
-    assert "was run with another max_kl" in one_line(other)
+    assert "is a run with max_kl = 0.01, this one has max_kl = 0.02" in one_line(other)
     fewer = call(module, *one, "--resume", "--iterations", 3, "--out", tmp_path / "parts")
     assert re.search(
         "has run 4 iterations already, and 3 are requested: give --iterations 4", one_line(fewer)

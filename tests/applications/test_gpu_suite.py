@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from bilevel import BilevelError
 from tests.applications.conftest import APPLICATIONS, Ended
 
 BENCHMARKS = APPLICATIONS / "benchmarks"
@@ -226,9 +227,9 @@ def test_a_ledger_goes_on_where_the_last_stage_ended(part: Part, tmp_path: Path)
     assert sorted(record.get("figure") for record in made().records) == [1, 2, 3, 4, 5]
     assert tries == list("abcdcebd")  # what has failed comes last
     assert all(map(made().done, jobs))
-    with pytest.raises(ledger.BilevelError, match=r"seed = 0, now it is 1: .*another --out"):
+    with pytest.raises(BilevelError, match=r"seed = 0, this one has seed = 1: .*another --out"):
         ledger.Ledger(tmp_path, {"seed": 1}, {"device": "cpu"})
-    with pytest.raises(ledger.BilevelError, match=r"device = cpu, now it is cuda: .*another --out"):
+    with pytest.raises(BilevelError, match=r"device = cpu, .*device = cuda: .*another --out"):
         ledger.Ledger(tmp_path, {"seed": 0}, {"device": "cuda"})
 
 
@@ -388,7 +389,7 @@ def test_its_command_line(
 ) -> None:
     suite = part("gpu_suite")
     monkeypatch.setattr(sys, "argv", ["gpu_suite.py", *line.split()])
-    assert suite.read(suite.Args) == suite.Args(**expected)
+    assert suite.read_arguments(suite.Args) == suite.Args(**expected)
 
 
 @pytest.mark.parametrize(

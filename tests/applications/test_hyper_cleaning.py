@@ -240,7 +240,7 @@ def test_forward_mode_is_for_few_samples(run: Callable[..., Any]) -> None:
 def test_a_checkpoint_of_another_run(app: ModuleType, run: Callable[..., Any]) -> None:
     small = ["--adjoint", "unrolled", "--train-size", 30]
     assert run(*small).status == 0
-    assert "is a run with decay = 0.01, this one has 0.5" in one_line(
+    assert "is a run with decay = 0.01, this one has decay = 0.5" in one_line(
         run(*small, "--decay", 0.5, "--resume")
     )
 

@@ -48,7 +48,9 @@ def test_a_run_measures_every_setting_and_is_resumed_as_it_was_begun(
     learned = [one for one in records if one["method"] == "learned"]
     assert {one["seed"] for one in learned} == {None, 0, 1}
     assert {one["games"] for one in learned} == {8, 16}  # of one seed, and of both
-    assert "was trained with" in one_line(run("--resume", "--step", 0.2))
+    assert "is a run with step = 0.1, this one has step = 0.2" in one_line(
+        run("--resume", "--step", 0.2)
+    )
 
 
 def test_followers_that_are_there_are_taken(applications: Part, tmp_path: Path) -> None:

@@ -63,8 +63,7 @@ def test_rows_trained_otherwise_are_refused_and_added_rows_attacked(
     attacks = {r["attack"] for r in records if r["record"] == "attack"}
     assert attacks == {"FGSM", "PGM-20", "FGSM on surrogate-fgsm", "PGM-10 on surrogate-fgsm"}
     refused = one_line(call(module, *given, "--seed", 1))
-    assert "pgm was trained with other seed:" in refused
-    assert "--no-resume" in refused
+    assert "pgm is a run with seed = 0, this one has seed = 1:" in refused
     assert call(module, *given, "--smoke").status == 0  # has a folder of its own
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bilevel import BilevelError, experiment
+from bilevel import experiment
+from bilevel.experiment.checkpoint import check_settings
 
 Record = dict[str, Any]
 
@@ -74,12 +75,7 @@ class Ledger:
             found = json.loads(path.read_text())
             kept = found["config"] | {n: found["environment"].get(n) for n in ("device", "torch")}
             here = self.config | {n: environment.get(n) for n in ("device", "torch")}
-            for name, value in here.items():
-                if kept.get(name) != value:
-                    raise BilevelError(
-                        f"{path} was measured with {name} = {kept.get(name)}, now it is {value}: "
-                        "figures of one table belong together; give another --out"
-                    )
+            check_settings(path, kept, here)
             self.records = found["results"]
 
     def done(self, job: Job) -> bool:

@@ -31,10 +31,6 @@ from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.results import Outcome
 
 
-class OtherEvaluationError(BilevelError):
-    """The saved state belongs to other attacks, another classifier or other images."""
-
-
 @dataclass
 class _Progress:
     """The state of one attack."""
@@ -121,7 +117,7 @@ class Battery:
             Which clean images are classified correctly, ``(N,)`` bool on the CPU, and the outcomes.
 
         Raises:
-            OtherEvaluationError: If the state belongs to other attacks, another classifier or
+            OtherRunError: If the state belongs to other attacks, another classifier or
                 other images.
         """
         config = self._config(model, images)
@@ -204,12 +200,7 @@ class Battery:
     def _load(self, config: dict[str, object]) -> _State:
         assert self.path is not None
         saved: dict[str, Any] = checkpoint.load(self.path)
-        changed = [k for k, v in config.items() if saved.get("config", {}).get(k) != v]
-        if changed:
-            raise OtherEvaluationError(
-                f"{self.path} is an evaluation with other {', '.join(changed)}: an evaluation is "
-                "resumed as it was begun; give the same arguments, or another --out"
-            )
+        checkpoint.check_settings(self.path, saved.get("config", {}), config)
         return _State(config, saved["right"], [_Progress(**work) for work in saved["works"]])
 
     def _config(self, model: nn.Module, images: ImageSet) -> dict[str, object]:

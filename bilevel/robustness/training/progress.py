@@ -1,18 +1,15 @@
-"""The progress of a training run, the metrics of its steps, and the check of its checkpoint."""
+"""The progress of a training run, and the metrics of its steps."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bilevel import MetricLog, distributed
-from bilevel.errors import BilevelError
 
 Window = tuple[int, dict[str, float]]
 """Steps done, and the means of the metrics over the window of steps that ends there."""
@@ -85,27 +82,6 @@ class MetricWindows:
         """Raises ``NonFiniteError`` if a metric of a closed window is NaN or infinite."""
         for _, means in self._unread:
             means()
-
-
-def check_same_run(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint belongs to this run.
-
-    Args:
-        path: The checkpoint's file.
-        saved: The settings of its run.
-        config: The settings of this run.
-
-    Raises:
-        BilevelError: If one differs.
-    """
-    for key in {**config, **saved}:
-        if saved.get(key) != config.get(key):
-            # "auto" precision depends on the device: the same arguments may not suffice.
-            same = f"--precision {saved[key]}" if key == "precision" else "the same arguments"
-            raise BilevelError(
-                f"{path} is a run with {key} = {saved.get(key)}, this one has {config.get(key)}: a "
-                f"run is resumed as it was begun; give {same}, or another --out"
-            )
 
 
 def _mean(reports: list[dict[str, float]]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from bilevel.robustness.data.images import Splits
 from bilevel.robustness.networks.averaging import Averaged
 from bilevel.robustness.networks.speed import Precision, computing, enough_memory
 from bilevel.robustness.threats.perturbation import Threat
-from bilevel.robustness.training.progress import MetricWindows, Progress, Window, check_same_run
+from bilevel.robustness.training.progress import MetricWindows, Progress, Window
 from bilevel.robustness.training.rates import LearningRates
 from bilevel.robustness.training.recipe import Recipe
 from bilevel.robustness.training.shares import batch_share, seed_process
@@ -149,7 +149,7 @@ class Trainer:
         """
         state = checkpoint.load(self.path)
         try:
-            check_same_run(self.path, state["config"], self.config)
+            checkpoint.check_settings(self.path, state["config"], self.config)
             self.game.load_state_dict(state["game"])
             if self.averaged:
                 self.averaged.load_state_dict(state["averaged"])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, Iterative, pgm
+from bilevel.experiment.checkpoint import OtherRunError
 from bilevel.robustness import (
     Attack,
     Battery,
@@ -20,7 +21,6 @@ from bilevel.robustness import (
     Linf,
     Solved,
 )
-from bilevel.robustness.evaluation.battery import OtherEvaluationError
 from bilevel.robustness.threats.losses import margin
 from bilevel.updates import CNN
 from tests.robustness.evaluation.scripted import EPS, Scripted, Threshold, noisy
@@ -100,7 +100,7 @@ def test_another_evaluation_is_not_resumed(
 ) -> None:
     settings = {"attacks": [Scripted("one", set())], "eps": EPS, "path": tmp_path / "battery.pt"}
     Battery(**settings).run(Threshold(), images)
-    with pytest.raises(BilevelError, match=f"with other {named}:.*another --out"):
+    with pytest.raises(BilevelError, match=f"is a run with {named} = .*another --out"):
         Battery(**settings | change).run(Threshold(), images, resume=True)
 
 
@@ -121,10 +121,10 @@ def test_another_classifier_or_other_images_are_not_resumed(
     """Even where it gets the same images right."""
     battery = Battery([Scripted("one", set())], eps=EPS, path=tmp_path / "battery.pt")
     battery.run(Scaled(1.0), images)
-    with pytest.raises(OtherEvaluationError, match=r"battery.pt is .* with other classifier:"):
+    with pytest.raises(OtherRunError, match=r"battery.pt is a run with classifier = "):
         battery.run(Scaled(2.0), images, resume=True)
     changed = ImageSet(images.images.clamp(min=9), images.labels, images.classes)
-    with pytest.raises(OtherEvaluationError, match="with other images:"):
+    with pytest.raises(OtherRunError, match="is a run with images = "):
         battery.run(Scaled(1.0), changed, resume=True)
 
 
@@ -165,5 +165,5 @@ def test_attacks_of_one_name_are_told_apart(
 ) -> None:
     settings = {"eps": EPS, "path": tmp_path / "battery.pt"}
     Battery([Solved("PGM", Linf(EPS), pgm(0.01, 3))], **settings).run(Threshold(), images)
-    with pytest.raises(BilevelError, match="with other attacks"):
+    with pytest.raises(BilevelError, match="is a run with attacks = "):
         Battery([other], **settings).run(Threshold(), images, resume=True)
