@@ -13,7 +13,6 @@ Franceschi et al., "Forward and Reverse Gradient-Based Hyperparameter Optimizati
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from rich.table import Table
 
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.arguments import positive
+from bilevel.errors import raise_unknown
 from bilevel.experiment import commandline
 from bilevel.experiment.weights import save_weights
 from bilevel.robustness.studies.table import cell
@@ -141,9 +141,7 @@ def check(args: Args) -> list[str]:
         raise BilevelError("no adjoint is given: nothing is learned; name one or several, or all")
     for name in args.adjoint:
         if name not in (*NAMES, "all"):
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(NAMES)}, all"
-            raise BilevelError(f"there is no adjoint {name!r}: {hint}")
+            raise_unknown("adjoint", name, (*NAMES, "all"))
     for name in ("step", "lr"):
         positive(name, getattr(args, name))
     if not 0 <= args.decay < float("inf"):

@@ -11,7 +11,6 @@ the convergence factor per step with that of the linearised game.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -35,6 +34,7 @@ from result_tables import Table, print_tables, write_markdown
 
 from bilevel import BilevelError, experiment
 from bilevel.alias import SCHEDULES
+from bilevel.errors import raise_unknown
 from bilevel.experiment import ProgressBar, commandline
 from bilevel.games import Game
 
@@ -104,9 +104,7 @@ def check_known(kind: str, names: Collection[str], known: Collection[str]) -> No
         raise BilevelError(f"no {kind} is given: there is nothing to play; name one or several")
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-            raise BilevelError(f"there is no {kind} {name!r}: {hint}")
+            raise_unknown(kind, name, known)
 
 
 def select_settings(args: Args) -> list[Setting]:

@@ -27,7 +27,8 @@ from reproduce_lib.tables import Measured, tables
 from result_tables import print_tables, write_markdown
 from rich.console import Console
 
-from bilevel import BilevelError, experiment
+from bilevel import experiment
+from bilevel.errors import raise_unknown
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import OtherRunError, check_settings
 
@@ -61,9 +62,9 @@ class Args:
 
 def main(args: Args) -> None:
     """Trains, attacks, and prints the tables."""
-    unknown = [name for name in args.row if name not in ROWS]
-    if unknown:
-        raise BilevelError(f"there is no row {unknown[0]!r}: choose from {', '.join(ROWS)}")
+    for name in args.row:
+        if name not in ROWS:
+            raise_unknown("row", name, ROWS)
     if args.smoke:
         args.row = ("pgm", "grad-l2l", "ait", "surrogate-fgsm")
     scale = SCALES[args.scale]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
 
 
 class BilevelError(ValueError):
@@ -89,6 +91,30 @@ _NO_SECOND_DERIVATIVE = (
     "derivative for",  # "… is not implemented": fused attention, recurrent networks of cuDNN
     "does not currently support double backward",  # compiled networks
 )
+
+
+def raise_unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> NoReturn:
+    """Raises the error for a name that does not exist, with the most similar one.
+
+    Args:
+        kind: What it should be the name of.
+        name: The name.
+        known: The names that exist.
+        otherwise: The remedy if none of them is similar; by default it lists them.
+
+    Raises:
+        BilevelError: Always.
+
+    Example:
+        >>> raise_unknown("method", "pmg", ["plain", "pgm"])
+        Traceback (most recent call last):
+        ...
+        bilevel.errors.BilevelError: there is no method 'pmg': did you mean pgm?
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else otherwise or f"choose from {', '.join(known)}"
+    raise BilevelError(f"there is no {kind} {name!r}: {remedy}")
 
 
 def describe(part: object) -> str:

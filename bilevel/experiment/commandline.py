@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import itertools
 import re
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from bilevel import distributed
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, raise_unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -48,9 +47,7 @@ def read(arguments: type[Arguments]) -> Arguments:
         raise BilevelError(f"{_sentence(page.getvalue())}; --help tells the arguments") from None
     if unknown:
         known = ["--" + field.name.replace("_", "-") for field in fields(arguments)]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help tells the arguments"
-        raise BilevelError(f"there is no argument {unknown[0]}: {hint}")
+        raise_unknown("argument", unknown[0], known, "--help tells the arguments")
     return parsed
 
 

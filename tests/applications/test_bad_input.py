@@ -53,7 +53,7 @@ DIGITS = RECIPES["digits"]
         ("--method two-steps-l2l", "no method 'two-steps-l2l': did you mean two-step-l2l[?]"),
         ("--method zzz", "there is no method 'zzz': choose from plain, fgsm, pgm"),
         ("--method", "no method is given: .*name one or several"),
-        ("--model resnet20", "no model 'resnet20', the nearest is 'resnet18'"),
+        ("--model resnet20", "no model 'resnet20': did you mean resnet18[?]"),
         ("--model wrn-33-10", "there is no wrn-33-10: .*give wrn-34-10"),
         ("--device gpu", "device 'gpu' is not available .*give --device auto"),
         ("--resume", "no checkpoint in .*run: .*leave out --resume"),
@@ -61,9 +61,9 @@ DIGITS = RECIPES["digits"]
         ("--epochs many", r"parsing --epochs: .*\['many'\]; --help tells the arguments"),
         ("--epochs", "Missing value for argument '--epochs'.*; --help tells the arguments"),
         ("--dataset imagenet", "invalid choice 'imagenet' for argument '--dataset'.*'cifar100'"),
-        ("--epoch 3", "there is no argument --epoch: did you mean --epochs[?]"),
-        ("--frobnicate", "there is no argument --frobnicate: --help tells the arguments"),
-        ("pgm", "there is no argument pgm: --help tells the arguments"),
+        ("--epoch 3", "there is no argument '--epoch': did you mean --epochs[?]"),
+        ("--frobnicate", "there is no argument '--frobnicate': --help tells the arguments"),
+        ("pgm", "there is no argument 'pgm': --help tells the arguments"),
     ],
 )
 def test_a_bad_argument(
@@ -150,18 +150,21 @@ def test_a_bad_folder(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("--model wrn-10-1", f"with model = {DIGITS.model}, this one has wrn-10-1"),
-        ("--attacker-width 9", f"with width = {DIGITS.attacker_width}, this one has 9"),
-        ("--validation-size 10", "with validation_images = 20, this one has 10"),
-        ("--pgm-steps 3", "with pgm_steps = 10, this one has 3"),
-        ("--seed 1", "with seed = 0, this one has 1"),
+        ("--model wrn-10-1", f"with model = {DIGITS.model}, this one has model = wrn-10-1"),
+        ("--attacker-width 9", f"with width = {DIGITS.attacker_width}, this one has width = 9"),
+        (
+            "--validation-size 10",
+            "with validation_images = 20, this one has validation_images = 10",
+        ),
+        ("--pgm-steps 3", "with pgm_steps = 10, this one has pgm_steps = 3"),
+        ("--seed 1", "with seed = 0, this one has seed = 1"),
     ],
 )
 def test_a_checkpoint_of_another_run(
     refused: Callable[..., str], out: Path, arguments: str, told: str
 ) -> None:
     line = refused("--resume", *arguments.split())
-    assert re.search(f"checkpoint.pt is a run {told}: .*give the same arguments", line)
+    assert re.search(f"checkpoint.pt is a run {told}: .*give the same settings", line)
 
 
 def test_a_checkpoint_of_another_architecture_under_the_same_name(

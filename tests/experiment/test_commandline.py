@@ -70,12 +70,12 @@ def test_a_reader_of_its_own(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("--coun 3", "there is no argument --coun: did you mean --count?"),
-        ("--keep-al", "there is no argument --keep-al: did you mean --keep-all?"),
-        ("--zzz", "there is no argument --zzz: --help tells the arguments"),
-        ("pgm", "there is no argument pgm: --help tells the arguments"),
-        ("--count 3 pgm", "there is no argument pgm: --help tells the arguments"),
-        ("--words -x", "there is no argument -x: --help tells the arguments"),
+        ("--coun 3", "there is no argument '--coun': did you mean --count?"),
+        ("--keep-al", "there is no argument '--keep-al': did you mean --keep-all?"),
+        ("--zzz", "there is no argument '--zzz': --help tells the arguments"),
+        ("pgm", "there is no argument 'pgm': --help tells the arguments"),
+        ("--count 3 pgm", "there is no argument 'pgm': --help tells the arguments"),
+        ("--words -x", "there is no argument '-x': --help tells the arguments"),
     ],
 )
 def test_an_unknown_argument(

@@ -15,7 +15,6 @@ autoattack, square       from the package pyautoattack
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from functools import partial
 from torch import nn
 
 from bilevel import fgsm, pgm
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, raise_unknown
 from bilevel.robustness.attacks.apgd import APGD
 from bilevel.robustness.attacks.arsenal import Arsenal
 from bilevel.robustness.attacks.attack import Attack, Solved
@@ -128,11 +127,8 @@ def check_attack(name: str) -> None:
         Traceback (most recent call last):
         bilevel.errors.BilevelError: there is no attack 'apgdt': did you mean apgd-t?
     """
-    if name in _ATTACKS or _PGM.fullmatch(name):
-        return
-    near = difflib.get_close_matches(name, [*_ATTACKS, "pgm-20", "pgm-100"], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(_ATTACKS)}, pgm-K"
-    raise BilevelError(f"there is no attack {name!r}: {hint}")
+    if not (name in _ATTACKS or _PGM.fullmatch(name)):
+        raise_unknown("attack", name, [*_ATTACKS, "pgm-20", "pgm-100"])
 
 
 def _make(name: str, arsenal: Arsenal) -> list[Attack]:

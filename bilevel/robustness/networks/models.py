@@ -6,7 +6,6 @@ any size and normalises them itself, so that ε is always in units of the pixel 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,7 +13,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, raise_unknown
 from bilevel.robustness.networks.classifier import Classifier, Normalize
 from bilevel.robustness.networks.speed import Trunk
 
@@ -193,11 +192,6 @@ def build_model(
     elif name in (builders := {"small-cnn": small_cnn, "resnet18": resnet18}):
         model = builders[name](channels, classes)
     else:
-        known = [*builders, "wrn-34-10", "wrn-28-10", "wrn-16-2", "wrn-10-1"]
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise BilevelError(
-            f"there is no model {name!r}, the nearest is {nearest!r}: give small-cnn, resnet18 or "
-            "wrn-DEPTH-WIDTH"
-        )
+        raise_unknown("model", name, [*builders, "wrn-34-10", "wrn-28-10", "wrn-16-2", "wrn-10-1"])
     model.normalize = Normalize(channels, mean, std)
     return model

@@ -10,7 +10,6 @@ K-step-l2l, …             δ ← Π(δ + g(x + δ, ∇)), K times   Iterative(
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Iterative, Solver, fgsm, pgm
-from bilevel.errors import BilevelError
+from bilevel.errors import raise_unknown
 from bilevel.updates import CNN, ConvRNN, Update
 from bilevel.updates.learned import Inputs
 from bilevel.updates.normalize import Over
@@ -189,8 +188,5 @@ def check_method(method: str) -> None:
     Raises:
         BilevelError: If there is none; the message suggests the closest name.
     """
-    if method in METHODS or _MULTI_STEP.fullmatch(method):
-        return
-    near = difflib.get_close_matches(method, METHODS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(METHODS)}"
-    raise BilevelError(f"there is no method {method!r}: {hint}")
+    if not (method in METHODS or _MULTI_STEP.fullmatch(method)):
+        raise_unknown("method", method, METHODS)

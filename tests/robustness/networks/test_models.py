@@ -202,9 +202,9 @@ def test_bad_statistics_are_refused(statistics: dict[str, list[float]], why: str
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("resnet-18", "'resnet18'"),
-        ("wideresnet-34-10", "'wrn-34-10'"),
-        ("smallcnn", "'small-cnn'"),
+        ("resnet-18", "did you mean resnet18"),
+        ("wideresnet-34-10", "did you mean wrn-34-10"),
+        ("smallcnn", "did you mean small-cnn"),
         ("wrn-33-10", "give wrn-34-10"),
         ("wrn-4-1", "give wrn-10-1"),
         ("wrn-16-0", "give wrn-16-1"),
