@@ -17,6 +17,16 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_where_there_is_no_terminal_each_epoch_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Journal("pgm", tmp_path) as journal:
+        journal.begin(100, "the first steps")
+        journal.report(10, {"loss": 2.5})
+        journal.report(50, {"epoch": 0, "validation_clean": 0.25})
+    assert capsys.readouterr().out == "pgm: epoch 1  loss 2.500  clean 0.250\n"
+
+
 def test_a_bar_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the first metrics arrive, which may take minutes."""
     screen = Terminal()
@@ -28,8 +38,8 @@ def test_a_bar_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("rich._console", None)  # which remembers whether it was interactive
     with Journal("pgm", tmp_path) as journal:
         journal.begin(100, "the first steps")
-        journal._bar.refresh()
+        journal._bar._bar.refresh()
         assert screen.getvalue().rstrip().endswith("the first steps")
         journal.report(50, {"loss": 2.5})
-        journal._bar.refresh()
+        journal._bar._bar.refresh()
         assert screen.getvalue().rstrip().endswith("loss 2.500")
