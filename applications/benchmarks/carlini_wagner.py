@@ -10,16 +10,18 @@ that other load slows all equally; the result is the median over rounds of the r
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
+from timing import interleaved, spread
 from torch import Tensor, nn
 
 from bilevel import ZeroSum, experiment, fgsm, frozen
@@ -64,19 +66,18 @@ def main(args: Args) -> None:
     device = experiment.pick_device(args.device)
     model, batch = trained(args, device)
     follower, solver = Linf(args.eps, loss=margin), CarliniWagner()
-    turns: dict[str, Callable[[], Tensor]] = {
+    attacks: dict[str, Callable[[], Tensor]] = {
         "batched": lambda: attack(model, follower, solver, batch).x,
         "one by one": lambda: one_by_one(model, batch),
         "one by one, stopped": lambda: one_by_one(model, batch, stop=args.eps),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
     broken: dict[str, Tensor] = {}
-    for _ in track(range(args.rounds), "rounds"):
-        for name, turn in turns.items():
-            begun = time.perf_counter()
-            images = turn()
-            broken[name] = is_broken(model, images, batch, args.eps)  # waits for the device
-            seconds[name].append(time.perf_counter() - begun)
+
+    def turn(name: str) -> None:
+        broken[name] = is_broken(model, attacks[name](), batch, args.eps)
+
+    turns = {name: partial(turn, name) for name in attacks}
+    seconds = interleaved(turns, track(range(args.rounds), "rounds"))
     records = [record(name, broken, seconds) for name in turns]
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
     for row in records:
@@ -161,16 +162,12 @@ def is_broken(model: nn.Module, images: Tensor, batch: Batch, eps: float) -> Ten
 
 def record(name: str, broken: dict[str, Tensor], seconds: dict[str, list[float]]) -> dict[str, Any]:
     """The record of an attack; ratios are taken within rounds."""
-    pairs = zip(seconds[name], seconds["batched"], strict=True)
-    ratios = [mine / batched for mine, batched in pairs]
     return {
         "attack": name,
         "broken": int(broken[name].sum()),
         "missed_by_batched": int((broken[name] & ~broken["batched"]).sum()),
-        "seconds": float(torch.tensor(seconds[name]).median()),
-        "ratio_to_batched": float(torch.tensor(ratios).median()),
-        "ratio_to_batched_min": min(ratios),
-        "ratio_to_batched_max": max(ratios),
+        "seconds": median(seconds[name]),
+        **spread("ratio_to_batched", seconds[name], seconds["batched"]),
     }
 
 

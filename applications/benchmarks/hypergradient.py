@@ -13,7 +13,6 @@ the peak of tensors in one run.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # hyper_cleaning_lib
 
 from hypergradient_lib import baselines, ours
 from hypergradient_lib.task import Task, make_task
+from timing import Turn, interleaved, ratios
 
 from bilevel import HypergradientWarning, experiment
 from bilevel.experiment import commandline
@@ -105,7 +106,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A record of each implementation; of one that is not installed, ``missing``."""
     records: dict[str, dict[str, Any]] = {name: {"way": name} for name in implementations}
-    seconds: dict[str, list[float]] = {}
+    turns: dict[str, Turn] = {}
     for name, implementation in implementations.items():
         try:
             gradient = implementation(task)  # compiles, and fills the caches
@@ -113,19 +114,14 @@ def measure(
             records[name]["missing"] = error.name
             continue
         records[name]["error"] = float((gradient - exact).norm() / exact.norm())
-        records[name]["peak_mib"] = peak_mib(partial(implementation, task), torch.device("cpu"))
-        seconds[name] = []
-    for _ in track(range(rounds), title):
-        for name, times in seconds.items():
-            begun = time.process_time()
-            implementations[name](task)
-            times.append(time.process_time() - begun)
+        turns[name] = partial(implementation, task)
+        records[name]["peak_mib"] = peak_mib(turns[name], torch.device("cpu"))
+    seconds = interleaved(turns, track(range(rounds), title), clock=time.process_time)
     for name, times in seconds.items():
-        records[name]["cpu_ms"] = 1e3 * statistics.median(times)
+        records[name]["cpu_ms"] = 1e3 * median(times)
         for other in ("by hand", "TorchOpt"):
             if other in seconds:
-                by_round = zip(times, seconds[other], strict=True)
-                records[name][f"÷ {other}"] = statistics.median(a / b for a, b in by_round)
+                records[name][f"÷ {other}"] = median(ratios(times, seconds[other]))
     return list(records.values())
 
 

@@ -28,6 +28,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import interleaved, ratios
 from torch import Tensor
 
 from bilevel import BilevelError, experiment
@@ -95,22 +96,18 @@ def rollouts(env: str, args: Args) -> Record:
     envs.reset(seed=0)
     envs.action_space.seed(0)
     actions = [envs.action_space.sample() for _ in range(count)]
-    raw, ours = [], []
-    for _ in track(range(args.rounds), f"rollouts, {env}"):
-        begun = time.perf_counter()
-        for action in actions:
-            envs.step(action)
-        raw.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-        sampler.collect(count)
-        ours.append(time.perf_counter() - begun)
+    turns = {
+        "raw": lambda: [envs.step(action) for action in actions],
+        "ours": lambda: sampler.collect(count),
+    }
+    seconds = interleaved(turns, track(range(args.rounds), f"rollouts, {env}"))
     steps = count * args.environments
     return {
         "measured": "rollouts",
         "env": env,
-        "raw, steps a second": steps / statistics.median(raw),
-        "with the policy": steps / statistics.median(ours),
-        "share": statistics.median(a / b for a, b in zip(raw, ours, strict=True)),
+        "raw, steps a second": steps / statistics.median(seconds["raw"]),
+        "with the policy": steps / statistics.median(seconds["ours"]),
+        "share": statistics.median(ratios(seconds["raw"], seconds["ours"])),
     }
 
 
@@ -175,10 +172,7 @@ def gail(args: Args) -> list[Record]:
     apprentice = make_apprentice(setting, *demonstrations.subsample())
     ours, theirs = [], []
     for _ in track(range(max(2, args.rounds // 3)), "GAIL"):
-        for _ in range(3):
-            begun = time.perf_counter()
-            apprentice.iterate()
-            ours.append(time.perf_counter() - begun)
+        ours += interleaved({"ours": apprentice.iterate}, range(3))["ours"]
         theirs += time_imitation_package(args.imitation, demonstrations, args.steps)
     return [
         {

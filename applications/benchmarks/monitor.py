@@ -7,15 +7,14 @@ Steps and observations are interleaved in one run; the share is a median over th
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import interleaved, ratios
 from torch import nn
 
 from bilevel import Bilevel, Monitor, ZeroSum, experiment, pgm
@@ -64,16 +63,14 @@ def measure(name: str, rounds: int, device: torch.device) -> dict[str, str | flo
     """Medians of a step, of an observation and of their ratio."""
     game, batch = make(name, device)
     monitor = Monitor(game)
-    steps, observations = [], []
-    for _ in range(rounds + 1):
-        steps.append(timed(lambda: game.step(batch), device))
-        observations.append(timed(monitor.observe, device))
-    shares = [seen / step for seen, step in zip(observations[1:], steps[1:], strict=True)]
+    turns = {"step": lambda: game.step(batch), "observe": monitor.observe}
+    interleaved(turns, range(1), device)
+    seconds = interleaved(turns, range(rounds), device)
     return {
         "network": name,
-        "step_ms": 1e3 * statistics.median(steps[1:]),
-        "observe_ms": 1e3 * statistics.median(observations[1:]),
-        "share_percent": 100 * statistics.median(shares),
+        "step_ms": 1e3 * median(seconds["step"]),
+        "observe_ms": 1e3 * median(seconds["observe"]),
+        "share_percent": 100 * median(ratios(seconds["observe"], seconds["step"])),
     }
 
 
@@ -91,15 +88,6 @@ def make(name: str, device: torch.device) -> tuple[Bilevel, Batch]:
         solver = make_solver("two-step-l2l", eps=0.1, channels=channels, attacker=network)
     leader = ZeroSum(model.to(device), follower)
     return make_game(leader, follower, solver.to(device), RECIPES["digits"]), batch
-
-
-def timed(turn: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, including the work on the device."""
-    begun = time.perf_counter()
-    turn()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":

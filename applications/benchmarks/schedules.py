@@ -11,23 +11,22 @@ through ``torch.func.vmap``.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import Turn, interleaved, ratios
 
 from bilevel import experiment, games
 from bilevel.alias import SCHEDULES
 from bilevel.experiment import commandline
 
 GAME, STEP = games.bilinear(), 0.1
-Turn = Callable[[], object]
 
 
 @dataclass
@@ -54,18 +53,17 @@ def main(args: Args) -> None:
     records = []
     for name in SCHEDULES:
         variants = {variant: turn[name] for variant, turn in turns.items() if name in turn}
-        seconds = interleaved(name, variants, args)
-        by_round = zip(seconds["bilevel"], seconds["by hand"], strict=True)
-        many = statistics.median(seconds["many"]) / args.games
+        seconds = interleaved(
+            {variant: partial(repeat, turn, args.steps) for variant, turn in variants.items()},
+            track(range(args.rounds), name),
+        )
+        micro = {name: 1e6 * median(times) / args.steps for name, times in seconds.items()}
         records.append(
             {
                 "schedule": name,
-                **{
-                    f"{variant}, µs": 1e6 * statistics.median(seconds[variant])
-                    for variant in variants
-                },
-                "÷ by hand": statistics.median(own / hand for own, hand in by_round),
-                "games at once, ÷ one": many / statistics.median(seconds["bilevel"]),
+                **{f"{variant}, µs": time for variant, time in micro.items()},
+                "÷ by hand": median(ratios(seconds["bilevel"], seconds["by hand"])),
+                "games at once, ÷ one": micro["many"] / args.games / micro["bilevel"],
             }
         )
     environment = experiment.environment(torch.device("cpu"))
@@ -73,16 +71,10 @@ def main(args: Args) -> None:
     print_table(records, args.games)
 
 
-def interleaved(name: str, variants: dict[str, Turn], args: Args) -> dict[str, list[float]]:
-    """Seconds per step of each implementation, one value per round."""
-    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-    for _ in track(range(args.rounds), name):
-        for variant, turn in variants.items():
-            begun = time.perf_counter()
-            for _ in range(args.steps):
-                turn()
-            seconds[variant].append((time.perf_counter() - begun) / args.steps)
-    return seconds
+def repeat(turn: Turn, times: int) -> None:
+    """So many turns: a single one is too short to be timed."""
+    for _ in range(times):
+        turn()
 
 
 def library(count: int) -> dict[str, Turn]:

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from suite.steps import METHODS, Bench, Case, Record, Size, take, way
-from suite.timing import interleaved, measure, spread
+from suite.timing import measure
+from timing import interleaved, spread
 
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.alias import ScheduleName
@@ -88,8 +89,8 @@ def by_hand(size: Size, device: torch.device, rounds: int) -> Record:
         "bilevel": partial(take, bench.game(case), bench.batch, case.precision),
         "by hand": partial(two_steps, bench.game(case), bench.batch),
     }
-    interleaved(turns, device, 1)
-    seconds = interleaved(turns, device, rounds)
+    interleaved(turns, range(1), device)
+    seconds = interleaved(turns, range(rounds), device)
     return spread("ratio", seconds["bilevel"], seconds["by hand"])
 
 

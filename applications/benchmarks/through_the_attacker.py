@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import interleaved, ratios
 
 from bilevel import Adjoint, Bilevel, Detached, Unrolled, ZeroSum, experiment
 from bilevel.experiment import commandline
@@ -73,15 +75,11 @@ def games(study: Study) -> Iterator[tuple[str, About, Bilevel]]:
 def cost_of_a_step(study: Study, rounds: int) -> float:
     """CPU time with :class:`Unrolled` ÷ that with :class:`Detached`, the median over rounds."""
     batch = next(batches(study.data.train, study.recipe.batch_size))
-    turns = {name: game for name, _, game in games(study)}
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in track(range(rounds + 1), "cost of a step"):
-        for name, game in turns.items():
-            begun = time.process_time()
-            game.step(batch)
-            seconds[name].append(time.process_time() - begun)
-    by_round = zip(seconds["unrolled"][1:], seconds["detached"][1:], strict=True)
-    return median(unrolled / detached for unrolled, detached in by_round)
+    turns = {name: partial(game.step, batch) for name, _, game in games(study)}
+    interleaved(turns, range(1))
+    rounds_shown = track(range(rounds), "cost of a step")
+    seconds = interleaved(turns, rounds_shown, clock=time.process_time)
+    return median(ratios(seconds["unrolled"], seconds["detached"]))
 
 
 def print_table(records: list[dict[str, Any]], cost: float) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from gail_lib.games import Setting, make_apprentice
 from rich.progress import track
+from timing import Turn, interleaved, spread
 
 from bilevel import Bilevel
 from bilevel.imitation import Imitation, demonstrate, train_expert
@@ -62,40 +63,29 @@ def train(game: Bilevel, batch: Imitation) -> None:
     game.move_solver(game.solve(batch).value, batch)
 
 
-def seconds(run: Callable[[], object], rounds: int) -> float:
+def seconds(run: Turn, rounds: int) -> float:
     """The median over rounds, after one warm-up call."""
-    spent = []
-    for _ in range(rounds + 1):
-        begun = time.perf_counter()
-        run()
-        spent.append(time.perf_counter() - begun)
-    return statistics.median(spent[1:])
+    run()
+    return median(interleaved({"": run}, range(rounds))[""])
 
 
 def side_by_side(rounds: int, iterations: int) -> list[Record]:
     """Seconds of ``gail.py`` with one seed and with five, interleaved."""
-    spent: dict[int, list[float]] = {1: [], 5: []}
-    for _ in track(range(rounds), "seeds"):
-        for count, times in spent.items():
-            times.append(run_gail(count, iterations))
-    ratios = [five / one for one, five in zip(spent[1], spent[5], strict=True)]
+    turns = {count: partial(run_gail, count, iterations) for count in (1, 5)}
+    spent = interleaved(turns, track(range(rounds), "seeds"))
     return [
         {
             "measured": f"gail.py --method l2l-gail --iterations {iterations}",
-            "one seed, s": statistics.median(spent[1]),
-            "five seeds, s": statistics.median(spent[5]),
-            "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
+            "one seed, s": median(spent[1]),
+            "five seeds, s": median(spent[5]),
+            **spread("ratio", spent[5], spent[1]),
         }
     ]
 
 
-def run_gail(seeds: int, iterations: int) -> float:
-    """Seconds of the whole command."""
+def run_gail(seeds: int, iterations: int) -> None:
+    """Runs the whole command."""
     arguments = "--method", "l2l-gail", "--iterations", iterations, "--seeds", seeds
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, GAIL, *arguments, "--out", folder]
-        begun = time.perf_counter()
         subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - begun

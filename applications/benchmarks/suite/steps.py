@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -38,7 +37,6 @@ METHODS = {
 """The methods and what Algorithm 3 costs, a backward pass to the weights as two forward passes."""
 
 Record = dict[str, Any]
-Turn = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def count(size: Size, method: str, schedule: ScheduleName) -> dict[str, float]:
         bench = Bench(size, torch.device("meta"))
         game, batch = bench.game(Case(method, schedule)), bench.batch
         attacker = size.solver("grad-l2l").update
-    passes: dict[str, Turn] = {
+    passes = {
         "classifier_forward": lambda: game.leader.model(batch.x),
         "attacker_forward": lambda: attacker(batch.x, batch.x, batch.x, None),
         "step": lambda: game.step(batch),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
-from typing import TypeVar
 
 import torch
+from timing import Turn, interleaved, spread
 from torch import Tensor, nn
 
 from bilevel import Bilevel
@@ -17,9 +16,7 @@ from bilevel.experiment.memory import peak_mib
 from bilevel.robustness import computing
 from bilevel.robustness.networks.compilation import is_compiled
 from bilevel.robustness.networks.speed import Precision
-from suite.steps import Bench, Case, Record, Size, Turn, count, learned, take
-
-_Name = TypeVar("_Name")
+from suite.steps import Bench, Case, Record, Size, count, learned, take
 
 
 def measure(
@@ -48,7 +45,7 @@ def measure(
             games[case] = set_up(bench, case)
         except Exception as error:  # a case that fails does not cost the others their figures
             fail(case, " ".join(f"{type(error).__name__}: {error}".split())[:300])
-    seconds = interleaved({case: game.turn for case, game in games.items()}, device, rounds)
+    seconds = interleaved({case: game.turn for case, game in games.items()}, range(rounds), device)
     for case, game in games.items():  # what could not be compiled computes as before, in silence
         if case.compiled and not all(map(is_compiled, game.networks)):
             fail(case, "RuntimeError: a network could not be compiled")
@@ -129,38 +126,6 @@ def peak(game: Bilevel, step: Turn, device: torch.device) -> float:
     return sum(tensor.nbytes for tensor in kept) / 2**20 + peak_mib(step, device)
 
 
-def interleaved(
-    turns: Mapping[_Name, Turn], device: torch.device, rounds: int
-) -> dict[_Name, list[float]]:
-    """Wall-clock seconds of a turn in each round, the device's work included."""
-    times = dict.fromkeys(turns, 1)
-    if device.type == "cuda":  # handed several at once, as in training: it hides what Python does
-        for name, turn in turns.items():
-            times[name] = max(1, min(10, int(0.3 / timed(turn, device, 1))))
-    seconds: dict[_Name, list[float]] = {name: [] for name in turns}
-    for _ in range(rounds):
-        for name, turn in turns.items():
-            seconds[name].append(timed(turn, device, times[name]))
-    return seconds
-
-
-def timed(turn: Turn, device: torch.device, times: int) -> float:
-    """Seconds of a turn, one of so many in a row."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronize()
-    begun = time.perf_counter()
-    for _ in range(times):
-        turn()
-    synchronize()
-    return (time.perf_counter() - begun) / times
-
-
-def spread(name: str, times: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest ratio, round by round: what slowed a round slowed both sides."""
-    ratios = [mine / theirs for mine, theirs in zip(times, others, strict=True)]
-    return {name: median(ratios), f"{name}_min": min(ratios), f"{name}_max": max(ratios)}
-
-
 def matrix_rate(precision: Precision, device: torch.device) -> float:
     """Floating-point operations a second of a large product of random matrices."""
     size = 8192 if device.type == "cuda" else 1024
@@ -168,5 +133,5 @@ def matrix_rate(precision: Precision, device: torch.device) -> float:
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     turn = {"product": lambda: a @ b}
     with computing(precision, device):
-        interleaved(turn, device, 3)
-        return 2 * size**3 / median(interleaved(turn, device, 10)["product"])
+        interleaved(turn, range(3), device)
+        return 2 * size**3 / median(interleaved(turn, range(10), device)["product"])
