@@ -27,11 +27,11 @@ from gail_lib.memory import check_memory
 from gail_lib.runs import Run, run_all
 from gail_lib.tables import record, tabulate, write_curves
 from gail_lib.video import check_rendering, record_gif
-from result_tables import print_tables, write_markdown
 from torch import Tensor
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import ProgressBar, commandline
+from bilevel.experiment.tables import write_markdown
 from bilevel.experiment.weights import load_weights
 from bilevel.imitation import Demonstrations, Discriminator, Task, make_envs
 
@@ -241,7 +241,8 @@ def report(args: Args, runs: Sequence[Run], experts: Mapping[str, Demonstrations
     device = experiment.pick_device("cpu")
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
     write_markdown(args.out / "tables.md", tables)
-    print_tables(tables)
+    for table in tables:
+        table.print()
     print(f"figures, tables and results are in {args.out}")
 
 

@@ -26,15 +26,13 @@ from hyper_cleaning_lib.data import Corrupted, Dataset, load
 from hyper_cleaning_lib.figure import draw
 from hyper_cleaning_lib.problem import SampleWeights, Training
 from hyper_cleaning_lib.trainer import WeightTrainer
-from rich.console import Console
-from rich.table import Table
 
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.arguments import positive
 from bilevel.errors import raise_unknown
 from bilevel.experiment import commandline
+from bilevel.experiment.tables import Table, cell
 from bilevel.experiment.weights import save_weights
-from bilevel.robustness.studies.table import cell
 
 TEST_STEPS_FACTOR = 5
 """The final network is trained for this many times the steps of an inner solve."""
@@ -234,12 +232,9 @@ def evaluate(args: Args, name: str, leader: SampleWeights, data: Corrupted) -> d
 def print_table(args: Args, records: Sequence[dict[str, Any]]) -> None:
     """Prints a row for each set of weights."""
     title = f"{args.dataset}, {args.model}: {args.corrupted:.0%} of {args.train_size} labels wrong"
-    table = Table(*COLUMNS.values(), title=title)
-    for record in records:
-        table.add_row(*(cell(record.get(key)) for key in COLUMNS))
-    console = Console()
-    console.print(table)
-    console.print(f"results, figure and weights are in {args.out}")
+    rows = [[cell(record.get(key)) for key in COLUMNS] for record in records]
+    Table(title, [*COLUMNS.values()], rows).print()
+    print(f"results, figure and weights are in {args.out}")
 
 
 if __name__ == "__main__":

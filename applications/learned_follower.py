@@ -24,7 +24,6 @@ from learned_follower_lib.linear_rule import fit_rule, rule_record
 from learned_follower_lib.random_games import make_generator
 from learned_follower_lib.training import TrainingConfig, train
 from learned_follower_lib.updates import GradientDifference, ScaledGRU
-from result_tables import Table, print_tables
 from torch import Tensor
 
 from bilevel import BilevelError, experiment
@@ -32,6 +31,7 @@ from bilevel.arguments import positive
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import check_settings
 from bilevel.experiment.files import make_folder
+from bilevel.experiment.tables import Table
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 
 Followers = dict[int, ScaledGRU]
@@ -75,7 +75,8 @@ def main(args: Args) -> None:
         records = compare(args)
     about = experiment.environment(device)
     experiment.write_results(args.out, asdict(args), about, records)
-    print_tables(make_tables(records))
+    for table in make_tables(records):
+        table.print()
 
 
 def compare(args: Args) -> list[dict[str, Any]]:

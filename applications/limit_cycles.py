@@ -30,12 +30,12 @@ from limit_cycles_lib.settings import (
     one_revolution,
     shortened,
 )
-from result_tables import Table, print_tables, write_markdown
 
 from bilevel import BilevelError, experiment
 from bilevel.alias import SCHEDULES
 from bilevel.errors import raise_unknown
 from bilevel.experiment import ProgressBar, commandline
+from bilevel.experiment.tables import Table, write_markdown
 from bilevel.games import Game
 
 
@@ -94,7 +94,8 @@ def main(args: Args) -> None:
     records = [run.record() for runs in played.values() for run in runs]
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
     write_markdown(args.out / "tables.md", tables)
-    print_tables(tables)
+    for table in tables:
+        table.print()
     print(f"figures, tables and results are in {args.out}")
 
 

@@ -14,14 +14,13 @@ support points of task i. θ + y_i is evaluated on query points. Adjoint and ste
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -29,7 +28,8 @@ import bilevel
 from bilevel import experiment
 from bilevel.arguments import count, one_of
 from bilevel.experiment import commandline
-from bilevel.robustness import Batch, load_weights, read_about, save_weights
+from bilevel.experiment.tables import Table, cell
+from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.updates import Gradient
 
 METHODS: dict[str, tuple[type[bilevel.Adjoint], int]] = {
@@ -38,7 +38,8 @@ METHODS: dict[str, tuple[type[bilevel.Adjoint], int]] = {
     "joint": (bilevel.Detached, 0),
 }
 STEPS = (0, 1, 5, 20)  # after which the error is reported
-Tasks = tuple[Batch, Batch]  # support and query points of B functions, (B, K, 1) each
+Points = namedtuple("Points", "x y")
+Tasks = tuple[Points, Points]  # support and query points of B functions, (B, K, 1) each
 
 
 class Initialization(bilevel.LeaderProblem):
@@ -48,7 +49,7 @@ class Initialization(bilevel.LeaderProblem):
         super().__init__()
         self.network = network
 
-    def errors(self, y: dict[str, Tensor], points: Batch) -> Tensor:
+    def errors(self, y: dict[str, Tensor], points: Points) -> Tensor:
         """The mean squared error of θ + y_i on points of task i, (B,)."""
         adapted = {name: theta + y[name] for name, theta in self.network.named_parameters()}
         predict = vmap(lambda parameters, x: functional_call(self.network, parameters, (x,)))
@@ -101,8 +102,7 @@ def main(args: Args) -> None:
         one_of("method", method, METHODS)
     args.iterations = 20 if args.smoke else args.iterations
     device = experiment.pick_device(args.device)
-    table = Table("method", *(f"{steps} steps" for steps in STEPS), title="error on unseen waves")
-    records = []
+    records, rows = [], []
     for method in args.method:
         leader, follower = learn(args, method, device)
         unseen = sine_waves(500, torch.Generator().manual_seed(10_000), device)
@@ -111,9 +111,9 @@ def main(args: Args) -> None:
             solution = bilevel.Iterative(Gradient(0.01), steps).solve(follower, leader, unseen)
             errors[f"error_{steps}"] = leader.loss(solution.value, unseen).item()
         records.append({"method": method, "seed": args.seed, **errors})
-        table.add_row(method, *(f"{error:.3f}" for error in errors.values()))
+        rows.append([method, *map(cell, errors.values())])
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    Console().print(table)
+    Table("error on unseen waves", ["method", *(f"{n} steps" for n in STEPS)], rows).print()
 
 
 def learn(args: Args, method: str, device: torch.device) -> tuple[Initialization, Adaptation]:
@@ -147,7 +147,7 @@ def sine_waves(count: int, generator: torch.Generator, device: torch.device) -> 
     amplitude, phase = torch.rand(2, count, 1, 1, generator=generator).to(device)
     x = 10 * torch.rand(count, 20, 1, generator=generator).to(device) - 5
     y = (0.1 + 4.9 * amplitude) * torch.sin(x - math.pi * phase)
-    return Batch(x[:, :10], y[:, :10]), Batch(x[:, 10:], y[:, 10:])
+    return Points(x[:, :10], y[:, :10]), Points(x[:, 10:], y[:, 10:])
 
 
 if __name__ == "__main__":

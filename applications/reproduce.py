@@ -24,13 +24,13 @@ import tyro
 from reproduce_lib.figures import draw_curves
 from reproduce_lib.plan import ALONE, BATTERY, CW_ROWS, ROWS, SCALES, Scale
 from reproduce_lib.tables import Measured, tables
-from result_tables import print_tables, write_markdown
 from rich.console import Console
 
 from bilevel import experiment
 from bilevel.errors import raise_unknown
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import OtherRunError, check_settings
+from bilevel.experiment.tables import write_markdown
 
 
 @dataclass
@@ -85,7 +85,8 @@ def main(args: Args) -> None:
     write_markdown(out / "tables.md", results, title, about)
     seconds = [{"record": "training", **record, "row": name} for name, record in trained.items()]
     experiment.write_results(out, asdict(args), environment, [*seconds, *evaluated])
-    print_tables(results)
+    for table in results:
+        table.print()
     print(f"tables, figures and report are in {out}")
 
 

@@ -20,11 +20,11 @@ from typing import Annotated
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 from robust_eval_lib.inputs import check_surrogates, images_of, load
 
 from bilevel import BilevelError, Solver, distributed, experiment, fgsm, pgm
 from bilevel.experiment import checkpoint, commandline
+from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
     EVALUATION_STEP,
     STANDARD,
@@ -259,16 +259,15 @@ def attack_examples(target: Trained, eps: float, test: ImageSet) -> list[Example
 
 def print_table(evaluations: list[Evaluation]) -> None:
     """Prints a row for each classifier."""
-    table = Table(title="accuracy in per cent")
-    for title in ("classifier", "clean", "PGM-20", "worst case", "trustworthy"):
-        table.add_column(title, justify="left" if title == "classifier" else "right")
+    rows = []
     for one in evaluations:
         pgm20 = one.outcome("PGM-20")
         alone = one.alone(pgm20) if pgm20 else None
-        figures = (one.clean, alone, one.worst_case)
-        cells = ("–" if figure is None else f"{100 * figure:.1f}" for figure in figures)
-        table.add_row(one.name, *cells, "yes" if one.trustworthy else "no")
-    Console().print(table)
+        shares = (one.clean, alone, one.worst_case)
+        cells = (cell(share and 100 * share, ".1f") for share in shares)
+        rows.append([one.name, *cells, "yes" if one.trustworthy else "no"])
+    header = "classifier", "clean", "PGM-20", "worst case", "trustworthy"
+    Table("accuracy in per cent", header, rows).print()
 
 
 if __name__ == "__main__":

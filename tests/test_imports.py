@@ -40,7 +40,7 @@ def test_a_kit_imports_no_other_kit(kit: str) -> None:
         assert not {name for name in imported(file) if any(name.startswith(o) for o in others)}
 
 
-@pytest.mark.parametrize("name", ["gail", "learned_follower", "limit_cycles"])
+@pytest.mark.parametrize("name", ["gail", "learned_follower", "limit_cycles", "maml"])
 def test_an_application_without_images_imports_no_image_kit(name: str) -> None:
     files = [*APPLICATIONS.glob(f"{name}.py"), *APPLICATIONS.glob(f"{name}_lib/*.py")]
     assert files

@@ -19,11 +19,11 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 
 from bilevel import experiment
 from bilevel.experiment import commandline
+from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
     STANDARD,
     Arsenal,
@@ -82,12 +82,13 @@ def main(args: Args) -> None:
     ratios = {unit: ratio(records, unit) for unit in ("seconds", "passes")}
     records.append({"attack": "battery", "how": "÷ longest alone", **ratios})
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    table = Table("attack", "alone", "in the battery", title=f"passes of each of {len(images)}")
-    for alone, (name, spent) in zip(records, together.items(), strict=False):
-        cells = (one["passes"] / len(images) for one in (alone, spent))
-        table.add_row(name, *(f"{cell:.0f}" for cell in cells))
-    Console().print(table)
-    Console().print(
+    rows = [
+        [name, *(cell(one["passes"] / len(images), ".0f") for one in (alone, spent))]
+        for alone, (name, spent) in zip(records, together.items(), strict=False)
+    ]
+    header = "attack", "alone", "in the battery"
+    Table(f"passes of each of {len(images)}", header, rows).print()
+    print(
         f"the battery costs {ratios['passes']:.2f} times its longest attack in passes, "
         f"{ratios['seconds']:.2f} times in seconds"
     )

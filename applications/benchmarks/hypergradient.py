@@ -24,9 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1]))  # hyper_cleaning_lib
@@ -38,6 +36,7 @@ from timing import Turn, interleaved, ratios
 from bilevel import HypergradientWarning, experiment
 from bilevel.experiment import commandline
 from bilevel.experiment.memory import peak_mib
+from bilevel.experiment.tables import Table, cell
 
 Implementation = Callable[[Task], Tensor]
 
@@ -134,14 +133,13 @@ def print_table(title: str, records: list[dict[str, Any]]) -> None:
         "error": "error",
         "peak_mib": "peak, MiB",
     }
-    table = Table("", *columns.values(), title=title)
+    rows = []
     for record in records:
-        cells = (record.get(key) for key in columns)
-        shown = ["–" if cell is None else f"{cell:.3g}" for cell in cells]
+        shown = [cell(record.get(key), ".3g") for key in columns]
         if "missing" in record:
             shown[0] = "not installed"
-        table.add_row(record["way"], *shown)
-    Console().print(table)
+        rows.append([record["way"], *shown])
+    Table(title, ["", *columns.values()], rows).print()
 
 
 if __name__ == "__main__":

@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from timing import interleaved, ratios
 from torch import Tensor
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import commandline
+from bilevel.experiment.tables import Table
 from bilevel.imitation import (
     Demonstrations,
     MountainCarExpert,
@@ -206,13 +205,11 @@ def time_imitation_package(
 def print_table(title: str, records: list[Record]) -> None:
     """Prints one kind of records."""
     names = [name for name in records[0] if name != "measured"]
-    table = Table(*names, title=title)
-    for record in records:
-        table.add_row(*(cell(record[name]) for name in names))
-    Console().print(table)
+    rows = [[text(record[name]) for name in names] for record in records]
+    Table(title, names, rows).print()
 
 
-def cell(value: Any) -> str:
+def text(value: Any) -> str:
     """A value as text."""
     if isinstance(value, float):
         return f"{value:.3g}" if value < 10 else f"{value:,.0f}"

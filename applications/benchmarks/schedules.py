@@ -17,14 +17,13 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from timing import Turn, interleaved, ratios
 
 from bilevel import experiment, games
 from bilevel.alias import SCHEDULES
 from bilevel.experiment import commandline
+from bilevel.experiment.tables import Table, cell
 
 GAME, STEP = games.bilinear(), 0.1
 
@@ -212,14 +211,9 @@ def cooper_turns() -> dict[str, Turn]:
 def print_table(records: list[dict[str, object]], count: int) -> None:
     """A row for each schedule."""
     columns = ("by hand, µs", "bilevel, µs", "÷ by hand", "cooper, µs", "games at once, ÷ one")
-    table = Table("schedule", *columns, title=f"a step of f(x, y) = xy; {count} games at once")
-    for record in records:
-        cells = (record.get(column) for column in columns)
-        table.add_row(
-            str(record["schedule"]),
-            *("–" if cell is None else f"{cell:.3g}" for cell in cells),
-        )
-    Console().print(table)
+    header = "schedule", *columns
+    rows = [[cell(record.get(column), ".3g") for column in header] for record in records]
+    Table(f"a step of f(x, y) = xy; {count} games at once", header, rows).print()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from suite.steps import METHODS, Bench, Case, Record, Size, take, way
 from suite.timing import measure
 from timing import interleaved, spread
@@ -30,6 +29,7 @@ from timing import interleaved, spread
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.alias import ScheduleName
 from bilevel.experiment import commandline
+from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import Batch
 
 
@@ -77,8 +77,8 @@ def main(args: Args) -> None:
         overhead = {"method": "Bilevel ÷ by hand", **by_hand(size, device, args.rounds)}
     environment = experiment.environment(device)
     experiment.write_results(args.out, asdict(args), environment, [*records, overhead])
-    console.print(tabulate(records))
-    console.print("{method}: {ratio:.3f} ({ratio_min:.3f} to {ratio_max:.3f})".format(**overhead))
+    tabulate(records).print()
+    print("{method}: {ratio:.3f} ({ratio_min:.3f} to {ratio_max:.3f})".format(**overhead))
 
 
 def by_hand(size: Size, device: torch.device, rounds: int) -> Record:
@@ -119,26 +119,25 @@ def tabulate(records: list[Record]) -> Table:
     """Counted and measured cost, a case a row."""
     first = records[0]
     forward, attacker = first["classifier_forward"], first["attacker_forward"]
-    table = Table(
-        title=f"{first['model']}: F = {forward / 1e9:.3g} G multiply–adds an image, "
+    title = (
+        f"{first['model']}: F = {forward / 1e9:.3g} G multiply–adds an image, "
         f"G/F = {attacker / forward:.3f}, batch {first['batch_size']}"
     )
-    titles = "method", "schedule", "precision", "should cost", "counted (F)", "s/step", "÷ PGM-10"
-    for title in (*titles, "peak, MiB"):
-        table.add_column(title)
-    for record in records:
-        single = record["schedule"] == "simultaneous"
-        table.add_row(
+    header = "method", "schedule", "precision", "should cost", "counted (F)", "s/step", "÷ PGM-10"
+    rows = [
+        [
             record["method"],
             record["schedule"],
             way(record["precision"], record["compiled"]),
-            METHODS[record["method"]] if single else "",
-            f"{record['step_in_classifier_forwards']:.2f}",
-            f"{record['seconds']:.3f}",
-            f"{record['ratio_to_pgm']:.3f}" if "ratio_to_pgm" in record else "–",
-            f"{record['peak_mib']:.0f}",
-        )
-    return table
+            METHODS[record["method"]] if record["schedule"] == "simultaneous" else "",
+            cell(record["step_in_classifier_forwards"], ".2f"),
+            cell(record["seconds"]),
+            cell(record.get("ratio_to_pgm")),
+            cell(record["peak_mib"], ".0f"),
+        ]
+        for record in records
+    ]
+    return Table(title, [*header, "peak, MiB"], rows)
 
 
 if __name__ == "__main__":

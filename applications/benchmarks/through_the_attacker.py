@@ -19,13 +19,12 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from timing import interleaved, ratios
 
 from bilevel import Adjoint, Bilevel, Detached, Unrolled, ZeroSum, experiment
 from bilevel.experiment import commandline
+from bilevel.experiment.tables import Table
 from bilevel.robustness import About, Linf, batches, make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
@@ -84,14 +83,15 @@ def cost_of_a_step(study: Study, rounds: int) -> float:
 
 def print_table(records: list[dict[str, Any]], cost: float) -> None:
     """A row for each adjoint: mean (range) over the seeds."""
-    table = Table("adjoint", *MEASURED, title=f"a step through the attacker takes {cost:.2f} times")
+    rows = []
     for name in ADJOINTS:
         cells = []
         for quantity in MEASURED:
             values = [record[quantity] for record in records if record["method"] == name]
             cells.append(f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        table.add_row(name, *cells)
-    Console().print(table)
+        rows.append([name, *cells])
+    title = f"a step through the attacker takes {cost:.2f} times"
+    Table(title, ["adjoint", *MEASURED], rows).print()
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from result_tables import Table
-
 from bilevel.experiment.files import atomic_write
+from bilevel.experiment.tables import Table, mean_std
 from bilevel.imitation import Demonstrations
 from gail_lib.figure import METHODS, TITLES, mean_return
 from gail_lib.runs import Run
@@ -90,12 +88,3 @@ def _reached(iterations: Sequence[int], runs: int) -> str:
     if not iterations:
         return f"0 of {runs}"
     return f"{len(iterations)} of {runs}, {min(iterations)} to {max(iterations)}"
-
-
-def mean_std(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation, as text."""
-    if not values:
-        return "–"
-    numbers = torch.tensor(values, dtype=torch.float64)
-    text = f"{numbers.mean():.{digits}f}"
-    return text + (f" ± {numbers.std():.{digits}f}" if len(values) > 1 else "")

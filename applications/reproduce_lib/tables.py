@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from result_tables import Table
-
+from bilevel.experiment.tables import Table, cell
 from reproduce_lib.paper import TABLE_2, TABLE_3, TABLE_4, TABLE_6, TABLE_7_8, TRANSFERS, Cell
 
 
@@ -74,15 +73,15 @@ def _white_box(title: str, cells: Sequence[Cell], measured: Measured) -> Table:
     header = ("classifier", "attack", "clean", "paper", "robust", "paper", "worst case")
     rows = tuple(
         (
-            cell.row,
-            cell.attack,
-            _figure(measured.clean(cell.row)),
-            _figure(cell.clean),
-            _figure(measured.under(cell.row, cell.attack)),
-            _figure(cell.robust),
-            _figure(measured.worst(cell.row)),
+            one.row,
+            one.attack,
+            cell(measured.clean(one.row), ".1f"),
+            cell(one.clean, ".1f"),
+            cell(measured.under(one.row, one.attack), ".1f"),
+            cell(one.robust, ".1f"),
+            cell(measured.worst(one.row), ".1f"),
         )
-        for cell in cells
+        for one in cells
     )
     return Table(title, header, rows)
 
@@ -94,7 +93,9 @@ def _times(paper: Mapping[str, float], measured: Measured) -> Table:
     for row, seconds in paper.items():
         own = measured.seconds(row)
         ratio = own / ours if own is not None and ours else None
-        rows.append((row, _figure(own), _figure(ratio, 2), _figure(seconds / paper["pgm"], 2)))
+        rows.append(
+            (row, cell(own, ".1f"), cell(ratio, ".2f"), cell(seconds / paper["pgm"], ".2f"))
+        )
     return Table("Table 3: one epoch's time", header, tuple(rows))
 
 
@@ -103,7 +104,7 @@ def _transfer(title: str, paper: Mapping[str, Sequence[float]], measured: Measur
         (
             row,
             *(
-                f"{_figure(measured.under(row, attack))} ({figure:.2f})"
+                f"{cell(measured.under(row, attack), '.1f')} ({figure:.2f})"
                 for attack, figure in zip(TRANSFERS, figures, strict=True)
             ),
         )
@@ -119,16 +120,12 @@ def _controls(measured: Measured) -> Table:
     rows = tuple(
         (
             row,
-            _figure(measured.clean(row)),
-            _figure(measured.under(row, "PGM-20")),
-            _figure(measured.under(row, "PGM-100")),
-            _figure(measured.worst(row)),
+            cell(measured.clean(row), ".1f"),
+            cell(measured.under(row, "PGM-20"), ".1f"),
+            cell(measured.under(row, "PGM-100"), ".1f"),
+            cell(measured.worst(row), ".1f"),
             "yes" if summary["trustworthy"] else "no",
         )
         for row, summary in measured.summaries.items()
     )
     return Table("Every classifier under all attacks together", header, rows)
-
-
-def _figure(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

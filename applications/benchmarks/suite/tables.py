@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # where the paper's tables are
 
 from reproduce_lib.paper import TABLE_3
 
+from bilevel.experiment.tables import markdown
 from suite.steps import METHODS, way
 
 Record = Mapping[str, Any]
@@ -72,7 +73,7 @@ def cost(steps: Sequence[Record]) -> str:
             ]
         )
     titles = "method", "schedule", "precision", "should cost", "counted, F", "ms", "÷ PGM-10"
-    return table([*titles, "TFLOP/s", "peak, MiB"], rows)
+    return markdown([*titles, "TFLOP/s", "peak, MiB"], rows)
 
 
 def trained(runs: Sequence[Record]) -> str:
@@ -95,7 +96,7 @@ def trained(runs: Sequence[Record]) -> str:
         ]
         for one in runs
     ]
-    return table(["method", "precision", *attacks.values(), "training, s", "÷ PGM-10"], rows)
+    return markdown(["method", "precision", *attacks.values(), "training, s", "÷ PGM-10"], rows)
 
 
 def table_3(cpu: Sequence[Record], gpu: Sequence[Record], *, counted: bool = True) -> str:
@@ -119,7 +120,7 @@ def table_3(cpu: Sequence[Record], gpu: Sequence[Record], *, counted: bool = Tru
         ]
         for name in PAPER
     ]
-    return table(["method", *columns], rows)
+    return markdown(["method", *columns], rows)
 
 
 def targets(records: Sequence[Record]) -> str:
@@ -128,7 +129,7 @@ def targets(records: Sequence[Record]) -> str:
         [what, aim, UNKNOWN if value is None else f"{value:.3f}"]
         for what, aim, value in reached(records)
     ]
-    return table(["figure", "target", "measured"], rows)
+    return markdown(["figure", "target", "measured"], rows)
 
 
 Target = tuple[str, str, float | None]
@@ -212,16 +213,3 @@ class Steps:
 def spread(record: Record, name: str) -> str:
     """A median with its range."""
     return f"{record[name]:.3f} ({record[f'{name}_min']:.3f}–{record[f'{name}_max']:.3f})"
-
-
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; columns of numbers are aligned to the right."""
-    rows = list(rows)
-    columns = list(zip(*rows, strict=True))[1:]
-    rules = ["---", *("---:" if all(map(_is_number, column)) else "---" for column in columns)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (titles, rules, *rows))
-
-
-def _is_number(cell: str) -> bool:
-    """Whether a cell holds a number, or says that there is none."""
-    return cell in ("", "–", UNKNOWN) or cell.lstrip("*−")[:1].isdigit()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from suite.tables import table
-
+from bilevel.experiment.tables import markdown
 from tabulated.reading import Record, per_cent, ranged, read, seeds
 
 ATTACKS = {"clean": "clean", "pgm20": "PGM-20", "pgm100": "PGM-100"}
@@ -24,7 +23,7 @@ def digits_in_short() -> str:
         name = {"pgm": "pgm (10 steps)"}.get(runs[0]["method"], runs[0]["method"])
         accuracies = [f"{100 * mean(run[key] for run in runs):.1f}" for key in ATTACKS]
         rows.append([name, *accuracies, f"{mean(run['ratio_to_pgm'] for run in runs):.2f}"])
-    return table(["method", *ATTACKS.values(), "training time ÷ PGM-10"], rows)
+    return markdown(["method", *ATTACKS.values(), "training time ÷ PGM-10"], rows)
 
 
 def cifar10() -> str:
@@ -44,7 +43,7 @@ def precisions() -> str:
         ]
         for both in zip(runs["digits-float32"], runs["digits"], strict=True)
     ]
-    return table(["method", *titles], rows)
+    return markdown(["method", *titles], rows)
 
 
 def schedules() -> str:
@@ -61,7 +60,7 @@ def schedules() -> str:
     for name in order:
         runs = [records[0] for records in seeds(f"digits-schedules/{name}-*")]
         rows.append([name, *(per_cent([run[key] for run in runs]) for key in ATTACKS)])
-    return table(["schedule", *ATTACKS.values()], rows)
+    return markdown(["schedule", *ATTACKS.values()], rows)
 
 
 def through_the_attacker() -> str:
@@ -74,7 +73,7 @@ def through_the_attacker() -> str:
         runs = [one for one in records if one["method"] == name]
         accuracies = (per_cent([run[key] for run in runs]) for key in attacks)
         rows.append([f"`{name.capitalize()}()`", *accuracies, f"{ratio:.3g}"])
-    return table(["adjoint", *attacks.values(), "CPU time of a step"], rows)
+    return markdown(["adjoint", *attacks.values(), "CPU time of a step"], rows)
 
 
 def _training(runs: Sequence[Sequence[Record]]) -> str:
@@ -87,4 +86,4 @@ def _training(runs: Sequence[Sequence[Record]]) -> str:
         row += [per_cent([record[key] for record in same_method]) for key in accuracies]
         row += [ranged([record[key] for record in same_method]) for key in times]
         rows.append(row)
-    return table(["method", *accuracies.values(), *times.values()], rows)
+    return markdown(["method", *accuracies.values(), *times.values()], rows)

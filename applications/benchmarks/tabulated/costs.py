@@ -5,6 +5,7 @@ from __future__ import annotations
 from suite import tables
 from suite.steps import way
 
+from bilevel.experiment.tables import markdown
 from tabulated.reading import read
 
 
@@ -34,7 +35,7 @@ def cpu() -> str:
             ]
             ratios = [one["seconds"] / base["seconds"] for one in found if one and base]
             rows.append([method, schedule, *(f"{ratio:.2f}" for ratio in ratios)])
-    return tables.table(["", "schedule", *(way(*one) for one in ways)], rows)
+    return markdown(["", "schedule", *(way(*one) for one in ways)], rows)
 
 
 def memory() -> str:
@@ -48,7 +49,7 @@ def memory() -> str:
             ratio = steps.to_pgm("peak_mib", precision=precision)[method]
             row += [f"{one['peak_mib']:.0f}" if one else "–", f"{ratio:.2f}"]
         rows.append(row)
-    return tables.table(["method", "float32", "÷ PGM-10", "bf16", "÷ PGM-10"], rows)
+    return markdown(["method", "float32", "÷ PGM-10", "bf16", "÷ PGM-10"], rows)
 
 
 def targets() -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from suite.tables import table
-
+from bilevel.experiment.tables import markdown
 from tabulated.reading import Record, per_cent, ranged, read, seeds, significant
 
 WEIGHTS = {
@@ -32,7 +31,8 @@ def cleaning() -> str:
         ]
         for one in read("hyper_cleaning/seed-0")
     ]
-    return table(["weights", "accuracy", "found", "false alarms", "AUC", "peak memory, MiB"], rows)
+    titles = "weights", "accuracy", "found", "false alarms", "AUC", "peak memory, MiB"
+    return markdown(titles, rows)
 
 
 def cleaning_by_seeds() -> str:
@@ -42,7 +42,7 @@ def cleaning_by_seeds() -> str:
     for name in (name for name in WEIGHTS if all(name in run for run in runs)):
         accuracy = per_cent([run[name]["accuracy"] for run in runs])
         rows.append([WEIGHTS[name], accuracy, ranged([run[name].get("auc") for run in runs])])
-    return table(["weights", "accuracy", "AUC"], rows)
+    return markdown(["weights", "accuracy", "AUC"], rows)
 
 
 def linear_unrolled() -> str:
@@ -74,7 +74,7 @@ def _costs(model: str, kind: str) -> str:
         if (one["model"], one["kind"]) == (model, kind)
     ]
     titles = "CPU, ms", "÷ by hand", "÷ TorchOpt", "error", "peak, MiB"
-    return table(["", *titles], rows)
+    return markdown(["", *titles], rows)
 
 
 def _ours_bold(way: str) -> str:
@@ -90,4 +90,4 @@ def maml() -> str:
         return [f"{one[f'error_{count}']:.2f}" for count in steps]
 
     rows = [[one["method"], adjoints[one["method"]], *errors(one)] for one in read("maml")]
-    return table(["method", "adjoint", *("0 steps", "1", "5", "20")], rows)
+    return markdown(["method", "adjoint", *("0 steps", "1", "5", "20")], rows)

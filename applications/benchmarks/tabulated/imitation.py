@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from suite.tables import table
-
-from tabulated.reading import Record, read, significant, spread
+from bilevel.experiment.tables import markdown, mean_std
+from tabulated.reading import Record, read, significant
 
 NAMES = {
     "gail": "GAIL",
@@ -19,15 +18,15 @@ def ten_demonstrations() -> str:
     environments = read("gail-mountaincar"), read("gail-pendulum")
     rows = [["expert"]]
     for records in environments:
-        rows[0] += [spread([records[0]["expert"]], 1), ""]
+        rows[0] += [mean_std([records[0]["expert"]], 1), ""]
     for method, name in NAMES.items():
         row = [name]
         for records in environments:
             runs = [one for one in records if one["method"] == method]
-            row += [spread([one["return"] for one in runs], 1), _near(runs)]
+            row += [mean_std([one["return"] for one in runs], 1), _near(runs)]
         rows.append(row)
     titles = "MountainCar, `--reward neutral`", "near after", "Pendulum", "near after"
-    return table(["", *titles], rows)
+    return markdown(["", *titles], rows)
 
 
 def _near(runs: list[Record]) -> str:
@@ -49,15 +48,15 @@ def one_demonstration() -> str:
     rows = [
         [
             name,
-            spread([one["return"] for one in runs], 1),
-            spread([one["worst_after"] for one in runs], 0),
-            spread([one["norm"] for one in runs], 0),
+            mean_std([one["return"] for one in runs], 1),
+            mean_std([one["worst_after"] for one in runs], 0),
+            mean_std([one["norm"] for one in runs], 0),
             f"{sum(one['accuracy'] for one in runs) / len(runs):.2f}",
         ]
         for name, runs in kinds.items()
     ]
     titles = "final return", "worst ten iterations after *near*", "‖θ_D‖, 8.7 at first"
-    return table(["", *titles, "accuracy of D"], rows)
+    return markdown(["", *titles, "accuracy of D"], rows)
 
 
 def updaters() -> str:
@@ -79,4 +78,4 @@ def updaters() -> str:
         if "updater" in one
     ]
     size = "parameters for CartPole's m = 2,561"
-    return table(["`--updater`", "network", size, "update, ms", "with its training, ms"], rows)
+    return markdown(["`--updater`", "network", size, "update, ms", "with its training, ms"], rows)

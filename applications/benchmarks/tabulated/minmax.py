@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from suite.tables import table
-
+from bilevel.experiment.tables import markdown
 from tabulated.reading import read, significant
 
 
@@ -37,7 +36,7 @@ def learned_follower() -> str:
             ]
         )
     titles = "final ÷ initial distance, median [quartiles]", "factor per step"
-    return table(["bilinear games", *titles, "converged (< 1e-3)"], rows)
+    return markdown(["bilinear games", *titles, "converged (< 1e-3)"], rows)
 
 
 def _distance(ratio: float) -> str:
@@ -60,7 +59,7 @@ def monitor() -> str:
         ]
         for one in read("monitor")
     ]
-    return table(["network", "step, ms", "observation, ms", "share of a step"], rows)
+    return markdown(["network", "step, ms", "observation, ms", "share of a step"], rows)
 
 
 def schedules() -> str:
@@ -77,4 +76,4 @@ def schedules() -> str:
         for one in read("schedules")
     ]
     titles = "by hand, µs", "bilevel, µs", "÷ by hand", "cooper 1.0.1, µs"
-    return table(["schedule", *titles, "speed-up per game with 1,000 stacked games"], rows)
+    return markdown(["schedule", *titles, "speed-up per game with 1,000 stacked games"], rows)

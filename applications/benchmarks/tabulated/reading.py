@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -38,15 +38,6 @@ def ranged(values: Sequence[float | None], decimals: int = 3) -> str:
 def per_cent(shares: Sequence[float | None]) -> str:
     """A mean with its range, in per cent."""
     return ranged([None if share is None else 100 * share for share in shares], decimals=1)
-
-
-def spread(values: Sequence[float], decimals: int) -> str:
-    """Mean ± standard deviation, with a minus sign."""
-    if not values:
-        return "–"
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    text = f"{mean(values):,.{decimals}f}".replace("-", "−")
-    return text + (f" ± {deviation:.{decimals}f}" if round(deviation, decimals) else "")
 
 
 def significant(value: float, digits: int) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from bilevel.experiment.tables import Table, cell
 
 COLUMNS = {
     "method": "method",
@@ -26,12 +25,8 @@ def print_table(title: str, records: Sequence[dict[str, Any]]) -> None:
         title: The title.
         records: One for each method.
     """
-    table = Table(title=title)
-    for key, column in COLUMNS.items():
-        table.add_column(column, justify="left" if key == "method" else "right")
-    for record in records:
-        table.add_row(*(cell(record[key]) for key in COLUMNS))
-    Console().print(table)
+    rows = [[cell(record[key]) for key in COLUMNS] for record in records]
+    Table(title, [*COLUMNS.values()], rows).print()
 
 
 def add_ratios(records: list[dict[str, Any]]) -> None:
@@ -44,21 +39,3 @@ def add_ratios(records: list[dict[str, Any]]) -> None:
     for record in records:
         ratio = record["seconds_per_epoch"] / pgm_seconds if pgm_seconds else None
         record["ratio_to_pgm"] = ratio
-
-
-def cell(value: str | float | None) -> str:
-    """The text of a cell: three decimals for a number, a dash for None.
-
-    Args:
-        value: The value.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> cell("pgm"), cell(0.5), cell(None)
-        ('pgm', '0.500', '–')
-    """
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else f"{value:.3f}"

@@ -1,0 +1,36 @@
+"""Tables: one alignment on the screen and as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bilevel.experiment.tables import Table, cell, markdown, mean_std, write_markdown
+
+TABLE = Table("Accuracy", ("method", "note", "clean"), [["pgm", "a", "0.5"], ["plain", "2", "–"]])
+
+
+def test_columns_of_numbers_are_aligned_to_the_right() -> None:
+    assert markdown(TABLE.header, TABLE.rows).splitlines()[1] == "| --- | --- | ---: |"
+    assert markdown(("a", "b"), []) == "| a | b |\n| --- | ---: |"
+
+
+def test_a_table_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    TABLE.print()
+    shown = capsys.readouterr().out
+    assert "│ pgm    │ a    │   0.5 │" in shown
+    assert "Accuracy" in shown
+
+
+def test_tables_in_a_file(tmp_path: Path) -> None:
+    write_markdown(tmp_path / "tables.md", [TABLE, TABLE], "# Results", "A line.")
+    text = (tmp_path / "tables.md").read_text()
+    assert text == f"# Results\n\nA line.\n\n{TABLE.markdown()}\n\n{TABLE.markdown()}\n"
+
+
+def test_cells() -> None:
+    assert [cell(value) for value in (None, "x", 0.5)] == ["–", "x", "0.500"]
+    assert mean_std([-1.0, -3.0], 1) == "−2.0 ± 1.4"
+    assert mean_std([2.0, 2.0], 1) == mean_std([2.0], 1) == "2.0"
+    assert mean_std([], 1) == "–"
