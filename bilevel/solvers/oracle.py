@@ -7,7 +7,8 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError, describe, raise_missing_field
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
-from bilevel.solvers.checks import check_floating, check_point
+from bilevel.solvers.checks import check_floating, check_point, check_types
+from bilevel.solvers.selection import select
 from bilevel.tree import (
     Value,
     detach,
@@ -168,7 +169,7 @@ class Oracle:
             try:
                 moved = update(y, gradient, context, state)
             except RuntimeError as error:
-                _check_types(update, y, error)
+                check_types(update, y, error)
                 raise
             if not isinstance(moved, tuple) or len(moved) != 2:
                 raise BilevelError(
@@ -261,35 +262,8 @@ class Oracle:
         Raises:
             BilevelError: If the batch contains something else than tensors with a row per sample.
         """
-        some = _select(self.batch, chosen)
+        some = select(self.batch, chosen)
         return Oracle(self.follower, self.leader, some, differentiable=self._differentiable)
-
-
-def _check_types(update: Update, y: Value, error: RuntimeError) -> None:
-    """Explains an error of an update whose parameters have another precision than y."""
-    own, others = ({leaf.dtype for leaf in group} for group in (update.parameters(), leaves(y)))
-    if own and own.isdisjoint(others) and "dtype" in str(error):
-        raise BilevelError(
-            f"{type(update).__name__} has parameters of type {own.pop()} and y is of type "
-            f"{others.pop()}: it computes with both; call solver.to(dtype) before the first step"
-        ) from error
-
-
-def _select(batch: Batch, chosen: Tensor) -> Batch:
-    """The chosen samples of a tensor, or of a tuple, list or dict of tensors."""
-    if isinstance(batch, Tensor) and batch.shape[:1] == chosen.shape:
-        return batch[chosen]
-    if isinstance(batch, dict):
-        return {name: _select(part, chosen) for name, part in batch.items()}
-    if isinstance(batch, tuple | list):
-        parts = [_select(part, chosen) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    shape = f" of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else ""
-    raise BilevelError(
-        f"the batch holds a {type(batch).__name__}{shape}: a solver that selects some of "
-        f"{len(chosen)} samples needs a row per sample; give a tensor of that length, or a tuple, "
-        "list or dict of such tensors"
-    )
 
 
 def _detached_leaf(tensor: Tensor) -> Tensor:
