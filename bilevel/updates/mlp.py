@@ -124,6 +124,7 @@ class CoordinateMLP(VectorUpdate):
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
         """The network's output for each coordinate, and the state unchanged."""
         relative = ravel(unit_rms(gradient))
-        magnitude = relative.abs().clamp(min=1e-8).log()
+        smallest = max(1e-8, torch.finfo(relative.dtype).tiny)
+        magnitude = relative.abs().clamp(min=smallest).log()
         features = torch.stack([ravel(y), relative, relative.sign(), magnitude], -1)
         return self.scale * self.network(features).squeeze(-1), state

@@ -170,14 +170,15 @@ def test_a_coordinate_moves_by_its_own_features():
     torch.testing.assert_close(row(updater(y, gradient, None, None)[0]), expected)
 
 
-def test_coordinates_start_at_the_skip_and_a_zero_gradient_is_no_trouble():
-    y, gradient = problem()
-    updater = CoordinateMLP()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_coordinates_start_at_the_skip_and_a_zero_gradient_is_no_trouble(dtype):
+    y, gradient = problem(dtype)
+    updater = CoordinateMLP().to(dtype)
     assert sum(p.numel() for p in updater.parameters()) == 707
     torch.testing.assert_close(row(updater(y, gradient, None, None)[0]), row(y))
     nn.init.normal_(updater.network[-1].weight)
-    still = torch.zeros(4, requires_grad=True)
-    moved, _ = updater(still, torch.zeros(4), None, None)
+    still = torch.zeros(4, dtype=dtype, requires_grad=True)
+    moved, _ = updater(still, torch.zeros(4, dtype=dtype), None, None)
     moved.sum().backward()
     assert moved.isfinite().all()
     assert all(p.grad.isfinite().all() for p in updater.parameters())
