@@ -19,7 +19,7 @@ from bilevel.robustness import L2, Batch, Linf
 
 PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
-NAMES = {**vars(bilevel), "updates": updates, "Linf": Linf, "L2": L2, "torch": torch}
+NAMES = {**vars(updates), **vars(bilevel), "Linf": Linf, "L2": L2}
 
 
 def rows(section: str) -> list[Any]:
