@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +15,6 @@ from bilevel import Bilevel, BilevelError, ZeroSum
 from bilevel.robustness import (
     About,
     Arsenal,
-    Attacker,
     Battery,
     Linf,
     Recipe,
@@ -23,7 +22,6 @@ from bilevel.robustness import (
     Trainer,
     compile_network,
     computing,
-    fitting_width,
     make_attacks,
     make_game,
 )
@@ -63,7 +61,7 @@ class Training:
 
     def run(self, data: Splits, clock: Clock) -> list[Record]:
         """The record of the run, once its last stage is done."""
-        about = self._about(data)
+        about = About.of(self.method, self.recipe, data.train, dataset=self.dataset, seed=self.seed)
         game = self._game(about, data.train.images.device)
         trainer = self._trainer(game, data, clock)
         # Epochs are chosen, and classifiers attacked, in what matrix units make of float32.
@@ -89,22 +87,6 @@ class Training:
                 **accuracies,
             }
         ]
-
-    def _about(self, data: Splits) -> About:
-        recipe, (_, channels, *size) = self.recipe, data.train.images.shape
-        attacker = Attacker(recipe.attacker, gradient_skip=recipe.gradient_skip)
-        about = About(
-            method=self.method,
-            model=recipe.model,
-            channels=channels,
-            classes=len(data.train.classes),
-            dataset=self.dataset,
-            epsilon=recipe.epsilon,
-            seed=self.seed,
-        )
-        width = recipe.attacker_width
-        width = width or fitting_width(attacker, about.classifier(), (channels, *size))
-        return replace(about, attacker=replace(attacker, width=width))
 
     def _game(self, about: About, device: torch.device) -> Bilevel:
         torch.manual_seed(self.seed)

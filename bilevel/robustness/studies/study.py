@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from statistics import median
 from typing import Any
@@ -22,7 +22,6 @@ from bilevel.robustness.evaluation.accuracy import accuracy, examples
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.networks.compilation import compile_network
-from bilevel.robustness.networks.models import build_model
 from bilevel.robustness.networks.speed import (
     Precision,
     enough_memory,
@@ -32,7 +31,7 @@ from bilevel.robustness.networks.speed import (
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, print_table
 from bilevel.robustness.threats.perturbation import Linf, Perturbation
-from bilevel.robustness.training.methods import EVALUATION_STEP, Attacker, fitting_width
+from bilevel.robustness.training.methods import EVALUATION_STEP
 from bilevel.robustness.training.progress import Progress
 from bilevel.robustness.training.trained import About, save_trained
 from bilevel.robustness.training.trainer import Trainer
@@ -72,7 +71,6 @@ class Study:
         )
         self._compiles = args.compiles(self.device)
         self.data = args.load(self.device)
-        self._attacker = self._make_attacker()
         self.records: list[dict[str, Any]] = []
         self._example_batch = next(batches(sample(self.data.test, 3), 3))
         self._examples: list[Example] = []
@@ -87,31 +85,15 @@ class Study:
         Returns:
             Their description.
         """
-        args, recipe, images = self.args, self.recipe, self.data.train
-        return About(
-            method=method,
-            model=recipe.model,
-            channels=images.images.shape[1],
-            classes=len(images.classes),
-            dataset=args.dataset,
-            epsilon=recipe.epsilon,
-            seed=args.seed,
-            attacker=self._attacker,
+        return About.of(
+            method,
+            self.recipe,
+            self.data.train,
+            dataset=self.args.dataset,
+            seed=self.args.seed,
+            normalize=self.args.normalize,
             interpolation=interpolation,
         )
-
-    def _make_attacker(self) -> Attacker:
-        recipe, images = self.recipe, self.data.train
-        attacker = Attacker(
-            recipe.attacker, normalize=self.args.normalize, gradient_skip=recipe.gradient_skip
-        )
-        width = recipe.attacker_width
-        if width is None:
-            _, channels, *size = images.images.shape
-            with torch.device("meta"):  # its multiply–adds are counted, nothing is computed
-                model = build_model(recipe.model, channels=channels, classes=len(images.classes))
-            width = fitting_width(attacker, model, (channels, size[0], size[1]))
-        return replace(attacker, width=width)
 
     def networks(self, about: About) -> tuple[nn.Module, Solver]:
         """The classifier and the method's solver, seeded and on the device.

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.experiment.weights import load_weights, read_about, save_weights
+from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.networks.models import build_model
 from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.perturbation import Linf, Perturbation
-from bilevel.robustness.training.methods import Attacker, is_learned, make_solver
+from bilevel.robustness.training.methods import Attacker, fitting_width, is_learned, make_solver
+from bilevel.robustness.training.recipe import Recipe
 
 CLASSIFIER = "classifier.safetensors"
 ATTACKER = "attacker.safetensors"
@@ -48,6 +51,55 @@ class About:
     seed: int = 0
     attacker: Attacker = field(default_factory=Attacker)
     interpolation: dict[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        recipe: Recipe,
+        images: ImageSet,
+        *,
+        dataset: str,
+        seed: int = 0,
+        normalize: Literal["sample", "batch"] = "sample",
+        interpolation: dict[str, Any] | None = None,
+    ) -> About:
+        """The description of the networks that a recipe trains on some images.
+
+        Args:
+            method: The method.
+            recipe: Names the architectures; an attacker without a width is given the one that
+                :func:`~bilevel.robustness.fitting_width` finds.
+            images: The training images.
+            dataset: Where they come from.
+            seed: Seed of the run.
+            normalize: What the attacker's gradients are divided by, see :class:`Attacker`.
+            interpolation: The follower's settings if it interpolates.
+
+        Returns:
+            Their description.
+        """
+        _, channels, height, width = images.images.shape
+        classes = len(images.classes)
+        attacker = Attacker(
+            recipe.attacker, normalize=normalize, gradient_skip=recipe.gradient_skip
+        )
+        fitting = recipe.attacker_width
+        if fitting is None:
+            with torch.device("meta"):  # it is only counted
+                model = build_model(recipe.model, channels=channels, classes=classes)
+            fitting = fitting_width(attacker, model, (channels, height, width))
+        return cls(
+            method=method,
+            model=recipe.model,
+            channels=channels,
+            classes=classes,
+            dataset=dataset,
+            epsilon=recipe.epsilon,
+            seed=seed,
+            attacker=replace(attacker, width=fitting),
+            interpolation=interpolation,
+        )
 
     def follower(self, eps: float | None = None) -> Perturbation:
         """The follower that the attacker was trained to solve.

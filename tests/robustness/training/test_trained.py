@@ -12,8 +12,10 @@ from bilevel.robustness import (
     About,
     Attacker,
     Batch,
+    ImageSet,
     Interpolation,
     Linf,
+    Recipe,
     load_trained,
     save_trained,
     save_weights,
@@ -55,6 +57,18 @@ def test_what_was_saved_comes_back(about: About, tmp_path: Path) -> None:
             for attacker in (solver, trained.solver)
         ]
         assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize(("given", "width"), [(None, 4), (9, 9)])
+def test_the_networks_that_a_recipe_trains(given: int | None, width: int) -> None:
+    """An attacker without a width has one that costs a fraction of the classifier."""
+    images = ImageSet(torch.zeros(3, 2, 8, 8).byte(), torch.arange(3), ("a", "b", "c"))
+    recipe = Recipe(model="wrn-10-1", epsilon=0.1, attacker_width=given, gradient_skip=0.5)
+    state = torch.get_rng_state()
+    about = About.of("grad-l2l", recipe, images, dataset="npz", seed=4, normalize="batch")
+    attacker = Attacker(recipe.attacker, width, "batch", 0.5)
+    assert about == About("grad-l2l", "wrn-10-1", 2, 3, "npz", 0.1, 4, attacker)
+    assert torch.equal(torch.get_rng_state(), state)  # the classifier is counted, not made
 
 
 def test_the_follower_is_the_one_that_was_played_against() -> None:
