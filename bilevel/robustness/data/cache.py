@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bilevel.errors import BilevelError
+from bilevel.experiment.files import atomic_write
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -57,15 +60,9 @@ def save(path: Path, fingerprint: str, images: Bytes) -> bool:
     Returns:
         Whether it could be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                np.savez(file, fingerprint=np.array(fingerprint), images=images)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError:
+        with atomic_write(path) as part, part.open("wb") as file:
+            np.savez(file, fingerprint=np.array(fingerprint), images=images)
+    except BilevelError:
         return False
     return True

@@ -111,7 +111,7 @@ def test_the_cache_is_hit_and_gives_the_same_images(tree: Path, decoded: list[Pa
     assert same(load(tree), first)
     assert not decoded
     assert (tree / "train" / folder.CACHE_NAME).is_file()
-    assert not list(tree.rglob("*.partial"))
+    assert not list(tree.rglob("*.part"))
 
 
 def test_a_changed_file_is_seen(tree: Path, decoded: list[Path]) -> None:
@@ -180,7 +180,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     with pytest.warns(UserWarning, match="can be written: the images will be decoded again"):
         splits = load(tree)
     assert len(splits.test) == 6
-    assert not list(tree.rglob("*.partial"))
+    assert not list(tree.rglob("*.part"))
 
 
 def test_fewer_than_two_classes(tmp_path: Path) -> None:
