@@ -178,7 +178,7 @@ def test_what_is_said_of_a_run(applications: Callable[[str], ModuleType], settin
     assert told["reached"] == 38  # eight of ten are enough for −132: −128
     assert told["worst_after"] == pytest.approx((-110 - 9 * 190) / 10)
     table = tables.tabulate(ENV, [told, {**told, "reached": None, "return": -200.0}])
-    assert table.rows[0][:3] == ("GAIL", "-162.5 ± 53.0", "1 of 2, 38 to 38")
+    assert table.rows[0][:3] == ("GAIL", "−162.5 ± 53.0", "1 of 2, 38 to 38")
 
 
 def test_each_episode_counts_the_same_and_not_each_iteration(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +17,7 @@ from tests.digits import EPS, trained
 from tests.problems import LinearBox, image_game
 from tests.robustness.attacks.linear import LinearClassifier, greys
 
-SCRIPT = Path(__file__).parents[3] / "applications" / "benchmarks" / "carlini_wagner.py"
+FOLDER = Path(__file__).parents[3] / "applications" / "benchmarks"
 
 
 class Smallest(Linf):
@@ -31,11 +30,9 @@ class Smallest(Linf):
 @pytest.fixture(scope="module")
 def authors() -> ModuleType:
     """The benchmark, which holds the procedure that takes one image at a time."""
-    spec = importlib.util.spec_from_file_location("carlini_wagner", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["carlini_wagner"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        return importlib.import_module("carlini_wagner")
 
 
 @pytest.mark.parametrize("smallest", [True, False])
