@@ -24,6 +24,7 @@ from robust_eval_lib.inputs import check_surrogates, images_of, load
 
 from bilevel import BilevelError, Solver, distributed, experiment, fgsm, pgm
 from bilevel.experiment import checkpoint, commandline
+from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
     EVALUATION_STEP,
@@ -53,7 +54,6 @@ from bilevel.robustness import (
     sample,
     write_report,
 )
-from bilevel.robustness.attacks.fingerprint import fingerprint
 
 
 @dataclass

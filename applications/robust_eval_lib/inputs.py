@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from bilevel import BilevelError, distributed
-from bilevel.robustness import Splits, Trained, checksum, load_images, load_trained
+from bilevel.experiment.checkpoint import fingerprint
+from bilevel.robustness import Splits, Trained, load_images, load_trained
 
 
 def load(names: tuple[str, ...], device: torch.device) -> list[Trained]:
@@ -74,5 +75,6 @@ def read(dataset: str, data_dir: Path, seed: int, device: torch.device) -> Split
     """Loads a dataset, once for all classifiers that were trained on it."""
     with distributed.main_first():
         data = load_images(dataset, data_dir, seed=seed)
-    distributed.check_consistent({"images": checksum(data)})
+    sums = [fingerprint(part.images, part.labels) for part in data]
+    distributed.check_consistent({"images": sums})
     return Splits(*(part.to(device) for part in data))

@@ -28,7 +28,7 @@ from bilevel.robustness.attacks.standard import (
     standard_attacks,
 )
 from bilevel.robustness.data.batches import Augment, Batch, batches, shuffled_batches
-from bilevel.robustness.data.images import ImageSet, Splits, checksum, sample
+from bilevel.robustness.data.images import ImageSet, Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_images
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
 from bilevel.robustness.evaluation.battery import Battery
@@ -120,7 +120,6 @@ __all__ = [
     "check_attack",
     "check_classifier",
     "check_method",
-    "checksum",
     "compile_network",
     "computing",
     "correct",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
 from bilevel.errors import BilevelError, NonFiniteError
-from bilevel.robustness.attacks.fingerprint import fingerprint
+from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.samples import check_batch, check_count
 from bilevel.robustness.attacks.trajectory import recorded

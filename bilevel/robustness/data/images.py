@@ -7,7 +7,6 @@ chosen on the test set, as in much work on adversarial training, is reported too
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -123,22 +122,6 @@ def sample(images: ImageSet, size: int | None, *, seed: int = 0) -> ImageSet:
     if size < 1:
         raise BilevelError(f"a sample of {size} images is empty: give a size of 1 or more")
     return split(images, size, seed)[0]
-
-
-def checksum(splits: Splits) -> int:
-    """The CRC-32 of the pixels and labels, to compare the images of several processes.
-
-    Args:
-        splits: Images on the CPU.
-
-    Returns:
-        A 32-bit number.
-    """
-    crc = 0
-    for part in splits:
-        for tensor in (part.images, part.labels):
-            crc = zlib.crc32(np.ascontiguousarray(tensor.numpy()).data, crc)
-    return crc
 
 
 def split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:

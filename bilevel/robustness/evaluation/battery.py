@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, distributed, frozen
 from bilevel.experiment import checkpoint
+from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.attack import Attack
-from bilevel.robustness.attacks.fingerprint import fingerprint
 from bilevel.robustness.attacks.samples import check_threat
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet

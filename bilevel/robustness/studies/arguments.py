@@ -11,7 +11,8 @@ import tyro
 
 from bilevel import distributed
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.images import Splits, checksum, sample
+from bilevel.experiment.checkpoint import fingerprint
+from bilevel.robustness.data.images import Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_images
 from bilevel.robustness.training.methods import Form
 from bilevel.robustness.training.recipe import RECIPES, SMALL, Recipe, fast
@@ -156,7 +157,8 @@ class TrainingArguments:
                 train_size=self.train_size,
                 download=self.download,
             )
-        distributed.check_consistent({"images": checksum(data)})
+        sums = [fingerprint(part.images, part.labels) for part in data]
+        distributed.check_consistent({"images": sums})
         if not all(map(len, data)):
             counts = ", ".join(f"{len(part)} {name}" for name, part in data._asdict().items())
             raise BilevelError(
