@@ -98,13 +98,19 @@ def check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any
     changed = [name for name in {**given, **saved} if saved.get(name) != given.get(name)]
     if changed:
         theirs, ours = (
-            ", ".join(f"{name} = {settings.get(name)!s:.40}" for name in changed)
+            ", ".join(f"{name} = {_short(settings.get(name))}" for name in changed)
             for settings in (saved, given)
         )
         raise OtherRunError(
             f"{path} is a run with {theirs}, this one has {ours}: a run is resumed as it was "
             "begun; give the same settings, or another --out"
         )
+
+
+def _short(value: object) -> str:
+    """A value as text, unless it is too long for a line."""
+    text = str(value)
+    return text if len(text) <= 40 else "…"
 
 
 def fingerprint(*parts: nn.Module | Tensor) -> str:
