@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import tyro
 from gail_lib.experts import RECORDED_EPISODES, expert_demonstrations
 from gail_lib.figure import draw
-from gail_lib.games import Setting, make_apprentice, suited_reward, updater_bytes
+from gail_lib.games import Setting, make_trainer, suited_reward, updater_bytes
 from gail_lib.memory import check_memory
 from gail_lib.runs import Run, run_all
 from gail_lib.tables import record, tabulate, write_curves
@@ -228,7 +228,7 @@ def render(args: Args, runs: Sequence[Run], pairs: Mapping[str, tuple[Tensor, Te
     """Records an episode of each method's final policy of the first seed."""
     for run in runs:
         if run.setting.seed == args.seed:
-            policy = make_apprentice(run.setting, *pairs[run.setting.env]).leader.policy
+            policy = make_trainer(run.setting, *pairs[run.setting.env]).leader.policy
             folder = args.out / run.setting.name
             load_weights(folder / "policy.safetensors", policy)
             record_gif(folder / "policy.gif", run.setting.env, policy)

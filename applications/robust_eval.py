@@ -29,7 +29,7 @@ from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
     EVALUATION_STEP,
     STANDARD,
-    Arsenal,
+    AttackSettings,
     Battery,
     Curve,
     Dataset,
@@ -171,7 +171,7 @@ def report(
 def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Splits) -> Evaluation:
     """Probes, attacks and judges one classifier, and measures its curves."""
     eps = target.about.epsilon if args.epsilon is None else args.epsilon
-    arsenal = Arsenal(
+    settings = AttackSettings(
         eps,
         target.about.classes,
         start=args.start,
@@ -190,7 +190,7 @@ def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Split
     probed = probe(target.model, data.test, batch_size=args.batch_size)
     with experiment.ProgressBar(target.name) as bar:
         battery = Battery(
-            make_attacks(args.attack, arsenal),
+            make_attacks(args.attack, settings),
             eps=eps,
             seed=args.seed,
             batch_size=args.batch_size,

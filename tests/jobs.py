@@ -25,7 +25,7 @@ from bilevel.robustness import (
     Battery,
     Linf,
     Recipe,
-    Solved,
+    SolverAttack,
     Splits,
     Trainer,
     correct,
@@ -194,7 +194,7 @@ def attacked() -> tuple[torch.nn.Module, Any]:
     return BatchNormNet(), image_set(23)
 
 
-class Broken(Solved):
+class Broken(SolverAttack):
     """An attack that fails on the last batch, so in one process only."""
 
     def perturb(self, model: Any, batch: Any, attempt: int) -> Any:
@@ -206,9 +206,9 @@ class Broken(Solved):
 def battery(path: Path) -> Battery:
     near = Linf(0.5, start=0.5)
     attacks = [
-        Solved("random", near, pgm(0.01, 0), alone=True),
+        SolverAttack("random", near, pgm(0.01, 0), alone=True),
         Broken("broken", near, pgm(0.01, 0), alone=True),
-        Solved("PGM-2", near, pgm(0.02, 2)),
+        SolverAttack("PGM-2", near, pgm(0.02, 2)),
     ]
     return Battery(attacks, eps=0.5, batch_size=2, path=path)
 

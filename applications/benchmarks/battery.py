@@ -26,8 +26,8 @@ from bilevel.experiment import commandline
 from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
     STANDARD,
-    Arsenal,
     Attack,
+    AttackSettings,
     Battery,
     ImageSet,
     load_images,
@@ -67,13 +67,13 @@ def main(args: Args) -> None:
     data = load_images(target.about.dataset, args.data_dir, seed=target.about.seed)
     images = sample(data.test, args.test_size).to(device)
     eps = target.about.epsilon
-    make = partial(Arsenal, eps, target.about.classes, trained=target, points=args.points)
-    arsenal = make(alone=args.attack)
+    make = partial(AttackSettings, eps, target.about.classes, trained=target, points=args.points)
+    settings = make(alone=args.attack)
     measured = partial(cost, model=target.model, images=images, eps=eps)
     records = [
         {"attack": attack, "how": "alone", **spent}
         for name in track(args.attack, "each alone")
-        for attack, spent in measured(make_attacks([name], arsenal)).items()
+        for attack, spent in measured(make_attacks([name], settings)).items()
     ]
     with Console().status("all together"):
         attacks = make_attacks(args.attack, make())

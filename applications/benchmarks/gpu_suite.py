@@ -33,7 +33,7 @@ from bilevel.experiment import commandline
 from bilevel.experiment.files import atomic_write
 from bilevel.robustness import RECIPES, Splits, fast, load_images, sample
 from bilevel.robustness.data.sources import Dataset
-from bilevel.robustness.networks.speed import Precision, fitting_precision
+from bilevel.robustness.networks.speed import Precision, default_precision
 
 
 @dataclass
@@ -163,7 +163,7 @@ def train(args: Args, part: Run, images: Splits, device: torch.device, clock: Cl
     """A training run by the fast recipe."""
     recipe = fast(replace(RECIPES[dataset(args)], model=part.model))
     epochs = args.epochs if args.epochs is not None else part.epochs
-    precision = part.precision or fitting_precision(device)
+    precision = part.precision or default_precision(device)
     name = part.method + (f", {part.precision}" if part.precision else "")
     training = Training(
         part.method,

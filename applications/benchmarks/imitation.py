@@ -44,7 +44,7 @@ from bilevel.imitation import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gail_lib.games import Setting, make_apprentice
+from gail_lib.games import Setting, make_trainer
 from imitation_lib import ours, sb3_trpo
 
 ENV = "MountainCar-v0"
@@ -168,10 +168,10 @@ def gail(args: Args) -> list[Record]:
         steps=args.steps,
         environments=16,
     )
-    apprentice = make_apprentice(setting, *demonstrations.subsample())
+    trainer = make_trainer(setting, *demonstrations.subsample())
     ours, theirs = [], []
     for _ in track(range(max(2, args.rounds // 3)), "GAIL"):
-        ours += interleaved({"ours": apprentice.iterate}, range(3))["ours"]
+        ours += interleaved({"ours": trainer.iterate}, range(3))["ours"]
         theirs += time_imitation_package(args.imitation, demonstrations, args.steps)
     return [
         {

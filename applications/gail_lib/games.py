@@ -15,12 +15,12 @@ from torch import nn
 from bilevel import Alternating, Bilevel, Detached, Iterative, Parametric, Simultaneous
 from bilevel.imitation import (
     TRPO,
-    Apprentice,
     Discriminator,
     Imitator,
     Sampler,
     Standardize,
     Task,
+    Trainer,
     Value,
     make_envs,
     pairs,
@@ -79,7 +79,7 @@ def suited_reward(env: str) -> str:
     return SUITED_REWARDS.get(env, "neutral")
 
 
-def make_apprentice(setting: Setting, states: torch.Tensor, actions: torch.Tensor) -> Apprentice:
+def make_trainer(setting: Setting, states: torch.Tensor, actions: torch.Tensor) -> Trainer:
     """The training loop of a setting on the expert's state–action pairs."""
     torch.manual_seed(setting.seed)
     envs = make_envs(setting.env, setting.environments)
@@ -91,7 +91,7 @@ def make_apprentice(setting: Setting, states: torch.Tensor, actions: torch.Tenso
     leader = Imitator(task.policy(scale), Value(task.observations, inputs=scale), follower)
     game = make_game(setting, leader, follower)
     sampler = Sampler(envs, leader.policy, seed=setting.env_seed(0))
-    return Apprentice(game, sampler, expert, steps=-(-setting.steps // setting.environments))
+    return Trainer(game, sampler, expert, steps=-(-setting.steps // setting.environments))
 
 
 def make_game(setting: Setting, leader: Imitator, follower: Discriminator) -> Bilevel:

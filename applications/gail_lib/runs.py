@@ -20,8 +20,8 @@ from bilevel import BilevelError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.files import make_folder, writing
 from bilevel.experiment.weights import save_weights
-from bilevel.imitation import Apprentice, Policy, clone, demonstrate
-from gail_lib.games import Setting, make_apprentice
+from bilevel.imitation import Policy, Trainer, clone, demonstrate
+from gail_lib.games import Setting, make_trainer
 
 CHECKPOINT_EVERY = 25
 """Iterations between checkpoints. The state of an environment cannot be saved, so environments are
@@ -100,16 +100,16 @@ def run_one(
 ) -> Run:
     """Runs one setting; its folder gets checkpoints, TensorBoard logs and the policy."""
     torch.set_num_threads(1)  # the networks are too small for more
-    apprentice = make_apprentice(setting, states, actions)
+    trainer = make_trainer(setting, states, actions)
     folder = make_folder(out / setting.name)
-    policy = apprentice.leader.policy
+    policy = trainer.leader.policy
     if setting.method == "bc":
         begun = time.perf_counter()
         epochs = clone(policy, states, actions)
         seconds = time.perf_counter() - begun
         history = {"epochs": torch.tensor([float(epochs)])}
     else:
-        history = _train(apprentice, setting, iterations, folder, resume, progress)
+        history = _train(trainer, setting, iterations, folder, resume, progress)
         seconds = history.pop("seconds").mean().item()
     save_weights(
         folder / "policy.safetensors", policy, {k: str(v) for k, v in asdict(setting).items()}
@@ -126,7 +126,7 @@ def evaluate(policy: Policy, env: str) -> Tensor:
 
 
 def _train(
-    apprentice: Apprentice,
+    trainer: Trainer,
     setting: Setting,
     iterations: int,
     folder: Path,
@@ -137,34 +137,34 @@ def _train(
     rows: list[dict[str, float]] = []
     path = folder / "checkpoint.pt"
     if resume and path.exists():
-        rows = _resume(apprentice, setting, iterations, path)
+        rows = _resume(trainer, setting, iterations, path)
     with writing(folder):
         writer = SummaryWriter(folder / "tensorboard", purge_step=len(rows))
-    while apprentice.iteration < iterations:
-        if apprentice.iteration % CHECKPOINT_EVERY == 0:
-            apprentice.sampler.restart(setting.env_seed(apprentice.iteration))
+    while trainer.iteration < iterations:
+        if trainer.iteration % CHECKPOINT_EVERY == 0:
+            trainer.sampler.restart(setting.env_seed(trainer.iteration))
         begun = time.perf_counter()
-        row = apprentice.iterate()
+        row = trainer.iterate()
         rows.append({**row, "seconds": time.perf_counter() - begun})
         with writing(folder):
             for name, value in row.items():
                 if not math.isnan(value):
-                    writer.add_scalar(name, value, apprentice.iteration)
-        if apprentice.iteration % CHECKPOINT_EVERY == 0:
-            run = {"setting": asdict(setting), "expert": apprentice.expert, "rows": rows}
-            checkpoint.save(path, run | apprentice.state_dict())
-        progress(setting.name, apprentice.iteration)
+                    writer.add_scalar(name, value, trainer.iteration)
+        if trainer.iteration % CHECKPOINT_EVERY == 0:
+            run = {"setting": asdict(setting), "expert": trainer.expert, "rows": rows}
+            checkpoint.save(path, run | trainer.state_dict())
+        progress(setting.name, trainer.iteration)
     with writing(folder):
         writer.close()
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
 def _resume(
-    apprentice: Apprentice, setting: Setting, iterations: int, path: Path
+    trainer: Trainer, setting: Setting, iterations: int, path: Path
 ) -> list[dict[str, float]]:
     state = checkpoint.load(path)
     checkpoint.check_settings(path, state["setting"], asdict(setting))
-    if "expert" not in state or not torch.equal(state["expert"], apprentice.expert):
+    if "expert" not in state or not torch.equal(state["expert"], trainer.expert):
         raise BilevelError(
             f"{path} was run with other demonstrations: it cannot be resumed; give the same "
             "--expert, --demonstrations and --every, or another --out"
@@ -175,5 +175,5 @@ def _resume(
             f"{path} has run {len(rows)} iterations already, and {iterations} are requested: give "
             f"--iterations {len(rows)} or more, or another --out"
         )
-    apprentice.load_state_dict(state)
+    trainer.load_state_dict(state)
     return rows

@@ -8,16 +8,15 @@ Discriminator                        the follower: classifies pairs as the polic
 Imitator                             the leader: a policy rewarded by the discriminator
 generalized_advantages               generalized advantage estimation (GAE)
 TRPO                                 the optimizer of a policy: the ``leader_opt`` of a game
-Apprentice                           the training loop: rollout, step of the game, value fit
+Trainer                           the training loop: rollout, step of the game, value fit
 """
 
 from bilevel.imitation.advantages import generalized_advantages
-from bilevel.imitation.apprentice import Apprentice
 from bilevel.imitation.cloning import clone
 from bilevel.imitation.demonstrations import Demonstrations, demonstrate
-from bilevel.imitation.discriminator import Discriminator, Imitation, pairs
+from bilevel.imitation.discriminator import Discriminator, ImitationBatch, pairs
 from bilevel.imitation.environments import Task, make_envs
-from bilevel.imitation.experts import MountainCarExpert, improve, train_expert
+from bilevel.imitation.experts import MountainCarExpert, train_expert, trpo_step
 from bilevel.imitation.imitator import Imitator, surrogate
 from bilevel.imitation.networks import Standardize, in_numpy, mlp
 from bilevel.imitation.policies import CategoricalPolicy, GaussianPolicy, Policy
@@ -28,17 +27,17 @@ from bilevel.imitation.storage import (
     save_demonstrations,
     save_minari,
 )
+from bilevel.imitation.trainer import Trainer
 from bilevel.imitation.trpo import TRPO, TrustRegionStep
 from bilevel.imitation.values import Value
 
 __all__ = [
     "TRPO",
-    "Apprentice",
     "CategoricalPolicy",
     "Demonstrations",
     "Discriminator",
     "GaussianPolicy",
-    "Imitation",
+    "ImitationBatch",
     "Imitator",
     "MountainCarExpert",
     "Policy",
@@ -46,12 +45,12 @@ __all__ = [
     "Sampler",
     "Standardize",
     "Task",
+    "Trainer",
     "TrustRegionStep",
     "Value",
     "clone",
     "demonstrate",
     "generalized_advantages",
-    "improve",
     "in_numpy",
     "load_demonstrations",
     "load_minari",
@@ -62,4 +61,5 @@ __all__ = [
     "save_minari",
     "surrogate",
     "train_expert",
+    "trpo_step",
 ]

@@ -27,7 +27,7 @@ REWARDS: dict[str, Callable[[Tensor], Tensor]] = {
 """The policy's reward as a function of D's logits: see :class:`Discriminator`."""
 
 
-class Imitation(NamedTuple):
+class ImitationBatch(NamedTuple):
     """The batch of an imitation game.
 
     Attributes:
@@ -141,11 +141,11 @@ class Discriminator(FollowerProblem):
         """
         return sum(weight.numel() for weight in self.network.parameters())
 
-    def init(self, batch: Imitation | None) -> Weights:
+    def init(self, batch: ImitationBatch | None) -> Weights:
         """The network's initial weights."""
         return {name: p.detach().clone() for name, p in self.network.named_parameters()}
 
-    def project(self, y: Weights, batch: Imitation | None) -> Weights:
+    def project(self, y: Weights, batch: ImitationBatch | None) -> Weights:
         """The nearest weights of norm at most R."""
         if self.max_norm is None:
             return y
@@ -165,7 +165,7 @@ class Discriminator(FollowerProblem):
         scores: Tensor = functional_call(self.network, y, (inputs,))
         return scores.squeeze(-1)
 
-    def objective(self, leader: Any, y: Weights, batch: Imitation) -> Tensor:
+    def objective(self, leader: Any, y: Weights, batch: ImitationBatch) -> Tensor:
         """E_π log D + E_expert log(1 − D), estimated on the batch, a scalar."""
         policy = F.logsigmoid(self.logits(y, self.pairs(batch.rollout))).mean()
         return policy + F.logsigmoid(-self.logits(y, batch.expert)).mean()
@@ -184,7 +184,7 @@ class Discriminator(FollowerProblem):
             rewards = REWARDS[self.reward_name](self.logits(y, self.pairs(rollout)))
         return rewards.view_as(rollout.rewards)
 
-    def accuracy(self, y: Weights, batch: Imitation) -> Tensor:
+    def accuracy(self, y: Weights, batch: ImitationBatch) -> Tensor:
         """Balanced accuracy: the mean of the accuracies on the policy's and the expert's pairs.
 
         Args:

@@ -74,13 +74,13 @@ def train_expert(
         advantages, returns = value.advantages_and_returns(
             rollout, rollout.rewards, discount=discount, gae_lambda=gae_lambda
         )
-        improve(policy, optimizer, rollout, advantages)
+        trpo_step(policy, optimizer, rollout, advantages)
         value.fit(value_opt, rollout.observations.flatten(0, 1), returns.flatten())
         callback(iteration, rollout.returns)
     return policy
 
 
-def improve(policy: Policy, optimizer: TRPO, rollout: Rollout, advantages: Tensor) -> None:
+def trpo_step(policy: Policy, optimizer: TRPO, rollout: Rollout, advantages: Tensor) -> None:
     """One TRPO update of a policy on a rollout.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.imitation.discriminator import Discriminator, Imitation, Weights
+from bilevel.imitation.discriminator import Discriminator, ImitationBatch, Weights
 from bilevel.imitation.policies import Policy
 from bilevel.imitation.rollouts import Rollout
 from bilevel.imitation.values import Value
@@ -80,9 +80,9 @@ class Imitator(LeaderProblem):
         self.gae_lambda = gae_lambda
         self.discriminator_weights: Weights = {}
         self.returns = self._advantages = torch.empty(0, 0)
-        self._valued: tuple[Imitation, list[int]] | None = None  # what the advantages are of
+        self._valued: tuple[ImitationBatch, list[int]] | None = None  # what the advantages are of
 
-    def loss(self, y: Weights, batch: Imitation) -> Tensor:
+    def loss(self, y: Weights, batch: ImitationBatch) -> Tensor:
         """The surrogate loss; evaluates the policy once."""
         # The line search evaluates the loss repeatedly at the same y, V and batch.
         value = [tensor._version for tensor in (*self.value.parameters(), *self.value.buffers())]
@@ -97,7 +97,7 @@ class Imitator(LeaderProblem):
             self._valued = batch, value
         return surrogate(self.policy, batch.rollout, self._advantages)
 
-    def advantages_and_returns(self, y: Weights, batch: Imitation) -> tuple[Tensor, Tensor]:
+    def advantages_and_returns(self, y: Weights, batch: ImitationBatch) -> tuple[Tensor, Tensor]:
         """Advantages and value targets under the discriminator's rewards.
 
         Args:

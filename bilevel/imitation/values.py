@@ -36,7 +36,7 @@ class Value(nn.Module):
         torch.Size([5])
     """
 
-    size: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Value(nn.Module):
     ) -> None:
         super().__init__()
         self.network = mlp([observations, *hidden, 1], last_gain=0.01, inputs=inputs)
-        self.register_buffer("size", torch.ones(()))
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, observations: Tensor) -> Tensor:
         """The value of each state.
@@ -59,7 +59,7 @@ class Value(nn.Module):
             ``(...)``, in units of the return.
         """
         values: Tensor = self.network(observations)
-        return self.size * values.squeeze(-1)
+        return self.scale * values.squeeze(-1)
 
     @torch.no_grad()
     def advantages_and_returns(
@@ -112,7 +112,7 @@ class Value(nn.Module):
         with torch.no_grad():
             explained_variance: Tensor = 1 - (returns - self(observations)).var() / returns.var()
         self._rescale(returns)
-        targets = returns / self.size
+        targets = returns / self.scale
         for _ in range(epochs):
             for rows in torch.randperm(len(targets)).split(batch_size):
                 optimizer.zero_grad()
@@ -123,7 +123,7 @@ class Value(nn.Module):
     @torch.no_grad()
     def _rescale(self, returns: Tensor) -> None:
         """Sets the scale to that of the returns, and leaves V unchanged."""
-        size = returns.square().mean().sqrt().clamp(min=1e-6)
+        scale = returns.square().mean().sqrt().clamp(min=1e-6)
         for parameter in self.network[-1].parameters():
-            parameter.mul_(self.size / size)
-        self.size.copy_(size)
+            parameter.mul_(self.scale / scale)
+        self.scale.copy_(scale)

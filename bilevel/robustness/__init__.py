@@ -6,7 +6,7 @@
     make_solver, Attacker    the paper's training methods by name
     Recipe, make_game        hyperparameters, and the game that they define
     Trainer                  epochs, validation, checkpoints
-    Solved, Battery          attacks, and the worst case over all of them
+    SolverAttack, Battery          attacks, and the worst case over all of them
     probe, judge             whether the worst case can be trusted
 
 ``applications/adv_training.py`` and ``applications/robust_eval.py`` put them together.
@@ -14,13 +14,13 @@
 
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.robustness.attacks.apgd import APGD
-from bilevel.robustness.attacks.arsenal import Arsenal
-from bilevel.robustness.attacks.attack import Attack, Solved, attack
+from bilevel.robustness.attacks.attack import Attack, SolverAttack, attack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
-from bilevel.robustness.attacks.foreign import Foreign
-from bilevel.robustness.attacks.fresh import Fresh
+from bilevel.robustness.attacks.external import ExternalAttack
+from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.attacks.interfaces import Adversary, foolbox_attack
 from bilevel.robustness.attacks.random_sampling import RandomSampling
+from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.attacks.standard import (
     STANDARD,
     check_attack,
@@ -39,15 +39,15 @@ from bilevel.robustness.evaluation.report import write_report
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
 from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
 from bilevel.robustness.figures import draw_attacks
-from bilevel.robustness.networks.averaging import Averaged
+from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.classifier import Classifier, Normalize
 from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.models import build_model, resnet18, small_cnn, wide_resnet
 from bilevel.robustness.networks.speed import (
     Trunk,
     computing,
-    enough_memory,
-    fitting_precision,
+    default_precision,
+    explain_out_of_memory,
     recompute_activations,
 )
 from bilevel.robustness.threats.interpolation import InterpolatedLabels, Interpolation
@@ -70,6 +70,7 @@ from bilevel.robustness.training.trainer import Trainer
 
 __all__ = [
     "APGD",
+    "EMA",
     "EVALUATION_STEP",
     "L2",
     "METHODS",
@@ -78,11 +79,10 @@ __all__ = [
     "TRAINING_STEP",
     "About",
     "Adversary",
-    "Arsenal",
     "Attack",
+    "AttackSettings",
     "Attacker",
     "Augment",
-    "Averaged",
     "Batch",
     "Battery",
     "CarliniWagner",
@@ -91,9 +91,9 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "Example",
+    "ExternalAttack",
     "Finding",
-    "Foreign",
-    "Fresh",
+    "FreshAttack",
     "ImageSet",
     "InterpolatedLabels",
     "Interpolation",
@@ -104,7 +104,7 @@ __all__ = [
     "Progress",
     "RandomSampling",
     "Recipe",
-    "Solved",
+    "SolverAttack",
     "Splits",
     "Targeted",
     "Threat",
@@ -124,12 +124,12 @@ __all__ = [
     "computing",
     "correct",
     "cross_entropy",
+    "default_precision",
     "dlr",
     "draw_attacks",
-    "enough_memory",
     "examples",
+    "explain_out_of_memory",
     "fast",
-    "fitting_precision",
     "fitting_width",
     "foolbox_attack",
     "headline",

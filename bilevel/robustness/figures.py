@@ -68,13 +68,13 @@ def _draw(axis: Axes, x: float, y: float, aspect: float, example: Example) -> No
     """Three panels in a row, the first with its lower left corner at (x, y)."""
     delta = example.adversarial - example.clean
     norm = float(delta.abs().max())
-    right = example.said == example.truth
+    right = example.prediction == example.label
     panels = (
-        (example.clean, _short(example.truth), INK),
+        (example.clean, _short(example.label), INK),
         (0.5 + delta / (2 * norm or 1.0), f"± {norm:.2g}", MUTED),
         (
             example.adversarial,
-            f"→ {_short(example.said)}" + ("" if right else " ✗"),
+            f"→ {_short(example.prediction)}" + ("" if right else " ✗"),
             INK if right else BAD,
         ),
     )

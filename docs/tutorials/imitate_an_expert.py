@@ -40,7 +40,7 @@ print(f"{len(states)} pairs of an expert with mean return {demonstrations.return
 # scale; without it nothing is learned in a hundred iterations.
 
 
-def make_apprentice(updater=None):
+def make_trainer(updater=None):
     """GAIL, or with an updater L2L-GAIL."""
     envs = imitation.make_envs(env, 16)
     task = imitation.Task.of(envs)
@@ -64,7 +64,7 @@ def make_apprentice(updater=None):
         schedule=schedule,
     )
     sampler = imitation.Sampler(envs, leader.policy, seed=0)
-    return imitation.Apprentice(game, sampler, expert, steps=313)
+    return imitation.Trainer(game, sampler, expert, steps=313)
 
 
 # %%
@@ -78,8 +78,8 @@ def make_apprentice(updater=None):
 figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
 axes.axhline(demonstrations.returns.mean(), color="gray", linestyle="--", label="expert")
 for name, updater in (("GAIL", None), ("L2L-GAIL", updates.CoordinateMLP(gradient_skip=0.1))):
-    apprentice = make_apprentice(updater)
-    curve = [apprentice.iterate()["return"] for _ in range(30)]
+    trainer = make_trainer(updater)
+    curve = [trainer.iterate()["return"] for _ in range(30)]
     axes.plot(curve, label=name)
 axes.set(xlabel="iteration", ylabel="return", title="MountainCar, no reward seen")
 axes.legend()
@@ -97,7 +97,7 @@ position, velocity = torch.meshgrid(
 )
 with torch.no_grad():
     grid = torch.stack([position, velocity], -1).flatten(0, 1)
-    probs = apprentice.leader.policy(grid).probs.view(60, 60, 3)
+    probs = trainer.leader.policy(grid).probs.view(60, 60, 3)
 figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
 mesh = axes.pcolormesh(
     position, velocity, probs[..., 2] - probs[..., 0], cmap="RdBu", vmin=-1, vmax=1

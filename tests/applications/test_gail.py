@@ -118,9 +118,9 @@ def test_every_game_moves_the_policy(
     games: ModuleType, setting: Callable[..., Any], method: str, updater: str
 ) -> None:
     shown = demonstrate(ENV, MountainCarExpert(), 1).subsample()
-    apprentice = games.make_apprentice(setting(method, updater), *shown)
-    first = apprentice.iterate()
-    second = apprentice.iterate()
+    trainer = games.make_trainer(setting(method, updater), *shown)
+    first = trainer.iterate()
+    second = trainer.iterate()
     assert second["kl"] > 0
     assert (first["norm"] == second["norm"]) == (method == "constant")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bilevel import Bilevel, BilevelError, Detached, Iterative, LeaderProblem, Parametric, testing
-from bilevel.imitation import Discriminator, Imitation, Rollout, Standardize, Task, pairs
+from bilevel.imitation import Discriminator, ImitationBatch, Rollout, Standardize, Task, pairs
 from bilevel.tree import ravel
 from bilevel.updates import Gradient
 
@@ -24,18 +24,18 @@ class Still(LeaderProblem):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(()))
 
-    def loss(self, y: dict[str, torch.Tensor], batch: Imitation) -> torch.Tensor:
+    def loss(self, y: dict[str, torch.Tensor], batch: ImitationBatch) -> torch.Tensor:
         return self.w**2
 
 
-def batch_of(policy: list[int], expert: list[int]) -> Imitation:
+def batch_of(policy: list[int], expert: list[int]) -> ImitationBatch:
     """One state, two actions: how often each was chosen by whom."""
     acted, shown = (torch.tensor([0] * counts[0] + [1] * counts[1]) for counts in (policy, expert))
     state, zero = torch.ones(len(acted), 1, 1), torch.zeros(len(acted), 1)
     rollout = Rollout(
         state, acted.view(-1, 1), zero, state, zero, zero.bool(), zero.bool(), torch.zeros(0)
     )
-    return Imitation(rollout, pairs(TASK, torch.ones(len(shown), 1), shown))
+    return ImitationBatch(rollout, pairs(TASK, torch.ones(len(shown), 1), shown))
 
 
 @pytest.mark.parametrize("solver", ["parametric", "iterative"])

@@ -12,7 +12,7 @@ from bilevel.imitation import (
     TRPO,
     CategoricalPolicy,
     Discriminator,
-    Imitation,
+    ImitationBatch,
     Imitator,
     MountainCarExpert,
     Sampler,
@@ -61,7 +61,7 @@ def test_at_the_policy_that_played_it_is_the_policy_gradient(env: str) -> None:
 
 def test_the_loss_is_the_surrogate_of_the_discriminators_rewards() -> None:
     game, sampler, expert = make()
-    leader, batch = game.leader, Imitation(sampler.collect(30), expert)
+    leader, batch = game.leader, ImitationBatch(sampler.collect(30), expert)
     y = game.follower.init(batch)
     advantages, _ = leader.advantages_and_returns(y, batch)
     leader.loss(y, batch).backward()
@@ -76,7 +76,7 @@ def test_the_value_leaves_the_returns_their_due() -> None:
     """Advantage and value add up to the discounted rewards of an episode, for λ = 1."""
     game, sampler, expert = make()
     game.leader.gae_lambda = 1.0
-    batch = Imitation(sampler.collect(3), expert)
+    batch = ImitationBatch(sampler.collect(3), expert)
     y = game.follower.init(batch)
     earned = game.follower.reward(y, batch.rollout)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_the_value_leaves_the_returns_their_due() -> None:
 
 def test_a_step_moves_both_players_and_a_stopped_game_goes_on() -> None:
     game, sampler, expert = make()
-    first, second = (Imitation(sampler.collect(50), expert) for _ in range(2))
+    first, second = (ImitationBatch(sampler.collect(50), expert) for _ in range(2))
     assert not game.leader.discriminator_weights
     start = [actor.clone() for actor in game.trained_parameters()]
     metrics = game.step(first)
@@ -114,7 +114,7 @@ def test_advantages_are_those_of_the_batch_and_the_discriminator() -> None:
     """They are kept for the line search, and until the value function has moved."""
     game, sampler, expert = make()
     leader = game.leader
-    first, second = (Imitation(sampler.collect(30), expert) for _ in range(2))
+    first, second = (ImitationBatch(sampler.collect(30), expert) for _ in range(2))
     y = game.follower.init(first)
     other = {**y, "0.bias": y["0.bias"] + 0.1}
     for weights, batch in ((y, first), (other, first), (other, second), (y, second)):
@@ -122,7 +122,7 @@ def test_advantages_are_those_of_the_batch_and_the_discriminator() -> None:
         _, returns = leader.advantages_and_returns(weights, batch)
         assert torch.equal(leader.returns, returns)
     with torch.no_grad():
-        leader.value.size.mul_(2)
+        leader.value.scale.mul_(2)
     leader.loss(y, second)
     assert not torch.equal(leader.returns, returns)
 
@@ -131,4 +131,4 @@ def test_one_action_has_no_spread() -> None:
     game, _, expert = make()
     alone = Sampler(make_envs(ENV, 1), game.leader.policy).collect(1)
     with pytest.raises(BilevelError, match=r"the rollout has 1 actions: .*play more"):
-        game.step(Imitation(alone, expert))
+        game.step(ImitationBatch(alone, expert))

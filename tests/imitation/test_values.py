@@ -32,8 +32,8 @@ def test_stretching_moves_no_value() -> None:
     still = torch.optim.SGD(value.parameters(), lr=0.0)
     value.fit(still, states, torch.full((50,), -300.0) + torch.randn(50))
     torch.testing.assert_close(value(states), before)
-    assert value.size.item() == pytest.approx(300, rel=0.01)
-    assert "size" in value.state_dict()
+    assert value.scale.item() == pytest.approx(300, rel=0.01)
+    assert "scale" in value.state_dict()
 
 
 def test_advantage_and_value_make_the_return() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gail_lib.games import Setting, make_apprentice
+from gail_lib.games import Setting, make_trainer
 from rich.progress import track
 from timing import Turn, interleaved, spread
 
 from bilevel import Bilevel
-from bilevel.imitation import Imitation, demonstrate, train_expert
+from bilevel.imitation import ImitationBatch, demonstrate, train_expert
 
 GAIL = Path(__file__).parents[2] / "gail.py"
 Record = dict[str, Any]
@@ -42,14 +42,14 @@ def updaters(rounds: int, kinds: Sequence[str]) -> list[Record]:
             steps=320,
             environments=16,
         )
-        apprentice = make_apprentice(setting, *pairs)
-        game = apprentice.game
-        batch = Imitation(apprentice.sampler.collect(20), apprentice.expert)
+        trainer = make_trainer(setting, *pairs)
+        game = trainer.game
+        batch = ImitationBatch(trainer.sampler.collect(20), trainer.expert)
         records.append(
             {
                 "measured": "updaters of CartPole's discriminator",
                 "updater": kind,
-                "weights of D": apprentice.leader.follower.size,
+                "weights of D": trainer.leader.follower.size,
                 "parameters": sum(p.numel() for p in game.solver.parameters()),
                 "update, ms": 1e3 * seconds(lambda: game.solve(batch), rounds),  # noqa: B023
                 "with training, ms": 1e3 * seconds(lambda: train(game, batch), rounds),  # noqa: B023
@@ -58,7 +58,7 @@ def updaters(rounds: int, kinds: Sequence[str]) -> list[Record]:
     return records
 
 
-def train(game: Bilevel, batch: Imitation) -> None:
+def train(game: Bilevel, batch: ImitationBatch) -> None:
     """An update, and a step of the updater's optimizer."""
     game.move_solver(game.solve(batch).value, batch)
 

@@ -14,7 +14,7 @@ from torch import nn
 from bilevel import Bilevel, BilevelError, ZeroSum
 from bilevel.robustness import (
     About,
-    Arsenal,
+    AttackSettings,
     Battery,
     Linf,
     Recipe,
@@ -132,10 +132,10 @@ class Training:
     def _attack(self, about: About, model: nn.Module, data: Splits) -> dict[str, float]:
         """Accuracy: clean, under each attack, under all of them."""
         model = copy.deepcopy(model)  # which is not compiled: the last images come in odd numbers
-        arsenal = Arsenal(about.epsilon, about.classes, seed=self.seed)
+        settings = AttackSettings(about.epsilon, about.classes, seed=self.seed)
         path = self.folder / "battery.pt"
         battery = Battery(
-            make_attacks(ATTACKS, arsenal),
+            make_attacks(ATTACKS, settings),
             eps=about.epsilon,
             seed=self.seed,
             batch_size=512,

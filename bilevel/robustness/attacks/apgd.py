@@ -46,12 +46,12 @@ class APGD(Solver):
             :class:`~bilevel.robustness.Linf`.
 
     Example:
-        >>> from bilevel.robustness import Linf, Solved
+        >>> from bilevel.robustness import Linf, SolverAttack
         >>> from bilevel.robustness.threats.losses import dlr, targeted_dlr
-        >>> Solved("APGD-DLR", Linf(0.031, start=0.031, loss=dlr), APGD(), restarts=5)
-        Solved('APGD-DLR')
-        >>> Solved("APGD-T", Linf(0.031, start=0.031, loss=targeted_dlr), APGD(), targets=9)
-        Solved('APGD-T')
+        >>> SolverAttack("APGD-DLR", Linf(0.031, start=0.031, loss=dlr), APGD(), restarts=5)
+        SolverAttack('APGD-DLR')
+        >>> SolverAttack("APGD-T", Linf(0.031, start=0.031, loss=targeted_dlr), APGD(), targets=9)
+        SolverAttack('APGD-T')
     """
 
     def __init__(self, *, steps: int = 100, rho: float = 0.75) -> None:

@@ -132,7 +132,7 @@ class Attack(ABC):
         return f"{type(self).__name__}({self.name!r})"
 
 
-class Solved(Attack):
+class SolverAttack(Attack):
     """A solver used as an attack: hand-designed or learned, white-box or transferred.
 
     Args:
@@ -159,7 +159,7 @@ class Solved(Attack):
     Example:
         >>> from bilevel import pgm
         >>> from bilevel.robustness import Linf
-        >>> Solved("PGM-20", Linf(0.031, start=1e-4), pgm(0.003, 20), restarts=5).tries
+        >>> SolverAttack("PGM-20", Linf(0.031, start=1e-4), pgm(0.003, 20), restarts=5).tries
         5
     """
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.attacks.arsenal import Arsenal
 from bilevel.robustness.attacks.attack import Attack, Kind
-from bilevel.robustness.attacks.foreign import Foreign
+from bilevel.robustness.attacks.external import ExternalAttack
+from bilevel.robustness.attacks.settings import AttackSettings
 
 
 def autoattack(
-    name: str, parts: list[str] | None, kind: Kind, passes: float, arsenal: Arsenal
+    name: str, parts: list[str] | None, kind: Kind, passes: float, settings: AttackSettings
 ) -> list[Attack]:
     """AutoAttack's standard version, or some of its component attacks.
 
@@ -25,7 +25,7 @@ def autoattack(
         parts: The package's names of the component attacks; None for the standard version.
         kind: See :class:`Attack`.
         passes: Likewise.
-        arsenal: ε, the number of classes and the seed.
+        settings: ε, the number of classes and the seed.
 
     Returns:
         One attack; a missing package is reported when the attack is run.
@@ -46,12 +46,12 @@ def autoattack(
                 attacks=parts,
                 version="custom" if parts else "standard",
                 device=images.device,
-                eps=arsenal.eps,
-                seed=arsenal.seed,
+                eps=settings.eps,
+                seed=settings.seed,
             )
             for targeted in (adversary.apgd_targeted, adversary.fab):
-                targeted.n_target_classes = min(9, arsenal.classes - 1)
-            if arsenal.classes < 4 and parts is None:
+                targeted.n_target_classes = min(9, settings.classes - 1)
+            if settings.classes < 4 and parts is None:
                 adversary.attacks_to_run.remove("apgd-t")
             found: tuple[Tensor, Tensor] = adversary.run_standard_evaluation(
                 images, labels, batch_size=len(images)
@@ -60,4 +60,4 @@ def autoattack(
 
         return run
 
-    return [Foreign(name, make, kind=kind, passes=passes)]
+    return [ExternalAttack(name, make, kind=kind, passes=passes)]

@@ -52,10 +52,10 @@ class CarliniWagner(Solver):
             :class:`~bilevel.robustness.Linf`, or its loss is the cross entropy.
 
     Example:
-        >>> from bilevel.robustness import Linf, Solved
+        >>> from bilevel.robustness import Linf, SolverAttack
         >>> from bilevel.robustness.threats.losses import margin
-        >>> Solved("CW", Linf(0.031, loss=margin), CarliniWagner())
-        Solved('CW')
+        >>> SolverAttack("CW", Linf(0.031, loss=margin), CarliniWagner())
+        SolverAttack('CW')
     """
 
     def __init__(self, *, steps: int = 100) -> None:

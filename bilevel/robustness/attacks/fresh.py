@@ -16,7 +16,7 @@ from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.threats.perturbation import Threat
 
 
-class Fresh(Attack):
+class FreshAttack(Attack):
     """Trains a learned solver against the frozen classifier, then attacks with it.
 
     A classifier that was trained jointly with an attacker may resist that attacker only; a newly

@@ -5,7 +5,7 @@
 
 Classifiers need no wrapper: an ``nn.Module`` from images in [0, 1] to logits is what AutoAttack,
 RobustBench, torchattacks and foolbox take. For attacks of other packages in an evaluation of this
-one see :class:`~bilevel.robustness.Foreign`.
+one see :class:`~bilevel.robustness.ExternalAttack`.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ class RandomSampling(Solver):
         BilevelError: If ``points`` is less than 1, or the follower does not start at random.
 
     Example:
-        >>> from bilevel.robustness import Linf, Solved
+        >>> from bilevel.robustness import Linf, SolverAttack
         >>> from bilevel.robustness.threats.losses import margin
         >>> follower = Linf(0.031, start=0.031, loss=margin)
-        >>> Solved("random", follower, RandomSampling(1000), kind="black-box")
-        Solved('random')
+        >>> SolverAttack("random", follower, RandomSampling(1000), kind="black-box")
+        SolverAttack('random')
     """
 
     def __init__(self, points: int) -> None:

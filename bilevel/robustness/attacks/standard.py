@@ -24,13 +24,13 @@ from torch import nn
 from bilevel import fgsm, pgm
 from bilevel.errors import BilevelError, raise_unknown
 from bilevel.robustness.attacks.apgd import APGD
-from bilevel.robustness.attacks.arsenal import Arsenal
-from bilevel.robustness.attacks.attack import Attack, Solved
+from bilevel.robustness.attacks.attack import Attack, SolverAttack
 from bilevel.robustness.attacks.autoattack import autoattack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
-from bilevel.robustness.attacks.foreign import Unavailable
-from bilevel.robustness.attacks.fresh import Fresh
+from bilevel.robustness.attacks.external import Unavailable
+from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.attacks.random_sampling import RandomSampling
+from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.threats.losses import LOSSES, Loss, cross_entropy, dlr, margin, targeted_dlr
 from bilevel.robustness.threats.perturbation import Linf
 from bilevel.robustness.training.methods import (
@@ -85,17 +85,17 @@ def standard_attacks(
         APGD-T
         random 300
     """
-    arsenal = Arsenal(eps, classes, restarts=restarts, surrogates=surrogates or {})
-    return make_attacks(STANDARD, arsenal)
+    settings = AttackSettings(eps, classes, restarts=restarts, surrogates=surrogates or {})
+    return make_attacks(STANDARD, settings)
 
 
-def make_attacks(names: Sequence[str], arsenal: Arsenal) -> list[Attack]:
+def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]:
     """Makes attacks by name.
 
     Args:
         names: Of fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw, random, own,
             fresh, transfer, square and autoattack; :data:`STANDARD` is the default battery.
-        arsenal: Their settings.
+        settings: Their settings.
 
     Returns:
         New attacks. A name may give none (``own`` for a classifier without an attacker) or several
@@ -106,8 +106,8 @@ def make_attacks(names: Sequence[str], arsenal: Arsenal) -> list[Attack]:
     """
     attacks = []
     for name in names:
-        for attack in _make(name, arsenal):
-            attack.alone = attack.alone or name in arsenal.alone
+        for attack in _make(name, settings):
+            attack.alone = attack.alone or name in settings.alone
             attacks.append(attack)
     return attacks
 
@@ -131,92 +131,92 @@ def check_attack(name: str) -> None:
         raise_unknown("attack", name, [*_ATTACKS, "pgm-20", "pgm-100"])
 
 
-def _make(name: str, arsenal: Arsenal) -> list[Attack]:
+def _make(name: str, settings: AttackSettings) -> list[Attack]:
     check_attack(name)
     if match := _PGM.fullmatch(name):
-        return [_pgm(int(match[1]), match[2] or "ce", arsenal)]
-    return _ATTACKS[name](arsenal)
+        return [_pgm(int(match[1]), match[2] or "ce", settings)]
+    return _ATTACKS[name](settings)
 
 
-def _pgm(steps: int, loss: str, arsenal: Arsenal) -> Attack:
+def _pgm(steps: int, loss: str, settings: AttackSettings) -> Attack:
     """PGM as in the paper's evaluation; on the cross entropy it has an accuracy of its own."""
-    return Solved(
+    return SolverAttack(
         f"PGM-{steps}" + (f" {loss}" if loss != "ce" else ""),
-        arsenal.ball(LOSSES[loss], start=arsenal.start),
-        pgm(EVALUATION_STEP * arsenal.eps, steps),
-        restarts=arsenal.restarts,
+        settings.ball(LOSSES[loss], start=settings.start),
+        pgm(EVALUATION_STEP * settings.eps, steps),
+        restarts=settings.restarts,
         keep_broken=loss != "ce",
         alone=loss == "ce",
-        passes=3 * steps * arsenal.restarts,
+        passes=3 * steps * settings.restarts,
     )
 
 
-def _fgsm(arsenal: Arsenal) -> list[Attack]:
-    solver = fgsm(arsenal.eps)
-    return [Solved("FGSM", Linf(arsenal.eps), solver, kind="one-step", alone=True, passes=3)]
+def _fgsm(settings: AttackSettings) -> list[Attack]:
+    solver = fgsm(settings.eps)
+    return [SolverAttack("FGSM", Linf(settings.eps), solver, kind="one-step", alone=True, passes=3)]
 
 
-def _apgd(name: str, loss: Loss, arsenal: Arsenal, targets: int = 0) -> list[Attack]:
+def _apgd(name: str, loss: Loss, settings: AttackSettings, targets: int = 0) -> list[Attack]:
     return [
-        Solved(
+        SolverAttack(
             name,
-            arsenal.ball(loss),
+            settings.ball(loss),
             APGD(),
-            restarts=arsenal.restarts,
+            restarts=settings.restarts,
             targets=targets,
             keep_broken=True,
-            passes=303 * (targets or arsenal.restarts),
+            passes=303 * (targets or settings.restarts),
         )
     ]
 
 
-def _apgd_t(arsenal: Arsenal) -> list[Attack]:
+def _apgd_t(settings: AttackSettings) -> list[Attack]:
     """Targeted if there are the four classes that the targeted loss needs, else on the margin."""
-    if arsenal.classes < 4:
-        return _apgd("APGD-margin", margin, arsenal)
-    return _apgd("APGD-T", targeted_dlr, arsenal, targets=min(9, arsenal.classes - 1))
+    if settings.classes < 4:
+        return _apgd("APGD-margin", margin, settings)
+    return _apgd("APGD-T", targeted_dlr, settings, targets=min(9, settings.classes - 1))
 
 
-def _cw(arsenal: Arsenal) -> list[Attack]:
-    return [Solved("CW", Linf(arsenal.eps, loss=margin), CarliniWagner(), passes=5000)]
+def _cw(settings: AttackSettings) -> list[Attack]:
+    return [SolverAttack("CW", Linf(settings.eps, loss=margin), CarliniWagner(), passes=5000)]
 
 
-def _random(arsenal: Arsenal) -> list[Attack]:
-    follower, points = arsenal.ball(margin), arsenal.points
+def _random(settings: AttackSettings) -> list[Attack]:
+    follower, points = settings.ball(margin), settings.points
     solver = RandomSampling(points)
-    return [Solved(f"random {points}", follower, solver, kind="black-box", passes=points)]
+    return [SolverAttack(f"random {points}", follower, solver, kind="black-box", passes=points)]
 
 
-def _own(arsenal: Arsenal) -> list[Attack]:
-    trained = arsenal.trained
+def _own(settings: AttackSettings) -> list[Attack]:
+    trained = settings.trained
     if trained is None or not trained.about.learned:
         return []
     name = f"own {trained.about.method}"
     if trained.solver is None:
         return [Unavailable(name, f"{trained.name} was saved without its attacker.safetensors")]
-    follower = trained.about.follower(arsenal.eps)
-    return [Solved(name, follower, trained.solver, alone=True, passes=30)]
+    follower = trained.about.follower(settings.eps)
+    return [SolverAttack(name, follower, trained.solver, alone=True, passes=30)]
 
 
-def _fresh(arsenal: Arsenal) -> list[Attack]:
-    trained, method, train = arsenal.trained, arsenal.fresh, arsenal.train
+def _fresh(settings: AttackSettings) -> list[Attack]:
+    trained, method, train = settings.trained, settings.fresh, settings.train
     if not is_learned(method):
         raise BilevelError(f"fresh is {method!r}, which learns nothing: name a method with l2l")
     if train is None:
         return [Unavailable(f"fresh {method}", "there are no images to train it on")]
     attacker = trained.about.attacker if trained else Attacker()
     channels = train.images.shape[1]
-    make = partial(make_solver, method, eps=arsenal.eps, channels=channels, attacker=attacker)
-    follower, steps = Linf(arsenal.eps), arsenal.fresh_steps
-    return [Fresh(f"fresh {method}", follower, make, train, steps=steps, passes=30)]
+    make = partial(make_solver, method, eps=settings.eps, channels=channels, attacker=attacker)
+    follower, steps = Linf(settings.eps), settings.fresh_steps
+    return [FreshAttack(f"fresh {method}", follower, make, train, steps=steps, passes=30)]
 
 
-def _transfer(arsenal: Arsenal) -> list[Attack]:
+def _transfer(settings: AttackSettings) -> list[Attack]:
     """FGSM and PGM-10 on each surrogate (Appendix C)."""
-    eps = arsenal.eps
+    eps = settings.eps
     solvers = {"FGSM": fgsm(eps), "PGM-10": pgm(TRAINING_STEP * eps, 10)}
     return [
-        Solved(
+        SolverAttack(
             f"{name} on {surrogate}",
             Linf(eps),
             solver,
@@ -225,12 +225,12 @@ def _transfer(arsenal: Arsenal) -> list[Attack]:
             alone=True,
             passes=30,
         )
-        for surrogate, model in arsenal.surrogates.items()
+        for surrogate, model in settings.surrogates.items()
         for name, solver in solvers.items()
     ]
 
 
-_ATTACKS: dict[str, Callable[[Arsenal], list[Attack]]] = {
+_ATTACKS: dict[str, Callable[[AttackSettings], list[Attack]]] = {
     "fgsm": _fgsm,
     "apgd-ce": partial(_apgd, "APGD-CE", cross_entropy),
     "apgd-dlr": partial(_apgd, "APGD-DLR", dlr),

@@ -77,10 +77,10 @@ class Battery:
 
     Example:
         >>> from bilevel import pgm
-        >>> from bilevel.robustness import Linf, Solved
+        >>> from bilevel.robustness import Linf, SolverAttack
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> images = ImageSet(torch.zeros(6, 1, 2, 2).byte(), torch.arange(6) % 2, ("a", "b"))
-        >>> battery = Battery([Solved("PGM-2", Linf(1.0), pgm(0.5, 2))], eps=1.0)
+        >>> battery = Battery([SolverAttack("PGM-2", Linf(1.0), pgm(0.5, 2))], eps=1.0)
         >>> right, outcomes = battery.run(model, images)
         >>> int(right.sum()), int(outcomes[0].broken.sum())
         (3, 3)

@@ -200,12 +200,12 @@ class Example:
         title: The name of the attack or of the training method.
         clean: ``(C, H, W)`` in [0, 1].
         adversarial: The perturbed image.
-        truth: The name of its class.
-        said: The name of the class predicted for the adversarial image.
+        label: The name of its class.
+        prediction: The name of the class predicted for the adversarial image.
     """
 
     title: str
     clean: Tensor
     adversarial: Tensor
-    truth: str
-    said: str
+    label: str
+    prediction: str

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
-class Averaged(AveragedModel):
+class EMA(AveragedModel):
     r"""A network whose weights are the moving average of another's (Polyak & Juditsky, 1992).
 
     .. math:: \bar\theta_t = d_t \bar\theta_{t-1} + (1 - d_t)\,\theta_t, \quad
@@ -32,7 +32,7 @@ class Averaged(AveragedModel):
 
     Example:
         >>> network = nn.Linear(1, 1, bias=False)
-        >>> averaged = Averaged(network, decay=0.9)
+        >>> averaged = EMA(network, decay=0.9)
         >>> for weight in (0.0, 11.0):
         ...     weight = nn.init.constant_(network.weight, weight)
         ...     averaged.update_parameters(network)

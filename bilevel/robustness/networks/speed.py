@@ -19,7 +19,7 @@ from bilevel.recompute import checkpointed
 Precision = Literal["float32", "tf32", "bf16"]
 
 
-def fitting_precision(device: torch.device) -> Precision:
+def default_precision(device: torch.device) -> Precision:
     """The fastest precision that a device computes in and adversarial training bears.
 
     Args:
@@ -30,7 +30,7 @@ def fitting_precision(device: torch.device) -> Precision:
         float32.
 
     Example:
-        >>> fitting_precision(torch.device("cpu")) in ("float32", "bf16")
+        >>> default_precision(torch.device("cpu")) in ("float32", "bf16")
         True
     """
     if device.type == "cuda":
@@ -170,7 +170,7 @@ def recompute_activations(model: nn.Module) -> None:
 
 
 @contextmanager
-def enough_memory(batch_size: int) -> Iterator[None]:
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
     """Within the block it is told what helps where memory ends.
 
     Args:

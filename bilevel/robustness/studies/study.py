@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -24,8 +24,8 @@ from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.speed import (
     Precision,
-    enough_memory,
-    fitting_precision,
+    default_precision,
+    explain_out_of_memory,
     recompute_activations,
 )
 from bilevel.robustness.studies.arguments import TrainingArguments
@@ -67,10 +67,18 @@ class Study:
         distributed.check_consistent({**asdict(args), "code": experiment.code()})
         self.device = experiment.pick_device(args.device)
         self._precision: Precision = (
-            fitting_precision(self.device) if args.precision == "auto" else args.precision
+            default_precision(self.device) if args.precision == "auto" else args.precision
         )
         self._compiles = args.compiles(self.device)
         self.data = args.load(self.device)
+        self._about = About.of(
+            "plain",
+            self.recipe,
+            self.data.train,
+            dataset=args.dataset,
+            seed=args.seed,
+            normalize=args.normalize,
+        )
         self.records: list[dict[str, Any]] = []
         self._example_batch = next(batches(sample(self.data.test, 3), 3))
         self._examples: list[Example] = []
@@ -85,15 +93,7 @@ class Study:
         Returns:
             Their description.
         """
-        return About.of(
-            method,
-            self.recipe,
-            self.data.train,
-            dataset=self.args.dataset,
-            seed=self.args.seed,
-            normalize=self.args.normalize,
-            interpolation=interpolation,
-        )
+        return replace(self._about, method=method, interpolation=interpolation)
 
     def networks(self, about: About) -> tuple[nn.Module, Solver]:
         """The classifier and the method's solver, seeded and on the device.
@@ -208,7 +208,7 @@ class Study:
         ball, step = Linf(eps, start=1e-4), EVALUATION_STEP * eps
         measure = partial(accuracy, model, self.data.test, batch_size=size)
         assert isinstance(game.follower, Perturbation)
-        with enough_memory(size):
+        with explain_out_of_memory(size):
             own = measure(game.follower, game.solver) if about.learned else None
             return {
                 "clean": measure(),

@@ -165,8 +165,8 @@ class InterpolatedLabels(LeaderProblem):
 
 def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     """A layer's output for the images, averaged over the pixels: ``(B, width)``."""
-    # The trunk alone, compiled if the classifier is; but a hook, as of Solved with keep_broken, is
-    # to see the logits at every point.
+    # The trunk alone, compiled if the classifier is; but a hook, as of SolverAttack with
+    # keep_broken, is to see the logits at every point.
     if layer == "trunk" and isinstance(model, Classifier) and not model._forward_hooks:
         output = model.trunk(model.normalize(x))
     else:

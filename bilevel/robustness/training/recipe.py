@@ -29,7 +29,7 @@ class Recipe:
             & Topin, 2018), changing at each step.
         weight_decay: Weight decay of both networks.
         ema: Decay of the classifier's averaged weights, which are then validated, kept and
-            evaluated (:class:`~bilevel.robustness.Averaged`); 0 for no averaging, as in the paper.
+            evaluated (:class:`~bilevel.robustness.EMA`); 0 for no averaging, as in the paper.
         attacker_lr: The attacker's learning rate (Adam), constant.
         attacker: See :class:`~bilevel.robustness.Attacker`.
         attacker_width: Likewise; None for :func:`~bilevel.robustness.fitting_width`.

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.perturbation import Linf, Perturbation
 from bilevel.robustness.training.methods import Attacker, fitting_width, is_learned, make_solver
 from bilevel.robustness.training.recipe import Recipe
+from bilevel.updates.normalize import Over
 
 CLASSIFIER = "classifier.safetensors"
 ATTACKER = "attacker.safetensors"
@@ -61,8 +62,7 @@ class About:
         *,
         dataset: str,
         seed: int = 0,
-        normalize: Literal["sample", "batch"] = "sample",
-        interpolation: dict[str, Any] | None = None,
+        normalize: Over = "sample",
     ) -> About:
         """The description of the networks that a recipe trains on some images.
 
@@ -74,7 +74,6 @@ class About:
             dataset: Where they come from.
             seed: Seed of the run.
             normalize: What the attacker's gradients are divided by, see :class:`Attacker`.
-            interpolation: The follower's settings if it interpolates.
 
         Returns:
             Their description.
@@ -98,7 +97,6 @@ class About:
             epsilon=recipe.epsilon,
             seed=seed,
             attacker=replace(attacker, width=fitting),
-            interpolation=interpolation,
         )
 
     def follower(self, eps: float | None = None) -> Perturbation:

@@ -17,8 +17,8 @@ from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment import checkpoint
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
-from bilevel.robustness.networks.averaging import Averaged
-from bilevel.robustness.networks.speed import Precision, computing, enough_memory
+from bilevel.robustness.networks.averaging import EMA
+from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
 from bilevel.robustness.threats.perturbation import Threat
 from bilevel.robustness.training.progress import MetricWindows, Progress, Window
 from bilevel.robustness.training.rates import LearningRates
@@ -93,7 +93,7 @@ class Trainer:
         self.save_every = save_every
         self.progress = Progress()
         self.best_weights: dict[str, Any] = {}
-        self.averaged = Averaged(game.leader, recipe.ema) if recipe.ema else None
+        self.averaged = EMA(game.leader, recipe.ema) if recipe.ema else None
         self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
         self._windows = MetricWindows(data.train.images.device)
         self._rates = LearningRates(game.leader_opt)
@@ -212,7 +212,7 @@ class Trainer:
         if self.game.pool:
             left = len(self.data.train) - self.progress.position * size
             self.game.pool.share = batch_share(min(size, left))
-        with computing(self.precision, batch.x.device, one_size=True), enough_memory(size):
+        with computing(self.precision, batch.x.device, one_size=True), explain_out_of_memory(size):
             metrics = self.game.step(batch)
         if self.game.pool:
             distributed.average_statistics(self.game.pool, [self.game.leader, self.game.solver])

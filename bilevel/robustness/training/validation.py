@@ -11,7 +11,7 @@ from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import accuracy
-from bilevel.robustness.networks.speed import enough_memory
+from bilevel.robustness.networks.speed import explain_out_of_memory
 from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.perturbation import L2, Linf, Threat
 from bilevel.robustness.training.methods import TRAINING_STEP
@@ -68,5 +68,5 @@ def validate_model(
         ``validation_clean`` and ``validation_robust``, accuracy under the attack.
     """
     measure = partial(accuracy, model, images, batch_size=batch_size)
-    with enough_memory(batch_size):
+    with explain_out_of_memory(batch_size):
         return {"validation_clean": measure(), "validation_robust": measure(*attack)}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bilevel import BilevelError, Oracle, ZeroSum, testing
-from bilevel.robustness import APGD, Batch, Classifier, Linf, Solved, batches
+from bilevel.robustness import APGD, Batch, Classifier, Linf, SolverAttack, batches
 from bilevel.robustness.threats.losses import Loss, cross_entropy, dlr, margin, targeted_dlr
 from tests.digits import EPS, trained
 from tests.problems import Nearest, Weights, image_game
@@ -170,7 +170,7 @@ def test_the_accuracy_that_is_left(name: str) -> None:
     loss, tries, steps, count = ATTACKS[name]
     network, _, test = trained()
     model, batch = network.requires_grad_(False), next(batches(test, count))
-    ours = Solved("APGD", Linf(EPS, start=EPS, loss=loss), APGD(steps=steps), **tries)
+    ours = SolverAttack("APGD", Linf(EPS, start=EPS, loss=loss), APGD(steps=steps), **tries)
     if tries:
         theirs = base.APGDAttack_targeted(model, n_iter=steps, eps=EPS)
     else:
@@ -181,7 +181,7 @@ def test_the_accuracy_that_is_left(name: str) -> None:
     assert left < accuracy(model, batch.x, batch) - 0.4
 
 
-def worst_of(attack: Solved, model: Classifier, batch: Batch) -> float:
+def worst_of(attack: SolverAttack, model: Classifier, batch: Batch) -> float:
     """The accuracy after all tries, each on the images that are still right."""
     right = model(batch.x).argmax(1) == batch.y
     for attempt in range(attack.tries):

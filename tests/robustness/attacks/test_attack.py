@@ -1,4 +1,4 @@
-"""`Solved`: misclassified points on the way, role, settings, restarts and targets."""
+"""`SolverAttack`: misclassified points on the way, role, settings, restarts and targets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bilevel import BilevelError, Iterative, NonFiniteError, Oracle, Solver, fgsm, pgm
 from bilevel.robustness import (
     APGD,
-    Arsenal,
     Attack,
+    AttackSettings,
     Batch,
     Battery,
     CarliniWagner,
@@ -20,7 +20,7 @@ from bilevel.robustness import (
     Interpolation,
     Linf,
     RandomSampling,
-    Solved,
+    SolverAttack,
     attack,
     make_attacks,
 )
@@ -62,7 +62,7 @@ def greys() -> Batch:
 def moved(solver: Solver, *, keep_broken: bool = True, **settings: nn.Module) -> list[float]:
     """How far the attack moves each of two images, of which the first can be broken."""
     batch = greys()
-    attack = Solved("it", Linf(EPS), solver, keep_broken=keep_broken, **settings)
+    attack = SolverAttack("it", Linf(EPS), solver, keep_broken=keep_broken, **settings)
     return (attack.perturb(Bright(), batch, 0) - batch.x).amax((1, 2, 3)).tolist()
 
 
@@ -84,7 +84,7 @@ def test_a_solver_that_goes_on_with_some_of_the_images() -> None:
     images = image_set(12)
     model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 4))
     solver = CarliniWagner(steps=5)
-    attack = Solved("CW", Linf(EPS, loss=margin), solver, keep_broken=True)
+    attack = SolverAttack("CW", Linf(EPS, loss=margin), solver, keep_broken=True)
     _, (outcome,) = Battery([attack], eps=EPS).run(model, images)
     assert not outcome.problem
 
@@ -92,13 +92,13 @@ def test_a_solver_that_goes_on_with_some_of_the_images() -> None:
 def test_a_scripted_classifier_cannot_be_watched() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
     batch = Batch(torch.rand(3, 1, 2, 2), torch.zeros(3).long())
-    found = Solved("FGSM", Linf(EPS), fgsm(EPS), keep_broken=True).perturb(scripted, batch, 0)
+    found = SolverAttack("FGSM", Linf(EPS), fgsm(EPS), keep_broken=True).perturb(scripted, batch, 0)
     assert (found - batch.x).abs().max() > 0
 
 
 def test_the_classifier_is_watched_no_longer_than_the_attack() -> None:
     model = Bright()
-    Solved("it", Linf(EPS), pgm(0.1, 2), keep_broken=True).perturb(model, greys(), 0)
+    SolverAttack("it", Linf(EPS), pgm(0.1, 2), keep_broken=True).perturb(model, greys(), 0)
     assert not model._forward_hooks
 
 
@@ -115,11 +115,11 @@ def test_the_classifier_is_watched_no_longer_than_the_attack() -> None:
     ],
 )
 def test_the_role_does_not_depend_on_the_name(solver: Solver, follower: Linf, role: str) -> None:
-    assert Solved("random PGM-20", follower, solver).role == role
+    assert SolverAttack("random PGM-20", follower, solver).role == role
 
 
 def test_pgm_is_reported_as_the_field_does_and_auto_pgd_as_its_authors_do() -> None:
-    made = make_attacks(("pgm-20", "pgm-20-margin", "apgd-ce", "apgd-t"), Arsenal(EPS, 10))
+    made = make_attacks(("pgm-20", "pgm-20-margin", "apgd-ce", "apgd-t"), AttackSettings(EPS, 10))
     assert [attack.keep_broken for attack in made] == [False, True, True, True]
     assert len({attack.settings for attack in made}) == 4
 
@@ -129,10 +129,10 @@ def test_settings_tell_weights_apart() -> None:
     torch.manual_seed(0)
     attackers = [Iterative(CNN(1, EPS, form="two-layer", width=4), 1) for _ in range(2)]
     surrogates = [nn.Linear(2, 2) for _ in range(2)]
-    made: list[Attack] = [Solved("it", Linf(EPS), attacker) for attacker in attackers]
-    made += [Solved("it", Linf(EPS), fgsm(EPS), surrogate=other) for other in surrogates]
+    made: list[Attack] = [SolverAttack("it", Linf(EPS), attacker) for attacker in attackers]
+    made += [SolverAttack("it", Linf(EPS), fgsm(EPS), surrogate=other) for other in surrogates]
     assert len({attack.settings for attack in made}) == 4
-    assert made[0].settings == Solved("it", Linf(EPS), attackers[0]).settings
+    assert made[0].settings == SolverAttack("it", Linf(EPS), attackers[0]).settings
 
 
 def test_inference_mode_is_told_to_be_the_trouble() -> None:
@@ -154,7 +154,7 @@ def test_a_diverged_classifier_does_not_look_robust() -> None:
 def test_an_attack_tries_at_least_once(tries: dict[str, int]) -> None:
     """Otherwise it would break nothing, and look like a robust classifier."""
     with pytest.raises(BilevelError, match=r"(restarts is 0|targets is -1): .* give 1, 2"):
-        Solved("it", Linf(EPS), pgm(0.1, 2), **tries)
+        SolverAttack("it", Linf(EPS), pgm(0.1, 2), **tries)
 
 
 @pytest.mark.parametrize(("targets", "problem"), [(4, ""), (5, "targets is 5"), (9, "targets=4")])
@@ -163,7 +163,7 @@ def test_as_many_targets_as_there_are_wrong_classes(targets: int, problem: str) 
     images = ImageSet(images.images, images.labels % 5, tuple("abcde"))
     model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 5))
     follower = Linf(EPS, start=EPS, loss=targeted_dlr)
-    attack = Solved("APGD-T", follower, APGD(steps=3), targets=targets)
+    attack = SolverAttack("APGD-T", follower, APGD(steps=3), targets=targets)
     _, (outcome,) = Battery([attack], eps=EPS).run(model, images)
     assert problem in outcome.problem
     assert bool(problem) == bool(outcome.problem)

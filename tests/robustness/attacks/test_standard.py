@@ -13,19 +13,19 @@ from bilevel import BilevelError, Iterative, NonFiniteError
 from bilevel.robustness import (
     STANDARD,
     About,
-    Arsenal,
     Attacker,
+    AttackSettings,
     Batch,
     Battery,
     ImageSet,
-    Solved,
+    SolverAttack,
     Trained,
     attack,
     check_attack,
     make_attacks,
     standard_attacks,
 )
-from bilevel.robustness.attacks.fresh import Fresh
+from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.threats.losses import cross_entropy, dlr, margin, targeted_dlr
 from bilevel.updates import SignGradient
 
@@ -39,13 +39,13 @@ def trained(method: str = "plain", name: str = "target", **about: object) -> Tra
     return Trained(name, what, what.classifier(), what.solver() if what.learned else None)
 
 
-def arsenal(**settings: object) -> Arsenal:
-    return Arsenal(**{"eps": EPS, "classes": 10, **settings})
+def attack_settings(**settings: object) -> AttackSettings:
+    return AttackSettings(**{"eps": EPS, "classes": 10, **settings})
 
 
-def only(name: str, **settings: object) -> Solved:
-    (made,) = make_attacks([name], arsenal(**settings))
-    assert isinstance(made, Solved)
+def only(name: str, **settings: object) -> SolverAttack:
+    (made,) = make_attacks([name], attack_settings(**settings))
+    assert isinstance(made, SolverAttack)
     return made
 
 
@@ -82,13 +82,13 @@ def test_few_classes_have_no_targets() -> None:
 
 def test_what_sees_every_image_for_its_own_figure() -> None:
     target = trained("grad-l2l")
-    settings = arsenal(alone=("cw",), trained=target, surrogates={"it": target.model})
+    settings = attack_settings(alone=("cw",), trained=target, surrogates={"it": target.model})
     made = make_attacks(["fgsm", "own", "transfer", "apgd-ce", "cw"], settings)
     assert [one.alone for one in made] == [True, True, True, True, False, True]
 
 
 def test_the_own_attacker() -> None:
-    assert make_attacks(["own"], arsenal()) == []
+    assert make_attacks(["own"], attack_settings()) == []
     target = trained("two-step-l2l")
     made = only("own", trained=target)
     assert (made.name, made.solver) == ("own two-step-l2l", target.solver)
@@ -96,14 +96,16 @@ def test_the_own_attacker() -> None:
 
 def test_an_attacker_that_is_missing_is_told_when_it_is_wanted() -> None:
     target = trained("grad-l2l")
-    (made,) = make_attacks(["own"], arsenal(trained=Trained("it", target.about, target.model)))
+    (made,) = make_attacks(
+        ["own"], attack_settings(trained=Trained("it", target.about, target.model))
+    )
     with pytest.raises(BilevelError, match=r"it was saved without its attacker.safetensors"):
         made.prepare(target.model)
 
 
 def test_transfer_uses_the_gradients_of_the_surrogate() -> None:
     surrogate = trained(name="other")
-    made = make_attacks(["transfer"], arsenal(surrogates={"other": surrogate.model}))
+    made = make_attacks(["transfer"], attack_settings(surrogates={"other": surrogate.model}))
     assert [one.name for one in made] == ["FGSM on other", "PGM-10 on other"]
     assert made[1].solver.steps == 10
     assert [one.solver.update.step for one in made] == pytest.approx([EPS, 0.07])
@@ -147,8 +149,8 @@ def test_a_fresh_attacker_learns_against_a_classifier_that_stands_still() -> Non
         tuple(map(str, range(10))),
     )
     before = {name: value.clone() for name, value in target.model.state_dict().items()}
-    (made,) = make_attacks(["fresh"], arsenal(trained=target, train=train, fresh_steps=60))
-    assert isinstance(made, Fresh)
+    (made,) = make_attacks(["fresh"], attack_settings(trained=target, train=train, fresh_steps=60))
+    assert isinstance(made, FreshAttack)
     images = Batch(train.images.float() / 255, train.labels)
     gains = []
     for steps in (0, made.steps):
@@ -168,20 +170,20 @@ def test_a_fresh_attacker_does_not_learn_from_nan() -> None:
     target, images = trained(), torch.zeros(8, 1, 8, 8).byte()
     torch.nn.init.constant_(target.model.head.bias, torch.nan)
     train = ImageSet(images, torch.arange(8), tuple(map(str, range(10))))
-    (made,) = make_attacks(["fresh"], arsenal(trained=target, train=train))
+    (made,) = make_attacks(["fresh"], attack_settings(trained=target, train=train))
     with pytest.raises(NonFiniteError, match="answer is not finite"):
         made.prepare(target.model)
 
 
 def test_every_standard_name_is_known() -> None:
-    made = make_attacks(STANDARD, arsenal(surrogates={"s": nn.Flatten()}))
+    made = make_attacks(STANDARD, attack_settings(surrogates={"s": nn.Flatten()}))
     assert len({one.name for one in made}) == len(made) == len(STANDARD)  # own gives 0, transfer 2
 
 
 def test_the_default_battery_needs_nothing_but_epsilon_and_the_classes() -> None:
     made = standard_attacks(0.1, 3, restarts=2, surrogates={"other": nn.Flatten()})
     expected = make_attacks(
-        STANDARD, Arsenal(0.1, 3, restarts=2, surrogates={"other": nn.Flatten()})
+        STANDARD, AttackSettings(0.1, 3, restarts=2, surrogates={"other": nn.Flatten()})
     )
     assert [one.settings for one in made] == [one.settings for one in expected]
     images = ImageSet(
@@ -202,7 +204,7 @@ def test_autoattack_with_few_classes(classes: int, parts: int, caplog: Any) -> N
         tuple(map(str, range(classes))),
     )
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, classes))
-    made = make_attacks(["autoattack"], Arsenal(0.01, classes))
+    made = make_attacks(["autoattack"], AttackSettings(0.01, classes))
     with caplog.at_level("DEBUG"):
         _, (outcome,) = Battery(made, eps=0.01).run(model, images)
     assert not outcome.problem
@@ -222,7 +224,7 @@ def test_autoattack_with_few_classes(classes: int, parts: int, caplog: Any) -> N
 )
 def test_bad_settings_are_told(settings: dict[str, object], message: str) -> None:
     with pytest.raises(BilevelError, match=message):
-        arsenal(**settings)
+        attack_settings(**settings)
 
 
 @pytest.mark.parametrize("name", ["pgd-20", "pgm-0", "apgd", "pgm-20-ce", "AutoAttack"])
@@ -234,4 +236,4 @@ def test_no_attack_of_that_name(name: str) -> None:
 
 def test_a_fresh_attacker_must_be_a_learned_one() -> None:
     with pytest.raises(BilevelError, match="fresh is 'pgm', which learns nothing"):
-        make_attacks(["fresh"], arsenal(fresh="pgm"))
+        make_attacks(["fresh"], attack_settings(fresh="pgm"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import pgm
-from bilevel.robustness import Attack, Batch, Linf, Solved
+from bilevel.robustness import Attack, Batch, Linf, SolverAttack
 
 EPS = 0.2
 
@@ -53,7 +53,7 @@ def noisy() -> list[Attack]:
     """Random starts, so that a run depends on its random numbers."""
     start = Linf(EPS, start=EPS)
     return [
-        Solved("first", start, pgm(0.01, 1), restarts=2),
-        Solved("second", start, pgm(0.01, 2), alone=True),
-        Solved("third", start, pgm(0.01, 3)),
+        SolverAttack("first", start, pgm(0.01, 1), restarts=2),
+        SolverAttack("second", start, pgm(0.01, 2), alone=True),
+        SolverAttack("third", start, pgm(0.01, 3)),
     ]

@@ -78,7 +78,7 @@ def test_an_example_is_an_image_before_and_after_with_both_classes(greys: ImageS
         assert torch.equal(one.clean, before)
         assert torch.equal(one.adversarial, after)
         expected = ("FGSM", greys.classes[truth], greys.classes[answer])
-        assert (one.title, one.truth, one.said) == expected
+        assert (one.title, one.label, one.prediction) == expected
 
 
 @pytest.mark.parametrize("training", [True, False])

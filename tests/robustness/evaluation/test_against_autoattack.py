@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from bilevel.robustness import Arsenal, Battery, Splits, make_attacks, sample
+from bilevel.robustness import AttackSettings, Battery, Splits, make_attacks, sample
 
 COUNT = 100
 
@@ -16,9 +16,9 @@ def test_the_worst_case_is_autoattacks(
     """Its standard version: APGD-CE, APGD-T, FAB-T and Square, with the authors' settings."""
     pytest.importorskip("pyautoattack")
     images = sample(digits.test, COUNT)
-    arsenal = Arsenal(robust_eps, classes=10)
-    ours = make_attacks(["pgm-20", "pgm-100-margin", "apgd-ce", "apgd-t"], arsenal)
-    theirs = make_attacks(["autoattack"], arsenal)
+    settings = AttackSettings(robust_eps, classes=10)
+    ours = make_attacks(["pgm-20", "pgm-100-margin", "apgd-ce", "apgd-t"], settings)
+    theirs = make_attacks(["autoattack"], settings)
     left = []
     for attacks in (ours, theirs):
         right, outcomes = Battery(attacks, eps=robust_eps).run(robust_model, images)

@@ -16,10 +16,10 @@ from bilevel.robustness import (
     Batch,
     Battery,
     Evaluation,
-    Foreign,
+    ExternalAttack,
     ImageSet,
     Linf,
-    Solved,
+    SolverAttack,
 )
 from tests.robustness.evaluation.scripted import COUNT, EPS, Scripted, Threshold, noisy
 
@@ -65,7 +65,7 @@ def test_the_batch_size_changes_nothing_but_the_batches(batch_size: int) -> None
     torch.manual_seed(0)
     pixels = torch.randint(256, (25, 1, 2, 2), dtype=torch.uint8)
     images = ImageSet(pixels, torch.randint(2, (25,)), ("a", "b"))
-    attack = Solved("PGM", Linf(0.1), pgm(0.02, 5))
+    attack = SolverAttack("PGM", Linf(0.1), pgm(0.02, 5))
     model, sizes = Threshold(), []
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     _, (one,) = Battery([attack], eps=0.1, batch_size=batch_size).run(model, images)
@@ -76,7 +76,7 @@ def test_the_batch_size_changes_nothing_but_the_batches(batch_size: int) -> None
 
 def test_the_exact_answer_of_a_linear_classifier(images: ImageSet) -> None:
     """PGM carries the mean over the threshold exactly where ε suffices."""
-    attack = Solved("PGM", Linf(EPS), pgm(EPS, 2))
+    attack = SolverAttack("PGM", Linf(EPS), pgm(EPS, 2))
     right, outcomes = Battery([attack], eps=EPS).run(Threshold(), images)
     distance = (images.images[:, 0, 0, 0] / 255 - 0.5).abs()
     assert torch.equal(outcomes[0].broken, right & (distance < EPS))
@@ -120,7 +120,7 @@ def test_an_attack_that_fails_says_why_and_the_others_go_on(
     images: ImageSet, make: Callable[..., object], problem: str
 ) -> None:
     good = Scripted("good", near(images, EPS))
-    _, (bad, other) = Battery([Foreign("bad", make), good], eps=EPS).run(Threshold(), images)
+    _, (bad, other) = Battery([ExternalAttack("bad", make), good], eps=EPS).run(Threshold(), images)
     assert problem in bad.problem
     assert not bad.broken.any()
     assert other.broken.any()
@@ -141,7 +141,7 @@ def test_what_an_attack_broke_before_it_failed_stays_broken(images: ImageSet) ->
 
         return run
 
-    attacks = [Foreign("flaky", flaky, alone=True), Scripted("next", set())]
+    attacks = [ExternalAttack("flaky", flaky, alone=True), Scripted("next", set())]
     right, (bad, other) = Battery(attacks, eps=EPS, batch_size=10).run(Threshold(), images)
     grey = images.images[:, 0, 0, 0]
     twenty = torch.arange(COUNT) < 20
@@ -172,7 +172,7 @@ def test_an_answer_of_nan_is_no_right_answer(images: ImageSet) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.where(x.flatten(1)[:, :1] == 0.25, torch.nan, super().forward(x))
 
-    attack = Foreign("quarter", lambda model: lambda x, y: x.clamp(0.25, 0.25))
+    attack = ExternalAttack("quarter", lambda model: lambda x, y: x.clamp(0.25, 0.25))
     _, (outcome,) = Battery([attack], eps=1.0).run(Fragile(), images)
     assert torch.equal(outcome.broken, outcome.attacked)
 

@@ -16,10 +16,10 @@ from bilevel.experiment.checkpoint import OtherRunError
 from bilevel.robustness import (
     Attack,
     Battery,
-    Fresh,
+    FreshAttack,
     ImageSet,
     Linf,
-    Solved,
+    SolverAttack,
 )
 from bilevel.robustness.threats.losses import margin
 from bilevel.updates import CNN
@@ -133,7 +133,7 @@ def test_another_attacker_of_the_same_kind_is_not_resumed(images: ImageSet, tmp_
     for seed, error in ((0, nullcontext()), (1, pytest.raises(BilevelError, match="attacks"))):
         torch.manual_seed(seed)
         attacker = Iterative(CNN(1, EPS, form="two-layer", width=4), 1)
-        battery = Battery([Solved("own", Linf(EPS), attacker)], eps=EPS, path=path)
+        battery = Battery([SolverAttack("own", Linf(EPS), attacker)], eps=EPS, path=path)
         with error:
             battery.run(Threshold(), images, resume=True)
 
@@ -143,7 +143,7 @@ def test_a_fresh_attacker_is_known_by_its_network_and_its_images(images: ImageSe
         def make() -> Iterative:
             return Iterative(CNN(1, EPS, form="two-layer", width=width), 1)
 
-        return Fresh("fresh", Linf(EPS), make, images).settings
+        return FreshAttack("fresh", Linf(EPS), make, images).settings
 
     fewer = images.subset(range(9))
     assert settings(4, images) == settings(4, images)
@@ -153,17 +153,17 @@ def test_a_fresh_attacker_is_known_by_its_network_and_its_images(images: ImageSe
 @pytest.mark.parametrize(
     "other",
     [
-        Solved("PGM", Linf(EPS), pgm(0.01, 3), restarts=2),
-        Solved("PGM", Linf(EPS, start=EPS), pgm(0.01, 3)),
-        Solved("PGM", Linf(EPS - 1e-9), pgm(0.01, 3)),
-        Solved("PGM", Linf(EPS, loss=margin), pgm(0.01, 3)),
-        Solved("PGM", Linf(EPS), pgm(0.02, 3)),
+        SolverAttack("PGM", Linf(EPS), pgm(0.01, 3), restarts=2),
+        SolverAttack("PGM", Linf(EPS, start=EPS), pgm(0.01, 3)),
+        SolverAttack("PGM", Linf(EPS - 1e-9), pgm(0.01, 3)),
+        SolverAttack("PGM", Linf(EPS, loss=margin), pgm(0.01, 3)),
+        SolverAttack("PGM", Linf(EPS), pgm(0.02, 3)),
     ],
 )
 def test_attacks_of_one_name_are_told_apart(
     images: ImageSet, tmp_path: Path, other: Attack
 ) -> None:
     settings = {"eps": EPS, "path": tmp_path / "battery.pt"}
-    Battery([Solved("PGM", Linf(EPS), pgm(0.01, 3))], **settings).run(Threshold(), images)
+    Battery([SolverAttack("PGM", Linf(EPS), pgm(0.01, 3))], **settings).run(Threshold(), images)
     with pytest.raises(BilevelError, match="is a run with attacks = "):
         Battery([other], **settings).run(Threshold(), images, resume=True)

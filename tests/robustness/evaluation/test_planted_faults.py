@@ -21,7 +21,7 @@ from bilevel.robustness import (
     correct,
     sample,
 )
-from bilevel.robustness.attacks.attack import Kind, Solved
+from bilevel.robustness.attacks.attack import Kind, SolverAttack
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
 from bilevel.robustness.evaluation.probes import probe
 from bilevel.robustness.evaluation.verdict import headline, judge
@@ -43,7 +43,7 @@ def attacked(
     """One attack on everything that the classifier gets right."""
     right = correct(model, data)
     broken = right & ~correct(model, data, follower, solver)
-    role = Solved(name, follower, solver).role
+    role = SolverAttack(name, follower, solver).role
     return Outcome(name, kind, right, broken, 1.0, role=role)
 
 

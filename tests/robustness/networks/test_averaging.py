@@ -1,4 +1,4 @@
-"""`Averaged` against the recursion written out."""
+"""`EMA` against the recursion written out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel.robustness import Averaged
+from bilevel.robustness import EMA
 from tests.problems import BatchNormNet
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.995])
 def test_weights_and_statistics_follow_the_recursion(decay: float) -> None:
     network = BatchNormNet()
-    averaged = Averaged(network, decay)
+    averaged = EMA(network, decay)
     expected: dict[str, Tensor] = {}
     for t in range(30):
         network(torch.rand(5, 1, 4, 4))  # moves the statistics
@@ -32,7 +32,7 @@ def test_weights_and_statistics_follow_the_recursion(decay: float) -> None:
 
 def test_what_never_changes_stays_bit_for_bit() -> None:
     network = BatchNormNet()
-    averaged = Averaged(network, 0.9)
+    averaged = EMA(network, 0.9)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for _ in range(10):
         averaged.update_parameters(network)

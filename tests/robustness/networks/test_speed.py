@@ -25,8 +25,8 @@ from bilevel.robustness import (
     build_model,
     compile_network,
     computing,
-    enough_memory,
-    fitting_precision,
+    default_precision,
+    explain_out_of_memory,
     make_game,
     make_solver,
     margin,
@@ -79,7 +79,7 @@ def test_the_precision_that_a_device_multiplies(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ability)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: ability, raising=False)
-    assert fitting_precision(torch.device(device)) == precision
+    assert default_precision(torch.device(device)) == precision
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
@@ -359,7 +359,7 @@ def test_the_order_of_channels_changes_nothing() -> None:
 )
 def test_out_of_memory_tells_what_helps(error: Exception) -> None:
     told = "out of memory with batches of 128 images: .*--recompute, .* smaller --batch-size"
-    with pytest.raises(BilevelError, match=told), enough_memory(128):
+    with pytest.raises(BilevelError, match=told), explain_out_of_memory(128):
         raise error
-    with pytest.raises(RuntimeError, match="shapes"), enough_memory(128):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(128):
         raise RuntimeError("shapes differ")

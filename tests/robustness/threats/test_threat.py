@@ -19,7 +19,7 @@ from bilevel.robustness import (
     Interpolation,
     Linf,
     Recipe,
-    Solved,
+    SolverAttack,
     Splits,
     Threat,
     Trainer,
@@ -89,7 +89,7 @@ def test_attacks_return_the_images_that_y_makes(threat: Threat, solver: bilevel.
     right = model(expected).argmax(1) == batch.y
     assert torch.equal(correct(model, images, threat, solver), right)
     assert accuracy(model, images, threat, solver) == pytest.approx(right.float().mean().item())
-    clean, (outcome,) = Battery([Solved("own", threat, solver)], eps=1.0).run(model, images)
+    clean, (outcome,) = Battery([SolverAttack("own", threat, solver)], eps=1.0).run(model, images)
     assert not outcome.problem
     assert torch.equal(outcome.broken, clean & ~right)
 
@@ -131,7 +131,7 @@ def test_it_passes_the_conformance_checks(threat: Threat, solver: bilevel.Solver
 
 def test_points_on_the_way_are_judged_only_where_delta_is_added() -> None:
     with pytest.raises(BilevelError, match=r"keep_broken is given for Rotation: .* leave it out"):
-        Solved("APGD", Rotation(), APGD(), keep_broken=True)
+        SolverAttack("APGD", Rotation(), APGD(), keep_broken=True)
 
 
 def test_a_follower_that_does_not_make_images() -> None:

@@ -18,9 +18,9 @@ import torch
 from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simultaneous, ZeroSum, pgm
 from bilevel.experiment import checkpoint
 from bilevel.robustness import (
+    EMA,
     L2,
     Attacker,
-    Averaged,
     Batch,
     Linf,
     Recipe,
@@ -383,14 +383,14 @@ def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer])
 
 # Averaged weights.
 
-EMA = replace(RECIPE, ema=0.8)
+AVERAGING = replace(RECIPE, ema=0.8)
 
 
 def test_the_networks_that_are_trained_do_not_notice_their_average(
     build: Callable[..., Trainer],
 ) -> None:
     histories, games = [], []
-    for recipe in (EMA, RECIPE):
+    for recipe in (AVERAGING, RECIPE):
         trainer = build(recipe=recipe)
         torch.manual_seed(0)
         histories.append(trainer.fit().history)
@@ -402,8 +402,8 @@ def test_the_networks_that_are_trained_do_not_notice_their_average(
 def test_weights_are_averaged_after_each_step(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = build(recipe=EMA)
-    step, expected = trainer.game.step, Averaged(trainer.game.leader, EMA.ema)
+    trainer = build(recipe=AVERAGING)
+    step, expected = trainer.game.step, EMA(trainer.game.leader, AVERAGING.ema)
 
     def averaged(batch: Batch) -> dict[str, Any]:
         metrics = step(batch)
@@ -419,10 +419,10 @@ def test_a_stopped_run_with_averaged_weights_goes_on_bit_for_bit(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WINDOW", 2)
-    straight = build(recipe=EMA)
+    straight = build(recipe=AVERAGING)
     straight.fit()
-    stop_after(build(recipe=EMA, save_every=-1.0), 9)
-    resumed = build(recipe=EMA)
+    stop_after(build(recipe=AVERAGING, save_every=-1.0), 9)
+    resumed = build(recipe=AVERAGING)
     resumed.resume()
     assert resumed.game.steps == 8
     resumed.fit()
@@ -441,6 +441,6 @@ def test_the_best_weights_are_those_that_were_validated(
         return original(model, *rest, **options)
 
     monkeypatch.setattr(validation, "accuracy", spy)
-    trainer = build(recipe=EMA)
+    trainer = build(recipe=AVERAGING)
     progress = trainer.fit()
     assert equal(trainer.game.leader.model.state_dict(), seen[2 * progress.best_epoch])

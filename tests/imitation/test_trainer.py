@@ -1,4 +1,4 @@
-"""The apprentice: one iteration is Algorithm 5, and a stopped run goes on bit for bit."""
+"""The trainer: one iteration is Algorithm 5, and a stopped run goes on bit for bit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from bilevel import Alternating, Bilevel, BilevelError, Detached, Iterative, Parametric
 from bilevel.imitation import (
     TRPO,
-    Apprentice,
     Discriminator,
-    Imitation,
+    ImitationBatch,
     Imitator,
     MountainCarExpert,
     Sampler,
     Standardize,
     Task,
+    Trainer,
     Value,
     demonstrate,
     make_envs,
@@ -32,7 +32,7 @@ ENV = "MountainCar-v0"
 KINDS = ["gail", "l2l-gail"]
 
 
-def make(kind: str) -> Apprentice:
+def make(kind: str) -> Trainer:
     torch.manual_seed(0)
     envs = make_envs(ENV, 4)
     task = Task.of(envs)
@@ -56,19 +56,19 @@ def make(kind: str) -> Apprentice:
         schedule=schedule,
     )
     sampler = Sampler(envs, leader.policy, seed=1)
-    return Apprentice(game, sampler, pairs(task, states, actions), steps=250)
+    return Trainer(game, sampler, pairs(task, states, actions), steps=250)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_iteration_moves_all_and_tells(kind: str) -> None:
-    apprentice = make(kind)
+    trainer = make(kind)
     parts = {
-        "policy": apprentice.leader.policy,
-        "value": apprentice.leader.value,
-        "solver": apprentice.game.solver,
+        "policy": trainer.leader.policy,
+        "value": trainer.leader.value,
+        "solver": trainer.game.solver,
     }
     before = {name: [p.clone() for p in part.parameters()] for name, part in parts.items()}
-    told = apprentice.iterate()
+    told = trainer.iterate()
     for name, part in parts.items():
         moved = [not torch.equal(*p) for p in zip(before[name], part.parameters(), strict=True)]
         assert any(moved), name
@@ -77,38 +77,34 @@ def test_an_iteration_moves_all_and_tells(kind: str) -> None:
     assert -2 < told["objective"] < 0
     assert 0 <= told["accuracy"] <= 1
     assert 0 < told["kl"] <= 0.01
-    assert told["norm"] == pytest.approx(
-        ravel(apprentice.leader.discriminator_weights).norm().item()
-    )
-    assert apprentice.iteration == 1
+    assert told["norm"] == pytest.approx(ravel(trainer.leader.discriminator_weights).norm().item())
+    assert trainer.iteration == 1
 
 
 def test_the_policy_of_gail_meets_a_discriminator_that_has_seen_its_rollout() -> None:
     """Ho & Ermon's order: D moves first, and the policy on what D has become."""
-    apprentice = make("gail")
-    apprentice.iterate()
-    now = dict(apprentice.game.solver.y.named_parameters())
+    trainer = make("gail")
+    trainer.iterate()
+    now = dict(trainer.game.solver.y.named_parameters())
     assert all(
-        torch.equal(met, now[name]) for name, met in apprentice.leader.discriminator_weights.items()
+        torch.equal(met, now[name]) for name, met in trainer.leader.discriminator_weights.items()
     )
 
 
 def test_the_policy_of_l2l_gail_meets_the_updaters_answer() -> None:
     """Algorithm 5: θ_D ← U(θ_D, g), then θ_U and the policy move on it."""
-    apprentice = make("l2l-gail")
-    batches: list[Imitation] = []
-    step = apprentice.game.step
-    apprentice.game.step = lambda batch: (batches.append(batch), step(batch))[1]  # type: ignore[method-assign]
-    follower, start = apprentice.leader.follower, apprentice.leader.follower.init(None)
-    apprentice.iterate()
+    trainer = make("l2l-gail")
+    batches: list[ImitationBatch] = []
+    step = trainer.game.step
+    trainer.game.step = lambda batch: (batches.append(batch), step(batch))[1]  # type: ignore[method-assign]
+    follower, start = trainer.leader.follower, trainer.leader.follower.init(None)
+    trainer.iterate()
     y = {name: leaf.clone().requires_grad_() for name, leaf in start.items()}
     slopes = torch.autograd.grad(
-        follower.objective(apprentice.leader, y, batches[0]), list(y.values())
+        follower.objective(trainer.leader, y, batches[0]), list(y.values())
     )
     for (name, leaf), slope in zip(start.items(), slopes, strict=True):
-        torch.testing.assert_close(
-            apprentice.leader.discriminator_weights[name], leaf + 0.1 * slope
-        )
+        torch.testing.assert_close(trainer.leader.discriminator_weights[name], leaf + 0.1 * slope)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,11 +131,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind: str) -> None:
 
 
 def test_other_games_are_refused() -> None:
-    apprentice = make("gail")
-    game = apprentice.game
+    trainer = make("gail")
+    game = trainer.game
     game.leader_opt = torch.optim.SGD(game.leader.parameters(), lr=0.1)
-    with pytest.raises(BilevelError, match="moved by SGD: an apprentice is an Imitator"):
-        Apprentice(game, apprentice.sampler, apprentice.expert, steps=3)
+    with pytest.raises(BilevelError, match="moved by SGD: this trainer is for an Imitator"):
+        Trainer(game, trainer.sampler, trainer.expert, steps=3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,12 +151,12 @@ def test_each_rollout_is_valued_once_which_changes_nothing(
     loss = anew.leader.loss
     anew.leader.loss = lambda *a: (setattr(anew.leader, "_valued", None), loss(*a))[1]  # type: ignore[method-assign]
     rows = []
-    for apprentice, count in ((once, [1, 1]), (anew, None)):
+    for trainer, count in ((once, [1, 1]), (anew, None)):
         torch.manual_seed(5)
         counts = []
         for _ in range(2):
             calls.clear()
-            rows.append(apprentice.iterate())
+            rows.append(trainer.iterate())
             counts.append(len(calls))
         assert counts == count if count else min(counts) > 1
     assert rows[:2] == rows[2:]
@@ -168,12 +164,12 @@ def test_each_rollout_is_valued_once_which_changes_nothing(
 
 
 def test_the_value_that_was_fitted_is_asked_anew() -> None:
-    apprentice = make("gail")
-    batches: list[Imitation] = []
-    step = apprentice.game.step
-    apprentice.game.step = lambda batch: (batches.append(batch), step(batch))[1]  # type: ignore[method-assign]
-    apprentice.iterate()
-    leader = apprentice.leader
+    trainer = make("gail")
+    batches: list[ImitationBatch] = []
+    step = trainer.game.step
+    trainer.game.step = lambda batch: (batches.append(batch), step(batch))[1]  # type: ignore[method-assign]
+    trainer.iterate()
+    leader = trainer.leader
     leader.loss(leader.discriminator_weights, batches[0])
     _, returns = leader.advantages_and_returns(leader.discriminator_weights, batches[0])
     assert torch.equal(leader.returns, returns)
@@ -181,30 +177,30 @@ def test_the_value_that_was_fitted_is_asked_anew() -> None:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda game: pickle.loads(pickle.dumps(game))])
 def test_a_copy_of_a_game_plays_on_as_the_game_does(copied) -> None:
-    apprentice = make("gail")
-    apprentice.iterate()
-    game = copied(apprentice.game)
+    trainer = make("gail")
+    trainer.iterate()
+    game = copied(trainer.game)
     assert game.leader_opt.policy is game.leader.policy
-    assert game.leader_opt.last == apprentice.game.leader_opt.last
-    batch = Imitation(apprentice.sampler.collect(100), apprentice.expert)
-    for each in (game, apprentice.game):
+    assert game.leader_opt.last == trainer.game.leader_opt.last
+    batch = ImitationBatch(trainer.sampler.collect(100), trainer.expert)
+    for each in (game, trainer.game):
         each.step(batch)
-    assert all(map(torch.equal, game.trained_parameters(), apprentice.game.trained_parameters()))
+    assert all(map(torch.equal, game.trained_parameters(), trainer.game.trained_parameters()))
 
 
 @pytest.mark.parametrize(
     "spoil", [torch.Tensor.double, lambda pairs: pairs[:, 1:], lambda pairs: pairs[:0]]
 )
 def test_pairs_that_are_none_of_the_task_are_refused(spoil) -> None:
-    apprentice = make("gail")
+    trainer = make("gail")
     with pytest.raises(
         BilevelError, match=r"expert's pairs are \(.*they are \(E, 5\) of torch.float32"
     ):
-        Apprentice(apprentice.game, apprentice.sampler, spoil(apprentice.expert), steps=3)
+        Trainer(trainer.game, trainer.sampler, spoil(trainer.expert), steps=3)
 
 
 def test_no_steps_are_no_iteration() -> None:
-    apprentice = make("gail")
-    apprentice.steps = 0
+    trainer = make("gail")
+    trainer.steps = 0
     with pytest.raises(BilevelError, match="steps is 0: there is nothing to play"):
-        apprentice.iterate()
+        trainer.iterate()

@@ -12,7 +12,7 @@ from bilevel.robustness.attacks.attack import Attack, Kind
 from bilevel.robustness.data.batches import Batch
 
 
-class Foreign(Attack):
+class ExternalAttack(Attack):
     """An attack of another package, with the call of torchattacks.
 
     A resumed battery tells two of them apart by their names alone.
@@ -26,8 +26,8 @@ class Foreign(Attack):
 
     Example:
         >>> noise = lambda model: lambda images, labels: (images + 0.1).clamp(0, 1)
-        >>> Foreign("brighter", noise, kind="black-box")
-        Foreign('brighter')
+        >>> ExternalAttack("brighter", noise, kind="black-box")
+        ExternalAttack('brighter')
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from bilevel.robustness.training.trained import Trained
 
 
 @dataclass(frozen=True)
-class Arsenal:
+class AttackSettings:
     """The settings of the named attacks, see :func:`make_attacks`.
 
     Args:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.game import Bilevel
-from bilevel.imitation.discriminator import Imitation
+from bilevel.imitation.discriminator import ImitationBatch
 from bilevel.imitation.imitator import Imitator
 from bilevel.imitation.rollouts import Sampler
 from bilevel.imitation.trpo import TRPO
 from bilevel.tree import ravel
 
 
-class Apprentice:
+class Trainer:
     """Trains an imitation game iteration by iteration (Algorithm 5 of Jiang et al., 2021).
 
     Args:
@@ -48,7 +48,7 @@ class Apprentice:
         if not (isinstance(game.leader, Imitator) and isinstance(game.leader_opt, TRPO)):
             raise BilevelError(
                 f"the game's leader is {type(game.leader).__name__}, moved by "
-                f"{type(game.leader_opt).__name__}: an apprentice is an Imitator moved by TRPO; "
+                f"{type(game.leader_opt).__name__}: this trainer is for an Imitator moved by TRPO; "
                 "play other games with their own step"
             )
         task = game.leader.follower.task
@@ -76,7 +76,7 @@ class Apprentice:
             ``objective``, ``accuracy`` and ``norm`` ‖θ_D‖ of the discriminator that rewarded the
             policy, the policy's ``kl``, and the value function's ``explained_variance``.
         """
-        batch = Imitation(self.sampler.collect(self.steps), self.expert)
+        batch = ImitationBatch(self.sampler.collect(self.steps), self.expert)
         rollout, follower = batch.rollout, self.leader.follower
         self.game.step(batch)
         self.iteration += 1
