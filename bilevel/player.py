@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 
 class Optimizer(Protocol):
@@ -79,7 +80,7 @@ def take_step(
     if optimizer is None:
         with torch.enable_grad():
             closure()
-    elif getattr(optimizer, "_optimizer_step_pre_hooks", None):
+    elif getattr(optimizer, "_optimizer_step_pre_hooks", None) or _global_optimizer_pre_hooks:
         # Such a hook runs before the closure is called; it must see this step's gradient, not the
         # last one's (gradient clipping).
         optimizer.step(_evaluated(closure, trainable_parameters(player)))

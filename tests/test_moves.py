@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bilevel
 from bilevel import (
@@ -27,19 +28,22 @@ def flat(module: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-def test_a_hook_of_the_leaders_optimizer_sees_the_gradient_of_its_step() -> None:
+@pytest.mark.parametrize("every", [False, True], ids=["of the optimizer", "of every optimizer"])
+def test_a_hook_sees_the_gradient_of_its_step(every: bool) -> None:
     leader, follower, batch = image_game()
     optimizer = torch.optim.SGD(leader.parameters(), lr=1.0)
 
     def clip(*_: object) -> None:
         nn.utils.clip_grad_norm_(leader.parameters(), 1e-3)
 
-    optimizer.register_step_pre_hook(clip)
+    register = register_optimizer_step_pre_hook if every else optimizer.register_step_pre_hook
+    hook = register(clip)
     game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
     for _ in range(2):
         before = flat(leader)
         game.step(batch)
         assert (flat(leader) - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
+    hook.remove()
 
 
 class Twice(torch.optim.SGD):
