@@ -6,7 +6,7 @@
     make_solver, Attacker    the paper's training methods by name
     Recipe, make_game        hyperparameters, and the game that they define
     Trainer                  epochs, validation, checkpoints
-    SolverAttack, Battery          attacks, and the worst case over all of them
+    SolverAttack, Battery    attacks, and the worst case over all of them
     probe, judge             whether the worst case can be trusted
 
 ``applications/adv_training.py`` and ``applications/robust_eval.py`` put them together.
