@@ -67,7 +67,7 @@ class ProximalPoint(Simultaneous):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""
-        game.project(batch)  # a start outside the constraints is no part of the displacement
+        _begin(game, batch)
         players = game.trained_parameters()
         base = [player.clone() for player in players]
         try:
@@ -122,7 +122,7 @@ class Optimistic(Simultaneous):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Takes a simultaneous step and adds D(w) − D(last w), at the first step zero."""
-        game.project(batch)  # a start outside the constraints is no part of the displacement
+        _begin(game, batch)
         players = game.trained_parameters()
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
@@ -184,7 +184,7 @@ class Lookahead(Schedule):
         """Takes a step of the inner schedule; after the k-th, interpolates back to the start."""
         players = game.trained_parameters()
         if not _same_shapes(self._slow, players):
-            game.project(batch)
+            _begin(game, batch)
             self._slow = [player.clone() for player in players]
         metrics = self.inner.step(game, batch)
         self._taken += 1
@@ -201,6 +201,12 @@ class Lookahead(Schedule):
         """Loads what :meth:`state_dict` returned."""
         self._slow, self._taken = state["slow"], state["taken"]
         self.inner.load_state_dict(state["inner"])
+
+
+def _begin(game: Bilevel, batch: Batch) -> None:
+    """Projects a start outside the constraints, which is no part of a displacement."""
+    if game.steps == 0:
+        game.project(batch)
 
 
 def _same_shapes(kept: list[Tensor] | None, players: list[Tensor]) -> TypeGuard[list[Tensor]]:
