@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tabulated import adversarial, costs, hypergradients, imitation, minmax
@@ -27,6 +28,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "table 3": costs.table_3,
     "table 3 in short": costs.table_3_in_short,
     "options on a cpu": costs.cpu,
+    "options on another cpu": partial(costs.cpu, "step_cost-xeon"),
     "memory": costs.memory,
     "targets": costs.targets,
     "small training": costs.small_training,

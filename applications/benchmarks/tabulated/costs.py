@@ -19,9 +19,9 @@ def table_3_in_short() -> str:
     return tables.table_3(read("step_cost"), read("gpu_suite"), counted=False)
 
 
-def cpu() -> str:
+def cpu(results: str = "step_cost-small") -> str:
     """Options of one processor, relative to the same method in float32, eager and in one pass."""
-    steps = tables.Steps(read("step_cost-small"), "wrn-16-2")
+    steps = tables.Steps(read(results), "wrn-16-2")
     ways = [
         (precision, compiled) for precision in ("float32", "bf16") for compiled in (False, True)
     ]

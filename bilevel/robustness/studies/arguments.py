@@ -77,8 +77,8 @@ class TrainingArguments:
     off, as in the paper."""
     precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
     """bf16 trains in bfloat16 (autocast), tf32 lets a GPU's matrix units round; weights stay
-    float32, and evaluation is not affected. auto is bf16 on GPUs from Ampere on and on CPUs with
-    AVX512_BF16 or AMX, float32 elsewhere."""
+    float32, and evaluation is not affected. auto is bf16 on GPUs from Ampere on, on CPUs with AMX
+    and on AMD's with AVX512_BF16, float32 elsewhere."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the networks, which takes a minute before the first step. auto does so on a GPU, but
     not for digits and fashion-mnist, --smoke, or --sync-batchnorm in many processes."""

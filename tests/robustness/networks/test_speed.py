@@ -70,8 +70,9 @@ close = partial(torch.testing.assert_close, rtol=1e-4, atol=2e-6)
         ("cuda", (8, 0), "bf16"),
         ("cuda", (9, 0), "bf16"),
         ("cpu", {"avx2": True, "amx_bf16": False}, "float32"),
-        ("cpu", {"avx512_bf16": True}, "bf16"),
-        ("cpu", {"amx_bf16": True}, "bf16"),
+        ("cpu", {"avx512_bf16": True, "cpu_name": "AMD EPYC 9R14"}, "bf16"),
+        ("cpu", {"avx512_bf16": True, "cpu_name": "Intel Xeon"}, "float32"),
+        ("cpu", {"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, "bf16"),
     ],
 )
 def test_the_precision_that_a_device_multiplies(
