@@ -107,3 +107,26 @@ def image_game(
     """A classifier in training mode, its threat model and a batch."""
     follower = Linf(eps)
     return ZeroSum(BatchNormNet().to(dtype), follower), follower, images(dtype=dtype)
+
+
+class Apart(LeaderProblem):
+    """Its loss depends on θ through y only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(3))
+
+    def loss(self, y, batch):
+        return y.square().sum()
+
+
+class Pulled(FollowerProblem):
+    """min over a shared y of ‖y − θ‖², attained at θ."""
+
+    sense = "min"
+
+    def init(self, batch):
+        return torch.zeros(3)
+
+    def objective(self, leader, y, batch):
+        return (y - leader.theta).square().sum()

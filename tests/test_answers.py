@@ -28,7 +28,7 @@ from bilevel import (
 from bilevel.checks import check_feasible
 from bilevel.testing import check_follower, check_solver
 from bilevel.updates import Gradient, Optimizer, Update
-from tests.problems import LinearBox, image_game
+from tests.problems import Apart, LinearBox, Pulled, image_game
 
 
 def play(follower: FollowerProblem | None = None, solver: Solver | None = None) -> None:
@@ -204,27 +204,6 @@ def test_whole_numbers_have_no_gradient() -> None:
 
     with pytest.raises(BilevelError, match=r"Bytes\.init .*torch\.uint8.*return floating point"):
         play(follower=Bytes())
-
-
-class Apart(LeaderProblem):
-    """Its loss depends on θ through y only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.ones(3))
-
-    def loss(self, y, batch):
-        return y.square().sum()
-
-
-class Pulled(FollowerProblem):
-    sense = "min"
-
-    def init(self, batch):
-        return torch.zeros(3)
-
-    def objective(self, leader, y, batch):
-        return (y - leader.theta).square().sum()
 
 
 class Shrinks(LinearBox):

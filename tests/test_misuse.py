@@ -13,7 +13,6 @@ from bilevel import (
     Bilevel,
     BilevelError,
     Detached,
-    FollowerProblem,
     Implicit,
     Iterative,
     LeaderProblem,
@@ -26,7 +25,7 @@ from bilevel import (
 from bilevel.robustness import Linf
 from bilevel.testing import check_update
 from bilevel.updates import CoordinateRNN, Gradient, Optimizer, Update
-from tests.problems import LinearBox, image_game
+from tests.problems import Apart, LinearBox, Pulled, image_game
 
 
 def play(**parts) -> None:
@@ -114,27 +113,6 @@ def test_the_followers_place_in_a_zero_sum_leader() -> None:
 def test_a_fixed_point_is_that_of_an_update() -> None:
     with pytest.raises(BilevelError, match=r"fixed_point is a float: it takes an Update"):
         Implicit(fixed_point=0.1)
-
-
-class Apart(LeaderProblem):
-    """Its loss depends on θ through y only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.ones(3))
-
-    def loss(self, y, batch):
-        return y.square().sum()
-
-
-class Pulled(FollowerProblem):
-    sense = "min"
-
-    def init(self, batch):
-        return torch.zeros(3)
-
-    def objective(self, leader, y, batch):
-        return (y - leader.theta).square().sum()
 
 
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=str)

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from suite import plan, tables
 from suite.ledger import Clock, Job, Ledger, Record, work
+from suite.measuring import matrix_rate, measure
 from suite.plan import Run, Scale, Steps
 from suite.steps import METHODS, Case, way
-from suite.timing import matrix_rate, measure
 from suite.training import Training
 
 from bilevel import BilevelError, experiment

@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from suite.measuring import measure
 from suite.steps import METHODS, Bench, Case, Record, Size, take, way
-from suite.timing import measure
 from timing import interleaved, spread
 
 from bilevel import Bilevel, BilevelError, experiment

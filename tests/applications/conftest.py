@@ -17,6 +17,8 @@ import pytest
 from bilevel.experiment import commandline
 
 APPLICATIONS = Path(__file__).parents[2] / "applications"
+BENCHMARKS = APPLICATIONS / "benchmarks"
+Suite = Callable[[str], ModuleType]
 SIZES = {"train_size": 40, "validation_size": 20, "test_size": 10}
 
 
@@ -32,6 +34,15 @@ def applications() -> Iterator[Callable[[str], ModuleType]]:
     sys.path.insert(0, str(APPLICATIONS))
     yield importlib.import_module
     sys.path.remove(str(APPLICATIONS))
+
+
+@pytest.fixture(scope="module")
+def suite(applications: Suite) -> Iterator[Suite]:
+    """A module of the benchmark of GPUs by its name."""
+    sys.path.insert(0, str(BENCHMARKS))
+    scripts = "gpu_suite", "step_cost"
+    yield lambda name: applications(name if name in scripts else f"suite.{name}")
+    sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`applications/benchmarks/gpu_suite.py`: steps counted and timed, stages, tables."""
+"""`applications/benchmarks/gpu_suite.py`: stages, tables, the command line."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,20 +16,9 @@ import pytest
 import torch
 
 from bilevel import BilevelError
-from tests.applications.conftest import APPLICATIONS, Ended
+from tests.applications.conftest import BENCHMARKS, Ended, Suite
 
-BENCHMARKS = APPLICATIONS / "benchmarks"
 CPU = torch.device("cpu")
-Part = Callable[[str], ModuleType]
-
-
-@pytest.fixture(scope="module")
-def part(applications: Part) -> Iterator[Part]:
-    """A module of the suite by name."""
-    sys.path.insert(0, str(BENCHMARKS))
-    scripts = "gpu_suite", "step_cost"
-    yield lambda name: applications(name if name in scripts else f"suite.{name}")
-    sys.path.remove(str(BENCHMARKS))
 
 
 def write_images(path: Path) -> Path:
@@ -44,103 +32,6 @@ def write_images(path: Path) -> Path:
         arrays[f"{name}_images"] = (noise + 150 * labels[:, None, None, None]).astype(np.uint8)
     np.savez(path, **arrays)
     return path
-
-
-# Steps.
-
-
-@pytest.mark.parametrize(
-    ("method", "simultaneous", "alternating"),
-    [
-        ("plain", (3, 0), (3, 0)),
-        ("fgsm", (5, 0), (5, 0)),
-        ("pgm", (23, 0), (23, 0)),
-        ("naive-l2l", (3, 3), (5, 4)),
-        ("grad-l2l", (5, 3), (9, 4)),
-        ("two-step-l2l", (7, 6), (13, 8)),
-    ],
-)
-def test_steps_cost_what_is_counted_by_hand(
-    part: Part, method: str, simultaneous: tuple[int, int], alternating: tuple[int, int]
-) -> None:
-    """In passes of a wide network, whose first convolution is nothing, and of the attacker."""
-    steps = part("steps")
-    size = steps.Size("wrn-16-10", 32, 1)
-    for schedule, (f, g) in (("simultaneous", simultaneous), ("alternating", alternating)):
-        counted = steps.count(size, method, schedule)
-        share = counted["attacker_forward"] / counted["classifier_forward"]
-        expected = f + g * share
-        assert counted["step_in_classifier_forwards"] == pytest.approx(expected, rel=2e-3)
-
-
-def test_a_measurement(part: Part) -> None:
-    steps, timing = part("steps"), part("timing")
-    cases = [
-        steps.Case(method, "simultaneous", precision)
-        for precision in ("float32", "bf16")
-        for method in ("pgm", "grad-l2l")
-    ]
-    told: list[str] = []
-    size = steps.Size("wrn-10-1", 4, 4, image_size=16)
-    records = timing.measure(size, cases, CPU, 3, told.append)
-    assert told[-1] == "grad-l2l, simultaneous, bf16"
-    for record, case in zip(records, cases, strict=True):
-        assert (record["method"], record["precision"]) == (case.method, case.precision)
-        arithmetic = 2 * 4 * record["step"] / record["seconds"]
-        assert record["flops_per_second"] == pytest.approx(arithmetic)
-    pgm, grad, *_ = records
-    assert pgm["ratio_to_pgm"] == pgm["ratio_to_pgm_max"] == 1
-    assert grad["ratio_to_pgm_min"] <= grad["ratio_to_pgm"] < 1
-    assert grad["peak_mib"] > pgm["peak_mib"] > records[2]["peak_mib"]  # bf16 takes less
-
-
-def test_a_case_that_fails_does_not_cost_the_others_their_figures(part: Part) -> None:
-    steps = part("steps")
-    cases = [steps.Case("plain", graphs=True), steps.Case("plain")]  # of CUDA there is none
-    told: list[str] = []
-    good, bad = part("timing").measure(steps.Size("wrn-10-1", 4, 4), cases, CPU, 1, told.append)
-    assert good["seconds"] > 0
-    assert bad["graphs"]
-    assert told[1] == f"  failed: {bad['reason']}"
-
-
-def test_what_was_not_compiled_is_not_taken_for_it(
-    part: Part, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One graph of an attacker fails, after which the other cases were set up already."""
-    steps, timing = part("steps"), part("timing")
-    compiled: list[object] = []
-
-    def compiler(graph: Any, _: object) -> Any:
-        compiled.append(graph)
-        if len(compiled) > 2:
-            raise RuntimeError("no more")
-        return graph
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
-    cases = [steps.Case(method, compiled=True) for method in ("plain", "grad-l2l")]
-    size = steps.Size("wrn-10-1", 4, 4, image_size=16)
-    with pytest.warns(UserWarning, match="not compiled"):
-        records = timing.measure(size, cases, CPU, 1, lambda _: None)
-    failed = {one["method"] for one in records if "could not be compiled" in one.get("reason", "")}
-    assert "grad-l2l" in failed
-    assert {one["method"] for one in records} == {"plain", "grad-l2l"}
-
-
-def test_a_timed_game_stays_where_it_is(part: Part) -> None:
-    """Steps of size zero: figures of a thousandth step are those of the first."""
-    steps = part("steps")
-    bench = steps.Bench(steps.Size("wrn-10-1", 4, 4, image_size=16), CPU)
-    game = bench.game(steps.Case("two-step-l2l"))
-    before = [p.clone() for player in (game.leader, game.solver) for p in player.parameters()]
-    steps.take(game, bench.batch, "float32")
-    after = [p for player in (game.leader, game.solver) for p in player.parameters()]
-    assert all(map(torch.equal, before, after))
-    assert bench.game(steps.Case("pgm")).leader.model is game.leader.model
-
-
-def test_the_rate_of_matrix_products(part: Part) -> None:
-    assert 1e9 < part("timing").matrix_rate("float32", CPU) < 1e14
 
 
 # Stages.
@@ -159,13 +50,13 @@ class Counted:
 
 
 def test_stages_give_what_one_stage_gives(
-    part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training, ledger = part("training"), part("ledger")
+    training, ledger = suite("training"), suite("ledger")
     monkeypatch.setattr("bilevel.robustness.training.trainer.WINDOW", 1)
-    sources, data = part("gpu_suite"), write_images(tmp_path / "images.npz")
+    sources, data = suite("gpu_suite"), write_images(tmp_path / "images.npz")
     args = sources.Args(data=data)
-    images = sources.load(args, part("plan").SMOKE, CPU)
+    images = sources.load(args, suite("plan").SMOKE, CPU)
     recipe = sources.fast(sources.RECIPES["digits"])
     recipe = sources.replace(recipe, epochs=2, batch_size=10)
     settings: dict[str, Any] = {"precision": "bf16", "compiled": False, "seed": 0}
@@ -188,8 +79,8 @@ def test_stages_give_what_one_stage_gives(
     assert record["pgm20"] <= record["clean"]
 
 
-def test_a_ledger_goes_on_where_the_last_stage_ended(part: Part, tmp_path: Path) -> None:
-    ledger = part("ledger")
+def test_a_ledger_goes_on_where_the_last_stage_ended(suite: Suite, tmp_path: Path) -> None:
+    ledger = suite("ledger")
     tries: list[str] = []
 
     def job(name: str, *outcomes: object) -> Any:
@@ -233,8 +124,8 @@ def test_a_ledger_goes_on_where_the_last_stage_ended(part: Part, tmp_path: Path)
         ledger.Ledger(tmp_path, {"seed": 0}, {"device": "cuda"})
 
 
-def test_a_clock(part: Part, tmp_path: Path) -> None:
-    ledger = part("ledger")
+def test_a_clock(suite: Suite, tmp_path: Path) -> None:
+    ledger = suite("ledger")
     ledger.Clock(1).check(0.9)
     with pytest.raises(ledger.StageOver):
         ledger.Clock(1).check(1.1)
@@ -286,8 +177,8 @@ def test_it_needs_torch_torchvision_and_numpy_alone(tmp_path: Path) -> None:
     assert again.stdout.endswith("nothing is left to be done\n")
 
 
-def test_targets_are_told_from_the_records(part: Part) -> None:
-    tables = part("tables")
+def test_targets_are_told_from_the_records(suite: Suite) -> None:
+    tables = suite("tables")
     step = {"job": "steps", "model": "wrn-34-10", "schedule": "simultaneous", "peak_mib": 100.0}
     step["graphs"] = False
     wide = [
@@ -331,8 +222,8 @@ def test_targets_are_told_from_the_records(part: Part) -> None:
     )
 
 
-def test_the_papers_table_as_ratios(part: Part) -> None:
-    paper = part("tables").PAPER
+def test_the_papers_table_as_ratios(suite: Suite) -> None:
+    paper = suite("tables").PAPER
     assert {name: round(value, 2) for name, value in paper.items()} == {
         "plain": 0.08,
         "pgm": 1.0,
@@ -342,20 +233,20 @@ def test_the_papers_table_as_ratios(part: Part) -> None:
     }
 
 
-def test_a_gpu_asks_for_images(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_asks_for_images(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    suite = part("gpu_suite")
-    with pytest.raises(suite.BilevelError, match=r"no images .*--data FILE\.npz"):
-        suite.fitting_scale(suite.Args(), torch.device("cuda"))
-    args = suite.Args(data=Path("x.npz"))
-    plan = part("plan")
-    assert suite.fitting_scale(args, torch.device("cuda")) is plan.FULL
-    jobs = suite.planned(args, plan.FULL, None, torch.device("cuda"), None)
+    script = suite("gpu_suite")
+    with pytest.raises(script.BilevelError, match=r"no images .*--data FILE\.npz"):
+        script.fitting_scale(script.Args(), torch.device("cuda"))
+    args = script.Args(data=Path("x.npz"))
+    plan = suite("plan")
+    assert script.fitting_scale(args, torch.device("cuda")) is plan.FULL
+    jobs = script.planned(args, plan.FULL, None, torch.device("cuda"), None)
     assert len({job.name for job in jobs}) == len(jobs) == 1 + len(plan.FULL.parts)
     assert jobs[1].name == "steps of wrn-34-10, bf16 compiled"
-    assert max(job.minutes for job in jobs) < suite.Args().minutes
+    assert max(job.minutes for job in jobs) < script.Args().minutes
     args.smoke = True
-    assert suite.fitting_scale(args, torch.device("cuda")) is plan.SMOKE_GPU
+    assert script.fitting_scale(args, torch.device("cuda")) is plan.SMOKE_GPU
 
 
 @pytest.mark.parametrize(
@@ -367,9 +258,9 @@ def test_a_gpu_asks_for_images(part: Part, monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_bad_input_is_told_before_anything_is_measured(
-    part: Part, call: Callable[..., Ended], tmp_path: Path, arguments: list[str], told: str
+    suite: Suite, call: Callable[..., Ended], tmp_path: Path, arguments: list[str], told: str
 ) -> None:
-    ended = call(part("gpu_suite"), "--smoke", "--out", tmp_path, *arguments)
+    ended = call(suite("gpu_suite"), "--smoke", "--out", tmp_path, *arguments)
     assert ended.status == 2
     assert ended.err.startswith(f"error: {told}")
     assert ended.out == ""
@@ -385,11 +276,11 @@ def test_bad_input_is_told_before_anything_is_measured(
     ],
 )
 def test_its_command_line(
-    part: Part, monkeypatch: pytest.MonkeyPatch, line: str, expected: dict[str, Any]
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, line: str, expected: dict[str, Any]
 ) -> None:
-    suite = part("gpu_suite")
+    script = suite("gpu_suite")
     monkeypatch.setattr(sys, "argv", ["gpu_suite.py", *line.split()])
-    assert suite.read_arguments(suite.Args) == suite.Args(**expected)
+    assert script.read_arguments(script.Args) == script.Args(**expected)
 
 
 @pytest.mark.parametrize(
@@ -400,32 +291,20 @@ def test_its_command_line(
     ],
 )
 def test_a_bad_argument_is_one_line(
-    part: Part, call: Callable[..., Ended], line: str, told: str
+    suite: Suite, call: Callable[..., Ended], line: str, told: str
 ) -> None:
-    ended = call(part("gpu_suite"), *line.split())
+    ended = call(suite("gpu_suite"), *line.split())
     assert (ended.status, ended.err) == (2, f"gpu_suite.py: error: {told}\n")
 
 
-def test_help(part: Part, call: Callable[..., Ended]) -> None:
-    ended = call(part("gpu_suite"), "--help")
+def test_help(suite: Suite, call: Callable[..., Ended]) -> None:
+    ended = call(suite("gpu_suite"), "--help")
     assert ended.status == 0
     assert "length of a call (default: 8.5)" in ended.out
 
 
-def test_without_pgm_there_is_nothing_to_divide_by(part: Part) -> None:
+def test_without_pgm_there_is_nothing_to_divide_by(suite: Suite) -> None:
     step = {"job": "steps", "model": "wrn-34-10", "schedule": "simultaneous", "method": "plain"}
     step |= {"precision": "float32", "compiled": False, "graphs": False, "seconds": 1.0}
     records = [{**step, "flops_per_second": 1e12, "peak_mib": 1.0}]
-    assert part("tables").targets(records).count("not measured") == 15
-
-
-def test_step_cost(part: Part, call: Callable[..., Ended], tmp_path: Path) -> None:
-    """`applications/benchmarks/step_cost.py` too is made of these parts."""
-    module = part("step_cost")
-    ended = call(module, "--smoke", "--method", "pgm", "two-step-l2l", "--out", tmp_path)
-    assert ended.status == 0, ended.err
-    *steps, overhead = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert len(steps) == 4
-    assert overhead["ratio_min"] <= overhead["ratio"] <= overhead["ratio_max"]
-    ended = call(module, "--method", "pgn")
-    assert (ended.status, "method pgn is not timed: give plain" in ended.err) == (2, True)
+    assert suite("tables").targets(records).count("not measured") == 15

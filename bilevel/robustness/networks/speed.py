@@ -36,7 +36,7 @@ def default_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
     able: Any = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
-    # Intel's vector units multiply bf16 at half the rate of float32 (Emerald Rapids); AMX is fast.
+    # On Intel's processors bf16 without AMX is slower than float32, see docs/speed.md.
     vectors = able.get("avx512_bf16") and "Intel" not in able.get("cpu_name", "")
     return "bf16" if able.get("amx_bf16") or vectors else "float32"
 

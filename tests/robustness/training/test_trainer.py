@@ -4,107 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simultaneous, ZeroSum, pgm
+from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simultaneous, pgm
 from bilevel.experiment import checkpoint
-from bilevel.robustness import (
-    EMA,
-    L2,
-    Attacker,
-    Batch,
-    Linf,
-    Recipe,
-    Splits,
-    Trainer,
-    attack,
-    batches,
-    make_solver,
-    shuffled_batches,
-)
+from bilevel.robustness import L2, Linf, Trainer, attack, batches, shuffled_batches
 from bilevel.robustness.training import trainer as module
 from bilevel.robustness.training import validation
 from bilevel.robustness.training.progress import MetricWindows
-from bilevel.robustness.training.recipe import make_game
 from bilevel.updates import NormalizedGradient
-from tests.images import image_set
-from tests.problems import BatchNormNet
-
-RECIPE = Recipe(epsilon=0.1, epochs=2, batch_size=4, padding=1, milestones=(0.5,))
-
-
-@pytest.fixture(autouse=True)
-def _ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that ticks when it is read: a window of steps takes one tick."""
-    monkeypatch.setattr(time, "perf_counter", count().__next__)
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Trainer]:
-    """Makes a trainer whose epoch has six steps and whose follower starts at random."""
-    data = Splits(image_set(22), image_set(6), image_set(6))
-
-    def build(
-        method: str = "two-step-l2l",
-        schedule: Schedule | None = None,
-        *,
-        recipe: Recipe = RECIPE,
-        seed: int = 0,
-        **options: Any,
-    ) -> Trainer:
-        torch.manual_seed(seed)
-        attacker = Attacker("two-layer", width=4)
-        solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
-        networks = BatchNormNet(dropout=0.2), solver
-        for network in networks:
-            network.to(memory_format=torch.channels_last)
-        follower = Linf(0.1, start=0.05)
-        leader = ZeroSum(networks[0], follower)
-        game = make_game(leader, follower, solver, recipe, schedule=schedule)
-        settings = {"path": tmp_path / "run.pt", "config": {"method": method}, **options}
-        return Trainer(game, data, recipe, seed=seed, **settings)
-
-    return build
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Whether two states are the same, bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(value, b[key]) for key, value in a.items())
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)
-
-
-def outcome(trainer: Trainer) -> dict[str, Any]:
-    """Everything that a run leaves."""
-    progress = asdict(trainer.progress)
-    return {"game": trainer.game.state_dict(), "best": trainer.best_weights, **progress}
-
-
-def stop_after(trainer: Trainer, steps: int) -> None:
-    """Runs until someone presses Ctrl-C."""
-    step = trainer.game.step
-
-    def interrupted(batch: Any) -> Any:
-        if trainer.game.steps == steps:
-            raise KeyboardInterrupt
-        return step(batch)
-
-    trainer.game.step = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
+from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
 
 
 @pytest.mark.parametrize(
@@ -256,48 +172,6 @@ def test_short_epochs_are_not_saved_one_by_one(
     assert saved == [Path("run.pt")] * 2  # before the first step and at the end
 
 
-def test_the_classifiers_learning_rate_follows_the_recipe_and_the_attackers_stays(
-    build: Callable[..., Trainer],
-) -> None:
-    rates = []
-
-    def read(steps: int, metrics: dict[str, float]) -> None:
-        if "epoch" not in metrics:
-            optimizers = trainer.game.leader_opt, trainer.game.solver_opt
-            rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
-
-    trainer = build(report=read)
-    history = trainer.fit().history
-    assert rates == [[pytest.approx(0.1), 1e-3], [pytest.approx(0.01), 1e-3]]
-    assert [record["lr"] for record in history] == [rate for rate, _ in rates]
-
-
-def test_groups_of_parameters_keep_the_ratio_of_their_learning_rates(
-    build: Callable[..., Trainer],
-) -> None:
-    """Of a pretrained trunk and a new head, say; a second run begins with the same ones."""
-    given = build(recipe=replace(RECIPE, lr=0.7))
-    model = given.game.leader
-    groups = [{"params": [p], "lr": 0.1 * 2**i} for i, p in enumerate(model.parameters())]
-    given.game.leader_opt = torch.optim.SGD(groups)
-    for _ in range(2):
-        trainer = Trainer(given.game, given.data, RECIPE, seed=0, path=given.path)
-        history = trainer.fit().history
-        rates = [group["lr"] for group in given.game.leader_opt.param_groups]
-        assert rates == [pytest.approx(0.01 * 2**i) for i in range(len(groups))]
-        assert [record["lr"] for record in history] == [pytest.approx(0.1), pytest.approx(0.01)]
-
-
-def test_an_optimizer_without_learning_rates(build: Callable[..., Trainer]) -> None:
-    class Mine:
-        step = state_dict = load_state_dict = None
-
-    given = build()
-    given.game.leader_opt = Mine()
-    with pytest.raises(BilevelError, match=r"leader_opt is an? Mine: .* optimizer of torch.optim"):
-        Trainer(given.game, given.data, RECIPE, seed=0, path=given.path)
-
-
 def test_bf16_trains_the_networks_in_bfloat16_and_validates_in_float32(
     build: Callable[..., Trainer],
 ) -> None:
@@ -379,68 +253,3 @@ def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer])
             BilevelError, match=f"not the checkpoint of a training run .'{missing}'"
         ):
             trainer.resume()
-
-
-# Averaged weights.
-
-AVERAGING = replace(RECIPE, ema=0.8)
-
-
-def test_the_networks_that_are_trained_do_not_notice_their_average(
-    build: Callable[..., Trainer],
-) -> None:
-    histories, games = [], []
-    for recipe in (AVERAGING, RECIPE):
-        trainer = build(recipe=recipe)
-        torch.manual_seed(0)
-        histories.append(trainer.fit().history)
-        games.append(checkpoint.load(trainer.path)["game"])
-    assert equal(*games)
-    assert histories[0] != histories[1]
-
-
-def test_weights_are_averaged_after_each_step(
-    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = build(recipe=AVERAGING)
-    step, expected = trainer.game.step, EMA(trainer.game.leader, AVERAGING.ema)
-
-    def averaged(batch: Batch) -> dict[str, Any]:
-        metrics = step(batch)
-        expected.update_parameters(trainer.game.leader)
-        return metrics
-
-    monkeypatch.setattr(trainer.game, "step", averaged)
-    trainer.fit()
-    assert equal(trainer.averaged.state_dict(), expected.state_dict())
-
-
-def test_a_stopped_run_with_averaged_weights_goes_on_bit_for_bit(
-    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "WINDOW", 2)
-    straight = build(recipe=AVERAGING)
-    straight.fit()
-    stop_after(build(recipe=AVERAGING, save_every=-1.0), 9)
-    resumed = build(recipe=AVERAGING)
-    resumed.resume()
-    assert resumed.game.steps == 8
-    resumed.fit()
-    assert equal(outcome(resumed), outcome(straight))
-    assert equal(resumed.averaged.state_dict(), straight.averaged.state_dict())
-
-
-def test_the_best_weights_are_those_that_were_validated(
-    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-    original = validation.accuracy
-
-    def spy(model: Any, *rest: Any, **options: Any) -> float:
-        seen.append(copy.deepcopy(model.state_dict()))
-        return original(model, *rest, **options)
-
-    monkeypatch.setattr(validation, "accuracy", spy)
-    trainer = build(recipe=AVERAGING)
-    progress = trainer.fit()
-    assert equal(trainer.game.leader.model.state_dict(), seen[2 * progress.best_epoch])

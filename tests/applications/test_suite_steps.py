@@ -1,0 +1,122 @@
+"""What a training step costs, counted and measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.applications.conftest import Ended, Suite
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("method", "simultaneous", "alternating"),
+    [
+        ("plain", (3, 0), (3, 0)),
+        ("fgsm", (5, 0), (5, 0)),
+        ("pgm", (23, 0), (23, 0)),
+        ("naive-l2l", (3, 3), (5, 4)),
+        ("grad-l2l", (5, 3), (9, 4)),
+        ("two-step-l2l", (7, 6), (13, 8)),
+    ],
+)
+def test_steps_cost_what_is_counted_by_hand(
+    suite: Suite, method: str, simultaneous: tuple[int, int], alternating: tuple[int, int]
+) -> None:
+    """In passes of a wide network, whose first convolution is nothing, and of the attacker."""
+    steps = suite("steps")
+    size = steps.Size("wrn-16-10", 32, 1)
+    for schedule, (f, g) in (("simultaneous", simultaneous), ("alternating", alternating)):
+        counted = steps.count(size, method, schedule)
+        share = counted["attacker_forward"] / counted["classifier_forward"]
+        expected = f + g * share
+        assert counted["step_in_classifier_forwards"] == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_measurement(suite: Suite) -> None:
+    steps, timing = suite("steps"), suite("measuring")
+    cases = [
+        steps.Case(method, "simultaneous", precision)
+        for precision in ("float32", "bf16")
+        for method in ("pgm", "grad-l2l")
+    ]
+    told: list[str] = []
+    size = steps.Size("wrn-10-1", 4, 4, image_size=16)
+    records = timing.measure(size, cases, CPU, 3, told.append)
+    assert told[-1] == "grad-l2l, simultaneous, bf16"
+    for record, case in zip(records, cases, strict=True):
+        assert (record["method"], record["precision"]) == (case.method, case.precision)
+        arithmetic = 2 * 4 * record["step"] / record["seconds"]
+        assert record["flops_per_second"] == pytest.approx(arithmetic)
+    pgm, grad, *_ = records
+    assert pgm["ratio_to_pgm"] == pgm["ratio_to_pgm_max"] == 1
+    assert grad["ratio_to_pgm_min"] <= grad["ratio_to_pgm"] < 1
+    assert grad["peak_mib"] > pgm["peak_mib"] > records[2]["peak_mib"]  # bf16 takes less
+
+
+def test_a_case_that_fails_does_not_cost_the_others_their_figures(suite: Suite) -> None:
+    steps = suite("steps")
+    cases = [steps.Case("plain", graphs=True), steps.Case("plain")]  # of CUDA there is none
+    told: list[str] = []
+    good, bad = suite("measuring").measure(steps.Size("wrn-10-1", 4, 4), cases, CPU, 1, told.append)
+    assert good["seconds"] > 0
+    assert bad["graphs"]
+    assert told[1] == f"  failed: {bad['reason']}"
+
+
+def test_what_was_not_compiled_is_not_taken_for_it(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One graph of an attacker fails, after which the other cases were set up already."""
+    steps, timing = suite("steps"), suite("measuring")
+    compiled: list[object] = []
+
+    def compiler(graph: Any, _: object) -> Any:
+        compiled.append(graph)
+        if len(compiled) > 2:
+            raise RuntimeError("no more")
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    cases = [steps.Case(method, compiled=True) for method in ("plain", "grad-l2l")]
+    size = steps.Size("wrn-10-1", 4, 4, image_size=16)
+    with pytest.warns(UserWarning, match="not compiled"):
+        records = timing.measure(size, cases, CPU, 1, lambda _: None)
+    failed = {one["method"] for one in records if "could not be compiled" in one.get("reason", "")}
+    assert "grad-l2l" in failed
+    assert {one["method"] for one in records} == {"plain", "grad-l2l"}
+
+
+def test_a_timed_game_stays_where_it_is(suite: Suite) -> None:
+    """Steps of size zero: figures of a thousandth step are those of the first."""
+    steps = suite("steps")
+    bench = steps.Bench(steps.Size("wrn-10-1", 4, 4, image_size=16), CPU)
+    game = bench.game(steps.Case("two-step-l2l"))
+    before = [p.clone() for player in (game.leader, game.solver) for p in player.parameters()]
+    steps.take(game, bench.batch, "float32")
+    after = [p for player in (game.leader, game.solver) for p in player.parameters()]
+    assert all(map(torch.equal, before, after))
+    assert bench.game(steps.Case("pgm")).leader.model is game.leader.model
+
+
+def test_the_rate_of_matrix_products(suite: Suite) -> None:
+    assert 1e9 < suite("measuring").matrix_rate("float32", CPU) < 1e14
+
+
+def test_step_cost(suite: Suite, call: Callable[..., Ended], tmp_path: Path) -> None:
+    """`applications/benchmarks/step_cost.py` too is made of these parts."""
+    module = suite("step_cost")
+    ended = call(module, "--smoke", "--method", "pgm", "two-step-l2l", "--out", tmp_path)
+    assert ended.status == 0, ended.err
+    *steps, overhead = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert len(steps) == 4
+    assert overhead["ratio_min"] <= overhead["ratio"] <= overhead["ratio_max"]
+    ended = call(module, "--method", "pgn")
+    assert (ended.status, "method pgn is not timed: give plain" in ended.err) == (2, True)
