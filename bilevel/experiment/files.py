@@ -55,7 +55,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         >>> file.read_text()
         'whole'
     """
-    part = make_folder(path.parent) / f".{path.name}.part"
+    # Of this process alone: several may fill one cache.
+    part = make_folder(path.parent) / f".{path.name}.{os.getpid()}.part"
     try:
         with writing(path):
             yield part

@@ -1,4 +1,4 @@
-"""Checks of points that followers and updates return, and of solvers that solve again."""
+"""Checks of what followers and updates give to a solve, and of solvers that solve again."""
 
 from __future__ import annotations
 

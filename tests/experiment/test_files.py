@@ -26,3 +26,17 @@ def test_torchs_writer_makes_a_runtime_error_of_a_full_disk(tmp_path: Path) -> N
         atomic_write(tmp_path / "file"),
     ):
         raise RuntimeError(told)
+
+
+def test_two_processes_that_write_one_file_leave_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cache.npz"
+    with atomic_write(path) as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        with atomic_write(path) as other:
+            other.write_text("of another process")
+        assert path.read_text() == "of another process"
+    assert path.read_text() == "mine"
+    assert [*tmp_path.iterdir()] == [path]
