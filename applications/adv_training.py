@@ -8,7 +8,7 @@ For each method a classifier is trained against the method's follower (Algorithm
 "Learning to Defend by Learning to Attack", AISTATS 2021), the epoch with the best validation
 accuracy is kept, and the test set is attacked with PGM-20, PGM-100 (PGM is the paper's name for
 PGD) and the method's own attacker. ``applications/robust_eval.py`` evaluates the classifiers with
-a battery of eight attacks.
+a battery of attacks.
 """
 
 from __future__ import annotations

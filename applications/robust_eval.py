@@ -3,8 +3,8 @@
     python applications/robust_eval.py runs/adv_training/pgm
     python applications/robust_eval.py runs/adv_training/* --surrogate runs/other/pgm --restarts 5
 
-Eight attacks run by default. Each image is attacked until an attack breaks it; the share of
-unbroken images is the worst-case accuracy. A checklist after Athalye et al. (2018) and Carlini et
+Each image is attacked until an attack breaks it; the share of unbroken images is the worst-case
+accuracy. A checklist after Athalye et al. (2018) and Carlini et
 al. (2019), Appendix D of the paper, decides whether it can be trusted. The report is
 ``report.html``.
 """
@@ -124,14 +124,7 @@ def main(args: Args) -> None:
 
 def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]]:
     """Loads and checks the classifiers, the surrogates and the images."""
-    for name in args.attack:
-        check_attack(name)
-    for name in args.alone:
-        if name not in args.attack:
-            raise BilevelError(
-                f"{name!r} is in --alone and not in --attack: it would not be run; choose from "
-                f"{', '.join(args.attack)}, or add it to --attack"
-            )
+    check_attacks(args)
     distributed.check_consistent({**asdict(args), "code": experiment.code()})
     device = experiment.pick_device(args.device)
     targets, surrogates = (load(names, device) for names in (args.checkpoint, args.surrogate))
@@ -147,6 +140,23 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
         check_surrogates(target, surrogates)
         check_classifier(target.model, data[target.name].test, batch_size=args.batch_size)
     return targets, surrogates, data
+
+
+def check_attacks(args: Args) -> None:
+    """Checks that there are such attacks, and that they use what is given for them."""
+    for name in args.attack:
+        check_attack(name)
+    asked = dict.fromkeys(args.alone, "is in --alone")
+    if args.surrogate:
+        asked["transfer"] = "attacks through --surrogate"
+    if args.fresh != Args.fresh:
+        asked["fresh"] = "trains the attacker of --fresh"
+    for name, why in asked.items():
+        if name not in args.attack:
+            raise BilevelError(
+                f"{name!r} {why} and is not in --attack: it would not be run; choose from "
+                f"{', '.join(args.attack)}, or add it to --attack"
+            )
 
 
 def report(

@@ -182,11 +182,19 @@ def nan(folder: Path) -> Path:
         (lambda folder: [write(folder, classes=7)], "takes 1 channels to 7 classes, digits has 1"),
         (
             lambda folder: [write(folder), "--alone", "pgd"],
-            "'pgd' is in --alone and not in --attack",
+            "'pgd' is in --alone and is not in --attack",
         ),
         (
             lambda folder: [write(folder), "--attack", "fgsm", "--alone", "cw"],
             "choose from fgsm, or add it to --attack",
+        ),
+        (
+            lambda folder: [write(folder), "--attack", "fgsm", "--surrogate", folder],
+            "'transfer' attacks through --surrogate and is not in --attack",
+        ),
+        (
+            lambda folder: [write(folder), "--fresh", "two-step-l2l"],
+            "'fresh' trains the attacker of --fresh and is not in --attack",
         ),
         (
             lambda folder: [write(folder, dataset="folder"), "--data-dir", folder / "photos"],
