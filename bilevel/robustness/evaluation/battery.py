@@ -201,7 +201,11 @@ class Battery:
         assert self.path is not None
         saved: dict[str, Any] = checkpoint.load(self.path)
         checkpoint.check_settings(self.path, saved.get("config", {}), config)
-        return _State(config, saved["right"], [_Progress(**work) for work in saved["works"]])
+        works = [_Progress(**work) for work in saved["works"]]
+        for progress in works:
+            if progress.problem:  # memory that is free now, a package that has been installed
+                progress.problem, progress.finished = "", False
+        return _State(config, saved["right"], works)
 
     def _config(self, model: nn.Module, images: ImageSet) -> dict[str, object]:
         return {

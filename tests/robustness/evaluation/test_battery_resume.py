@@ -15,6 +15,7 @@ from bilevel import BilevelError, Iterative, pgm
 from bilevel.experiment.checkpoint import OtherRunError
 from bilevel.robustness import (
     Attack,
+    Batch,
     Battery,
     FreshAttack,
     ImageSet,
@@ -167,3 +168,26 @@ def test_attacks_of_one_name_are_told_apart(
     Battery([SolverAttack("PGM", Linf(EPS), pgm(0.01, 3))], **settings).run(Threshold(), images)
     with pytest.raises(BilevelError, match="is a run with attacks = "):
         Battery([other], **settings).run(Threshold(), images, resume=True)
+
+
+def test_an_attack_that_could_not_run_is_tried_again(images: ImageSet, tmp_path: Path) -> None:
+    """Its memory may be free now, or its package installed; what it has attacked is kept."""
+
+    class Short(Scripted):
+        memory = False
+
+        def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
+            if len(self.seen) == 1 and not self.memory:
+                raise torch.OutOfMemoryError("no memory")
+            return super().perturb(model, batch, attempt)
+
+    attack = Short("short", set())
+    made = lambda: Battery([attack], eps=EPS, batch_size=10, path=tmp_path / "b.pt")  # noqa: E731
+    _, (outcome,) = made().run(Threshold(), images)
+    assert "no memory" in outcome.problem
+    attack.memory = True
+    _, (outcome,) = made().run(Threshold(), images, resume=True)
+    assert outcome.problem == ""
+    straight = Scripted("short", set())
+    Battery([straight], eps=EPS, batch_size=10).run(Threshold(), images)
+    assert attack.seen == straight.seen
