@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -78,10 +79,16 @@ class MetricWindows:
             read.append((steps, _mean(distributed.all_gather(means()))))
         return read
 
-    def check(self) -> None:
-        """Raises ``NonFiniteError`` if a metric of a closed window is NaN or infinite."""
+    def check(self) -> float:
+        """Raises ``NonFiniteError`` if a metric of a closed window is NaN or infinite.
+
+        Returns:
+            Seconds for which the host has waited for the device: they are time of training.
+        """
+        begun = time.perf_counter()
         for _, means in self._unread:
             means()
+        return time.perf_counter() - begun if self._unread else 0.0
 
 
 def _mean(reports: list[dict[str, float]]) -> dict[str, float]:

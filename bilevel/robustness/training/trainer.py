@@ -129,7 +129,7 @@ class Trainer:
             NonFiniteError: If the run has diverged; the last checkpoint is kept.
             BilevelError: If it cannot be written.
         """
-        self._windows.check()
+        self.progress.elapsed += self._windows.check()
         state = {
             "config": self.config,
             "game": self.game.state_dict(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from itertools import count
 
 import pytest
 import torch
@@ -46,3 +48,12 @@ def test_a_window_that_is_not_read_yet_can_be_checked() -> None:
     for read in (late.check, lambda: late.close(150, last=True)):
         with pytest.raises(NonFiniteError, match="loss is nan at step 1 of the last 1 read"):
             read()
+
+
+def test_a_check_tells_how_long_the_host_has_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a window is unread, the device is training meanwhile."""
+    monkeypatch.setattr(time, "perf_counter", count().__next__)
+    late = windows("cuda")
+    assert late.check() == 0
+    late.close(50, last=False)
+    assert late.check() == 1

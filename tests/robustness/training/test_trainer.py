@@ -253,3 +253,12 @@ def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer])
             BilevelError, match=f"not the checkpoint of a training run .'{missing}'"
         ):
             trainer.resume()
+
+
+def test_while_a_checkpoint_waits_for_the_device_it_trains(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build("pgm")
+    monkeypatch.setattr(trainer._windows, "check", lambda: 5.0)
+    trainer.save()
+    assert trainer.progress.elapsed == 5
