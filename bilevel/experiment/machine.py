@@ -35,6 +35,8 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not available ({str(error).splitlines()[0]}): give --device auto"
         ) from error
     device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for streams, graphs, random states and synchronisation
     if device.type != "cuda" or distributed.world_size() == 1:
         return device
     if name != "cuda":
