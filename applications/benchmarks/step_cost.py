@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from suite.measuring import measure
-from suite.steps import METHODS, Bench, Case, Record, Size, take, way
+from suite.steps import METHODS, Bench, Case, Record, Size, way
 from timing import interleaved, spread
 
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.alias import ScheduleName
 from bilevel.experiment import commandline
 from bilevel.experiment.tables import Table, cell
-from bilevel.robustness import Batch
+from bilevel.robustness import Batch, computing
 
 
 @dataclass
@@ -84,13 +84,14 @@ def main(args: Args) -> None:
 def by_hand(size: Size, device: torch.device, rounds: int) -> Record:
     """The library's time of a two-step game divided by that of the same written by hand."""
     bench = Bench(size, device)
-    case = Case("two-step-l2l")
+    game, same = (bench.game(Case("two-step-l2l")) for _ in range(2))
     turns = {
-        "bilevel": partial(take, bench.game(case), bench.batch, case.precision),
-        "by hand": partial(two_steps, bench.game(case), bench.batch),
+        "bilevel": partial(game.step, bench.batch),
+        "by hand": partial(two_steps, same, bench.batch),
     }
-    interleaved(turns, range(1), device)
-    seconds = interleaved(turns, range(rounds), device)
+    with computing("float32", device, one_size=True):
+        interleaved(turns, range(1), device)
+        seconds = interleaved(turns, range(rounds), device)
     return spread("ratio", seconds["bilevel"], seconds["by hand"])
 
 

@@ -118,6 +118,13 @@ def test_a_ledger_goes_on_where_the_last_stage_ended(suite: Suite, tmp_path: Pat
     assert sorted(record.get("figure") for record in made().records) == [1, 2, 3, 4, 5]
     assert tries == list("abcdcebd")  # what has failed comes last
     assert all(map(made().done, jobs))
+    part = ledger.Job("f", lambda: [{"figure": 6}, {"failed": "a case"}], 0.0)
+    ledger.work([part], made(), ledger.Clock(1))
+    assert made().tried(part)
+    assert not made().done(part)
+    repeated = job("f", ValueError("no memory"))
+    ledger.work([repeated], made(), ledger.Clock(1))
+    assert [one.get("figure") for one in made().of(part)] == [6, None]  # what was measured is kept
     with pytest.raises(BilevelError, match=r"seed = 0, this one has seed = 1: .*another --out"):
         ledger.Ledger(tmp_path, {"seed": 1}, {"device": "cpu"})
     with pytest.raises(BilevelError, match=r"device = cpu, .*device = cuda: .*another --out"):
@@ -195,13 +202,16 @@ def test_targets_are_told_from_the_records(suite: Suite) -> None:
     authors |= {"precision": "float32", "compiled": False, "flops_per_second": 1e13}
     authors["ratio_to_pgm"] = 4.0
     rate = {"job": "matrix rates", "precision": "bf16", "flops_per_second": 8e14}
-    run = {"job": "training", "model": "resnet18", "precision": "bf16"}
+    run = {"job": "training", "model": "resnet18", "precision": "bf16", "compiled": True}
     runs = [
         {**run, "method": "pgm", "worst_case": 0.5, "clean": 0.8, "seconds": 100.0},
         {**run, "method": "two-step-l2l", "worst_case": 0.51, "clean": 0.82, "seconds": 42.0},
         {**run, "method": "two-step-l2l", "worst_case": 0.513, "clean": 0.818, "seconds": 99.0}
         | {"precision": "float32"},
+        {**run, "method": "two-step-l2l", "worst_case": 0.9, "clean": 0.9, "seconds": 9.0}
+        | {"compiled": False},
     ]
+    assert [tables.time_to_pgm(one, runs) for one in runs] == [1, 0.42, None, None]
     reached = {what: value for what, _, value in tables.reached([*wide, authors, rate, *runs])}
     measured = {what: round(value, 6) for what, value in reached.items() if value is not None}
     assert measured == {
@@ -245,6 +255,11 @@ def test_a_gpu_asks_for_images(suite: Suite, monkeypatch: pytest.MonkeyPatch) ->
     assert len({job.name for job in jobs}) == len(jobs) == 1 + len(plan.FULL.parts)
     assert jobs[1].name == "steps of wrn-34-10, bf16 compiled"
     assert max(job.minutes for job in jobs) < script.Args().minutes
+    over = suite("ledger").Clock(-1)
+    monkeypatch.setattr(script, "measure", lambda *given: given[-1]("a case"))
+    with pytest.raises(suite("ledger").StageOver):
+        script.time_steps(plan.FULL.parts[0], CPU, over)
+    script.time_steps(plan.SMALL.parts[0], CPU, over)  # a processor's parts are not cut short
     args.smoke = True
     assert script.fitting_scale(args, torch.device("cuda")) is plan.SMOKE_GPU
 
@@ -308,3 +323,11 @@ def test_without_pgm_there_is_nothing_to_divide_by(suite: Suite) -> None:
     step |= {"precision": "float32", "compiled": False, "graphs": False, "seconds": 1.0}
     records = [{**step, "flops_per_second": 1e12, "peak_mib": 1.0}]
     assert suite("tables").targets(records).count("not measured") == 15
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(500, 448), (None, 1280), (5000, 1280)])
+def test_a_compiled_epoch_has_whole_batches(suite: Suite, wanted: int | None, kept: int) -> None:
+    """Of the training images of digits, in batches of 64."""
+    scale = suite("gpu_suite").replace(suite("plan").SMOKE_GPU, images=(wanted, 8, 8))
+    train, validation, test = suite("gpu_suite").load(suite("gpu_suite").Args(), scale, CPU)
+    assert [len(part) for part in (train, validation, test)] == [kept, 8, 8]

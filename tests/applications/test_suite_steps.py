@@ -68,7 +68,7 @@ def test_a_case_that_fails_does_not_cost_the_others_their_figures(suite: Suite) 
     good, bad = suite("measuring").measure(steps.Size("wrn-10-1", 4, 4), cases, CPU, 1, told.append)
     assert good["seconds"] > 0
     assert bad["graphs"]
-    assert told[1] == f"  failed: {bad['reason']}"
+    assert told[1] == f"  failed: {bad['failed']}"
 
 
 def test_what_was_not_compiled_is_not_taken_for_it(
@@ -89,7 +89,7 @@ def test_what_was_not_compiled_is_not_taken_for_it(
     size = steps.Size("wrn-10-1", 4, 4, image_size=16)
     with pytest.warns(UserWarning, match="not compiled"):
         records = timing.measure(size, cases, CPU, 1, lambda _: None)
-    failed = {one["method"] for one in records if "could not be compiled" in one.get("reason", "")}
+    failed = {one["method"] for one in records if "could not be compiled" in one.get("failed", "")}
     assert "grad-l2l" in failed
     assert {one["method"] for one in records} == {"plain", "grad-l2l"}
 

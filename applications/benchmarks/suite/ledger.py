@@ -79,15 +79,23 @@ class Ledger:
             self.records = found["results"]
 
     def done(self, job: Job) -> bool:
-        """Whether a job's records are there."""
-        return any(one["job"] == job.name and "failed" not in one for one in self.records)
+        """Whether a job's records are there, and none says that something failed."""
+        return self.tried(job) and len(self.measured(job)) == len(self.of(job))
 
     def tried(self, job: Job) -> bool:
-        """Whether a job is done or has failed."""
-        return any(one["job"] == job.name for one in self.records)
+        """Whether a job is done or has failed, all of it or a part."""
+        return bool(self.of(job))
+
+    def of(self, job: Job) -> list[Record]:
+        """A job's records."""
+        return [one for one in self.records if one["job"] == job.name]
+
+    def measured(self, job: Job) -> list[Record]:
+        """A job's records, without what failed."""
+        return [one for one in self.of(job) if "failed" not in one]
 
     def note(self, job: Job, records: Sequence[Record]) -> None:
-        """Puts a job's records in place of those of an attempt that failed."""
+        """Puts a job's records in place of those of its last attempt."""
         self.records = [one for one in self.records if one["job"] != job.name]
         self.records += [{"job": job.name, **record} for record in records]
         self.write()
@@ -106,9 +114,9 @@ def work(jobs: Sequence[Job], ledger: Ledger, clock: Clock) -> None:
     for job in sorted((job for job in jobs if not ledger.done(job)), key=ledger.tried):
         if not clock.leaves(job.minutes):
             continue
-        begun, before = time.monotonic(), ledger.records
+        begun, before, kept = time.monotonic(), ledger.records, ledger.measured(job)
         print(f"{jobs.index(job) + 1} of {len(jobs)}: {job.name}", flush=True)
-        ledger.note(job, [{"failed": "the stage ended in the middle of it"}])
+        ledger.note(job, [*kept, {"failed": "the stage ended in the middle of it"}])
         try:
             ledger.note(job, job.run())
         except StageOver:
@@ -117,5 +125,5 @@ def work(jobs: Sequence[Job], ledger: Ledger, clock: Clock) -> None:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             print(f"  failed: {reason}", flush=True)
-            ledger.note(job, [{"failed": reason}])
+            ledger.note(job, [*kept, {"failed": reason}])
         print(f"  {time.monotonic() - begun:.0f} s", flush=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from timing import Turn, interleaved, spread
@@ -37,7 +38,7 @@ def measure(
 
     def fail(case: Case, reason: str) -> None:
         tell(f"  failed: {reason}")
-        failed.append({**asdict(size), **asdict(case), "reason": reason})
+        failed.append({**asdict(size), **asdict(case), "failed": reason})
 
     for case in cases:
         tell(str(case))
@@ -74,14 +75,19 @@ class Game:
     """A game that has taken its first steps.
 
     Args:
+        game: The game. Its tensors are those that a captured step writes to: it lives as long.
         turn: Takes a step.
-        networks: The classifier and the attacker.
-        peak_mib: Memory of a step.
+        peak_mib: Memory of a step; None of a captured one, whose memory is its graph's.
     """
 
+    game: Bilevel
     turn: Turn
-    networks: list[nn.Module]
-    peak_mib: float
+    peak_mib: float | None
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The classifier and the attacker."""
+        return [self.game.leader.model, *learned(self.game.solver)]
 
 
 def set_up(bench: Bench, case: Case) -> Game:
@@ -90,12 +96,12 @@ def set_up(bench: Bench, case: Case) -> Game:
     step = partial(take, game, bench.batch, case.precision)
     for _ in range(2):  # compiled by the first; the second finds what it has left
         step()
-    memory = peak(game, step, bench.device)
-    networks = [game.leader.model, *learned(game.solver)]
-    return Game(captured(game, step) if case.graphs else step, networks, memory)
+    if case.graphs:
+        return Game(game, captured(game, step, bench.pool), None)
+    return Game(game, step, peak(game, step, bench.device))
 
 
-def captured(game: Bilevel, step: Turn) -> Turn:
+def captured(game: Bilevel, step: Turn, pool: Any) -> Turn:
     """The step as a CUDA graph: its kernels, recorded once and launched together."""
     for optimizer in (game.leader_opt, game.solver_opt):
         for group in optimizer.param_groups if optimizer else ():
@@ -107,7 +113,7 @@ def captured(game: Bilevel, step: Turn) -> Turn:
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         step()
     return graph.replay
 

@@ -113,6 +113,8 @@ class Bench:
         with device:
             images = torch.rand(size.batch_size, *size.shape())
             self.batch = Batch(images, torch.randint(10, (size.batch_size,)))
+        # Captured steps share their memory: one runs at a time, and none reads what another left.
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._classifiers: dict[bool, nn.Module] = {}
 
     def game(self, case: Case) -> Bilevel:
