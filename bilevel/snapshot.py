@@ -40,6 +40,8 @@ class ModuleState:
     def restore(self) -> None:
         """Puts the module back into this state."""
         for part, flag in self.flags:
+            if part.training != flag and type(part).train is not nn.Module.train:
+                part.train(flag)  # it may do more: merge weights, clear a cache
             if part.training != flag:
                 part.training = flag
         for parameter, requires_grad in self.parameters:

@@ -38,3 +38,36 @@ def test_a_module_that_overrides_train_is_asked() -> None:
     module = nn.Sequential(AlwaysEval())
     with frozen(module, "train"):
         assert not module[0].training
+
+
+class Adapted(nn.Linear):
+    """A layer that merges its low-rank adapter into its weight to evaluate, as loralib does."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, bias=False)
+        self.weight.requires_grad_(False)
+        self.a, self.b = (nn.Parameter(torch.ones(*shape)) for shape in ((1, 3), (3, 1)))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Adapted:
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += (-1 if mode else 1) * (self.b @ self.a).detach()
+            self.merged = not mode
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + (0 if self.merged else x @ self.a.T @ self.b.T)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_train_is_called_on_the_way_back_too(training: bool) -> None:
+    module = nn.Sequential(nn.Sequential(Adapted(), nn.Dropout()))
+    module[0][1].eval()
+    module[0][0].train(training)
+    before = module[0][0].weight.clone()
+    with frozen(module, "eval"):
+        assert module[0][0].merged
+    assert module[0][0].merged == (not training)
+    assert not module[0][1].training
+    torch.testing.assert_close(module[0][0].weight, before)
