@@ -8,7 +8,7 @@ import operator
 from collections.abc import Collection
 from typing import TypeVar
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, describe
 
 T = TypeVar("T")
 
@@ -76,6 +76,29 @@ def one_of(name: str, value: T, options: Collection[T]) -> T:
     if value not in options:
         choices = ", ".join(map(repr, options))
         raise BilevelError(f"{name} is {value!r}: there is no such option; give one of {choices}")
+    return value
+
+
+def instance_of(name: str, value: T, kind: type, remedy: str) -> T:
+    """Checks that ``value`` is an object of a type.
+
+    Args:
+        name: The argument's name.
+        value: The object to check.
+        kind: The type.
+        remedy: What to give instead.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        BilevelError: If it is something else, such as a class.
+    """
+    if not isinstance(value, kind):
+        raise BilevelError(
+            f"{name} is {describe(value)}: it takes an object of type {kind.__name__}; give "
+            f"{remedy}"
+        )
     return value
 
 

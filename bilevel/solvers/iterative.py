@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from bilevel.arguments import count
-from bilevel.errors import BilevelError, describe
+from bilevel.arguments import count, instance_of
+from bilevel.errors import BilevelError
 from bilevel.frozen import Mode
 from bilevel.solvers.base import Solver
 from bilevel.solvers.oracle import Oracle
@@ -53,12 +55,8 @@ class Iterative(Solver):
         leader_mode: Mode = "eval",
     ) -> None:
         super().__init__(leader_mode=leader_mode)
-        if not isinstance(update, Update):
-            raise BilevelError(
-                f"update is {describe(update)}: it takes an Update; give updates.Gradient(0.1), "
-                "updates.Optimizer(torch.optim.Adam, lr=0.1), … or your own"
-            )
-        self.update = update
+        remedy = "updates.Gradient(0.1), updates.Optimizer(torch.optim.Adam, lr=0.1), … or your own"
+        self.update = instance_of("update", update, Update, remedy)
         self.steps = count("steps", steps, least=0)
         self.warm_start = warm_start
         self._kept: tuple[Value, State] | None = None
@@ -108,7 +106,13 @@ class Iterative(Solver):
                 "warm_start=False"
             )
         # Y may depend on the batch; a copy, since a projection may work in place.
-        return oracle.project(tree_map(Tensor.clone, kept)), state
+        return oracle.start_at(tree_map(Tensor.clone, kept)), state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Iterative:
+        """Converts or moves what is kept, as ``double()`` and ``to(device)`` do with parameters."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._kept = tree_map_only(Tensor, fn, self._kept)
+        return self
 
     def get_extra_state(self) -> tuple[Value, State] | None:
         """The kept answer and update state, for the state dict.

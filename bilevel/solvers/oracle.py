@@ -232,6 +232,18 @@ class Oracle:
         """
         return self.follower.context(y, self.batch)
 
+    def start_at(self, y: Value) -> Value:
+        """Begins the solve at a point of another solve instead of :meth:`init`.
+
+        Args:
+            y: Any point.
+
+        Returns:
+            The nearest point of this problem's Y.
+        """
+        self._start = self.project(y)
+        return self._start
+
     def project(self, y: Value) -> Value:
         """The point of Y nearest to ``y``.
 
@@ -249,6 +261,17 @@ class Oracle:
         if nearest is not y:
             check_point(f"{type(self.follower).__name__}.project", nearest, y)
         return nearest
+
+    def of(self, follower: FollowerProblem) -> Oracle:
+        """The oracle of another problem, for the same leader and batch, as differentiable.
+
+        Args:
+            follower: The problem.
+
+        Returns:
+            An oracle with statistics of its own.
+        """
+        return Oracle(follower, self.leader, self.batch, differentiable=self._differentiable)
 
     def restricted(self, chosen: Tensor) -> Oracle:
         """The same problem for some of the samples, so that a solver can drop finished ones.

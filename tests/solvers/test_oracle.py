@@ -159,3 +159,22 @@ def test_an_error_of_the_updates_own_is_left_alone(dtype: torch.dtype, words: st
 
     with pytest.raises(RuntimeError, match=words):
         oracle(X).advance(Fails(), X, None, 1)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_the_oracle_of_another_problem(differentiable: bool) -> None:
+    """Of the same leader and batch, and as differentiable: a solver may solve a problem within."""
+
+    class Square(Product):
+        def objective(self, leader: ZeroSum, y: Tensor, batch: Any) -> Tensor:
+            return y.square().sum(1)
+
+    own, other = Product(), Square()
+    leader = ZeroSum(nn.Linear(3, 3), own)
+    whole = Oracle(own, leader, X, differentiable=differentiable)
+    inner = whole.of(other)
+    assert (inner.follower, inner.leader, inner.batch) == (other, leader, X)
+    inner.gradient(inner.init() + 1)
+    assert (inner.evaluations, whole.evaluations) == (1, 0)
+    y = torch.ones(4, 3, requires_grad=True)
+    assert inner.gradient(y).requires_grad == differentiable

@@ -6,10 +6,7 @@ from collections import namedtuple
 
 import torch
 
-from bilevel import (
-    Iterative,
-    Update,
-)
+from bilevel import FollowerProblem, Iterative, Update, ZeroSum
 from bilevel.robustness import Batch
 from bilevel.updates import Gradient
 from tests.problems import image_game
@@ -46,3 +43,39 @@ def test_a_warm_start_lies_in_this_batchs_y() -> None:
     answer = solver.solve(follower, leader, other).value
     torch.testing.assert_close(answer, follower.project(answer, other))
     assert answer.max() <= 0
+
+
+def test_what_is_kept_is_converted_with_the_solver() -> None:
+    leader, follower, batch = image_game()
+    solver = Iterative(Remembers(), 2, warm_start=True)
+    solver.solve(follower, leader, batch)
+    game = leader.double(), follower, Batch(batch.x.double(), batch.y)
+    solver.double()
+    (leader, follower, batch), kept = game, solver.get_extra_state()
+    assert kept[0].dtype == kept[1].slope[0].dtype == torch.float64
+    assert solver.solve(follower, leader, batch).value.dtype == torch.float64
+
+
+def test_a_solve_begins_at_the_kept_answer() -> None:
+    """Also where no gradient is taken there, with which the objective is known."""
+
+    class Onward(Update):
+        needs_gradient = False
+
+        def forward(self, y, gradient, context, state):
+            return y + 1, state
+
+    class Bowl(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return torch.zeros(())
+
+        def objective(self, leader, y, batch):
+            return y.square()
+
+    follower, solver = Bowl(), Iterative(Onward(), 1, warm_start=True)
+    leader = ZeroSum(torch.nn.Identity(), follower)
+    stats = [solver.solve(follower, leader, None).stats for _ in range(3)]
+    found = [(one["objective_before"].item(), one["objective_after"].item()) for one in stats]
+    assert found == [(0, 1), (1, 4), (4, 9)]
