@@ -140,10 +140,10 @@ def detach(y: Value) -> Value:
 
 
 def ravel(y: Value) -> Tensor:
-    """All elements of ``y`` as one vector.
+    """All elements of ``y`` as one real vector.
 
     Args:
-        y: A tensor or a dict of tensors, of m elements.
+        y: A tensor or a dict of tensors, of m elements; a complex one counts as two.
 
     Returns:
         ``(m,)``, the tensors of a dict one after the other.
@@ -152,7 +152,7 @@ def ravel(y: Value) -> Tensor:
         >>> ravel({"weight": torch.ones(2, 1), "bias": torch.zeros(1)})
         tensor([1., 1., 0.])
     """
-    return torch.cat([leaf.reshape(-1) for leaf in leaves(y)])
+    return torch.cat([as_real(leaf).reshape(-1) for leaf in leaves(y)])
 
 
 def unravel(vector: Tensor, like: Value) -> Value:
@@ -170,8 +170,29 @@ def unravel(vector: Tensor, like: Value) -> Value:
         {'weight': tensor([[0],
                 [1]]), 'bias': tensor([2])}
     """
-    pieces = iter(torch.split(vector, [leaf.numel() for leaf in leaves(like)]))
-    return tree_map(lambda leaf: next(pieces).view_as(leaf), like)
+    pieces = iter(torch.split(vector, [as_real(leaf).numel() for leaf in leaves(like)]))
+
+    def shaped(leaf: Tensor) -> Tensor:
+        piece = next(pieces).view_as(as_real(leaf))
+        return torch.view_as_complex(piece) if leaf.is_complex() else piece
+
+    return tree_map(shaped, like)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones: a derivative is linear over the reals only.
+
+    Args:
+        tensor: A tensor.
+
+    Returns:
+        The tensor itself if it is real, else a view, ``(..., 2)``.
+
+    Example:
+        >>> as_real(torch.tensor([1 + 2j]))
+        tensor([[1., 2.]])
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def requiring_grad(tensor: Tensor) -> Tensor:

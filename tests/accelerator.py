@@ -34,6 +34,9 @@ aten = torch.ops.aten
 waits: list[str] = []
 """File and line of each operation for which the host waited."""
 
+uploads: list[str] = []
+"""The same of what it copied to the device, for which it waits too."""
+
 WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2"}
 MIXING = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"}
 """What takes tensors of two devices."""
@@ -112,14 +115,18 @@ def _check(name: str, args: Any, kwargs: Any, tensors: list[Tensor], far: bool) 
     mixed = len(near) < len(tensors) and bool(near)
     if name == "copy_":
         to_host = isinstance(args[1], Far) and not isinstance(args[0], Far)
+        from_host = isinstance(args[0], Far) and not isinstance(args[1], Far)
         asynchronous = len(args) > 2 and args[2]
     else:
         to_host = name == "_to_copy" and not far and isinstance(args[0], Far)
+        from_host = name == "_to_copy" and far and not isinstance(args[0], Far)
         asynchronous = kwargs.get("non_blocking")
     indices = [t for t in tree_leaves(args[1]) if t is not None] if name == "index" else []
     by_mask = any(index.dtype == torch.bool for index in indices)
     if name in WAITING or by_mask or (to_host and not asynchronous):
         waits.append(_line())
+    if from_host and not asynchronous:
+        uploads.append(_line())
     if mixed and name not in MIXING:
         raise RuntimeError(f"{name}: expected all tensors to be on the same device")
     generator = kwargs.get("generator")
@@ -140,6 +147,7 @@ class Module:
     """``torch.pretend``."""
 
     waits = waits
+    uploads = uploads
     is_available = is_initialized = staticmethod(lambda: True)
     device_count = staticmethod(lambda: 1)
     current_device = staticmethod(lambda: 0)

@@ -53,6 +53,10 @@ for mistake in (
         mistake()
     except (RuntimeError, TypeError) as error:
         print(str(error))
+torch.full((), 5.0, device="pretend")
+uploads = len(torch.pretend.uploads)
+torch.tensor(5.0, device="pretend")
+assert len(torch.pretend.uploads) == uploads + 1
 print(x.sum().item())
 print(x[x > 0].shape)
 """
@@ -91,15 +95,58 @@ for name, make in SCHEDULES.items():
     batch = Batch(batch.x.to("pretend"), batch.y.to("pretend"))
     game = make_game(ZeroSum(model, follower), follower, solver, Recipe(), schedule=make())
     game.step(batch)
-    before = len(torch.pretend.waits)
+    before = len(torch.pretend.waits), len(torch.pretend.uploads)
     for _ in range(6 if name == "lookahead" else 2):
         metrics = game.step(batch)
     assert {{m.device.type for m in metrics.values()}} == {{"pretend"}}
-    assert torch.pretend.waits[before:] == [], (name, torch.pretend.waits[before:])
+    found = torch.pretend.waits[before[0]:] + torch.pretend.uploads[before[1]:]
+    assert found == [], (name, found)
     # A state that was read on the CPU goes on where the game is.
     state = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.cpu(), game.state_dict())
     game.load_state_dict(state)
     game.step(batch)
+print("done")
+"""
+    )
+    assert run(script)[0] == "done"
+
+
+@pytest.mark.parametrize("adjoint", ["Unrolled()", "Unrolled(recompute=True)"])
+def test_a_step_with_an_adjoint_does_not_wait(adjoint: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import torch
+from bilevel import Bilevel, FollowerProblem, Iterative, LeaderProblem, Unrolled
+from bilevel.updates import Gradient
+
+class Weights(LeaderProblem):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(3))
+
+    def loss(self, y, batch):
+        return y.square().mean()
+
+class Nearest(FollowerProblem):
+    sense = "min"
+
+    def init(self, batch):
+        return torch.zeros_like(batch)
+
+    def objective(self, leader, y, batch):
+        return (y - leader.w * batch).square().sum(1)
+
+leader = Weights().to("pretend")
+optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+solver = Iterative(Gradient(0.1), 4)
+game = Bilevel(leader, Nearest(), solver, leader_opt=optimizer, adjoint={adjoint})
+batch = torch.rand(4, 3, device="pretend")
+game.step(batch)
+before = len(torch.pretend.waits), len(torch.pretend.uploads)
+game.step(batch)
+found = torch.pretend.waits[before[0]:] + torch.pretend.uploads[before[1]:]
+assert found == [], found
 print("done")
 """
     )

@@ -9,11 +9,12 @@ from torch.autograd import forward_ad
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import check_steps
+from bilevel.arguments import count
 from bilevel.errors import BilevelError, first_line
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Solver
 from bilevel.solvers.checks import check_repeatable
-from bilevel.tree import Value, leaves
+from bilevel.tree import Value, as_real, leaves, ravel, unravel
 
 
 class Forward(Pullback):
@@ -38,7 +39,7 @@ class Forward(Pullback):
     """
 
     def __init__(self, *, limit: int = 100) -> None:
-        self.limit = limit
+        self.limit = count("limit", limit)
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that the solver's steps are differentiable and repeatable, and the limit."""
@@ -56,20 +57,20 @@ class Forward(Pullback):
         """Solves once for each element of θ, and multiplies the derivative of y* by v."""
         grads: Gradients = {}
         for name in problem.wanted:
-            size = problem.theta[name].numel()
-            products = [self._product(problem, v, name, i) for i in range(size)]
+            point = problem.theta[name]
+            units = torch.eye(len(ravel(point))).to(ravel(point))
+            products = [self._product(problem, v, name, unit) for unit in units]
             known = [product for product in products if product is not None]
-            grads[name] = torch.stack(known).view_as(problem.theta[name]) if known else None
+            grads[name] = leaves(unravel(torch.stack(known), like=point))[0] if known else None
         return grads
 
-    def _product(self, problem: SolvedProblem, v: Value, name: str, index: int) -> Tensor | None:
-        """vᵀ dy/dθ_i; None if y does not depend on the parameter."""
+    def _product(self, problem: SolvedProblem, v: Value, name: str, unit: Tensor) -> Tensor | None:
+        """vᵀ dy/dθ along a unit vector; None if y does not depend on the parameter."""
         point = problem.theta[name]
-        direction = point.new_zeros(point.numel())
-        direction[index] = 1
+        (direction,) = leaves(unravel(unit, like=point))
         # torch.autograd.Function, within which this runs, disables forward mode.
         with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
-            theta = {name: forward_ad.make_dual(point, direction.view_as(point))}
+            theta = {name: forward_ad.make_dual(point, direction)}
             try:
                 y = problem.evaluate(theta, problem.solver.answer)
             except RuntimeError as error:
@@ -82,5 +83,6 @@ class Forward(Pullback):
                     ) from error
                 raise
             tangents = [forward_ad.unpack_dual(leaf).tangent for leaf in leaves(y)]
-        pairs = [(t, w) for t, w in zip(tangents, leaves(v), strict=True) if t is not None]
-        return torch.stack([(t * w).sum() for t, w in pairs]).sum() if pairs else None
+        pairs = zip(tangents, leaves(v), strict=True)
+        terms = [(as_real(t) * as_real(w)).sum() for t, w in pairs if t is not None]
+        return torch.stack(terms).sum() if terms else None

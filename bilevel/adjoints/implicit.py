@@ -12,8 +12,8 @@ from bilevel.adjoints import linear
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import check_differentiable
-from bilevel.arguments import count, one_of
-from bilevel.errors import BilevelError, describe
+from bilevel.arguments import count, instance_of, one_of
+from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, from_leaves, leaves, ravel, tree_map, unravel
@@ -32,6 +32,9 @@ SOLVERS: dict[Method, linear.LinearSolver] = {
 
 # An answer counts as optimal if its residual is at most this part of the start's.
 STATIONARY = 1e-2
+# And if its distance from the optimum, estimated by ‖F‖ over the smallest curvature met, is at most
+# this part of its norm.
+FAR = 3e-2
 
 
 class Implicit(Pullback):
@@ -86,12 +89,8 @@ class Implicit(Pullback):
                 f"tolerance is {tolerance} and damping {damping}: neither can be negative; give "
                 "0 or more"
             )
-        if fixed_point is not None and not isinstance(fixed_point, Update):
-            raise BilevelError(
-                f"fixed_point is {describe(fixed_point)}: it takes an Update; give "
-                "updates.Gradient(step) or your own"
-            )
         if fixed_point is not None:
+            instance_of("fixed_point", fixed_point, Update, "updates.Gradient(step) or your own")
             check_differentiable(fixed_point)
         self.solver = None if solver is None else one_of("solver", solver, SOLVERS)
         self.tolerance = tolerance
@@ -127,11 +126,11 @@ class Implicit(Pullback):
             residual, norm = problem.evaluate(theta, lambda oracle: _residual(oracle, step, y))
 
         def product(w: Tensor) -> Tensor:
-            grads = _vjp(residual, leaves(y), unravel(w, like=v))
-            return self.damping * w - ravel(from_leaves(grads, like=y))
+            grads = _vjp(residual, leaves(y), _unravel(w, like=v))
+            return self.damping * w - _vector(from_leaves(grads, like=y))
 
-        b = ravel(v)
-        start = self._kept if self._kept is not None and self._kept.shape == b.shape else None
+        b, kept = _vector(v), self._kept
+        start = kept.to(b) if kept is not None and kept.shape == b.shape else None
         solve = SOLVERS[self.solver or ("cg" if step is None else "gmres")]
         solution = solve(product, b, self.max_steps, tolerance=self.tolerance, start=start)
         if self.warm_start:
@@ -139,8 +138,8 @@ class Implicit(Pullback):
         problem.stats["evaluations"] += solution.products
         problem.record(gradient_norm=norm)
         self._check_system(problem, solution, b, symmetric=step is None)
-        self._check_stationary(problem, step, residual, float(solution.largest))
-        grads = _vjp(residual, list(theta.values()), unravel(solution.value, like=v))
+        self._check_optimal(problem, step, residual, solution)
+        grads = _vjp(residual, list(theta.values()), _unravel(solution.value, like=v))
         return dict(zip(theta, grads, strict=True))
 
     def _step(self, solver: Solver, follower: FollowerProblem) -> Update | None:
@@ -160,7 +159,8 @@ class Implicit(Pullback):
         residual = solution.residual.norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)
         problem.record(residual=residual, curvature=solution.curvature - self.damping)
         curvature, largest = float(solution.curvature), float(solution.largest)
-        rounding = torch.finfo(b.dtype).eps * len(b) * largest
+        eps = _eps(problem.y)
+        rounding = eps * len(b) * largest
         if symmetric and curvature < -rounding:
             self.warn_once(
                 True,
@@ -176,7 +176,7 @@ class Implicit(Pullback):
                 "answer, so y* is not unique and has no derivative there; make the follower's "
                 "objective strictly convex (weight decay), or give damping",
             )
-        elif not float(residual) <= max(self.tolerance, torch.finfo(b.dtype).eps ** 0.5):
+        elif not float(residual) <= max(self.tolerance, eps**0.5):
             self.warn_once(
                 True,
                 f"linear system not solved: its residual is {float(residual):.3g} of v after "
@@ -184,24 +184,37 @@ class Implicit(Pullback):
                 "max_steps, give damping, or take another solver",
             )
 
-    def _check_stationary(
-        self, problem: SolvedProblem, step: Update | None, residual: Value, curvature: float
+    def _check_optimal(
+        self,
+        problem: SolvedProblem,
+        step: Update | None,
+        residual: Value,
+        solution: linear.LinearSolution,
     ) -> None:
-        """Warns if the condition does not hold at the answer, relative to the start."""
+        """Warns if the condition does not hold at the answer, or holds far from the optimum too."""
+        y = _vector(problem.y)
         if self._scale is None:
             with torch.no_grad():
                 start, _ = problem.evaluate({}, lambda own: _residual(own, step, own.init()))
-            scale, y = ravel(start).norm(), ravel(problem.y)
-            if scale <= 100 * torch.finfo(y.dtype).eps * curvature * y.norm():
+            scale = _vector(start).norm()
+            if scale <= 100 * _eps(problem.y) * solution.largest * y.norm():
                 return  # the start is optimal up to rounding: nothing to compare with
             self._scale = scale
-        ratio = float(ravel(residual).norm() / self._scale)
+        norm, tiny = _vector(residual).norm(), torch.finfo(y.dtype).tiny
+        ratio = float(norm / self._scale)
+        distance = float(norm / (solution.curvature - self.damping) / y.norm().clamp(min=tiny))
+        remedy = "solve with more steps, or take Unrolled(), which is exact for any answer"
         self.warn_once(
             ratio > STATIONARY,
             f"the follower is not stationary at its answer: the residual of its optimality "
             f"condition is {ratio:.2g} of that at the start, and the implicit gradient is exact at "
-            "an optimum only; solve with more steps, or take Unrolled(), which is exact for any "
-            "answer",
+            f"an optimum only; {remedy}",
+        )
+        self.warn_once(
+            ratio <= STATIONARY and distance > FAR,
+            f"the follower is badly conditioned: by its gradient and the smallest curvature met, "
+            f"its answer may be off by {distance:.2g} of its norm, and the implicit gradient is "
+            f"exact at an optimum only; {remedy}",
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -221,6 +234,22 @@ def _residual(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, Ten
         moved, _ = oracle.advance(step, y, None, 1)
         residual = tree_map(lambda own, other: other - own, y, moved)  # in y's order of names
     return residual, oracle.stats()["gradient_norm"]
+
+
+def _vector(y: Value) -> Tensor:
+    """All elements, in float32 at least: half precision overflows, and torch.linalg refuses it."""
+    vector = ravel(y)
+    return vector.to(torch.promote_types(vector.dtype, torch.float32))
+
+
+def _unravel(w: Tensor, like: Value) -> Value:
+    """The inverse of :func:`_vector`."""
+    return tree_map(lambda part, leaf: part.to(leaf.dtype), unravel(w, like), like)
+
+
+def _eps(y: Value) -> float:
+    """The rounding of a gradient in y."""
+    return max(torch.finfo(leaf.dtype).eps for leaf in leaves(y))
 
 
 def _vjp(value: Value, inputs: Sequence[Tensor], v: Value) -> Sequence[Tensor | None]:

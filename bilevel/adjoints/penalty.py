@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,11 +9,11 @@ from torch import Tensor
 
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
-from bilevel.arguments import count
+from bilevel.arguments import count, instance_of, positive
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
-from bilevel.tree import Value, leaves, leaves_like, ravel, tree_map
+from bilevel.tree import Value, as_real, leaves, leaves_like, ravel, tree_map
 from bilevel.updates.base import Update
 
 # A solve counts as converged if its last step, times the number of steps, is at most this part of
@@ -56,9 +55,9 @@ class Penalty(Pullback):
     def __init__(
         self, strength: float, *, update: Update | None = None, steps: int | None = None
     ) -> None:
-        if not 0 < strength < math.inf:
-            raise BilevelError(f"strength is {strength}: λ weighs the follower; give λ > 0")
-        self.strength = strength
+        if update is not None:
+            instance_of("update", update, Update, "updates.Gradient(step) or your own")
+        self.strength = positive("strength", strength)
         self.update = update
         self.steps = None if steps is None else count("steps", steps)
 
@@ -149,7 +148,8 @@ class Perturbed(FollowerProblem):
     def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
         """The follower's own minus the cost if it is maximised, plus the cost otherwise."""
         value = self.follower.objective(leader, y, batch)
-        products = [a * b for a, b in zip(leaves(y), leaves_like(self.cost, like=y), strict=True)]
+        pairs = zip(leaves(y), leaves_like(self.cost, like=y), strict=True)
+        products = [as_real(a) * as_real(b) for a, b in pairs]
         costs = [p[..., None].flatten(1).sum(1) if value.dim() else p.sum() for p in products]
         return value - self.sign * torch.stack(costs).sum(0)
 

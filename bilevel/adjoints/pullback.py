@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bilevel.adjoints.base import Adjoint
+from bilevel.adjoints.batches import tensors_in
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.errors import BilevelError
 from bilevel.parameters import Parameters, with_parameters
@@ -73,7 +74,11 @@ class Pullback(Adjoint):
         theta = dict(leader.named_parameters())
         data, spec = tree_flatten(batch)
         task = _Task(self, solver, follower, leader, tuple(theta), data, spec)
-        tensors = [_Constant.apply(self, leaf) for leaf in data if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in data if isinstance(leaf, Tensor)]
+        # Those of objects that pytree does not open follow: a gradient there is an error too.
+        closed = tensors_in([leaf for leaf in data if not isinstance(leaf, Tensor)])
+        tensors += [tensor for tensor in closed if tensor.requires_grad]
+        tensors = [_Constant.apply(self, tensor) for tensor in tensors]
         value = from_leaves(_Answer.apply(task, *theta.values(), *tensors), like=task.history)
         if any(leaf.requires_grad for leaf in leaves(task.history)):
             if task.solves > 1:
@@ -136,7 +141,8 @@ class _Task:
         self.evaluations += solution.evaluations
         self.history = solution.value
         device = leaves(solution.value)[0].device
-        evaluations = torch.tensor(float(solution.evaluations), device=device)  # y may be bfloat16
+        # y may be bfloat16; unlike torch.tensor, torch.full does not wait for the device.
+        evaluations = torch.full((), float(solution.evaluations), device=device)
         self.stats = {**solution.stats, "evaluations": evaluations}
         return tuple(leaf.detach().clone() for leaf in leaves(solution.value))
 

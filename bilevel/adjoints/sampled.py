@@ -6,7 +6,7 @@ import torch
 
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
-from bilevel.arguments import count
+from bilevel.arguments import count, positive
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Parametric, Solver
@@ -44,9 +44,7 @@ class Sampled(Pullback):
     """
 
     def __init__(self, scale: float, *, samples: int = 32) -> None:
-        if not scale > 0:
-            raise BilevelError(f"scale is {scale}: the leader is not perturbed; give σ > 0")
-        self.scale = scale
+        self.scale = positive("scale", scale)
         self.samples = count("samples", samples, least=2)  # for a standard error
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from bilevel.adjoints.base import Adjoint
+from bilevel.adjoints.batches import tensors_in
 from bilevel.adjoints.compiled import CompiledOracle
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
@@ -82,7 +82,7 @@ class Unrolled(Adjoint):
                 value = self._answer(solver, oracle, leader)
         if torch.is_grad_enabled() and not self._checked:
             self._check_graph(leader, value)
-        evaluations = torch.tensor(float(oracle.evaluations), device=leaves(value)[0].device)
+        evaluations = torch.full((), float(oracle.evaluations), device=leaves(value)[0].device)
         stats = {**oracle.stats(), "evaluations": evaluations}
         return Solution(value, stats, oracle.evaluations)
 
@@ -122,7 +122,7 @@ class Unrolled(Adjoint):
         """Recomputed steps give the batch no gradient."""
         if not self.recompute or not torch.is_grad_enabled():
             return
-        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(batch)):
+        if any(tensor.requires_grad for tensor in tensors_in(batch)):
             raise self.batch_error()
 
     def _check_graph(self, leader: nn.Module, value: Value) -> None:

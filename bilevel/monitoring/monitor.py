@@ -15,6 +15,7 @@ from bilevel.game import Bilevel
 from bilevel.monitoring.dynamics import Verdict, classify, combine
 from bilevel.player import trainable_parameters
 from bilevel.schedules import Lookahead, Optimistic, ProximalPoint
+from bilevel.tree import as_real
 
 SAMPLED = 128
 """The number of coordinates observed of each player; all if it has no more."""
@@ -119,7 +120,7 @@ class Monitor:
         begin = max(end - ROWS, math.ceil(self._steps / 4 / stride))
         record = self._records[level].cpu() * self._scale.to(self._records[level].dtype)
         rows = record[torch.arange(begin, end) % ROWS]
-        return torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+        return as_real(rows).flatten(1)
 
     def _empty(self) -> Tensor:
         parameters = [parameter for parameter, _ in self._sources]

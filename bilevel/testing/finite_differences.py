@@ -10,7 +10,7 @@ from bilevel.parameters import Parameters, with_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solver
-from bilevel.tree import from_leaves, leaves
+from bilevel.tree import from_leaves, leaves, ravel, unravel
 
 
 def check_adjoint(
@@ -54,8 +54,9 @@ def check_adjoint(
     allowed = tolerance * max(float(grad.abs().max()) for grad in grads)
     for (name, parameter), grad in zip(theta.items(), grads, strict=True):
         point, step = parameter.detach(), torch.finfo(parameter.dtype).eps ** (1 / 3)
-        for unit, actual in zip(torch.eye(point.numel()).to(point), grad.flatten(), strict=True):
-            move = step * unit.view_as(point)
+        slopes = ravel(grad)
+        for unit, actual in zip(torch.eye(len(slopes)).to(slopes), slopes, strict=True):
+            move = step * unravel(unit, like=point)
             with torch.no_grad():
                 rise = loss({name: point + move}) - loss({name: point - move})
             error = float((rise / (2 * step) - actual).abs())

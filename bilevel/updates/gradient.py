@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bilevel.arguments import positive
+from bilevel.arguments import instance_of, positive
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, tree_map
 from bilevel.updates.base import State, Update, given
@@ -141,7 +141,7 @@ class Momentum(Update):
             raise BilevelError(
                 f"decay is {decay}: it must be finite and not negative; give 0 ≤ decay, say 1.0"
             )
-        self.update = update
+        self.update = instance_of("update", update, Update, "SignGradient(step) or your own")
         self.differentiable = update.differentiable
         self.decay = decay
         self.normalize = normalize

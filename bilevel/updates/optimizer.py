@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.tree import Value, from_leaves, leaves, leaves_like
+from bilevel.tree import Value, as_real, from_leaves, leaves, leaves_like
 from bilevel.updates import functional
 from bilevel.updates.base import State, Update, given
 
@@ -85,7 +85,7 @@ class Optimizer(Update):
         states = ({},) * len(grads) if state is None else state
         step = STEPS[self.optimizer]
         stepped = [
-            step(_as_real(leaf), -_as_real(grad), leaf_state, self._defaults)
+            step(as_real(leaf), -as_real(grad), leaf_state, self._defaults)
             for leaf, grad, leaf_state in zip(leaves(y), grads, states, strict=True)
         ]
         points, states = zip(*stepped, strict=True)
@@ -99,8 +99,3 @@ class Optimizer(Update):
         """The optimizer and its settings, as ``repr`` shows them."""
         settings = [f"{name}={value!r}" for name, value in self.settings.items()]
         return ", ".join([self.optimizer.__name__, *settings])
-
-
-def _as_real(tensor: Tensor) -> Tensor:
-    """Complex numbers as pairs of real ones, which ``torch.optim`` moves one by one."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

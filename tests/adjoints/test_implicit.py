@@ -7,7 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilevel import BilevelError, FollowerProblem, HypergradientWarning, Implicit, Iterative, pgm
+from bilevel import (
+    BilevelError,
+    FollowerProblem,
+    Forward,
+    HypergradientWarning,
+    Implicit,
+    Iterative,
+    Penalty,
+    Unrolled,
+    pgm,
+)
+from bilevel.testing import check_adjoint
 from bilevel.updates import Gradient, Momentum, Optimizer, SignGradient
 from tests.valleys import (
     F64,
@@ -190,3 +201,71 @@ def test_a_solver_that_does_not_suit_the_problem() -> None:
     ):
         with pytest.raises(BilevelError, match=rf"{name} is no plain gradient step; give fixed_"):
             Implicit("neumann").solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
+
+
+class Complex(FollowerProblem):
+    """A Hessian that is linear over the reals only."""
+
+    sense = "min"
+
+    def init(self, batch):
+        return torch.zeros(2, dtype=torch.complex128)
+
+    def objective(self, leader, y, batch):
+        target = torch.complex(leader.theta, leader.theta.square())
+        return ((y - target).abs().square() + y.real * y.imag + 0.3 * y.real.square()).sum()
+
+
+@pytest.mark.parametrize(
+    "adjoint",
+    [
+        *(exactly(method) for method in ("cg", "gmres", "exact")),
+        Implicit("neumann", tolerance=1e-13, max_steps=500),
+        Penalty(1e3, steps=300),
+        Forward(),
+    ],
+    ids=repr,
+)
+def test_complex_numbers(adjoint) -> None:
+    leader, solver, v = Numbers(2), Iterative(Gradient(0.2), 300), torch.tensor([1 - 2j, 0.5j])
+    v = v.to(torch.complex128)
+    slope, _ = hypergradient(adjoint, solver, Complex(), leader, None, v)
+    expected, _ = hypergradient(Unrolled(), solver, Complex(), leader, None, v)
+    torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Forward()], ids=repr)
+def test_complex_parameters(adjoint) -> None:
+    class Weights(Numbers):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.theta = torch.nn.Parameter(torch.tensor([1 + 2j, 0.5j], dtype=torch.complex128))
+
+        def loss(self, y, batch):
+            return (y.real - 2 * y.imag).sum()
+
+    class Near(Complex):
+        def objective(self, leader, y, batch):
+            return ((y - leader.theta**2).abs().square() + 0.3 * y.real.square()).sum()
+
+    check_adjoint(adjoint, Iterative(Gradient(0.2), 3), Near(), Weights(), None)
+
+
+@pytest.mark.parametrize("method", ["cg", "gmres", "exact"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(method, dtype) -> None:
+    """Squares of v overflow in float16."""
+
+    class Half(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return torch.zeros(1000, dtype=dtype)
+
+        def objective(self, leader, y, batch):
+            return (y - leader.theta.to(dtype)).square().sum() / 2
+
+    leader, v = Numbers(1), torch.full((1000,), 10, dtype=dtype)
+    solver = Iterative(Gradient(1.0), 1)
+    slope, _ = hypergradient(Implicit(method), solver, Half(), leader, None, v)
+    assert slope.item() == pytest.approx(1e4, rel=0.01)

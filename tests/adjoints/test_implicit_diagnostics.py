@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -144,3 +146,27 @@ def test_a_parameter_on_which_the_follower_does_not_depend(adjoint) -> None:
     backward()  # said once
     assert leader.head.grad.tolist() == [2, 2]
     assert error(leader.theta.grad, pulled_back(batch, torch.ones(3, dtype=F64))) < 1e-8
+
+
+class Ridge(Quadratic):
+    """½ yᵀHy − yᵀb + ½ Σ e^θᵢ yᵢ², at y* = (H + D)⁻¹b: dy*/dθ = −(H + D)⁻¹ diag(e^θ ∘ y*)."""
+
+    def objective(self, leader: Numbers, y: Tensor, batch: Valley) -> Tensor:
+        decay = (leader.theta.exp() * y.square()).sum() / 2
+        return y @ batch.h @ y / 2 - y @ batch.b.sum(1) + decay
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("steps", "trusted"), [(300, False), (12_000, True)])
+def test_a_badly_conditioned_follower(seed: int, steps: int, trusted: bool) -> None:
+    """After 300 steps the gradient is small, and the flat directions have hardly moved."""
+    batch, leader, v = valley(6, 2000.0, seed=seed), Numbers(6), torch.ones(6, dtype=F64)
+    decay = leader.theta.exp().detach()
+    matrix = batch.h + decay.diag()
+    expected = -decay * torch.linalg.solve(matrix, batch.b.sum(1)) * torch.linalg.solve(matrix, v)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        solver = Iterative(Gradient(5e-4), steps)
+        slope, _ = hypergradient(Implicit(), solver, Ridge(), leader, batch, v)
+    assert (error(slope, expected) < 1e-3) == trusted
+    assert (caught == []) == trusted

@@ -103,7 +103,7 @@ def test_a_solver_without_steps() -> None:
 
 
 def test_settings_out_of_range() -> None:
-    with pytest.raises(BilevelError, match=r"strength is 0.*give λ > 0"):
+    with pytest.raises(BilevelError, match=r"strength is 0.0: it is positive"):
         Penalty(0.0)
     with pytest.raises(BilevelError, match=r"steps is 0.*give 1, 2"):
         Penalty(1.0, steps=0)

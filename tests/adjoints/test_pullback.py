@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from bilevel import BilevelError, Implicit, Iterative, LeaderProblem, Parametric, Penalty
+from bilevel import (
+    BilevelError,
+    Implicit,
+    Iterative,
+    LeaderProblem,
+    Parametric,
+    Penalty,
+    Unrolled,
+)
 from bilevel.updates import CNN, Gradient
 from tests.problems import image_game
 from tests.valleys import (
@@ -18,6 +29,7 @@ from tests.valleys import (
     Valley,
     error,
     exactly,
+    hypergradient,
     optimum,
     pulled_back,
     valley,
@@ -190,3 +202,35 @@ def test_second_derivatives_are_refused_in_words() -> None:
     (slope,) = torch.autograd.grad(value.square().sum(), leader.theta, create_graph=True)
     with pytest.raises(BilevelError, match=r"first derivatives only.*take Unrolled\(\)"):
         slope.sum().backward()
+
+
+@dataclass
+class Record:
+    b: torch.Tensor
+
+
+class Slotted:
+    __slots__ = ("b",)
+
+    def __init__(self, b: torch.Tensor) -> None:
+        self.b = b
+
+
+@pytest.mark.parametrize("wrap", [Record, Slotted, lambda b: UserDict(b=b), lambda b: [{"b": b}]])
+@pytest.mark.parametrize("adjoint", [Implicit(), Unrolled(recompute=True)], ids=repr)
+def test_a_gradient_through_any_batch_is_an_error(wrap, adjoint) -> None:
+    def read(batch):
+        batch = batch[0] if isinstance(batch, list) else batch
+        return batch.b if hasattr(batch, "b") else batch["b"]
+
+    class Near(Quadratic):
+        def init(self, batch):
+            return torch.zeros_like(read(batch)).detach()
+
+        def objective(self, leader, y, batch):
+            return (y - read(batch)).square().sum() + (y * leader.theta).sum()
+
+    leader = Numbers(3)
+    batch = wrap(2 * leader.theta)
+    with pytest.raises(BilevelError, match="batch"):
+        hypergradient(adjoint, Iterative(Gradient(0.2), 40), Near(), leader, batch, torch.ones(3))

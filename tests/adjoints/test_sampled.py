@@ -116,7 +116,7 @@ def test_an_estimate_that_says_little() -> None:
 
 
 def test_settings_out_of_range_and_a_solver_with_a_memory() -> None:
-    with pytest.raises(BilevelError, match=r"scale is 0.*give σ > 0"):
+    with pytest.raises(BilevelError, match=r"scale is 0.0: it is positive"):
         Sampled(0.0)
     with pytest.raises(BilevelError, match=r"samples is 1.*give 2, 3"):
         Sampled(0.1, samples=1)

@@ -1,0 +1,44 @@
+"""The tensors of a batch, which may be any object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+
+def tensors_in(batch: object) -> list[Tensor]:
+    """The tensors of a batch, also in objects that ``torch.utils._pytree`` does not open.
+
+    Args:
+        batch: Tensors in tuples, mappings (``transformers.BatchEncoding``), dataclasses and other
+            objects, but not in modules.
+
+    Returns:
+        Each tensor once.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> len(tensors_in([torch.ones(1), SimpleNamespace(x=torch.ones(1), name="a")]))
+        2
+    """
+    seen: dict[int, object] = {}
+    stack = [batch]
+    while stack:
+        part = stack.pop()
+        if id(part) not in seen:
+            seen[id(part)] = part
+            stack.extend(_members(part))
+    return [part for part in seen.values() if isinstance(part, Tensor)]
+
+
+def _members(part: object) -> Iterable[object]:
+    if isinstance(part, Tensor | nn.Module | type):
+        return ()
+    if isinstance(part, Mapping):
+        return part.values()
+    if isinstance(part, list | tuple):
+        return part
+    slots = getattr(type(part), "__slots__", ())
+    return [*getattr(part, "__dict__", {}).values(), *(getattr(part, s, None) for s in slots)]
