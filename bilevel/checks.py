@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bilevel.adjoints import Adjoint
+from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
@@ -44,21 +44,19 @@ def check_parts(**parts: Any) -> None:
         BilevelError: If one is something else, such as a network, a class or an update.
     """
     for name, part in parts.items():
-        kinds, remedy = _PARTS[name]
-        if not isinstance(part, kinds):
-            raise BilevelError(
-                f"{name} is {describe(part)}: it takes an object of type {kinds[0].__name__}; give "
-                f"{remedy}"
-            )
+        kind, remedy = _PARTS[name]
+        if part is not None or name not in _OPTIONAL:
+            instance_of(name, part, kind, remedy)
 
 
-_PARTS: dict[str, tuple[tuple[type, ...], str]] = {
-    "leader": ((LeaderProblem,), "ZeroSum(model, follower), or your own with its loss"),
-    "follower": ((FollowerProblem,), "an object of your own subclass"),
-    "solver": ((Solver,), "Iterative(update, steps), Parametric(y) or your own"),
-    "adjoint": ((Adjoint, NoneType), "Unrolled(), Implicit(), … or your own"),
-    "schedule": ((Schedule, NoneType), "Alternating(), Extragradient(), … or your own"),
+_PARTS: dict[str, tuple[type, str]] = {
+    "leader": (LeaderProblem, "ZeroSum(model, follower), or your own with its loss"),
+    "follower": (FollowerProblem, "an object of your own subclass"),
+    "solver": (Solver, "Iterative(update, steps), Parametric(y) or your own"),
+    "adjoint": (Adjoint, "Unrolled(), Implicit(), … or your own"),
+    "schedule": (Schedule, "Alternating(), Extragradient(), … or your own"),
 }
+_OPTIONAL = ("adjoint", "schedule")
 
 
 def check_disjoint(leader: nn.Module, solver: nn.Module) -> None:
@@ -165,6 +163,8 @@ def check_gradients(term: str, parameters: list[Tensor]) -> None:
 
 
 def _no_gradient(term: str) -> str:
+    if torch.is_inference_mode_enabled():
+        return f"{term} has no gradient in torch.inference_mode(): train outside of it"
     remedy = {
         "the leader's loss": "compute it from them, without detach or no_grad, and if it depends "
         "on them through y* alone, give the game an adjoint other than Detached()",

@@ -13,7 +13,8 @@ from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
 from bilevel.errors import BilevelError, raise_missing_derivative, raise_missing_field
 from bilevel.frozen import frozen
-from bilevel.player import Optimizer, take_step, trainable_parameters, zero_grad
+from bilevel.parameters import Parameters
+from bilevel.player import Optimizer, take_step, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
@@ -130,13 +131,19 @@ class Bilevel:
 
     # The building blocks of schedules.
 
-    def trained_parameters(self) -> list[Tensor]:
+    def trained_parameters(self) -> Parameters:
         """The trainable parameters of both players, θ and φ.
 
         Returns:
-            The parameters, detached: in-place changes move the players.
+            The parameters by name, ``leader.…`` and ``solver.…``, detached: in-place changes move
+            the players.
         """
-        return [p.detach() for p in trainable_parameters(self.leader, self.solver)]
+        return {
+            f"{player}.{name}": parameter.detach()
+            for player, module in (("leader", self.leader), ("solver", self.solver))
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
 
     def project(self, batch: Batch) -> None:
         """Projects both players onto their constraints, in place.

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from bilevel.errors import BilevelError, describe, raise_missing_field
+from bilevel.arguments import instance_of
+from bilevel.errors import BilevelError, raise_missing_field
 from bilevel.tree import Value, leaves
 
 Batch = Any
@@ -238,11 +239,8 @@ class ZeroSum(LeaderProblem):
 
     def __init__(self, model: nn.Module, follower: FollowerProblem) -> None:
         super().__init__()
-        if not isinstance(follower, FollowerProblem):
-            raise BilevelError(
-                f"follower is {describe(follower)}: it takes an object of type FollowerProblem; "
-                "give ZeroSum(model, follower), the network first"
-            )
+        remedy = "ZeroSum(model, follower), the network first"
+        instance_of("follower", follower, FollowerProblem, remedy)
         self.model = model
         # Not registered: a follower may be a module, whose parameters are not the leader's.
         object.__setattr__(self, "follower", follower)

@@ -13,10 +13,15 @@ from bilevel import (
     Bilevel,
     BilevelError,
     Detached,
+    Extragradient,
+    Forward,
     Implicit,
     Iterative,
     LeaderProblem,
+    Lookahead,
     Parametric,
+    Penalty,
+    Sampled,
     Simultaneous,
     Unrolled,
     ZeroSum,
@@ -24,8 +29,8 @@ from bilevel import (
 )
 from bilevel.robustness import Linf
 from bilevel.testing import check_update
-from bilevel.updates import CoordinateRNN, Gradient, Optimizer, Update
-from tests.problems import Apart, LinearBox, Pulled, image_game
+from bilevel.updates import CoordinateRNN, Gradient, Momentum, Optimizer, Update
+from tests.problems import Apart, LinearBox, Pulled, Saddle, Scalar, image_game
 
 
 def play(**parts) -> None:
@@ -81,7 +86,7 @@ def test_a_part_of_another_kind_is_named(name, part, message) -> None:
     ],
 )
 def test_an_update_is_an_update(update, kind) -> None:
-    with pytest.raises(BilevelError, match=f"update is {kind}: it takes an Update; give"):
+    with pytest.raises(BilevelError, match=f"update is {kind}: it takes an object of type Update"):
         Iterative(update, 2)
 
 
@@ -111,7 +116,7 @@ def test_the_followers_place_in_a_zero_sum_leader() -> None:
 
 
 def test_a_fixed_point_is_that_of_an_update() -> None:
-    with pytest.raises(BilevelError, match=r"fixed_point is a float: it takes an Update"):
+    with pytest.raises(BilevelError, match="fixed_point is a float: it takes an object"):
         Implicit(fixed_point=0.1)
 
 
@@ -215,3 +220,33 @@ def test_the_words_of_a_forgotten_return() -> None:
     with pytest.raises(BilevelError, match=r"Lazy\.step did not call its closure"):
         Bilevel(leader, follower, pgm(0.1, 1), leader_opt=lazy).step(batch)
     assert Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer).step(batch)["loss"] > 0
+
+
+def test_there_is_no_training_in_inference_mode() -> None:
+    follower = Saddle()
+    leader, solver = ZeroSum(Scalar(1.0), follower), Parametric(torch.tensor(1.0))
+    optimizers = (torch.optim.SGD(one.parameters(), lr=0.1) for one in (leader, solver))
+    game = Bilevel(
+        leader, follower, solver, leader_opt=next(optimizers), solver_opt=next(optimizers)
+    )
+    with (
+        torch.inference_mode(),
+        pytest.raises(BilevelError, match=r"no gradient in torch.inference_mode\(\): train"),
+    ):
+        game.step(None)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Momentum(torch.nn.Linear(2, 2), 0.9), "update is a Linear: .* SignGradient"),
+        (lambda: Lookahead(5), "inner is an int: .*type Schedule; give Extragradient"),
+        (lambda: Lookahead(Extragradient), "inner is the class Extragradient"),
+        (lambda: Penalty(1.0, update=torch.optim.SGD), "update is the class SGD"),
+        (lambda: Sampled(float("inf")), "scale is inf: it is positive and finite"),
+        (lambda: Forward(limit="a"), "limit is 'a': it is a whole number"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind(make, told) -> None:
+    with pytest.raises(BilevelError, match=told):
+        make()

@@ -103,7 +103,7 @@ def test_the_leader_of_a_minimising_follower_maximises(schedule) -> None:
     )
     metrics = game.step(None)
     assert (metrics["loss"].item(), metrics["objective_after"].item()) == (-0.5, 0.5)
-    x, y = (player.item() for player in game.trained_parameters())
+    x, y = (player.item() for player in game.trained_parameters().values())
     shown = 1.0 if isinstance(schedule, Simultaneous) else x
     assert (x, y) == pytest.approx((1.05, 0.5 - 0.1 * shown))
 

@@ -105,7 +105,7 @@ def position(game: Bilevel) -> Tensor:
     Returns:
         x and y concatenated, ``(n + m,)`` or ``(G, n + m)``.
     """
-    return torch.cat(game.trained_parameters(), -1)
+    return torch.cat([*game.trained_parameters().values()], -1)
 
 
 def trajectory(game: Bilevel, steps: int) -> Tensor:

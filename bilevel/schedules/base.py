@@ -131,7 +131,7 @@ class Alternating(Schedule):
         objective = self._move_solver(game, batch) if self.first == "follower" else None
         with frozen(game.solver, "eval"):
             solution = game.solve(batch)
-        loss = game.move_leader(solution.value, batch)
+            loss = game.move_leader(solution.value, batch)
         if self.first == "leader":
             objective = self._move_solver(game, batch)
         return game.metrics(loss, solution, objective)

@@ -17,13 +17,14 @@ step, such as LBFGS.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bilevel.arguments import count
+from bilevel.arguments import count, instance_of
 from bilevel.errors import BilevelError
+from bilevel.parameters import Parameters
 from bilevel.problem import Batch
 from bilevel.schedules.base import Schedule, Simultaneous
 from bilevel.solvers.checks import check_repeatable
@@ -68,7 +69,7 @@ class ProximalPoint(Simultaneous):
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""
         _begin(game, batch)
-        players = game.trained_parameters()
+        players = [*game.trained_parameters().values()]
         base = [player.clone() for player in players]
         try:
             metrics = super().step(game, batch)
@@ -118,19 +119,20 @@ class Optimistic(Simultaneous):
     """
 
     def __init__(self) -> None:
-        self._last: list[Tensor] | None = None
+        self._last: Parameters = {}
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Takes a simultaneous step and adds D(w) − D(last w), at the first step zero."""
         _begin(game, batch)
-        players = game.trained_parameters()
+        named = game.trained_parameters()
+        players = [*named.values()]
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
-        displacement = list(torch._foreach_sub(players, base))
-        if _same_shapes(self._last, players):
+        displacement = torch._foreach_sub(players, base)
+        if _of_same(self._last, named):
             torch._foreach_add_(players, displacement)
-            torch._foreach_sub_(players, self._last)
-        self._last = displacement
+            torch._foreach_sub_(players, [*self._last.values()])
+        self._last = dict(zip(named, displacement, strict=True))
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,14 +168,15 @@ class Lookahead(Schedule):
     def __init__(
         self, inner: Schedule | None = None, *, steps: int = 5, alpha: float = 0.5
     ) -> None:
-        self.inner = Simultaneous() if inner is None else inner
+        inner = Simultaneous() if inner is None else inner
+        self.inner = instance_of("inner", inner, Schedule, "Extragradient() or your own")
         self.steps = count("steps", steps)
         if not 0 < alpha <= 1:
             raise BilevelError(
                 f"alpha is {alpha}: it is the fraction of the way that is kept; give 0 < alpha ≤ 1"
             )
         self.alpha = alpha
-        self._slow: list[Tensor] | None = None
+        self._slow: Parameters = {}
         self._taken = 0
 
     def check(self, game: Bilevel) -> None:
@@ -183,14 +186,15 @@ class Lookahead(Schedule):
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Takes a step of the inner schedule; after the k-th, interpolates back to the start."""
         players = game.trained_parameters()
-        if not _same_shapes(self._slow, players):
+        if not _of_same(self._slow, players):
             _begin(game, batch)
-            self._slow = [player.clone() for player in players]
+            self._slow = {name: player.clone() for name, player in players.items()}
+            self._taken = 0
         metrics = self.inner.step(game, batch)
         self._taken += 1
         if self._taken == self.steps:
-            torch._foreach_lerp_(players, self._slow, 1 - self.alpha)
-            self._slow, self._taken = None, 0
+            torch._foreach_lerp_([*players.values()], [*self._slow.values()], 1 - self.alpha)
+            self._slow = {}
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,6 +213,7 @@ def _begin(game: Bilevel, batch: Batch) -> None:
         game.project(batch)
 
 
-def _same_shapes(kept: list[Tensor] | None, players: list[Tensor]) -> TypeGuard[list[Tensor]]:
+def _of_same(kept: Parameters, players: Parameters) -> bool:
     """Whether the kept tensors belong to these players: none was frozen or unfrozen since."""
-    return kept is not None and [k.shape for k in kept] == [p.shape for p in players]
+    shapes = ({name: tensor.shape for name, tensor in own.items()} for own in (kept, players))
+    return next(shapes) == next(shapes)

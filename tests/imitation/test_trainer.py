@@ -127,7 +127,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind: str) -> None:
     resumed.sampler.restart(1)
     assert resumed.iteration == 2
     assert [resumed.iterate() for _ in range(2)] == rows[2:]
-    assert all(map(torch.equal, resumed.game.trained_parameters(), whole.game.trained_parameters()))
+    actual, expected = (one.game.trained_parameters() for one in (resumed, whole))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_other_games_are_refused() -> None:
@@ -185,7 +186,8 @@ def test_a_copy_of_a_game_plays_on_as_the_game_does(copied) -> None:
     batch = ImitationBatch(trainer.sampler.collect(100), trainer.expert)
     for each in (game, trainer.game):
         each.step(batch)
-    assert all(map(torch.equal, game.trained_parameters(), trainer.game.trained_parameters()))
+    actual, expected = (one.trained_parameters() for one in (game, trainer.game))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def critic_game(schedule: Schedule, optimizer: type[torch.optim.Optimizer], **op
 
 
 def state(game: Bilevel) -> list[Tensor]:
-    return [player.clone() for player in game.trained_parameters()]
+    return [player.clone() for player in game.trained_parameters().values()]
 
 
 def plain_step(game: Bilevel, batch: Tensor) -> Step:
@@ -79,7 +79,7 @@ def plain_step(game: Bilevel, batch: Tensor) -> Step:
     plain = Simultaneous()
 
     def step(at: list[Tensor]) -> list[Tensor]:
-        for player, value in zip(game.trained_parameters(), at, strict=True):
+        for player, value in zip(game.trained_parameters().values(), at, strict=True):
             player.copy_(value)
         plain.step(game, batch)
         return state(game)
@@ -162,7 +162,7 @@ def test_lookahead_comes_back_part_of_the_way() -> None:
             twin.step(batch)
         w = combine((0.75, slow), (0.25, state(twin)))
         torch.testing.assert_close(state(game), w)
-        for player, value in zip(twin.trained_parameters(), w, strict=True):
+        for player, value in zip(twin.trained_parameters().values(), w, strict=True):
             player.copy_(value)
 
 
@@ -289,7 +289,7 @@ def test_a_start_outside_the_constraints_is_their_nearest_point(name: str) -> No
     paths = []
     for far in (0.0, 4.0):
         game = begin(Boxed((origin, origin)), -1.0, 1.0, lr=0.1, schedule=MAKERS[name]())
-        for player, away in zip(game.trained_parameters(), (-far, far), strict=True):
+        for player, away in zip(game.trained_parameters().values(), (-far, far), strict=True):
             player.add_(away)
         paths.append(trajectory(game, 4)[1:])
     torch.testing.assert_close(paths[1], paths[0])
@@ -340,3 +340,40 @@ def test_one_schedule_may_be_given_to_two_games() -> None:
 def test_settings_out_of_range(make: Callable[[], Schedule], message: str) -> None:
     with pytest.raises(BilevelError, match=message):
         make()
+
+
+@pytest.mark.parametrize("schedule", [Optimistic(), Lookahead(steps=2)], ids=repr)
+def test_what_is_kept_of_one_parameter_is_not_anothers(schedule: Schedule) -> None:
+    """Of two alike, trained in turn: each moves as if it were alone."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.full((2,), at)) for at in (1.0, 10.0))
+
+    class Still(FollowerProblem):
+        sense = "max"
+
+        def init(self, batch):
+            return torch.zeros(())
+
+        def objective(self, leader, y, batch):
+            return (leader.model.a.square() + leader.model.b).sum() - y.square()
+
+    model, follower = Pair(), Still()
+    game = Bilevel(
+        ZeroSum(model, follower),
+        follower,
+        pgm(0.1, 0),
+        leader_opt=torch.optim.SGD(model.parameters(), lr=0.25),
+        schedule=schedule,
+    )
+    model.b.requires_grad_(False)
+    game.step(None)  # of Lookahead's two: it comes back after two steps of the same parameters
+    model.a.requires_grad_(False)
+    model.b.requires_grad_(True)
+    for _ in range(2):
+        game.step(None)
+    assert model.a.tolist() == [0.5, 0.5]
+    expected = 9.75 if isinstance(schedule, Lookahead) else 9.5
+    assert model.b.tolist() == [expected, expected]
