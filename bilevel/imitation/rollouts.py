@@ -127,11 +127,11 @@ class Sampler:
         self._observation = observations[-1]
         states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(np.stack(actions))
         with torch.no_grad():
-            log_probs = self.policy(states).log_prob(taken)
+            log_probs = self.policy(states.flatten(0, 1)).log_prob(taken.flatten(0, 1))
         return Rollout(
             states,
             taken,
-            log_probs,
+            log_probs.unflatten(0, rewards.shape),
             torch.from_numpy(next_observations),
             torch.from_numpy(rewards),
             torch.from_numpy(terminated),

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from torch.distributions import Independent, Normal
 
 from bilevel import BilevelError
-from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Rollout, Sampler, make_envs
+from bilevel.imitation import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    Policy,
+    Rollout,
+    Sampler,
+    make_envs,
+)
 
 
 def played(name: str, steps: int, count: int, *, seed: int = 3) -> Rollout:
@@ -91,6 +101,20 @@ def test_the_log_probabilities_are_the_policys() -> None:
     expected = policy(rollout.observations).log_prob(rollout.actions)
     assert not rollout.log_probs.requires_grad
     torch.testing.assert_close(rollout.log_probs, expected.detach())
+
+
+class Slicing(Policy):
+    """Reads the first coordinate of the states ``(B, n)`` that a policy is promised."""
+
+    def forward(self, observations: torch.Tensor) -> Independent:
+        return Independent(Normal(observations[:, :1], 0.5), 1)
+
+
+def test_a_policy_sees_a_batch_of_states_in_a_rollout_as_in_its_loss() -> None:
+    rollout = Sampler(make_envs("Pendulum-v1", 2), Slicing(), seed=0).collect(5)
+    error = (rollout.actions - rollout.observations[..., :1]).squeeze(-1) / 0.5
+    expected = -error.square() / 2 - 0.5 * math.log(2 * math.pi) - math.log(0.5)
+    torch.testing.assert_close(rollout.log_probs, expected)
 
 
 def test_an_environment_that_shows_nan_is_refused() -> None:
