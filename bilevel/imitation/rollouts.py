@@ -74,6 +74,7 @@ class Sampler:
             )
         self.envs = envs
         self.policy = policy
+        self._name = envs.spec.id if envs.spec else "the environment"
         space: Any = envs.single_action_space
         self._range = (space.low, space.high) if hasattr(space, "low") else None
         self.restart(seed)
@@ -123,7 +124,9 @@ class Sampler:
         next_observations = observations[1:].copy()
         for t, final in final_observations.items():
             next_observations[t, ended[t]] = np.stack(final[ended[t]])
-        self._check_observations(next_observations, ended)
+        self._check_finite("observations", observations, next_observations)
+        self._check_finite("rewards", rewards)
+        self._check_episodes(ended)
         self._observation = observations[-1]
         states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(np.stack(actions))
         with torch.no_grad():
@@ -161,17 +164,16 @@ class Sampler:
                     "run on the CPU in float32; call policy.cpu().float()"
                 )
 
-    def _check_observations(
-        self, observations: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]
-    ) -> None:
-        name = self.envs.spec.id if self.envs.spec else "the environment"
-        if not np.isfinite(observations).all():
+    def _check_finite(self, kind: str, *parts: np.ndarray[Any, Any]) -> None:
+        if not all(np.isfinite(part).all() for part in parts):
             raise BilevelError(
-                f"{name} returned NaN or infinity: nothing can be learned from it; check the "
-                "environment, or wrap it so that the episode ends before"
+                f"{self._name} returned NaN or infinity in its {kind}: nothing can be learned from "
+                "it; check the environment, or wrap it so that the episode ends before"
             )
+
+    def _check_episodes(self, ended: np.ndarray[Any, Any]) -> None:
         if len(ended) > 1 and ended.all():
             raise BilevelError(
-                f"{name} ends at each step: there is no behaviour to learn, only a first action; "
-                "check its termination and its time limit"
+                f"{self._name} ends at each step: there is no behaviour to learn, only a first "
+                "action; check its termination and its time limit"
             )

@@ -126,6 +126,53 @@ def test_an_environment_that_shows_nan_is_refused() -> None:
         sampler.collect(1)
 
 
+class Broken(gymnasium.Env):
+    """Two steps an episode; from its second on, what ``kind`` names is not finite."""
+
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space = spaces.Discrete(2)
+    episode = -1
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def reset(self, **_: object) -> tuple[np.ndarray, dict]:
+        self.episode, self.time = self.episode + 1, 0
+        return self.shown("reset"), {}
+
+    def step(self, _: object) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.time += 1
+        last = self.time == 2
+        shown = self.shown("end" if last else "step")
+        return shown, np.inf if self.breaks("reward") else 1.0, last, False, {}
+
+    def shown(self, kind: str) -> np.ndarray:
+        return np.full(1, np.nan if self.breaks(kind) else 0, np.float32)
+
+    def breaks(self, kind: str) -> bool:
+        return self.episode > 0 and kind == self.kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("reset", "observations"),
+        ("step", "observations"),
+        ("end", "observations"),
+        ("reward", "rewards"),
+    ],
+)
+def test_whatever_is_not_finite_is_refused(kind: str, told: str) -> None:
+    gymnasium.register("Broken-v0", Broken, kwargs={"kind": kind})
+    try:
+        sampler = Sampler(make_envs("Broken-v0", 2), CategoricalPolicy(1, 2))
+        assert sampler.collect(1).observations.isfinite().all()
+        with pytest.raises(BilevelError, match=f"Broken-v0 returned NaN or infinity in its {told}"):
+            sampler.collect(3)
+    finally:
+        del gymnasium.registry["Broken-v0"]
+
+
 def test_an_environment_that_ends_at_its_first_step_is_refused() -> None:
     gymnasium.register(
         "Brief-v0", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=1
