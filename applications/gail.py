@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from gail_lib.episodes import time_limit
 from gail_lib.experts import RECORDED_EPISODES, expert_demonstrations
 from gail_lib.figure import draw
 from gail_lib.games import Setting, make_trainer, suited_reward, updater_bytes
@@ -161,6 +162,7 @@ def check(args: Args, settings: Sequence[Setting]) -> None:
                 f"{env} is {task.env} today and may be another version tomorrow: the run would "
                 f"not be reproducible; give --env {task.env}"
             )
+        time_limit(env)
         if args.render:
             check_rendering(env)
     updaters = [

@@ -8,12 +8,12 @@ from pathlib import Path
 from bilevel.imitation import (
     Demonstrations,
     MountainCarExpert,
-    demonstrate,
     load_demonstrations,
     load_minari,
     save_demonstrations,
     train_expert,
 )
+from gail_lib.episodes import play
 
 RECORDED_EPISODES = 100
 """Recorded episodes: enough to estimate the expert's return."""
@@ -49,6 +49,6 @@ def expert_demonstrations(
     else:
         iterations = TRAINING_ITERATIONS.get(env, DEFAULT_ITERATIONS)
         expert = train_expert(env, iterations, callback=lambda i, _: progress(i + 1, iterations))
-    demonstrations = demonstrate(env, expert, RECORDED_EPISODES, seed=99)
+    demonstrations = play(env, expert, RECORDED_EPISODES, seed=99)
     save_demonstrations(path, demonstrations)
     return demonstrations

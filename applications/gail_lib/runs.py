@@ -20,7 +20,8 @@ from bilevel import BilevelError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.files import make_folder, writing
 from bilevel.experiment.weights import save_weights
-from bilevel.imitation import Policy, Trainer, clone, demonstrate
+from bilevel.imitation import Policy, Trainer, clone
+from gail_lib.episodes import play
 from gail_lib.games import Setting, make_trainer
 
 CHECKPOINT_EVERY = 25
@@ -122,7 +123,7 @@ def run_one(
 def evaluate(policy: Policy, env: str) -> Tensor:
     """Returns of the policy under the environment's own rewards."""
     torch.manual_seed(0)
-    return demonstrate(env, policy, EVALUATION_EPISODES, seed=10_000).returns
+    return play(env, policy, EVALUATION_EPISODES, seed=10_000).returns
 
 
 def _train(

@@ -251,7 +251,7 @@ class Strict(gymnasium.Env):
 
 @pytest.fixture
 def strict() -> Iterator[str]:
-    gymnasium.register("Strict-v0", Strict)
+    gymnasium.register("Strict-v0", Strict, max_episode_steps=99)
     yield "Strict-v0"
     del gymnasium.registry["Strict-v0"]
 
@@ -319,6 +319,40 @@ def test_bad_input_gets_one_line(
         monkeypatch.delattr(module, "expert_demonstrations")  # and before an expert is trained
     line = one_line(call(module, "--smoke", "--out", tmp_path, *arguments.split()))
     assert re.search(told, line), line
+
+
+def test_an_environment_without_a_time_limit_is_refused_before_anything_is_played(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path
+) -> None:
+    gymnasium.register("Endless-v0", Strict)
+    try:
+        line = one_line(call(module, "--smoke", "--env", "Endless-v0", "--out", tmp_path))
+    finally:
+        del gymnasium.registry["Endless-v0"]
+    assert re.search("Endless-v0 has no time limit: .*give .* a max_episode_steps", line), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_episodes_are_as_long_as_the_time_limit(
+    applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Both of an expert that is recorded and of a policy that is evaluated, of any package."""
+    (tmp_path / "long_tasks.py").write_text(
+        "import gymnasium\n"
+        "entry = 'tests.applications.test_gail:Strict'\n"
+        "gymnasium.register('Long-v0', entry, max_episode_steps=10_050)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    runs, experts = (applications(f"gail_lib.{name}") for name in ("runs", "experts"))
+    for part, count in ((runs, "EVALUATION_EPISODES"), (experts, "RECORDED_EPISODES")):
+        monkeypatch.setattr(part, count, 1)
+    monkeypatch.setitem(experts.SCRIPTED, "long_tasks:Long-v0", lambda: GaussianPolicy(1, 1))
+    try:
+        assert runs.evaluate(GaussianPolicy(1, 1), "long_tasks:Long-v0").tolist() == [0]
+        shown = experts.expert_demonstrations("long_tasks:Long-v0", None, tmp_path, print)
+        assert shown.lengths.tolist() == [10_050]
+    finally:
+        gymnasium.registry.pop("Long-v0", None)
 
 
 def test_demonstrations_of_another_environment_are_refused(
