@@ -125,11 +125,13 @@ class Game(FollowerProblem):
         Example:
             >>> from bilevel import Alternating, Extragradient
             >>> from bilevel.games import bilinear
-        >>> round(bilinear().factor(Extragradient(), 0.5) ** 2, 6)       # 1 − η² + η⁴
+            >>> round(bilinear().factor(Extragradient(), 0.5) ** 2, 6)       # 1 − η² + η⁴
             0.8125
             >>> round(bilinear().factor(Alternating(), 0.5), 6)              # circles
             1.0
         """
+        if self._constrained:
+            return None
         return rates.factor(schedule, self.jacobian(), len(self.equilibrium[0]), lr)
 
     def best_step(self, schedule: Schedule) -> float | None:
@@ -139,7 +141,7 @@ class Game(FollowerProblem):
             schedule: A schedule of the library.
 
         Returns:
-            The step size; None if the players converge at no step size.
+            The step size; None if the players converge at no step size, or for constrained games.
 
         Example:
             >>> from bilevel import Optimistic, Simultaneous
@@ -148,9 +150,15 @@ class Game(FollowerProblem):
             0.5
             >>> bilinear().best_step(Simultaneous())
         """
+        if self._constrained:
+            return None
         jacobian, size = self.jacobian(), len(self.equilibrium[0])
         scale = float(torch.linalg.matrix_norm(jacobian, 2))
         return rates.best_step(lambda lr: rates.factor(schedule, jacobian, size, lr), scale)
+
+    @property
+    def _constrained(self) -> bool:
+        return type(self).onto is not Game.onto
 
     def _values(self, x: Tensor, y: Tensor) -> Tensor:
         if self.count is None:

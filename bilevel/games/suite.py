@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.games import rates
 from bilevel.games.game import Game
-from bilevel.schedules import Schedule
 
 
 class Bilinear(Game):
@@ -167,12 +165,6 @@ class MatrixGame(Game):
         excess = (ordered.cumsum(-1) - 1) / torch.arange(1, z.shape[-1] + 1, device=z.device)
         support = (ordered > excess).sum(-1, keepdim=True)
         return (z - excess.gather(-1, support - 1)).clamp(min=0)
-
-    def factor(self, schedule: Schedule, lr: rates.Rate) -> None:
-        """None: the linear theory does not cover projections."""
-
-    def best_step(self, schedule: Schedule) -> None:
-        """None, likewise."""
 
 
 def _floating(matrix: Tensor) -> Tensor:

@@ -120,7 +120,25 @@ def test_rock_paper_scissors_needs_the_look_ahead() -> None:
         away = (path[-100:] - 1 / 3).norm(dim=1).min()
         assert (away > 0.3) == (type(schedule) in (Simultaneous, Alternating)), schedule
         assert away > 0.3 or away < 1e-6
-        assert game.factor(schedule, 0.3) is game.best_step(schedule) is None
+
+
+class Boxed(games.Game):
+    """Of ours: x = 1 is as near to 2 as it may come."""
+
+    def __init__(self) -> None:
+        super().__init__((torch.ones(1), torch.full((1,), 0.5)))
+
+    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+        return ((x - 2) ** 2 + x * y - y**2).sum()
+
+    def onto(self, z: Tensor) -> Tensor:
+        return z.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("game", [Boxed(), games.MatrixGame(ROCK_PAPER_SCISSORS)])
+def test_the_linear_theory_claims_nothing_of_constrained_games(game: games.Game) -> None:
+    assert game.factor(Simultaneous(), 0.1) is None
+    assert game.best_step(Extragradient()) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
