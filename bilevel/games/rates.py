@@ -15,14 +15,16 @@ factor per step of the distance to w*:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.schedules import (
     Alternating,
+    Extragradient,
     Lookahead,
     Optimistic,
     ProximalPoint,
@@ -30,8 +32,11 @@ from bilevel.schedules import (
     Simultaneous,
 )
 
-Rate = float | tuple[float, float]
+Rate = float | Sequence[float]
 """A step size for both players, or the leader's and the follower's."""
+
+KNOWN = (Simultaneous, Alternating, ProximalPoint, Extragradient, Optimistic, Lookahead)
+"""The schedules with a rate; their subclasses may step otherwise and have none."""
 
 
 def step_sizes(lr: Rate) -> tuple[float, float]:
@@ -44,16 +49,26 @@ def step_sizes(lr: Rate) -> tuple[float, float]:
         The pair.
 
     Raises:
-        BilevelError: If one is not positive and finite.
+        BilevelError: If one is not positive and finite, or there are neither one nor two.
+
+    Example:
+        >>> step_sizes(0.1), step_sizes([0.1, 0.2])
+        ((0.1, 0.1), (0.1, 0.2))
     """
-    pair = lr if isinstance(lr, tuple) else (lr, lr)
-    for size in pair:
+    try:
+        leader, follower = np.broadcast_to(lr, 2).tolist()
+    except ValueError as error:
+        raise BilevelError(
+            f"the step sizes are {lr}: there are two players; give one number for both, or a pair, "
+            "say (0.1, 0.2)"
+        ) from error
+    for size in (leader, follower):
         if not 0 < size < math.inf:
             raise BilevelError(
                 f"the step size is {size}: it must be positive and finite; give a positive "
                 "number, say 0.1"
             )
-    return pair
+    return leader, follower
 
 
 def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> float:
@@ -69,7 +84,7 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
         Less than 1 if the players converge, more if they diverge, 1 if they cycle.
 
     Raises:
-        BilevelError: If the schedule is not known.
+        BilevelError: If a step size is not positive, or the schedule is not known.
 
     Example:
         >>> rotation = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
@@ -110,6 +125,12 @@ def best_step(predicted: Callable[[float], float], scale: float) -> float | None
 
 def _transition(schedule: Schedule, move: Tensor, leader_size: int) -> tuple[Tensor, int]:
     """The matrix of a step, or of the k steps of Lookahead, and the number of steps."""
+    nested = isinstance(schedule, Lookahead) and isinstance(schedule.inner, Lookahead)
+    if type(schedule) not in KNOWN or nested:
+        raise BilevelError(
+            f"the rate of {schedule!r} is not known: bilevel.games.rates has no linear theory for "
+            "it; measure it"
+        )
     eye = torch.eye(len(move), dtype=move.dtype)
     if isinstance(schedule, Optimistic):  # on w and the last displacement
         return torch.cat([torch.hstack([eye + 2 * move, -eye]), torch.hstack([move, 0 * eye])]), 1
@@ -118,7 +139,7 @@ def _transition(schedule: Schedule, move: Tensor, leader_size: int) -> tuple[Ten
         for _ in range(schedule.iterations):
             matrix = eye + move @ matrix
         return matrix, 1
-    if isinstance(schedule, Lookahead) and not isinstance(schedule.inner, Lookahead):
+    if isinstance(schedule, Lookahead):
         inner, _ = _transition(schedule.inner, move, leader_size)
         matrix = torch.linalg.matrix_power(inner, schedule.steps)
         matrix[: len(move)] *= schedule.alpha
@@ -128,12 +149,7 @@ def _transition(schedule: Schedule, move: Tensor, leader_size: int) -> tuple[Ten
         leads = (torch.arange(len(move)) < leader_size).to(move.dtype).unsqueeze(1)
         leader, follower = eye + leads * move, eye + (1 - leads) * move
         return torch.linalg.matrix_power(follower, schedule.follower_steps) @ leader, 1
-    if type(schedule) is Simultaneous:
-        return eye + move, 1
-    raise BilevelError(
-        f"the rate of {schedule!r} is not known: bilevel.games.rates has no linear theory for it; "
-        "measure it"
-    )
+    return eye + move, 1
 
 
 def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:

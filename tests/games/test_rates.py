@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -199,13 +200,24 @@ def test_each_player_has_a_step_size_of_its_own() -> None:
 
 
 def test_nothing_is_claimed_of_an_unknown_schedule() -> None:
-    class Mine(Simultaneous):
-        pass
-
-    with pytest.raises(BilevelError, match=r"rate of .* is not known"):
-        games.bilinear().factor(Mine(), 0.1)
+    for known in SCHEDULES:
+        mine = copy.copy(known)
+        mine.__class__ = type("Mine", (type(known),), {"step": Simultaneous.step})
+        for schedule in (mine, Lookahead(mine)):
+            with pytest.raises(BilevelError, match=r"rate of .* is not known"):
+                games.bilinear().factor(schedule, 0.1)
     with pytest.raises(BilevelError, match=r"is not known: .* no linear theory"):
         games.bilinear().factor(Lookahead(Lookahead()), 0.1)
+
+
+@pytest.mark.parametrize("pair", [[0.2, 0.8], np.array([0.2, 0.8]), torch.tensor([0.2, 0.8])])
+def test_step_sizes_are_any_sequence_of_two(pair: rates.Rate) -> None:
+    game = games.bilinear()
+    assert game.factor(Simultaneous(), pair) == pytest.approx(math.sqrt(1.16), rel=1e-6)
+    moved = games.trajectory(games.begin(game, 1.0, 1.0, lr=pair), 1)[1]
+    torch.testing.assert_close(moved, torch.tensor([0.8, 1.8]).double())
+    with pytest.raises(BilevelError, match=r"there are two players; give .* a pair"):
+        games.begin(game, 1.0, 1.0, lr=[0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("step", [0.0, -0.1, math.inf, math.nan])
