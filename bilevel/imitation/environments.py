@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,7 +99,8 @@ def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
 
     Raises:
         BilevelError: If ``count`` is not positive, there is no such environment, its observations
-            are not vectors, or its actions are neither ``Discrete`` nor vectors.
+            are not vectors, or its actions are neither ``Discrete`` nor vectors of a floating
+            dtype.
 
     Example:
         >>> make_envs("CartPole-v1", 2).num_envs
@@ -136,6 +138,12 @@ def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
             "gymnasium.wrappers.TransformAction"
         )
     vector = isinstance(action, spaces.Box) and len(action.shape) == 1
+    if vector and not np.issubdtype(action.dtype, np.floating):
+        raise BilevelError(
+            f"{name} has actions {action}: policies choose vectors of real numbers; choose an "
+            "environment with a Box of a floating dtype, or wrap it in "
+            "gymnasium.wrappers.TransformAction"
+        )
     if not (vector or isinstance(action, spaces.Discrete)):
         raise BilevelError(
             f"{name} has actions {action}: policies choose one of n actions or a vector; choose an "

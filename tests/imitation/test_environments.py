@@ -47,9 +47,15 @@ class Grid(Switches):
     action_space = spaces.Box(-1, 1, (2, 2))
 
 
+class Notches(Switches):
+    """Moved in whole steps."""
+
+    action_space = spaces.Box(0, 5, (2,), np.int64)
+
+
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    kinds = (Switches, FromOne, Images, Bits, Grid)
+    kinds = (Switches, FromOne, Images, Bits, Grid, Notches)
     for kind in kinds:
         gymnasium.register(f"{kind.__name__}-v0", kind)
     yield
@@ -81,6 +87,7 @@ def test_a_task_is_read_off_the_spaces_and_makes_policies() -> None:
         ("Bits-v0", "policies read vectors"),
         ("Grid-v0", "choose one of n actions or a vector"),
         ("Switches-v0", "choose one of n actions or a vector"),
+        ("Notches-v0", r"has actions Box\(0, 5, .*int64\): .*floating dtype, or wrap it"),
         ("FromOne-v0", "counts its actions from 1: policies count from 0; wrap it"),
         ("nowhere_at_all:Mine-v0", "cannot be made: No module named 'nowhere_at_all'"),
     ],
