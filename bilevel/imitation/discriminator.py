@@ -66,11 +66,17 @@ def pairs(task: Task, observations: Tensor, actions: Tensor) -> Tensor:
             "numbered from 0; store them as integers"
         )
     shape = observations.shape[:-1] if task.discrete else (*observations.shape[:-1], task.actions)
-    fits = not task.discrete or bool(((actions >= 0) & (actions < task.actions)).all())
-    if observations.shape[-1:] != (task.observations,) or actions.shape != shape or not fits:
+    if observations.shape[-1:] != (task.observations,) or actions.shape != shape:
+        taken = "(...)" if task.discrete else f"(..., {task.actions})"
         raise BilevelError(
             f"states {tuple(observations.shape)} and actions {tuple(actions.shape)} are not those "
-            f"of {task}: they were recorded elsewhere; record them in {task.env}"
+            f"of {task.env}: it has states (..., {task.observations}) and actions {taken}; reshape "
+            "them, or record others there"
+        )
+    if task.discrete and len(others := actions[(actions < 0) | (actions >= task.actions)]):
+        raise BilevelError(
+            f"there is an action {int(others[0])}: {task.env} takes one of {task.actions} "
+            "actions, numbered from 0; record them there"
         )
     encoded = F.one_hot(actions.long(), task.actions) if task.discrete else task.clip(actions)
     return torch.cat([observations, encoded.to(observations.dtype)], -1).flatten(0, -2)

@@ -13,7 +13,7 @@ from bilevel.experiment.files import atomic_write
 from bilevel.imitation.demonstrations import Demonstrations
 
 
-def save_demonstrations(path: Path, demonstrations: Demonstrations) -> None:
+def save_demonstrations(path: Path | str, demonstrations: Demonstrations) -> None:
     """Writes demonstrations to a ``.npz`` file.
 
     Args:
@@ -24,11 +24,11 @@ def save_demonstrations(path: Path, demonstrations: Demonstrations) -> None:
         BilevelError: If it cannot be written.
     """
     arrays: dict[str, Any] = demonstrations._asdict()  # the name becomes an array too
-    with atomic_write(path) as part, part.open("wb") as file:
+    with atomic_write(Path(path)) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def load_demonstrations(path: Path, env: str) -> Demonstrations:
+def load_demonstrations(path: Path | str, env: str) -> Demonstrations:
     """Reads demonstrations from a ``.npz`` file with the fields of :class:`Demonstrations`.
 
     Args:
@@ -155,6 +155,7 @@ def _validated(source: str, env: str, demos: Demonstrations) -> Demonstrations:
         raise BilevelError(
             f"{source} has demonstrations of {demos.env}, not {env}: give some of {env}"
         )
+    _check_shapes(source, demos)
     demos = _cast(demos)
     by_step = (demos.observations, demos.actions, demos.rewards)
     by_episode = (demos.lengths, demos.last, demos.terminated)
@@ -169,6 +170,26 @@ def _validated(source: str, env: str, demos: Demonstrations) -> Demonstrations:
     if not all(part.isfinite().all() for part in (*by_step, demos.last)):
         raise BilevelError(f"{source} holds NaN or infinity: record it again")
     return demos
+
+
+def _check_shapes(source: str, demos: Demonstrations) -> None:
+    parts = demos._asdict()
+    del parts["env"]
+    dims = {name: part.dim() for name, part in parts.items()}
+    expected = dict.fromkeys(parts, 1) | {"observations": 2, "last": 2}
+    fits = dims in (expected, expected | {"actions": 2})
+    if not fits or demos.last.shape[1] != demos.observations.shape[1]:
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in parts.items())
+        raise BilevelError(
+            f"{source} holds {shapes}: E episodes of S steps in total have observations (S, n), "
+            "actions (S,) or (S, m), rewards (S,), lengths (E,), last (E, n) and terminated (E,); "
+            "store them in these shapes"
+        )
+    if bool((demos.lengths != demos.lengths.long()).any()):
+        raise BilevelError(
+            f"{source} holds lengths {demos.lengths.dtype} that are not whole: they count the "
+            "steps of each episode; record it again"
+        )
 
 
 def _without_module(env: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
@@ -118,6 +119,33 @@ def test_what_cannot_be_imitated(shown: Demonstrations, tmp_path: Path) -> None:
         load_demonstrations(path, ENV)
     with pytest.raises(BilevelError, match="episodes is 0"):
         demonstrate(ENV, MountainCarExpert(), 0)
+
+
+@pytest.mark.parametrize(
+    "misshapen",
+    [
+        lambda few: {"observations": few.observations[..., None]},
+        lambda few: {"observations": few.observations[:, 0]},
+        lambda few: {"actions": few.actions[:, None, None]},
+        lambda few: {"rewards": few.rewards[:, None]},
+        lambda few: {"lengths": few.lengths[:, None]},
+        lambda few: {"last": few.last[:, :1]},
+        lambda few: {"terminated": few.terminated[:, None]},
+    ],
+)
+def test_arrays_of_another_shape_are_told_theirs(
+    shown: Demonstrations, tmp_path: Path, misshapen: Callable[[Demonstrations], dict]
+) -> None:
+    few, path = shown.first(2), str(tmp_path / "own.npz")
+    save_demonstrations(path, few._replace(**misshapen(few)))
+    with pytest.raises(BilevelError, match=r"own.npz holds observations .* have .* \(S, n\), act"):
+        load_demonstrations(path, ENV)
+
+
+def test_an_episode_has_a_whole_number_of_steps(shown: Demonstrations, tmp_path: Path) -> None:
+    save_demonstrations(tmp_path / "own.npz", shown._replace(lengths=shown.lengths + 0.4))
+    with pytest.raises(BilevelError, match=r"lengths torch.float32 that are not whole"):
+        load_demonstrations(tmp_path / "own.npz", ENV)
 
 
 def test_minari_keeps_them_too(

@@ -142,13 +142,23 @@ def test_what_pairs_go_through_is_no_part_of_y() -> None:
     ("states", "actions"),
     [
         (torch.zeros(3, 2), torch.zeros(3).long()),
-        (torch.zeros(3, 1), torch.zeros(3, 2).long()),
-        (torch.zeros(3, 1), torch.tensor([0, 1, 2])),
+        (torch.zeros(3, 1), torch.zeros(3, 1).long()),
+        (torch.zeros(3, 2, 2), torch.zeros(3).long()),
     ],
 )
-def test_pairs_of_another_task_are_refused(states, actions) -> None:
-    with pytest.raises(BilevelError, match=r"are not those of Task\(env='one state'"):
+def test_pairs_of_another_shape_are_refused(states, actions) -> None:
+    told = r"not those of one state: it has states \(..., 1\) and actions \(...\); reshape"
+    with pytest.raises(BilevelError, match=told):
         pairs(TASK, states, actions)
+    with pytest.raises(BilevelError, match=r"it has states \(..., 1\) and actions \(..., 2\)"):
+        pairs(TASK._replace(discrete=False), torch.zeros(3, 1), torch.zeros(3))
+
+
+def test_actions_that_a_task_does_not_have_are_refused() -> None:
+    for missing in (2, -1):
+        told = f"there is an action {missing}: one state takes one of 2 actions"
+        with pytest.raises(BilevelError, match=told):
+            pairs(TASK, torch.zeros(3, 1), torch.tensor([0, missing, 1]))
 
 
 def test_weights_are_kept_in_the_ball() -> None:
