@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.imitation.policies import Policy
@@ -44,7 +46,8 @@ def clone(
         The number of epochs.
 
     Raises:
-        BilevelError: If there are fewer than two pairs, or ``held_out`` is out of range.
+        BilevelError: If there are fewer than two pairs, the actions' shape is not the policy's, a
+            discrete action is none of the policy's, or ``held_out`` is out of range.
         NonFiniteError: If the likelihood becomes NaN or infinite.
 
     Example:
@@ -64,6 +67,7 @@ def clone(
             f"held_out is {held_out}: some pairs are fitted and others held out; give a number "
             "between 0 and 1, such as 0.3"
         )
+    _check_actions(policy, observations, actions)
     order = torch.randperm(len(observations))
     split = min(max(1, round(held_out * len(order))), len(order) - 1)
     validation, training = order[:split], order[split:]
@@ -93,3 +97,21 @@ def clone(
             best_epoch = epochs
     policy.load_state_dict(best_weights)
     return epochs
+
+
+@torch.no_grad()
+def _check_actions(policy: Policy, observations: Tensor, actions: Tensor) -> None:
+    distribution = policy(observations[:2])  # two suffice for the shape
+    shape = (len(observations), *distribution.batch_shape[1:], *distribution.event_shape)
+    if actions.shape != shape:
+        raise BilevelError(
+            f"the actions have shape {tuple(actions.shape)}: for {len(observations)} states the "
+            f"policy takes {shape}; give an action for each state in this shape"
+        )
+    if isinstance(distribution, Categorical):
+        support: Any = distribution.support
+        if len(others := actions[~support.check(actions)]):
+            raise BilevelError(
+                f"there is an action {others[0].item()}: the policy takes whole numbers from 0 to "
+                f"{support.upper_bound}; give those, or a policy with more actions"
+            )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from bilevel import BilevelError, NonFiniteError
-from bilevel.imitation import CategoricalPolicy, GaussianPolicy, clone
+from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Policy, clone
 
 
 def test_it_finds_the_experts_frequencies() -> None:
@@ -34,6 +36,29 @@ def test_it_ends_where_what_was_held_out_grows_no_likelier() -> None:
 def test_one_pair_cannot_be_fitted_and_held_out() -> None:
     with pytest.raises(BilevelError, match="there are 1 pairs"):
         clone(CategoricalPolicy(1, 2), torch.ones(1, 1), torch.ones(1).long())
+
+
+@pytest.mark.parametrize(
+    ("policy", "shape"),
+    [
+        (CategoricalPolicy(1, 2), (5,)),
+        (CategoricalPolicy(1, 2), (8, 1)),
+        (GaussianPolicy(1, 1), (8,)),
+        (GaussianPolicy(1, 1), (5, 1)),
+        (GaussianPolicy(1, 2), (8, 1)),
+    ],
+)
+def test_every_state_has_an_action_of_the_policys_shape(policy: Policy, shape: tuple) -> None:
+    told = rf"the actions have shape {re.escape(str(shape))}: for 8 states the policy takes \(8,"
+    with pytest.raises(BilevelError, match=told):
+        clone(policy, torch.ones(8, 1), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("action", [2, -1, 0.5])
+def test_an_action_is_one_of_the_policys(action: float) -> None:
+    actions = torch.tensor([0, 1, action, 1])
+    with pytest.raises(BilevelError, match=rf"an action {action}: .* whole numbers from 0 to 1;"):
+        clone(CategoricalPolicy(1, 2), torch.ones(4, 1), actions)
 
 
 @pytest.mark.parametrize("held_out", [0.0, 1.0, -0.5, float("nan")])
