@@ -139,6 +139,18 @@ def test_a_gan_follows_the_gradients_that_autograd_gives(tmp_path) -> None:
     torch.testing.assert_close(flat(names["forger"]), flat(generator.generator))
 
 
+def test_a_gradient_penalty_is_evaluated_without_gradients_too(tmp_path) -> None:
+    names = follow(example(tmp_path), "A network as the follower: GANs")
+    critic = names["judge"].network
+    batch = {"real": torch.randn(128, 2), "noise": torch.randn(128, 16)}
+    plain, penalized = (
+        bilevel.Parametric(critic).solve(follower, names["forger"], batch).stats["objective_after"]
+        for follower in (names["judge"], names["Regularized"](critic))
+    )
+    slopes = torch.func.vmap(torch.func.grad(lambda x: critic(x)[0]))(batch["real"])
+    torch.testing.assert_close(penalized, plain - 5 * slopes.norm(dim=1).square().mean())
+
+
 @pytest.mark.parametrize("adjoint", [bilevel.Unrolled(), bilevel.Forward()])
 def test_a_step_size_of_the_leaders(tmp_path, adjoint) -> None:
     """Min over y of ½(y − 1)²: after two steps y = 1 − (1 − η)², so dy/d log η = 2η(1 − η)."""
