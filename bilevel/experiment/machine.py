@@ -35,16 +35,16 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not available ({str(error).splitlines()[0]}): give --device auto"
         ) from error
     device = torch.device(name)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # for streams, graphs, random states and synchronisation
-    if device.type != "cuda" or distributed.world_size() == 1:
-        return device
-    if name != "cuda":
+    if device.type == "cuda" and distributed.world_size() > 1:
+        if name == "cuda":
+            return distributed.local_gpu()
         raise BilevelError(
             f"device {name!r} is one GPU for {distributed.world_size()} processes: each needs one "
             "of its own; give --device cuda"
         )
-    return distributed.local_gpu()
+    if device.type == "cuda" and name != "cuda":
+        torch.cuda.set_device(device)  # for streams, graphs, random states and synchronisation
+    return device
 
 
 def environment(device: torch.device) -> dict[str, str]:
