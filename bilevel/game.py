@@ -293,7 +293,7 @@ class Bilevel:
                 raise
         loss = loss.detach()
         if self.pool is not None:
-            self.pool.all_reduce([loss, *(p.grad for p in parameters if p.grad is not None)])
+            self.pool.all_reduce_gradients(loss, parameters)
         return loss
 
     def step_solver(self) -> None:

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from bilevel import BilevelError, ZeroSum, distributed, pgm
+from bilevel import Bilevel, BilevelError, ZeroSum, distributed, pgm
 from bilevel.alias import SCHEDULES
 from bilevel.distributed import SyncBatchNorm
 from bilevel.robustness import (
     Attacker,
+    Batch,
     Battery,
     Linf,
     Recipe,
@@ -128,6 +129,7 @@ def together(folder: Path) -> None:
     play(folder)
     attack(folder)
     normalise(folder)
+    torch.save(two_heads().state_dict(), folder / f"heads {distributed.rank()}.pt")
     distributed.leave()
 
 
@@ -143,6 +145,37 @@ def play(folder: Path) -> None:
         told = distributed.all_gather(reports)
         if distributed.is_main():
             torch.save({"states": same, "reports": told}, folder / f"{name} ended.pt")
+
+
+class Heads(torch.nn.Module):
+    """A head for dark images, one for light ones, and one for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(16, 3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        light = (x.mean(1) > 0.5).long()
+        scores = x.new_zeros(len(x), 3)
+        for number in light.unique():
+            scores[light == number] = self.heads[number](x[light == number])
+        return scores
+
+
+def two_heads() -> torch.nn.Module:
+    """A classifier trained on dark images in the first process and light ones in the second."""
+    torch.manual_seed(0)
+    follower = Linf(0.1)
+    leader = ZeroSum(Heads(), follower)
+    opt = torch.optim.SGD(leader.parameters(), lr=0.5, weight_decay=0.1)
+    game = Bilevel(leader, follower, pgm(0.05, 2), leader_opt=opt)
+    images, own = torch.rand(6, 1, 4, 4).sort(0).values, distributed.shard(6)
+    if distributed.world_size() > 1:
+        game.pool = distributed.Pool()
+    for _ in range(3):
+        game.step(Batch(images[own], torch.arange(6)[own] % 3))
+    return leader
 
 
 def attack(folder: Path) -> None:

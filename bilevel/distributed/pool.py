@@ -27,6 +27,26 @@ class Pool:
     def __init__(self) -> None:
         self.share = 1 / world_size()
 
+    def all_reduce_gradients(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Replaces a loss and gradients by their sums over the processes. Collective.
+
+        A parameter that a process does not use has a zero gradient there. One that no process uses
+        keeps none, so that an optimizer leaves it alone.
+
+        Args:
+            loss: The loss.
+            parameters: The parameters, the same in all processes.
+        """
+        users = loss.new_ones(len(parameters))
+        unused = [number for number, p in enumerate(parameters) if p.grad is None]
+        for number in unused:
+            users[number] = 0
+            parameters[number].grad = torch.zeros_like(parameters[number])
+        self.all_reduce([loss, users, *(p.grad for p in parameters if p.grad is not None)])
+        for number in unused:
+            if not users[number]:
+                parameters[number].grad = None
+
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replaces tensors by their sums over the processes. Collective.
 

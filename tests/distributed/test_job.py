@@ -79,6 +79,12 @@ def test_without_synchronisation_all_have_the_same_statistics_still(folder: Path
     assert difference(*torch.load(folder / "own statistics ended.pt")["states"]) == 0
 
 
+def test_processes_that_use_other_parameters_add_gradients_of_the_same(folder: Path) -> None:
+    alone = jobs.two_heads().state_dict()
+    for rank in (0, 1):
+        assert difference(torch.load(folder / f"heads {rank}.pt"), alone) <= 1e-6
+
+
 def test_a_checkpoint_of_two_processes_is_resumed_by_one(folder: Path, tmp_path: Path) -> None:
     state = checkpoint.load(folder / "pgm.pt")
     assert len(state["random"]) == 2

@@ -52,3 +52,4 @@ def test_two_processes_with_the_same_half_batches(
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     actual, expected = (game.trained_parameters() for game in (pooled, alone))
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    assert pooled.leader.unread.grad is None
