@@ -133,6 +133,19 @@ def together(folder: Path) -> None:
     distributed.leave()
 
 
+def grouped(folder: Path) -> None:
+    """The script makes the process group itself, then joins."""
+    dist.init_process_group("gloo")
+    shares = [distributed.Pool().share]
+    distributed.join()
+    distributed.join()
+    shares += [distributed.Pool().share]
+    (folder / f"shares {distributed.rank()}").write_text(str(shares))
+    distributed.all_gather(None)
+    distributed.print_once("said by one")
+    distributed.leave()
+
+
 def play(folder: Path) -> None:
     """Every game, from its checkpoint where there is one."""
     reports: list[dict[str, float]] = []

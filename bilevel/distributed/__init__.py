@@ -7,7 +7,8 @@ and take the same steps, whatever their number. Only their shares of a batch (:f
 files (:func:`is_main` writes them) and the random numbers differ. A function marked *collective*
 waits for the others: all processes must call it, in the same order.
 
-Without :func:`join` there is one process, and nothing here has an effect.
+Without :func:`join`, or a process group of your own, there is one process, and nothing here has an
+effect.
 """
 
 from bilevel.distributed.batchnorm import SyncBatchNorm, average_statistics

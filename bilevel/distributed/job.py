@@ -28,25 +28,47 @@ _job: Any | None = None
 def join() -> None:
     """Joins the job that ``torchrun`` started this process for; does nothing if there is none.
 
-    Processes of other ranks than 0 then print nothing on the standard output.
+    A process group that exists already is the job. Processes of other ranks than 0 then print
+    nothing on the standard output.
 
     Raises:
         LostContactError: If the others cannot be reached.
     """
     global _job
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "MASTER_ADDR" not in os.environ:
+    if _job is not None or (_started() == 1 and not dist.is_initialized()):
         return
-    both = torch.cuda.is_available() and dist.is_nccl_available()
-    with translate_errors():
-        store, rank, size = next(rendezvous("env://"))
+    if dist.is_initialized():
+        store = dist.distributed_c10d._get_default_store()
+    else:
+        both = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if both else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        with translate_errors():
+            store, number, size = next(rendezvous("env://"))
+            dist.init_process_group(backend, store=store, rank=number, world_size=size)
     _job = dist.PrefixStore(  # type: ignore[attr-defined]
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
     )
     _handle_sigterm()
-    if rank > 0:
+    if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+
+
+def check_joined() -> None:
+    """Checks that this process has joined the others that were started with it.
+
+    Raises:
+        BilevelError: If it has not.
+    """
+    if _started() > 1 and not dist.is_initialized():
+        raise BilevelError(
+            f"{_started()} processes were started and this one has not joined the others: each "
+            "would train alone; call bilevel.distributed.join() first"
+        )
+
+
+def _started() -> int:
+    """The number of processes that were started together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def leave(status: int = 0) -> NoReturn:
@@ -71,18 +93,18 @@ def world_size() -> int:
     """The number of processes.
 
     Returns:
-        1 without a job.
+        1 without a process group.
     """
-    return dist.get_world_size() if _job is not None else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     """The rank of this process.
 
     Returns:
-        0 without a job.
+        0 without a process group.
     """
-    return dist.get_rank() if _job is not None else 0
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:

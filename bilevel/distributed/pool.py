@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bilevel.distributed.job import translate_errors, world_size
+from bilevel.distributed.job import check_joined, translate_errors, world_size
 
 
 class Pool:
@@ -22,9 +22,13 @@ class Pool:
 
     Attributes:
         share: The number of this process's samples divided by the batch's.
+
+    Raises:
+        BilevelError: If the process has not joined the others that were started with it.
     """
 
     def __init__(self) -> None:
+        check_joined()
         self.share = 1 / world_size()
 
     def all_reduce_gradients(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:

@@ -130,6 +130,13 @@ def test_batch_normalisation_alone_is_torchs(options: dict[str, Any]) -> None:
     assert difference(own.state_dict(), converted.state_dict()) == 0
 
 
+def test_a_process_group_of_ones_own_is_the_job(tmp_path: Path) -> None:
+    ended = jobs.job("grouped", tmp_path)
+    assert [end.status for end in ended] == [0, 0], ended
+    assert sorted(end.err for end in ended) == ["", "said by one\n"]
+    assert [(tmp_path / f"shares {rank}").read_text() for rank in (0, 1)] == ["[0.5, 0.5]"] * 2
+
+
 def test_a_process_that_waits_elsewhere_is_ended_in_words(tmp_path: Path) -> None:
     begun = time.monotonic()
     first, second = jobs.job("waiting", tmp_path)

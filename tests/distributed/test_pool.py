@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bilevel import Alternating, Bilevel, Iterative, Schedule, Simultaneous
+from bilevel import Alternating, Bilevel, BilevelError, Iterative, Schedule, Simultaneous
 from bilevel.distributed import Pool
 from bilevel.updates import CNN
 from tests.problems import image_game
@@ -53,3 +53,9 @@ def test_two_processes_with_the_same_half_batches(
     actual, expected = (game.trained_parameters() for game in (pooled, alone))
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     assert pooled.leader.unread.grad is None
+
+
+def test_a_pool_before_the_processes_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BilevelError, match=r"2 processes were started .*distributed\.join\(\)"):
+        Pool()
