@@ -57,6 +57,8 @@ class Pool:
         Args:
             tensors: The tensors, of the same shapes in all processes.
         """
+        if world_size() == 1:
+            return
         # Under autocast a loss can be less precise than the gradients.
         dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
         flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors), dtype=dtype)

@@ -9,14 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bilevel import Alternating, Bilevel, BilevelError, Iterative, Schedule, Simultaneous
+from bilevel import Alternating, Bilevel, BilevelError, Iterative, Schedule, Simultaneous, pgm
 from bilevel.distributed import Pool
 from bilevel.updates import CNN
 from tests.problems import image_game
 
 
-def test_a_loss_of_half_precision_rounds_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a second process computed the same as this one."""
+    monkeypatch.setattr("bilevel.distributed.pool.world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", lambda flat: flat.mul_(2))
+
+
+@pytest.mark.usefixtures("two")
+def test_a_loss_of_half_precision_rounds_no_gradient() -> None:
     torch.manual_seed(0)
     loss = torch.tensor(0.5, dtype=torch.bfloat16)
     images = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
@@ -28,11 +35,9 @@ def test_a_loss_of_half_precision_rounds_no_gradient(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
-def test_two_processes_with_the_same_half_batches(
-    monkeypatch: pytest.MonkeyPatch, schedule: Schedule
-) -> None:
+@pytest.mark.usefixtures("two")
+def test_two_processes_with_the_same_half_batches(schedule: Schedule) -> None:
     """Each adds half of the loss and of the gradients; a parameter that nothing reads has none."""
-    monkeypatch.setattr(dist, "all_reduce", lambda flat: flat.mul_(2))
     leader, follower, batch = image_game()
     leader.unread = nn.Parameter(torch.ones(()))
     solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
@@ -46,13 +51,23 @@ def test_two_processes_with_the_same_half_batches(
     )
     pooled = copy.deepcopy(alone)
     pooled.pool = Pool()
-    pooled.pool.share = 0.5
+    assert pooled.pool.share == 0.5
     for _ in range(2):
         ours, theirs = pooled.step(batch), alone.step(batch)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     actual, expected = (game.trained_parameters() for game in (pooled, alone))
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     assert pooled.leader.unread.grad is None
+
+
+def test_a_pool_in_one_process_has_no_effect() -> None:
+    leader, follower, batch = image_game()
+    opt = torch.optim.SGD(leader.parameters(), lr=0.1)
+    alone = Bilevel(leader, follower, pgm(0.05, 2), leader_opt=opt)
+    pooled = copy.deepcopy(alone)
+    pooled.pool = Pool()
+    assert torch.equal(pooled.step(batch)["loss"], alone.step(batch)["loss"])
+    assert all(map(torch.equal, pooled.trained_parameters(), alone.trained_parameters()))
 
 
 def test_a_pool_before_the_processes_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
