@@ -17,7 +17,18 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from bilevel import Bilevel, BilevelError, ZeroSum, distributed, pgm
+from bilevel import (
+    Bilevel,
+    BilevelError,
+    Detached,
+    Implicit,
+    Iterative,
+    Parametric,
+    Unrolled,
+    ZeroSum,
+    distributed,
+    pgm,
+)
 from bilevel.alias import SCHEDULES
 from bilevel.distributed import SyncBatchNorm
 from bilevel.robustness import (
@@ -33,8 +44,9 @@ from bilevel.robustness import (
     make_game,
     make_solver,
 )
+from bilevel.updates import Gradient
 from tests.images import image_set
-from tests.problems import BatchNormNet
+from tests.problems import Apart, BatchNormNet, Pulled
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,6 +141,7 @@ def together(folder: Path) -> None:
     play(folder)
     attack(folder)
     normalise(folder)
+    share_one_y(folder)
     torch.save(two_heads().state_dict(), folder / f"heads {distributed.rank()}.pt")
     distributed.leave()
 
@@ -189,6 +202,43 @@ def two_heads() -> torch.nn.Module:
     for _ in range(3):
         game.step(Batch(images[own], torch.arange(6)[own] % 3))
     return leader
+
+
+class Centre(Pulled):
+    """min over a shared y of ‖y − θ‖² + ‖y − x‖², averaged over the samples x."""
+
+    def objective(self, leader, y, batch):
+        return super().objective(leader, y, batch) + (y - batch).square().sum(1).mean()
+
+
+class Near(Apart):
+    """A leader that wants to be where the answer is."""
+
+    def loss(self, y, batch):
+        return (self.theta - y).square().sum()
+
+
+def share_one_y(folder: Path) -> None:
+    """What each process is told of games in which the batch shares one y."""
+    samples, told = torch.arange(12.0).view(4, 3), []
+    for follower, solver, adjoint in (
+        (Centre(), Iterative(Gradient(0.25), steps=40), Unrolled()),
+        (Centre(), Parametric(torch.ones(3)), Implicit()),
+        (Centre(), Parametric(torch.ones(3)), Detached()),
+        (Pulled(), Iterative(Gradient(0.25), steps=40), Unrolled()),  # it reads no sample
+    ):
+        leader = Near()
+        opt = torch.optim.SGD(leader.parameters(), lr=0.1)
+        trained = isinstance(solver, Parametric)
+        own = torch.optim.SGD(solver.parameters(), lr=0.1) if trained else None
+        game = Bilevel(leader, follower, solver, leader_opt=opt, solver_opt=own, adjoint=adjoint)
+        game.pool = distributed.Pool()
+        try:
+            game.step(samples[distributed.shard(4)])
+            told.append("")
+        except BilevelError as error:
+            told.append(str(error))
+    (folder / f"one y {distributed.rank()}").write_text("\n".join(told))
 
 
 def attack(folder: Path) -> None:

@@ -20,6 +20,10 @@ class Pool:
     one forward and one backward pass of one module, while a step here also takes gradients of the
     input, trains two networks by one backward pass, and may repeat passes.
 
+    The answers must belong to the samples: where the batch shares one y, each process would solve
+    the problem of its own share. The first step refuses that. A shared y that is trained, by
+    :class:`~bilevel.Parametric` with :class:`~bilevel.Detached`, is one parameter in all processes.
+
     Attributes:
         share: The number of this process's samples divided by the batch's.
 

@@ -85,6 +85,14 @@ def test_processes_that_use_other_parameters_add_gradients_of_the_same(folder: P
         assert difference(torch.load(folder / f"heads {rank}.pt"), alone) <= 1e-6
 
 
+def test_a_y_that_is_shared_by_the_batch_is_refused_unless_all_find_the_same(folder: Path) -> None:
+    for rank in (0, 1):
+        told = (folder / f"one y {rank}").read_text().split("\n")
+        for line in told[:2]:
+            assert re.match(r"Centre.objective is a scalar.* train y with Parametric and", line)
+        assert told[2:] == ["", ""]
+
+
 def test_a_checkpoint_of_two_processes_is_resumed_by_one(folder: Path, tmp_path: Path) -> None:
     state = checkpoint.load(folder / "pgm.pt")
     assert len(state["random"]) == 2
