@@ -150,8 +150,7 @@ def shuffled_batches(
         augment: The augmentation; None for none.
         start: The first batch to make, for a run resumed within an epoch.
         share: From the number of images of a batch to the slice of them to make; all unless given.
-            :func:`bilevel.distributed.shard` if several processes share a batch. An empty share
-            gets the batch's first image, since a network needs one.
+            :func:`bilevel.distributed.shard` if several processes share a batch.
 
     Returns:
         The batches ``start``, ``start + 1``, … of the epoch.
@@ -183,8 +182,7 @@ def shuffled_batches(
 
     def batch(begin: int) -> Batch:
         part = plan[:, begin : begin + batch_size]
-        own = part[:, share(part.shape[1])]
-        part = own if own.shape[1] else part[:, :1]
+        part = part[:, share(part.shape[1])]
         pixels = images.images.index_select(0, part[0])
         if augment is not None:
             pixels = augment(pixels, part[1:])

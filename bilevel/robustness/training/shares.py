@@ -8,19 +8,40 @@ import torch
 from bilevel import distributed
 
 
-def batch_share(count: int) -> float:
-    """The share of a batch that this process has.
+def own_images(count: int) -> slice:
+    """The images of a batch that this process computes.
+
+    A batch with fewer images than processes is computed as a whole by each: a network needs an
+    image, and synchronised batch normalisation counts each image equally often.
 
     Args:
         count: Number of images of the batch.
 
     Returns:
-        A number in [0, 1]; the sum over the processes is 1.
+        A slice of the batch.
+
+    Example:
+        >>> own_images(5)
+        slice(0, 5, None)
+    """
+    return slice(0, count) if count < distributed.world_size() else distributed.shard(count)
+
+
+def batch_share(count: int) -> float:
+    """The weight of this process's images in the sum over the processes.
+
+    Args:
+        count: Number of images of the batch.
+
+    Returns:
+        A number in (0, 1]; the sum over the processes is 1.
 
     Example:
         >>> batch_share(5)
         1.0
     """
+    if count < distributed.world_size():
+        return 1 / distributed.world_size()
     own = distributed.shard(count)
     return float(own.stop - own.start) / count
 

@@ -23,7 +23,7 @@ from bilevel.robustness.threats.perturbation import Threat
 from bilevel.robustness.training.progress import MetricWindows, Progress, Window
 from bilevel.robustness.training.rates import LearningRates
 from bilevel.robustness.training.recipe import Recipe
-from bilevel.robustness.training.shares import batch_share, seed_process
+from bilevel.robustness.training.shares import batch_share, own_images, seed_process
 from bilevel.robustness.training.validation import default_attack, validate_model
 
 WINDOW = 50
@@ -202,7 +202,7 @@ class Trainer:
             epoch=self.progress.epoch,
             augment=self.recipe.augment,
             start=self.progress.position,
-            share=distributed.shard,
+            share=own_images,
         )
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
