@@ -285,6 +285,18 @@ def waiting(folder: Path) -> None:
         ctypes.CDLL(None).sleep(60)
 
 
+def missed(folder: Path) -> None:
+    """The second process waits for the first one, which never joins, and is told to stop."""
+    number = folder / "number"
+    if os.environ["RANK"] == "1":
+        number.write_text(str(os.getpid()))
+        distributed.join()
+    while not (number.exists() and number.read_text()):
+        time.sleep(0.1)
+    time.sleep(2)
+    os.kill(int(number.read_text()), signal.SIGTERM)
+
+
 def attacked() -> tuple[torch.nn.Module, Any]:
     torch.manual_seed(0)
     return BatchNormNet(), image_set(23)

@@ -32,25 +32,46 @@ def join() -> None:
     nothing on the standard output.
 
     Raises:
+        BilevelError: If there are others and the environment does not say where.
         LostContactError: If the others cannot be reached.
     """
-    global _job
     if _job is not None or (_started() == 1 and not dist.is_initialized()):
         return
     if dist.is_initialized():
-        store = dist.distributed_c10d._get_default_store()
+        _enter(dist.distributed_c10d._get_default_store())
     else:
-        both = torch.cuda.is_available() and dist.is_nccl_available()
-        backend = "cpu:gloo,cuda:nccl" if both else "gloo"
-        with translate_errors():
-            store, number, size = next(rendezvous("env://"))
-            dist.init_process_group(backend, store=store, rank=number, world_size=size)
+        _meet()
+    if rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+
+
+def _meet() -> None:
+    """Makes the process group of the processes that the environment tells of."""
+    names = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise BilevelError(
+            f"WORLD_SIZE is {_started()} without {' and '.join(missing)}: the processes cannot "
+            "find each other; start them with torchrun, or unset WORLD_SIZE for a single one"
+        )
+    both = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if both else "gloo"
+    with translate_errors():
+        store, number, size = next(rendezvous("env://"))
+        # First, since one of the others may be lost before it joins; and through a connection of
+        # its own, since that of the group is blocked while it waits.
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        _enter(dist.TCPStore(*place, wait_for_workers=False))  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=number, world_size=size)
+
+
+def _enter(store: Any) -> None:
+    """From here on one process speaks for all, and SIGTERM ends this one in words."""
+    global _job
     _job = dist.PrefixStore(  # type: ignore[attr-defined]
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
     )
     _handle_sigterm()
-    if rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
 
 
 def check_joined() -> None:
@@ -68,7 +89,7 @@ def check_joined() -> None:
 
 def _started() -> int:
     """The number of processes that were started together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def leave(status: int = 0) -> NoReturn:

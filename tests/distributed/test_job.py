@@ -145,9 +145,10 @@ def test_a_process_group_of_ones_own_is_the_job(tmp_path: Path) -> None:
     assert [(tmp_path / f"shares {rank}").read_text() for rank in (0, 1)] == ["[0.5, 0.5]"] * 2
 
 
-def test_a_process_that_waits_elsewhere_is_ended_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["waiting", "missed"])
+def test_a_process_that_waits_elsewhere_is_ended_in_words(tmp_path: Path, name: str) -> None:
     begun = time.monotonic()
-    first, second = jobs.job("waiting", tmp_path)
+    first, second = jobs.job(name, tmp_path)
     assert (first.status, second.status) == (0, 128 + signal.SIGTERM)
     assert re.fullmatch("error: another process was lost, .* --resume goes on .*\n", second.err)
     assert time.monotonic() - begun < 50
@@ -199,6 +200,26 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
             experiment.pick_device(name)
     with pytest.raises(BilevelError, match=r"'cuda:1' is one GPU for 4 processes: .*--device cuda"):
         experiment.pick_device("cuda:1")
+
+
+@pytest.mark.parametrize("lacking", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_a_process_that_cannot_find_the_others(
+    monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    given = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    for lack in (lambda: monkeypatch.setenv(lacking, ""), lambda: monkeypatch.delenv(lacking)):
+        lack()
+        with pytest.raises(BilevelError, match=f"WORLD_SIZE is 2 without {lacking}: .* torchrun"):
+            distributed.join()
+
+
+@pytest.mark.parametrize("size", ["", "1"])
+def test_one_process_has_nobody_to_find(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    distributed.join()
+    assert distributed.Pool().share == 1
 
 
 def test_alone_it_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
