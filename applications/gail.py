@@ -48,7 +48,7 @@ class Args:
     """Learn from an expert's episodes by GAIL and L2L-GAIL, with two controls."""
 
     env: tuple[str, ...] = ("MountainCar-v0",)
-    """Gymnasium environments with vector observations."""
+    """Gymnasium environments with vector observations and a time limit."""
     method: tuple[Method, ...] = ("gail", "l2l-gail", "bc", "constant")
     """gail, l2l-gail, and the controls: behaviour cloning (bc) and a constant discriminator."""
     updater: Literal["coordinate", "block", "dense"] = "coordinate"

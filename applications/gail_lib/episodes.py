@@ -28,17 +28,17 @@ def time_limit(env: str) -> int:
         env: The environment's name.
 
     Returns:
-        Its ``max_episode_steps``.
+        The ``max_episode_steps`` that it is registered with.
 
     Raises:
-        BilevelError: If it has none.
+        BilevelError: If there is none.
     """
     # Not gymnasium.spec(env), which knows no "package:Name-v0".
     spec = make_envs(env, 1).spec
     limit = spec.max_episode_steps if spec else None
     if limit is None:
         raise BilevelError(
-            f"{env} has no time limit: policies are evaluated on whole episodes, and one may never "
-            "end; give gymnasium.register a max_episode_steps"
+            f"{env} is registered without a time limit: policies are evaluated on whole episodes, "
+            "and one may never end; give gymnasium.register a max_episode_steps"
         )
     return limit

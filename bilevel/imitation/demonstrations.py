@@ -107,8 +107,8 @@ def demonstrate(
         over-represented.
 
     Raises:
-        BilevelError: If there is no such environment, ``episodes`` is not positive, or an episode
-            does not end.
+        BilevelError: If there is no such environment, it returns NaN or infinity, ``episodes`` is
+            not positive, or an episode does not end.
     """
     if episodes < 1:
         raise BilevelError(f"episodes is {episodes}: there is nothing to imitate; give 1 or more")

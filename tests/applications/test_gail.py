@@ -329,7 +329,9 @@ def test_an_environment_without_a_time_limit_is_refused_before_anything_is_playe
         line = one_line(call(module, "--smoke", "--env", "Endless-v0", "--out", tmp_path))
     finally:
         del gymnasium.registry["Endless-v0"]
-    assert re.search("Endless-v0 has no time limit: .*give .* a max_episode_steps", line), line
+    assert re.search(
+        "Endless-v0 is registered without a time limit: .*give .* a max_episode_steps", line
+    ), line
     assert not list(tmp_path.iterdir())
 
 
