@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bilevel import distributed
-from bilevel.adjoints import Adjoint
+from bilevel.adjoints import Adjoint, Detached
 from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError, NonFiniteError, describe
+from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
-from bilevel.solvers import Solver
+from bilevel.solvers import Parametric, Solver
 from bilevel.tree import (
     Value,
     detach,
@@ -25,6 +26,9 @@ from bilevel.tree import (
     tree_map,
     unravel,
 )
+
+if TYPE_CHECKING:
+    from bilevel.game import Bilevel
 
 
 def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
@@ -156,23 +160,29 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
             )
 
 
-def check_same_problem(
-    follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch
-) -> None:
+def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
     """Checks that a y that the batch shares solves the same problem in all processes.
 
     The objective's gradients at the first process's answer are compared. Collective if the
     objective is a scalar.
 
     Args:
-        follower: The problem.
-        leader: The leader, frozen.
-        y: The answer of this process.
-        batch: The data of this process.
+        game: The game of this process.
+        y: Its answer.
+        batch: Its data.
 
     Raises:
         BilevelError: If the batch shares one y, and the problem differs between processes.
     """
+    if isinstance(game.solver, Parametric) and isinstance(game.adjoint, Detached):
+        return  # y is a parameter, whose gradient is summed as that of any other
+    with frozen(game.leader, game.solver.leader_mode):
+        _check_same_slope(game.follower, game.leader, y, batch)
+
+
+def _check_same_slope(
+    follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch
+) -> None:
     vector = ravel(detach(y))
     # The first step of a resumed run draws what it would have drawn as a later one.
     with torch.random.fork_rng([vector.device] if vector.is_cuda else []):

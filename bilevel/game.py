@@ -17,7 +17,7 @@ from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, take_step, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
-from bilevel.solvers import Parametric, Solution, Solver
+from bilevel.solvers import Solution, Solver
 from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import Value, detach, leaves
 
@@ -171,15 +171,9 @@ class Bilevel:
         if not self._checked and not leaves(solution.value)[0].is_meta:
             checks.check_feasible(self.follower, solution.value, batch)
             if self.pool is not None:
-                self._check_same_problem(solution.value, batch)
+                checks.check_same_problem(self, solution.value, batch)
             self._checked = True
         return solution
-
-    def _check_same_problem(self, y: Value, batch: Batch) -> None:
-        if isinstance(self.solver, Parametric) and isinstance(self.adjoint, Detached):
-            return  # y is a parameter, whose gradient is summed as that of any other
-        with frozen(self.leader, self.solver.leader_mode):
-            checks.check_same_problem(self.follower, self.leader, y, batch)
 
     def move_leader(self, y: Value, batch: Batch) -> Tensor:
         """Takes one step of the leader's optimizer.
