@@ -116,6 +116,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Evaluates every classifier, then writes the report and prints the table."""
+    args = replace(args, resume=args.resume or distributed.restarted())
     targets, surrogates, data = prepare(args)
     report(
         args, targets, [evaluate(args, one, surrogates, data[one.name]) for one in targets], data

@@ -27,6 +27,7 @@ from bilevel.distributed.job import (
     local_gpu,
     print_once,
     rank,
+    restarted,
     shard,
     world_size,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "main_first",
     "print_once",
     "rank",
+    "restarted",
     "shard",
     "world_size",
 ]

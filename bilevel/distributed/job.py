@@ -128,6 +128,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def restarted() -> bool:
+    """Whether the job is begun again after a failure, as ``torchrun --max-restarts`` does.
+
+    Returns:
+        True from the second attempt on: what the first one has saved is to be resumed.
+    """
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+
+
 def is_main() -> bool:
     """Whether this process has rank 0, and so writes the files.
 

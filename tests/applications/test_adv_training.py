@@ -102,6 +102,16 @@ def test_a_finished_run_is_resumed_to_the_same_results(run: Callable[..., Any], 
     assert json.loads((out / "results.json").read_text())["results"] == before
 
 
+def test_a_job_that_torchrun_restarts_goes_on(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run().status == 0  # it was lost before the first checkpoint
+    before = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    assert run().status == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["results"] == before
+
+
 def test_time_an_epoch_is_that_of_most_epochs(run: Callable[..., Any], out: Path) -> None:
     """The first one may have compiled the networks."""
     path = out / "plain" / "checkpoint.pt"

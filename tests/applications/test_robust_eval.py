@@ -79,11 +79,17 @@ def test_the_worst_case_never_rises_and_the_curves_end(
     assert len(records(tmp_path, "finding")) == 15
 
 
-def test_a_stopped_run_goes_on(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write(tmp_path / "mine")
     assert run(folder, "--attack", "fgsm", "pgm-5").status == 0
     before = records(tmp_path, "attack"), records(tmp_path, "curve")
     assert run(folder, "--attack", "fgsm", "pgm-5", "--resume").status == 0
+    assert (records(tmp_path, "attack"), records(tmp_path, "curve")) == before
+    with monkeypatch.context() as restart:
+        restart.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert run(folder, "--attack", "fgsm", "pgm-5").status == 0
     assert (records(tmp_path, "attack"), records(tmp_path, "curve")) == before
     refused = one_line(run(folder, "--attack", "fgsm", "--resume"))
     assert "is a run with attacks = …, this one has" in refused

@@ -43,7 +43,7 @@ class Study:
     Args:
         args: The application's arguments.
         names: The names of the runs; checkpoints and logs of earlier runs of these names are
-            removed unless they are resumed.
+            removed unless they are resumed, as they are when ``torchrun`` has restarted the job.
 
     Raises:
         BilevelError: If the images are not available, there is nothing to resume, or the arguments
@@ -51,11 +51,13 @@ class Study:
     """
 
     def __init__(self, args: TrainingArguments, names: Sequence[str]) -> None:
-        if args.resume and not list(args.out.glob("*/checkpoint.pt")):
+        saved = any(args.out.glob("*/checkpoint.pt"))
+        if args.resume and not saved:
             raise BilevelError(
                 f"there is no checkpoint in {args.out}: nothing to go on from; leave out --resume, "
                 "or name the folder of the stopped run with --out"
             )
+        args = replace(args, resume=args.resume or (saved and distributed.restarted()))
         self.args = args
         self.names = names
         self.recipe = args.recipe()
