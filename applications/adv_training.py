@@ -70,4 +70,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, Args)
+    commandline.run(main, Args, joins=True)

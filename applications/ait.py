@@ -71,4 +71,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, Args)
+    commandline.run(main, Args, joins=True)

@@ -282,4 +282,4 @@ def print_table(evaluations: list[Evaluation]) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, Args)
+    commandline.run(main, Args, joins=True)

@@ -358,4 +358,4 @@ def training(folder: Path) -> None:
         trainer.game.step = killed
         trainer.fit()
 
-    commandline.run(main, TrainingArguments)
+    commandline.run(main, TrainingArguments, joins=True)

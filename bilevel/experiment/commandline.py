@@ -55,10 +55,10 @@ def run(
     main: Callable[[Arguments], None],
     arguments: type[Arguments],
     reader: Callable[[type[Arguments]], Arguments] = read,
+    *,
+    joins: bool = False,
 ) -> None:
     """Turns a dataclass into a command line, runs ``main`` on it and ends the process.
-
-    Under ``torchrun`` the process first joins the others, see ``bilevel.distributed``.
 
     Bad arguments and bad data end the process with exit status 2 and one line on the standard
     error, without a traceback.
@@ -67,6 +67,8 @@ def run(
         main: The application.
         arguments: The dataclass of its arguments.
         reader: Parses the command line; an application with its own works without tyro.
+        joins: Whether the processes of ``torchrun`` share the work, see ``bilevel.distributed``.
+            Otherwise they are refused.
 
     Raises:
         SystemExit: Always: 0, 2 for bad input, 130 if interrupted.
@@ -74,7 +76,7 @@ def run(
     threading.excepthook = _thread_failed
     status = 0
     try:
-        distributed.join()
+        _join(joins)
         main(reader(arguments))
     except BilevelError as error:
         line = " ".join(str(error).splitlines())  # it may quote text of several lines
@@ -90,6 +92,15 @@ def run(
             distributed.print_once(end.code)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     distributed.leave(status)
+
+
+def _join(joins: bool) -> None:
+    distributed.join()
+    if distributed.world_size() > 1 and not joins:
+        raise BilevelError(
+            f"this application runs in one process and {distributed.world_size()} were started: "
+            "they would overwrite each other's files; start it with python"
+        )
 
 
 def _join_help_lines(arguments: type[Arguments]) -> None:

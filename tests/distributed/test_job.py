@@ -186,6 +186,19 @@ def test_a_folder_that_one_process_cannot_write_is_one_line(tmp_path: Path) -> N
     assert re.fullmatch("error: cannot make the folder .*: write to another folder\n", first.err)
 
 
+def test_an_application_of_one_process_is_refused_in_one_line() -> None:
+    ended = jobs.launch("applications/limit_cycles.py", "--smoke")
+    assert [end.status for end in ended] == [2, 2]
+    (line,) = [end.err for end in ended if end.err]
+    assert re.fullmatch(r"error: this application runs in one process and 2 .* python\n", line)
+
+
+def test_the_applications_of_many_processes() -> None:
+    files = (jobs.ROOT / "applications").rglob("*.py")
+    joining = {file.stem for file in files if "Args, joins=True)" in file.read_text()}
+    assert joining == {"adv_training", "ait", "robust_eval"}
+
+
 # Alone.
 
 
