@@ -29,7 +29,7 @@ def join() -> None:
     """Joins the job that ``torchrun`` started this process for; does nothing if there is none.
 
     A process group that exists already is the job. Processes of other ranks than 0 then print
-    nothing on the standard output.
+    nothing on the standard output. :func:`leave` ends the script.
 
     Raises:
         BilevelError: If there are others and the environment does not say where.
