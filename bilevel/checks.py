@@ -183,12 +183,15 @@ def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
 def _check_same_slope(
     follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch
 ) -> None:
-    vector = ravel(detach(y))
+    y = detach(y)
+    if not all(leaf.is_floating_point() for leaf in leaves(y)):
+        return  # a solver of its own, without gradients
+    vector = ravel(y)
     # The first step of a resumed run draws what it would have drawn as a later one.
-    with torch.random.fork_rng([vector.device] if vector.is_cuda else []):
-        with torch.no_grad():
-            if follower.checked_objective(leader, y, batch).dim():
-                return
+    with torch.random.fork_rng([vector.device] if vector.is_cuda else []), torch.enable_grad():
+        # With gradients, as in the solve, for which a network has been compiled.
+        if follower.checked_objective(leader, tree_map(Tensor.requires_grad_, y), batch).dim():
+            return
         answers = distributed.all_gather(vector.cpu())
         if all(answer.shape == vector.shape for answer in answers):
             own = _slope(follower, leader, unravel(answers[0].to(vector.device), like=y), batch)
@@ -206,11 +209,10 @@ def _check_same_slope(
 
 def _slope(follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch) -> Tensor:
     """The objective's gradient, as a vector on the CPU."""
-    with torch.enable_grad():
-        point = tree_map(Tensor.requires_grad_, y)
-        value = follower.checked_objective(leader, point, batch)
-        # So that there is a gradient even if the objective does not use all of y.
-        grads = torch.autograd.grad(value + 0 * ravel(point).sum(), leaves(point))
+    point = tree_map(Tensor.requires_grad_, y)
+    value = follower.checked_objective(leader, point, batch)
+    # So that there is a gradient even if the objective does not use all of y.
+    grads = torch.autograd.grad(value + 0 * ravel(point).sum(), leaves(point))
     return ravel(from_leaves(grads, like=point)).cpu()
 
 
