@@ -17,6 +17,7 @@ from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, take_step, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
+from bilevel.shared_answer import check_same_problem
 from bilevel.solvers import Solution, Solver
 from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import Value, detach, leaves
@@ -171,7 +172,7 @@ class Bilevel:
         if not self._checked and not leaves(solution.value)[0].is_meta:
             checks.check_feasible(self.follower, solution.value, batch)
             if self.pool is not None:
-                checks.check_same_problem(self, solution.value, batch)
+                check_same_problem(self, solution.value, batch)
             self._checked = True
         return solution
 

@@ -1,0 +1,75 @@
+"""A y that the batch shares, in several processes: each must solve the same problem for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bilevel import distributed
+from bilevel.adjoints import Detached
+from bilevel.errors import BilevelError
+from bilevel.frozen import frozen
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.solvers import Parametric
+from bilevel.tree import Value, detach, from_leaves, leaves, ravel, tree_map, unravel
+
+if TYPE_CHECKING:
+    from bilevel.game import Bilevel
+
+
+def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
+    """Checks that a y that the batch shares solves the same problem in all processes.
+
+    The objective's gradients at the first process's answer are compared. Collective if the
+    objective is a scalar.
+
+    Args:
+        game: The game of this process.
+        y: Its answer.
+        batch: Its data.
+
+    Raises:
+        BilevelError: If the batch shares one y, and the problem differs between processes.
+    """
+    if isinstance(game.solver, Parametric) and isinstance(game.adjoint, Detached):
+        return  # y is a parameter, whose gradient is summed as that of any other
+    with frozen(game.leader, game.solver.leader_mode):
+        _check_same_slope(game.follower, game.leader, y, batch)
+
+
+def _check_same_slope(
+    follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch
+) -> None:
+    y = detach(y)
+    if not all(leaf.is_floating_point() for leaf in leaves(y)):
+        return  # a solver of its own, without gradients
+    vector = ravel(y)
+    # The first step of a resumed run draws what it would have drawn as a later one.
+    with torch.random.fork_rng([vector.device] if vector.is_cuda else []), torch.enable_grad():
+        # With gradients, as in the solve, for which a network has been compiled.
+        if follower.checked_objective(leader, tree_map(Tensor.requires_grad_, y), batch).dim():
+            return
+        answers = distributed.all_gather(vector.cpu())
+        if all(answer.shape == vector.shape for answer in answers):
+            own = _slope(follower, leader, unravel(answers[0].to(vector.device), like=y), batch)
+            slopes = torch.stack(distributed.all_gather(own))
+            apart, largest = (slopes - slopes[0]).norm(dim=1).max(), slopes.norm(dim=1).max()
+            if apart <= 1e-3 * largest + 1e-6:
+                return
+    raise BilevelError(
+        f"{type(follower).__name__}.objective is a scalar, so that the batch shares one y, and the "
+        "processes have samples of their own: each would find another y; give all the same "
+        "samples, train y with Parametric and Detached(), or return one value per sample if each "
+        "has its own y"
+    )
+
+
+def _slope(follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch) -> Tensor:
+    """The objective's gradient, as a vector on the CPU."""
+    point = tree_map(Tensor.requires_grad_, y)
+    value = follower.checked_objective(leader, point, batch)
+    # So that there is a gradient even if the objective does not use all of y.
+    grads = torch.autograd.grad(value + 0 * ravel(point).sum(), leaves(point))
+    return ravel(from_leaves(grads, like=point)).cpu()
