@@ -88,7 +88,7 @@ def play(
     for _ in range(steps):
         game.step(None)
         y, _ = solver.get_extra_state() or (start.y, None)
-        path.append(torch.cat([*game.trained_parameters(), *leaves(y)], -1))
+        path.append(torch.cat([*game.trained_parameters().values(), *leaves(y)], -1))
     return torch.stack(path)
 
 

@@ -70,7 +70,7 @@ class Anchored(bilevel.Simultaneous):
         self.anchor: list[Tensor] | None = None
 
     def step(self, game, batch):
-        players = game.trained_parameters()
+        players = [*game.trained_parameters().values()]
         if self.anchor is None:
             self.anchor = [player.clone() for player in players]
         pull = [(a - w) / (game.steps + 2) for a, w in zip(self.anchor, players, strict=True)]
