@@ -45,7 +45,7 @@ class Trainer:
         recipe: Epochs, batch size, learning rates and augmentation.
         seed: Seed of the order of the images and of their augmentation.
         path: The checkpoint's file.
-        config: Further settings of the run, as plain values; a checkpoint with others is refused.
+        config: Further settings, plain values; a checkpoint with others or other images is refused.
         monitor: The metric by which the best epoch is chosen: ``"validation_robust"``, accuracy
             under attack, or ``"validation_clean"``, for training without an adversary.
         validation_attack: The threat model and the attack of ``"validation_robust"``; for ``Linf``,
@@ -86,6 +86,9 @@ class Trainer:
         self.seed = seed
         self.path = Path(path)
         self.config = {**(config or {}), **asdict(recipe), "seed": seed, "precision": precision}
+        for name, part in (("train", data.train), ("validation", data.validation)):
+            checksum = checkpoint.fingerprint(part.images, part.labels)
+            self.config[f"checksum of {name} images"] = checksum
         self.monitor = monitor
         self.validation_attack = validation_attack or default_attack(game.follower)
         self.precision = precision

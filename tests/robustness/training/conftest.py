@@ -26,7 +26,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
     A clock ticks when it is read: a window of steps takes one tick.
     """
     monkeypatch.setattr(time, "perf_counter", count().__next__)
-    data = Splits(image_set(22), image_set(6), image_set(6))
+    splits = Splits(image_set(22), image_set(6), image_set(6))
 
     def build(
         method: str = "two-step-l2l",
@@ -34,6 +34,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
         *,
         recipe: Recipe = RECIPE,
         seed: int = 0,
+        data: Splits = splits,
         **options: Any,
     ) -> Trainer:
         torch.manual_seed(seed)

@@ -242,6 +242,20 @@ def test_a_checkpoint_of_another_run(
         build(**change).resume()
 
 
+@pytest.mark.parametrize("values", ["images", "labels"])
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_checkpoint_of_other_images(
+    build: Callable[..., Trainer], part: str, values: str
+) -> None:
+    trainer = build()
+    trainer.save()
+    data = copy.deepcopy(trainer.data)
+    getattr(getattr(data, part), values)[-1] ^= 1
+    told = f"a run with checksum of {part} images = .{{8}}, this one has checksum of {part} images"
+    with pytest.raises(BilevelError, match=told):
+        build(data=data).resume()
+
+
 def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer]) -> None:
     trainer = build()
     with pytest.raises(BilevelError, match="there is no checkpoint"):
