@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError, Solver, distributed, frozen
+from bilevel.errors import describe
 from bilevel.robustness.attacks.attack import attack
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
@@ -39,7 +40,8 @@ def correct(
         ``(N,)`` bool on the device of the images.
 
     Raises:
-        BilevelError: If there are no images, or a solver is given without a follower.
+        BilevelError: If there are no images, a solver is given without a follower, or the output
+            is not one logit for each class.
         NonFiniteError: If a logit is NaN or infinite.
     """
     if solver is not None and follower is None:
@@ -55,10 +57,12 @@ def correct(
     own = distributed.shard(len(images))
     with torch.no_grad(), frozen(model):
         part = ImageSet(images.images[own], images.labels[own], images.classes)
-        for batch in batches(part, batch_size):
+        for number, batch in enumerate(batches(part, batch_size)):
             if follower is not None and solver is not None:
+                if number == 0:  # a loss would raise anything, on a GPU an assertion of the device
+                    check_logits(model(batch.x), batch, images.classes)
                 batch = attack(model, follower, solver, batch)
-            logits = model(batch.x)
+            logits = check_logits(model(batch.x), batch, images.classes)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())
     gathered = distributed.all_gather((torch.cat(right).cpu(), all(map(bool, finite))))
@@ -93,6 +97,41 @@ def accuracy(
     return share(correct(model, images, follower, solver, batch_size=batch_size))
 
 
+def check_logits(output: object, batch: Batch, classes: Sequence[str]) -> Tensor:
+    """Checks that a classifier's output is one logit for each class.
+
+    The largest of a single logit is always class 0, which no attack changes.
+
+    Args:
+        output: What the classifier returned.
+        batch: The images that it was given.
+        classes: The names of the classes.
+
+    Returns:
+        The output, ``(B, K)``.
+
+    Raises:
+        BilevelError: If it is anything else.
+
+    Example:
+        >>> batch = Batch(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]))
+        >>> check_logits(torch.zeros(2, 1), batch, ("cat", "dog"))
+        Traceback (most recent call last):
+        ...
+        bilevel.errors.BilevelError: the classifier's output for 2 images is of shape (2, 1): an
+        attack needs one logit for each of their 2 classes; return (B, 2), or name the images that
+        it was trained on
+    """
+    if isinstance(output, Tensor) and output.shape == (len(batch.y), len(classes)):
+        return output
+    found = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else describe(output)
+    raise BilevelError(
+        f"the classifier's output for {len(batch.y)} images is {found}: an attack needs one logit "
+        f"for each of their {len(classes)} classes; return (B, {len(classes)}), or name the images "
+        "that it was trained on"
+    )
+
+
 def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> Tensor:
     """A classifier's logits, finite or not.
 
@@ -103,9 +142,13 @@ def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> T
 
     Returns:
         ``(N, K)``.
+
+    Raises:
+        BilevelError: If the output is not one logit for each class.
     """
+    parts, classes = batches(images, batch_size), images.classes
     with torch.no_grad(), frozen(model):
-        return torch.cat([model(batch.x) for batch in batches(images, batch_size)])
+        return torch.cat([check_logits(model(batch.x), batch, classes) for batch in parts])
 
 
 def examples(

@@ -7,10 +7,9 @@ are judged in :mod:`bilevel.robustness.evaluation.verdict`.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bilevel import BilevelError, NonFiniteError, frozen
-from bilevel.robustness.data.batches import batches
+from bilevel import BilevelError, NonFiniteError
 from bilevel.robustness.data.images import ImageSet, sample
 from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
@@ -84,17 +83,6 @@ def check_classifier(model: nn.Module, images: ImageSet, *, batch_size: int = 25
         raise BilevelError(
             f"the labels run from {low} to {high}, but there are {len(images.classes)} classes: "
             f"a label is the position of a class; give 0 to {len(images.classes) - 1}"
-        )
-    pair = next(batches(images, 2))
-    with torch.no_grad(), frozen(model):
-        output = model(pair.x)
-    classes = len(images.classes)
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (len(pair.y), classes):
-        raise BilevelError(
-            f"the classifier's output for {len(pair.y)} images is {shape}: an attack needs one "
-            f"logit for each of the images' {classes} classes; return (B, {classes}), or name the "
-            "images that it was trained on"
         )
     logits = logits_of(model, images, batch_size=batch_size)
     if bad := int((~logits.isfinite()).any(1).sum()):

@@ -82,7 +82,7 @@ def test_points_that_do_not_count() -> None:
 def test_a_solver_that_goes_on_with_some_of_the_images() -> None:
     """Its images are no longer those of the batch, row by row."""
     images = image_set(12)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 4))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 3))
     solver = CarliniWagner(steps=5)
     attack = SolverAttack("CW", Linf(EPS, loss=margin), solver, keep_broken=True)
     _, (outcome,) = Battery([attack], eps=EPS).run(model, images)

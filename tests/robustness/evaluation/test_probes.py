@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError, NonFiniteError
+from bilevel import BilevelError, NonFiniteError, pgm
 from bilevel.robustness import (
+    Battery,
     ImageSet,
+    Linf,
     Splits,
     accuracy,
+    accuracy_by_epsilon,
     small_cnn,
 )
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
@@ -196,20 +199,33 @@ def test_probes_share_the_passes_that_they_repeat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "shape"),
+    ("answer", "told"),
     [
-        (lambda model, x: model(x)[:, 0], r"\(2,\)"),
-        (lambda model, x: model(x)[:, :9], r"\(2, 9\)"),
-        (lambda model, x: model(x).argmax(1, keepdim=True), r"\(2, 1\)"),
-        (lambda model, x: model(x).mean(), r"\(\)"),
-        (lambda model, x: (model(x), x), "tuple"),
+        (lambda model, x: model(x)[:, 0], r"of shape \(8,\)"),
+        (lambda model, x: model(x)[:, :2], r"of shape \(8, 2\)"),
+        (lambda model, x: model(x)[:, :1], r"of shape \(8, 1\)"),
+        (lambda model, x: model(x).mean(), r"of shape \(\)"),
+        (lambda model, x: (model(x), x), "a tuple"),
+        (lambda model, x: {"logits": model(x)}, r"a dict of \['logits'\]"),
     ],
+    ids=["flat", "two", "one", "mean", "tuple", "dict"],
+)
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        lambda model, images: probe(model, images, batch_size=8),
+        lambda model, images: accuracy(model, images, batch_size=8),
+        lambda model, images: accuracy(model, images, Linf(0.1), pgm(0.1, 1), batch_size=8),
+        lambda model, images: Battery([], eps=0.1, batch_size=8).run(model, images),
+        lambda model, images: accuracy_by_epsilon(model, images, 0.1, batch_size=8),
+    ],
+    ids=["probe", "clean", "attacked", "battery", "curve"],
 )
 def test_an_output_that_is_not_a_logit_a_class(
-    answer: Forward, shape: str, robust_model: nn.Module, digits: Splits
+    evaluate: Callable[[nn.Module, ImageSet], object], answer: Forward, told: str
 ) -> None:
-    with pytest.raises(BilevelError, match=rf"output for 2 images is {shape}: .*return \(B, 10\)"):
-        probe(Faulty(robust_model, answer), digits.test)
+    with pytest.raises(BilevelError, match=rf"output for 8 images is {told}: .*return \(B, 3\)"):
+        evaluate(Faulty(linear(), answer), image_set(20))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

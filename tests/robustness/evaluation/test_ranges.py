@@ -118,7 +118,7 @@ def train_plainly(model: nn.Module, images: ImageSet, *, epochs: int) -> None:
 
 
 def test_images_without_contrast_have_no_range_of_their_own() -> None:
-    images = ImageSet(torch.zeros(4, 1, 2, 2).byte(), torch.zeros(4).long(), ("a", "b"))
+    images = ImageSet(torch.zeros(4, 1, 2, 2).byte(), torch.zeros(4).long(), tuple("abcd"))
     assert expects_unit_interval(Probed(nn.Flatten(), images)).ok
 
 
