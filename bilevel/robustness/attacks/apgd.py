@@ -110,7 +110,8 @@ class _Point(NamedTuple):
 def _next(oracle: Oracle, current: _Point, previous: _Point, eta: Tensor, alpha: float) -> Value:
     """y_{k+1}: the projected sign step z, with momentum."""
     y = current.y
-    (z,) = leaves(oracle.project(y + per_sample(eta, y) * current.gradient.sign()))
+    step = per_sample(eta, y).to(y.dtype)  # the objective is float32 at least, y may be half
+    (z,) = leaves(oracle.project(y + step * current.gradient.sign()))
     return oracle.project(y + alpha * (z - y) + (1 - alpha) * (y - previous.y))
 
 

@@ -12,9 +12,6 @@ from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Linf
 from bilevel.solvers import Solver
 
-ROUNDING = 1e-6
-"""How far float32 rounding may take an adversarial image out of the threat model."""
-
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Reshapes one value a sample so that it broadcasts over each sample's tensor.
@@ -50,6 +47,22 @@ def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
                 [0., 0., 0.]])
     """
     return torch.where(per_sample(mask, yes), yes, no)
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """How far rounding may take an adversarial image out of the threat model.
+
+    Args:
+        dtype: The type of the images.
+
+    Returns:
+        A few units in the last place of pixels in [0, 1].
+
+    Example:
+        >>> rounding(torch.float32), rounding(torch.float16)
+        (1e-06, 0.0009765625)
+    """
+    return max(1e-6, torch.finfo(dtype).eps)
 
 
 def check_count(name: str, count: int) -> int:
@@ -138,7 +151,8 @@ def check_threat(clean: Tensor, adversarial: Tensor, eps: float) -> None:
     """
     norm = (adversarial - clean).abs().max().item()
     outside = max(0.0, -adversarial.min().item(), adversarial.max().item() - 1)
-    if not (norm <= eps + ROUNDING and outside <= ROUNDING):
+    slack = rounding(clean.dtype)
+    if not (norm <= eps + slack and outside <= slack):
         raise BilevelError(
             f"it left the threat model (‖δ‖∞ = {norm:.4g} where ε = {eps:g}, pixels "
             f"{outside:.2g} outside [0, 1]): give it the ε of the evaluation"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bilevel.robustness.attacks.samples import ROUNDING, choose
+from bilevel.robustness.attacks.samples import choose, rounding
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
@@ -73,7 +73,7 @@ class Trajectory:
             return
         delta = images - batch.x
         outside = (self._follower.project(delta, batch) - delta).abs().flatten(1).amax(1)
-        wrong = (logits.argmax(1) != batch.y) & (outside <= ROUNDING)
+        wrong = (logits.argmax(1) != batch.y) & (outside <= rounding(images.dtype))
         self._images = choose(wrong & ~self._broken, images, self._images)
         self._broken |= wrong
 

@@ -36,6 +36,16 @@ def test_the_corner_of_a_linear_classifier(eps: float, loss: Loss) -> None:
     torch.testing.assert_close(answer, eps * model.worst(batch))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_reaches_the_corner_too(dtype: torch.dtype) -> None:
+    model, batch = LinearClassifier(torch.randn(1, 4, 4).round()).to(dtype), greys(20)
+    follower, batch = Linf(0.25), Batch(batch.x.to(dtype), batch.y)
+    answer = APGD(steps=10).solve(follower, ZeroSum(model, follower), batch).value
+    assert answer.dtype == dtype
+    expected = 0.25 * model.worst(batch)
+    torch.testing.assert_close(answer, expected, rtol=0, atol=torch.finfo(dtype).eps)
+
+
 class Unclipped(Linf):
     """A radius without a ball."""
 

@@ -24,6 +24,7 @@ from bilevel.robustness import (
     attack,
     make_attacks,
 )
+from bilevel.robustness.attacks.samples import rounding
 from bilevel.robustness.threats.losses import margin, targeted_dlr
 from bilevel.updates import CNN
 from tests.images import image_set
@@ -37,6 +38,13 @@ class Bright(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logit = 0.05 - (x.flatten(1).mean(1) - 0.6).abs()
         return torch.stack([torch.zeros_like(logit), logit], 1)
+
+
+class Zeroth(nn.Module):
+    """Class 0 everywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_tensor([1.0, 0.0]).expand(len(x), 2)
 
 
 class Visits(Solver):
@@ -70,6 +78,16 @@ def test_an_image_that_was_broken_on_the_way_stays_broken() -> None:
     """The first such point counts."""
     assert moved(Visits(0.02, 0.1, 0.12, 0.02)) == pytest.approx([0.1, 0])
     assert moved(Visits(0.02, 0.1, 0.12, 0.02), keep_broken=False) == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rounding_takes_no_point_out_of_the_ball(dtype: torch.dtype) -> None:
+    """A point at the edge counts in every precision, one that is clearly beyond it in none."""
+    batch = Batch((0.9 * torch.rand(500, 1, 2, 2)).to(dtype), torch.ones(500).long())
+    beyond = 0.031 + 3 * rounding(dtype)
+    for value, expected in ((0.031, batch.x + 0.031), (beyond, batch.x)):
+        attack = SolverAttack("it", Linf(0.031), Visits(value), keep_broken=True)
+        assert torch.equal(attack.perturb(Zeroth(), batch, 0), expected)
 
 
 def test_points_that_do_not_count() -> None:
