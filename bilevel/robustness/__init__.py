@@ -21,6 +21,7 @@ from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.attacks.interfaces import Adversary, foolbox_attack
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.settings import AttackSettings
+from bilevel.robustness.attacks.square import Square
 from bilevel.robustness.attacks.standard import (
     STANDARD,
     check_attack,
@@ -106,6 +107,7 @@ __all__ = [
     "Recipe",
     "SolverAttack",
     "Splits",
+    "Square",
     "Targeted",
     "Threat",
     "Trained",

@@ -25,7 +25,8 @@ class Solution:
             over the batch, with the objective's own sign) and ``gradient_norm`` (mean over the
             samples, at the last point where the gradient was taken). Adjoints add diagnostics of
             the leader's gradient.
-        evaluations: The number of gradient evaluations of the solve.
+        evaluations: The number of gradient evaluations of the solve, or of evaluations of the gain
+            by a solver without gradients.
     """
 
     value: Value

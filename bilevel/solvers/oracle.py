@@ -35,7 +35,8 @@ class Oracle:
 
     Attributes:
         follower, leader, batch: The arguments, for a solver with a formula of its own.
-        evaluations: The number of gradient evaluations.
+        evaluations: The number of gradient evaluations; a solver without gradients counts those of
+            the gain.
     """
 
     def __init__(

@@ -50,6 +50,7 @@ class RandomSampling(Solver):
             value = oracle.gain(point)
             better = value > gain
             best, gain = choose(better, point, best), choose(better, value, gain)
+        oracle.evaluations += self.points
         return best
 
     def extra_repr(self) -> str:

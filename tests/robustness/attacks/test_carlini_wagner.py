@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel import BilevelError, FollowerProblem, Solver, testing
-from bilevel.robustness import APGD, L2, Batch, CarliniWagner, Linf, attack, batches
+from bilevel.robustness import APGD, L2, Batch, CarliniWagner, Linf, Square, attack, batches
 from bilevel.robustness.threats.losses import margin
 from tests.digits import EPS, trained
 from tests.problems import LinearBox, image_game
@@ -117,7 +117,9 @@ def test_a_loss_that_is_positive_everywhere_would_leave_every_image_as_it_is() -
         CarliniWagner().solve(Linf(0.1), leader, batch)
 
 
-@pytest.mark.parametrize("solver", [CarliniWagner(), APGD()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [CarliniWagner(), APGD(), Square(2)], ids=lambda s: type(s).__name__
+)
 @pytest.mark.parametrize("follower", [L2(0.1, loss=margin), LinearBox(0.1)], ids=["L2", "own"])
 def test_threat_models_without_the_radius_of_the_linf_ball(
     solver: Solver, follower: FollowerProblem

@@ -57,8 +57,8 @@ def test_it_takes_one_forward_pass_a_point_and_no_gradient() -> None:
     batch = Batch(torch.rand(3, 1, 4, 4), torch.zeros(3).long())
     follower = Linf(EPS, start=EPS)
     leader = ZeroSum(Counting(torch.randn(1, 4, 4)), follower)
-    RandomSampling(7).solve(follower, leader, batch, evaluate=False)
-    assert Counting.calls == 7
+    solution = RandomSampling(7).solve(follower, leader, batch, evaluate=False)
+    assert solution.evaluations == Counting.calls == 7
 
 
 def test_it_keeps_what_a_game_relies_on() -> None:

@@ -1,0 +1,205 @@
+"""The Square Attack: its windows, where the best point is known, and torchattacks' code."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bilevel import BilevelError, Oracle, ZeroSum, testing
+from bilevel.robustness import Batch, Linf, Square, attack, batches
+from bilevel.robustness.threats.losses import Loss, cross_entropy, margin
+from tests.digits import EPS, trained
+from tests.problems import image_game
+from tests.robustness.attacks.linear import LinearClassifier, greys
+
+
+class Unmoved(nn.Module):
+    """The same logits for all images, which it notes: no proposal raises the gain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        self.seen.append(x)
+        return x.new_zeros(len(x), 3)
+
+
+def proposals(queries: int, shape: tuple[int, ...], eps: float = 0.1) -> Tensor:
+    """The changes that are proposed to an even grey, ``(queries − 1, B, C, H, W)``."""
+    model, batch = Unmoved(), Batch(torch.full(shape, 0.5), torch.zeros(shape[0]).long())
+    follower = Linf(eps, loss=margin)
+    leader = ZeroSum(model, follower)
+    solution = Square(queries).solve(follower, leader, batch, evaluate=False)
+    assert solution.evaluations == len(model.seen) == queries
+    start, *changed = (seen - batch.x for seen in model.seen)
+    assert not start.any()
+    assert not solution.value.any()
+    return torch.stack(changed)
+
+
+def test_stripes_come_first() -> None:
+    stripes = proposals(2, (500, 3, 6, 8))[0]
+    torch.testing.assert_close(stripes.abs(), torch.full_like(stripes, 0.1))
+    assert torch.equal(stripes, stripes[:, :, :1].expand_as(stripes))
+    assert (stripes[:, :, 0].mean(0).abs() < 0.1 * 4 / 500**0.5).all()  # either sign as often
+
+
+@pytest.mark.parametrize("queries", [300, 1000])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 20)])
+def test_windows_are_squares_that_shrink_with_the_papers_p(
+    queries: int, height: int, width: int
+) -> None:
+    """Sec. 3: p is halved at these iterations of 10,000, otherwise rescaled."""
+    changes = proposals(queries, (5, 2, height, width))[1:]
+    for query, images in enumerate(changes, 2):
+        halvings = sum(
+            10_000 * query / queries > at for at in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+        )
+        expected = round(math.sqrt(0.8 / 2**halvings * height * width))
+        side = max(1, min(expected, height, width))
+        for image in images:
+            rows, columns = (image != 0).any(0).nonzero().unbind(1)
+            first, last = (f(rows) for f in (torch.min, torch.max))
+            assert last - first + 1 == columns.max() - columns.min() + 1 == side
+            window = image[:, first : last + 1, columns.min() : columns.max() + 1]
+            assert torch.equal(window, window[:, :1, :1].expand_as(window))
+            torch.testing.assert_close(window.abs(), torch.full_like(window, 0.1))
+
+
+def test_windows_are_anywhere() -> None:
+    """The authors' code leaves out the last row and column."""
+    last = proposals(2001, (1, 1, 3, 4))[-1900:, 0, 0]
+    assert ((last != 0).sum((1, 2)) == 1).all()
+    shares = (last != 0).double().mean(0)
+    assert (shares - 1 / 12).abs().max() < 4 * (1 / 12 / 1900) ** 0.5
+
+
+class Noting(LinearClassifier):
+    """It notes the images, as they come."""
+
+    def __init__(self, w: Tensor) -> None:
+        super().__init__(w)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return super().forward(x)
+
+
+def test_no_query_is_spent_on_the_best_point_itself() -> None:
+    """A single pixel at its best has one other proposal, which is worse."""
+    model = Noting(torch.ones(1, 1, 1))
+    batch = Batch(torch.full((100, 1, 1, 1), 0.5), torch.arange(100) % 2)
+    follower = Linf(0.1, loss=margin)
+    Square(9).solve(follower, ZeroSum(model, follower), batch, evaluate=False)
+    best, *others = model.seen
+    for seen in others:
+        assert (seen != best).all()
+        better = margin(model(seen), batch) > margin(model(best), batch)
+        best = torch.where(better.view(-1, 1, 1, 1), seen, best)
+    torch.testing.assert_close(best, batch.x + 0.1 * model.worst(batch))
+
+
+@pytest.mark.parametrize("loss", [margin, cross_entropy])
+def test_the_corner_of_a_linear_classifier(loss: Loss) -> None:
+    model, batch = LinearClassifier(torch.randn(1, 4, 4).sign()), greys(20)
+    follower = Linf(0.1, loss=loss)
+    answer = Square(600).solve(follower, ZeroSum(model, follower), batch).value
+    torch.testing.assert_close(answer, 0.1 * model.worst(batch))
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    eps=st.floats(0.0, 1.0),
+    start=st.booleans(),
+    queries=st.integers(1, 30),
+    seed=st.integers(0, 99),
+)
+def test_the_answer_lies_in_ball_and_box_and_is_no_worse_than_the_start(
+    eps: float, start: bool, queries: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    leader, _, batch = image_game()
+    leader.eval()
+    follower = Linf(eps, start=eps * start, loss=margin)
+    torch.manual_seed(seed)
+    first = follower.init(batch)
+    torch.manual_seed(seed)
+    answer = Square(queries).solve(follower, leader, batch).value
+    assert answer.abs().max() <= eps + 1e-6
+    assert ((batch.x + answer - 0.5).abs() <= 0.5 + 1e-6).all()
+    oracle = Oracle(follower, leader, batch)
+    assert (oracle.gain(answer) >= oracle.gain(first) - 1e-6).all()
+
+
+def test_more_queries_break_more() -> None:
+    model, _, test = trained()
+    batch, follower = next(batches(test, 150)), Linf(EPS, loss=margin)
+    left = []
+    for queries in (1, 10, 100, 400):
+        torch.manual_seed(0)
+        images = attack(model, follower, Square(queries), batch).x
+        left.append(int((model(images).argmax(1) == batch.y).sum()))
+    assert left == sorted(left, reverse=True)
+    assert len(set(left)) == 4
+
+
+class Colour(nn.Module):
+    """A classifier of grey images, given colour images."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize("queries", [100, 500])
+def test_the_accuracy_that_torchattacks_leaves(queries: int) -> None:
+    """With windows up to the last row and column, which its own leave out.
+
+    Of colour images: of grey ones half of its smallest windows change nothing. All images have the
+    same windows there, so that the accuracy varies more than with as many independent ones.
+    """
+    torchattacks = pytest.importorskip("torchattacks")
+
+    class Theirs(torchattacks.Square):  # type: ignore[misc]
+        def random_int(self, low: int, high: int) -> Tensor:
+            return super().random_int(low, high + 1)
+
+    grey, _, test = trained()
+    model, batch = Colour(grey).eval(), next(batches(test, 359))
+    batch = Batch(batch.x.expand(-1, 3, -1, -1), batch.y)
+    torch.manual_seed(0)
+    ours = attack(model, Linf(EPS, loss=margin), Square(queries), batch).x
+    theirs = Theirs(model, eps=EPS, n_queries=queries)(*batch)
+    left, expected, clean = (
+        float((model(x).argmax(1) == batch.y).float().mean()) for x in (ours, theirs, batch.x)
+    )
+    assert abs(left - expected) <= 0.06
+    assert left < clean - 0.2
+
+
+def test_it_keeps_what_a_game_relies_on() -> None:
+    leader, _, batch = image_game()
+    testing.check_solver(Square(12), Linf(0.1, loss=margin), leader, batch)
+
+
+def test_a_batch_without_images() -> None:
+    leader, _, _ = image_game()
+    nothing = Batch(torch.zeros(0, 1, 4, 4), torch.zeros(0).long())
+    assert len(attack(leader.model, Linf(EPS, loss=margin), Square(3), nothing).x) == 0
+
+
+@pytest.mark.parametrize("queries", [0, -1, 1.5])
+def test_bad_arguments(queries: float) -> None:
+    with pytest.raises(BilevelError, match=f"queries is {queries}: .* give 1, 2"):
+        Square(queries)  # type: ignore[arg-type]
