@@ -65,7 +65,7 @@ class Args:
     name in the report."""
     attack: tuple[str, ...] = STANDARD
     """Run in the order given: fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw,
-    random, own, fresh, transfer, square, autoattack."""
+    random, square, own, fresh, transfer, autoattack (of the package pyautoattack)."""
     surrogate: tuple[str, ...] = ()
     """Folders of classifiers whose adversarial images are tried on the others (transfer)."""
     epsilon: float | None = None
@@ -77,6 +77,8 @@ class Args:
     runs once for each target."""
     points: int = 300
     """Random points per sample; 100000 in the paper's table."""
+    queries: int = 600
+    """Queries per image of the Square Attack; 5000 in AutoAttack."""
     fresh: str = "grad-l2l"
     """The method of the attacker that the fresh attack trains."""
     fresh_steps: int = 300
@@ -111,7 +113,7 @@ class Args:
         """The sizes of a smoke run."""
         if self.smoke:
             self.test_size = self.curve_size = 16
-            self.points, self.fresh_steps = 20, 5
+            self.points, self.queries, self.fresh_steps = 20, 20, 5
 
 
 def main(args: Args) -> None:
@@ -188,6 +190,7 @@ def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Split
         start=args.start,
         restarts=args.restarts,
         points=args.points,
+        queries=args.queries,
         surrogates={surrogate.name: surrogate.model for surrogate in surrogates},
         trained=target,
         fresh=args.fresh,

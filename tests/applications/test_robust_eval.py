@@ -15,7 +15,7 @@ from bilevel import BilevelError
 from bilevel.robustness import About, Attacker, Splits, load_images, load_trained, save_trained
 from tests.applications.conftest import one_line
 
-FEW = ["--test-size", 12, "--curve-size", 8, "--points", 3]
+FEW = ["--test-size", 12, "--curve-size", 8, "--points", 3, "--queries", 3]
 
 
 def write(folder: Path, method: str = "grad-l2l", **about: object) -> Path:
@@ -46,17 +46,16 @@ def records(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_every_attack_by_name(run: Callable[..., Any], tmp_path: Path) -> None:
-    pytest.importorskip("pyautoattack")
     folders = [write(tmp_path / "mine"), write(tmp_path / "plain", "plain")]
-    names = "fgsm pgm-3 pgm-3-margin pgm-3-dlr apgd-ce apgd-dlr apgd-t cw random own fresh transfer"
-    arguments = ["--attack", *names.split(), "square", "--fresh-steps", 2, "--no-curves"]
+    names = "fgsm pgm-3 pgm-3-margin pgm-3-dlr apgd-ce apgd-dlr apgd-t cw random square own"
+    arguments = ["--attack", *names.split(), "fresh", "transfer", "--fresh-steps", 2, "--no-curves"]
     ended = run(*folders, "--surrogate", f"other={folders[1]}", *arguments)
     assert ended.status == 0, ended.err
     attacks = records(tmp_path, "attack")
     assert not [record["problem"] for record in attacks if record["problem"]]
     named = [record["attack"] for record in attacks if record["classifier"] == "mine"]
     assert len(named) == 14  # transfer gives two
-    assert {"FGSM", "own grad-l2l", "fresh grad-l2l", "PGM-10 on other", "Square"} <= set(named)
+    assert {"FGSM", "own grad-l2l", "fresh grad-l2l", "PGM-10 on other", "Square 3"} <= set(named)
     assert len(records(tmp_path, "summary")) == 2
     for page in ("report.html", "report.md"):
         text = (tmp_path / "out" / page).read_text()

@@ -1,4 +1,4 @@
-"""AutoAttack and its component attacks, from the package ``pyautoattack``."""
+"""AutoAttack, from the package ``pyautoattack``."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.attacks.attack import Attack, Kind
+from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.external import ExternalAttack
 from bilevel.robustness.attacks.settings import AttackSettings
 
 
-def autoattack(
-    name: str, parts: list[str] | None, kind: Kind, passes: float, settings: AttackSettings
-) -> list[Attack]:
-    """AutoAttack's standard version, or some of its component attacks.
+def autoattack(settings: AttackSettings) -> list[Attack]:
+    """AutoAttack's standard version.
 
     The package attacks nine target classes, and the loss of APGD-T needs four logits. With fewer
     classes there are fewer targets, and with fewer than four no APGD-T.
 
     Args:
-        name: The name in reports.
-        parts: The package's names of the component attacks; None for the standard version.
-        kind: See :class:`Attack`.
-        passes: Likewise.
         settings: ε, the number of classes and the seed.
 
     Returns:
@@ -36,22 +30,17 @@ def autoattack(
             from pyautoattack import AutoAttack
         except ImportError as error:
             raise BilevelError(
-                f"{name} comes with the package pyautoattack, which cannot be imported ({error}): "
-                'pip install "bilevel[attacks]"'
+                "AutoAttack comes with the package pyautoattack, which cannot be imported "
+                f'({error}): pip install "bilevel[attacks]"'
             ) from error
 
         def run(images: Tensor, labels: Tensor) -> Tensor:
             adversary = AutoAttack(
-                model,
-                attacks=parts,
-                version="custom" if parts else "standard",
-                device=images.device,
-                eps=settings.eps,
-                seed=settings.seed,
+                model, device=images.device, eps=settings.eps, seed=settings.seed
             )
             for targeted in (adversary.apgd_targeted, adversary.fab):
                 targeted.n_target_classes = min(9, settings.classes - 1)
-            if settings.classes < 4 and parts is None:
+            if settings.classes < 4:
                 adversary.attacks_to_run.remove("apgd-t")
             found: tuple[Tensor, Tensor] = adversary.run_standard_evaluation(
                 images, labels, batch_size=len(images)
@@ -60,4 +49,4 @@ def autoattack(
 
         return run
 
-    return [ExternalAttack(name, make, kind=kind, passes=passes)]
+    return [ExternalAttack("AutoAttack", make, passes=10000)]

@@ -24,6 +24,7 @@ class AttackSettings:
         start: Radius of PGM's random start; 1e-4 in the paper.
         restarts: Random starts of PGM and APGD; the paper takes the worst of 5.
         points: Points per image of random sampling; 1e5 in the paper's table.
+        queries: Queries per image of the Square Attack; 5,000 in AutoAttack.
         surrogates: Classifiers by name, for transfer attacks.
         trained: The classifier with its learned attacker, for the attack ``own``.
         fresh: The training method of the attack ``fresh``.
@@ -42,6 +43,7 @@ class AttackSettings:
     start: float = 1e-4
     restarts: int = 1
     points: int = 300
+    queries: int = 600
     surrogates: Mapping[str, nn.Module] = field(default_factory=dict)
     trained: Trained | None = None
     fresh: str = "grad-l2l"
@@ -61,7 +63,7 @@ class AttackSettings:
             raise BilevelError(
                 f"classes is {self.classes}: an attack looks for a wrong class; give 2 or more"
             )
-        for name in ("restarts", "points", "fresh_steps"):
+        for name in ("restarts", "points", "queries", "fresh_steps"):
             if (count := getattr(self, name)) < 1:
                 raise BilevelError(
                     f"{name} is {count}: an attack tries at least once; give 1 or more"

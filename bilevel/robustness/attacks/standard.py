@@ -7,10 +7,11 @@ apgd-ce, apgd-dlr        Auto-PGD; with random restarts
 apgd-t                   Auto-PGD toward each of the nine most likely wrong classes
 cw                       Carlini & Wagner in the L∞ norm
 random                   uniform points of the ball
+square                   the Square Attack
 own                      the attacker that was trained with the classifier
 fresh                    a new attacker, trained against the finished classifier
 transfer                 FGSM and PGM-10 on every surrogate
-autoattack, square       from the package pyautoattack
+autoattack               from the package pyautoattack
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from bilevel.robustness.attacks.external import Unavailable
 from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.settings import AttackSettings
+from bilevel.robustness.attacks.square import Square
 from bilevel.robustness.threats.losses import LOSSES, Loss, cross_entropy, dlr, margin, targeted_dlr
 from bilevel.robustness.threats.perturbation import Linf
 from bilevel.robustness.training.methods import (
@@ -50,9 +52,11 @@ STANDARD = (
     "apgd-ce",
     "apgd-t",
     "random",
+    "square",
 )
-"""The default battery: cheap attacks first, gradient-based ones before the others. Auto-PGD takes
-the place of PGM-100. CW, as costly as the costliest, broke no survivor of ten classifiers."""
+"""The default battery: cheap attacks first, gradient-based ones before the others, which find much
+of what masked gradients hide; random points alone find little. Auto-PGD takes the place of PGM-100.
+CW, as costly as the costliest, broke no survivor of ten classifiers."""
 
 _PGM = re.compile(r"pgm-([1-9]\d*)(?:-(margin|dlr))?")
 
@@ -84,6 +88,7 @@ def standard_attacks(
         APGD-CE
         APGD-T
         random 300
+        Square 600
     """
     settings = AttackSettings(eps, classes, restarts=restarts, surrogates=surrogates or {})
     return make_attacks(STANDARD, settings)
@@ -93,8 +98,8 @@ def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]
     """Makes attacks by name.
 
     Args:
-        names: Of fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw, random, own,
-            fresh, transfer, square and autoattack; :data:`STANDARD` is the default battery.
+        names: Of fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw, random,
+            square, own, fresh, transfer and autoattack; :data:`STANDARD` is the default battery.
         settings: Their settings.
 
     Returns:
@@ -187,6 +192,12 @@ def _random(settings: AttackSettings) -> list[Attack]:
     return [SolverAttack(f"random {points}", follower, solver, kind="black-box", passes=points)]
 
 
+def _square(settings: AttackSettings) -> list[Attack]:
+    follower, queries = Linf(settings.eps, loss=margin), settings.queries
+    solver = Square(queries)
+    return [SolverAttack(f"Square {queries}", follower, solver, kind="black-box", passes=queries)]
+
+
 def _own(settings: AttackSettings) -> list[Attack]:
     trained = settings.trained
     if trained is None or not trained.about.learned:
@@ -240,6 +251,6 @@ _ATTACKS: dict[str, Callable[[AttackSettings], list[Attack]]] = {
     "own": _own,
     "fresh": _fresh,
     "transfer": _transfer,
-    "autoattack": partial(autoattack, "AutoAttack", None, "iterative", 10000),
-    "square": partial(autoattack, "Square", ["square"], "black-box", 5000),
+    "square": _square,
+    "autoattack": autoattack,
 }

@@ -19,6 +19,7 @@ from bilevel.robustness import (
     Battery,
     ImageSet,
     SolverAttack,
+    Square,
     Trained,
     attack,
     check_attack,
@@ -73,6 +74,19 @@ def test_pgm_as_the_paper_evaluates(name: str, steps: int, loss: object, alone: 
 def test_apgd_starts_anywhere_in_the_ball(name: str, loss: object, tries: int) -> None:
     made = only(name, restarts=5)
     assert (made.follower.start, made.follower.loss, made.tries) == (EPS, loss, tries)
+
+
+def test_square_is_the_papers_on_the_margin() -> None:
+    made = only("square", queries=7)
+    assert (made.name, made.kind, made.role, made.alone) == ("Square 7", "black-box", "", False)
+    assert isinstance(made.solver, Square)
+    assert (made.solver.queries, made.passes, made.follower.loss) == (7, 7, margin)
+
+
+def test_square_costs_a_third_of_apgd_t_at_most() -> None:
+    square, targeted = only("square"), only("apgd-t")
+    assert square.passes <= targeted.passes / 3
+    assert STANDARD.index("apgd-t") < STANDARD.index("square")
 
 
 def test_few_classes_have_no_targets() -> None:
@@ -191,7 +205,7 @@ def test_the_default_battery_needs_nothing_but_epsilon_and_the_classes() -> None
     )
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     _, outcomes = Battery(standard_attacks(0.1, 3), eps=0.1).run(model, images)
-    assert [outcome.problem for outcome in outcomes] == [""] * 6  # neither own nor transfer
+    assert [outcome.problem for outcome in outcomes] == [""] * 7  # neither own nor transfer
 
 
 @pytest.mark.parametrize(("classes", "parts"), [(10, 4), (5, 4), (3, 3), (2, 3)])
@@ -219,6 +233,7 @@ def test_autoattack_with_few_classes(classes: int, parts: int, caplog: Any) -> N
         ({"eps": 0.0}, "epsilon is 0.0: .*0 < epsilon ≤ 1"),
         ({"eps": 8.0}, "epsilon is 8.0: .*8/255"),
         ({"restarts": 0}, "restarts is 0: .*1 or more"),
+        ({"queries": 0}, "queries is 0: .*1 or more"),
         ({"classes": 1}, "classes is 1: .*2 or more"),
     ],
 )

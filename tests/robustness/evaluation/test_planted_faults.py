@@ -18,6 +18,7 @@ from bilevel.robustness import (
     Perturbation,
     RandomSampling,
     Splits,
+    Square,
     correct,
     sample,
 )
@@ -58,6 +59,7 @@ def evaluate(
         ("PGM-20", "iterative", Linf(eps, start=1e-4), steps),
         ("PGM-20 margin", "iterative", Linf(eps, start=eps, loss=margin), steps),
         ("random 50", "black-box", Linf(eps, start=eps, loss=margin), RandomSampling(50)),
+        ("Square 50", "black-box", Linf(eps, loss=margin), Square(50)),
     ]
     few = sample(data, 100, seed=seed)
     curves = (accuracy_by_epsilon(model, few, eps), accuracy_by_iterations(model, few, eps))

@@ -181,6 +181,7 @@ def test_a_cross_entropy_that_finds_nothing() -> None:
             outcome("FGSM", "one-step", (0, found)),
             ascent("PGM-100", (0, found)),
             replace(margin_attack, attacked=right & ~images((0, found))),
+            outcome("Square", "black-box", attacked=none),
             sampling(attacked=none),
         )
         return sound(outcomes=attacks)
@@ -207,7 +208,8 @@ def test_a_black_box_attack_that_came_first_has_checked_nothing() -> None:
     """No iterative attack saw what it broke: nobody knows what they would have left."""
     attacked = images((400, 900))
     margin_attack = outcome("PGM-100 margin", "iterative", (400, 500), attacked=attacked)
-    first = sound(outcomes=(sampling((0, 400)), margin_attack))
+    square = outcome("Square", "black-box", attacked=attacked)
+    first = sound(outcomes=(sampling((0, 400)), square, margin_attack))
     for item in (RANDOM, BLACK_BOX):
         assert failed(first)[item].figure == "not measured"
         assert "run pgm-100 before them" in failed(first)[item].sentence
@@ -237,6 +239,7 @@ def test_names_decide_nothing() -> None:
             "pgm-100 before",
         ),
         (without("noise"), {RANDOM}, "random"),
+        (without("FGSM on pgm-1"), {BLACK_BOX}, "add square or transfer"),
         (without("noise", "FGSM on pgm-1"), {BLACK_BOX, RANDOM}, "transfer"),
         (sound(curves=sound().curves[:1]), {CONVERGED}, "curve against iterations"),
         (
