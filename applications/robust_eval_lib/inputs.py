@@ -41,7 +41,7 @@ def split_name(given: str) -> tuple[str | None, str]:
 
 
 def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
-    """Checks that surrogates have the channels and classes of the target."""
+    """Checks that surrogates have the target's channels, and its classes in its order."""
     for surrogate in surrogates:
         for what in ("classes", "channels"):
             own, other = getattr(target.about, what), getattr(surrogate.about, what)
@@ -50,6 +50,11 @@ def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
                     f"surrogate {surrogate.name} has {other} {what}, {target.name} has {own}: its "
                     "adversarial images do not fit; name a surrogate trained on the same data"
                 )
+        if differ := differing(target.about.class_names, surrogate.about.class_names):
+            raise BilevelError(
+                f"surrogate {surrogate.name} has other classes: {differ[0]!r} of {target.name} is "
+                f"{differ[1]!r} there; name a surrogate trained on the same data"
+            )
 
 
 def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.device) -> Splits:
@@ -67,7 +72,19 @@ def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.devic
             f"classes, {dataset} has {shape[0]} and {shape[1]}: name the data that it was trained "
             "on with --dataset and --data-dir"
         )
+    if differ := differing(target.about.class_names, data.test.classes):
+        raise BilevelError(
+            f"{target.name} was trained with other classes: {differ[0]!r} of its training is "
+            f"{differ[1]!r} in {dataset}; give the classes the same names, in the same order, or "
+            "name the data that it was trained on with --dataset and --data-dir"
+        )
     return data
+
+
+def differing(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, str] | None:
+    """The first class that has two names; None if there is none, or the names are not known."""
+    pairs = zip(one, other, strict=True) if one and other else ()
+    return next(((a, b) for a, b in pairs if a != b), None)
 
 
 @lru_cache(maxsize=1)

@@ -184,6 +184,18 @@ def nan(folder: Path) -> Path:
             lambda folder: [write(folder), "--surrogate", write(folder / "s", classes=7)],
             "surrogate s has 7 classes",
         ),
+        (
+            lambda folder: [
+                write(folder, class_names=[*"0123456789"]),
+                "--surrogate",
+                write(folder / "s", class_names=[*"0213456789"]),
+            ],
+            "surrogate s has other classes: '1' of given is '2' there",
+        ),
+        (
+            lambda folder: [write(folder, class_names=[*"0132456789"])],
+            "given was trained with other classes: '3' of its training is '2' in digits; give",
+        ),
         (lambda folder: [write(folder, classes=7)], "takes 1 channels to 7 classes, digits has 1"),
         (
             lambda folder: [write(folder), "--alone", "pgd"],

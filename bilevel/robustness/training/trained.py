@@ -41,6 +41,7 @@ class About:
         seed: Seed of the run.
         attacker: The settings of its attacker.
         interpolation: The follower's settings if it was trained by interpolation.
+        class_names: The names of the classes, in the order of the logits; empty if not known.
     """
 
     method: str
@@ -52,6 +53,7 @@ class About:
     seed: int = 0
     attacker: Attacker = field(default_factory=Attacker)
     interpolation: dict[str, Any] | None = None
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -97,6 +99,7 @@ class About:
             epsilon=recipe.epsilon,
             seed=seed,
             attacker=replace(attacker, width=fitting),
+            class_names=images.classes,
         )
 
     def follower(self, eps: float | None = None) -> Perturbation:
@@ -222,7 +225,9 @@ def _read(file: Path) -> About:
     metadata = read_about(file)
     try:
         values = json.loads(metadata["about"])
-        return About(**{**values, "attacker": Attacker(**values["attacker"])})
+        names = tuple(values.get("class_names", ()))
+        attacker = Attacker(**values["attacker"])
+        return About(**{**values, "attacker": attacker, "class_names": names})
     except (KeyError, TypeError, ValueError) as error:
         raise BilevelError(
             f"{file} does not say what network it holds ({type(error).__name__}: {error}): name "

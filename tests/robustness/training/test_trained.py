@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from bilevel.robustness import (
     save_trained,
     save_weights,
 )
+from bilevel.robustness.training.trained import CLASSIFIER
 
 ABOUT = {
     "plain": About("plain", "small-cnn", 1, 10, "digits", 0.2),
@@ -35,6 +38,7 @@ ABOUT = {
         0.2,
         attacker=Attacker("conv-rnn", 4),
         interpolation={"layer": "trunk", "pairing": "next", "sense": "max"},
+        class_names=tuple("9876543210"),
     ),
 }
 
@@ -67,7 +71,8 @@ def test_the_networks_that_a_recipe_trains(given: int | None, width: int) -> Non
     state = torch.get_rng_state()
     about = About.of("grad-l2l", recipe, images, dataset="npz", seed=4, normalize="batch")
     attacker = Attacker(recipe.attacker, width, "batch", 0.5)
-    assert about == About("grad-l2l", "wrn-10-1", 2, 3, "npz", 0.1, 4, attacker)
+    names = ("a", "b", "c")
+    assert about == About("grad-l2l", "wrn-10-1", 2, 3, "npz", 0.1, 4, attacker, class_names=names)
     assert torch.equal(torch.get_rng_state(), state)  # the classifier is counted, not made
 
 
@@ -97,6 +102,14 @@ def test_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path / "run")
     for path in (".", "classifier.safetensors"):
         assert load_trained(path).name == "run"
+
+
+def test_a_file_that_does_not_name_the_classes(tmp_path: Path) -> None:
+    about = ABOUT["plain"]
+    values = asdict(about)
+    del values["class_names"]
+    save_weights(tmp_path / CLASSIFIER, about.classifier(), {"about": json.dumps(values)})
+    assert load_trained(tmp_path).about == about
 
 
 def test_a_missing_attacker_is_none(tmp_path: Path) -> None:
