@@ -37,7 +37,7 @@ class ImageTree:
 
     Args:
         root: The folder that holds the class folders.
-        classes: The names of the class folders, sorted.
+        classes: The names of the training images' class folders, sorted.
         files: Paths of the images, relative to ``root``, sorted by class.
         labels: The class of each file, ``(N,)`` int64.
         fingerprint: A digest of the files' names, sizes and modification times.
@@ -85,12 +85,12 @@ def find_trees(root: Path) -> dict[str, ImageTree]:
             also be called ``valid`` or ``validation``.
 
     Returns:
-        The images of ``train``, ``test`` and perhaps ``val``, with the same classes; or ``all`` of
-        them if the folder is not split.
+        The images of ``train``, ``test`` and perhaps ``val``, with the classes of ``train``, some
+        of which the others may lack; or ``all`` of them if the folder is not split.
 
     Raises:
-        BilevelError: A folder is missing or empty, the classes of two parts differ, or it is not
-            clear which folders are the parts.
+        BilevelError: A folder is missing or empty, ``train`` lacks a class of another part, or it
+            is not clear which folders are the parts.
     """
     found = [(part, root / name) for name, part in _PARTS.items() if (root / name).is_dir()]
     parts = dict(found)
@@ -102,17 +102,10 @@ def find_trees(root: Path) -> dict[str, ImageTree]:
     if not {"train", "test"} & set(parts):
         return {"all": _list_unsplit(root)}
     _check_parts(root, parts)
-    trees = {part: list_images(place) for part, place in parts.items()}
-    train = trees["train"]
-    for other in trees.values():
-        for here, there in ((train, other), (other, train)):
-            missing = sorted(set(here.classes) - set(there.classes))
-            if missing:
-                raise BilevelError(
-                    f"class {missing[0]} is in {here.root} but not in {there.root}: "
-                    "all parts need the same class folders; add it or remove it"
-                )
-    return trees
+    train = list_images(parts.pop("train"))
+    return {"train": train} | {
+        part: list_images(place, train.classes) for part, place in parts.items()
+    }
 
 
 def _list_unsplit(root: Path) -> ImageTree:
@@ -139,36 +132,44 @@ def _check_parts(root: Path, parts: dict[str, Path]) -> None:
             )
 
 
-def list_images(root: Path) -> ImageTree:
+def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
     """Lists the images below a folder, one subfolder per class.
 
     Args:
         root: The folder that holds the class folders.
+        classes: The classes of the training images, some of which may have no image here; unless
+            given, the class folders are the classes.
 
     Returns:
         Its images, in the order of ``ImageFolder``.
 
     Raises:
-        BilevelError: The folder is missing, or holds fewer than two classes, or an empty class.
+        BilevelError: The folder is missing or without images, or holds another class than the given
+            ones; or, if none are given, fewer than two classes, or an empty one.
     """
     if not root.is_dir():
         raise BilevelError(
             f"there is no folder {root}: images are read from its class folders, {root}/CLASS/; "
             "give the folder that holds them"
         )
-    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
-    if len(classes) < 2:
-        found = f"one class folder ({classes[0]})" if classes else "no class folders"
+    names = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+    if not classes and len(names) < 2:
+        found = f"one class folder ({names[0]})" if names else "no class folders"
         raise BilevelError(
             f"folder {root} holds {found}: a classifier needs two classes or more; "
             f"put the images of each class in {root}/CLASS/"
         )
+    if classes and (unknown := [name for name in names if name not in classes]):
+        raise BilevelError(
+            f"class {unknown[0]} is in {root} but not among the training images: the classifier "
+            "would never answer it; add training images of it, or remove it here"
+        )
     digest = hashlib.sha256(_CACHE_FORMAT.encode())
     files: list[str] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
+    for label, name in enumerate(classes or names):
         members = _image_files(root, name)
-        if not members:
+        if not members and not classes:
             raise BilevelError(
                 f"class folder {root / name} holds no image ({', '.join(EXTENSIONS)}); "
                 "put images in it or remove it"
@@ -178,7 +179,13 @@ def list_images(root: Path) -> ImageTree:
             digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         files += members
         labels += [label] * len(members)
-    return ImageTree(root, classes, tuple(files), np.array(labels, np.int64), digest.hexdigest())
+    if not files:
+        raise BilevelError(
+            f"folder {root} holds no image of a class ({', '.join(EXTENSIONS)}); "
+            f"put images in {root}/CLASS/"
+        )
+    rows = np.array(labels, np.int64)
+    return ImageTree(root, classes or names, tuple(files), rows, digest.hexdigest())
 
 
 def _image_files(root: Path, name: str) -> list[str]:

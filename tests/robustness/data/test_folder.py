@@ -249,10 +249,30 @@ def test_test_images_come_in_a_mixed_order_that_is_always_the_same(tmp_path: Pat
         assert 0 < half.sum() < 8
 
 
-@pytest.mark.parametrize(("part", "other"), [("train", "test"), ("test", "train")])
-def test_other_classes_in_test(tree: Path, part: str, other: str) -> None:
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_a_class_that_was_not_trained(tree: Path, part: str) -> None:
     write_image(tree / part / "cow" / "0.png", 0)
-    with pytest.raises(BilevelError, match=f"cow is in {tree}/{part} but not in {tree}/{other}"):
+    told = f"cow is in {tree}/{part} but not among the training images: .*training images of it, or"
+    with pytest.raises(BilevelError, match=told):
+        load(tree)
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["missing", "empty"])
+def test_a_class_that_is_not_tested(tree: Path, empty: bool) -> None:
+    """The others keep their labels."""
+    write_image(tree / "train" / "ant" / "0.png", 0)
+    write_image(tree / "val" / "cat" / "0.png", 1)
+    if empty:
+        for name in ("test/ant", "val/ant", "val/dog"):
+            (tree / name).mkdir()
+    splits = load(tree)
+    assert [counts(part) for part in splits] == [[1, 10, 10], [0, 1, 0], [0, 3, 3]]
+    assert {part.classes for part in splits} == {("ant", "cat", "dog")}
+
+
+def test_a_part_without_any_image(tree: Path) -> None:
+    (tree / "val").mkdir()
+    with pytest.raises(BilevelError, match=f"folder {tree}/val holds no image of a class"):
         load(tree)
 
 
