@@ -10,8 +10,6 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +18,13 @@ import numpy.typing as npt
 
 from bilevel.errors import BilevelError
 from bilevel.robustness.data import cache
+from bilevel.robustness.data.decoding import decode
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Files that count as images, as for ``ImageFolder``."""
 
 CACHE_NAME = ".bilevel-cache.npz"
-_CACHE_FORMAT = "bilevel images 1"
-_CHUNK = 256  # images per task of the thread pool, whose overhead is then negligible
+_CACHE_FORMAT = "bilevel images 2"
 _PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
 _PART_LIKE = re.compile(r"(train|test)(ing)?|val(id(ation)?)?", re.IGNORECASE)
 
@@ -60,14 +58,15 @@ class ImageTree:
             RGB, ``(N, 3, H, W)``.
 
         Raises:
-            BilevelError: An image cannot be decoded, or the images differ in size.
+            BilevelError: An image cannot be decoded or is transparent, or the images differ in
+                size.
         """
         places = (self.root / CACHE_NAME, cache.user_cache(self.root))
         for place in places:
             images = cache.load(place, self.fingerprint)
             if images is not None:
                 return images
-        images = _decode([self.root / file for file in self.files])
+        images = decode([self.root / file for file in self.files])
         if not any(cache.save(place, self.fingerprint, images) for place in places):
             warnings.warn(
                 f"neither {places[0]} nor {places[1]} can be written: "
@@ -195,62 +194,3 @@ def _image_files(root: Path, name: str) -> list[str]:
         inside = os.path.relpath(place, root)
         files += [os.path.join(inside, n) for n in sorted(names) if n.lower().endswith(EXTENSIONS)]
     return files
-
-
-def _decode(paths: list[Path]) -> cache.Bytes:
-    """Decodes all images, with a progress bar on the standard error."""
-    first = _pixels(paths[0])
-    images = np.empty((len(paths), *first.shape), np.uint8)
-
-    def decode(begin: int) -> None:
-        for index, path in enumerate(paths[begin : begin + _CHUNK], start=begin):
-            pixels = _pixels(path)
-            if pixels.shape != first.shape:
-                raise BilevelError(
-                    f"images differ in size: {paths[0]} is {_size(first)} and {path} is "
-                    f"{_size(pixels)} pixels; bring all images to one size"
-                )
-            images[index] = pixels
-
-    begins = range(0, len(paths), _CHUNK)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        title = f"Decoding {len(paths)} images"
-        for _ in _with_progress_bar(pool.map(decode, begins), len(begins), title):
-            pass
-    return images
-
-
-def _with_progress_bar(parts: Iterator[None], total: int, title: str) -> Iterable[None]:
-    """The parts, with a progress bar on a terminal if rich is installed."""
-    try:
-        from rich.console import Console
-        from rich.progress import track
-    except ImportError:
-        return parts
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    return track(parts, title, total, console=console, transient=True, disable=hidden)
-
-
-def _pixels(path: Path) -> cache.Bytes:
-    """One image as RGB, ``(3, H, W)``."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except Exception as error:  # decoders raise more kinds than Pillow documents
-        raise BilevelError(
-            f"image {path} cannot be decoded: {error}; repair it or remove it"
-        ) from error
-    if mode.startswith(("I", "F")):  # Pillow would silently clip the values at 255
-        raise BilevelError(
-            f"image {path} has more than 8 bits a channel (mode {mode}); convert it to 8 bits"
-        )
-    return pixels
-
-
-def _size(pixels: cache.Bytes) -> str:
-    """Width x height."""
-    return f"{pixels.shape[2]}x{pixels.shape[1]}"

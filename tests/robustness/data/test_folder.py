@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data import cache, folder
+from bilevel.robustness.data import cache, decoding, folder
 from bilevel.robustness.data.images import ImageSet, Splits
 from bilevel.robustness.data.sources import load_images
 from tests.images import write_image, write_tree
@@ -52,13 +52,13 @@ def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are decoded from now on."""
     seen: list[Path] = []
-    pixels = folder._pixels
+    pixels = decoding._pixels
 
     def spy(path: Path) -> cache.Bytes:
         seen.append(path)
         return pixels(path)
 
-    monkeypatch.setattr(folder, "_pixels", spy)
+    monkeypatch.setattr(decoding, "_pixels", spy)
     return seen
 
 
@@ -67,7 +67,7 @@ def test_a_folder_is_read_as_image_folder_reads_it(
 ) -> None:
     from torchvision.datasets import ImageFolder
 
-    monkeypatch.setattr(folder, "_CHUNK", 3)  # several tasks even for a few images
+    monkeypatch.setattr(decoding, "_CHUNK", 3)  # several tasks even for a few images
     write_image(tree / "test" / "cat" / "deeper" / "x.JPG", 9)
     write_image(tree / "test" / "dog" / "grey.png", 9, mode="L")
     (tree / "test" / "dog" / "notes.txt").write_text("no image")
@@ -289,6 +289,28 @@ def test_sixteen_bits_are_refused_rather_than_cut(tree: Path) -> None:
     path = tree / "train" / "cat" / "003.png"
     Image.fromarray(np.full((4, 5), 4096, np.uint16)).save(path)
     with pytest.raises(BilevelError, match=f"image {path} has more than 8 bits"):
+        load(tree)
+
+
+def alpha(mode: str, lowest: int) -> Image.Image:
+    """White, with one pixel whose opacity is ``lowest``, in a format that can hold that."""
+    opacity = np.full((4, 5), 255, np.uint8)
+    opacity[1, 2] = lowest
+    white = Image.fromarray(np.full((4, 5), 255, np.uint8)).convert(mode.rstrip("A"))
+    if "A" in mode:
+        white.putalpha(Image.fromarray(opacity))
+    elif lowest < 255:  # a colour that stands for transparent
+        white.info["transparency"] = {"P": 255, "L": 255, "RGB": (255, 255, 255)}[mode]
+    return white
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+def test_a_transparent_image_is_named(tree: Path, mode: str) -> None:
+    path = tree / "test" / "dog" / "001.png"
+    alpha(mode, 255).save(path)
+    assert len(load(tree).test) == 6
+    alpha(mode, 254).save(path)
+    with pytest.raises(BilevelError, match=f"image {path} is transparent in places: .*flatten it"):
         load(tree)
 
 
