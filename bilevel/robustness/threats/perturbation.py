@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, describe
 from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.speed import at_least_float32
@@ -87,7 +87,14 @@ class Perturbation(Threat):
 
     def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
         for name, radius in (("eps", eps), ("start", start)):
-            if not (math.isfinite(radius) and radius >= 0):
+            try:
+                finite = math.isfinite(radius)
+            except (TypeError, ValueError, RuntimeError) as error:  # of arrays and tensors
+                raise BilevelError(
+                    f"{name} is {describe(radius)}: a threat model has one radius for all images; "
+                    "give a number, and attack the images of each radius in a batch of their own"
+                ) from error
+            if not (finite and radius >= 0):
                 raise BilevelError(
                     f"{name} is {radius}: a radius is a number from 0 on; the paper's ε is 0.031"
                 )
@@ -141,7 +148,7 @@ class Linf(Perturbation):
         loss: The loss to maximise.
 
     Raises:
-        BilevelError: If ε is not in [0, 1].
+        BilevelError: If a radius is not one number from 0 on, or ε is above 1.
 
     Example:
         >>> batch = Batch(torch.tensor([[[[0.0, 0.5]]]]), torch.tensor([0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +130,25 @@ def test_the_objective_is_each_images_cross_entropy_at_the_perturbed_image() -> 
 def test_a_radius_that_is_none(kind: type[Perturbation], name: str, radius: float) -> None:
     with pytest.raises(BilevelError, match=f"{name} is {radius}: a radius is a number from 0 on"):
         kind(**{"eps": 0.1, name: radius})
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("radius", "told"),
+    [
+        (torch.full((2, 1, 1, 1), 0.1), "a Tensor"),
+        (torch.tensor([0.1, 0.2]).numpy(), "a ndarray"),
+        ([0.1, 0.2], "a list"),
+        (None, "None"),
+    ],
+)
+@pytest.mark.parametrize("name", ["eps", "start"])
+def test_a_radius_of_each_image(
+    kind: type[Perturbation], name: str, radius: Any, told: str
+) -> None:
+    with pytest.raises(BilevelError, match=f"{name} is {told}: .* each radius in a batch of their"):
+        kind(**{"eps": 0.1, name: radius})
+    assert kind(torch.tensor(0.1)).eps == pytest.approx(0.1)
 
 
 def test_pixels_are_counted_from_0_to_1() -> None:
