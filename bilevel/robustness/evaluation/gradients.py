@@ -84,8 +84,10 @@ def gradients_predict(probed: Probed) -> Finding:
         "The gradient predicts the change of the margin over a step of one grey level."
         if ok
         else "The gradient does not predict the change of the margin over a step of one grey "
-        "level: gradients are masked. Look for quantisation, randomness or oscillation, give "
-        "attacks a differentiable approximation of that layer (BPDA), and add square to them.",
+        "level: gradients are masked. Look for quantisation, randomness or oscillation. While the "
+        "layer stays this item fails, and the worst case is an upper bound: add attacks without "
+        "gradients (square), and through a differentiable approximation of the layer (BPDA), "
+        "SolverAttack(…, surrogate=approximation).",
     )
 
 

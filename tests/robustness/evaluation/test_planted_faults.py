@@ -11,6 +11,7 @@ from torch import nn
 from bilevel import Solver, fgsm, pgm
 from bilevel.robustness import (
     EVALUATION_STEP,
+    Battery,
     Evaluation,
     ImageSet,
     Linf,
@@ -19,6 +20,7 @@ from bilevel.robustness import (
     RandomSampling,
     Splits,
     Square,
+    accuracy,
     correct,
     sample,
 )
@@ -27,7 +29,7 @@ from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_b
 from bilevel.robustness.evaluation.probes import probe
 from bilevel.robustness.evaluation.verdict import headline, judge
 from bilevel.robustness.threats.losses import margin
-from tests.robustness.evaluation.faults import FAULTS, Faulty
+from tests.robustness.evaluation.faults import FAULTS, Faulty, straight_through
 from tests.robustness.evaluation.items import (
     BLACK_BOX,
     CROSS_ENTROPY,
@@ -107,6 +109,29 @@ def test_a_planted_fault_is_named(
     assert items <= failed <= items | {CROSS_ENTROPY}
     assert headline(found).startswith("Not trustworthy: ")
     assert all(item in headline(found) for item in items)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["straight through", "left out"])
+def test_a_layer_without_a_gradient_is_attacked_through_an_approximation(
+    exact: bool, robust_model: nn.Module, digits: Splits, robust_eps: float
+) -> None:
+    """The verdict does not pass for it: nothing says how good the approximation is."""
+    data, follower = sample(digits.test, 100), Linf(robust_eps)
+    model = Faulty(robust_model, lambda model, x: model((x * 8).round() / 8))
+    passing = Faulty(robust_model, lambda model, x: model(straight_through(x, 8)))
+    steps, approximation = pgm(0.1 * robust_eps, 20), passing if exact else robust_model
+    attacks = [
+        SolverAttack("PGM", follower, steps),
+        SolverAttack("BPDA", follower, steps, surrogate=approximation),
+    ]
+    _, (own, through) = Battery(attacks, eps=robust_eps).run(model, data)
+    assert int(own.broken.sum()) == 0
+    whole = accuracy(robust_model, data) - accuracy(robust_model, data, follower, steps)
+    assert through.broken.float().mean().item() > 0.8 * whole
+    told = next(finding for finding in probe(model, data) if "predict" in finding.item)
+    assert not told.ok
+    assert "upper bound: " in told.sentence
+    assert told.sentence.endswith("SolverAttack(…, surrogate=approximation).")
 
 
 def test_a_random_layer_is_named(
