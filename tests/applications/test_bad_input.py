@@ -157,10 +157,10 @@ def test_a_bad_folder(
         ),
         (
             "--validation-size 10",
-            "with validation_images = 20, this one has validation_images = 10",
+            "with validation_images = 20, .*this one has validation_images = 10, .*",
         ),
         ("--pgm-steps 3", "with pgm_steps = 10, this one has pgm_steps = 3"),
-        ("--seed 1", "with seed = 0, this one has seed = 1"),
+        ("--seed 1", "with seed = 0, .*this one has seed = 1, checksum of images = .{8}"),
     ],
 )
 def test_a_checkpoint_of_another_run(

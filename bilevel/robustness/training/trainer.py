@@ -86,9 +86,9 @@ class Trainer:
         self.seed = seed
         self.path = Path(path)
         self.config = {**(config or {}), **asdict(recipe), "seed": seed, "precision": precision}
-        for name, part in (("train", data.train), ("validation", data.validation)):
-            checksum = checkpoint.fingerprint(part.images, part.labels)
-            self.config[f"checksum of {name} images"] = checksum
+        parts = (data.train, data.validation)
+        tensors = [values for part in parts for values in (part.images, part.labels)]
+        self.config["checksum of images"] = checkpoint.fingerprint(*tensors)
         self.monitor = monitor
         self.validation_attack = validation_attack or default_attack(game.follower)
         self.precision = precision

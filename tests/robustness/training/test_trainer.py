@@ -251,7 +251,7 @@ def test_a_checkpoint_of_other_images(
     trainer.save()
     data = copy.deepcopy(trainer.data)
     getattr(getattr(data, part), values)[-1] ^= 1
-    told = f"a run with checksum of {part} images = .{{8}}, this one has checksum of {part} images"
+    told = "a run with checksum of images = .{8}, this one has checksum of images = .{8}: "
     with pytest.raises(BilevelError, match=told):
         build(data=data).resume()
 
