@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel.monitoring.modes import find_largest_rotation
 from bilevel.monitoring.rotation import MIN_PERIODS, Array, Rotation, directions, find_rotation
 
 MIN_ROWS = 128
@@ -32,7 +33,8 @@ class Verdict:
             noise around a point.
         period: In steps; None without a rotation.
         radius: Root mean square distance from the centre at the end of the record, in units of the
-            parameters; infinite if an iterate is; None without a rotation.
+            parameters; infinite if an iterate is; None without a rotation. Of several rotations
+            it is that of the largest, as are the period and the trend.
         trend: The factor per period of the radius; None without a rotation.
         needed: If undecided, about how many observations are needed.
         damping: The game's schedule, if it is one that damps rotations already.
@@ -92,7 +94,8 @@ class Verdict:
 def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
     """Classifies a record of iterates.
 
-    A rotation needs at least three periods in the record and two rows a period. It is
+    A rotation needs at least three periods in the record and two rows a period; of several at once,
+    the largest at the end counts. It is
     ``"diverging"`` if its radius grows over the record by more than half, ``"converging"`` if it
     shrinks by more than 5 % and by more than noise explains, and ``"cycling"`` otherwise. Without a
     rotation, the iterates diverge if their spread or their steps grow exponentially, at least
@@ -126,7 +129,7 @@ def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
         return Verdict("converging")
     size = float(np.abs(x).max())
     x /= size
-    rotation = find_rotation(x)
+    rotation = find_rotation(x) or find_largest_rotation(x)
     if rotation is not None and rotation.radius * size > np.linalg.norm(rounding):
         return _classify_rotation(rotation, len(x), size, stride)
     if _accelerates(x):

@@ -1,4 +1,4 @@
-"""Detects a rotation in a record of iterates, by regression.
+"""Detects a rotation in a record of iterates, by regression; ``modes`` detects several at once.
 
 A rotation is one frequency ω with its harmonics, around a centre that may drift, with a radius that
 changes by a factor e^λ a row:
@@ -31,6 +31,9 @@ Array = NDArray[np.float64]
 MIN_PERIODS = 3
 """The number of periods in the record from which a rotation counts."""
 
+MIN_TURNS = 0.97 * MIN_PERIODS
+"""The same, but for errors of the frequency."""
+
 _EXPLAINED = 0.8  # share of the power up to twice the frequency
 _TINY = 1e-300  # avoids 0 / 0
 
@@ -61,9 +64,22 @@ def find_rotation(x: Array) -> Rotation | None:
     """
     # Directions of steps do not depend on growth; positions are less sensitive to noise.
     proposals = (_strongest(x), _strongest(directions(np.diff(x, axis=0))))
-    best = max((_fitted(x, omega) for omega in proposals), key=lambda r: r.explained)
+    best = max((fit_rotation(x, omega) for omega in proposals), key=lambda r: r.explained)
     turns = len(x) / best.period
-    return best if best.explained >= _EXPLAINED and turns >= 0.97 * MIN_PERIODS else None
+    return best if explains(best.explained, 1.0) and turns >= MIN_TURNS else None
+
+
+def explains(explained: float, total: float) -> bool:
+    """Whether a share of the power is large enough for a rotation.
+
+    Args:
+        explained: The power explained.
+        total: All power.
+
+    Returns:
+        Whether it is 80 % or more.
+    """
+    return explained >= _EXPLAINED * total
 
 
 def directions(steps: Array) -> Array:
@@ -79,7 +95,15 @@ def directions(steps: Array) -> Array:
     return np.asarray(steps / np.where(norms > 0, norms, 1))
 
 
-def _drift(rows: int) -> Array:
+def drift(rows: int) -> Array:
+    """A basis of the motions of a centre: constant, linear and quadratic in time.
+
+    Args:
+        rows: T.
+
+    Returns:
+        ``(T, 3)``.
+    """
     return np.vander(np.linspace(-1, 1, rows), 3)
 
 
@@ -90,7 +114,16 @@ def _waves(omega: float, rows: int) -> Array:
     return np.concatenate([np.cos(phases), np.sin(phases)], axis=1)
 
 
-def _without(basis: Array, x: Array) -> Array:
+def without(basis: Array, x: Array) -> Array:
+    """What the best fit of a basis leaves.
+
+    Args:
+        basis: ``(T, k)``.
+        x: ``(T, d)``.
+
+    Returns:
+        ``(T, d)``.
+    """
     q, _ = np.linalg.qr(basis)
     return x - q @ (q.T @ x)
 
@@ -98,13 +131,22 @@ def _without(basis: Array, x: Array) -> Array:
 def _strongest(x: Array) -> float:
     """The frequency of largest power, among those with three periods or more in the record."""
     rows = len(x)
-    tapered = _without(_drift(rows), x) * np.hanning(rows)[:, None]
+    tapered = without(drift(rows), x) * np.hanning(rows)[:, None]
     power = (_spectrum(tapered, 4 * rows) ** 2).sum(1)
     lowest = 4 * MIN_PERIODS - 1
     return 2 * math.pi * (lowest + int(power[lowest:].argmax())) / (4 * rows)
 
 
-def _fitted(x: Array, omega: float) -> Rotation:
+def fit_rotation(x: Array, omega: float) -> Rotation:
+    """Fits one rotation.
+
+    Args:
+        x: ``(T, d)``.
+        omega: An estimate of its frequency, to within about half a turn over the record.
+
+    Returns:
+        The rotation, refined.
+    """
     omega, growth, _ = _refine(x, omega, 0.0)
     return _fit(x, *_refine(x, omega, growth))
 
@@ -126,7 +168,7 @@ def _refine(x: Array, omega: float, growth: float) -> tuple[float, float, float]
     count = int(min(16, rows // 16, max(MIN_PERIODS, omega * rows / (4 * math.pi))))
     length = rows // count
     waves = np.exp(growth * np.arange(length))[:, None] * _waves(omega, length)
-    basis = np.concatenate([waves, _drift(length)[:, 1:]], axis=1)
+    basis = np.concatenate([waves, drift(length)[:, 1:]], axis=1)
     first_harmonic = np.linalg.pinv(basis)[[0, waves.shape[1] // 2]]
     pieces = x[rows - count * length :].reshape(count, length, -1)
     cos, sin = np.einsum("jl,kld->jkd", first_harmonic, pieces)
@@ -157,20 +199,20 @@ def _fit(x: Array, omega: float, growth: float, growth_error: float) -> Rotation
     """
     rows = len(x)
     weights = np.exp(-growth * np.arange(rows) - max(0.0, -growth * rows))[:, None]
-    drift, waves = weights * _drift(rows), _waves(omega, rows)
-    motion, basis = _without(drift, weights * x), _without(drift, waves)
+    centre, waves = weights * drift(rows), _waves(omega, rows)
+    motion, basis = without(centre, weights * x), without(centre, waves)
     coefficients = np.linalg.lstsq(basis, motion, rcond=1e-9)[0]
     residual = motion - basis @ coefficients
     slow = 1 + math.ceil(2 * omega * rows / (2 * math.pi))
     period = 2 * math.pi / omega
     last = round(max(1, rows // period) * period)  # whole periods
-    radius = math.sqrt(_power((waves @ coefficients)[-last:]) / min(last, rows))
+    radius = math.sqrt(power((waves @ coefficients)[-last:]) / min(last, rows))
     return Rotation(
         omega,
         growth,
         growth_error,
         radius / float(weights[-1, 0]),
-        explained=1 - _power(_spectrum(residual)[:slow]) / _power(_spectrum(motion)[:slow]),
+        explained=1 - power(_spectrum(residual)[:slow]) / power(_spectrum(motion)[:slow]),
     )
 
 
@@ -178,5 +220,13 @@ def _spectrum(x: Array, length: int | None = None) -> Array:
     return np.abs(np.fft.rfft(x, length, axis=0))
 
 
-def _power(x: Array) -> float:
+def power(x: Array) -> float:
+    """The sum of squares.
+
+    Args:
+        x: Any shape.
+
+    Returns:
+        It; a little more than 0.
+    """
     return float((x**2).sum()) + _TINY
