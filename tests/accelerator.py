@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import runpy
 import sys
 import traceback
@@ -199,11 +200,15 @@ def main() -> None:
     """Runs a script, then prints how often it waited where."""
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
+    status: Any = 0
     try:
         with registered():
             runpy.run_path(sys.argv[0], run_name="__main__")
-    finally:
-        print(json.dumps({line: waits.count(line) for line in dict.fromkeys(waits)}))
+    except SystemExit as ended:
+        status = ended.code
+    print(json.dumps({line: waits.count(line) for line in dict.fromkeys(waits)}), flush=True)
+    # Autograd's thread for the device, which has no way to end it, aborts some exits otherwise.
+    os._exit(status or 0)
 
 
 if __name__ == "__main__":
