@@ -4,9 +4,8 @@
     python applications/robust_eval.py runs/adv_training/* --surrogate runs/other/pgm --restarts 5
 
 Each image is attacked until an attack breaks it; the share of unbroken images is the worst-case
-accuracy. A checklist after Athalye et al. (2018) and Carlini et
-al. (2019), Appendix D of the paper, decides whether it can be trusted. The report is
-``report.html``.
+accuracy. A checklist after Athalye et al. (2018) and Carlini et al. (2019), Appendix D of the
+paper, decides whether it can be trusted. The report is ``report.html``.
 """
 
 from __future__ import annotations

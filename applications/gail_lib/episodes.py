@@ -34,8 +34,9 @@ def time_limit(env: str) -> int:
         BilevelError: If there is none.
     """
     # Not gymnasium.spec(env), which knows no "package:Name-v0".
-    spec = make_envs(env, 1).spec
-    limit = spec.max_episode_steps if spec else None
+    envs = make_envs(env, 1)
+    envs.close()
+    limit = envs.spec.max_episode_steps if envs.spec else None
     if limit is None:
         raise BilevelError(
             f"{env} is registered without a time limit: policies are evaluated on whole episodes, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.attacks.samples import check_count, choose
+from bilevel.robustness.attacks.samples import better, check_count
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -47,9 +47,7 @@ class RandomSampling(Solver):
                     "RandomSampling was given the same point twice: the follower's start is not "
                     "random; give it a random one, Linf(eps, start=eps)"
                 )
-            value = oracle.gain(point)
-            better = value > gain
-            best, gain = choose(better, point, best), choose(better, value, gain)
+            best, gain = better(oracle, point, best, gain)
         oracle.evaluations += self.points
         return best
 

@@ -10,7 +10,7 @@ from bilevel.problem import FollowerProblem
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Linf
-from bilevel.solvers import Solver
+from bilevel.solvers import Oracle, Solver
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -47,6 +47,23 @@ def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
                 [0., 0., 0.]])
     """
     return torch.where(per_sample(mask, yes), yes, no)
+
+
+def better(oracle: Oracle, point: Tensor, best: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sample the one of two points with the larger gain.
+
+    Args:
+        oracle: The problem.
+        point: A new point, ``(B, ...)``; its gain is evaluated.
+        best: The point so far, ``(B, ...)``.
+        gain: Its gain, ``(B,)``.
+
+    Returns:
+        The better points and their gains; ``best`` where they are equal.
+    """
+    value = oracle.gain(point)
+    improves = value > gain
+    return choose(improves, point, best), choose(improves, value, gain)
 
 
 def rounding(dtype: torch.dtype) -> float:

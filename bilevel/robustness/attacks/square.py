@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import check_count, choose, linf_radius
+from bilevel.robustness.attacks.samples import better, check_count, choose, linf_radius
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -71,9 +71,7 @@ class Square(Solver):
                 (point,) = leaves(oracle.project(_stripes(best, eps)))
             else:
                 point = _proposal(oracle, best, eps, query / self.queries)
-            value = oracle.gain(point)
-            better = value > gain
-            best, gain = choose(better, point, best), choose(better, value, gain)
+            best, gain = better(oracle, point, best, gain)
         oracle.evaluations += self.queries
         return best
 
