@@ -345,30 +345,3 @@ def test_a_game_that_is_not_zero_sum_is_simultaneous_too() -> None:
         game.step(None)
         twin.step(None)
         assert position(game) == position(twin)
-
-
-def test_the_solver_is_in_evaluation_mode_however_often_the_leader_evaluates() -> None:
-    class Normed(Gradient):
-        def __init__(self) -> None:
-            super().__init__(0.1)
-            self.norm = nn.BatchNorm1d(3)
-            self.modes: list[bool] = []
-
-        def forward(self, y, gradient, context, state):
-            self.modes.append(self.training)
-            return super().forward(y, self.norm(gradient), context, state)
-
-    update, leader, follower = Normed(), Weights(3), Nearest()
-    solver = Iterative(update, 1)
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=torch.optim.LBFGS(leader.parameters(), max_iter=3),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        adjoint=Unrolled(),
-        schedule=Alternating(),
-    )
-    game.step(Batch(torch.rand(4, 3), torch.zeros(4)))
-    assert len(update.modes) > 3
-    assert update.modes == [False] * (len(update.modes) - 1) + [True]  # its own move comes last
