@@ -6,7 +6,7 @@ the host would wait is noted, with the line that asked for it.
 
     python tests/accelerator.py applications/adv_training.py --smoke --device pretend
 
-What a GPU does otherwise (kernels, streams, autocast, CUDA graphs) is not seen here.
+What a GPU does otherwise (kernels, streams, autocast) is not seen here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, library
@@ -80,6 +81,8 @@ class Far(Tensor):
             return args[0].detach().cpu().numpy()
         if function is Tensor.tolist:
             return args[0].detach().cpu().tolist()
+        if function is Tensor.data_ptr:
+            return args[0].raw.data_ptr()
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **kwargs)
 
@@ -95,11 +98,16 @@ def call(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     wanted = kwargs.get("device")
     far = any(isinstance(t, Far) for t in tensors) if wanted is None else _is_far(wanted)
     _check(name, args, kwargs, tensors, far)
-    args_near, kwargs_near = tree_map_only(Far, lambda tensor: tensor.raw, (args, kwargs))
+    graph = Graph.open
+    # A graph holds the host's numbers as they are now.
+    number = Tensor.clone if graph else lambda tensor: tensor
+    near = lambda tensor: tensor.raw if isinstance(tensor, Far) else number(tensor)  # noqa: E731
+    args_near, kwargs_near = tree_map_only(Tensor, near, (args, kwargs))
     if wanted is not None:
         kwargs_near["device"] = torch.device("cpu")
         kwargs_near.pop("pin_memory", None)
-    result = op(*args_near, **kwargs_near)
+    compute = partial(graph.record, op) if graph else op
+    result = compute(*args_near, **kwargs_near)
     if not far:
         return result
     wrap = lambda tensor: tensor if isinstance(tensor, Far) else Far(tensor)  # noqa: E731
@@ -124,10 +132,14 @@ def _check(name: str, args: Any, kwargs: Any, tensors: list[Tensor], far: bool) 
         asynchronous = kwargs.get("non_blocking")
     indices = [t for t in tree_leaves(args[1]) if t is not None] if name == "index" else []
     by_mask = any(index.dtype == torch.bool for index in indices)
-    if name in WAITING or by_mask or (to_host and not asynchronous):
+    waiting = name in WAITING or by_mask or (to_host and not asynchronous)
+    uploading = from_host and not asynchronous
+    if waiting:
         waits.append(_line())
-    if from_host and not asynchronous:
+    if uploading:
         uploads.append(_line())
+    if Graph.open and (waiting or uploading):
+        raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
     if mixed and name not in MIXING:
         raise RuntimeError(f"{name}: expected all tensors to be on the same device")
     generator = kwargs.get("generator")
@@ -144,6 +156,79 @@ def _line() -> str:
     return "elsewhere"
 
 
+class Graph:
+    """``torch.cuda.CUDAGraph``: kernels with their addresses and numbers, without Python.
+
+    As on a GPU, nothing is computed while a graph is recorded, numbers of the host are recorded as
+    they are then, and a replay reads and writes the memory that the recorded kernels had.
+    """
+
+    open: ClassVar[Graph | None] = None
+    """The graph that is being recorded."""
+
+    def __init__(self) -> None:
+        self._kernels: list[tuple[Any, Any, Any, Any]] = []
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._own: set[int] = set()
+
+    def record(self, op: Any, *args: Any, **kwargs: Any) -> Any:
+        """Records a kernel; what it overwrites is put back when the recording ends."""
+        for tensor in _tensors((args, kwargs)):
+            place = _place(tensor)
+            if place not in self._own and place not in self._before:
+                self._before[place] = _all(tensor), _all(tensor).clone()
+        result = op(*args, **kwargs)
+        self._own |= {_place(t) for t in _tensors(result)} - self._before.keys()
+        self._kernels.append((op, args, kwargs, result))
+        return result
+
+    def end(self) -> None:
+        """Ends the recording: nothing has been computed."""
+        for memory, content in self._before.values():
+            memory.copy_(content)
+
+    def replay(self) -> None:
+        """Computes all kernels again, without Python."""
+        for op, args, kwargs, result in self._kernels:
+            again = _tensors(op(*args, **kwargs))
+            for old, new in zip(_tensors(result), again, strict=True):
+                if _place(old) != _place(new):
+                    old.copy_(new)
+
+
+class Stream:
+    """``torch.cuda.Stream``; there is one."""
+
+    def wait_stream(self, other: Stream) -> None:
+        """Nothing is late."""
+
+
+@contextlib.contextmanager
+def capturing(graph: Graph, pool: object = None) -> Iterator[None]:
+    """``torch.cuda.graph``."""
+    random = torch.get_rng_state()
+    Graph.open = graph
+    try:
+        yield
+    finally:
+        Graph.open = None
+        graph.end()
+        torch.set_rng_state(random)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _all(tensor: Tensor) -> Tensor:
+    """All bytes of the memory in which a tensor lies."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+
+
 class Module:
     """``torch.pretend``."""
 
@@ -158,6 +243,10 @@ class Module:
     get_rng_state = staticmethod(lambda device=None: torch.get_rng_state())
     set_rng_state = staticmethod(lambda state, device=None: None)
     device = staticmethod(lambda index: contextlib.nullcontext())
+    CUDAGraph = Graph
+    graph = staticmethod(capturing)
+    Stream = current_stream = Stream
+    stream = staticmethod(lambda stream: contextlib.nullcontext())
 
 
 def _factories() -> Iterator[tuple[str, Any]]:

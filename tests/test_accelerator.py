@@ -153,6 +153,148 @@ print("done")
     assert run(script)[0] == "done"
 
 
+def test_a_graph_repeats_what_was_recorded(tmp_path: Path) -> None:
+    """As CUDA's does: without Python, with the host's numbers of then, in the same memory."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import torch
+
+x, given, number = torch.ones(2, device="pretend"), torch.ones(2, device="pretend"), 3.0
+gpu, host = torch.pretend, torch.tensor(5.0)
+graph = gpu.CUDAGraph()
+with gpu.graph(graph):
+    x.add_(given * number).add_(host)
+    total = x.sum()
+print(x.cpu().tolist())  # nothing was computed
+number = host.fill_(100.0)
+given.fill_(2.0)
+graph.replay()
+print(x.cpu().tolist(), total.item())
+x.zero_()
+graph.replay()
+print(x.cpu().tolist(), total.item())
+for forbidden in (x.sum().item, lambda: torch.tensor(5.0, device="pretend")):
+    try:
+        with gpu.graph(gpu.CUDAGraph()):
+            forbidden()
+    except RuntimeError as error:
+        print(error)
+"""
+    )
+    assert run(script)[0].splitlines() == [
+        "[1.0, 1.0]",
+        "[12.0, 12.0] 24.0",
+        "[11.0, 11.0] 22.0",
+        "_local_scalar_dense: operation not permitted when stream is capturing",
+        "copy_: operation not permitted when stream is capturing",
+    ]
+
+
+GAMES = """
+import torch
+from torch import nn
+from bilevel import Bilevel, BilevelError, ZeroSum
+from bilevel.alias import SCHEDULES
+from bilevel.robustness import Attacker, Batch, Linf, make_solver
+from bilevel.robustness.training.captured import CapturedStep
+
+def build(schedule, method="two-step-l2l", fused=True):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten()
+    model, follower = nn.Sequential(*layers, nn.Linear(144, 10)), Linf(0.1, start=0.05)
+    attacker = Attacker("two-layer", width=4, gradient_skip=1.0)
+    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+    for network in (model, solver):
+        network.to("pretend")
+    leader, phi = ZeroSum(model, follower), list(solver.parameters())
+    # Rates that float32 holds exactly, as which the graph reads them.
+    alpha = torch.optim.SGD(leader.parameters(), lr=2**-4, momentum=0.9, fused=fused)
+    beta = torch.optim.Adam(phi, lr=2**-7, fused=fused) if phi else None
+    schedule = SCHEDULES[schedule]()
+    return Bilevel(leader, follower, solver, leader_opt=alpha, solver_opt=beta, schedule=schedule)
+
+def train(game, step):
+    torch.manual_seed(1)
+    metrics = []
+    for k in range(14):
+        game.leader_opt.param_groups[0]["lr"] = 2.0 ** -(4 + k % 3)
+        size = 3 if k in (3, 10) else 4
+        x, y = torch.rand(size, 1, 8, 8), torch.randint(10, (size,))
+        metrics.append(step(Batch(x.to("pretend"), y.to("pretend"))))
+    return [{name: value.item() for name, value in of_step.items()} for of_step in metrics]
+"""
+"""Games with everything that a graph might forget, and their training."""
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating", "extragradient"])
+def test_captured_steps_are_the_same_steps(schedule: str, tmp_path: Path) -> None:
+    """Bit for bit, with random starts, dropout, running statistics and rates that change."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+{GAMES}
+for method in ("pgm", "two-step-l2l"):
+    plain, captured = build({schedule!r}, method), build({schedule!r}, method)
+    step = CapturedStep(captured)
+    assert train(plain, plain.step) == train(captured, step)
+    assert len(step._batch.x) == 4
+    leaves = torch.utils._pytree.tree_leaves
+    for a, b in zip(leaves(plain.state_dict()), leaves(captured.state_dict()), strict=True):
+        assert torch.equal(a.cpu(), b.cpu()) if isinstance(a, torch.Tensor) else a == b
+    waited = len(torch.pretend.waits), len(torch.pretend.uploads)
+    step(step._batch)
+    assert (len(torch.pretend.waits), len(torch.pretend.uploads)) == waited
+print("done")
+"""
+    )
+    assert run(script)[0] == "done"
+
+
+def test_a_step_that_a_graph_would_not_repeat_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+{GAMES}
+for game in (
+    build("lookahead"),
+    build("optimistic"),
+    build("simultaneous", fused=False),
+    build("simultaneous", "pgm", fused=False),
+):
+    try:
+        train(game, CapturedStep(game))
+    except BilevelError as error:
+        print(error)
+"""
+    )
+    lookahead, optimistic, adam, sgd = run(script)[0].splitlines()
+    assert "under Lookahead(inner=Simultaneous()) changes the state ['schedule']['" in lookahead
+    assert "under Optimistic() changes the state ['schedule']['last']" in optimistic
+    assert "changes the state ['solver_opt']['state'][0]['step'] on the host" in adam
+    assert "cannot be captured in a CUDA graph (_local_scalar_dense: operation not" in sgd
+
+
+def test_captured_steps_are_timed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import sys
+import torch
+
+sys.path.insert(0, "applications/benchmarks")
+from suite.measuring import measure
+from suite.steps import Case, Size
+
+cases = [Case("grad-l2l", graphs=graphs) for graphs in (True, False)]
+device = torch.device("pretend")
+records = measure(Size("wrn-10-1", 4, 4), cases, device, 2, lambda _: None)
+print(*("failed" in record for record in records))
+"""
+    )
+    assert run(script)[0] == "False False"
+
+
 QUIET = (
     "bilevel/adjoints/base",
     "bilevel/frozen",
@@ -166,13 +308,17 @@ QUIET = (
 )
 """Where a step is: nothing there waits."""
 
+TRAIN = (
+    "applications/adv_training.py",
+    *("--smoke", "--device", "pretend", "--ema", "0.9", "--batch-size", "48"),
+    *("--method", "pgm", "two-step-l2l"),
+)
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("adv_training")
-    methods = "pgm", "two-step-l2l"
-    command = "--smoke", "--device", "pretend", "--ema", "0.9", "--method", *methods
-    printed, waits = run("applications/adv_training.py", *command, "--out", out)
+    printed, waits = run(*TRAIN, "--out", out)
     assert "two-step-l2l" in printed
     assert not [line for line in waits if line.startswith(QUIET)]
     return out
@@ -185,9 +331,16 @@ def test_a_trained_classifier_is_attacked_there(trained: Path, tmp_path: Path) -
 
 
 def test_a_run_goes_on_there(trained: Path) -> None:
-    command = "--smoke", "--device", "pretend", "--ema", "0.9", "--method", "pgm", "two-step-l2l"
-    printed, _ = run("applications/adv_training.py", *command, "--out", trained, "--resume")
+    printed, _ = run(*TRAIN, "--out", trained, "--resume")
     assert "two-step-l2l" in printed
+
+
+def test_a_run_of_captured_steps_is_the_same_run(trained: Path, tmp_path: Path) -> None:
+    run(*TRAIN, "--cuda-graphs", "--out", tmp_path)
+    tables = [json.loads((out / "results.json").read_text()) for out in (trained, tmp_path)]
+    for plain, captured in zip(*(table["results"] for table in tables), strict=True):
+        for name in ("clean", "pgm20", "pgm100", "own_attacker", "best_epoch"):
+            assert plain[name] == captured[name]
 
 
 @pytest.mark.parametrize("application", ["ait", "benchmarks/gpu_suite", "hyper_cleaning"])

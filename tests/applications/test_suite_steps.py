@@ -100,7 +100,7 @@ def test_a_timed_game_stays_where_it_is(suite: Suite) -> None:
     bench = steps.Bench(steps.Size("wrn-10-1", 4, 4, image_size=16), CPU)
     game = bench.game(steps.Case("two-step-l2l"))
     before = [p.clone() for player in (game.leader, game.solver) for p in player.parameters()]
-    steps.take(game, bench.batch, "float32")
+    steps.take(game.step, bench.batch, "float32")
     after = [p for player in (game.leader, game.solver) for p in player.parameters()]
     assert all(map(torch.equal, before, after))
     assert bench.game(steps.Case("pgm")).leader.model is game.leader.model

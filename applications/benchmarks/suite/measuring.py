@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 from timing import Turn, interleaved, spread
@@ -17,6 +16,7 @@ from bilevel.experiment.memory import peak_mib
 from bilevel.robustness import computing
 from bilevel.robustness.networks.compilation import is_compiled
 from bilevel.robustness.networks.speed import Precision
+from bilevel.robustness.training.captured import WARM_UP, CapturedStep
 from suite.steps import Bench, Case, Record, Size, count, learned, take
 
 
@@ -75,7 +75,7 @@ class Game:
     """A game that has taken its first steps.
 
     Args:
-        game: The game. Its tensors are those that a captured step writes to: it lives as long.
+        game: The game.
         turn: Takes a step.
         peak_mib: Memory of a step; None of a captured one, whose memory is its graph's.
     """
@@ -93,29 +93,15 @@ class Game:
 def set_up(bench: Bench, case: Case) -> Game:
     """A game that is ready to be timed."""
     game = bench.game(case)
-    step = partial(take, game, bench.batch, case.precision)
+    if case.graphs:
+        step = partial(take, CapturedStep(game, bench.pool), bench.batch, case.precision)
+        for _ in range(WARM_UP + 1):
+            step()
+        return Game(game, step, None)
+    step = partial(take, game.step, bench.batch, case.precision)
     for _ in range(2):  # compiled by the first; the second finds what it has left
         step()
-    if case.graphs:
-        return Game(game, captured(game, step, bench.pool), None)
     return Game(game, step, peak(game, step, bench.device))
-
-
-def captured(game: Bilevel, step: Turn, pool: Any) -> Turn:
-    """The step as a CUDA graph: its kernels, recorded once and launched together."""
-    for optimizer in (game.leader_opt, game.solver_opt):
-        for group in optimizer.param_groups if optimizer else ():
-            if "capturable" in group:
-                group["capturable"] = True
-    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # as torch.cuda.graph asks for
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph, pool=pool):
-        step()
-    return graph.replay
 
 
 def peak(game: Bilevel, step: Turn, device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -161,7 +162,7 @@ def count(size: Size, method: str, schedule: ScheduleName) -> dict[str, float]:
     return {**counts, "step_in_classifier_forwards": counts["step"] / counts["classifier_forward"]}
 
 
-def take(game: Bilevel, batch: Batch, precision: Precision) -> None:
-    """A step."""
+def take(step: Callable[[Batch], object], batch: Batch, precision: Precision) -> None:
+    """A step, by the game or by its graph."""
     with computing(precision, batch.x.device, one_size=True):
-        game.step(batch)
+        step(batch)

@@ -82,6 +82,9 @@ class TrainingArguments:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the networks, which takes a minute before the first step. auto does so on a GPU, but
     not for digits and fashion-mnist, --smoke, or --sync-batchnorm in many processes."""
+    cuda_graphs: bool = False
+    """Replay each training step as one CUDA graph, which pays where a GPU waits for Python, as with
+    small networks; takes the memory of a step for itself."""
     recompute: bool = False
     """Activation checkpointing in the classifier: less memory, more time."""
     channels_last: bool = True

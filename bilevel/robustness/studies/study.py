@@ -31,6 +31,7 @@ from bilevel.robustness.networks.speed import (
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, print_table
 from bilevel.robustness.threats.perturbation import Linf, Perturbation
+from bilevel.robustness.training.captured import check_cuda_graphs
 from bilevel.robustness.training.methods import EVALUATION_STEP
 from bilevel.robustness.training.progress import Progress
 from bilevel.robustness.training.trained import About, save_trained
@@ -68,6 +69,8 @@ class Study:
             )
         distributed.check_consistent({**asdict(args), "code": experiment.code()})
         self.device = experiment.pick_device(args.device)
+        if args.cuda_graphs:
+            check_cuda_graphs(self.device)
         self._precision: Precision = (
             default_precision(self.device) if args.precision == "auto" else args.precision
         )
@@ -191,6 +194,7 @@ class Study:
                 seed=self.args.seed,
                 monitor="validation_clean" if about.method == "plain" else "validation_robust",
                 precision=self._precision,
+                cuda_graphs=self.args.cuda_graphs,
                 path=folder / "checkpoint.pt",
                 config={"method": name, "dataset": about.dataset, **sizes, **config}
                 | {"sync_batchnorm": self.args.sync_batchnorm}

@@ -211,8 +211,8 @@ def make_game(
         The game.
     """
     attacker = list(solver.parameters())
-    # On a GPU one kernel updates all weights; elsewhere torch chooses.
-    fused = True if all(p.is_cuda for p in leader.parameters()) else None
+    # On a GPU one kernel updates all weights; on a processor torch chooses.
+    fused = None if any(p.is_cpu or p.is_meta for p in leader.parameters()) else True
     return Bilevel(
         leader,
         follower,

@@ -20,6 +20,7 @@ from bilevel.robustness.data.images import Splits
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
 from bilevel.robustness.threats.perturbation import Threat
+from bilevel.robustness.training.captured import CapturedStep
 from bilevel.robustness.training.progress import MetricWindows, Progress, Window
 from bilevel.robustness.training.rates import LearningRates
 from bilevel.robustness.training.recipe import Recipe
@@ -51,6 +52,8 @@ class Trainer:
         validation_attack: The threat model and the attack of ``"validation_robust"``; for ``Linf``,
             ``L2`` and ``Interpolation`` PGM-10 in the follower's ball unless given.
         precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
+        cuda_graphs: Whether steps are captured in a CUDA graph, which launches their kernels
+            without Python.
         report: Called with the number of steps done and metrics, for each window of steps and
             after each epoch; it may save the run, and end it by raising.
         save_every: Seconds between checkpoints. One is also written before the first step and at
@@ -61,8 +64,8 @@ class Trainer:
             recipe has no averaging.
 
     Raises:
-        BilevelError: If ``leader_opt`` is none of ``torch.optim``, or ``validation_attack`` has
-            to be given.
+        BilevelError: If ``leader_opt`` is none of ``torch.optim``, ``validation_attack`` has to be
+            given, or the device has no CUDA graphs.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Trainer:
         monitor: Literal["validation_robust", "validation_clean"] = "validation_robust",
         validation_attack: tuple[Threat, Solver] | None = None,
         precision: Precision = "float32",
+        cuda_graphs: bool = False,
         report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
         save_every: float = 60.0,
     ) -> None:
@@ -103,6 +107,7 @@ class Trainer:
         if distributed.world_size() > 1:
             game.pool = distributed.Pool()
             seed_process(seed, game.steps)
+        self._captured = CapturedStep(game) if cuda_graphs else None
 
     def fit(self) -> Progress:
         """Trains to the last epoch, then loads the weights of the best one.
@@ -216,7 +221,7 @@ class Trainer:
             left = len(self.data.train) - self.progress.position * size
             self.game.pool.share = batch_share(min(size, left))
         with computing(self.precision, batch.x.device, one_size=True), explain_out_of_memory(size):
-            metrics = self.game.step(batch)
+            metrics = (self._captured or self.game.step)(batch)
         if self.game.pool:
             distributed.average_statistics(self.game.pool, [self.game.leader, self.game.solver])
         if self.averaged:

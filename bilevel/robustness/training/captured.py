@@ -1,0 +1,162 @@
+"""Training steps as a CUDA graph: recorded once, then launched as a whole, without Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path
+
+from bilevel import Bilevel, distributed
+from bilevel.errors import BilevelError
+from bilevel.robustness.data.batches import Batch
+
+WARM_UP = 3
+"""Steps of one size before it is captured: they compile, search algorithms and allocate."""
+
+
+def check_cuda_graphs(device: torch.device) -> None:
+    """Checks that training steps can be captured.
+
+    Args:
+        device: The device that computes them.
+
+    Raises:
+        BilevelError: If it has no CUDA graphs, or several processes train.
+    """
+    if not hasattr(torch.get_device_module(device), "CUDAGraph"):
+        raise BilevelError(
+            f"the device is {device}: CUDA graphs are for GPUs of Nvidia and AMD; leave them out"
+        )
+    if distributed.world_size() > 1:
+        raise BilevelError(
+            f"{distributed.world_size()} processes train together: their communication cannot be "
+            "captured in a CUDA graph; train in one process, or leave CUDA graphs out"
+        )
+
+
+class CapturedStep:
+    """Takes steps of a game, from the fourth on by replaying a CUDA graph.
+
+    A graph repeats its kernels at the same addresses: a batch is copied to where the captured one
+    was, and learning rates are read from the device. Batches of other sizes, such as an epoch's
+    last one, are computed as usual. The graph keeps the memory of a step.
+
+    Args:
+        game: The game, on a GPU, trained by optimizers that can be captured, such as the fused ones
+            of ``torch.optim``.
+        pool: Memory shared with other graphs, see ``torch.cuda.graph_pool_handle``.
+
+    Raises:
+        BilevelError: If the device has no CUDA graphs, or several processes train the game.
+    """
+
+    def __init__(self, game: Bilevel, pool: Any = None) -> None:
+        self.game = game
+        self._device = next(game.leader.parameters()).device
+        check_cuda_graphs(self._device)
+        self._gpu = torch.get_device_module(self._device)
+        self._pool = pool
+        self._sizes: list[torch.Size] = []
+        self._taken = 0
+        self._graph: Any = None
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Takes a step.
+
+        Args:
+            batch: The images of this step.
+
+        Returns:
+            What :meth:`~bilevel.Bilevel.step` returns.
+
+        Raises:
+            BilevelError: If a step of this game cannot be captured.
+        """
+        sizes = [part.shape for part in batch]
+        if self._graph is None:
+            self._taken = self._taken + 1 if sizes == self._sizes else 1
+            self._sizes = sizes
+            if self._taken <= WARM_UP:
+                return self._warm_up(batch)
+            self._graph = self._capture(batch)
+        elif sizes != self._sizes:
+            return self.game.step(batch)
+        for held, given in zip(self._batch, batch, strict=True):
+            held.copy_(given)
+        for group, rate in zip(self._groups(), self._rates, strict=True):
+            rate.fill_(group["lr"])
+        self._graph.replay()
+        self.game.steps += 1
+        return {name: value.clone() for name, value in self._metrics.items()}
+
+    def _warm_up(self, batch: Batch) -> dict[str, Tensor]:
+        """A step on a stream of its own, as torch asks for; the last one shows what it replaces."""
+        current, side = self._gpu.current_stream(), self._gpu.Stream()
+        before = self._places()
+        side.wait_stream(current)
+        with self._gpu.stream(side):
+            metrics = self.game.step(batch)
+        current.wait_stream(side)
+        if self._taken == WARM_UP:
+            self._check_repeatable(before, self._places())
+        return metrics
+
+    def _places(self) -> dict[str, Any]:
+        """Where the state of the game lies on the device, and what there is of it on the host."""
+        state = {**self.game.state_dict(), "steps": None}
+        leaves, _ = tree_flatten_with_path(state)
+        return {keystr(path): self._place(value) for path, value in leaves}
+
+    def _place(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.data_ptr() if value.device == self._device else value.tolist()
+
+    def _check_repeatable(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Checks that a step changes its state in place and on the device, as its kernels do."""
+        moved = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        if moved:
+            raise BilevelError(
+                f"a step under {self.game.schedule!r} changes the state {moved[0]} on the host, or "
+                "puts it into new memory, which a CUDA graph does not repeat; leave CUDA graphs out"
+            )
+
+    def _capture(self, batch: Batch) -> Any:
+        """The graph of a step; recording computes nothing."""
+        self._batch = Batch(*(part.clone() for part in batch))
+        self._rates = [torch.zeros((), device=self._device) for _ in self._groups()]
+        graph, steps = self._gpu.CUDAGraph(), self.game.steps
+        try:
+            with self._capturable(), self._gpu.graph(graph, pool=self._pool):
+                self._metrics = self.game.step(self._batch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = error.__context__ or error  # ending a capture that has failed fails as well
+            raise BilevelError(
+                f"the training step cannot be captured in a CUDA graph ({reason}): leave it out"
+            ) from error
+        self.game.steps = steps
+        return graph
+
+    def _groups(self) -> list[dict[str, Any]]:
+        optimizers: list[Any] = [self.game.leader_opt, self.game.solver_opt]
+        return [group for one in optimizers if one is not None for group in one.param_groups]
+
+    @contextmanager
+    def _capturable(self) -> Iterator[None]:
+        """Within the block optimizers read their learning rates from the device."""
+        before = [dict(group) for group in self._groups()]
+        try:
+            for group, rate in zip(self._groups(), self._rates, strict=True):
+                group["lr"] = rate
+                if "capturable" in group:
+                    group["capturable"] = True
+            yield
+        finally:
+            for group, kept in zip(self._groups(), before, strict=True):
+                group.update(kept)
