@@ -197,7 +197,7 @@ from torch import nn
 from bilevel import Bilevel, BilevelError, ZeroSum
 from bilevel.alias import SCHEDULES
 from bilevel.robustness import Attacker, Batch, Linf, make_solver
-from bilevel.robustness.training.captured import CapturedStep
+from bilevel.captured import CapturedStep
 
 def build(schedule, method="two-step-l2l", fused=True):
     torch.manual_seed(0)
@@ -273,6 +273,53 @@ for game in (
     assert "under Optimistic() changes the state ['schedule']['last']" in optimistic
     assert "changes the state ['solver_opt']['state'][0]['step'] on the host" in adam
     assert "cannot be captured in a CUDA graph (_local_scalar_dense: operation not" in sgd
+
+
+def test_captured_steps_of_an_unrolled_solve(tmp_path: Path) -> None:
+    """A number of the host in a batch is not taken for that of another batch."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import torch
+from bilevel import Bilevel, FollowerProblem, Iterative, LeaderProblem, Unrolled
+from bilevel.captured import CapturedStep
+from bilevel.updates import Gradient
+
+class Weights(LeaderProblem):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(3))
+
+    def loss(self, y, batch):
+        return y.square().mean() * batch["weight"]
+
+class Nearest(FollowerProblem):
+    sense = "min"
+
+    def init(self, batch):
+        return torch.zeros_like(batch["x"])
+
+    def objective(self, leader, y, batch):
+        return (y - leader.w * batch["x"]).square().sum(1)
+
+def train(captured):
+    leader = Weights().to("pretend")
+    optimizer = torch.optim.Adam(leader.parameters(), lr=2**-4, fused=True)
+    solver = Iterative(Gradient(0.1), 4)
+    game = Bilevel(leader, Nearest(), solver, leader_opt=optimizer, adjoint=Unrolled())
+    step = CapturedStep(game) if captured else game.step
+    torch.manual_seed(0)
+    losses = []
+    for k in range(10):
+        batch = {"x": torch.rand(4, 3, device="pretend"), "weight": 2.0 if k == 7 else 1.0}
+        losses.append(step(batch)["loss"].item())
+    return losses, leader.w.tolist(), game.steps
+
+assert train(captured=True) == train(captured=False)
+print("done")
+"""
+    )
+    assert run(script)[0] == "done"
 
 
 def test_captured_steps_are_timed(tmp_path: Path) -> None:

@@ -54,12 +54,12 @@ def test_importing_needs_torch_and_numpy_alone_and_is_light() -> None:
         "torchvision sklearn matplotlib gymnasium higher tyro rich tensorboard safetensors scipy"
     )
     code = (
-        "import sys, time; import torch; t = time.perf_counter(); import bilevel;"
-        "print(time.perf_counter() - t);"
+        "import sys, time; import torch; t = time.process_time(); import bilevel;"
+        "print(time.process_time() - t);"
         f"print([name for name in '{heavy}'.split() if name in sys.modules])"
     )
     runs = []
-    for _ in range(3):  # a busy machine only ever adds time, so the least of a few is the figure
+    for _ in range(3):  # of the processor: a busy machine adds little, and never takes any away
         output = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,

@@ -12,11 +12,11 @@ from timing import Turn, interleaved, spread
 from torch import Tensor, nn
 
 from bilevel import Bilevel
+from bilevel.captured import WARM_UP, CapturedStep
 from bilevel.experiment.memory import peak_mib
 from bilevel.robustness import computing
 from bilevel.robustness.networks.compilation import is_compiled
 from bilevel.robustness.networks.speed import Precision
-from bilevel.robustness.training.captured import WARM_UP, CapturedStep
 from suite.steps import Bench, Case, Record, Size, count, learned, take
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from bilevel import Bilevel, Solver, distributed, experiment, pgm
+from bilevel.captured import check_cuda_graphs
 from bilevel.distributed import SyncBatchNorm
 from bilevel.errors import BilevelError
 from bilevel.experiment.files import writing
@@ -31,7 +32,6 @@ from bilevel.robustness.networks.speed import (
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, print_table
 from bilevel.robustness.threats.perturbation import Linf, Perturbation
-from bilevel.robustness.training.captured import check_cuda_graphs
 from bilevel.robustness.training.methods import EVALUATION_STEP
 from bilevel.robustness.training.progress import Progress
 from bilevel.robustness.training.trained import About, save_trained

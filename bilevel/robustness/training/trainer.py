@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, distributed
+from bilevel.captured import CapturedStep
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment import checkpoint
 from bilevel.robustness.data.batches import Batch, shuffled_batches
@@ -20,7 +21,6 @@ from bilevel.robustness.data.images import Splits
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
 from bilevel.robustness.threats.perturbation import Threat
-from bilevel.robustness.training.captured import CapturedStep
 from bilevel.robustness.training.progress import MetricWindows, Progress, Window
 from bilevel.robustness.training.rates import LearningRates
 from bilevel.robustness.training.recipe import Recipe

@@ -1,25 +1,27 @@
-"""Training steps as a CUDA graph: recorded once, then launched as a whole, without Python."""
+"""Steps as a CUDA graph: recorded once, then launched as a whole, without Python."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path
 
-from bilevel import Bilevel, distributed
-from bilevel.errors import BilevelError
-from bilevel.robustness.data.batches import Batch
+from bilevel import distributed
+from bilevel.errors import BilevelError, describe
+from bilevel.game import Bilevel
+from bilevel.problem import Batch
 
 WARM_UP = 3
 """Steps of one size before it is captured: they compile, search algorithms and allocate."""
 
 
 def check_cuda_graphs(device: torch.device) -> None:
-    """Checks that training steps can be captured.
+    """Checks that steps can be captured.
 
     Args:
         device: The device that computes them.
@@ -41,17 +43,27 @@ def check_cuda_graphs(device: torch.device) -> None:
 class CapturedStep:
     """Takes steps of a game, from the fourth on by replaying a CUDA graph.
 
-    A graph repeats its kernels at the same addresses: a batch is copied to where the captured one
-    was, and learning rates are read from the device. Batches of other sizes, such as an epoch's
-    last one, are computed as usual. The graph keeps the memory of a step.
+    A graph launches all kernels of a step at once, which pays where they are short and the GPU
+    would wait for Python, as in unrolled solves of small problems. It repeats them at the same
+    addresses: a batch is copied to where the captured one was, and learning rates are read from the
+    device. A batch of other shapes, such as an epoch's last one, or with another number or string
+    in it, is computed as usual. The graph keeps the memory of a step.
 
     Args:
         game: The game, on a GPU, trained by optimizers that can be captured, such as the fused ones
-            of ``torch.optim``.
+            of ``torch.optim``. What a step leaves in Python, beside the states of the game's parts,
+            is not repeated.
         pool: Memory shared with other graphs, see ``torch.cuda.graph_pool_handle``.
 
     Raises:
         BilevelError: If the device has no CUDA graphs, or several processes train the game.
+
+    Example:
+        ::
+
+            step = CapturedStep(game)
+            for batch in batches:
+                metrics = step(batch)  # in place of game.step(batch)
     """
 
     def __init__(self, game: Bilevel, pool: Any = None) -> None:
@@ -60,7 +72,7 @@ class CapturedStep:
         check_cuda_graphs(self._device)
         self._gpu = torch.get_device_module(self._device)
         self._pool = pool
-        self._sizes: list[torch.Size] = []
+        self._kind: Any = None
         self._taken = 0
         self._graph: Any = None
 
@@ -68,7 +80,7 @@ class CapturedStep:
         """Takes a step.
 
         Args:
-            batch: The images of this step.
+            batch: The data of this step: tensors and plain values in tuples, lists and dicts.
 
         Returns:
             What :meth:`~bilevel.Bilevel.step` returns.
@@ -76,16 +88,16 @@ class CapturedStep:
         Raises:
             BilevelError: If a step of this game cannot be captured.
         """
-        sizes = [part.shape for part in batch]
+        kind = _kind(batch)
         if self._graph is None:
-            self._taken = self._taken + 1 if sizes == self._sizes else 1
-            self._sizes = sizes
+            self._taken = self._taken + 1 if kind == self._kind else 1
+            self._kind = kind
             if self._taken <= WARM_UP:
                 return self._warm_up(batch)
             self._graph = self._capture(batch)
-        elif sizes != self._sizes:
+        elif kind != self._kind:
             return self.game.step(batch)
-        for held, given in zip(self._batch, batch, strict=True):
+        for held, given in zip(_tensors(self._batch), _tensors(batch), strict=True):
             held.copy_(given)
         for group, rate in zip(self._groups(), self._rates, strict=True):
             rate.fill_(group["lr"])
@@ -127,7 +139,7 @@ class CapturedStep:
 
     def _capture(self, batch: Batch) -> Any:
         """The graph of a step; recording computes nothing."""
-        self._batch = Batch(*(part.clone() for part in batch))
+        self._batch = copy.deepcopy(batch)
         self._rates = [torch.zeros((), device=self._device) for _ in self._groups()]
         graph, steps = self._gpu.CUDAGraph(), self.game.steps
         try:
@@ -160,3 +172,20 @@ class CapturedStep:
         finally:
             for group, kept in zip(self._groups(), before, strict=True):
                 group.update(kept)
+
+
+def _kind(batch: Batch) -> Any:
+    """What a captured step depends on, beside the numbers in the batch's tensors."""
+    leaves, structure = tree_flatten(batch)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor | bool | int | float | str | None):
+            raise BilevelError(
+                f"the batch holds {describe(leaf)}: tensors in it would not be seen to change "
+                "between replays of a CUDA graph; give tuples, lists or dicts of tensors"
+            )
+    kinds = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return structure, kinds
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
