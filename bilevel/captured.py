@@ -134,7 +134,8 @@ class CapturedStep:
         if moved:
             raise BilevelError(
                 f"a step under {self.game.schedule!r} changes the state {moved[0]} on the host, or "
-                "puts it into new memory, which a CUDA graph does not repeat; leave CUDA graphs out"
+                "puts it into new memory, which a CUDA graph does not repeat; give optimizers "
+                "fused=True, a schedule without memory, or leave CUDA graphs out"
             )
 
     def _capture(self, batch: Batch) -> Any:
@@ -150,7 +151,8 @@ class CapturedStep:
         except RuntimeError as error:
             reason = error.__context__ or error  # ending a capture that has failed fails as well
             raise BilevelError(
-                f"the training step cannot be captured in a CUDA graph ({reason}): leave it out"
+                f"a step cannot be captured in a CUDA graph ({reason}): something in it waits for "
+                "the device; give optimizers fused=True, or leave CUDA graphs out"
             ) from error
         self.game.steps = steps
         return graph
