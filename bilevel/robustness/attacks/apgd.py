@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import check_count, choose, linf_radius, per_sample
+from bilevel.robustness.attacks.samples import choose, linf_radius, per_sample
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -58,7 +59,7 @@ class APGD(Solver):
         super().__init__()
         if not 0 <= rho <= 1:
             raise BilevelError(f"rho is {rho}: it is a fraction of the steps; give 0 ≤ rho ≤ 1")
-        self.steps = check_count("steps", steps)
+        self.steps = count("steps", steps)
         self.rho = rho
 
     def check(self, follower: FollowerProblem) -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
+from bilevel.arguments import count
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
-from bilevel.robustness.attacks.samples import check_batch, check_count
+from bilevel.robustness.attacks.samples import check_batch
 from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted, cross_entropy
@@ -180,8 +181,8 @@ class SolverAttack(Attack):
         super().__init__(name, kind=kind, alone=alone, passes=passes)
         self.follower = follower
         self.solver = solver
-        self.restarts = check_count("restarts", restarts)
-        self.targets = targets and check_count("targets", targets)
+        self.restarts = count("restarts", restarts)
+        self.targets = count("targets", targets, least=0)
         self.surrogate = surrogate
         self.keep_broken = keep_broken
         if keep_broken and not isinstance(follower, Perturbation):

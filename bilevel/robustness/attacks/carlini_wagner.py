@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import check_count, choose, linf_radius, per_sample
+from bilevel.robustness.attacks.samples import choose, linf_radius, per_sample
 from bilevel.robustness.threats.losses import cross_entropy
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
@@ -60,7 +61,7 @@ class CarliniWagner(Solver):
 
     def __init__(self, *, steps: int = 100) -> None:
         super().__init__()
-        self.steps = check_count("steps", steps)
+        self.steps = count("steps", steps)
 
     def check(self, follower: FollowerProblem) -> None:
         """Refuses a threat model that is no L∞ ball, and a loss without a sign."""

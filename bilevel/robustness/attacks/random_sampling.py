@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
-from bilevel.robustness.attacks.samples import better, check_count
+from bilevel.robustness.attacks.samples import better
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -33,7 +34,7 @@ class RandomSampling(Solver):
 
     def __init__(self, points: int) -> None:
         super().__init__()
-        self.points = check_count("points", points)
+        self.points = count("points", points)
 
     @torch.no_grad()
     def answer(self, oracle: Oracle) -> Value:

@@ -82,24 +82,6 @@ def rounding(dtype: torch.dtype) -> float:
     return max(1e-6, torch.finfo(dtype).eps)
 
 
-def check_count(name: str, count: int) -> int:
-    """Checks that a number of steps, restarts or points is a positive integer.
-
-    Args:
-        name: The argument's name.
-        count: Its value.
-
-    Returns:
-        The same number.
-
-    Raises:
-        BilevelError: If it is not.
-    """
-    if not isinstance(count, int) or count < 1:
-        raise BilevelError(f"{name} is {count!r}: an attack needs one at least; give 1, 2, …")
-    return count
-
-
 def check_batch(batch: Batch | Targeted) -> None:
     """Checks images and labels for mistakes that the result of an attack would not show.
 

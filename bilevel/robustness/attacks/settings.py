@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.threats.losses import Loss, cross_entropy
@@ -64,10 +65,7 @@ class AttackSettings:
                 f"classes is {self.classes}: an attack looks for a wrong class; give 2 or more"
             )
         for name in ("restarts", "points", "queries", "fresh_steps"):
-            if (count := getattr(self, name)) < 1:
-                raise BilevelError(
-                    f"{name} is {count}: an attack tries at least once; give 1 or more"
-                )
+            count(name, getattr(self, name))
 
     def ball(self, loss: Loss = cross_entropy, *, start: float | None = None) -> Linf:
         """The threat model.

@@ -8,8 +8,9 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
+from bilevel.arguments import count
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import better, check_count, choose, linf_radius
+from bilevel.robustness.attacks.samples import better, choose, linf_radius
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -54,7 +55,7 @@ class Square(Solver):
 
     def __init__(self, queries: int) -> None:
         super().__init__()
-        self.queries = check_count("queries", queries)
+        self.queries = count("queries", queries)
 
     def check(self, follower: FollowerProblem) -> None:
         """Refuses a threat model that is no L∞ ball."""

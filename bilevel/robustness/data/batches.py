@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import ImageSet
 
@@ -111,7 +112,7 @@ def batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
         The batches; none for an empty set.
 
     Raises:
-        BilevelError: ``batch_size`` is not positive.
+        BilevelError: ``batch_size`` is not a positive integer.
 
     Example:
         >>> images = ImageSet(torch.zeros(5, 1, 8, 8).byte(), torch.arange(5), tuple("abcde"))
@@ -193,9 +194,7 @@ def shuffled_batches(
 
 def _starts(images: ImageSet, batch_size: int) -> range:
     """The position of each batch's first image."""
-    if batch_size < 1:
-        raise BilevelError(f"batch_size is {batch_size}: a batch needs an image; give 1 or more")
-    return range(0, len(images), batch_size)
+    return range(0, len(images), count("batch_size", batch_size))
 
 
 def _to_float(pixels: Tensor) -> Tensor:

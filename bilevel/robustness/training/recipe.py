@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from bilevel import Adjoint, Bilevel, FollowerProblem, LeaderProblem, Schedule, Solver
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.batches import Augment
 from bilevel.robustness.training.methods import Form
@@ -61,8 +62,8 @@ class Recipe:
     def __post_init__(self) -> None:
         """Checks the numbers before any image is read."""
         for name in ("pgm_steps", "epochs", "batch_size", "attacker_width"):
-            if (count := getattr(self, name)) is not None and count < 1:
-                raise BilevelError(f"{name} is {count}: nothing would be trained; give 1 or more")
+            if (number := getattr(self, name)) is not None:
+                count(name, number)
         for name in ("lr", "weight_decay", "attacker_lr"):
             if not 0 <= (rate := getattr(self, name)) < math.inf:
                 raise BilevelError(f"{name} is {rate}: a rate is finite; give a number from 0 on")

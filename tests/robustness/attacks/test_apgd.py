@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -210,9 +211,14 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, batch: Batch) ->
     [
         ({"steps": 0}, "steps is 0: .* give 1, 2"),
         ({"steps": 2.5}, "steps is 2.5"),
+        ({"steps": True}, "steps is True"),
         ({"rho": 1.5}, "rho is 1.5: .* 0 ≤ rho ≤ 1"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(BilevelError, match=message):
         APGD(**arguments)
+
+
+def test_the_number_of_steps_may_be_one_of_numpy() -> None:
+    assert APGD(steps=np.int64(3)).steps == 3

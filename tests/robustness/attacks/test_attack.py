@@ -171,7 +171,7 @@ def test_a_diverged_classifier_does_not_look_robust() -> None:
 @pytest.mark.parametrize("tries", [{"restarts": 0}, {"targets": -1}])
 def test_an_attack_tries_at_least_once(tries: dict[str, int]) -> None:
     """Otherwise it would break nothing, and look like a robust classifier."""
-    with pytest.raises(BilevelError, match=r"(restarts is 0|targets is -1): .* give 1, 2"):
+    with pytest.raises(BilevelError, match=r"(restarts is 0|targets is -1): .* give "):
         SolverAttack("it", Linf(EPS), pgm(0.1, 2), **tries)
 
 

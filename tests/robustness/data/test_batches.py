@@ -192,6 +192,8 @@ def test_bad_numbers_are_refused_at_once() -> None:
     images = numbered(10)
     with pytest.raises(BilevelError, match="batch_size is 0"):
         batches(images, 0)
+    with pytest.raises(BilevelError, match=r"batch_size is 2\.5"):
+        batches(images, 2.5)
     with pytest.raises(BilevelError, match="batch_size is -1"):
         shuffled_batches(images, -1, seed=0, epoch=0)
     with pytest.raises(BilevelError, match="seed is -1"):

@@ -58,6 +58,12 @@ def test_milestones_that_are_no_shares(milestones: tuple[float, ...]) -> None:
         Recipe(milestones=milestones)
 
 
+@pytest.mark.parametrize("name", ["pgm_steps", "epochs", "batch_size", "attacker_width"])
+def test_counts_that_are_no_whole_numbers(name: str) -> None:
+    with pytest.raises(BilevelError, match=f"{name} is 2.5: it is a whole number"):
+        Recipe(**{name: 2.5})
+
+
 def test_evaluation_takes_batches_of_twice_the_images_and_256_at_most() -> None:
     sizes = [Recipe(batch_size=size).evaluation_batch_size for size in (1, 64, 128, 512)]
     assert sizes == [2, 128, 256, 256]
