@@ -6,11 +6,10 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bilevel.experiment.style import BAD, COLORS, INK, LINE, MUTED, STROKES, STYLE, save_png
+from bilevel.experiment.style import BAD, COLORS, INK, LINE, MUTED, STROKES, STYLE
 from bilevel.robustness.evaluation.results import Curve, Evaluation
 
 if TYPE_CHECKING:
@@ -18,31 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CSS_COLORS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", BAD: "var(--bad)"}
-
-
-def quantities(evaluations: Iterable[Evaluation]) -> list[str]:
-    """The quantities that accuracy was measured against.
-
-    Args:
-        evaluations: The classifiers.
-
-    Returns:
-        Each quantity once.
-    """
-    return list(dict.fromkeys(curve.quantity for one in evaluations for curve in one.curves))
-
-
-def draw_curves(path: Path, evaluations: Sequence[Evaluation]) -> None:
-    """Writes the curves of all classifiers, a panel for each quantity.
-
-    Args:
-        path: The PNG file.
-        evaluations: The classifiers; one at least has a curve.
-
-    Raises:
-        BilevelError: If the file cannot be written.
-    """
-    save_png(path, plot_curves(quantities(evaluations), evaluations))
 
 
 def plot_curves(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import logits_of
+from bilevel.robustness.evaluation.tolerance import share
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,6 @@ def change(first: Tensor, second: Tensor) -> tuple[float, float]:
     Returns:
         The share of changed predictions, and the largest change of a logit over their spread.
     """
-    labels = (first.argmax(1) != second.argmax(1)).double().mean().item()
+    labels = share(first.argmax(1) != second.argmax(1))
     spread = (first.amax(1) - first.amin(1)).median().clamp(min=torch.finfo(first.dtype).tiny)
     return labels, ((first - second).abs().max() / spread).item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from bilevel.robustness.evaluation.results import Evaluation
@@ -43,10 +44,6 @@ def records(evaluation: Evaluation) -> list[dict[str, Any]]:
         }
         for outcome in evaluation.outcomes
     ]
-    findings = [
-        {"item": f.item, "ok": f.ok, "figure": f.figure, "sentence": f.sentence}
-        for f in evaluation.findings
-    ]
     points = [
         {"quantity": curve.quantity, "at": at, "accuracy": accuracy}
         for curve in evaluation.curves
@@ -55,7 +52,7 @@ def records(evaluation: Evaluation) -> list[dict[str, Any]]:
     kinds: dict[str, list[dict[str, Any]]] = {
         "summary": [summary],
         "attack": attacks,
-        "finding": findings,
+        "finding": list(map(asdict, evaluation.findings)),
         "curve": points,
     }
     return [

@@ -12,7 +12,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bilevel.experiment.files import atomic_write
-from bilevel.robustness.evaluation.plots import draw_curves, inline_svg, plot_curves, quantities
+from bilevel.experiment.style import save_png
+from bilevel.robustness.evaluation.plots import inline_svg, plot_curves
 from bilevel.robustness.evaluation.results import Evaluation, Example
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
 from bilevel.robustness.figures import draw_attacks, plot_attacks
@@ -49,8 +50,9 @@ def write_report(
         for one in evaluations
         for example in pictures.get(one.name, ())
     ]
-    if quantities(evaluations):
-        draw_curves(folder / "curves.png", evaluations)
+    quantities = list(dict.fromkeys(curve.quantity for one in evaluations for curve in one.curves))
+    if quantities:
+        save_png(folder / "curves.png", plot_curves(quantities, evaluations))
     if examples:
         draw_attacks(folder / "examples.png", examples)
     page = {
