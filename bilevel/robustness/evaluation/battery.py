@@ -122,9 +122,8 @@ class Battery:
         """
         config = self._config(model, images)
         with frozen(model):
-            saved = resume and self.path is not None and self.path.exists()
-            if saved:
-                state = self._load(config)
+            if resume and self.path is not None and self.path.exists():
+                state = self._load(self.path, config)
             else:
                 state = _State(config, correct(model, images, batch_size=self.batch_size).cpu())
             for position, attack in enumerate(self.attacks):
@@ -197,10 +196,9 @@ class Battery:
         rest = 0 if progress.finished else int(progress.attacked.sum()) - progress.done
         self.report(attack.name, sum(spent), sum(spent) + attack.passes * rest + sum(ahead))
 
-    def _load(self, config: dict[str, object]) -> _State:
-        assert self.path is not None
-        saved: dict[str, Any] = checkpoint.load(self.path)
-        checkpoint.check_settings(self.path, saved.get("config", {}), config)
+    def _load(self, path: Path, config: dict[str, object]) -> _State:
+        saved: dict[str, Any] = checkpoint.load(path)
+        checkpoint.check_settings(path, saved.get("config", {}), config)
         works = [_Progress(**work) for work in saved["works"]]
         for progress in works:
             if progress.problem:  # memory that is free now, a package that has been installed

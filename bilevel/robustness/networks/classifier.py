@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
 
-__all__ = ["Classifier", "Normalize"]
-
 
 class Normalize(nn.Module):
     """Maps images in [0, 1] to ``(x - mean) / std``, channel by channel.

@@ -17,8 +17,6 @@ from bilevel.errors import BilevelError, raise_unknown
 from bilevel.robustness.networks.classifier import Classifier, Normalize
 from bilevel.robustness.networks.speed import Trunk
 
-__all__ = ["build_model", "resnet18", "small_cnn", "wide_resnet"]
-
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
     """A convolution without bias, which batch normalisation makes redundant."""
