@@ -10,8 +10,6 @@ from torch import nn
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.threats.losses import Loss, cross_entropy
-from bilevel.robustness.threats.perturbation import Linf
 from bilevel.robustness.training.trained import Trained
 
 
@@ -66,15 +64,3 @@ class AttackSettings:
             )
         for name in ("restarts", "points", "queries", "fresh_steps"):
             count(name, getattr(self, name))
-
-    def ball(self, loss: Loss = cross_entropy, *, start: float | None = None) -> Linf:
-        """The threat model.
-
-        Args:
-            loss: The loss to maximise.
-            start: Radius of the random start; ε unless given.
-
-        Returns:
-            A follower.
-        """
-        return Linf(self.eps, start=self.eps if start is None else start, loss=loss)

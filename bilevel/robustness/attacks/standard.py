@@ -147,7 +147,7 @@ def _pgm(steps: int, loss: str, settings: AttackSettings) -> Attack:
     """PGM as in the paper's evaluation; on the cross entropy it has an accuracy of its own."""
     return SolverAttack(
         f"PGM-{steps}" + (f" {loss}" if loss != "ce" else ""),
-        settings.ball(LOSSES[loss], start=settings.start),
+        Linf(settings.eps, start=settings.start, loss=LOSSES[loss]),
         pgm(EVALUATION_STEP * settings.eps, steps),
         restarts=settings.restarts,
         keep_broken=loss != "ce",
@@ -165,7 +165,7 @@ def _apgd(name: str, loss: Loss, settings: AttackSettings, targets: int = 0) -> 
     return [
         SolverAttack(
             name,
-            settings.ball(loss),
+            Linf(settings.eps, start=settings.eps, loss=loss),
             APGD(),
             restarts=settings.restarts,
             targets=targets,
@@ -187,8 +187,8 @@ def _cw(settings: AttackSettings) -> list[Attack]:
 
 
 def _random(settings: AttackSettings) -> list[Attack]:
-    follower, points = settings.ball(margin), settings.points
-    solver = RandomSampling(points)
+    eps, points = settings.eps, settings.points
+    follower, solver = Linf(eps, start=eps, loss=margin), RandomSampling(points)
     return [SolverAttack(f"random {points}", follower, solver, kind="black-box", passes=points)]
 
 
