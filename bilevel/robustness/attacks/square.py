@@ -92,8 +92,8 @@ def _proposal(oracle: Oracle, best: Tensor, eps: float, progress: float) -> Tens
     samples, channels, height, width = best.shape
     window = _windows(best, _side(height, width, progress))
     change = eps * _signs(best, samples, channels, 1, 1)
-    proposed = [oracle.project(torch.where(window, z, best)) for z in (change, -change)]
-    point, opposite = (leaf for one in proposed for leaf in leaves(one))
+    proposed = (oracle.project(torch.where(window, z, best)) for z in (change, -change))
+    (point,), (opposite,) = map(leaves, proposed)
     return choose((point == best).flatten(1).all(1), opposite, point)
 
 

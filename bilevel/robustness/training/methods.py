@@ -162,13 +162,10 @@ def make_solver(
         2
     """
     check_method(method)
-    hand_designed = {
-        "plain": lambda: pgm(TRAINING_STEP * eps, 0),
-        "fgsm": lambda: fgsm(eps),
-        "pgm": lambda: pgm(TRAINING_STEP * eps, pgm_steps),
-    }
-    if method in hand_designed:
-        return hand_designed[method]()
+    if method == "fgsm":
+        return fgsm(eps)
+    if method in ("plain", "pgm"):
+        return pgm(TRAINING_STEP * eps, 0 if method == "plain" else pgm_steps)
     multi_step = _MULTI_STEP.fullmatch(method)
     steps = int(multi_step[1].replace("two", "2")) if multi_step else 1
     inputs: Inputs = ("context", "gradient")
