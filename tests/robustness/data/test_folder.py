@@ -14,24 +14,13 @@ from PIL import Image
 
 from bilevel.errors import BilevelError
 from bilevel.robustness.data import cache, decoding, folder
-from bilevel.robustness.data.images import ImageSet, Splits
+from bilevel.robustness.data.images import Splits
 from bilevel.robustness.data.sources import load_images
-from tests.images import write_image, write_tree
+from tests.images import counts, same, write_image, write_tree
 
 
 def load(root: Path, **options: Any) -> Splits:
     return load_images("folder", root, **{"seed": 0, **options})
-
-
-def counts(images: ImageSet) -> list[int]:
-    return torch.bincount(images.labels, minlength=len(images.classes)).tolist()
-
-
-def same(a: Splits, b: Splits) -> bool:
-    return all(
-        torch.equal(p.images, q.images) and torch.equal(p.labels, q.labels)
-        for p, q in zip(a, b, strict=True)
-    )
 
 
 @pytest.fixture

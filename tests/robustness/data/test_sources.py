@@ -16,25 +16,15 @@ import torch
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import ImageSet, Splits
 from bilevel.robustness.data.sources import load_images
+from tests.images import counts, same
 
 
 def load(dataset: Any, data_dir: Path, **options: Any) -> Splits:
     return load_images(dataset, data_dir, **{"seed": 0, **options})
 
 
-def counts(images: ImageSet) -> list[int]:
-    return torch.bincount(images.labels, minlength=len(images.classes)).tolist()
-
-
 def rows(images: ImageSet) -> set[bytes]:
     return {bytes(image.numpy()) for image in images.images}
-
-
-def same(a: Splits, b: Splits) -> bool:
-    return all(
-        torch.equal(p.images, q.images) and torch.equal(p.labels, q.labels)
-        for p, q in zip(a, b, strict=True)
-    )
 
 
 def test_digits_are_the_grey_levels_of_scikit_learn_as_bytes(tmp_path: Path) -> None:
