@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
-from bilevel.arguments import count
+from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
@@ -72,13 +72,16 @@ class Attack(ABC):
             its own, and not only on the images that no earlier attack has broken.
         passes: Expected cost of an image in forward passes, a backward pass counting as two; for
             the progress bar.
+
+    Raises:
+        BilevelError: If there is no such kind.
     """
 
     def __init__(
         self, name: str, *, kind: Kind = "iterative", alone: bool = False, passes: float = 1.0
     ) -> None:
         self.name = name
-        self.kind: Kind = kind
+        self.kind: Kind = one_of("kind", kind, get_args(Kind))
         self.alone = alone
         self.passes = passes
 

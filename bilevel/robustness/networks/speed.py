@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from bilevel.arguments import one_of
 from bilevel.errors import BilevelError, describe
 from bilevel.recompute import checkpointed
 
@@ -57,12 +58,16 @@ def computing(
     Yields:
         Nothing.
 
+    Raises:
+        BilevelError: If there is no such precision.
+
     Example:
         >>> network, x = nn.Linear(2, 3), torch.rand(1, 2)
         >>> with computing("bf16", x.device):
         ...     network(x).dtype
         torch.bfloat16
     """
+    one_of("precision", precision, get_args(Precision))
     cudnn, switches = torch.backends.cudnn, _tf32_switches()
     before = [getattr(backend, name) for backend, name, _ in switches]
     searched = cudnn.benchmark

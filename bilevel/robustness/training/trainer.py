@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, distributed
+from bilevel.arguments import one_of
 from bilevel.captured import CapturedStep
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment import checkpoint
@@ -65,7 +66,7 @@ class Trainer:
 
     Raises:
         BilevelError: If ``leader_opt`` is none of ``torch.optim``, ``validation_attack`` has to be
-            given, or the device has no CUDA graphs.
+            given, ``monitor`` is another, or the device has no CUDA graphs.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Trainer:
         parts = (data.train, data.validation)
         tensors = [values for part in parts for values in (part.images, part.labels)]
         self.config["checksum of images"] = checkpoint.fingerprint(*tensors)
-        self.monitor = monitor
+        self.monitor = one_of("monitor", monitor, ("validation_robust", "validation_clean"))
         self.validation_attack = validation_attack or default_attack(game.follower)
         self.precision = precision
         self.report = report

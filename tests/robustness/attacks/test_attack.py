@@ -175,6 +175,12 @@ def test_an_attack_tries_at_least_once(tries: dict[str, int]) -> None:
         SolverAttack("it", Linf(EPS), pgm(0.1, 2), **tries)
 
 
+def test_a_kind_of_another_name() -> None:
+    """The checklist would overlook the attack."""
+    with pytest.raises(BilevelError, match=r"kind is 'blackbox': .*'black-box'"):
+        SolverAttack("it", Linf(EPS), pgm(0.1, 2), kind="blackbox")
+
+
 @pytest.mark.parametrize(("targets", "problem"), [(4, ""), (5, "targets is 5"), (9, "targets=4")])
 def test_as_many_targets_as_there_are_wrong_classes(targets: int, problem: str) -> None:
     images = image_set(20)

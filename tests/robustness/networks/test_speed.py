@@ -63,6 +63,15 @@ def test_what_a_precision_sets_is_set_back(precision: Any) -> None:
     assert [backend.allow_tf32 for backend in backends] == before
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "fp32"])
+def test_a_precision_of_another_name(precision: Any) -> None:
+    with (
+        pytest.raises(BilevelError, match=f"precision is '{precision}': .*'bf16'"),
+        computing(precision, CPU),
+    ):
+        raise AssertionError
+
+
 @pytest.mark.skipif(
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9"
 )

@@ -256,6 +256,11 @@ def test_a_checkpoint_of_other_images(
         build(data=data).resume()
 
 
+def test_a_metric_that_is_not_measured(build: Callable[..., Trainer]) -> None:
+    with pytest.raises(BilevelError, match=r"monitor is 'robust': .*'validation_robust'"):
+        build(monitor="robust")
+
+
 def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer]) -> None:
     trainer = build()
     with pytest.raises(BilevelError, match="there is no checkpoint"):
