@@ -40,14 +40,15 @@ def correct(
         ``(N,)`` bool on the device of the images.
 
     Raises:
-        BilevelError: If there are no images, a solver is given without a follower, or the output
-            is not one logit for each class.
+        BilevelError: If there are no images, only one of follower and solver is given, or the
+            output is not one logit for each class.
         NonFiniteError: If a logit is NaN or infinite.
     """
-    if solver is not None and follower is None:
+    if (follower is None) != (solver is None):
+        given, missing = ("follower", "solver") if solver is None else ("solver", "follower")
         raise BilevelError(
-            "a solver is given without a follower: an attack needs its threat model; give both, "
-            "or neither for clean images"
+            f"a {given} is given without a {missing}: an attack needs both; give both, or neither "
+            "for clean images"
         )
     if not len(images):
         raise BilevelError(

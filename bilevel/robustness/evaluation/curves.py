@@ -54,8 +54,8 @@ def accuracy_by_epsilon(
     parts = _correct_batches(model, images, batch_size)
     accuracies = []
     for done, radius in enumerate(at, start=1):
-        follower = Linf(radius, start=_START)
-        solver = pgm(radius / _STEPS, _STEPS) if radius else None  # None: clean
+        follower = Linf(radius, start=_START) if radius else None  # None: clean
+        solver = pgm(radius / _STEPS, _STEPS) if radius else None
         left = sum(_count_correct(model, part, follower, solver) for part in parts)
         accuracies.append(left / len(images))
         report(done, len(at))
@@ -125,6 +125,8 @@ def _correct_batches(model: nn.Module, images: ImageSet, batch_size: int) -> lis
     return [images.subset(part) for part in rows.split(batch_size) if len(part)]
 
 
-def _count_correct(model: nn.Module, part: ImageSet, follower: Linf, solver: Solver | None) -> int:
+def _count_correct(
+    model: nn.Module, part: ImageSet, follower: Linf | None, solver: Solver | None
+) -> int:
     """The number of images that are classified correctly, attacked as one batch."""
     return int(correct(model, part, follower, solver, batch_size=len(part)).sum())

@@ -45,11 +45,9 @@ def test_the_robust_accuracy_of_a_linear_classifier(
     model = Halfspaces()
     margin = model(greys.images / 255)[:, 1] * (2 * greys.labels - 1)
     expected = (margin > eps * model.w.abs().sum()).float().mean().item()
-    solver, sizes = fgsm(eps) if eps else None, []
+    attacks, sizes = (Linf(eps), fgsm(eps)) if eps else (), []
     model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    assert accuracy(model, greys, Linf(eps), solver, batch_size=batch_size) == pytest.approx(
-        expected
-    )
+    assert accuracy(model, greys, *attacks, batch_size=batch_size) == pytest.approx(expected)
     assert max(sizes) == min(batch_size, 300)
     assert 0.01 < expected < 0.99 or eps == 0.2
 
@@ -108,10 +106,12 @@ def test_a_classifier_that_gives_nan_is_neither_right_nor_wrong(greys: ImageSet)
         accuracy(model, greys, Linf(0.1), pgm(0.1, 1))
 
 
-def test_an_attack_without_its_threat_model(greys: ImageSet) -> None:
+def test_half_of_an_attack(greys: ImageSet) -> None:
     """It is no clean accuracy."""
     with pytest.raises(BilevelError, match=r"solver is given without a follower: .* give both"):
         accuracy(Halfspaces(), greys, solver=fgsm(0.1))
+    with pytest.raises(BilevelError, match=r"follower is given without a solver: .* give both"):
+        accuracy(Halfspaces(), greys, Linf(0.1))
 
 
 def test_clean_accuracy_counts_what_is_right() -> None:
