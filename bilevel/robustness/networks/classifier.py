@@ -17,7 +17,8 @@ class Normalize(nn.Module):
 
     Args:
         channels: Number of channels of the images.
-        mean: One number per channel, or a single one for all, in units of the pixel range.
+        mean: A list of one number per channel, or with a single one for all, in units of the pixel
+            range.
         std: Likewise; positive.
 
     Raises:
