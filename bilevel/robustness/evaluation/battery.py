@@ -210,6 +210,7 @@ class Battery:
             "classifier": fingerprint(model),
             "images": fingerprint(images.images, images.labels),
             "attacks": [attack.settings for attack in self.attacks],
+            "alone": [attack.name for attack in self.attacks if attack.alone],
             "epsilon": self.eps,
             "seed": self.seed,
             "batch size": self.batch_size,

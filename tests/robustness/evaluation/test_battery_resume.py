@@ -94,6 +94,7 @@ def test_what_an_attack_prepares_depends_on_the_seed_alone(images: ImageSet) -> 
         ({"eps": 0.1}, "epsilon"),
         ({"seed": 1}, "seed"),
         ({"attacks": [Scripted("other", set())]}, "attacks"),
+        ({"attacks": [Scripted("one", set(), alone=True)]}, "alone"),
     ],
 )
 def test_another_evaluation_is_not_resumed(
