@@ -93,7 +93,7 @@ class Trainer:
         self.config = {**(config or {}), **asdict(recipe), "seed": seed, "precision": precision}
         parts = (data.train, data.validation)
         tensors = [values for part in parts for values in (part.images, part.labels)]
-        self.config["checksum of images"] = checkpoint.fingerprint(*tensors)
+        self.config |= {"monitor": monitor, "checksum of images": checkpoint.fingerprint(*tensors)}
         self.monitor = one_of("monitor", monitor, ("validation_robust", "validation_clean"))
         self.validation_attack = validation_attack or default_attack(game.follower)
         self.precision = precision
