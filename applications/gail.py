@@ -12,7 +12,6 @@ what the sign of the reward alone achieves.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from gail_lib.video import check_rendering, record_gif
 from torch import Tensor
 
 from bilevel import BilevelError, experiment
+from bilevel.arguments import count, positive
 from bilevel.experiment import ProgressBar, commandline
 from bilevel.experiment.tables import write_markdown
 from bilevel.experiment.weights import load_weights
@@ -176,14 +176,11 @@ def check(args: Args, settings: Sequence[Setting]) -> None:
 def check_numbers(args: Args) -> None:
     """Checks the range of each number."""
     for name in COUNTS:
-        if (count := getattr(args, name)) < 1:
-            raise BilevelError(f"{name} is {count}: nothing would be learned; give 1 or more")
-    if args.seed < 0:
-        raise BilevelError(f"seed is {args.seed}: a seed is not negative; give 0 or more")
+        count(name, getattr(args, name))
+    count("seed", args.seed, least=0)
     for name in ("follower_lr", "max_kl", "max_norm"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise BilevelError(f"{name} is {value}: it must be positive; give a number above 0")
+        if (value := getattr(args, name)) is not None:
+            positive(name, value)
     if args.expert is None and args.demonstrations > RECORDED_EPISODES:
         raise BilevelError(
             f"demonstrations is {args.demonstrations}: {RECORDED_EPISODES} episodes of an expert "
@@ -211,7 +208,7 @@ def run_with_progress(
 
     def progress(name: str, iteration: int) -> None:
         done[name] = iteration
-        ended = sum(count == args.iterations for count in done.values())
+        ended = sum(iterations == args.iterations for iterations in done.values())
         part = f"{ended} of {len(done)} runs"
         bar.show(part, sum(done.values()), args.iterations * len(done))
 

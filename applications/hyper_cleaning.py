@@ -28,7 +28,7 @@ from hyper_cleaning_lib.problem import SampleWeights, Training
 from hyper_cleaning_lib.trainer import WeightTrainer
 
 from bilevel import Bilevel, BilevelError, experiment
-from bilevel.arguments import positive
+from bilevel.arguments import count, positive
 from bilevel.errors import raise_unknown
 from bilevel.experiment import commandline
 from bilevel.experiment.tables import Table, cell
@@ -147,10 +147,7 @@ def check(args: Args) -> list[str]:
             f"decay is {args.decay}: it must not be negative; give a number from 0 on"
         )
     for name in ("steps", "iterations"):
-        if getattr(args, name) < 1:
-            raise BilevelError(
-                f"{name} is {getattr(args, name)}: nothing would be learned; give 1 or more"
-            )
+        count(name, getattr(args, name))
     if args.resume and not list(args.out.glob("*/checkpoint.pt")):
         raise BilevelError(
             f"there is no checkpoint in {args.out}: leave out --resume, or name the folder of the "

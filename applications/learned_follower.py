@@ -26,8 +26,8 @@ from learned_follower_lib.training import TrainingConfig, train
 from learned_follower_lib.updates import GradientDifference, ScaledGRU
 from torch import Tensor
 
-from bilevel import BilevelError, experiment
-from bilevel.arguments import positive
+from bilevel import experiment
+from bilevel.arguments import count, positive
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import check_settings
 from bilevel.experiment.files import make_folder
@@ -102,14 +102,10 @@ def compare(args: Args) -> list[dict[str, Any]]:
 def check(args: Args) -> None:
     """Checks the arguments."""
     positive("step", args.step)
-    for name in ("horizon", "iterations", "seeds", "games", "batch"):
-        least = 2 if name == "batch" else 1  # a batch has games of both kinds
-        if getattr(args, name) < least:
-            raise BilevelError(
-                f"{name} is {getattr(args, name)}: there is nothing to do; give {least} or more"
-            )
-    if args.seed < 0:
-        raise BilevelError(f"seed is {args.seed}: a seed is not negative; give 0 or more")
+    for name in ("horizon", "iterations", "seeds", "games"):
+        count(name, getattr(args, name))
+    count("batch", args.batch, least=2)  # games of both kinds
+    count("seed", args.seed, least=0)
 
 
 def follower(args: Args, seed: int) -> ScaledGRU:

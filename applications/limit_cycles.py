@@ -33,6 +33,7 @@ from limit_cycles_lib.settings import (
 
 from bilevel import BilevelError, experiment
 from bilevel.alias import SCHEDULES
+from bilevel.arguments import count
 from bilevel.errors import raise_unknown
 from bilevel.experiment import ProgressBar, commandline
 from bilevel.experiment.tables import Table, write_markdown
@@ -77,8 +78,7 @@ def main(args: Args) -> None:
         raise BilevelError(
             f"there are no trajectories in {args.out} to resume from: leave out --resume"
         )
-    if args.seed < 0:
-        raise BilevelError(f"seed is {args.seed}: a seed is not negative; give 0 or more")
+    count("seed", args.seed, least=0)
     games = {name: make_game(name, args.seed) for name in args.game}
     played = play_all(args, games, device)
     tables = []
@@ -109,7 +109,7 @@ def check_known(kind: str, names: Collection[str], known: Collection[str]) -> No
 
 
 def select_settings(args: Args) -> list[Setting]:
-    """The settings to play: all of each game, or its first with --step, --start and --steps."""
+    """The settings to play: all of each game, or its first with --step or --start."""
     settings = []
     for name in dict.fromkeys(args.game):
         given = bool(args.step or args.start)

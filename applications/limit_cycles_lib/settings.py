@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bilevel import Bilevel, BilevelError, games
 from bilevel.alias import SCHEDULES
+from bilevel.arguments import count
 from bilevel.games import Game, rates
 
 
@@ -42,8 +43,7 @@ class Setting:
                 f"the start {self.start} is not finite: distances are measured from it; give two "
                 "finite numbers, such as 1 0"
             )
-        if self.steps < 1:
-            raise BilevelError(f"steps is {self.steps}: there is nothing to play; give 1 or more")
+        count("steps", self.steps)
 
     @property
     def title(self) -> str:
@@ -93,7 +93,7 @@ SETTINGS = {
     "dirac-gan": (Setting("dirac-gan", 0.5, (1.0, 1.0), 400),),
     "simplex": (Setting("simplex", 0.3, (0.8, 0.1), 200),),
 }
-"""The settings of each game; --step, --start and --steps modify the first."""
+"""The settings of each game; --step and --start modify the first, --steps all."""
 
 
 def make_game(name: str, seed: int) -> Game:

@@ -69,8 +69,8 @@ def test_followers_that_are_there_are_taken(applications: Part, tmp_path: Path) 
     [
         (["--step", 0], "step is 0.0: it is positive and finite; give a step above 0"),
         (["--step", "nan"], "step is nan"),
-        (["--horizon", 0], "horizon is 0: there is nothing to do; give 1 or more"),
-        (["--batch", 1], "batch is 1: there is nothing to do; give 2 or more"),
+        (["--horizon", 0], "horizon is 0: it is a whole number from 1 on; give 1, 2"),
+        (["--batch", 1], "batch is 1: it is a whole number from 2 on; give 2, 3"),
         (["--seeds", 0], "seeds is 0"),
         (["--games", -1], "games is -1"),
         (["--seed", -1], "seed is -1"),

@@ -157,7 +157,7 @@ def test_a_few_steps_are_drawn_without_arrows(
         ("--step 0", "the step size is 0.0"),
         ("--step -0.1", "the step size is -0.1"),
         ("--step nan", "the step size is nan"),
-        ("--steps 0", "steps is 0: .*give 1 or more"),
+        ("--steps 0", "steps is 0: .*give 1, 2"),
         ("--start 1", "--start"),
         ("--start 1 2 3", "parsing --start"),
         ("--start inf 0", "the start .*inf.*give two finite numbers"),
