@@ -97,7 +97,7 @@ def make_trainer(setting: Setting, states: torch.Tensor, actions: torch.Tensor) 
 def make_game(setting: Setting, leader: Imitator, follower: Discriminator) -> Bilevel:
     """The game of a setting."""
     leader_opt, adjoint = TRPO(leader.policy, max_kl=setting.max_kl), Detached()
-    if setting.method == "constant":
+    if setting.method in ("bc", "constant"):  # of bc only the policy is used
         for parameter in follower.network[-1].parameters():
             nn.init.zeros_(parameter)
         constant = Iterative(Gradient(1.0), 0)

@@ -42,6 +42,7 @@ class Run:
     Args:
         setting: Its setting.
         curves: Metrics by name, one value per iteration; ``return`` is NaN if no episode ended.
+            Empty for behaviour cloning.
         returns: Of the final policy, one per episode.
         seconds: Mean per iteration; total for behaviour cloning.
     """
@@ -106,18 +107,17 @@ def run_one(
     policy = trainer.leader.policy
     if setting.method == "bc":
         begun = time.perf_counter()
-        epochs = clone(policy, states, actions)
-        seconds = time.perf_counter() - begun
-        history = {"epochs": torch.tensor([float(epochs)])}
+        clone(policy, states, actions)
+        curves, seconds = {}, time.perf_counter() - begun
     else:
-        history = _train(trainer, setting, iterations, folder, resume, progress)
-        seconds = history.pop("seconds").mean().item()
+        curves = _train(trainer, setting, iterations, folder, resume, progress)
+        seconds = curves.pop("seconds").mean().item()
     save_weights(
         folder / "policy.safetensors", policy, {k: str(v) for k, v in asdict(setting).items()}
     )
     progress(setting.name, iterations)
     returns = evaluate(policy, setting.env)
-    return Run(setting, history, returns, seconds)
+    return Run(setting, curves, returns, seconds)
 
 
 def evaluate(policy: Policy, env: str) -> Tensor:

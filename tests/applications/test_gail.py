@@ -125,6 +125,14 @@ def test_every_game_moves_the_policy(
     assert (first["norm"] == second["norm"]) == (method == "constant")
 
 
+def test_cloning_needs_no_memory_for_an_updater(
+    games: ModuleType, setting: Callable[..., Any]
+) -> None:
+    shown = demonstrate(ENV, MountainCarExpert(), 1).subsample()
+    game = games.make_trainer(setting("bc", "dense"), *shown).game
+    assert not list(game.solver.parameters())  # 324 million, of which check_memory does not know
+
+
 def test_updaters_start_as_a_gradient_step_or_do_nothing(
     games: ModuleType, setting: Callable[..., Any]
 ) -> None:
