@@ -15,21 +15,12 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from suite.tables import PAPER, runs_of, time_to_pgm
+from suite.tables import PAPER, PAPER_PGM20, runs_of, time_to_pgm
 from tabulated.reading import read
 
 from bilevel import BilevelError
 from bilevel.experiment import commandline
 from bilevel.experiment.style import COLORS, INK, MUTED, STYLE, save_png
-
-TABLE_2 = {
-    "plain": 0.0,
-    "pgm": 47.04,
-    "naive-l2l": 0.01,
-    "grad-l2l": 51.17,
-    "two-step-l2l": 54.32,
-}
-"""PGM-20 on CIFAR-10, WRN-34-10, in the paper; its plain row is the poster's."""
 
 OURS = COLORS[0]
 
@@ -71,7 +62,7 @@ PANELS = (
     Panel(
         "CIFAR-10, WRN-34-10",
         "PGM-20",
-        tuple(Point(name, PAPER[name], accuracy) for name, accuracy in TABLE_2.items()),
+        tuple(Point(name, PAPER[name], accuracy) for name, accuracy in PAPER_PGM20.items()),
         "gpu_suite",
         "wrn-34-10",
         "pgm20",
