@@ -180,7 +180,7 @@ def train(args: Args, part: Run, images: Splits, device: torch.device, clock: Cl
         folder=args.out / part.model / name.replace(", ", "-"),
         attack_minutes=part.minutes,
     )
-    run = lambda: training.run(images, clock)  # noqa: E731
+    run = partial(training.run, images, clock)
     return Job(f"training {part.model}, {name}", run, part.minutes)
 
 

@@ -44,7 +44,7 @@ UNROLLED: dict[str, Implementation] = {
     "by hand": baselines.by_hand,
     "TorchOpt": baselines.torchopt_unrolled,
     "higher": baselines.higher_unrolled,
-    "BOAT": baselines.boat_unrolled,
+    "BOAT": partial(baselines.boat, operation="RAD"),
     "bilevel": ours.unrolled,
     "by hand, compiled": baselines.compiled_by_hand,
     "bilevel, compiled": ours.compiled,
@@ -54,7 +54,7 @@ UNROLLED: dict[str, Implementation] = {
 IMPLICIT: dict[str, Implementation] = {
     "by hand": baselines.implicit_by_hand,
     "TorchOpt": baselines.torchopt_implicit,
-    "BOAT": baselines.boat_implicit,
+    "BOAT": partial(baselines.boat, operation="CG"),
     "bilevel": ours.implicit,
 }
 KINDS = {

@@ -27,7 +27,7 @@ def draw_curves(path: Path, evaluated: Sequence[Mapping[str, Any]], rows: Sequen
         axes = figure.subplots(2, 2, sharex="col")
         for (top, bottom), quantity in zip(axes.T, ("ε", "iterations"), strict=True):
             curves = {row: _points(evaluated, row, quantity) for row in rows}
-            base = dict(zip(*curves.get("pgm", ((), ())), strict=True))
+            base = dict(zip(*curves["pgm"], strict=True))
             for color, (row, (at, accuracy)) in zip(COLORS, curves.items(), strict=False):
                 look = {"color": color, "marker": "o", "markersize": 3.5, "label": row}
                 top.plot(at, accuracy, **look)

@@ -117,17 +117,8 @@ def higher_unrolled(task: Task) -> Tensor:
         return grad(task.outer(task.named([*patched.parameters()])), task.theta)
 
 
-def boat_unrolled(task: Task) -> Tensor:
-    """BOAT: naive gradient descent, reverse automatic differentiation."""
-    return _boat(task, "RAD")
-
-
-def boat_implicit(task: Task) -> Tensor:
-    """BOAT: naive gradient descent, conjugate gradients."""
-    return _boat(task, "CG")
-
-
-def _boat(task: Task, operation: str) -> Tensor:
+def boat(task: Task, operation: str) -> Tensor:
+    """BOAT: naive gradient descent, then RAD (reverse mode) or CG (conjugate gradients)."""
     import boat_torch
 
     network = copy.deepcopy(task.follower.network).requires_grad_()

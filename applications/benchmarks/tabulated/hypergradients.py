@@ -45,22 +45,8 @@ def cleaning_by_seeds() -> str:
     return markdown(["weights", "accuracy", "AUC"], rows)
 
 
-def linear_unrolled() -> str:
-    """A linear network, unrolled."""
-    return _costs("linear", "unrolled")
-
-
-def linear_implicit() -> str:
-    """The same, implicit."""
-    return _costs("linear", "implicit")
-
-
-def mlp_unrolled() -> str:
-    """A multilayer perceptron, unrolled."""
-    return _costs("mlp", "unrolled")
-
-
-def _costs(model: str, kind: str) -> str:
+def costs(model: str, kind: str) -> str:
+    """Time, error and memory of each implementation of a hypergradient."""
     rows = [
         [
             _ours_bold(one["way"]),
