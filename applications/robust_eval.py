@@ -22,6 +22,7 @@ from rich.console import Console
 from robust_eval_lib.inputs import check_surrogates, images_of, load
 
 from bilevel import BilevelError, Solver, distributed, experiment, fgsm, pgm
+from bilevel.arguments import count
 from bilevel.experiment import checkpoint, commandline
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.tables import Table, cell
@@ -127,6 +128,8 @@ def main(args: Args) -> None:
 def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]]:
     """Loads and checks the classifiers, the surrogates and the images."""
     check_attacks(args)
+    count("seed", args.seed, least=0)
+    count("curve_size", args.curve_size)
     distributed.check_consistent({**asdict(args), "code": experiment.code()})
     device = experiment.pick_device(args.device)
     targets, surrogates = (load(names, device) for names in (args.checkpoint, args.surrogate))

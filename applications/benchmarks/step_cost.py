@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from suite.measuring import measure
 from suite.steps import METHODS, Bench, Case, Record, Size, way
+from suite.tables import steps_of
 from timing import interleaved, spread
 
 from bilevel import Bilevel, BilevelError, experiment
@@ -77,8 +78,14 @@ def main(args: Args) -> None:
         overhead = {"method": "Bilevel ÷ by hand", **by_hand(size, device, args.rounds)}
     environment = experiment.environment(device)
     experiment.write_results(args.out, asdict(args), environment, [*records, overhead])
-    tabulate(records).print()
+    if timed := steps_of(records):
+        tabulate(timed).print()
     print("{method}: {ratio:.3f} ({ratio_min:.3f} to {ratio_max:.3f})".format(**overhead))
+    if failed := len(records) - len(timed):
+        raise BilevelError(
+            f"{failed} measurements failed, for reasons that {args.out}/results.json tells: the "
+            "table lacks them; leave out what cannot be timed here"
+        )
 
 
 def by_hand(size: Size, device: torch.device, rounds: int) -> Record:

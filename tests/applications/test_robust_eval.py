@@ -37,7 +37,7 @@ def run(
     applications: Callable[[str], ModuleType], tmp_path: Path, call: Callable[..., Any]
 ) -> Callable[..., Any]:
     app = applications("robust_eval")
-    return lambda *arguments: call(app, *arguments, *FEW, "--out", tmp_path / "out")
+    return lambda *arguments: call(app, *FEW, "--out", tmp_path / "out", *arguments)
 
 
 def records(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
@@ -179,6 +179,8 @@ def nan(folder: Path) -> Path:
         (lambda folder: [folder / "nowhere"], "cannot read weights from"),
         (lambda folder: [write(folder), "--epsilon", 0], "epsilon is 0.0"),
         (lambda folder: [write(folder), "--attack", "pgd"], "there is no attack 'pgd'"),
+        (lambda folder: [write(folder), "--seed", -1], "seed is -1: it is a whole number from 0"),
+        (lambda folder: [write(folder), "--curve-size", 0], "curve_size is 0"),
         (lambda folder: [write(folder), write(folder)], "two classifiers have the same name"),
         (
             lambda folder: [write(folder), "--surrogate", write(folder / "s", classes=7)],

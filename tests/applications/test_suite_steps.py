@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.applications.conftest import Ended, Suite
+from tests.applications.conftest import Ended, Suite, one_line
 
 CPU = torch.device("cpu")
 
@@ -120,3 +121,19 @@ def test_step_cost(suite: Suite, call: Callable[..., Ended], tmp_path: Path) -> 
     assert overhead["ratio_min"] <= overhead["ratio"] <= overhead["ratio_max"]
     ended = call(module, "--method", "pgn")
     assert (ended.status, "method pgn is not timed: give plain" in ended.err) == (2, True)
+
+
+def test_step_cost_tells_what_failed_beside_what_it_timed(
+    suite: Suite, call: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, set_up = suite("step_cost"), suite("measuring").set_up
+
+    def out_of_memory(bench: Any, case: Any) -> Any:
+        if case.method == "pgm":
+            raise RuntimeError("out of memory")
+        return set_up(bench, case)
+
+    monkeypatch.setattr(suite("measuring"), "set_up", out_of_memory)
+    ended = call(module, "--smoke", "--method", "plain", "pgm", "--out", tmp_path)
+    assert re.search("2 measurements failed, .*results.json tells", one_line(ended))
+    assert "plain" in ended.out
