@@ -43,6 +43,11 @@ class Setting:
                 f"the start {self.start} is not finite: distances are measured from it; give two "
                 "finite numbers, such as 1 0"
             )
+        if self.game == "simplex" and not all(0 <= share <= 1 for share in self.start):
+            raise BilevelError(
+                f"the start {self.start} of simplex is not on it: its numbers are probabilities of "
+                "the first strategy; give two from 0 to 1, such as 0.8 0.1"
+            )
         count("steps", self.steps)
 
     @property
@@ -60,7 +65,7 @@ class Setting:
     def begin(self, game: Game, schedule: str) -> Bilevel:
         """The players at the start."""
         x, y = (
-            _mixed(game, share, like) if isinstance(game, games.MatrixGame) else share
+            _mixed(share, like) if isinstance(game, games.MatrixGame) else share
             for share, like in zip(self.start, game.equilibrium, strict=True)
         )
         return games.begin(game, x, y, lr=self.step, schedule=SCHEDULES[schedule]())
@@ -120,8 +125,8 @@ def make_game(name: str, seed: int) -> Game:
     return makers[name]()
 
 
-def _mixed(game: Game, share: float, like: Tensor) -> Tensor:
+def _mixed(share: float, like: Tensor) -> Tensor:
     """The mixed strategy with probability ``share`` of the first pure one, the rest uniform."""
     strategy = torch.full_like(like, (1 - share) / (len(like) - 1))
     strategy[0] = share
-    return game.onto(strategy)
+    return strategy

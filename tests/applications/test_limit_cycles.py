@@ -161,6 +161,7 @@ def test_a_few_steps_are_drawn_without_arrows(
         ("--start 1", "--start"),
         ("--start 1 2 3", "parsing --start"),
         ("--start inf 0", "the start .*inf.*give two finite numbers"),
+        ("--start 2 0 --game simplex", r"the start \(2.0, 0.0\) of simplex is not on it"),
         ("--start 0 0 --game bilinear", "starts at the equilibrium: .*another --start"),
         ("--game bilinaer", "there is no game 'bilinaer': did you mean bilinear"),
         ("--game chess", "there is no game 'chess': choose from bilinear, "),
