@@ -114,15 +114,13 @@ def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
         >>> classify(circle).kind, classify(0.99 ** t[:, None] * circle).kind
         ('cycling', 'converging')
     """
-    eps = float(
-        torch.finfo(rows.dtype).eps if isinstance(rows, Tensor) else np.finfo(rows.dtype).eps
-    )
-    x = np.asarray(rows.double().cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
+    rows = torch.as_tensor(rows)
+    x = rows.double().cpu().numpy()
     if len(x) < MIN_ROWS:
         return Verdict("undecided", needed=MIN_ROWS * stride)
     if not (np.abs(x) < _HUGE).all():
         return Verdict("diverging", radius=math.inf)
-    rounding = _ROUNDING * eps * np.abs(x).max(0)
+    rounding = _ROUNDING * torch.finfo(rows.dtype).eps * np.abs(x).max(0)
     moving = np.ptp(x, axis=0) > rounding
     x, rounding = x[:, moving], rounding[moving]
     if x.shape[1] == 0:
