@@ -77,6 +77,7 @@ def main(args: Args) -> None:
     experiment.write_results(args.out, asdict(args), about, records)
     for table in make_tables(records):
         table.print()
+    print(f"results, figure and weights are in {args.out}")
 
 
 def compare(args: Args) -> list[dict[str, Any]]:

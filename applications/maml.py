@@ -113,7 +113,7 @@ def main(args: Args) -> None:
         records.append({"method": method, "seed": args.seed, **errors})
         rows.append([method, *map(cell, errors.values())])
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    Table("error on unseen waves", ["method", *(f"{n} steps" for n in STEPS)], rows).print()
+    Table("error on unseen waves after so many steps", ["method", *map(str, STEPS)], rows).print()
 
 
 def learn(args: Args, method: str, device: torch.device) -> tuple[Initialization, Adaptation]:
