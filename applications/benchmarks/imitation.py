@@ -31,7 +31,7 @@ from torch import Tensor
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import commandline
-from bilevel.experiment.tables import Table
+from bilevel.experiment.tables import Table, cell
 from bilevel.imitation import (
     Demonstrations,
     MountainCarExpert,
@@ -44,8 +44,11 @@ from bilevel.imitation import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gail_lib.games import Setting, make_trainer
+from gail import Args as GailArgs
+from gail import plan_runs
+from gail_lib.games import make_trainer
 from imitation_lib import ours, sb3_trpo
+from imitation_lib.sb3_trpo import ENVIRONMENTS
 
 ENV = "MountainCar-v0"
 ENVS = ("CartPole-v1", ENV, "Pendulum-v1")
@@ -57,7 +60,6 @@ class Args:
     """Time rollouts, TRPO and GAIL, and compare with other packages."""
 
     rounds: int = 15
-    environments: int = 16
     steps: int = 5000
     """Environment steps per rollout, over all environments."""
     seeds: int = 3
@@ -89,9 +91,9 @@ def main(args: Args) -> None:
 
 def rollouts(env: str, args: Args) -> Record:
     """Steps per second: of the environments alone, and with the policy choosing the actions."""
-    envs = make_envs(env, args.environments)
-    sampler = Sampler(make_envs(env, args.environments), Task.of(envs).policy())
-    count = args.steps // args.environments
+    envs = make_envs(env, ENVIRONMENTS)
+    sampler = Sampler(make_envs(env, ENVIRONMENTS), Task.of(envs).policy())
+    count = args.steps // ENVIRONMENTS
     envs.reset(seed=0)
     envs.action_space.seed(0)
     actions = [envs.action_space.sample() for _ in range(count)]
@@ -100,7 +102,7 @@ def rollouts(env: str, args: Args) -> Record:
         "ours": lambda: sampler.collect(count),
     }
     seconds = interleaved(turns, track(range(args.rounds), f"rollouts, {env}"))
-    steps = count * args.environments
+    steps = count * ENVIRONMENTS
     return {
         "measured": "rollouts",
         "env": env,
@@ -121,7 +123,7 @@ def trpo(args: Args) -> list[Record]:
             "CartPole-v1",
             args.iterations,
             steps=args.steps,
-            environments=args.environments,
+            environments=ENVIRONMENTS,
             seed=seed,
             callback=partial(append_mean, returns),
         )
@@ -154,20 +156,7 @@ def trpo_record(who: str, seed: int, args: Args, seconds: float, returns: list[f
 def gail(args: Args) -> list[Record]:
     """GAIL on MountainCar: rollout, five steps of D, TRPO, three epochs of the value function."""
     demonstrations = demonstrate(ENV, MountainCarExpert(), 10, seed=99)
-    setting = Setting(
-        env=ENV,
-        method="gail",
-        seed=0,
-        updater="coordinate",
-        gradient_skip=None,
-        reward="finish",
-        follower_lr=None,
-        follower_steps=5,
-        max_kl=0.01,
-        max_norm=None,
-        steps=args.steps,
-        environments=16,
-    )
+    (setting,) = plan_runs(GailArgs(env=(ENV,), method=("gail",), steps=args.steps))
     trainer = make_trainer(setting, *demonstrations.subsample())
     ours, theirs = [], []
     for _ in track(range(max(2, args.rounds // 3)), "GAIL"):
@@ -213,7 +202,7 @@ def text(value: Any) -> str:
     """A value as text."""
     if isinstance(value, float):
         return f"{value:.3g}" if value < 10 else f"{value:,.0f}"
-    return str(value)
+    return cell(value, "")
 
 
 if __name__ == "__main__":

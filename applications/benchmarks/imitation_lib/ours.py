@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gail_lib.games import Setting, make_trainer
+from gail import Args, plan_runs
+from gail_lib.games import make_trainer
 from rich.progress import track
 from timing import Turn, interleaved, spread
 
@@ -28,20 +29,8 @@ def updaters(rounds: int, kinds: Sequence[str]) -> list[Record]:
     pairs = demonstrate(env, train_expert(env, 1, steps=320), 1, seed=99).subsample()
     records = []
     for kind in track(kinds, "updaters"):
-        setting = Setting(
-            env=env,
-            method="l2l-gail",
-            seed=0,
-            updater=kind,
-            gradient_skip=0.1,
-            reward="survive",
-            follower_lr=None,
-            follower_steps=5,
-            max_kl=0.01,
-            max_norm=None,
-            steps=320,
-            environments=16,
-        )
+        args = Args(env=(env,), method=("l2l-gail",), updater=kind, steps=320)
+        (setting,) = plan_runs(args)
         trainer = make_trainer(setting, *pairs)
         game = trainer.game
         batch = ImitationBatch(trainer.sampler.collect(20), trainer.expert)
