@@ -56,8 +56,8 @@ class Args:
     """Learn a weight for each training sample, where a fraction of the labels is wrong."""
 
     adjoint: tuple[str, ...] = ("unrolled", "implicit")
-    """unrolled, recomputed, compiled, truncated, sampled, implicit, gmres, neumann, penalty; all of
-    these; or forward, for at most a hundred samples."""
+    """unrolled, recomputed, compiled, truncated, sampled, implicit, gmres, neumann, penalty; all
+    stands for these; or forward, for at most a hundred samples."""
     dataset: Dataset = "digits"
     """digits are part of scikit-learn."""
     data_dir: Path = Path("data")
