@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
 
-ROLLOUT_TENSORS = (torch.float32, "cpu")
-"""The precision and device of a policy that collects rollouts."""
-
-
 class Rollout(NamedTuple):
     """T steps of N environments.
 
@@ -158,7 +154,8 @@ class Sampler:
 
     def _check_policy(self) -> None:
         for name, tensor in self.policy.state_dict().items():
-            if tensor.is_floating_point() and (tensor.dtype, tensor.device.type) != ROLLOUT_TENSORS:
+            kind = tensor.dtype, tensor.device.type
+            if tensor.is_floating_point() and kind != (torch.float32, "cpu"):
                 raise BilevelError(
                     f"the policy's {name} is {tensor.dtype} on {tensor.device}: rollouts "
                     "run on the CPU in float32; call policy.cpu().float()"
