@@ -41,6 +41,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!bilevel\.).*|.*\._\w+|.*\.(LearnedUpdate|
 
 coverage_check_modules = [
     "bilevel",
+    "bilevel.distributed",
     "bilevel.games",
     "bilevel.imitation",
     "bilevel.robustness",

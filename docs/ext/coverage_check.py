@@ -66,8 +66,8 @@ def _about_function(name: str, function: Any) -> Iterator[str]:
         yield f"{name}: has no docstring"
         return
     yield from _missing_arguments(name, function.__doc__, function)
-    returns = inspect.signature(function).return_annotation
-    if returns not in (None, "None") and not _has_line("(Returns|Yields):", function.__doc__):
+    nothing = inspect.signature(function).return_annotation in (None, "None", "NoReturn")
+    if not nothing and not _has_line("(Returns|Yields):", function.__doc__):
         yield f"{name}: its docstring has no Returns"
 
 
