@@ -63,9 +63,9 @@ def run_all(
     jobs: int,
     progress: Progress,
 ) -> list[Run]:
-    """Runs each setting on the expert's pairs of its environment, ``jobs`` at a time."""
+    """Runs each setting on its environment's pairs, ``jobs`` at a time; one alone runs here."""
     tasks = [(s, iterations, *pairs[s.env], out, resume) for s in settings]
-    if jobs == 1:
+    if 1 in (jobs, len(tasks)):
         return [run_one(*task, progress) for task in tasks]
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:

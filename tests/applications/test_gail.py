@@ -105,6 +105,15 @@ def test_runs_side_by_side_are_those_one_after_the_other(
     assert len(one.splitlines()) == 1 + 2 * 2
 
 
+def test_one_run_needs_no_other_process(
+    module: ModuleType, call: Callable[..., Any], applications: Any, tmp_path: Path,
+    monkeypatch: Any,
+) -> None:  # fmt: skip
+    monkeypatch.delattr(applications("gail_lib.runs"), "ProcessPoolExecutor")
+    cloned = [*SMALL, "--method", "bc", "--every", 20, "--jobs", 2, "--out", tmp_path]
+    assert call(module, *cloned).status == 0
+
+
 @pytest.mark.parametrize(
     ("method", "updater"),
     [
