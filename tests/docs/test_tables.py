@@ -32,6 +32,17 @@ def test_a_figure_that_was_changed_by_hand_is_found() -> None:
     assert tables.filled(forged) == PAGES["README.md"]
 
 
+def test_what_was_not_measured_leaves_its_column_to_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    costs = tables.costs
+    whole, eager = costs.cpu(), [r for r in costs.read("step_cost-small") if not r.get("compiled")]
+    monkeypatch.setattr(costs, "read", lambda _: eager)
+    for before, after in zip(whole.splitlines()[2:], costs.cpu().splitlines()[2:], strict=True):
+        *names, float32, _, bf16, _ = before.strip("| ").split(" | ")
+        assert after.strip("| ").split(" | ") == [*names, float32, "–", bf16, "–"]
+
+
 def test_the_frontier_is_drawn_from_the_results(tmp_path: Path) -> None:
     frontier.main(frontier.Args(out=tmp_path / "frontier.png"))
     assert (tmp_path / "frontier.png").stat().st_size > 10_000

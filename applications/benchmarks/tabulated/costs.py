@@ -5,7 +5,7 @@ from __future__ import annotations
 from suite import tables
 from suite.steps import way
 
-from bilevel.experiment.tables import markdown
+from bilevel.experiment.tables import cell, markdown
 from tabulated.reading import read
 
 
@@ -33,8 +33,8 @@ def cpu(results: str = "step_cost-small") -> str:
                 steps.find(method=method, schedule=schedule, precision=precision, compiled=compiled)
                 for precision, compiled in ways
             ]
-            ratios = [one["seconds"] / base["seconds"] for one in found if one and base]
-            rows.append([method, schedule, *(f"{ratio:.2f}" for ratio in ratios)])
+            ratios = [one["seconds"] / base["seconds"] if one and base else None for one in found]
+            rows.append([method, schedule, *(cell(ratio, ".2f") for ratio in ratios)])
     return markdown(["", "schedule", *(way(*one) for one in ways)], rows)
 
 
