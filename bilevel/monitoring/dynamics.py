@@ -114,8 +114,8 @@ def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
         >>> classify(circle).kind, classify(0.99 ** t[:, None] * circle).kind
         ('cycling', 'converging')
     """
-    rows = torch.as_tensor(rows)
-    x = rows.double().cpu().numpy()
+    rows = torch.as_tensor(rows, device="cpu")
+    x = rows.double().numpy()
     if len(x) < MIN_ROWS:
         return Verdict("undecided", needed=MIN_ROWS * stride)
     if not (np.abs(x) < _HUGE).all():

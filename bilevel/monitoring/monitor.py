@@ -119,7 +119,7 @@ class Monitor:
         end = math.ceil(self._steps / stride)
         begin = max(end - ROWS, math.ceil(self._steps / 4 / stride))
         record = self._records[level].cpu() * self._scale.to(self._records[level].dtype)
-        rows = record[torch.arange(begin, end) % ROWS]
+        rows = record[torch.arange(begin, end, device="cpu") % ROWS]
         return as_real(rows).flatten(1)
 
     def _empty(self) -> Tensor:
@@ -177,4 +177,5 @@ def _scale(player: list[nn.Parameter], sources: list[Source]) -> Tensor:
     """Factors that make the sum of squares over the sample estimate that over the player."""
     observed = sum(len(index) for _, index in sources)
     total = sum(parameter.numel() for parameter in player)
-    return torch.full((observed,), math.sqrt(total / observed), dtype=torch.float64)
+    scale = math.sqrt(total / observed)
+    return torch.full((observed,), scale, dtype=torch.float64, device="cpu")

@@ -92,6 +92,20 @@ def test_periods_short_and_long_are_found_whatever_the_length(period: float) -> 
     assert verdict.radius == pytest.approx(1, rel=0.01)
 
 
+def test_a_verdict_does_not_depend_on_the_default_device() -> None:
+    """As after ``torch.set_default_device("cuda")``."""
+    game = bilinear(Simultaneous(), 0.1)
+    with torch.device("meta"):
+        monitor = Monitor(game)
+    for _ in range(300):
+        game.step(None)
+        monitor.observe()
+    with torch.device("meta"):
+        verdict = monitor.verdict()
+    assert verdict == watched(bilinear(Simultaneous(), 0.1), 300).verdict()
+    assert verdict.kind != "undecided"
+
+
 def test_a_transient_does_not_decide() -> None:
     model = Still(3)
     monitor = monitor_of(model)
