@@ -163,17 +163,17 @@ def unravel(vector: Tensor, like: Value) -> Value:
         like: A tensor or a dict of tensors, of m elements.
 
     Returns:
-        The elements of ``vector`` in the shape of ``like``.
+        The elements of ``vector`` in the shapes and types of ``like``.
 
     Example:
         >>> unravel(torch.arange(3), {"weight": torch.ones(2, 1), "bias": torch.zeros(1)})
-        {'weight': tensor([[0],
-                [1]]), 'bias': tensor([2])}
+        {'weight': tensor([[0.],
+                [1.]]), 'bias': tensor([2.])}
     """
     pieces = iter(torch.split(vector, [as_real(leaf).numel() for leaf in leaves(like)]))
 
     def shaped(leaf: Tensor) -> Tensor:
-        piece = next(pieces).view_as(as_real(leaf))
+        piece = next(pieces).view_as(as_real(leaf)).to(as_real(leaf).dtype)
         return torch.view_as_complex(piece) if leaf.is_complex() else piece
 
     return tree_map(shaped, like)

@@ -1,11 +1,11 @@
-"""Values in whole: their norms, for every shape and kind of number."""
+"""Values in whole: their norms and their vector, for every shape and kind of number."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from bilevel.tree import norms
+from bilevel.tree import norms, ravel, unravel
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e3])  # their squares are no numbers of half precision
@@ -25,3 +25,12 @@ def test_norms_of_all_elements_and_of_each_sample(dtype: torch.dtype, scale: flo
     torch.testing.assert_close(apart.double(), flat.norm(dim=1).double(), rtol=rtol, atol=0)
     alone = {name: leaf[:1] for name, leaf in rounded.items()}
     torch.testing.assert_close(norms(alone, by_sample=True), apart[:1])
+
+
+def test_a_vector_is_unravelled_into_the_types_of_its_parts() -> None:
+    y = {
+        "a": torch.randn(2, 3, dtype=torch.bfloat16),
+        "b": torch.randn(4),
+        "c": torch.randn(2, dtype=torch.complex64),
+    }
+    torch.testing.assert_close(unravel(ravel(y).double(), like=y), y, rtol=0, atol=0)

@@ -126,7 +126,7 @@ class Implicit(Pullback):
             residual, norm = problem.evaluate(theta, lambda oracle: _residual(oracle, step, y))
 
         def product(w: Tensor) -> Tensor:
-            grads = _vjp(residual, leaves(y), _unravel(w, like=v))
+            grads = _vjp(residual, leaves(y), unravel(w, like=v))
             return self.damping * w - _vector(from_leaves(grads, like=y))
 
         b, kept = _vector(v), self._kept
@@ -139,7 +139,7 @@ class Implicit(Pullback):
         problem.record(gradient_norm=norm)
         self._check_system(problem, solution, b, symmetric=step is None)
         self._check_optimal(problem, step, residual, solution)
-        grads = _vjp(residual, list(theta.values()), _unravel(solution.value, like=v))
+        grads = _vjp(residual, list(theta.values()), unravel(solution.value, like=v))
         return dict(zip(theta, grads, strict=True))
 
     def _step(self, solver: Solver, follower: FollowerProblem) -> Update | None:
@@ -240,11 +240,6 @@ def _vector(y: Value) -> Tensor:
     """All elements, in float32 at least: half precision overflows, and torch.linalg refuses it."""
     vector = ravel(y)
     return vector.to(torch.promote_types(vector.dtype, torch.float32))
-
-
-def _unravel(w: Tensor, like: Value) -> Value:
-    """The inverse of :func:`_vector`."""
-    return tree_map(lambda part, leaf: part.to(leaf.dtype), unravel(w, like), like)
 
 
 def _eps(y: Value) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilevel import (
     BilevelError,
     FollowerProblem,
     HypergradientWarning,
     Iterative,
+    LeaderProblem,
     Parametric,
     Sampled,
     Solver,
@@ -106,6 +107,36 @@ def test_the_solver_answers_again_as_it_did() -> None:
         assert solver.update.training == mode
     assert slopes[0].any()
     torch.testing.assert_close(*slopes)
+
+
+def test_a_leader_of_parts_in_several_precisions() -> None:
+    class Half(LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Linear(2, 1).bfloat16()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def target(self, batch: Tensor) -> Tensor:
+            return self.network(batch).float().sum() * self.scale
+
+        def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+            return (y - 1).square().sum()
+
+    class Follow(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch: Tensor) -> Tensor:
+            return torch.zeros(3)
+
+        def objective(self, leader: Half, y: Tensor, batch: Tensor) -> Tensor:
+            return (y - leader.target(batch)).square().sum()
+
+    leader, batch = Half(), torch.ones(1, 2, dtype=torch.bfloat16)
+    solver = Iterative(Gradient(0.5), steps=1)
+    y = Sampled(0.1, samples=64).solve(solver, Follow(), leader, batch).value
+    leader.loss(y, batch).backward()
+    assert leader.scale.grad is not None
+    assert leader.scale.grad.any()
 
 
 def test_an_estimate_that_says_little() -> None:

@@ -58,6 +58,16 @@ def test_moves_a_tensor_as_it_moves_its_numbers():
     torch.testing.assert_close(moved[0], row(updater(y, gradient, None, None)[0]))
 
 
+def test_tensors_of_several_types_keep_them():
+    y, gradient = problem()
+    y["weight"], gradient["weight"] = y["weight"].bfloat16(), gradient["weight"].bfloat16()
+    moved, _ = MLP(M)(y, gradient, None, None)
+    assert {name: leaf.dtype for name, leaf in moved.items()} == {
+        "weight": torch.bfloat16,
+        "bias": torch.float32,
+    }
+
+
 def test_gradient_is_matched_by_name():
     y, gradient = problem()
     updater = MLP(M, gradient_skip=1.0)
