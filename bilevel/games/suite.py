@@ -161,6 +161,7 @@ class MatrixGame(Game):
 
     def onto(self, z: Tensor) -> Tensor:
         """The nearest mixed strategy (Duchi et al., 2008, Fig. 1)."""
+        z = z - z.amax(-1, keepdim=True)  # the same projection, without large sums
         ordered = z.sort(-1, descending=True).values
         excess = (ordered.cumsum(-1) - 1) / torch.arange(1, z.shape[-1] + 1, device=z.device)
         support = (ordered > excess).sum(-1, keepdim=True)

@@ -187,6 +187,12 @@ def test_the_projection_onto_the_simplex_is_the_nearest_point(numbers: list[floa
     torch.testing.assert_close(game.onto(torch.stack([z, z])), torch.stack([point, point]))
 
 
+def test_a_point_far_from_the_simplex_is_projected_too() -> None:
+    game = games.MatrixGame(torch.eye(3))
+    assert game.onto(torch.tensor([3e8, 1.0, 2.0])).tolist() == [1, 0, 0]
+    assert game.onto(torch.tensor([1e9, 1e9, 0.0])).tolist() == [0.5, 0.5, 0]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_games_at_once_are_the_games_one_by_one(kind: str, schedule: Schedule) -> None:
