@@ -134,18 +134,17 @@ class Oracle:
         self.record(objective, gradient)
         return objective, gradient
 
-    def record(self, objective: Tensor, gradient: Value, evaluations: int = 1) -> None:
-        """Adds evaluations to the statistics.
+    def record(self, objective: Tensor, gradient: Value) -> None:
+        """Adds an evaluation of the gradient to the statistics.
 
         Args:
-            objective: The objective at the first of the points, detached.
-            gradient: The gradient at the last of them.
-            evaluations: The number of points.
+            objective: The objective at the point, detached.
+            gradient: The gradient there.
         """
         if self._before is None:
             self._before = objective
         self._gradient = gradient
-        self.evaluations += evaluations
+        self.evaluations += 1
 
     def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
         """Takes steps of an update, each followed by the projection.
