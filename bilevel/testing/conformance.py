@@ -20,6 +20,16 @@ from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
 from bilevel.updates.base import Update
 
 
+@contextmanager
+def _as_assertion_errors() -> Iterator[None]:
+    """Raises the library's own errors as assertion errors."""
+    try:
+        yield
+    except BilevelError as error:
+        raise AssertionError(str(error)) from error
+
+
+@_as_assertion_errors()
 def check_follower(
     follower: FollowerProblem, leader: LeaderProblem, batch: Batch, *, tolerance: float = 1e-5
 ) -> None:
@@ -46,28 +56,22 @@ def check_follower(
         ...     def project(self, y, batch): return y.clamp(-1, 1)
         >>> check_follower(Box(), ZeroSum(torch.nn.Linear(3, 1), Box()), torch.randn(4, 3))
     """
-    with _as_assertion_errors(), frozen(leader):
-        _check_follower(follower, leader, batch, tolerance)
-
-
-def _check_follower(
-    follower: FollowerProblem, leader: LeaderProblem, batch: Batch, tolerance: float
-) -> None:
-    name = type(follower).__name__
-    oracle = Oracle(follower, leader, batch)
-    start = detach(oracle.init())
-    nearest = oracle.project(tree_map(Tensor.clone, start))  # it may work in place
-    _assert_close(nearest, start, tolerance, f"{name}.init gives a point that project moves")
-    far = tree_map(lambda leaf: leaf + torch.randn_like(leaf), start)
-    inside = oracle.project(far)
-    _assert_same_structure(inside, start, f"{name}.project")
-    nearest = oracle.project(tree_map(Tensor.clone, inside))
-    _assert_close(nearest, inside, tolerance, f"{name}.project moves what it has projected")
-    gradient = oracle.gradient(inside)
-    assert all(leaf.isfinite().all() for leaf in leaves(gradient)), (
-        f"{name}.objective has a gradient that is not finite at a point of Y"
-    )
-    _assert_samples_independent(follower, leader, inside, batch)
+    with frozen(leader):
+        name = type(follower).__name__
+        oracle = Oracle(follower, leader, batch)
+        start = detach(oracle.init())
+        nearest = oracle.project(tree_map(Tensor.clone, start))  # it may work in place
+        _assert_close(nearest, start, tolerance, f"{name}.init gives a point that project moves")
+        far = tree_map(lambda leaf: leaf + torch.randn_like(leaf), start)
+        inside = oracle.project(far)
+        _assert_same_structure(inside, start, f"{name}.project")
+        nearest = oracle.project(tree_map(Tensor.clone, inside))
+        _assert_close(nearest, inside, tolerance, f"{name}.project moves what it has projected")
+        gradient = oracle.gradient(inside)
+        assert all(leaf.isfinite().all() for leaf in leaves(gradient)), (
+            f"{name}.objective has a gradient that is not finite at a point of Y"
+        )
+        _assert_samples_independent(follower, leader, inside, batch)
 
 
 def check_update(
@@ -122,6 +126,8 @@ def check_update(
     )
 
 
+@_as_assertion_errors()
+@torch.random.fork_rng()
 def check_solver(
     solver: Solver,
     follower: FollowerProblem,
@@ -146,17 +152,6 @@ def check_solver(
     Raises:
         AssertionError: If a requirement is violated.
     """
-    with _as_assertion_errors(), torch.random.fork_rng():
-        _check_solver(solver, follower, leader, batch, tolerance)
-
-
-def _check_solver(
-    solver: Solver,
-    follower: FollowerProblem,
-    leader: LeaderProblem,
-    batch: Batch,
-    tolerance: float,
-) -> None:
     name = type(solver).__name__
     twin, unused = copy.deepcopy(solver), copy.deepcopy(solver)
     before = _state(leader)
@@ -182,15 +177,6 @@ def _check_solver(
     torch.manual_seed(0)
     loaded = detach(unused.solve(follower, leader, batch).value)
     _assert_close(loaded, later, 0.0, f"{name}'s state dict lacks something that its answer needs")
-
-
-@contextmanager
-def _as_assertion_errors() -> Iterator[None]:
-    """Raises the library's own errors as assertion errors."""
-    try:
-        yield
-    except BilevelError as error:
-        raise AssertionError(str(error)) from error
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
