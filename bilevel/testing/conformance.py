@@ -198,11 +198,14 @@ def _assert_samples_independent(
     gain = Oracle(follower, leader, batch).gain(point)
     if gain.dim() == 0:
         return
-    grads = torch.autograd.grad(gain[0], leaves(point), materialize_grads=True)
-    assert all(not grad[1:].any() for grad in grads), (
-        f"{type(follower).__name__}.objective of the first sample depends on another sample's y: "
-        "each sample's value must depend on its own y only"
-    )
+    for i in {0, len(gain) - 1}:  # a sample may depend on those before it, or after it
+        grads = torch.autograd.grad(
+            gain[i], leaves(point), retain_graph=True, materialize_grads=True
+        )
+        assert not any(grad[:i].any() or grad[i + 1 :].any() for grad in grads), (
+            f"{type(follower).__name__}.objective of sample {i} depends on another sample's y: "
+            "each sample's value must depend on its own y only"
+        )
 
 
 def _assert_same_structure(value: Value, like: Value, name: str) -> None:

@@ -46,6 +46,7 @@ def total(y: Tensor) -> Tensor:
             r"Odd\.objective has a gradient that is not finite",
         ),
         ({"objective": lambda _, f, y, x: total(y).flip(0).cumsum(0)}, "depends on another sample"),
+        ({"objective": lambda _, f, y, x: total(y).cumsum(0)}, "depends on another sample"),
     ],
 )
 def test_a_follower(methods: dict[str, Any], message: str | None) -> None:
