@@ -47,28 +47,9 @@ def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
     elif compiling:  # traced once, in the mode that it is called in
         output = checkpoint(layers, input, use_reentrant=False)
     else:
-        state = ModuleState(layers)
-        contexts = lambda: (nullcontext(), _Restored(state))  # noqa: E731
-        output = checkpoint(layers, input, use_reentrant=False, context_fn=contexts)
+        contexts = nullcontext(), ModuleState(layers)
+        output = checkpoint(layers, input, use_reentrant=False, context_fn=lambda: contexts)
     return output
-
-
-class _Restored:
-    """Within the block the layers have this state, and write into copies of its buffers.
-
-    A class, since a second derivative enters the same object again.
-    """
-
-    def __init__(self, state: ModuleState) -> None:
-        self.state = state
-
-    def __enter__(self) -> None:
-        self.now = ModuleState(self.state.module)
-        self.state.restore()
-        self.state.use_buffer_copies()
-
-    def __exit__(self, *_: object) -> None:
-        self.now.restore()
 
 
 def recomputed(steps: Steps, modules: Sequence[nn.Module], y: Value, state: State) -> Any:

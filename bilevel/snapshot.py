@@ -7,7 +7,7 @@ running statistics have moved on, and other random numbers have been drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 class ModuleState:
     """A module's training flags, the ``requires_grad`` of its parameters, and its buffers.
+
+    Within ``with state:``, which may be entered again, the module is in this state and writes into
+    copies of these buffers.
 
     Args:
         module: The module.
@@ -55,6 +58,16 @@ class ModuleState:
         for buffers, name, copy in self._buffer_copies():
             buffers[name] = copy
 
+    def __enter__(self) -> None:
+        """Puts the module into this state, with copies of the buffers."""
+        self._before = ModuleState(self.module)
+        self.restore()
+        self.use_buffer_copies()
+
+    def __exit__(self, *_: object) -> None:
+        """Puts the module back into the state before the block."""
+        self._before.restore()
+
     def _buffer_copies(self) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:
         return [(buffers, name, buffer.clone()) for buffers, name, buffer in self.buffers]
 
@@ -81,17 +94,10 @@ class Snapshot:
         Yields:
             Nothing.
         """
-        before = [ModuleState(state.module) for state in self.states]
-        try:
+        with ExitStack() as stack:
             for state in self.states:
-                state.restore()
-                state.use_buffer_copies()
-            with torch.random.fork_rng(self.devices, device_type=self.device_type):
-                torch.set_rng_state(self.rng_state)
-                set_device_states(
-                    self.devices, self.device_rng_states, device_type=self.device_type
-                )
-                yield
-        finally:
-            for state in before:
-                state.restore()
+                stack.enter_context(state)
+            stack.enter_context(torch.random.fork_rng(self.devices, device_type=self.device_type))
+            torch.set_rng_state(self.rng_state)
+            set_device_states(self.devices, self.device_rng_states, device_type=self.device_type)
+            yield
