@@ -154,6 +154,8 @@ class Game(FollowerProblem):
             return None
         jacobian, size = self.jacobian(), len(self.equilibrium[0])
         scale = float(torch.linalg.matrix_norm(jacobian, 2))
+        if scale == 0:  # no step is in proportion to it
+            return None
         return rates.best_step(lambda lr: rates.factor(schedule, jacobian, size, lr), scale)
 
     @property

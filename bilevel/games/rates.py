@@ -120,7 +120,7 @@ def best_step(predicted: Callable[[float], float], scale: float) -> float | None
     at = min(range(len(values)), key=values.__getitem__)
     low, high = float(grid[max(at - 1, 0)]), float(grid[min(at + 1, len(grid) - 1)])
     best = _golden_section(predicted, low, high)
-    return round(best, 9) if predicted(best) < 1 - 1e-12 else None
+    return float(f"{best:.9g}") if predicted(best) < 1 - 1e-12 else None
 
 
 def _transition(schedule: Schedule, move: Tensor, leader_size: int) -> tuple[Tensor, int]:

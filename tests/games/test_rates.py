@@ -113,6 +113,11 @@ def test_best_steps_and_where_the_optimistic_step_diverges() -> None:
     assert radii(game, Optimistic(), edge + 0.01, 2000)[-1] > 1e6
 
 
+def test_the_best_step_of_a_steep_game_and_of_a_flat_one() -> None:
+    assert games.bilinear(1e10).best_step(Optimistic()) == pytest.approx(0.5e-10, rel=1e-6)
+    assert games.bilinear(0.0).best_step(Optimistic()) is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_best_extragradient_step_of_many_planes(dtype: torch.dtype) -> None:
     """1 − s² + s⁴ is the same at both ends of the spectrum where η² (σ₁² + σ₂²) = 1."""
