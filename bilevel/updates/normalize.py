@@ -101,11 +101,13 @@ def unit_rms(gradient: Value) -> Value:
 
 
 def _norm(gradient: Value, order: float, over: Over) -> Tensor:
-    """The p-norm, in a shape that broadcasts against the gradient."""
-    norm: Tensor
+    """The p-norm, in a shape that broadcasts against the gradient, and in float32 at least."""
     if isinstance(gradient, dict):
-        norm = vector_norm(torch.stack([vector_norm(g, order) for g in leaves(gradient)]), order)
-    elif over == "batch":
+        norms = torch.stack([vector_norm(_single(g), order) for g in leaves(gradient)])
+        norm: Tensor = vector_norm(norms, order)
+        return norm
+    gradient = _single(gradient)
+    if over == "batch":
         norm = vector_norm(gradient, order)
     elif gradient.dim() > 1:
         norm = vector_norm(gradient, order, tuple(range(1, gradient.dim())), keepdim=True)
@@ -117,4 +119,9 @@ def _norm(gradient: Value, order: float, over: Over) -> Tensor:
 def _divide(gradient: Value, norm: Tensor) -> Value:
     # Not norm + floor or max(norm, floor): the derivative at zero, 1 / floor, would soon give NaN.
     safe = torch.where(norm == 0, 1, norm)
-    return tree_map(lambda leaf: leaf / safe, gradient)
+    return tree_map(lambda leaf: (_single(leaf) / safe).to(leaf.dtype), gradient)
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """In float32 at least: the 1-norm of a large image overflows half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

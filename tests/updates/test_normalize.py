@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bilevel.errors import BilevelError
+from bilevel.tree import leaves
 from bilevel.updates import max_abs, unit_norm
 from bilevel.updates.normalize import unit_rms
 
@@ -86,6 +87,14 @@ def test_smallest_numbers_are_normalized(dtype):
 def test_largest_numbers_do_not_overflow():
     largest = torch.finfo(torch.float32).max
     assert unit_norm(torch.tensor([[largest, -largest]]), 1).tolist() == [[0.5, -0.5]]
+
+
+@pytest.mark.parametrize("wrap", [lambda g: g, lambda g: {"y": g}], ids=["tensor", "dict"])
+def test_the_1_norm_of_a_large_image_does_not_overflow_half_precision(wrap):
+    ones = torch.ones(1, 3, 224, 224, dtype=torch.float16)
+    (result,) = leaves(unit_norm(wrap(ones), 1))
+    assert result.dtype == torch.float16
+    assert result.sum(dtype=torch.float32).item() == pytest.approx(1, rel=0.01)
 
 
 @each_normalizer
