@@ -38,16 +38,16 @@ class Optimizer(Protocol):
         """
 
 
-def trainable_parameters(*players: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(player: nn.Module) -> list[nn.Parameter]:
     """The parameters that require gradients.
 
     Args:
-        *players: The modules.
+        player: The module.
 
     Returns:
-        Their parameters, one player's after the other's.
+        The parameters.
     """
-    return [p for player in players for p in player.parameters() if p.requires_grad]
+    return [parameter for parameter in player.parameters() if parameter.requires_grad]
 
 
 def zero_grad(player: nn.Module) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Game(FollowerProblem):
         coefficients: Further arguments of :meth:`value`, batched when games are stacked.
     """
 
-    sense: Literal["min", "max"] = "max"
+    sense = "max"
 
     def __init__(self, equilibrium: tuple[Tensor, Tensor], *coefficients: Tensor) -> None:
         self.equilibrium = equilibrium

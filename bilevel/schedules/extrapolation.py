@@ -215,5 +215,5 @@ def _begin(game: Bilevel, batch: Batch) -> None:
 
 def _of_same(kept: Parameters, players: Parameters) -> bool:
     """Whether the kept tensors belong to these players: none was frozen or unfrozen since."""
-    shapes = ({name: tensor.shape for name, tensor in own.items()} for own in (kept, players))
-    return next(shapes) == next(shapes)
+    shapes = {name: tensor.shape for name, tensor in kept.items()}
+    return shapes == {name: tensor.shape for name, tensor in players.items()}

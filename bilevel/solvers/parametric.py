@@ -60,8 +60,7 @@ class Parametric(Solver):
         self._project_with(lambda y: follower.project(y, batch))
 
     def _project_with(self, project: Callable[[Value], Value]) -> Value:
-        y: Value
-        y = self.y if isinstance(self.y, Tensor) else {**dict(self.y.named_parameters())}
+        y: Value = self.y if isinstance(self.y, Tensor) else dict(self.y.named_parameters())
         current = detach(y)
         projected = project(current)
         if projected is not current:
