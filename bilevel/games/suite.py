@@ -40,7 +40,7 @@ class Quadratic(Game):
     Args:
         matrix: A, ``(n, m)``.
         mu: μ ≥ 0.
-        equilibrium: x* and y*; default the origin.
+        equilibrium: x* and y*, converted to the matrix's type; default the origin.
 
     Example:
         >>> Quadratic(torch.eye(2), mu=0.5).jacobian()[:, 0]
@@ -54,8 +54,8 @@ class Quadratic(Game):
         equilibrium: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         matrix = _floating(matrix)
-        center = equilibrium or Bilinear(matrix).equilibrium
-        super().__init__(center, matrix, matrix.new_tensor(mu), *center)
+        x, y = (z.to(matrix) for z in equilibrium or Bilinear(matrix).equilibrium)
+        super().__init__((x, y), matrix, matrix.new_tensor(mu), x, y)
 
     def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
         """The quadratic form at the distances from the equilibrium."""

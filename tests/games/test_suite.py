@@ -187,6 +187,11 @@ def test_the_projection_onto_the_simplex_is_the_nearest_point(numbers: list[floa
     torch.testing.assert_close(game.onto(torch.stack([z, z])), torch.stack([point, point]))
 
 
+def test_an_equilibrium_of_whole_numbers() -> None:
+    game = games.Quadratic(torch.eye(2).double(), 0.5, (torch.tensor([1, 2]), torch.tensor([0, 0])))
+    assert games.begin(game, 0.0, 0.0, lr=0.5).step(None)["loss"] == 0.5 / 2 * 5
+
+
 def test_a_point_far_from_the_simplex_is_projected_too() -> None:
     game = games.MatrixGame(torch.eye(3))
     assert game.onto(torch.tensor([3e8, 1.0, 2.0])).tolist() == [1, 0, 0]
