@@ -210,7 +210,7 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:100]
+        reason = str(error).partition("\n")[0][:100]
         raise LostContactError(
             f"contact with another process was lost ({reason}): it has ended or cannot be reached; "
             "the same command with --resume goes on from the last checkpoint"

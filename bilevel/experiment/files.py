@@ -94,7 +94,5 @@ def writing(path: Path) -> Iterator[None]:
 
 def _not_written(path: Path, error: Exception) -> str:
     kept = "; the older file there is kept" if path.is_file() else ""
-    return (
-        f"cannot write {path} ({str(error).splitlines()[0]}){kept}: free some space, or write "
-        "to another folder"
-    )
+    reason = str(error).partition("\n")[0]
+    return f"cannot write {path} ({reason}){kept}: free some space, or write to another folder"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bilevel import distributed
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, first_line
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise BilevelError(
-            f"device {name!r} is not available ({str(error).splitlines()[0]}): give --device auto"
+            f"device {name!r} is not available ({first_line(error)}): give --device auto"
         ) from error
     device = torch.device(name)
     if device.type == "cuda" and distributed.world_size() > 1:

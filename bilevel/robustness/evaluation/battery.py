@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, distributed, frozen
+from bilevel.arguments import count
 from bilevel.experiment import checkpoint
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.attack import Attack
@@ -75,6 +76,9 @@ class Battery:
         report: Called with the attack's name, the cost so far and the expected total cost, in
             forward passes of an image.
 
+    Raises:
+        BilevelError: If ``seed`` or ``batch_size`` is out of its range.
+
     Example:
         >>> from bilevel import pgm
         >>> from bilevel.robustness import Linf, SolverAttack
@@ -98,8 +102,8 @@ class Battery:
     ) -> None:
         self.attacks = attacks
         self.eps = eps
-        self.seed = seed
-        self.batch_size = batch_size
+        self.seed = count("seed", seed, least=0)
+        self.batch_size = count("batch_size", batch_size)
         self.path = None if path is None else Path(path)
         self.report = report
 

@@ -216,3 +216,10 @@ def test_an_error_of_the_report_is_no_problem_of_the_attack(
     assert [outcome.problem for outcome in resumed] == [""] * 3
     for one, other in zip(straight, resumed, strict=True):
         assert torch.equal(one.broken, other.broken)
+
+
+def test_its_numbers_are_checked_before_a_run() -> None:
+    with pytest.raises(BilevelError, match="seed is -1"):
+        Battery([Scripted("one", set())], eps=EPS, seed=-1)
+    with pytest.raises(BilevelError, match="batch_size is 0"):
+        Battery([Scripted("one", set())], eps=EPS, batch_size=0)
