@@ -19,8 +19,9 @@ from typing import Annotated
 
 import tyro
 
-from bilevel import BilevelError, ZeroSum
+from bilevel import ZeroSum
 from bilevel.alias import SCHEDULES, ScheduleName
+from bilevel.arguments import choices
 from bilevel.experiment import commandline
 from bilevel.robustness import Linf, check_method, make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
@@ -49,8 +50,7 @@ class Args(TrainingArguments):
 
 def main(args: Args) -> None:
     """Trains and attacks every method, then prints the table and writes the results."""
-    if not args.method:
-        raise BilevelError("no method is given: there is nothing to train; name one or several")
+    args.method = choices("method", args.method)
     for method in args.method:
         check_method(method)
     study = Study(args, args.method)

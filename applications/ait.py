@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bilevel import BilevelError, Detached
+from bilevel import Detached
+from bilevel.arguments import choices
 from bilevel.experiment import commandline
 from bilevel.problem import Sense
 from bilevel.robustness import InterpolatedLabels, Interpolation, check_method, make_game
@@ -51,8 +52,7 @@ class Args(TrainingArguments):
 
 def main(args: Args) -> None:
     """Trains and attacks every method, then prints the table and writes the results."""
-    if not args.method:
-        raise BilevelError("no method is given: there is nothing to train; name one or several")
+    args.method = choices("method", args.method)
     for name in args.method:
         check_method(SOLVERS.get(name, name))
     study = Study(args, args.method)

@@ -30,7 +30,7 @@ from gail_lib.video import check_rendering, record_gif
 from torch import Tensor
 
 from bilevel import BilevelError, experiment
-from bilevel.arguments import count, positive
+from bilevel.arguments import choices, count, positive
 from bilevel.experiment import ProgressBar, commandline
 from bilevel.experiment.tables import write_markdown
 from bilevel.experiment.weights import load_weights
@@ -150,8 +150,7 @@ def plan_runs(args: Args) -> list[Setting]:
 def check(args: Args, settings: Sequence[Setting]) -> None:
     """Checks the arguments, the environments and the memory before anything runs."""
     for name in ("env", "method"):
-        if not getattr(args, name):
-            raise BilevelError(f"no {name} is given: there is nothing to run; name one or several")
+        choices(name, getattr(args, name))
     check_numbers(args)
     if args.resume and not any((args.out / one.name).exists() for one in settings):
         raise BilevelError(f"there is no such run in {args.out} to resume: leave out --resume")

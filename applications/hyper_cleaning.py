@@ -28,8 +28,7 @@ from hyper_cleaning_lib.problem import SampleWeights, Training
 from hyper_cleaning_lib.trainer import WeightTrainer
 
 from bilevel import Bilevel, BilevelError, experiment
-from bilevel.arguments import count, positive
-from bilevel.errors import raise_unknown
+from bilevel.arguments import choices, count, positive
 from bilevel.experiment import commandline
 from bilevel.experiment.tables import Table, cell
 from bilevel.experiment.weights import save_weights
@@ -135,11 +134,7 @@ def check(args: Args) -> list[str]:
     Returns:
         The names of the adjoints.
     """
-    if not args.adjoint:
-        raise BilevelError("no adjoint is given: nothing is learned; name one or several, or all")
-    for name in args.adjoint:
-        if name not in (*NAMES, "all"):
-            raise_unknown("adjoint", name, (*NAMES, "all"))
+    names = choices("adjoint", args.adjoint, (*NAMES, "all"))
     for name in ("step", "lr"):
         positive(name, getattr(args, name))
     if not 0 <= args.decay < float("inf"):
@@ -153,7 +148,7 @@ def check(args: Args) -> list[str]:
             f"there is no checkpoint in {args.out}: leave out --resume, or name the folder of the "
             "stopped run with --out"
         )
-    return list(dict.fromkeys(ALL if "all" in args.adjoint else args.adjoint))
+    return list(ALL if "all" in names else names)
 
 
 def make_leader(args: Args, data: Corrupted) -> SampleWeights:

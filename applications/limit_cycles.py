@@ -11,7 +11,7 @@ the convergence factor per step with that of the linearised game.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,7 @@ from limit_cycles_lib.settings import (
 
 from bilevel import BilevelError, experiment
 from bilevel.alias import SCHEDULES
-from bilevel.arguments import count
-from bilevel.errors import raise_unknown
+from bilevel.arguments import choices, count
 from bilevel.experiment import ProgressBar, commandline
 from bilevel.experiment.tables import Table, write_markdown
 from bilevel.games import Game
@@ -71,8 +70,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Plays, then draws, prints the tables and writes the results."""
-    check_known("game", args.game, SETTINGS)
-    check_known("schedule", args.schedule, SCHEDULES)
+    args.game = choices("game", args.game, SETTINGS)
+    args.schedule = choices("schedule", args.schedule, SCHEDULES)
     device = experiment.pick_device(args.device)
     if args.resume and not list(args.out.glob("trajectories/*.pt")):
         raise BilevelError(
@@ -99,19 +98,10 @@ def main(args: Args) -> None:
     print(f"figures, tables and results are in {args.out}")
 
 
-def check_known(kind: str, names: Collection[str], known: Collection[str]) -> None:
-    """Checks that there are names, and that all are known."""
-    if not names:
-        raise BilevelError(f"no {kind} is given: there is nothing to play; name one or several")
-    for name in names:
-        if name not in known:
-            raise_unknown(kind, name, known)
-
-
 def select_settings(args: Args) -> list[Setting]:
     """The settings to play: all of each game, or its first with --step or --start."""
     settings = []
-    for name in dict.fromkeys(args.game):
+    for name in args.game:
         given = bool(args.step or args.start)
         for setting in SETTINGS[name][: 1 if given else None]:
             setting = shortened(setting) if args.smoke else setting
@@ -130,7 +120,7 @@ def play_all(
     """Plays every setting under every schedule, and saves each run when it is done."""
     with torch.device(device):
         on_device = {name: make_game(name, args.seed) for name in games}
-    settings, schedules = select_settings(args), list(dict.fromkeys(args.schedule))
+    settings, schedules = select_settings(args), args.schedule
     total = sum(setting.steps for setting in settings) * len(schedules)
     done = 0
     played: dict[Setting, list[Run]] = {}

@@ -26,7 +26,7 @@ from torch.func import functional_call, vmap
 
 import bilevel
 from bilevel import experiment
-from bilevel.arguments import count, one_of
+from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
 from bilevel.experiment.tables import Table, cell
 from bilevel.experiment.weights import load_weights, read_about, save_weights
@@ -96,10 +96,7 @@ class Args:
 def main(args: Args) -> None:
     """Learns with each method, prints the table and writes the results."""
     count("iterations", args.iterations)
-    if not args.method:
-        raise bilevel.BilevelError("no method is given: nothing is learned; name one or several")
-    for method in args.method:
-        one_of("method", method, METHODS)
+    args.method = choices("method", args.method, METHODS)
     args.iterations = 20 if args.smoke else args.iterations
     device = experiment.pick_device(args.device)
     records, rows = [], []

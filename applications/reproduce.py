@@ -27,7 +27,7 @@ from reproduce_lib.tables import Measured, tables
 from rich.console import Console
 
 from bilevel import experiment
-from bilevel.errors import raise_unknown
+from bilevel.arguments import choices
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import OtherRunError, check_settings
 from bilevel.experiment.tables import write_markdown
@@ -62,9 +62,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Trains, attacks, and prints the tables."""
-    for name in args.row:
-        if name not in ROWS:
-            raise_unknown("row", name, ROWS)
+    args.row = choices("row", args.row, ROWS)
     if args.smoke:
         args.row = ("pgm", "grad-l2l", "ait", "surrogate-fgsm")
     scale = SCALES[args.scale]

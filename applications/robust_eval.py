@@ -22,7 +22,7 @@ from rich.console import Console
 from robust_eval_lib.inputs import check_surrogates, images_of, load
 
 from bilevel import BilevelError, Solver, distributed, experiment, fgsm, pgm
-from bilevel.arguments import count
+from bilevel.arguments import choices, count
 from bilevel.experiment import checkpoint, commandline
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.tables import Table, cell
@@ -149,6 +149,7 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
 
 def check_attacks(args: Args) -> None:
     """Checks that there are such attacks, and that they use what is given for them."""
+    args.attack = choices("attack", args.attack)
     for name in args.attack:
         check_attack(name)
     asked = dict.fromkeys(args.alone, "is in --alone")

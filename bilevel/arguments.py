@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TypeVar
 
-from bilevel.errors import BilevelError, describe
+from bilevel.errors import BilevelError, describe, raise_unknown
 
 T = TypeVar("T")
 
@@ -74,9 +74,38 @@ def one_of(name: str, value: T, options: Collection[T]) -> T:
         BilevelError: If it is none of them.
     """
     if value not in options:
-        choices = ", ".join(map(repr, options))
-        raise BilevelError(f"{name} is {value!r}: there is no such option; give one of {choices}")
+        known = ", ".join(map(repr, options))
+        raise BilevelError(f"{name} is {value!r}: there is no such option; give one of {known}")
     return value
+
+
+def choices(
+    name: str, values: Iterable[str], known: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Checks that there is a choice at least, and that there are such options.
+
+    Args:
+        name: What is chosen.
+        values: The choices.
+        known: The options; None if they are checked elsewhere.
+
+    Returns:
+        The choices, each once.
+
+    Raises:
+        BilevelError: If there is none, or one is unknown; the message suggests the closest option.
+
+    Example:
+        >>> choices("method", ["pgm", "plain", "pgm"])
+        ('pgm', 'plain')
+    """
+    chosen = tuple(dict.fromkeys(values))
+    if not chosen:
+        raise BilevelError(f"no {name} is given: there is nothing to do; name one or several")
+    for one in chosen:
+        if known is not None and one not in known:
+            raise_unknown(name, one, known)
+    return chosen
 
 
 def instance_of(name: str, value: T, kind: type, remedy: str) -> T:

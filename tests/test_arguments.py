@@ -19,6 +19,7 @@ from bilevel import (
     Sampled,
     Unrolled,
 )
+from bilevel.arguments import choices
 from bilevel.updates import CNN, MLP, CoordinateRNN, Gradient
 
 COUNTS: list[Callable[[Any], Any]] = [
@@ -44,3 +45,11 @@ def test_a_number_of_things_is_a_whole_number(make: Callable[[Any], Any]) -> Non
             make(wrong)
     # What an array holds is one too, and is kept as a number of Python.
     assert repr(make(np.int64(8))) == repr(make(8))
+
+
+def test_choices_are_one_at_least_known_and_taken_once() -> None:
+    assert choices("method", ["b", "a", "b"]) == choices("method", ["b", "a"], "ab") == ("b", "a")
+    with pytest.raises(BilevelError, match="no method is given"):
+        choices("method", [])
+    with pytest.raises(BilevelError, match="there is no method 'pgn': did you mean pgm"):
+        choices("method", ["fgsm", "pgn"], ["fgsm", "pgm"])

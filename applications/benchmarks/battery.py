@@ -22,6 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from bilevel import experiment
+from bilevel.arguments import choices
 from bilevel.experiment import commandline
 from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
@@ -59,6 +60,7 @@ def main(args: Args) -> None:
     """Measures, prints the table and writes the results."""
     if args.smoke:
         args.test_size, args.attack = 16, ("fgsm", "pgm-20")
+    args.attack = choices("attack", args.attack)
     device = experiment.pick_device(args.device)
     target = load_trained(args.checkpoint)
     for network in (target.model, target.solver):

@@ -29,6 +29,7 @@ from timing import interleaved, spread
 
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.alias import ScheduleName
+from bilevel.arguments import choices
 from bilevel.experiment import commandline
 from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import Batch, computing
@@ -64,8 +65,7 @@ def main(args: Args) -> None:
     """Counts, measures, prints the table and writes the results."""
     if args.smoke:
         args.model, args.attacker_width, args.rounds = "wrn-10-1", 3, 2
-    if unknown := set(args.method) - set(METHODS):
-        raise BilevelError(f"method {unknown.pop()} is not timed: give {', '.join(METHODS)}")
+    args.method = choices("method", args.method, METHODS)
     device = experiment.pick_device(args.device)
     torch.manual_seed(args.seed)
     size = Size(args.model, args.attacker_width, args.batch_size, args.channels, args.image_size)

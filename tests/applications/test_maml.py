@@ -85,8 +85,8 @@ def test_a_learned_start_adapts_better_than_one_of_all_tasks(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--method reptile", "method is 'reptile': .*maml"),
-        ("--method", "no method is given: nothing is learned; name one"),
+        ("--method reptile", "no method 'reptile': .*maml"),
+        ("--method", "no method is given: there is nothing to do; name one"),
         ("--iterations 0", "iterations is 0"),
         ("--device gpu", "device 'gpu' is not available"),
         ("--iteration 3", "did you mean --iterations[?]"),

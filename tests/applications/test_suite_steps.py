@@ -120,7 +120,7 @@ def test_step_cost(suite: Suite, call: Callable[..., Ended], tmp_path: Path) -> 
     assert len(steps) == 4
     assert overhead["ratio_min"] <= overhead["ratio"] <= overhead["ratio_max"]
     ended = call(module, "--method", "pgn")
-    assert (ended.status, "method pgn is not timed: give plain" in ended.err) == (2, True)
+    assert (ended.status, "there is no method 'pgn': did you mean pgm" in ended.err) == (2, True)
 
 
 def test_step_cost_tells_what_failed_beside_what_it_timed(
