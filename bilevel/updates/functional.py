@@ -36,9 +36,9 @@ def sgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tens
 
 
 def adam(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
-    """A step of :class:`torch.optim.Adam`."""
+    """A step of :class:`torch.optim.Adam`, or ``AdamW``."""
     lr, (beta1, beta2) = settings["lr"], settings["betas"]
-    if settings.get("decoupled_weight_decay"):  # since torch 2.7
+    if settings["decoupled_weight_decay"]:
         y = y * (1 - lr * settings["weight_decay"])
     else:
         grad = _with_decay(y, grad, settings)
@@ -52,11 +52,6 @@ def adam(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Ten
         new_state["max_exp_avg_sq"] = square
     denominator = _root(square) / (1 - beta2**step) ** 0.5 + settings["eps"]
     return y - lr / (1 - beta1**step) * exp_avg / denominator, new_state
-
-
-def adamw(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
-    """A step of :class:`torch.optim.AdamW`."""
-    return adam(y, grad, state, {**settings, "decoupled_weight_decay": True})
 
 
 def adamax(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:

@@ -15,7 +15,7 @@ from bilevel.updates.base import State, Update, given
 STEPS: dict[type[torch.optim.Optimizer], functional.Step] = {
     torch.optim.SGD: functional.sgd,
     torch.optim.Adam: functional.adam,
-    torch.optim.AdamW: functional.adamw,
+    torch.optim.AdamW: functional.adam,
     torch.optim.Adamax: functional.adamax,
     torch.optim.RMSprop: functional.rmsprop,
     torch.optim.Adagrad: functional.adagrad,

@@ -25,8 +25,7 @@ def compile_network(network: nn.Module) -> None:
     # A network computes in training, in evaluation and with or without gradients of weights and of
     # images, each with the sizes of batches that occur, and a process may compile several networks:
     # more graphs than torch expects. Beyond the limit it would leave out compilation in silence.
-    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
-    setattr(dynamo, limit, max(256, getattr(dynamo, limit)))
+    dynamo.recompile_limit = max(256, dynamo.recompile_limit)
     # An answer's history serves one player's backward pass after the other's.
     functorch.donated_buffer = False
     # The backward graph with the forward one, where a failure can still be mended, not as late as
