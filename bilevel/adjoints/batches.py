@@ -40,5 +40,11 @@ def _members(part: object) -> Iterable[object]:
         return part.values()
     if isinstance(part, list | tuple):
         return part
-    slots = getattr(type(part), "__slots__", ())
+    slots = (name for kind in type(part).__mro__ for name in _slots(kind))
     return [*getattr(part, "__dict__", {}).values(), *(getattr(part, s, None) for s in slots)]
+
+
+def _slots(kind: type) -> Iterable[str]:
+    """Those of the class itself; a subclass does not repeat its parents'."""
+    names: str | Iterable[str] = vars(kind).get("__slots__", ())
+    return [names] if isinstance(names, str) else names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from bilevel import (
     Penalty,
     Unrolled,
 )
+from bilevel.adjoints.batches import tensors_in
 from bilevel.updates import CNN, Gradient
 from tests.problems import image_game
 from tests.valleys import (
@@ -216,7 +218,14 @@ class Slotted:
         self.b = b
 
 
-@pytest.mark.parametrize("wrap", [Record, Slotted, lambda b: UserDict(b=b), lambda b: [{"b": b}]])
+class Inheriting(Slotted):
+    __slots__ = "name"
+
+
+WRAPS = [Record, Slotted, Inheriting, lambda b: UserDict(b=b), lambda b: [{"b": b}]]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("adjoint", [Implicit(), Unrolled(recompute=True)], ids=repr)
 def test_a_gradient_through_any_batch_is_an_error(wrap, adjoint) -> None:
     def read(batch):
@@ -234,3 +243,11 @@ def test_a_gradient_through_any_batch_is_an_error(wrap, adjoint) -> None:
     batch = wrap(2 * leader.theta)
     with pytest.raises(BilevelError, match="batch"):
         hypergradient(adjoint, Iterative(Gradient(0.2), 40), Near(), leader, batch, torch.ones(3))
+
+
+def test_the_tensors_of_a_batch() -> None:
+    x = torch.ones(1)
+    batch = SimpleNamespace(x=x, again=[x], network=nn.Linear(1, 1))
+    batch.itself = batch
+    (found,) = tensors_in(batch)
+    assert found is x
