@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bilevel import BilevelError, distributed, experiment
-from bilevel.distributed import SyncBatchNorm
+from bilevel.distributed import SyncBatchNorm, collectives
 from bilevel.experiment import checkpoint
 from tests import jobs
 
@@ -213,6 +213,45 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
             experiment.pick_device(name)
     with pytest.raises(BilevelError, match=r"'cuda:1' is one GPU for 4 processes: .*--device cuda"):
         experiment.pick_device("cuda:1")
+
+
+def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    found = [distributed.local_gpu()]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    found += [distributed.local_gpu()]
+    assert found == current == [torch.device("cuda:0"), torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_one_process_of_each_machine_comes_first(
+    monkeypatch: pytest.MonkeyPatch, rank: str | None
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    done: list[str] = []
+    monkeypatch.setattr(collectives, "all_gather", lambda _: done.append("met"))
+    with distributed.main_first():
+        done.append("block")
+    assert done == (["met", "block"] if rank == "1" else ["block", "met"])
+
+
+@pytest.mark.parametrize(
+    ("count", "restarted"), [(None, False), ("", False), ("0", False), ("1", True), ("2", True)]
+)
+def test_a_job_is_restarted_from_its_second_attempt_on(
+    monkeypatch: pytest.MonkeyPatch, count: str | None, restarted: bool
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    if count is not None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    assert distributed.restarted() is restarted
 
 
 @pytest.mark.parametrize("lacking", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
