@@ -17,6 +17,7 @@ from bilevel import (
     Extragradient,
     FollowerProblem,
     Forward,
+    HypergradientWarning,
     Implicit,
     Iterative,
     LeaderProblem,
@@ -166,6 +167,36 @@ def test_answers_that_do_not_move_are_no_reason_for_nan(name: str) -> None:
 
 
 PULLBACKS = [a for a in ADJOINTS.values() if not isinstance(a, Unrolled)]
+
+
+def test_each_topic_is_warned_of_once() -> None:
+    adjoint, other = Detached(), Detached()
+
+    def warn() -> None:
+        adjoint.warn_once(False, "wrong: not yet")
+        adjoint.warn_once(torch.tensor(False), "wrong: not yet")
+        adjoint.warn_once(torch.ones((), device="meta"), "wrong: unread")
+        adjoint.warn_once(torch.tensor(True), "wrong: now")
+        adjoint.warn_once(True, "wrong: again")
+        adjoint.warn_once(True, "worse: now")
+        other.warn_once(True, "wrong: elsewhere")
+
+    with pytest.warns(HypergradientWarning) as caught:
+        warn()
+    told = ["wrong: now", "worse: now", "wrong: elsewhere"]
+    assert [str(warning.message) for warning in caught] == [f"Detached(): {line}" for line in told]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [("a", "a"), ("abcde", "a, b, c, d, e"), ("abcdefg", "a, b, c, d, e and 2 more")],
+)
+def test_five_parameters_that_are_ignored_are_named(names: str, told: str) -> None:
+    adjoint = Detached()
+    adjoint.warn_unused([])
+    with pytest.warns(HypergradientWarning, match=f"ignores the leader's {told}: nothing"):
+        adjoint.warn_unused([*names])
 
 
 @pytest.mark.parametrize("adjoint", PULLBACKS, ids=repr)
