@@ -34,8 +34,9 @@ def test_on_a_gpu_it_is_the_rise_above_what_was_there(monkeypatch: pytest.Monkey
 def test_the_profilers_library_is_silenced_and_no_file_left_open(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def lowest_free() -> int:
-        os.close(free := os.dup(2))
+    def lowest_free() -> tuple[int, int]:
+        for file in (free := os.pipe()):
+            os.close(file)
         return free
 
     free = lowest_free()
