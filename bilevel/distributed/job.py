@@ -157,8 +157,9 @@ def local_gpu() -> torch.device:
     """
     here, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if here > there:
+        gpus = "1 GPU" if there == 1 else f"{there} GPUs"
         raise BilevelError(
-            f"{here} processes share {there} GPUs: each needs one of its own; give torchrun "
+            f"{here} processes share {gpus}: each needs one of its own; give torchrun "
             f"--nproc-per-node {there}, or --device cpu"
         )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

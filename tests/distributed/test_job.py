@@ -203,16 +203,17 @@ def test_the_applications_of_many_processes() -> None:
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     for name in ("auto", "cuda"):
-        with pytest.raises(BilevelError, match=r"4 processes share 2 GPUs: .*--nproc-per-node 2"):
+        with pytest.raises(BilevelError, match=r"2 processes share 1 GPU: .*--nproc-per-node 1"):
             experiment.pick_device(name)
-    with pytest.raises(BilevelError, match=r"'cuda:1' is one GPU for 4 processes: .*--device cuda"):
+    with pytest.raises(BilevelError, match=r"'cuda:1' is one GPU for 2 processes: .*--device cuda"):
         experiment.pick_device("cuda:1")
+    assert experiment.pick_device("cpu") == torch.device("cpu")
 
 
 def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
