@@ -115,6 +115,15 @@ def test_the_gradient_evaluations_of_the_solve_are_counted(name: str) -> None:
 
 
 @pytest.mark.parametrize("adjoint", [Detached(), *ADJOINTS.values()], ids=repr)
+def test_no_pass_is_spent_on_the_objective_at_the_answer(adjoint: Adjoint) -> None:
+    """The leader's loss is evaluated there anyway."""
+    solver, batch = Iterative(Gradient(0.3), 30), torch.ones(3, dtype=F64)
+    stats = adjoint.solve(solver, Shrunk(), Decay(), batch).stats
+    assert "objective_before" in stats
+    assert "objective_after" not in stats
+
+
+@pytest.mark.parametrize("adjoint", [Detached(), *ADJOINTS.values()], ids=repr)
 def test_a_solver_is_asked_whether_it_is_made_for_the_problem(adjoint: Adjoint) -> None:
     class Picky(Iterative):
         def check(self, follower: FollowerProblem) -> None:
@@ -190,7 +199,7 @@ def test_each_topic_is_warned_of_once() -> None:
 
 @pytest.mark.parametrize(
     ("names", "told"),
-    [("a", "a"), ("abcde", "a, b, c, d, e"), ("abcdefg", "a, b, c, d, e and 2 more")],
+    [("a", "a"), ("abcde", "a, b, c, d, e"), ("abcdef", "a, b, c, d, e and 1 more")],
 )
 def test_five_parameters_that_are_ignored_are_named(names: str, told: str) -> None:
     adjoint = Detached()
