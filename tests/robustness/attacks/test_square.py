@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, Oracle, ZeroSum, testing
 from bilevel.robustness import Batch, Linf, Square, attack, batches
+from bilevel.robustness.attacks.square import _side
 from bilevel.robustness.threats.losses import Loss, cross_entropy, margin
 from tests.digits import EPS, trained
 from tests.problems import image_game
@@ -51,17 +52,24 @@ def test_stripes_come_first() -> None:
     assert (stripes[:, :, 0].mean(0).abs() < 0.1 * 4 / 500**0.5).all()  # either sign as often
 
 
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Sec. 3: p is halved at these iterations of 10,000, otherwise rescaled."""
+
+
+@pytest.mark.parametrize(("halved", "query"), list(enumerate(HALVINGS)))
+def test_of_10000_queries_p_is_halved_after_the_papers(halved: int, query: int) -> None:
+    found = [_side(1000, 1000, number / 10_000) for number in (query, query + 1)]
+    assert found == [round(1000 * math.sqrt(0.8 / 2 ** (halved + after))) for after in (0, 1)]
+
+
 @pytest.mark.parametrize("queries", [300, 1000])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 20)])
 def test_windows_are_squares_that_shrink_with_the_papers_p(
     queries: int, height: int, width: int
 ) -> None:
-    """Sec. 3: p is halved at these iterations of 10,000, otherwise rescaled."""
     changes = proposals(queries, (5, 2, height, width))[1:]
     for query, images in enumerate(changes, 2):
-        halvings = sum(
-            10_000 * query / queries > at for at in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-        )
+        halvings = sum(10_000 * query / queries > at for at in HALVINGS)
         expected = round(math.sqrt(0.8 / 2**halvings * height * width))
         side = max(1, min(expected, height, width))
         for image in images:
