@@ -153,6 +153,28 @@ print("done")
     assert run(script)[0] == "done"
 
 
+def test_a_random_search_does_not_wait(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import torch
+from bilevel import ZeroSum
+from bilevel.robustness import Batch, Linf, Square, build_model
+from bilevel.robustness.threats.losses import margin
+
+model = build_model("small-cnn", channels=1, classes=10).to("pretend").eval()
+batch = Batch(torch.rand(4, 1, 8, 8).to("pretend"), torch.arange(4).to("pretend"))
+follower = Linf(0.1, loss=margin)
+before = len(torch.pretend.waits), len(torch.pretend.uploads)
+Square(4).solve(follower, ZeroSum(model, follower), batch)
+found = torch.pretend.waits[before[0]:] + torch.pretend.uploads[before[1]:]
+assert found == [], found
+print("done")
+"""
+    )
+    assert run(script)[0] == "done"
+
+
 def test_a_graph_repeats_what_was_recorded(tmp_path: Path) -> None:
     """As CUDA's does: without Python, with the host's numbers of then, in the same memory."""
     script = tmp_path / "script.py"

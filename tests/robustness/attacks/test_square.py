@@ -201,6 +201,15 @@ def test_it_keeps_what_a_game_relies_on() -> None:
     testing.check_solver(Square(12), Linf(0.1, loss=margin), leader, batch)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_of_another_type(dtype: torch.dtype) -> None:
+    model, batch = LinearClassifier(torch.ones(1, 4, 4, dtype=dtype)), greys(20)
+    batch = Batch(batch.x.to(dtype), batch.y)
+    follower = Linf(0.1, loss=margin)
+    answer = Square(5).solve(follower, ZeroSum(model, follower), batch).value
+    assert answer.dtype == dtype
+
+
 def test_a_batch_without_images() -> None:
     leader, _, _ = image_game()
     nothing = Batch(torch.zeros(0, 1, 4, 4), torch.zeros(0).long())
