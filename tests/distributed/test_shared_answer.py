@@ -1,0 +1,166 @@
+"""A y that the batch shares: what one process makes of what another has found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bilevel import (
+    Adjoint,
+    Bilevel,
+    BilevelError,
+    Detached,
+    Implicit,
+    Iterative,
+    Parametric,
+    Solver,
+    Unrolled,
+    distributed,
+)
+from bilevel.problem import FollowerProblem
+from bilevel.shared_answer import check_same_problem
+from bilevel.updates import Gradient
+from tests.problems import Apart, BatchNormNet, Pulled
+
+Gather = Callable[[Tensor], list[Tensor]]
+REFUSED = "objective is a scalar, so that the batch shares one y, and the processes have samples"
+
+
+def check(
+    monkeypatch: pytest.MonkeyPatch,
+    gather: Gather,
+    y: Any,
+    follower: FollowerProblem | None = None,
+    solver: Solver | None = None,
+    adjoint: Adjoint | None = None,
+) -> None:
+    """Compares y with what ``gather`` makes of it, then its gradient likewise."""
+    leader, solver = Apart(), solver or Iterative(Gradient(0.25), steps=1)
+    own = list(solver.parameters())
+    game = Bilevel(
+        leader,
+        follower or Pulled(),
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.SGD(own, lr=0.1) if own else None,
+        adjoint=adjoint or Unrolled(),
+    )
+    monkeypatch.setattr(distributed, "all_gather", gather)
+    check_same_problem(game, y, torch.zeros(2))
+
+
+def test_gradients_are_compared_at_the_answer_of_the_first_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Tensor] = []
+
+    def gather(value: Tensor) -> list[Tensor]:
+        told.append(value)
+        return [torch.tensor([3.0, 1.0, 1.0]), value] if len(told) == 1 else [value, value]
+
+    with torch.no_grad():  # as in a solve that is only looked at
+        check(monkeypatch, gather, torch.zeros(3))
+    torch.testing.assert_close(told, [torch.zeros(3), torch.tensor([4.0, 0.0, 0.0])])
+
+
+@pytest.mark.parametrize(
+    ("size", "apart", "same"),
+    [(1.0, 0.9e-3, True), (1.0, 1.2e-3, False), (0.0, 0.9e-6, True), (0.0, 1.2e-6, False)],
+)
+def test_gradients_may_differ_by_rounding(
+    monkeypatch: pytest.MonkeyPatch, size: float, apart: float, same: bool
+) -> None:
+    """By a thousandth of the larger, or by a millionth."""
+    y = torch.ones(3) + torch.tensor([0.0, size / 2, 0.0])
+    found = iter([torch.zeros(3), torch.tensor([apart, 0.0, 0.0])])
+
+    def gather(value: Tensor) -> list[Tensor]:
+        other = value - next(found)
+        return [value, other, other]
+
+    if same:
+        check(monkeypatch, gather, y)
+    else:
+        with pytest.raises(BilevelError, match=f"Pulled.{REFUSED}"):
+            check(monkeypatch, gather, y)
+
+
+def test_answers_of_different_shapes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BilevelError, match=REFUSED):
+        check(monkeypatch, lambda value: [value, value[1:]], torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("solver", "adjoint", "told"),
+    [
+        (Parametric(torch.zeros(3)), Detached(), 0),
+        (Parametric(torch.zeros(3)), Implicit(), 2),
+        (Iterative(Gradient(0.25), steps=1), Detached(), 2),
+    ],
+)
+def test_a_trained_y_is_a_parameter(
+    monkeypatch: pytest.MonkeyPatch, solver: Solver, adjoint: Adjoint, told: int
+) -> None:
+    seen: list[Tensor] = []
+    gather = lambda value: seen.append(value) or [value, value]  # noqa: E731
+    check(monkeypatch, gather, torch.zeros(3), Pulled(), solver, adjoint)
+    assert len(seen) == told
+
+
+class Each(Pulled):
+    def objective(self, leader, y, batch):
+        return (y - leader.theta[:2]).square()
+
+
+@pytest.mark.parametrize(
+    ("follower", "y"), [(Each(), torch.zeros(2)), (Pulled(), torch.tensor([1, 2, 3]))]
+)
+def test_nothing_is_compared_where_there_is_no_shared_y_or_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, follower: FollowerProblem, y: Tensor
+) -> None:
+    check(monkeypatch, lambda _: pytest.fail("gathered"), y, follower)
+
+
+def test_an_objective_need_not_use_all_of_y(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(Pulled):
+        def objective(self, leader, y, batch):
+            return (y["used"] - leader.theta).square().sum()
+
+    y = {"unused": torch.zeros(2), "used": torch.zeros(3)}
+    check(monkeypatch, lambda value: [value, value], y, Half())
+    assert not any(leaf.requires_grad for leaf in y.values())
+
+
+def test_the_check_leaves_no_trace() -> None:
+    """Running statistics, dropout and random numbers are those of a game that is not checked."""
+
+    class Fitted(Pulled):
+        def init(self, batch):
+            return torch.zeros(6, 1, 4, 4)
+
+        def objective(self, leader, y, batch):
+            return (leader.net(batch + y) ** 2).mean()
+
+    class Net(Apart):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = BatchNormNet(dropout=0.5)
+
+        def loss(self, y, batch):
+            return (self.net(batch + y) ** 2).mean()
+
+    states = []
+    for pool in (None, distributed.Pool()):
+        torch.manual_seed(0)
+        leader = Net()
+        solver = Iterative(Gradient(0.1), steps=1, leader_mode="train")
+        optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+        game = Bilevel(leader, Fitted(), solver, leader_opt=optimizer, adjoint=Detached())
+        game.pool = pool
+        game.step(torch.rand(6, 1, 4, 4))
+        states.append({**leader.state_dict(), "random": torch.get_rng_state()})
+    torch.testing.assert_close(*states, rtol=0, atol=0)
