@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -77,6 +78,31 @@ def test_a_folder_is_read_without_a_bar_where_rich_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert len(load_images("folder", tree, seed=0).train) > 0
+
+
+class Terminal(io.StringIO):
+    """A screen."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_how_far_it_is(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While images are decoded; afterwards nothing of it is left on the screen."""
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "100")):
+        monkeypatch.setenv(name, value)
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    screens = Terminal(), io.StringIO()
+    for screen in screens:
+        monkeypatch.setattr(sys, "stderr", screen)
+        folder.find_trees(tree)["train"].read()
+        (tree / "train" / folder.CACHE_NAME).unlink()
+    shown, silent = (screen.getvalue() for screen in screens)
+    assert "Decoding 20 images" in shown
+    assert "100%" in shown
+    assert shown.endswith("\x1b[2K")
+    assert silent == ""
 
 
 def test_a_folder_with_test_images_keeps_them_whole(tree: Path) -> None:
