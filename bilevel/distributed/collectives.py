@@ -59,8 +59,7 @@ def gather_results(function: Callable[[], _T]) -> list[_T]:
     try:
         result, problem = function(), ""
     except Exception as error:
-        if world_size() > 1:
-            all_gather((None, f"{type(error).__name__}: {error}"))
+        all_gather((None, f"{type(error).__name__}: {error}"))
         raise
     results = all_gather((result, problem))
     for _, problem in results:
