@@ -229,6 +229,22 @@ def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPa
     assert found == current == [torch.device("cuda:0"), torch.device("cuda:1")]
 
 
+def test_the_value_of_the_first_process_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "all_gather", lambda own: ["first", own])
+    assert distributed.broadcast("second") == "first"
+
+
+def test_contact_that_is_lost_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(*_: object) -> None:
+        raise RuntimeError("Connection closed by peer\nat some line")
+
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    told = r"lost \(Connection closed by peer\): .* --resume goes on"
+    with pytest.raises(distributed.LostContactError, match=told):
+        distributed.all_gather("mine")
+
+
 @pytest.mark.parametrize("rank", [None, "0", "1"])
 def test_one_process_of_each_machine_comes_first(
     monkeypatch: pytest.MonkeyPatch, rank: str | None
