@@ -11,7 +11,7 @@ import torch
 
 from bilevel import Alternating, Monitor, games
 from bilevel.monitoring.dynamics import classify
-from bilevel.monitoring.modes import find_largest_rotation
+from bilevel.monitoring.modes import _subspace, find_largest_rotation
 
 RUNS = 20
 
@@ -136,8 +136,55 @@ def test_what_cannot_be_predicted_is_no_sum_of_rotations(
 def test_a_ripple_on_a_slow_motion_is_no_cycle() -> None:
     t = np.arange(1000)[:, None]
     slow = np.concatenate([np.cos(t / 300), np.sin(t / 250), np.exp(-t / 400)], axis=1)
-    assert find_largest_rotation(slow + 0.02 * np.cos(t * [1.3, 1.5, 1.7])) is None
-    assert find_largest_rotation(slow + 0.4 * np.cos(t * [1.3, 1.5, 1.7])) is not None
+    ripple = np.cos(t * [1.3, 1.5, 1.7])
+    assert find_largest_rotation(slow + 0.2 * ripple) is None  # 8.5 % of the motion's size
+    assert find_largest_rotation(slow + 0.25 * ripple) is not None  # 10.5 %
+
+
+def circles(radii: tuple[float, ...], omega: tuple[float, ...]) -> np.ndarray:
+    phases = np.arange(1000)[:, None] * np.array(omega)
+    return np.concatenate([radii * np.cos(phases), radii * np.sin(phases)], axis=1)
+
+
+@pytest.mark.parametrize(("size", "rows"), [(5, 100), (1, 20)])
+def test_beside_a_motion_that_grows(size: float, rows: float) -> None:
+    grown = size * np.exp((np.arange(1000)[:, None] - 1000) / rows)
+    x = np.concatenate([grown, circles((0.3, 0.2), (0.2, 0.31))], axis=1)
+    rotation = find_largest_rotation(x)
+    assert rotation.omega == pytest.approx(0.2)
+    assert rotation.radius == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("centre", [0, 100])
+def test_the_centre_lies_anywhere(centre: float) -> None:
+    x = centre + circles((0.3, 0.2), (0.2, 0.31))
+    rotation = find_largest_rotation(x + np.random.default_rng(0).normal(0, 0.02, size=x.shape))
+    assert rotation.omega == pytest.approx(0.2, rel=1e-4)
+    assert rotation.radius == pytest.approx(0.3, rel=0.02)
+
+
+def test_what_grows_without_turning_is_no_rotation() -> None:
+    rng, grown = np.random.default_rng(0), np.exp((np.arange(1000)[:, None] - 1000) / [100, 200])
+    for _ in range(RUNS):
+        assert find_largest_rotation(grown + rng.normal(0, 1e-3, size=(1000, 2))) is None
+
+
+def test_one_of_many_has_to_exceed_what_all_do_not_predict() -> None:
+    rng, x = np.random.default_rng(0), circles((1,) * 6, (0.11, 0.17, 0.23, 0.37, 0.53, 0.71))
+    assert find_largest_rotation(x + 0.1 * rng.normal(size=x.shape)) is not None
+    for _ in range(5):
+        assert find_largest_rotation(x + 0.2 * rng.normal(size=x.shape)) is None
+
+
+@pytest.mark.parametrize("rows", [8, 9])
+def test_the_principal_directions_of_all_windows(rows: int) -> None:
+    x = np.random.default_rng(0).normal(size=(rows, 2))
+    columns = (x - x.mean(0)).T
+    windows = np.concatenate([np.lib.stride_tricks.sliding_window_view(c, 4) for c in columns])
+    found = _subspace(x)
+    sizes = ((windows @ found) ** 2).sum(0)
+    np.testing.assert_allclose(sizes, np.linalg.svd(windows)[1] ** 2)
+    np.testing.assert_allclose(found.T @ found, np.eye(4), atol=1e-12)
 
 
 @pytest.mark.parametrize(("noise", "least", "most"), [(0.2, RUNS, RUNS), (0.5, 0, RUNS // 2)])
