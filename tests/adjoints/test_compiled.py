@@ -47,6 +47,20 @@ def test_compiled_steps_are_the_same(compiled, update) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_step_without_a_gradient(compiled) -> None:
+    class Halving(Update):
+        needs_gradient = False
+
+        def forward(self, y, gradient, context, state):
+            return y / 2, state
+
+    solver, batch = Iterative(Halving(), 2), torch.ones(1, 2, dtype=F64)
+    found, like = (a.solve(solver, Boxed(), Numbers(2), batch) for a in (compiled, Unrolled()))
+    assert torch.equal(found.value, like.value)
+    assert found.stats.keys() == like.stats.keys()
+
+
+@pytest.mark.filterwarnings("ignore")
 @torch._dynamo.config.patch(cache_size_limit=2)
 def test_more_settings_are_compiled_than_torch_keeps(compiled) -> None:
     batch = torch.ones(1, 2, dtype=F64)
