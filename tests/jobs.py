@@ -75,6 +75,7 @@ def launch(*command: object, processes: int = 2, timeout: float = 120) -> list[E
     shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "WORLD_SIZE": processes}
     shared |= {"TORCHELASTIC_USE_AGENT_STORE": True}
     shared |= {"LOCAL_WORLD_SIZE": processes, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
+    shared |= {"PYTHONUNBUFFERED": ""}  # what is not flushed at the end is lost
     started = [
         subprocess.Popen(
             [sys.executable, *map(str, command)],

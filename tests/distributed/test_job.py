@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bilevel import BilevelError, distributed, experiment
-from bilevel.distributed import SyncBatchNorm, collectives
+from bilevel.distributed import SyncBatchNorm, collectives, job
 from bilevel.experiment import checkpoint
 from tests import jobs
 
@@ -303,3 +303,21 @@ def test_alone_it_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         distributed.gather_results(lambda: 1 / 0)
     distributed.print_once("hello")
     assert capsys.readouterr().err == "hello\n"
+
+
+def test_a_line_is_printed_by_the_first_and_where_nobody_can_be_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    class Store:
+        def add(self, name: str, count: int) -> int:
+            if len(said) == 2:
+                raise RuntimeError("the process that serves the store is gone")
+            said.extend([name] * count)
+            return len(said)
+
+    monkeypatch.setattr(job, "_job", Store())
+    for line in ("first", "second", "third"):
+        distributed.print_once(line)
+    assert capsys.readouterr().err == "first\nthird\n"
