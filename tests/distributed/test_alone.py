@@ -1,0 +1,131 @@
+"""One process of a job, or the only one: seen from this one."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from bilevel import BilevelError, distributed, experiment
+from bilevel.distributed import collectives, job
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name in ("auto", "cuda"):
+        with pytest.raises(BilevelError, match=r"2 processes share 1 GPU: .*--nproc-per-node 1"):
+            experiment.pick_device(name)
+    with pytest.raises(BilevelError, match=r"'cuda:1' is one GPU for 2 processes: .*--device cuda"):
+        experiment.pick_device("cuda:1")
+    assert experiment.pick_device("cpu") == torch.device("cpu")
+
+
+def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    found = [distributed.local_gpu()]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    found += [distributed.local_gpu()]
+    assert found == current == [torch.device("cuda:0"), torch.device("cuda:1")]
+
+
+def test_the_value_of_the_first_process_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "all_gather", lambda own: ["first", own])
+    assert distributed.broadcast("second") == "first"
+
+
+def test_contact_that_is_lost_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(*_: object) -> None:
+        raise RuntimeError("Connection closed by peer\nat some line")
+
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    told = r"lost \(Connection closed by peer\): .* --resume goes on"
+    with pytest.raises(distributed.LostContactError, match=told):
+        distributed.all_gather("mine")
+
+
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_one_process_of_each_machine_comes_first(
+    monkeypatch: pytest.MonkeyPatch, rank: str | None
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    done: list[str] = []
+    monkeypatch.setattr(collectives, "all_gather", lambda _: done.append("met"))
+    with distributed.main_first():
+        done.append("block")
+    assert done == (["met", "block"] if rank == "1" else ["block", "met"])
+
+
+@pytest.mark.parametrize(
+    ("count", "restarted"), [(None, False), ("", False), ("0", False), ("1", True), ("2", True)]
+)
+def test_a_job_is_restarted_from_its_second_attempt_on(
+    monkeypatch: pytest.MonkeyPatch, count: str | None, restarted: bool
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    if count is not None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    assert distributed.restarted() is restarted
+
+
+@pytest.mark.parametrize("lacking", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_a_process_that_cannot_find_the_others(
+    monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    given = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    for lack in (lambda: monkeypatch.setenv(lacking, ""), lambda: monkeypatch.delenv(lacking)):
+        lack()
+        with pytest.raises(BilevelError, match=f"WORLD_SIZE is 2 without {lacking}: .* torchrun"):
+            distributed.join()
+
+
+@pytest.mark.parametrize("size", ["", "1"])
+def test_one_process_has_nobody_to_find(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    distributed.join()
+    assert distributed.Pool().share == 1
+
+
+def test_alone_it_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    out = sys.stdout
+    distributed.join()
+    assert sys.stdout is out
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert distributed.all_gather("me") == ["me"]
+    distributed.check_consistent({"seed": 0})
+    with pytest.raises(ZeroDivisionError):
+        distributed.gather_results(lambda: 1 / 0)
+    distributed.print_once("hello")
+    assert capsys.readouterr().err == "hello\n"
+
+
+def test_a_line_is_printed_by_the_first_and_where_nobody_can_be_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    class Store:
+        def add(self, name: str, count: int) -> int:
+            if len(said) == 2:
+                raise RuntimeError("the process that serves the store is gone")
+            said.extend([name] * count)
+            return len(said)
+
+    monkeypatch.setattr(job, "_job", Store())
+    for line in ("first", "second", "third"):
+        distributed.print_once(line)
+    assert capsys.readouterr().err == "first\nthird\n"
