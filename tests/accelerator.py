@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import runpy
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -283,6 +284,23 @@ def registered() -> Iterator[None]:
         ours.impl("_copy_from", copy, "PrivateUse1")
         others.fallback(library.fallthrough_kernel, "AutocastPrivateUse1")
         yield
+
+
+def run(script: Path | str, *arguments: object) -> tuple[str, dict[str, int]]:
+    """What a script prints on the device, and how often it waited at which line."""
+    command = [sys.executable, "tests/accelerator.py", script, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    *printed, waits = ended.stdout.splitlines()
+    return "\n".join(printed), json.loads(waits)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Captured steps, as far as a processor shows them; ``test_accelerator.py`` takes them."""
+"""Captured steps: what they refuse on a processor, and that they are the same steps on a device."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,10 @@ import torch
 
 from bilevel import BilevelError, distributed, games
 from bilevel.captured import CapturedStep
+from tests import accelerator
+from tests.accelerator import run
+
+has_device = pytest.mark.skipif(not accelerator.AVAILABLE, reason="torch before 2.10")
 
 
 def test_a_processor_has_no_cuda_graphs() -> None:
@@ -30,3 +35,158 @@ def test_tensors_in_other_objects_would_not_be_copied(monkeypatch: pytest.Monkey
     step = CapturedStep(games.begin(games.bilinear(), 1.0, 1.0, lr=0.1))
     with pytest.raises(BilevelError, match="the batch holds a SimpleNamespace"):
         step((torch.zeros(2), SimpleNamespace(x=torch.zeros(2))))
+
+
+GAMES = """
+import torch
+from torch import nn
+from bilevel import Bilevel, BilevelError, ZeroSum
+from bilevel.alias import SCHEDULES
+from bilevel.robustness import Attacker, Batch, Linf, make_solver
+from bilevel.captured import CapturedStep
+
+def build(schedule, method="two-step-l2l", fused=True):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten()
+    model, follower = nn.Sequential(*layers, nn.Linear(144, 10)), Linf(0.1, start=0.05)
+    attacker = Attacker("two-layer", width=4, gradient_skip=1.0)
+    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+    for network in (model, solver):
+        network.to("pretend")
+    leader, phi = ZeroSum(model, follower), list(solver.parameters())
+    # Rates that float32 holds exactly, as which the graph reads them.
+    alpha = torch.optim.SGD(leader.parameters(), lr=2**-4, momentum=0.9, fused=fused)
+    beta = torch.optim.Adam(phi, lr=2**-7, fused=fused) if phi else None
+    schedule = SCHEDULES[schedule]()
+    return Bilevel(leader, follower, solver, leader_opt=alpha, solver_opt=beta, schedule=schedule)
+
+def train(game, step):
+    torch.manual_seed(1)
+    metrics = []
+    for k in range(14):
+        game.leader_opt.param_groups[0]["lr"] = 2.0 ** -(4 + k % 3)
+        size = 3 if k in (3, 10) else 4
+        x, y = torch.rand(size, 1, 8, 8), torch.randint(10, (size,))
+        metrics.append(step(Batch(x.to("pretend"), y.to("pretend"))))
+    return [{name: value.item() for name, value in of_step.items()} for of_step in metrics]
+"""
+"""Games with everything that a graph might forget, and their training."""
+
+
+@has_device
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating", "extragradient"])
+def test_captured_steps_are_the_same_steps(schedule: str, tmp_path: Path) -> None:
+    """Bit for bit, with random starts, dropout, running statistics and rates that change."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+{GAMES}
+for method in ("pgm", "two-step-l2l"):
+    plain, captured = build({schedule!r}, method), build({schedule!r}, method)
+    step = CapturedStep(captured)
+    assert train(plain, plain.step) == train(captured, step)
+    assert len(step._batch.x) == 4
+    leaves = torch.utils._pytree.tree_leaves
+    for a, b in zip(leaves(plain.state_dict()), leaves(captured.state_dict()), strict=True):
+        assert torch.equal(a.cpu(), b.cpu()) if isinstance(a, torch.Tensor) else a == b
+    waited = len(torch.pretend.waits), len(torch.pretend.uploads)
+    step(step._batch)
+    assert (len(torch.pretend.waits), len(torch.pretend.uploads)) == waited
+print("done")
+"""
+    )
+    assert run(script)[0] == "done"
+
+
+@has_device
+def test_a_step_that_a_graph_would_not_repeat_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+{GAMES}
+for game in (
+    build("lookahead"),
+    build("optimistic"),
+    build("simultaneous", fused=False),
+    build("simultaneous", "pgm", fused=False),
+):
+    try:
+        train(game, CapturedStep(game))
+    except BilevelError as error:
+        print(error)
+"""
+    )
+    lookahead, optimistic, adam, sgd = run(script)[0].splitlines()
+    assert "under Lookahead(inner=Simultaneous()) changes the state ['schedule']['" in lookahead
+    assert "under Optimistic() changes the state ['schedule']['last']" in optimistic
+    assert "changes the state ['solver_opt']['state'][0]['step'] on the host" in adam
+    assert "cannot be captured in a CUDA graph (_local_scalar_dense: operation not" in sgd
+
+
+@has_device
+def test_captured_steps_of_an_unrolled_solve(tmp_path: Path) -> None:
+    """A number of the host in a batch is not taken for that of another batch."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import torch
+from bilevel import Bilevel, FollowerProblem, Iterative, LeaderProblem, Unrolled
+from bilevel.captured import CapturedStep
+from bilevel.updates import Gradient
+
+class Weights(LeaderProblem):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(3))
+
+    def loss(self, y, batch):
+        return y.square().mean() * batch["weight"]
+
+class Nearest(FollowerProblem):
+    sense = "min"
+
+    def init(self, batch):
+        return torch.zeros_like(batch["x"])
+
+    def objective(self, leader, y, batch):
+        return (y - leader.w * batch["x"]).square().sum(1)
+
+def train(captured):
+    leader = Weights().to("pretend")
+    optimizer = torch.optim.Adam(leader.parameters(), lr=2**-4, fused=True)
+    solver = Iterative(Gradient(0.1), 4)
+    game = Bilevel(leader, Nearest(), solver, leader_opt=optimizer, adjoint=Unrolled())
+    step = CapturedStep(game) if captured else game.step
+    torch.manual_seed(0)
+    losses = []
+    for k in range(10):
+        batch = {"x": torch.rand(4, 3, device="pretend"), "weight": 2.0 if k == 7 else 1.0}
+        losses.append(step(batch)["loss"].item())
+    return losses, leader.w.tolist(), game.steps
+
+assert train(captured=True) == train(captured=False)
+print("done")
+"""
+    )
+    assert run(script)[0] == "done"
+
+
+@has_device
+def test_captured_steps_are_timed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import sys
+import torch
+
+sys.path.insert(0, "applications/benchmarks")
+from suite.measuring import measure
+from suite.steps import Case, Size
+
+cases = [Case("grad-l2l", graphs=graphs) for graphs in (True, False)]
+device = torch.device("pretend")
+records = measure(Size("wrn-10-1", 4, 4), cases, device, 2, lambda _: None)
+print(*("failed" in record for record in records))
+"""
+    )
+    assert run(script)[0] == "False False"

@@ -127,3 +127,26 @@ def error(slope: Tensor, expected: Tensor) -> float:
 def pulled_back(batch: Valley, v: Tensor) -> Tensor:
     """(dy*/dθ)ᵀ v of :class:`Quadratic`."""
     return batch.b.T @ torch.linalg.solve(batch.h, v)
+
+
+class Shrunk(FollowerProblem):
+    """min over y of ½‖y − a‖² + ½ e^θ ‖y‖², at y* = a / (1 + e^θ)."""
+
+    sense = "min"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros_like(batch)
+
+    def objective(self, leader: Decay, y: Tensor, batch: Tensor) -> Tensor:
+        return ((y - batch).square().sum() + leader.theta.exp() * y.square().sum()) / 2
+
+
+class Decay(LeaderProblem):
+    """Wants ‖y − a/3‖² small: at e^θ = 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros((), dtype=F64))
+
+    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+        return (y - batch / 3).square().sum()

@@ -1,8 +1,6 @@
-"""Every adjoint in a game: a hyperparameter learned to its optimum, and runs that resume."""
+"""Every adjoint in a game: a hyperparameter learned to its optimum, warnings, refusals."""
 
 from __future__ import annotations
-
-import io
 
 import pytest
 import torch
@@ -20,20 +18,16 @@ from bilevel import (
     HypergradientWarning,
     Implicit,
     Iterative,
-    LeaderProblem,
     Lookahead,
     MetricLog,
-    Parametric,
     Penalty,
     Sampled,
     Schedule,
     Simultaneous,
     Unrolled,
-    ZeroSum,
 )
-from bilevel.updates import CNN, Gradient, Optimizer
-from tests.problems import image_game
-from tests.valleys import F64
+from bilevel.updates import Gradient
+from tests.valleys import F64, Decay, Shrunk
 
 ADJOINTS: dict[str, Adjoint] = {
     "unrolled": Unrolled(),
@@ -45,29 +39,6 @@ ADJOINTS: dict[str, Adjoint] = {
     "forward": Forward(),
     "sampled": Sampled(0.1, samples=16),
 }
-
-
-class Shrunk(FollowerProblem):
-    """min over y of ½‖y − a‖² + ½ e^θ ‖y‖², at y* = a / (1 + e^θ)."""
-
-    sense = "min"
-
-    def init(self, batch: Tensor) -> Tensor:
-        return torch.zeros_like(batch)
-
-    def objective(self, leader: Decay, y: Tensor, batch: Tensor) -> Tensor:
-        return ((y - batch).square().sum() + leader.theta.exp() * y.square().sum()) / 2
-
-
-class Decay(LeaderProblem):
-    """Wants ‖y − a/3‖² small: at e^θ = 2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.zeros((), dtype=F64))
-
-    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
-        return (y - batch / 3).square().sum()
 
 
 CASES = [
@@ -286,87 +257,3 @@ def test_a_leader_whose_parameters_are_lent(adjoint: Adjoint) -> None:
     slopes = torch.autograd.grad(lent.sum(), [theta, own], allow_unused=True)
     assert slopes[1] is None
     torch.testing.assert_close(slopes[0], expected)
-
-
-@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating(5)], ids=repr)
-def test_a_follower_trained_beside_its_leader(schedule: Schedule) -> None:
-    leader, batch = Decay(), torch.tensor([1.0, -2.0, 0.5], dtype=F64)
-    solver = Parametric(batch / 2)
-    game = Bilevel(
-        leader,
-        Shrunk(),
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.2),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.3),
-        adjoint=Implicit(tolerance=1e-10),
-        schedule=schedule,
-    )
-    game.adjoint.warn_once = lambda *_: None  # the follower lags behind, by design
-    for _ in range(150):
-        game.step(batch)
-    assert leader.theta.exp().item() == pytest.approx(2, rel=1e-4)
-    torch.testing.assert_close(solver.y.detach(), batch / 3, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("adjoint", [Detached(), Unrolled(), Implicit(max_steps=1)], ids=repr)
-def test_both_players_move_along_their_own_gradients(adjoint: Adjoint) -> None:
-    """Not zero-sum, with a learned follower: θ's gradient has no part of φ's, nor φ's of θ's."""
-
-    class Other(ZeroSum):
-        def loss(self, y, batch):
-            return (self.model(batch.x + y) ** 2).mean()
-
-    leader, follower, batch = image_game(dtype=F64)
-    leader = Other(leader.model.eval(), follower).eval()
-    solver = Iterative(CNN(1, 0.1, width=4, form="two-layer").double(), 1)
-    adjoint.warn_once = lambda *_: None
-    solution = adjoint.solve(solver, follower, leader, batch)
-    theta, phi = list(leader.parameters()), list(solver.parameters())
-    expected = [
-        *torch.autograd.grad(leader.loss(solution.value, batch), theta, retain_graph=True),
-        *torch.autograd.grad(
-            -follower.gain(leader, solution.value, batch).mean(), phi, allow_unused=True
-        ),
-    ]
-    before = [p.detach().clone() for p in (*theta, *phi)]
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=torch.optim.SGD(theta, lr=1.0),
-        solver_opt=torch.optim.SGD(phi, lr=1.0),
-        adjoint=adjoint,
-    )
-    game.zero_sum = False
-    game.step(batch)
-    for p, old, slope in zip((*theta, *phi), before, expected, strict=True):
-        torch.testing.assert_close(old - p, torch.zeros_like(p) if slope is None else slope)
-
-
-def test_a_run_resumed_equals_the_run_never_stopped() -> None:
-    batches = [torch.randn(3, dtype=F64) for _ in range(6)]
-
-    def fresh() -> Bilevel:
-        leader = Decay()
-        return Bilevel(
-            leader,
-            Shrunk(),
-            Iterative(Optimizer(torch.optim.Adam, lr=0.1), 200, warm_start=True),
-            leader_opt=torch.optim.Adam(leader.parameters(), lr=0.05),
-            adjoint=Implicit(max_steps=2, tolerance=1e-12, warm_start=True),
-        )
-
-    straight, stopped, resumed = fresh(), fresh(), fresh()
-    for game in (straight, stopped, resumed):
-        game.adjoint.warn_once = lambda *_: None
-    for batch in batches[:3]:
-        straight.step(batch)
-        stopped.step(batch)
-    file = io.BytesIO()
-    torch.save(stopped.state_dict(), file)
-    file.seek(0)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    for batch in batches[3:]:
-        a, b = straight.step(batch), resumed.step(batch)
-        assert all(torch.equal(a[name], b[name]) for name in a)
-    assert torch.equal(straight.leader.theta, resumed.leader.theta)
