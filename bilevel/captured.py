@@ -19,6 +19,9 @@ from bilevel.problem import Batch
 WARM_UP = 3
 """Steps of one size before it is captured: they compile, search algorithms and allocate."""
 
+VARIABLE = ("params", "lr")
+"""What an optimizer's kernels read from the device."""
+
 
 def check_cuda_graphs(device: torch.device) -> None:
     """Checks that steps can be captured.
@@ -47,7 +50,8 @@ class CapturedStep:
     would wait for Python, as in unrolled solves of small problems. It repeats them at the same
     addresses: a batch is copied to where the captured one was, and learning rates are read from the
     device. A batch of other shapes, such as an epoch's last one, or with another number or string
-    in it, is computed as usual. The graph keeps the memory of a step.
+    in it, is computed as usual, and so is a step with another momentum, with networks in another
+    mode, or with other parameters frozen. The graph keeps the memory of a step.
 
     Args:
         game: The game, on a GPU, trained by optimizers that can be captured, such as the fused ones
@@ -88,7 +92,7 @@ class CapturedStep:
         Raises:
             BilevelError: If a step of this game cannot be captured.
         """
-        kind = _kind(batch)
+        kind = _kind(batch), self._settings(), self._flags()
         if self._graph is None:
             self._taken = self._taken + 1 if kind == self._kind else 1
             self._kind = kind
@@ -156,6 +160,19 @@ class CapturedStep:
             ) from error
         self.game.steps = steps
         return graph
+
+    def _settings(self) -> list[dict[str, Any]]:
+        """What the optimizers' kernels hold as numbers of the host."""
+        return [
+            {name: self._place(value) for name, value in group.items() if name not in VARIABLE}
+            for group in self._groups()
+        ]
+
+    def _flags(self) -> list[bool]:
+        """The modes of the players' modules, and which of their parameters are trained."""
+        players = self.game.leader, self.game.solver
+        modes = [part.training for player in players for part in player.modules()]
+        return modes + [p.requires_grad for player in players for p in player.parameters()]
 
     def _groups(self) -> list[dict[str, Any]]:
         optimizers: list[Any] = [self.game.leader_opt, self.game.solver_opt]

@@ -64,7 +64,10 @@ def train(game, step):
     torch.manual_seed(1)
     metrics = []
     for k in range(14):
-        game.leader_opt.param_groups[0]["lr"] = 2.0 ** -(4 + k % 3)
+        momentum = 0.5 if k == 12 else 0.9
+        game.leader_opt.param_groups[0].update(lr=2.0 ** -(4 + k % 3), momentum=momentum)
+        game.leader.model[1].train(k != 11)
+        game.leader.model[-1].weight.requires_grad_(k != 9)
         size = 3 if k in (3, 10) else 4
         x, y = torch.rand(size, 1, 8, 8), torch.randint(10, (size,))
         metrics.append(step(Batch(x.to("pretend"), y.to("pretend"))))
