@@ -101,6 +101,10 @@ class CapturedStep:
             self._graph = self._capture(batch)
         elif kind != self._kind:
             return self.game.step(batch)
+        return self._replay(batch)
+
+    def _replay(self, batch: Batch) -> dict[str, Tensor]:
+        """The step that was captured, with this batch and the learning rates of now."""
         for held, given in zip(_tensors(self._batch), _tensors(batch), strict=True):
             held.copy_(given)
         for group, rate in zip(self._groups(), self._rates, strict=True):
