@@ -75,9 +75,9 @@ class Args:
     restarts: int = 1
     """Random starts of PGM and APGD; the worst counts. 5 in the paper. No effect on apgd-t, which
     runs once for each target."""
-    points: int = 300
+    points: int = 100
     """Random points per sample; 100000 in the paper's table."""
-    queries: int = 600
+    queries: int = 300
     """Queries per image of the Square Attack; 5000 in AutoAttack."""
     fresh: str = "grad-l2l"
     """The method of the attacker that the fresh attack trains."""

@@ -47,8 +47,6 @@ class Args:
     attack: tuple[str, ...] = STANDARD
     data_dir: Path = Path("data")
     test_size: int = 1000
-    points: int = 300
-    """Random points per sample."""
     out: Path = Path("runs/battery")
     device: str = "auto"
     seed: int = 0
@@ -69,7 +67,7 @@ def main(args: Args) -> None:
     data = load_images(target.about.dataset, args.data_dir, seed=target.about.seed)
     images = sample(data.test, args.test_size).to(device)
     eps = target.about.epsilon
-    make = partial(AttackSettings, eps, target.about.classes, trained=target, points=args.points)
+    make = partial(AttackSettings, eps, target.about.classes, trained=target)
     settings = make(alone=args.attack)
     measured = partial(cost, model=target.model, images=images, eps=eps)
     records = [

@@ -41,8 +41,8 @@ class AttackSettings:
     classes: int
     start: float = 1e-4
     restarts: int = 1
-    points: int = 300
-    queries: int = 600
+    points: int = 100
+    queries: int = 300
     surrogates: Mapping[str, nn.Module] = field(default_factory=dict)
     trained: Trained | None = None
     fresh: str = "grad-l2l"

@@ -49,7 +49,7 @@ class Square(Solver):
     Example:
         >>> from bilevel.robustness import Linf, SolverAttack
         >>> from bilevel.robustness.threats.losses import margin
-        >>> SolverAttack("Square", Linf(0.031, loss=margin), Square(600), kind="black-box")
+        >>> SolverAttack("Square", Linf(0.031, loss=margin), Square(300), kind="black-box")
         SolverAttack('Square')
     """
 

@@ -87,8 +87,8 @@ def standard_attacks(
         PGM-20 margin
         APGD-CE
         APGD-T
-        random 300
-        Square 600
+        random 100
+        Square 300
     """
     settings = AttackSettings(eps, classes, restarts=restarts, surrogates=surrogates or {})
     return make_attacks(STANDARD, settings)

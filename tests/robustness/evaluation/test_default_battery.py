@@ -73,7 +73,7 @@ def test_sparse_inputs_are_found_out(
     assert headline(found).startswith("Not trustworthy: ")
     *others, square = found.outcomes
     too_high = replace(found, outcomes=tuple(others)).worst_case - found.worst_case
-    assert square.name == "Square 600"
+    assert square.name == "Square 300"
     assert too_high > 0.1
 
 
