@@ -38,9 +38,9 @@ def applications() -> Iterator[Callable[[str], ModuleType]]:
 
 @pytest.fixture(scope="module")
 def suite(applications: Suite) -> Iterator[Suite]:
-    """A module of the benchmark of GPUs by its name."""
+    """A benchmark, or a module of that of GPUs, by its name."""
     sys.path.insert(0, str(BENCHMARKS))
-    scripts = "gpu_suite", "step_cost"
+    scripts = "battery", "gpu_suite", "step_cost"
     yield lambda name: applications(name if name in scripts else f"suite.{name}")
     sys.path.remove(str(BENCHMARKS))
 

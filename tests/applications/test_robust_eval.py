@@ -13,7 +13,7 @@ import torch
 
 from bilevel import BilevelError
 from bilevel.robustness import About, Attacker, Splits, load_images, load_trained, save_trained
-from tests.applications.conftest import one_line
+from tests.applications.conftest import Suite, one_line
 
 FEW = ["--test-size", 12, "--curve-size", 8, "--points", 3, "--queries", 3]
 
@@ -229,3 +229,17 @@ def test_bad_input_is_one_line(
     message: str,
 ) -> None:
     assert message in one_line(run(*arguments(tmp_path / "given")))
+
+
+def test_what_the_battery_costs(suite: Suite, call: Callable[..., Any], tmp_path: Path) -> None:
+    """`applications/benchmarks/battery.py`: nothing more than its attacks, each on fewer images."""
+    folder, out = write(tmp_path / "mine"), tmp_path / "out"
+    assert call(suite("battery"), folder, "--smoke", "--out", out).status == 0
+    *costs, whole = json.loads((out / "results.json").read_text())["results"]
+    alone, together = (
+        {one["attack"]: one["passes"] for one in costs if one["how"] == how}
+        for how in ("alone", "in battery")
+    )
+    assert alone.keys() == together.keys() == {"FGSM", "PGM-20"}
+    assert all(together[attack] <= alone[attack] for attack in alone)
+    assert whole["passes"] == pytest.approx(sum(together.values()) / max(alone.values()))
