@@ -12,7 +12,7 @@ from timing import Turn, interleaved, spread
 from torch import Tensor, nn
 
 from bilevel import Bilevel
-from bilevel.captured import WARM_UP, CapturedStep
+from bilevel.cuda_graphs import WARM_UP, CapturedStep
 from bilevel.experiment.memory import peak_mib
 from bilevel.robustness import computing
 from bilevel.robustness.networks.compilation import is_compiled

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from bilevel import Bilevel, Solver, distributed, experiment, pgm
-from bilevel.captured import check_cuda_graphs
+from bilevel.cuda_graphs import check_cuda_graphs
 from bilevel.distributed import SyncBatchNorm
 from bilevel.errors import BilevelError
 from bilevel.experiment.files import writing

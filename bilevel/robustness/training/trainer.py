@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, distributed
 from bilevel.arguments import one_of
-from bilevel.captured import CapturedStep
+from bilevel.cuda_graphs import CapturedStep
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment import checkpoint
 from bilevel.robustness.data.batches import Batch, shuffled_batches

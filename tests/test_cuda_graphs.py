@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bilevel import BilevelError, distributed, games
-from bilevel.captured import CapturedStep
+from bilevel.cuda_graphs import CapturedStep
 from tests import accelerator
 from tests.accelerator import run
 
@@ -43,7 +43,7 @@ from torch import nn
 from bilevel import Bilevel, BilevelError, ZeroSum
 from bilevel.alias import SCHEDULES
 from bilevel.robustness import Attacker, Batch, Linf, make_solver
-from bilevel.captured import CapturedStep
+from bilevel.cuda_graphs import CapturedStep
 
 def build(schedule, method="two-step-l2l", fused=True):
     torch.manual_seed(0)
@@ -134,7 +134,7 @@ def test_captured_steps_of_an_unrolled_solve(tmp_path: Path) -> None:
         """
 import torch
 from bilevel import Bilevel, FollowerProblem, Iterative, LeaderProblem, Unrolled
-from bilevel.captured import CapturedStep
+from bilevel.cuda_graphs import CapturedStep
 from bilevel.updates import Gradient
 
 class Weights(LeaderProblem):
