@@ -10,42 +10,32 @@ paper, decides whether it can be trusted. The report is ``report.html``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
 from rich.console import Console
+from robust_eval_lib.curves import measure_curves
 from robust_eval_lib.inputs import check_surrogates, images_of, load
+from robust_eval_lib.pictures import attacked
 
-from bilevel import BilevelError, Solver, distributed, experiment, fgsm, pgm
+from bilevel import BilevelError, distributed, experiment
 from bilevel.arguments import choices, count
-from bilevel.experiment import checkpoint, commandline
-from bilevel.experiment.checkpoint import fingerprint
+from bilevel.experiment import commandline
 from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
-    EVALUATION_STEP,
     STANDARD,
     AttackSettings,
     Battery,
-    Curve,
     Dataset,
     Evaluation,
-    Example,
-    ImageSet,
-    Linf,
-    Perturbation,
+    Norm,
     Splits,
     Trained,
-    accuracy_by_epsilon,
-    accuracy_by_iterations,
-    batches,
     check_attack,
     check_classifier,
-    examples,
     headline,
     judge,
     make_attacks,
@@ -68,8 +58,10 @@ class Args:
     random, square, own, fresh, transfer, autoattack (of the package pyautoattack)."""
     surrogate: tuple[str, ...] = ()
     """Folders of classifiers whose adversarial images are tried on the others (transfer)."""
+    norm: Norm | None = None
+    """The norm of the perturbations; by default the one the classifier was trained for."""
     epsilon: float | None = None
-    """Radius of the L-infinity ball; by default the one the classifier was trained for."""
+    """Radius of the threat model; by default the one the classifier was trained for."""
     start: float = 1e-4
     """Radius of PGM's random start."""
     restarts: int = 1
@@ -143,6 +135,7 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
         found = images_of(target, args.dataset or target.about.dataset, args.data_dir, device)
         data[target.name] = found._replace(test=sample(found.test, args.test_size))
         check_surrogates(target, surrogates)
+        make_attacks(args.attack, settings_of(args, target, surrogates, data[target.name]))
         check_classifier(target.model, data[target.name].test, batch_size=args.batch_size)
     return targets, surrogates, data
 
@@ -175,7 +168,7 @@ def report(
     rows = [record for evaluation in evaluations for record in records(evaluation)]
     experiment.write_results(args.out, asdict(args), environment, rows)
     pictures = {
-        target.name: attack_examples(target, evaluation.eps, data[target.name].test)
+        target.name: attacked(target, evaluation, data[target.name].test)
         for target, evaluation in zip(targets, evaluations, strict=True)
     }
     datasets = ", ".join(dict.fromkeys(target.about.dataset for target in targets))
@@ -186,10 +179,64 @@ def report(
 
 def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Splits) -> Evaluation:
     """Probes, attacks and judges one classifier, and measures its curves."""
-    eps = target.about.epsilon if args.epsilon is None else args.epsilon
-    settings = AttackSettings(
+    settings = settings_of(args, target, surrogates, data)
+    folder = args.out / target.name
+    torch.manual_seed(args.seed)
+    probed = probe(target.model, data.test, batch_size=args.batch_size)
+    with experiment.ProgressBar(target.name) as bar:
+        battery = Battery(
+            make_attacks(args.attack, settings),
+            eps=settings.eps,
+            norm=settings.norm,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            path=folder / "battery.pt",
+            report=bar.show,
+        )
+        right, outcomes = battery.run(target.model, data.test, resume=args.resume)
+        curves = (
+            ()
+            if not args.curves
+            else measure_curves(
+                target.model,
+                sample(data.test, args.curve_size),
+                settings,
+                batch_size=args.batch_size,
+                path=folder / "curves.pt",
+                resume=args.resume,
+                show=bar.show,
+            )
+        )
+    evaluation = Evaluation(
+        target.name,
+        settings.eps,
+        target.about.epsilon if settings.norm == target.about.norm else None,
+        right,
+        outcomes,
+        curves,
+        norm=settings.norm,
+    )
+    evaluation = replace(evaluation, findings=judge(evaluation, probed))
+    print(f"{target.name}: {headline(evaluation)}")
+    return evaluation
+
+
+def settings_of(
+    args: Args, target: Trained, surrogates: list[Trained], data: Splits
+) -> AttackSettings:
+    """The settings of the attacks on one classifier, by default in the ball of its training."""
+    norm, eps = args.norm or target.about.norm, args.epsilon
+    if eps is None:
+        eps = target.about.epsilon
+        if norm != target.about.norm:
+            raise BilevelError(
+                f"norm is {norm} and there is no epsilon: {target.name} was trained for "
+                f"{eps} in {target.about.norm}, which means something else; give --epsilon"
+            )
+    return AttackSettings(
         eps,
         target.about.classes,
+        norm=norm,
         start=args.start,
         restarts=args.restarts,
         points=args.points,
@@ -202,76 +249,6 @@ def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Split
         alone=args.alone,
         seed=args.seed,
     )
-    folder = args.out / target.name
-    torch.manual_seed(args.seed)
-    probed = probe(target.model, data.test, batch_size=args.batch_size)
-    with experiment.ProgressBar(target.name) as bar:
-        battery = Battery(
-            make_attacks(args.attack, settings),
-            eps=eps,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            path=folder / "battery.pt",
-            report=bar.show,
-        )
-        right, outcomes = battery.run(target.model, data.test, resume=args.resume)
-        curves = measure(args, target, eps, data.test, folder / "curves.pt", bar.show)
-    evaluation = Evaluation(target.name, eps, target.about.epsilon, right, outcomes, curves)
-    evaluation = replace(evaluation, findings=judge(evaluation, probed))
-    print(f"{target.name}: {headline(evaluation)}")
-    return evaluation
-
-
-def measure(
-    args: Args,
-    target: Trained,
-    eps: float,
-    test: ImageSet,
-    path: Path,
-    show: Callable[[str, float, float], None],
-) -> tuple[Curve, ...]:
-    """Accuracy against ε and against iterations, reused with --resume for the same settings."""
-    if not args.curves:
-        return ()
-    chosen = sample(test, args.curve_size)
-    key = {
-        "epsilon": eps,
-        "seed": args.seed,
-        "batch size": args.batch_size,
-        "classifier and images": fingerprint(target.model, chosen.images, chosen.labels),
-    }
-    kept = checkpoint.load(path) if args.resume and path.exists() else {}
-    if kept.get("key") == key:
-        return tuple(Curve(**curve) for curve in kept["curves"])
-    curves = []
-    for name, curve in (
-        ("accuracy against ε", accuracy_by_epsilon),
-        ("accuracy against iterations", accuracy_by_iterations),
-    ):
-        torch.manual_seed(args.seed)
-        report = partial(show, name)
-        curves.append(curve(target.model, chosen, eps, batch_size=args.batch_size, report=report))
-    checkpoint.save(path, {"key": key, "curves": [asdict(curve) for curve in curves]})
-    return tuple(curves)
-
-
-def attack_examples(target: Trained, eps: float, test: ImageSet) -> list[Example]:
-    """Figures 4 and 5: adversarial examples of three images, by the method's own attack too."""
-    shown = next(batches(sample(test, 3), 3))
-    attacks: dict[str, tuple[Perturbation, Solver]] = {
-        "FGSM": (Linf(eps), fgsm(eps)),
-        "PGM-20": (Linf(eps), pgm(EVALUATION_STEP * eps, 20)),
-    }
-    own = target.solver
-    if target.about.method != "plain" and not target.about.learned:
-        own = target.about.solver().to(shown.x.device)
-    if own is not None:  # a learned attacker's file may be missing
-        attacks[f"own {target.about.method}"] = (target.about.follower(eps), own)
-    return [
-        example
-        for title, (follower, solver) in attacks.items()
-        for example in examples(title, target.model, follower, solver, shown, test.classes)
-    ]
 
 
 def print_table(evaluations: list[Evaluation]) -> None:

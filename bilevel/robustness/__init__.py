@@ -53,7 +53,8 @@ from bilevel.robustness.networks.speed import (
 )
 from bilevel.robustness.threats.interpolation import InterpolatedLabels, Interpolation
 from bilevel.robustness.threats.losses import Targeted, cross_entropy, dlr, margin, targeted_dlr
-from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation, Threat
+from bilevel.robustness.threats.perturbation import L2, NORMS, Linf, Norm, Perturbation
+from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.methods import (
     EVALUATION_STEP,
     METHODS,
@@ -75,6 +76,7 @@ __all__ = [
     "EVALUATION_STEP",
     "L2",
     "METHODS",
+    "NORMS",
     "RECIPES",
     "STANDARD",
     "TRAINING_STEP",
@@ -99,6 +101,7 @@ __all__ = [
     "InterpolatedLabels",
     "Interpolation",
     "Linf",
+    "Norm",
     "Normalize",
     "Outcome",
     "Perturbation",

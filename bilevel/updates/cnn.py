@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bilevel.arguments import count, one_of
 from bilevel.recompute import checkpointed
 from bilevel.updates.base import State
-from bilevel.updates.learned import ImageUpdate, Inputs
+from bilevel.updates.learned import Direction, ImageUpdate, Inputs
 from bilevel.updates.normalize import Over
 
 
@@ -42,7 +42,8 @@ class CNN(ImageUpdate):
 
     With ``gradient_skip=s`` it is ``y' = y + scale · tanh(network + s · sign ∇)`` with a learned s,
     and the last convolution is initialised to zero: untrained, it takes the sign-gradient step of
-    size ``scale · tanh(s)``, close to FGSM.
+    size ``scale · tanh(s)``, close to FGSM. In an L2 ball sign ∇ is a poor direction: with
+    ``direction="max-abs"`` the skip is ``s · ∇ / max|∇|``.
 
     Args:
         channels: C of the images ``(B, C, H, W)``, of any H and W.
@@ -54,6 +55,7 @@ class CNN(ImageUpdate):
         normalize: ``"sample"`` divides each sample's gradient by its own largest value,
             ``"batch"`` by the batch's, as the authors' code does.
         gradient_skip: The initial s, or None for no skip.
+        direction: What the skip adds: ``"sign"``, or ``"max-abs"`` for threat models in L2.
 
     Raises:
         BilevelError: If an argument is out of range; in the call, if y, the gradient or the
@@ -77,8 +79,9 @@ class CNN(ImageUpdate):
         width: int = 64,
         normalize: Over = "sample",
         gradient_skip: float | None = None,
+        direction: Direction = "sign",
     ) -> None:
-        super().__init__(channels, scale, inputs, normalize, gradient_skip)
+        super().__init__(channels, scale, inputs, normalize, gradient_skip, direction)
         layers = FORMS[one_of("form", form, FORMS)]
         body, last = layers(channels * len(inputs), channels, count("width", width))
         self.network = nn.Sequential(body, last)

@@ -2,7 +2,7 @@
 
 A learned update adds its network's output to y. Subclasses of these two define the network only:
 
-    ImageUpdate    y' = y + scale · tanh(network + s · sign ∇)     y is a batch of images
+    ImageUpdate    y' = y + scale · tanh(network + s · d(∇))       y is a batch of images
     VectorUpdate   y' = y + network + η · ∇                        y is a vector
 
 The skip connection from the gradient is optional, and its factor (s, η) is learned. With it the
@@ -27,6 +27,11 @@ from bilevel.updates.normalize import OVER, Over, max_abs
 
 Inputs = tuple[Literal["context", "gradient"], ...]
 """The inputs of an attacker's network."""
+
+Direction = Literal["sign", "max-abs"]
+"""The skip's d(∇): sign ∇, which climbs most steeply in L∞, or ∇ / max|∇|, which does in L2."""
+
+DIRECTIONS: tuple[Direction, ...] = ("sign", "max-abs")
 
 # The paper's Naive, Grad-only and Grad L2L.
 INPUTS: tuple[Inputs, ...] = (("context",), ("gradient",), ("context", "gradient"))
@@ -65,7 +70,7 @@ class LearnedUpdate(Update):
 
 
 class ImageUpdate(LearnedUpdate):
-    """Updates images: ``y' = y + scale · tanh(network([context, ∇ / max|∇|]) + s · sign ∇)``.
+    """Updates images: ``y' = y + scale · tanh(network([context, ∇ / max|∇|]) + s · d(∇))``.
 
     A subclass implements :meth:`propose`.
 
@@ -76,6 +81,8 @@ class ImageUpdate(LearnedUpdate):
         normalize: Whether the gradient is divided by the largest value of its sample or of the
             batch, see :func:`~bilevel.updates.max_abs`.
         gradient_skip: The initial s, or None for no skip.
+        direction: The skip's d(∇): its ``"sign"``, or ``"max-abs"`` for ∇ / max|∇|, normalised
+            like the network's input.
 
     Raises:
         BilevelError: If an argument is out of range.
@@ -99,8 +106,10 @@ class ImageUpdate(LearnedUpdate):
         inputs: Inputs,
         normalize: Over,
         gradient_skip: float | None,
+        direction: Direction = "sign",
     ) -> None:
         super().__init__(gradient_skip)
+        self.direction = one_of("direction", direction, DIRECTIONS)
         self.channels = count("channels", channels)
         self.scale = positive("scale", scale)
         self.inputs = one_of("inputs", inputs, INPUTS)
@@ -132,10 +141,15 @@ class ImageUpdate(LearnedUpdate):
             features.append(self._images("gradient", normalized, like=y))
         output, state = self.propose(torch.cat(features, dim=1), state)
         if self.gradient_skip is not None:
-            raw = self._images("gradient", given("gradient", gradient), like=y)
-            output = output + self.gradient_skip * torch.sign(raw)
+            output = output + self.gradient_skip * self._direction(given("gradient", gradient), y)
         # In y's precision: in bfloat16, 1 − tanh² is zero from 3 on, and φ's gradient would vanish.
         return y + self.scale * torch.tanh(output.to(y.dtype)), state
+
+    def _direction(self, gradient: Value, y: Tensor) -> Tensor:
+        """d(∇)."""
+        if self.direction == "sign":
+            return torch.sign(self._images("gradient", gradient, like=y))
+        return self._images("gradient", max_abs(gradient, self.normalize), like=y)
 
     def _images(self, name: str, value: Value, like: Tensor | None = None) -> Tensor:
         """Checks that ``value`` is a tensor ``(B, channels, H, W)`` of the shape of ``like``."""

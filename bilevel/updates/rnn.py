@@ -17,7 +17,7 @@ from bilevel.arguments import count, positive
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, ravel
 from bilevel.updates.base import State
-from bilevel.updates.learned import ImageUpdate, Inputs, VectorUpdate
+from bilevel.updates.learned import Direction, ImageUpdate, Inputs, VectorUpdate
 from bilevel.updates.normalize import Over, max_abs
 
 
@@ -38,6 +38,7 @@ class ConvRNN(ImageUpdate):
         inputs: The cell's inputs, as in :class:`~bilevel.updates.CNN`.
         normalize: As in :class:`~bilevel.updates.CNN`.
         gradient_skip: As in :class:`~bilevel.updates.CNN`.
+        direction: As in :class:`~bilevel.updates.CNN`.
 
     Raises:
         BilevelError: If an argument is out of range; in the call, if y, the gradient or the
@@ -62,8 +63,9 @@ class ConvRNN(ImageUpdate):
         inputs: Inputs = ("context", "gradient"),
         normalize: Over = "sample",
         gradient_skip: float | None = None,
+        direction: Direction = "sign",
     ) -> None:
-        super().__init__(channels, scale, inputs, normalize, gradient_skip)
+        super().__init__(channels, scale, inputs, normalize, gradient_skip, direction)
         self.hidden = count("hidden", hidden)
         self.cell = ConvGRUCell(channels * len(inputs), hidden)
         self.last = nn.Conv2d(hidden, channels, 3, padding=1)

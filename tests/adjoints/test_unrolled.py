@@ -105,8 +105,8 @@ def test_a_quadratic_follower(size, condition, steps, seed) -> None:
 def test_it_agrees_with_higher(name: str) -> None:
     higher = pytest.importorskip("higher")
     batch, leader, model = data(), Weighted(8), copy.deepcopy(NETWORK)
-    # higher has Adam's eps elsewhere than torch. It enters the slope of the first step, g/(|g| + eps), as eps/g²: to play
-    # no part it has to be far below the square of the smallest gradient.
+    # higher has Adam's eps elsewhere than torch. It enters the slope of the first step,
+    # g/(|g| + eps), as eps/g²: it has to be far below the square of the smallest gradient.
     kind, given = {
         "gradient": (torch.optim.SGD, {"lr": 0.1}),
         "adam": (torch.optim.Adam, {"lr": 0.05, "eps": 1e-30}),

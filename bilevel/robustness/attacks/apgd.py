@@ -1,4 +1,4 @@
-"""Auto-PGD: projected sign-gradient ascent with momentum and an adaptive step size."""
+"""Auto-PGD: projected gradient ascent with momentum and an adaptive step size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import choose, linf_radius, per_sample
+from bilevel.robustness.attacks.samples import ball, choose, per_sample
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -20,16 +20,17 @@ _ALPHA = 0.75  # weight of the new step; the previous one has 1 − α
 
 
 class APGD(Solver):
-    r"""Auto-PGD of Croce & Hein (2020), in the L∞ norm.
+    r"""Auto-PGD of Croce & Hein (2020), in the follower's norm.
 
     .. math::
-        z &= \Pi_Y(y_k + \eta\,\mathrm{sign}\,\nabla q(y_k)) \\
+        z &= \Pi_Y(y_k + \eta\,d(\nabla q(y_k))) \\
         y_{k+1} &= \Pi_Y(y_k + \alpha (z - y_k) + (1 - \alpha)(y_k - y_{k-1})), \quad \alpha = 0.75
 
-    Each sample has its own η, initially twice the follower's ε. At the checkpoints w_j = ⌈p_j N⌉,
-    with p_1 = 0.22 and p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), η is halved and the sample
-    restarts from its best point if, since the last checkpoint, less than a fraction ρ of the steps
-    increased the objective, or neither η nor the best objective changed.
+    d(g) is sign(g) in L∞ and g / ‖g‖₂ in L2. Each sample has its own η, initially twice the
+    follower's ε. At the checkpoints w_j = ⌈p_j N⌉, with p_1 = 0.22 and
+    p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), η is halved and the sample restarts from its
+    best point if, since the last checkpoint, less than a fraction ρ of the steps increased the
+    objective, or neither η nor the best objective changed.
 
     The objective is the follower's loss: the same class gives APGD-CE, APGD-DLR and, with targets,
     APGD-T. So is the start: ``Linf(eps, start=eps)`` for a random one (the authors' code scales
@@ -44,7 +45,7 @@ class APGD(Solver):
 
     Raises:
         BilevelError: If an argument is out of its range; in the solve, if the threat model is no
-            :class:`~bilevel.robustness.Linf`.
+            :class:`~bilevel.robustness.Perturbation`.
 
     Example:
         >>> from bilevel.robustness import Linf, SolverAttack
@@ -63,19 +64,21 @@ class APGD(Solver):
         self.rho = rho
 
     def check(self, follower: FollowerProblem) -> None:
-        """Refuses a threat model that is no L∞ ball."""
-        linf_radius(self, follower)
+        """Refuses a threat model that is no ball."""
+        ball(self, follower)
 
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""
         best = previous = current = _Point.at(oracle.init(), oracle)
-        eta = torch.full_like(current.gain, 2 * linf_radius(self, oracle.follower))
+        threat = ball(self, oracle.follower)
+        eta = torch.full_like(current.gain, 2 * threat.eps)
         kept, best_gain = torch.ones_like(current.gain, dtype=torch.bool), best.gain
         for begin, end in pairwise(_checkpoints(self.steps)):
             increases = torch.zeros_like(current.gain)
             for k in range(begin, end):
                 alpha = _ALPHA if k > 0 else 1.0
-                y = _next(oracle, current, previous, eta, alpha)
+                (direction,) = leaves(threat.ascent(1.0).direction(current.gradient))
+                y = _next(oracle, current, previous, per_sample(eta, direction) * direction, alpha)
                 previous, current = current, _Point.at(y, oracle)
                 best = current.where(current.gain > best.gain, best)
                 increases += current.gain > previous.gain
@@ -108,11 +111,10 @@ class _Point(NamedTuple):
         return _Point._make(map(partial(choose, mask), self, other))
 
 
-def _next(oracle: Oracle, current: _Point, previous: _Point, eta: Tensor, alpha: float) -> Value:
-    """y_{k+1}: the projected sign step z, with momentum."""
+def _next(oracle: Oracle, current: _Point, previous: _Point, move: Tensor, alpha: float) -> Value:
+    """y_{k+1}: the projected step z, with momentum."""
     y = current.y
-    step = per_sample(eta, y).to(y.dtype)  # the objective is float32 at least, y may be half
-    (z,) = leaves(oracle.project(y + step * current.gradient.sign()))
+    (z,) = leaves(oracle.project(y + move.to(y.dtype)))  # η is float32 at least, y may be half
     return oracle.project(y + alpha * (z - y) + (1 - alpha) * (y - previous.y))
 
 

@@ -17,7 +17,8 @@ from bilevel.robustness.attacks.samples import check_batch
 from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted, cross_entropy
-from bilevel.robustness.threats.perturbation import Perturbation, Threat
+from bilevel.robustness.threats.perturbation import Perturbation
+from bilevel.robustness.threats.threat import Threat
 
 Kind = Literal["one-step", "iterative", "black-box"]
 """What an attack uses of the attacked classifier: one gradient, many, or none."""

@@ -10,6 +10,9 @@ from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.external import ExternalAttack
 from bilevel.robustness.attacks.settings import AttackSettings
+from bilevel.robustness.threats.perturbation import Norm
+
+_NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}  # as the package names them
 
 
 def autoattack(settings: AttackSettings) -> list[Attack]:
@@ -19,7 +22,7 @@ def autoattack(settings: AttackSettings) -> list[Attack]:
     classes there are fewer targets, and with fewer than four no APGD-T.
 
     Args:
-        settings: ε, the number of classes and the seed.
+        settings: ε and its norm, the number of classes and the seed.
 
     Returns:
         One attack; a missing package is reported when the attack is run.
@@ -36,7 +39,11 @@ def autoattack(settings: AttackSettings) -> list[Attack]:
 
         def run(images: Tensor, labels: Tensor) -> Tensor:
             adversary = AutoAttack(
-                model, device=images.device, eps=settings.eps, seed=settings.seed
+                model,
+                norm=_NORMS[settings.norm],
+                device=images.device,
+                eps=settings.eps,
+                seed=settings.seed,
             )
             for targeted in (adversary.apgd_targeted, adversary.fab):
                 targeted.n_target_classes = min(9, settings.classes - 1)

@@ -13,7 +13,7 @@ from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.attack import Attack, attack
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.threats.perturbation import Threat
+from bilevel.robustness.threats.threat import Threat
 
 
 class FreshAttack(Attack):

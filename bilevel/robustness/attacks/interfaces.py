@@ -20,7 +20,8 @@ from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import attack
 from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation, Threat
+from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
+from bilevel.robustness.threats.threat import Threat
 
 if TYPE_CHECKING:
     from foolbox.attacks.base import FixedEpsilonAttack

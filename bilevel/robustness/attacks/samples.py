@@ -9,7 +9,7 @@ from bilevel.errors import BilevelError, describe
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted
-from bilevel.robustness.threats.perturbation import Linf
+from bilevel.robustness.threats.perturbation import Linf, Perturbation
 from bilevel.solvers import Oracle, Solver
 
 
@@ -115,6 +115,27 @@ def check_batch(batch: Batch | Targeted) -> None:
         )
 
 
+def ball(solver: Solver, follower: FollowerProblem) -> Perturbation:
+    """The threat model, for an attack that is scaled to its ε and climbs in its norm.
+
+    Args:
+        solver: The attack.
+        follower: The threat model.
+
+    Returns:
+        The threat model.
+
+    Raises:
+        BilevelError: If it is not a ball.
+    """
+    if not isinstance(follower, Perturbation):
+        raise BilevelError(
+            f"{type(solver).__name__} was given {type(follower).__name__}: its steps are scaled to "
+            "the ε of a ball; give Linf, L2 or a subclass, or attack with pgm(step, steps)"
+        )
+    return follower
+
+
 def linf_radius(solver: Solver, follower: FollowerProblem) -> float:
     """The ε of the threat model, for an attack whose search is scaled to it.
 
@@ -137,22 +158,23 @@ def linf_radius(solver: Solver, follower: FollowerProblem) -> float:
     return follower.eps
 
 
-def check_threat(clean: Tensor, adversarial: Tensor, eps: float) -> None:
-    """Checks that adversarial images lie in the L∞ ball around the clean ones and in [0, 1].
+def check_threat(clean: Tensor, adversarial: Tensor, threat: Perturbation) -> None:
+    """Checks that adversarial images lie in the ball around the clean ones and in [0, 1].
 
     Args:
         clean: ``(B, C, H, W)`` in [0, 1].
         adversarial: What an attack returned for them.
-        eps: ε of the ball.
+        threat: The ball.
 
     Raises:
-        BilevelError: If a pixel lies outside by more than rounding, or is NaN.
+        BilevelError: If an image lies outside by more than rounding, or a pixel is NaN.
     """
-    norm = (adversarial - clean).abs().max().item()
-    outside = max(0.0, -adversarial.min().item(), adversarial.max().item() - 1)
     slack = rounding(clean.dtype)
-    if not (norm <= eps + slack and outside <= slack):
+    norm = threat.norm(adversarial - clean).max().item()
+    rounded = threat.norm(torch.full_like(clean[:1], slack)).item()  # each pixel may be off by it
+    outside = max(0.0, -adversarial.min().item(), adversarial.max().item() - 1)
+    if not (norm <= threat.eps + rounded and outside <= slack):
         raise BilevelError(
-            f"it left the threat model (‖δ‖∞ = {norm:.4g} where ε = {eps:g}, pixels "
-            f"{outside:.2g} outside [0, 1]): give it the ε of the evaluation"
+            f"it left the threat model (‖δ‖{threat.index} = {norm:.4g} where ε = {threat.eps:g}, "
+            f"pixels {outside:.2g} outside [0, 1]): give it the ε of the evaluation"
         )

@@ -10,6 +10,8 @@ from torch import nn
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.threats.losses import Loss, cross_entropy
+from bilevel.robustness.threats.perturbation import NORMS, Norm, Perturbation, check_radius
 from bilevel.robustness.training.trained import Trained
 
 
@@ -18,7 +20,7 @@ class AttackSettings:
     """The settings of the named attacks, see :func:`make_attacks`.
 
     Args:
-        eps: ε of the L∞ ball.
+        eps: ε of the threat model.
         classes: Number of classes.
         start: Radius of PGM's random start; 1e-4 in the paper.
         restarts: Random starts of PGM and APGD; the paper takes the worst of 5.
@@ -32,6 +34,7 @@ class AttackSettings:
         alone: Names of further attacks to run on every correctly classified image, so that they
             have an accuracy of their own; FGSM, PGM, ``own`` and ``transfer`` always are.
         seed: Seed of AutoAttack.
+        norm: The norm of the threat model, ``"linf"`` or ``"l2"``.
 
     Raises:
         BilevelError: If a number is out of its range.
@@ -50,17 +53,26 @@ class AttackSettings:
     train: ImageSet | None = None
     alone: tuple[str, ...] = ()
     seed: int = 0
+    norm: Norm = "linf"
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        if not 0 < self.eps <= 1:
-            raise BilevelError(
-                f"epsilon is {self.eps}: an attack needs room; give 0 < epsilon ≤ 1 in units of "
-                "the pixel range, 8/255 = 0.031 rather than 8"
-            )
+        check_radius(self.eps, self.norm)
         if self.classes < 2:
             raise BilevelError(
                 f"classes is {self.classes}: an attack looks for a wrong class; give 2 or more"
             )
         for name in ("restarts", "points", "queries", "fresh_steps"):
             count(name, getattr(self, name))
+
+    def ball(self, *, start: float = 0.0, loss: Loss = cross_entropy) -> Perturbation:
+        """The threat model.
+
+        Args:
+            start: Radius of the random start.
+            loss: The loss to maximise.
+
+        Returns:
+            A ball of radius ε.
+        """
+        return NORMS[self.norm](self.eps, start=start, loss=loss)

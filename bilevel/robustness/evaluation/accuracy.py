@@ -14,7 +14,7 @@ from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.evaluation.tolerance import share
-from bilevel.robustness.threats.perturbation import Threat
+from bilevel.robustness.threats.threat import Threat
 
 
 def correct(

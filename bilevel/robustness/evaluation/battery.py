@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, distributed, frozen
-from bilevel.arguments import count
+from bilevel.arguments import count, one_of
 from bilevel.experiment import checkpoint
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.attack import Attack
@@ -30,6 +30,7 @@ from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.results import Outcome
+from bilevel.robustness.threats.perturbation import NORMS, Norm
 
 
 @dataclass
@@ -68,7 +69,8 @@ class Battery:
 
     Args:
         attacks: The attacks, cheap ones first.
-        eps: ε of the L∞ ball that no attack may leave.
+        eps: ε of the ball that no attack may leave.
+        norm: Its norm, ``"linf"`` or ``"l2"``.
         seed: Seed of the attacks' random numbers; each attack and each batch has a stream of its
             own.
         batch_size: Images a batch.
@@ -95,13 +97,14 @@ class Battery:
         attacks: Sequence[Attack],
         *,
         eps: float,
+        norm: Norm = "linf",
         seed: int = 0,
         batch_size: int = 256,
         path: str | os.PathLike[str] | None = None,
         report: Callable[[str, float, float], None] = lambda name, done, total: None,
     ) -> None:
         self.attacks = attacks
-        self.eps = eps
+        self.ball = NORMS[one_of("norm", norm, tuple(NORMS))](eps)
         self.seed = count("seed", seed, least=0)
         self.batch_size = count("batch_size", batch_size)
         self.path = None if path is None else Path(path)
@@ -186,7 +189,7 @@ class Battery:
                 break
             batch = Batch(clean.x[rows], clean.y[rows])
             adversarial = attack.perturb(model, batch, attempt)
-            check_threat(batch.x, adversarial, self.eps)
+            check_threat(batch.x, adversarial, self.ball)
             broken[rows.cpu()] = _misclassified(model, Batch(adversarial, batch.y)).cpu()
         return broken
 
@@ -215,7 +218,7 @@ class Battery:
             "images": fingerprint(images.images, images.labels),
             "attacks": [attack.settings for attack in self.attacks],
             "alone": [attack.name for attack in self.attacks if attack.alone],
-            "epsilon": self.eps,
+            "threat model": repr(self.ball),
             "seed": self.seed,
             "batch size": self.batch_size,
         }

@@ -70,7 +70,7 @@ def _adds_nothing(
 
 
 def _unbounded(evaluation: Evaluation) -> Finding:
-    """With ε = 1, where every image is within reach, no accuracy is left but by chance."""
+    """Where every image is within reach, at ε = 1 in L∞, no accuracy is left but by chance."""
     item = "unbounded attacks break everything"
     curve = _curve(evaluation, "ε")
     if curve is None or curve.at[-1] < 1:
@@ -82,7 +82,7 @@ def _unbounded(evaluation: Evaluation) -> Finding:
     )
     good = "PGM-10 breaks every image, or all but a few, if any change is allowed."
     ok = not _is_significant(left, curve)
-    return _finding(item, ok, f"{left:.1%} left at ε = 1", good, bad)
+    return _finding(item, ok, f"{left:.1%} left at ε = {curve.at[-1]:.3g}", good, bad)
 
 
 def _larger_epsilon(evaluation: Evaluation) -> Finding:
@@ -96,7 +96,8 @@ def _larger_epsilon(evaluation: Evaluation) -> Finding:
     start, end = _accuracy_at(curve, evaluation.eps), curve.accuracy[-1]
     falls = _is_significant(start - end, curve) or not _is_significant(start, curve)
     ok = falls and not _is_significant(rise, curve)
-    figure = f"{start:.1%} at ε = {evaluation.eps:.3g}, {end:.1%} at 1; rises by {_points(rise)}"
+    figure = f"{start:.1%} at ε = {evaluation.eps:.3g}, {end:.1%} at {curve.at[-1]:.3g}; "
+    figure += f"rises by {_points(rise)}"
     bad = (
         "PGM-10 does not break more at a larger ε: it misses adversarial images within its reach, "
         "a sign of masked gradients."
@@ -151,7 +152,7 @@ def _radius(evaluation: Evaluation) -> Finding:
     else:
         fall = curve.accuracy[0] - _accuracy_at(curve, 2 * eps)
         figure += f", with 2ε accuracy falls by {_points(fall)}"
-        # If not even ε = 1 breaks anything, the attack is at fault, which other items report.
+        # If not even the largest ε breaks anything, the attack is at fault: other items tell.
         falls_at_all = _is_significant(curve.accuracy[0] - curve.accuracy[-1], curve)
         if not falls_at_all:
             good = "No larger ε breaks more either: the size of ε is not the reason."

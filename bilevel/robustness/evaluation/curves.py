@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import count, pairwise
 
+import torch
 from torch import nn
 
-from bilevel import Iterative, Solver, pgm
+from bilevel import Iterative, Solver
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.results import Curve
-from bilevel.robustness.threats.perturbation import Linf
+from bilevel.robustness.threats.perturbation import NORMS, Norm, Perturbation
 from bilevel.robustness.training.methods import EVALUATION_STEP
-from bilevel.updates import SignGradient
 
 _START = 1e-4  # radius of the random start (Sec. 4.1)
 _STEPS = 10  # of the attack against ε (Appendix D.1)
@@ -33,29 +33,35 @@ def accuracy_by_epsilon(
     images: ImageSet,
     eps: float,
     *,
+    norm: Norm = "linf",
     batch_size: int = 256,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Curve:
-    """Accuracy under PGM-10 of step size ε/10 for ε from 0 to 1 (Appendix D.1, Figure 10).
+    """Accuracy under PGM-10 of step size ε/10 for ε from 0 to where every image is within reach.
+
+    That is 1 in L∞ (Appendix D.1, Figure 10), and √d in L2 for images of d numbers.
 
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
         images: The images, such as a :func:`~bilevel.robustness.sample`.
         eps: The evaluated ε; the curve has points at it, at its quarter, half, double and
-            fourfold, and at every tenth.
+            fourfold, and at every tenth of the range.
+        norm: The norm of the threat model.
         batch_size: Images a batch.
         report: Called with the number of points done and their total.
 
     Returns:
-        The curve, from ε = 0 (clean) to ε = 1, where a sound attack leaves no accuracy.
+        The curve, from ε = 0 (clean) to where a sound attack leaves no accuracy.
     """
-    near = {min(1.0, factor * eps) for factor in (0.25, 0.5, 1, 2, 4)}
-    at = sorted(near | {tenth / 10 for tenth in range(11)})
+    ball, shape = NORMS[norm], images.images.shape[1:]
+    reach = ball(1.0).norm(torch.ones(1, *shape)).item()  # from black to white
+    near = {min(reach, factor * eps) for factor in (0.25, 0.5, 1, 2, 4)}
+    at = sorted(near | {tenth / 10 * reach for tenth in range(11)})
     parts = _correct_batches(model, images, batch_size)
     accuracies = []
     for done, radius in enumerate(at, start=1):
-        follower = Linf(radius, start=_START) if radius else None  # None: clean
-        solver = pgm(radius / _STEPS, _STEPS) if radius else None
+        follower = ball(radius, start=_START) if radius else None  # None: clean
+        solver = follower.pgm(radius / _STEPS, _STEPS) if follower else None
         left = sum(_count_correct(model, part, follower, solver) for part in parts)
         accuracies.append(left / len(images))
         report(done, len(at))
@@ -67,6 +73,7 @@ def accuracy_by_iterations(
     images: ImageSet,
     eps: float,
     *,
+    norm: Norm = "linf",
     most: int = 1000,
     threshold: float = 0.005,
     batch_size: int = 256,
@@ -81,6 +88,7 @@ def accuracy_by_iterations(
         model: The classifier; it computes in evaluation mode and is left as it was.
         images: The images.
         eps: ε.
+        norm: The norm of the threat model.
         most: Largest number of iterations.
         threshold: The curve ends if the accuracy has not fallen by more than this since the last
             point.
@@ -90,7 +98,8 @@ def accuracy_by_iterations(
     Returns:
         The curve.
     """
-    follower, step = Linf(eps, start=_START), SignGradient(EVALUATION_STEP * eps)
+    follower = NORMS[norm](eps, start=_START)
+    step = follower.ascent(EVALUATION_STEP * eps)
     parts = _correct_batches(model, images, batch_size)
     solvers = [Iterative(step, 0, warm_start=True) for _ in parts]  # each keeps its batch's δ
     at: list[int] = []
@@ -126,7 +135,7 @@ def _correct_batches(model: nn.Module, images: ImageSet, batch_size: int) -> lis
 
 
 def _count_correct(
-    model: nn.Module, part: ImageSet, follower: Linf | None, solver: Solver | None
+    model: nn.Module, part: ImageSet, follower: Perturbation | None, solver: Solver | None
 ) -> int:
     """The number of images that are classified correctly, attacked as one batch."""
     return int(correct(model, part, follower, solver, batch_size=len(part)).sum())

@@ -24,6 +24,7 @@ def records(evaluation: Evaluation) -> list[dict[str, Any]]:
         0.5
     """
     summary = {
+        "norm": evaluation.norm,
         "epsilon": evaluation.eps,
         "trained_epsilon": evaluation.trained_eps,
         "images": len(evaluation.right),

@@ -17,6 +17,7 @@ from bilevel.robustness.evaluation.plots import inline_svg, plot_curves
 from bilevel.robustness.evaluation.results import Evaluation, Example
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
 from bilevel.robustness.figures import draw_attacks, plot_attacks
+from bilevel.robustness.threats.perturbation import NORMS
 
 
 def write_report(
@@ -78,8 +79,8 @@ def _scope(evaluations: Sequence[Evaluation]) -> str:
     """The numbers of classifiers and images, and ε."""
     classifiers = f"{len(evaluations)} classifier{'s' * (len(evaluations) > 1)}"
     images = ", ".join(dict.fromkeys(str(len(one.right)) for one in evaluations))
-    eps = ", ".join(dict.fromkeys(f"{one.eps:.3g}" for one in evaluations))
-    return f"{classifiers}, {images} images, L∞ perturbations up to ε = {eps}"
+    radii = dict.fromkeys(f"‖δ‖{NORMS[one.norm].index} ≤ {one.eps:.3g}" for one in evaluations)
+    return f"{classifiers}, {images} images, perturbations up to {', '.join(radii)}"
 
 
 def _attacks_alone(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bilevel.robustness.attacks.attack import Kind, Role
 from bilevel.robustness.evaluation.tolerance import share
+from bilevel.robustness.threats.perturbation import NORMS, Norm
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,13 @@ class Evaluation:
 
     Args:
         name: The name of the classifier.
-        eps: ε of the L∞ ball.
+        eps: ε of the threat model.
         trained_eps: ε that the classifier was trained for; None if unknown.
         right: The clean images that are classified correctly, ``(N,)`` bool on the CPU.
         outcomes: The attacks in the order in which they were run.
         curves: Accuracy against ε and against iterations, if measured.
         findings: The checklist.
+        norm: The norm of the threat model, ``"linf"`` or ``"l2"``.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Evaluation:
     outcomes: tuple[Outcome, ...] = ()
     curves: tuple[Curve, ...] = ()
     findings: tuple[Finding, ...] = ()
+    norm: Norm = "linf"
 
     @property
     def clean(self) -> float:
@@ -124,6 +127,16 @@ class Evaluation:
             True if so; False if nothing has been checked.
         """
         return bool(self.findings) and all(finding.ok for finding in self.findings)
+
+    @property
+    def radius(self) -> str:
+        """The radius of the threat model, in words.
+
+        Returns:
+            ``"ε = 0.2"``, in another norm than L∞ with its name.
+        """
+        eps = f"ε = {self.eps:.3g}"
+        return eps if self.norm == "linf" else f"{eps} in L{NORMS[self.norm].index}"
 
     def survivors(self, outcomes: tuple[Outcome, ...]) -> Tensor:
         """The images that are classified correctly under each of some attacks.

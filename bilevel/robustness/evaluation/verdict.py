@@ -43,7 +43,7 @@ def headline(evaluation: Evaluation) -> str:
     """
     figure = (
         f"{evaluation.worst_case:.1%} of {len(evaluation.right)} images withstand every attack at "
-        f"ε = {evaluation.eps:.3g} (clean {evaluation.clean:.1%})"
+        f"{evaluation.radius} (clean {evaluation.clean:.1%})"
     )
     if evaluation.trustworthy:
         return f"Trustworthy: {figure}."

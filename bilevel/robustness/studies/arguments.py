@@ -54,7 +54,7 @@ class TrainingArguments:
     paper has none; digits and fashion-mnist start from 2."""
 
     epsilon: float | None = None
-    """Radius of the L-infinity ball in units of the pixel range: 0.031 in the paper."""
+    """Radius of the threat model in units of the pixel range: 0.031 in the paper."""
     epochs: int | None = None
     """Passes over the training images."""
     milestones: tuple[float, ...] | None = None

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bilevel import Bilevel, Solver, distributed, experiment, pgm
+from bilevel import Bilevel, Solver, distributed, experiment
 from bilevel.cuda_graphs import check_cuda_graphs
 from bilevel.distributed import SyncBatchNorm
 from bilevel.errors import BilevelError
@@ -31,7 +31,7 @@ from bilevel.robustness.networks.speed import (
 )
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, print_table
-from bilevel.robustness.threats.perturbation import Linf, Perturbation
+from bilevel.robustness.threats.perturbation import NORMS, Perturbation
 from bilevel.robustness.training.methods import EVALUATION_STEP
 from bilevel.robustness.training.progress import Progress
 from bilevel.robustness.training.trained import About, save_trained
@@ -149,6 +149,7 @@ class Study:
                 "method": name,
                 "dataset": about.dataset,
                 "model": about.model,
+                "norm": about.norm,
                 "epsilon": about.epsilon,
                 "seed": about.seed,
                 "epochs": self.recipe.epochs,
@@ -170,7 +171,8 @@ class Study:
         experiment.write_results(self.args.out, asdict(self.args), environment, self.records)
         draw_attacks(self.args.out / "attacks.png", self._examples)
         recipe = self.recipe
-        title = f"{self.args.dataset}, {recipe.model}, ε = {recipe.epsilon:g}"
+        radius = f"‖δ‖{NORMS[recipe.norm].index} ≤ {recipe.epsilon:g}"
+        title = f"{self.args.dataset}, {recipe.model}, {radius}"
         print_table(f"{title}: accuracy on {len(self.data.test)} test images", self.records)
         Console().print(f"results, figure and weights are in {self.args.out}")
 
@@ -211,15 +213,15 @@ class Study:
         """Test accuracy: clean, under the paper's PGM, and under the method's own attacker."""
         torch.manual_seed(self.args.seed)
         eps, size = about.epsilon, self.recipe.evaluation_batch_size
-        ball, step = Linf(eps, start=1e-4), EVALUATION_STEP * eps
+        ball, step = NORMS[about.norm](eps, start=1e-4), EVALUATION_STEP * eps
         measure = partial(accuracy, model, self.data.test, batch_size=size)
         assert isinstance(game.follower, Perturbation)
         with explain_out_of_memory(size):
             own = measure(game.follower, game.solver) if about.learned else None
             return {
                 "clean": measure(),
-                "pgm20": measure(ball, pgm(step, 20)),
-                "pgm100": measure(ball, pgm(step, 100)),
+                "pgm20": measure(ball, ball.pgm(step, 20)),
+                "pgm100": measure(ball, ball.pgm(step, 100)),
                 "own_attacker": own,
             }
 
@@ -228,6 +230,7 @@ class Study:
         assert isinstance(game.follower, Perturbation)
         follower, solver = game.follower, game.solver
         if about.method == "plain":
-            follower, solver = Linf(about.epsilon), pgm(EVALUATION_STEP * about.epsilon, 20)
+            follower = NORMS[about.norm](about.epsilon)
+            solver = follower.pgm(EVALUATION_STEP * about.epsilon, 20)
         batch, classes = self._example_batch, self.data.test.classes
         self._examples += examples(name, model, follower, solver, batch, classes)

@@ -1,75 +1,29 @@
-"""Threat models, as followers of a classifier.
+"""Perturbations of an image, bounded in the L∞ or the L2 norm.
 
-Threat          max over y of loss(f(perturbed(x, y)))   subject to   y in Y
-Perturbation    max over δ of loss(f(x + δ))             subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
+Perturbation    max over δ of loss(f(x + δ))   subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.linalg import vector_norm
 
+from bilevel import Iterative, Solver
+from bilevel.arguments import one_of
 from bilevel.errors import BilevelError, describe
-from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.networks.speed import at_least_float32
 from bilevel.robustness.threats.losses import Loss, cross_entropy
+from bilevel.robustness.threats.threat import Threat
+from bilevel.updates import NormalizedGradient, SignGradient
 
-
-class Threat(FollowerProblem):
-    """What an adversary may do to an image, described by a y that need not have its shape.
-
-    A subclass implements :meth:`init`, :meth:`perturbed` and :meth:`project`. The leader's
-    ``model`` maps images in [0, 1] to logits.
-
-    Args:
-        loss: The loss to maximise, a function of the logits; see
-            ``bilevel.robustness.threats.losses``.
-
-    Example:
-        >>> class Shift(Threat):
-        ...     def init(self, batch): return batch.x.new_zeros(len(batch.x), 1)
-        ...     def project(self, y, batch): return y.clamp(-0.1, 0.1)
-        ...     def perturbed(self, y, batch): return (batch.x + y[:, :, None, None]).clamp(0, 1)
-        >>> black = Batch(torch.zeros(1, 1, 1, 2), torch.tensor([0]))
-        >>> Shift().perturbed(torch.tensor([[0.1]]), black)
-        tensor([[[[0.1000, 0.1000]]]])
-    """
-
-    sense: Sense = "max"
-
-    def __init__(self, *, loss: Loss = cross_entropy) -> None:
-        self.loss = loss
-
-    @abstractmethod
-    def perturbed(self, y: Any, batch: Batch) -> Tensor:
-        """The images that y makes, which attacks return and the classifier is judged on.
-
-        Args:
-            y: The follower's variable, as :meth:`init` returns it.
-            batch: Clean images.
-
-        Returns:
-            ``(B, C, H, W)`` in [0, 1].
-        """
-
-    def context(self, y: Any, batch: Batch) -> Tensor:
-        """The perturbed image, the input of the paper's attackers."""
-        return self.perturbed(y, batch)
-
-    def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
-        """The loss at the perturbed image."""
-        return self.loss(at_least_float32(leader.model(self.perturbed(y, batch))), batch)
-
-    def __repr__(self) -> str:
-        # All settings, numbers in full: a resumed battery knows its attacks by them.
-        settings = ", ".join(f"{name}={_shown(value)}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({settings})"
+Norm = Literal["linf", "l2"]
+"""The norm of a threat model, as the command line names it."""
 
 
 class Perturbation(Threat):
@@ -84,6 +38,12 @@ class Perturbation(Threat):
         loss: The loss to maximise, a function of the logits; see
             ``bilevel.robustness.threats.losses``.
     """
+
+    index: ClassVar[str]
+    """The norm's index in print, ∞ or ₂."""
+
+    ascent: ClassVar[type[SignGradient | NormalizedGradient]]
+    """The step rule that climbs a linear function most steeply in this norm."""
 
     def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
         for name, radius in (("eps", eps), ("start", start)):
@@ -124,6 +84,36 @@ class Perturbation(Threat):
             The noise.
         """
 
+    @abstractmethod
+    def norm(self, delta: Tensor) -> Tensor:
+        """‖δ‖ of each image.
+
+        Args:
+            delta: ``(B, C, H, W)``.
+
+        Returns:
+            ``(B,)``.
+        """
+
+    def pgm(self, step: float, steps: int) -> Solver:
+        """The projected gradient method (PGD) in this norm; with one step of size ε it is FGSM.
+
+        Args:
+            step: η, the length of a step in this norm.
+            steps: Iterations.
+
+        Returns:
+            A solver without parameters.
+
+        Example:
+            >>> Linf(0.031).pgm(0.007, 10)
+            Iterative(
+              steps=10
+              (update): SignGradient(step=0.007)
+            )
+        """
+        return Iterative(self.ascent(step), steps)
+
     def init(self, batch: Batch) -> Tensor:
         """Zero, or noise of radius :attr:`start`, projected."""
         if self.start == 0:
@@ -156,6 +146,9 @@ class Linf(Perturbation):
         tensor([[[[0.0000, 0.1000]]]])
     """
 
+    index = "∞"
+    ascent = SignGradient
+
     def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
         super().__init__(eps, start=start, loss=loss)
         if eps > 1:
@@ -171,6 +164,10 @@ class Linf(Perturbation):
     def noise(self, like: Tensor) -> Tensor:
         """Uniform in [−start, start], independently for each value."""
         return torch.empty_like(like).uniform_(-self.start, self.start)
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """‖δ‖∞, the largest change of a pixel."""
+        return delta.abs().flatten(1).amax(1)
 
 
 class L2(Perturbation):
@@ -190,9 +187,12 @@ class L2(Perturbation):
         tensor([[[[0.0600, 0.0800]]]])
     """
 
+    index = "₂"
+    ascent = NormalizedGradient
+
     def clip(self, delta: Tensor) -> Tensor:
         """δ · min(1, ε / ‖δ‖₂)."""
-        norm = delta.flatten(1).norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
+        norm = self.norm(delta).clamp(min=torch.finfo(delta.dtype).tiny)
         factor: Tensor = self.eps / norm
         return delta * factor.clamp(max=1).view(-1, 1, 1, 1)
 
@@ -203,7 +203,30 @@ class L2(Perturbation):
         radius: Tensor = self.start * uniform ** (1 / direction.shape[1])
         return (radius * direction).view_as(like)
 
+    def norm(self, delta: Tensor) -> Tensor:
+        """‖δ‖₂."""
+        norms: Tensor = vector_norm(delta.flatten(1), dim=1)
+        return norms
 
-def _shown(value: object) -> str:
-    """A setting in one line."""
-    return str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
+
+NORMS: dict[Norm, type[Perturbation]] = {"linf": Linf, "l2": L2}
+"""The threat models by the names of their norms."""
+
+
+def check_radius(eps: float, norm: Norm) -> None:
+    """Checks the radius of a threat model that leaves an adversary some room.
+
+    Args:
+        eps: ε.
+        norm: The name of the norm.
+
+    Raises:
+        BilevelError: If there is no such norm, or ε is 0 or out of its range.
+    """
+    one_of("norm", norm, tuple(NORMS))
+    if not eps > 0:
+        raise BilevelError(
+            f"epsilon is {eps}: an adversary needs room; give 0 < epsilon, 8/255 = 0.031 in L∞, "
+            "0.5 in L2 (the method plain trains without an adversary)"
+        )
+    NORMS[norm](eps)

@@ -1,7 +1,7 @@
 """The training methods of the paper by name; each is a solver of the follower's problem.
 
 plain                     no follower                       pgm(η, 0)
-fgsm, pgm                 hand-designed                     pgm(ε, 1), pgm(η, 10)
+fgsm, pgm                 hand-designed                     pgm(ε, 1), pgm(η, 10), in either norm
 naive-l2l                 δ = g(x)                          Iterative(CNN(image), 1)
 grad-l2l, grad-only-l2l   δ = g(x, ∇), δ = g(∇)             Iterative(CNN(…), 1)
 K-step-l2l, …             δ ← Π(δ + g(x + δ, ∇)), K times   Iterative(CNN(…), K)
@@ -19,8 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bilevel import Iterative, Solver, fgsm, pgm
+from bilevel import Iterative, Solver
 from bilevel.errors import raise_unknown
+from bilevel.robustness.threats.perturbation import NORMS, Norm
 from bilevel.updates import CNN, ConvRNN, Update
 from bilevel.updates.learned import Inputs
 from bilevel.updates.normalize import Over
@@ -57,7 +58,8 @@ class Attacker:
             :func:`fitting_width`.
         normalize: Gradients are divided by the maximum of each ``"sample"``, or of the ``"batch"``
             as in the authors' code.
-        gradient_skip: Initial value of the learnable s in tanh(net + s·sign ∇); None for no skip.
+        gradient_skip: Initial value of the learnable s in tanh(net + s·sign ∇), in L2 of that in
+            tanh(net + s·∇ / max|∇|); None for no skip.
     """
 
     form: Form = "wide"
@@ -65,13 +67,14 @@ class Attacker:
     normalize: Over = "sample"
     gradient_skip: float | None = None
 
-    def update(self, channels: int, eps: float, inputs: Inputs) -> Update:
+    def update(self, channels: int, eps: float, inputs: Inputs, norm: Norm = "linf") -> Update:
         """The attacker as an update rule.
 
         Args:
             channels: Channels of the images.
             eps: ε, the largest change of a pixel in one step.
             inputs: Its inputs: the image, the gradient, or both.
+            norm: The norm of the threat model.
 
         Returns:
             A new network.
@@ -81,8 +84,14 @@ class Attacker:
             network = partial(ConvRNN, hidden=self.width)
         else:
             network = partial(CNN, form=self.form, width=self.width)
-        skip = self.gradient_skip if "gradient" in inputs else None
-        return network(channels, eps, inputs=inputs, normalize=self.normalize, gradient_skip=skip)
+        return network(
+            channels,
+            eps,
+            inputs=inputs,
+            normalize=self.normalize,
+            gradient_skip=self.gradient_skip if "gradient" in inputs else None,
+            direction="sign" if norm == "linf" else "max-abs",
+        )
 
 
 def fitting_width(
@@ -139,7 +148,13 @@ def is_learned(method: str) -> bool:
 
 
 def make_solver(
-    method: str, *, eps: float, channels: int, attacker: Attacker, pgm_steps: int = 10
+    method: str,
+    *,
+    eps: float,
+    channels: int,
+    attacker: Attacker,
+    pgm_steps: int = 10,
+    norm: Norm = "linf",
 ) -> Solver:
     """The solver of a training method.
 
@@ -149,6 +164,7 @@ def make_solver(
         channels: Channels of the images.
         attacker: The attacker of a learned method.
         pgm_steps: Steps of ``pgm``, of size 0.007/0.031·ε as in the paper.
+        norm: The norm of the threat model.
 
     Returns:
         A new solver.
@@ -162,10 +178,11 @@ def make_solver(
         2
     """
     check_method(method)
+    ball = NORMS[norm](eps)
     if method == "fgsm":
-        return fgsm(eps)
+        return ball.pgm(eps, 1)
     if method in ("plain", "pgm"):
-        return pgm(TRAINING_STEP * eps, 0 if method == "plain" else pgm_steps)
+        return ball.pgm(TRAINING_STEP * eps, 0 if method == "plain" else pgm_steps)
     multi_step = _MULTI_STEP.fullmatch(method)
     steps = int(multi_step[1].replace("two", "2")) if multi_step else 1
     inputs: Inputs = ("context", "gradient")
@@ -173,7 +190,7 @@ def make_solver(
         inputs = ("context",)
     elif "grad-only" in method:
         inputs = ("gradient",)
-    return Iterative(attacker.update(channels, eps, inputs), steps)
+    return Iterative(attacker.update(channels, eps, inputs, norm), steps)
 
 
 def check_method(method: str) -> None:

@@ -11,6 +11,7 @@ from bilevel import Adjoint, Bilevel, FollowerProblem, LeaderProblem, Schedule, 
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.batches import Augment
+from bilevel.robustness.threats.perturbation import Norm, check_radius
 from bilevel.robustness.training.methods import Form
 
 
@@ -20,7 +21,8 @@ class Recipe:
 
     Args:
         model: Name of the classifier, see :func:`~bilevel.robustness.build_model`.
-        epsilon: ε of the L∞ threat model, in units of the pixel range.
+        epsilon: ε of the threat model, in units of the pixel range.
+        norm: The norm that it bounds: ``"linf"`` as in the paper, or ``"l2"``.
         pgm_steps: Steps of the ``pgm`` method.
         epochs: Passes over the training set.
         batch_size: Images a step.
@@ -44,6 +46,7 @@ class Recipe:
 
     model: str = "wrn-34-10"
     epsilon: float = 0.031
+    norm: Norm = "linf"
     pgm_steps: int = 10
     epochs: int = 100
     batch_size: int = 128
@@ -82,12 +85,7 @@ class Recipe:
                 f"gradient_skip is {self.gradient_skip}: it is the initial value of a weight; give "
                 "a finite number"
             )
-        if not 0 < self.epsilon <= 1:
-            raise BilevelError(
-                f"epsilon is {self.epsilon}: it is in units of the pixel range; give "
-                "0 < epsilon ≤ 1, 8/255 = 0.031 rather than 8 (the method plain trains without an "
-                "adversary)"
-            )
+        check_radius(self.epsilon, self.norm)
         Augment(self.padding, flip=self.flip)  # checks the padding
 
     def lr_factor(self, epoch: float) -> float:

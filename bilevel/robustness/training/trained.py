@@ -17,7 +17,7 @@ from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.networks.models import build_model
 from bilevel.robustness.threats.interpolation import Interpolation
-from bilevel.robustness.threats.perturbation import Linf, Perturbation
+from bilevel.robustness.threats.perturbation import NORMS, Norm, Perturbation
 from bilevel.robustness.training.methods import Attacker, fitting_width, is_learned, make_solver
 from bilevel.robustness.training.recipe import Recipe
 from bilevel.updates.normalize import Over
@@ -38,6 +38,7 @@ class About:
         classes: Number of classes.
         dataset: The dataset that it was trained on.
         epsilon: ε that it was trained for.
+        norm: Its norm.
         seed: Seed of the run.
         attacker: The settings of its attacker.
         interpolation: The follower's settings if it was trained by interpolation.
@@ -54,6 +55,7 @@ class About:
     attacker: Attacker = field(default_factory=Attacker)
     interpolation: dict[str, Any] | None = None
     class_names: tuple[str, ...] = ()
+    norm: Norm = "linf"
 
     @classmethod
     def of(
@@ -97,6 +99,7 @@ class About:
             classes=classes,
             dataset=dataset,
             epsilon=recipe.epsilon,
+            norm=recipe.norm,
             seed=seed,
             attacker=replace(attacker, width=fitting),
             class_names=images.classes,
@@ -113,7 +116,7 @@ class About:
         """
         eps = self.epsilon if eps is None else eps
         if self.interpolation is None:
-            return Linf(eps)
+            return NORMS[self.norm](eps)
         return Interpolation(eps, **self.interpolation)
 
     def solver(self, pgm_steps: int = 10) -> Solver:
@@ -131,6 +134,7 @@ class About:
             channels=self.channels,
             attacker=self.attacker,
             pgm_steps=pgm_steps,
+            norm=self.norm,
         )
 
     def classifier(self) -> nn.Module:

@@ -21,7 +21,7 @@ from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
-from bilevel.robustness.threats.perturbation import Threat
+from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.progress import MetricWindows, Progress, Window
 from bilevel.robustness.training.rates import LearningRates
 from bilevel.robustness.training.recipe import Recipe

@@ -6,18 +6,21 @@ from functools import partial
 
 from torch import nn
 
-from bilevel import Iterative, Solver, pgm
+from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.networks.speed import explain_out_of_memory
 from bilevel.robustness.threats.interpolation import Interpolation
-from bilevel.robustness.threats.perturbation import L2, Linf, Threat
+from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
+from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.methods import TRAINING_STEP
-from bilevel.updates import NormalizedGradient
 
 STEPS = 10
+
+# The ball of a follower; a subclass of one may mean another set.
+_BALLS: dict[type, type[Perturbation]] = {Linf: Linf, L2: L2, Interpolation: Linf}
 
 
 def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
@@ -37,16 +40,15 @@ def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
         >>> default_attack(L2(0.5))[0]
         L2(eps=0.5, start=0.0, loss=cross_entropy)
     """
-    if type(follower) in (Linf, Interpolation):
-        assert isinstance(follower, Linf)
-        return Linf(follower.eps), pgm(TRAINING_STEP * follower.eps, STEPS)
-    if type(follower) is L2:
-        step = NormalizedGradient(TRAINING_STEP * follower.eps)
-        return L2(follower.eps), Iterative(step, STEPS)
-    raise BilevelError(
-        f"{type(follower).__name__} is neither Linf nor L2: epochs are compared by accuracy under "
-        "attack, within the adversary's reach; give validation_attack=(threat model, attack)"
-    )
+    kind = _BALLS.get(type(follower))
+    if kind is None or not isinstance(follower, Perturbation):
+        raise BilevelError(
+            f"{type(follower).__name__} is neither Linf nor L2: epochs are compared by accuracy "
+            "under attack, within the adversary's reach; give validation_attack=(threat model, "
+            "attack)"
+        )
+    ball = kind(follower.eps)
+    return ball, ball.pgm(TRAINING_STEP * ball.eps, STEPS)
 
 
 def validate_model(

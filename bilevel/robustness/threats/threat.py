@@ -1,0 +1,72 @@
+"""Threat models: followers of a classifier whose y makes an image.
+
+Threat    max over y of loss(f(perturbed(x, y)))   subject to   y in Y
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from bilevel.problem import FollowerProblem, Sense
+from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.networks.speed import at_least_float32
+from bilevel.robustness.threats.losses import Loss, cross_entropy
+
+
+class Threat(FollowerProblem):
+    """What an adversary may do to an image, described by a y that need not have its shape.
+
+    A subclass implements :meth:`init`, :meth:`perturbed` and :meth:`project`. The leader's
+    ``model`` maps images in [0, 1] to logits.
+
+    Args:
+        loss: The loss to maximise, a function of the logits; see
+            ``bilevel.robustness.threats.losses``.
+
+    Example:
+        >>> class Shift(Threat):
+        ...     def init(self, batch): return batch.x.new_zeros(len(batch.x), 1)
+        ...     def project(self, y, batch): return y.clamp(-0.1, 0.1)
+        ...     def perturbed(self, y, batch): return (batch.x + y[:, :, None, None]).clamp(0, 1)
+        >>> black = Batch(torch.zeros(1, 1, 1, 2), torch.tensor([0]))
+        >>> Shift().perturbed(torch.tensor([[0.1]]), black)
+        tensor([[[[0.1000, 0.1000]]]])
+    """
+
+    sense: Sense = "max"
+
+    def __init__(self, *, loss: Loss = cross_entropy) -> None:
+        self.loss = loss
+
+    @abstractmethod
+    def perturbed(self, y: Any, batch: Batch) -> Tensor:
+        """The images that y makes, which attacks return and the classifier is judged on.
+
+        Args:
+            y: The follower's variable, as :meth:`init` returns it.
+            batch: Clean images.
+
+        Returns:
+            ``(B, C, H, W)`` in [0, 1].
+        """
+
+    def context(self, y: Any, batch: Batch) -> Tensor:
+        """The perturbed image, the input of the paper's attackers."""
+        return self.perturbed(y, batch)
+
+    def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
+        """The loss at the perturbed image."""
+        return self.loss(at_least_float32(leader.model(self.perturbed(y, batch))), batch)
+
+    def __repr__(self) -> str:
+        # All settings, numbers in full: a resumed battery knows its attacks by them.
+        settings = ", ".join(f"{name}={_shown(value)}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+
+def _shown(value: object) -> str:
+    """A setting in one line."""
+    return str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
