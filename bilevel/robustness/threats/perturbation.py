@@ -39,11 +39,8 @@ class Perturbation(Threat):
             ``bilevel.robustness.threats.losses``.
     """
 
-    index: ClassVar[str]
+    index: ClassVar[str] = ""
     """The norm's index in print, ∞ or ₂."""
-
-    ascent: ClassVar[type[SignGradient | NormalizedGradient]]
-    """The step rule that climbs a linear function most steeply in this norm."""
 
     def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
         for name, radius in (("eps", eps), ("start", start)):
@@ -93,6 +90,17 @@ class Perturbation(Threat):
 
         Returns:
             ``(B,)``.
+        """
+
+    @abstractmethod
+    def ascent(self, step: float) -> SignGradient | NormalizedGradient:
+        """The step rule that climbs a linear function most steeply in this norm.
+
+        Args:
+            step: η, the length of a step in this norm.
+
+        Returns:
+            A new update.
         """
 
     def pgm(self, step: float, steps: int) -> Solver:
@@ -147,7 +155,6 @@ class Linf(Perturbation):
     """
 
     index = "∞"
-    ascent = SignGradient
 
     def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
         super().__init__(eps, start=start, loss=loss)
@@ -169,6 +176,10 @@ class Linf(Perturbation):
         """‖δ‖∞, the largest change of a pixel."""
         return delta.abs().flatten(1).amax(1)
 
+    def ascent(self, step: float) -> SignGradient:
+        """Along the sign of the gradient."""
+        return SignGradient(step)
+
 
 class L2(Perturbation):
     """‖δ‖₂ ≤ ε for each image.
@@ -188,7 +199,6 @@ class L2(Perturbation):
     """
 
     index = "₂"
-    ascent = NormalizedGradient
 
     def clip(self, delta: Tensor) -> Tensor:
         """δ · min(1, ε / ‖δ‖₂)."""
@@ -208,6 +218,10 @@ class L2(Perturbation):
         norms: Tensor = vector_norm(delta.flatten(1), dim=1)
         return norms
 
+    def ascent(self, step: float) -> NormalizedGradient:
+        """Along the gradient."""
+        return NormalizedGradient(step)
+
 
 NORMS: dict[Norm, type[Perturbation]] = {"linf": Linf, "l2": L2}
 """The threat models by the names of their norms."""
@@ -224,9 +238,10 @@ def check_radius(eps: float, norm: Norm) -> None:
         BilevelError: If there is no such norm, or ε is 0 or out of its range.
     """
     one_of("norm", norm, tuple(NORMS))
-    if not eps > 0:
+    room = 0 < eps <= 1 if norm == "linf" else 0 < eps < math.inf
+    if not room:
+        usual = "≤ 1, 8/255 = 0.031 rather than 8" if norm == "linf" else "< ∞, say 0.5 for CIFAR-10"
         raise BilevelError(
-            f"epsilon is {eps}: an adversary needs room; give 0 < epsilon, 8/255 = 0.031 in L∞, "
-            "0.5 in L2 (the method plain trains without an adversary)"
+            f"epsilon is {eps}: an adversary needs room, in units of the pixel range; give 0 < "
+            f"epsilon {usual} (the method plain trains without an adversary)"
         )
-    NORMS[norm](eps)

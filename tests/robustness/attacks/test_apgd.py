@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bilevel import BilevelError, Oracle, ZeroSum, testing
-from bilevel.robustness import APGD, Batch, Classifier, Linf, SolverAttack, batches
+from bilevel.robustness import (
+    APGD,
+    L2,
+    Batch,
+    Classifier,
+    Linf,
+    Perturbation,
+    SolverAttack,
+    batches,
+)
 from bilevel.robustness.threats.losses import Loss, cross_entropy, dlr, margin, targeted_dlr
 from tests.digits import EPS, trained
 from tests.problems import Nearest, Weights, image_game
@@ -35,6 +44,15 @@ def test_the_corner_of_a_linear_classifier(eps: float, loss: Loss) -> None:
     follower = Linf(eps, loss=loss)
     answer = APGD(steps=10).solve(follower, ZeroSum(model, follower), batch).value
     torch.testing.assert_close(answer, eps * model.worst(batch))
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.25])
+def test_the_nearest_point_of_the_ball_in_l2(eps: float) -> None:
+    """Along the weights of a linear classifier, to the edge."""
+    model, batch = LinearClassifier(torch.randn(1, 4, 4)), greys(20)
+    answer = APGD(steps=10).solve(L2(eps), ZeroSum(model, L2(eps)), batch).value
+    along = model.worst(batch) * model.w.abs()
+    torch.testing.assert_close(answer, eps * along / model.w.norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -87,24 +105,31 @@ def test_the_step_size_shrinks_where_it_overshoots() -> None:
     assert errors.max() < 2 / 2**6
 
 
+RADIUS = {Linf: EPS, L2: 0.7}
+BOTH = pytest.mark.parametrize("threat", [Linf, L2])
+
+
+@BOTH
 @pytest.mark.parametrize("rho", [0.75, 0.5, 0.0])
-def test_algorithm_1_as_the_paper_prints_it(rho: float) -> None:
+def test_algorithm_1_as_the_paper_prints_it(rho: float, threat: type[Perturbation]) -> None:
     model, batch = doubles([10, 12, 14, 15])  # whose last step is not their best
-    follower = Linf(EPS, loss=dlr)
+    follower = threat(RADIUS[threat], loss=dlr)
     leader = ZeroSum(model, follower)
     together = APGD(rho=rho).solve(follower, leader, batch).value
     for answer, *one in zip(together.split(1), batch.x.split(1), batch.y.split(1), strict=True):
-        expected = algorithm_1(Oracle(follower, leader, Batch(*one)), EPS, rho)
+        expected = algorithm_1(Oracle(follower, leader, Batch(*one)), follower, rho)
         torch.testing.assert_close(answer, expected, rtol=0, atol=1e-9)
 
 
-def algorithm_1(oracle: Oracle, eps: float, rho: float) -> Tensor:
+def algorithm_1(oracle: Oracle, follower: Perturbation, rho: float) -> Tensor:
     """For one sample and 100 steps, of which the paper's formula makes these checkpoints w_j."""
-    checkpoints, eta, xs = [0, 22, 41, 57, 70, 80, 87, 93, 99], [2 * eps], [oracle.init()]
+    checkpoints, eta, xs = [0, 22, 41, 57, 70, 80, 87, 93, 99], [2 * follower.eps], [oracle.init()]
     f = [float(oracle.gain(xs[0]))]
     best = [(f[0], xs[0])]
     for k in range(100):
-        z = oracle.project(xs[k] + eta[-1] * oracle.gradient(xs[k]).sign())
+        g = oracle.gradient(xs[k])
+        direction = g.sign() if isinstance(follower, Linf) else g / g.norm()
+        z = oracle.project(xs[k] + eta[-1] * direction)
         step = 0.75 * (z - xs[k]) + 0.25 * (xs[k] - xs[k - 1]) if k else z - xs[k]
         xs.append(oracle.project(xs[k] + step))
         f.append(float(oracle.gain(xs[-1])))
@@ -121,51 +146,56 @@ def algorithm_1(oracle: Oracle, eps: float, rho: float) -> Tensor:
 
 @settings(deadline=None, max_examples=20)
 @given(
+    threat=st.sampled_from([Linf, L2]),
     eps=st.floats(0.0, 1.0),
     steps=st.integers(1, 15),
     rho=st.floats(0.0, 1.0),
     seed=st.integers(0, 99),
 )
 def test_the_answer_lies_in_ball_and_box_and_is_no_worse_than_the_start(
-    eps: float, steps: int, rho: float, seed: int
+    threat: type[Perturbation], eps: float, steps: int, rho: float, seed: int
 ) -> None:
     torch.manual_seed(seed)
     leader, _, batch = image_game()
     leader.eval()
-    follower = Linf(eps, start=eps)
+    follower = threat(eps, start=eps)
     torch.manual_seed(seed)
     start = follower.init(batch)
     torch.manual_seed(seed)
     answer = APGD(steps=steps, rho=rho).solve(follower, leader, batch).value
-    assert answer.abs().max() <= eps + 1e-6
+    assert follower.norm(answer).max() <= eps + 1e-6
     assert ((batch.x + answer - 0.5).abs() <= 0.5 + 1e-6).all()
     oracle = Oracle(follower, leader, batch)
     assert (oracle.gain(answer) >= oracle.gain(start) - 1e-6).all()
 
 
-def test_it_keeps_what_a_game_relies_on() -> None:
+@BOTH
+def test_it_keeps_what_a_game_relies_on(threat: type[Perturbation]) -> None:
     leader, follower, batch = image_game()
-    testing.check_solver(APGD(steps=12), Linf(follower.eps, start=0.1), leader, batch)
+    testing.check_solver(APGD(steps=12), threat(follower.eps, start=0.1), leader, batch)
 
 
+@pytest.mark.parametrize(("threat", "eps"), [(Linf, 0.25), (L2, 1.0)])
 @pytest.mark.parametrize(("name", "loss"), [("ce", cross_entropy), ("dlr", dlr)])
-def test_the_points_of_the_authors_code(name: str, loss: Loss) -> None:
+def test_the_points_of_the_authors_code(
+    name: str, loss: Loss, threat: type[Perturbation], eps: float
+) -> None:
     """From one start, in double precision, the very same images.
 
     Not all of them: the authors' code counts rises across a restart, the paper from the restart on.
     """
     base = pytest.importorskip("pyautoattack.autopgd_base")
-    (model, batch), eps = doubles(range(20)), 0.25  # eps is exact in the single precision of theirs
-    follower = Linf(eps, start=eps, loss=loss)
+    model, batch = doubles(range(20))  # eps is exact in the single precision of theirs
+    follower = threat(eps, start=eps, loss=loss)
     torch.manual_seed(1)
     start = follower.init(batch)
     torch.manual_seed(1)
     ours = batch.x + APGD().solve(follower, ZeroSum(model, follower), batch).value
-    theirs = base.APGDAttack(model, n_iter=100, eps=eps, loss=name)
+    theirs = base.APGDAttack(model, n_iter=100, norm=threat.__name__, eps=eps, loss=name)
     theirs.init_hyperparam(batch.x)
     expected = theirs.attack_single_run(batch.x, batch.y, x_init=batch.x + start)[0]
     same = (ours - expected).abs().flatten(1).amax(1) < 1e-9
-    assert same.double().mean() > 0.6
+    assert same.double().mean() > (0.6 if threat is Linf else 0.3)  # L2 restarts more often
 
 
 ATTACKS: dict[str, tuple[Loss, dict[str, Any], int, int]] = {
@@ -174,21 +204,24 @@ ATTACKS: dict[str, tuple[Loss, dict[str, Any], int, int]] = {
 }
 
 
+@BOTH
 @pytest.mark.parametrize("name", ATTACKS)
-def test_the_accuracy_that_is_left(name: str) -> None:
-    """Within one point of the authors' code."""
+def test_the_accuracy_that_is_left(name: str, threat: type[Perturbation]) -> None:
+    """Within two points of the authors' code, from other random starts."""
     base = pytest.importorskip("pyautoattack.autopgd_base")
     loss, tries, steps, count = ATTACKS[name]
     network, _, test = trained()
     model, batch = network.requires_grad_(False), next(batches(test, count))
-    ours = SolverAttack("APGD", Linf(EPS, start=EPS, loss=loss), APGD(steps=steps), **tries)
+    eps = RADIUS[threat]
+    ours = SolverAttack("APGD", threat(eps, start=eps, loss=loss), APGD(steps=steps), **tries)
+    settings = {"n_iter": steps, "norm": threat.__name__, "eps": eps}
     if tries:
-        theirs = base.APGDAttack_targeted(model, n_iter=steps, eps=EPS)
+        theirs = base.APGDAttack_targeted(model, **settings)
     else:
-        theirs = base.APGDAttack(model, n_iter=steps, eps=EPS, loss=name)
+        theirs = base.APGDAttack(model, loss=name, **settings)
     left = worst_of(ours, model, batch)
     expected = accuracy(model, theirs.perturb(batch.x, batch.y), batch)
-    assert abs(left - expected) <= 0.01
+    assert abs(left - expected) <= 0.02
     assert left < accuracy(model, batch.x, batch) - 0.4
 
 

@@ -28,7 +28,7 @@ from bilevel.robustness import (
     batches,
     foolbox_attack,
 )
-from bilevel.updates import CNN, NormalizedGradient
+from bilevel.updates import CNN, NormalizedGradient, SignGradient
 from tests.digits import EPS, Players, trained
 from tests.problems import BatchNormNet
 
@@ -217,6 +217,12 @@ def test_foolbox_has_to_know_the_norm() -> None:
 
         def noise(self, like: Tensor) -> Tensor:
             return torch.zeros_like(like)
+
+        def norm(self, delta: Tensor) -> Tensor:
+            return delta.flatten(1).amax(1)
+
+        def ascent(self, step: float) -> SignGradient:
+            return SignGradient(step)
 
     assert foolbox_attack(Linf, fgsm).distance is foolbox.distances.linf
     assert foolbox_attack(partial(L2, start=1e-4), fgsm).distance is foolbox.distances.l2
