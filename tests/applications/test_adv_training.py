@@ -22,6 +22,7 @@ import torch
 
 from bilevel.experiment import checkpoint
 from bilevel.robustness import RECIPES, Attacker, Recipe, Trainer, fast, load_trained
+from tests.applications.conftest import one_line
 from tests.images import write_tree
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +66,7 @@ def test_help_is_a_page(run: Callable[..., Any]) -> None:
     ended = run("--help")
     assert (ended.status, ended.err) == (0, "")
     assert "--epsilon" in ended.out
-    assert "Radius of the L-infinity ball" in ended.out
+    assert "Radius of the threat model" in ended.out
 
 
 def test_what_is_not_given_comes_from_the_datasets_recipe(app: ModuleType) -> None:
@@ -81,12 +82,29 @@ def test_what_is_given_reaches_the_solver(
         assert (method, options) == ("pgm", expected)
         raise KeyboardInterrupt
 
-    expected = {"eps": 0.1, "channels": 1, "pgm_steps": 3}
+    expected = {"eps": 0.1, "channels": 1, "pgm_steps": 3, "norm": "l2"}
     expected["attacker"] = Attacker("slim", 7, "batch", 0.5)
     monkeypatch.setattr("bilevel.robustness.training.trained.make_solver", spy)
     attacker = "--attacker slim --attacker-width 7 --normalize batch --gradient-skip 0.5"
-    arguments = f"--method pgm --epsilon 0.1 --pgm-steps 3 {attacker}"
+    arguments = f"--method pgm --norm l2 --epsilon 0.1 --pgm-steps 3 {attacker}"
     assert run(*arguments.split()).status == 130
+
+
+def test_training_in_l2(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Attacked, saved and resumed in its norm."""
+    arguments = ["--method", "pgm", "grad-l2l", "--norm", "l2", "--epsilon", 2.5]
+    ended = run(*arguments)
+    assert (ended.status, ended.err) == (0, "")
+    assert "‖δ‖₂ ≤ 2.5" in ended.out
+    (pgm, _) = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    assert (pgm["norm"], pgm["epsilon"]) == ("l2", 2.5)
+    trained = load_trained(tmp_path / "run" / "grad-l2l")
+    assert repr(trained.about.follower()) == "L2(eps=2.5, start=0.0, loss=cross_entropy)"
+    assert trained.solver is not None
+    assert run(*arguments, "--resume").status == 0
+    refused = one_line(run(*arguments[:3], "--epsilon", 1, "--resume"))
+    assert "is a run with" in refused
+    assert "norm" in refused
 
 
 def test_a_folder_of_images(run: Callable[..., Any], tmp_path: Path) -> None:

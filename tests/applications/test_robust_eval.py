@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from bilevel import BilevelError
-from bilevel.robustness import About, Attacker, Splits, load_images, load_trained, save_trained
+from bilevel.robustness import (
+    About,
+    Attacker,
+    Evaluation,
+    Splits,
+    load_images,
+    load_trained,
+    save_trained,
+)
 from tests.applications.conftest import Suite, one_line
 
 FEW = ["--test-size", 12, "--curve-size", 8, "--points", 3, "--queries", 3]
@@ -63,6 +71,25 @@ def test_every_attack_by_name(run: Callable[..., Any], tmp_path: Path) -> None:
         assert "Not trustworthy" in text  # nobody measured the curves
 
 
+def test_every_attack_in_l2(run: Callable[..., Any], tmp_path: Path) -> None:
+    """By default in the norm of its training; in another one without the attacker."""
+    mine, other = write(tmp_path / "mine", norm="l2"), write(tmp_path / "other")
+    names = "fgsm pgm-3 pgm-3-margin apgd-ce apgd-t random square own fresh transfer"
+    arguments = ["--attack", *names.split(), "--fresh-steps", 2, "--surrogate", f"s={other}"]
+    for more in ([], ["--norm", "linf", "--epsilon", 0.1], ["--norm", "l2", "--epsilon", 0.3]):
+        ended = run(mine, *arguments, *more)
+        assert ended.status == 0, ended.err
+        attacks = {record["attack"]: record["problem"] for record in records(tmp_path, "attack")}
+        assert not any(attacks.values())
+        assert ("own grad-l2l" in attacks) == ("linf" not in more)
+        (summary,) = records(tmp_path, "summary")
+        assert summary["norm"] == (more[1] if more else "l2")
+        assert summary["trained_epsilon"] == (None if "linf" in more else 0.2)
+        text = (tmp_path / "out" / "report.md").read_text()
+        assert ("‖δ‖∞ ≤ 0.1" if "linf" in more else "‖δ‖₂ ≤") in text
+        assert ("in L₂" in ended.out) == ("linf" not in more)
+
+
 def test_the_worst_case_never_rises_and_the_curves_end(
     run: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -109,37 +136,42 @@ def test_a_classifier_without_its_attacker_is_attacked_all_the_same(
 def test_a_picture_of_an_attacker_that_is_missing_is_not_drawn(
     applications: Callable[[str], ModuleType], tmp_path: Path, digits: Splits
 ) -> None:
-    app, folder = applications("robust_eval"), write(tmp_path / "mine")
-    titles = [one.title for one in app.attack_examples(load_trained(folder), 0.2, digits.test)]
-    assert "own grad-l2l" in titles
+    pictures, folder = applications("robust_eval_lib.pictures"), write(tmp_path / "mine")
+
+    def titles(folder: Path, norm: str = "linf") -> list[str]:
+        evaluation = Evaluation("mine", 0.2, None, torch.ones(1).bool(), norm=norm)
+        examples = pictures.attacked(load_trained(folder), evaluation, digits.test)
+        return list(dict.fromkeys(example.title for example in examples))
+
+    assert titles(folder) == ["FGSM", "PGM-20", "own grad-l2l"]
+    assert titles(folder, "l2") == ["FGSM", "PGM-20"]  # it was not trained for that
+    assert titles(write(tmp_path / "pgm", "pgm")) == ["FGSM", "PGM-20", "own pgm"]
     (folder / "attacker.safetensors").unlink()
-    titles = [one.title for one in app.attack_examples(load_trained(folder), 0.2, digits.test)]
-    assert set(titles) == {"FGSM", "PGM-20"}
-    plain = app.attack_examples(load_trained(write(tmp_path / "pgm", "pgm")), 0.2, digits.test)
-    assert "own pgm" in {one.title for one in plain}
+    assert titles(folder) == ["FGSM", "PGM-20"]
 
 
 def test_curves_are_kept_for_the_same_settings_only(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, applications: Any
 ) -> None:
     """A run that is stopped before its curves leaves those of an earlier one."""
-    app, measured = applications("robust_eval"), []
-    original = app.accuracy_by_epsilon
+    module, measured = applications("robust_eval_lib.curves"), []
+    original = module.accuracy_by_epsilon
 
     def spy(*arguments: Any, **settings: Any) -> Any:
         measured.append((settings["batch_size"], int(torch.get_rng_state().sum())))
         return original(*arguments, **settings)
 
-    monkeypatch.setattr(app, "accuracy_by_epsilon", spy)
+    monkeypatch.setattr(module, "accuracy_by_epsilon", spy)
     curves, battery = (tmp_path / "out" / "mine" / f"{what}.pt" for what in ("curves", "battery"))
     few = [write(tmp_path / "mine"), "--attack", "random", "--batch-size", 4]
     assert run(*few).status == 0
     assert run(*few, "--resume").status == 0
     assert len(measured) == 1
-    for changed in (["--seed", 1], ["--epsilon", 0.1], ["--curve-size", 7]):
+    in_l2 = ["--norm", "l2", "--epsilon", 0.2]
+    for changed in (["--seed", 1], ["--epsilon", 0.1], ["--curve-size", 7], in_l2):
         battery.unlink()
         assert run(*few, *changed, "--resume").status == 0
-    assert len(measured) == 4
+    assert len(measured) == 5
     battery.unlink()
     curves.unlink()
     assert run(*few, "--resume").status == 0
@@ -218,6 +250,14 @@ def nan(folder: Path) -> Path:
         (
             lambda folder: [write(folder, dataset="folder"), "--data-dir", folder / "photos"],
             "photos: name the folder with --data-dir, as for its training",
+        ),
+        (
+            lambda folder: [write(folder), "--norm", "l2"],
+            "norm is l2 and there is no epsilon: given was trained for 0.2 in linf",
+        ),
+        (
+            lambda folder: [write(folder, norm="l2"), "--attack", "fgsm", "cw"],
+            "cw attacks in L∞, and norm is 'l2': leave it out",
         ),
         (lambda folder: [nan(folder)], "NaN or infinite on 12 of 12 clean images"),
     ],

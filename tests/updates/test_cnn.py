@@ -178,6 +178,7 @@ def test_state_passes_through():
         ({"inputs": ()}, r"inputs is \(\).*\('context', 'gradient'\)"),
         ({"inputs": "context"}, r"inputs is 'context'.*\('context',\)"),
         ({"normalize": "image"}, "normalize is 'image'.*'sample', 'batch'"),
+        ({"direction": "l2"}, "direction is 'l2'.*'sign', 'max-abs'"),
         ({"gradient_skip": math.inf}, "gradient_skip is inf.*finite number, or None"),
     ],
 )

@@ -218,7 +218,8 @@ class Battery:
             "images": fingerprint(images.images, images.labels),
             "attacks": [attack.settings for attack in self.attacks],
             "alone": [attack.name for attack in self.attacks if attack.alone],
-            "threat model": repr(self.ball),
+            "norm": type(self.ball).__name__,
+            "epsilon": self.ball.eps,
             "seed": self.seed,
             "batch size": self.batch_size,
         }

@@ -240,7 +240,9 @@ def check_radius(eps: float, norm: Norm) -> None:
     one_of("norm", norm, tuple(NORMS))
     room = 0 < eps <= 1 if norm == "linf" else 0 < eps < math.inf
     if not room:
-        usual = "≤ 1, 8/255 = 0.031 rather than 8" if norm == "linf" else "< ∞, say 0.5 for CIFAR-10"
+        usual = (
+            "≤ 1, 8/255 = 0.031 rather than 8" if norm == "linf" else "< ∞, say 0.5 for CIFAR-10"
+        )
         raise BilevelError(
             f"epsilon is {eps}: an adversary needs room, in units of the pixel range; give 0 < "
             f"epsilon {usual} (the method plain trains without an adversary)"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError, pgm
 from bilevel.robustness import (
+    L2,
     Batch,
     Battery,
     Evaluation,
@@ -82,11 +83,29 @@ def test_the_exact_answer_of_a_linear_classifier(images: ImageSet) -> None:
     assert torch.equal(outcomes[0].broken, right & (distance < EPS))
 
 
+@pytest.mark.parametrize("eps", [EPS, 1.0])
+def test_the_exact_answer_in_l2(images: ImageSet, eps: float) -> None:
+    """In an L2 ball the mean of four pixels moves by at most ε/2."""
+    threat = L2(eps)
+    attack = SolverAttack("PGM", threat, threat.pgm(eps, 2))
+    right, (outcome,) = Battery([attack], eps=eps, norm="l2").run(Threshold(), images)
+    distance = (images.images[:, 0, 0, 0] / 255 - 0.5).abs()
+    assert not outcome.problem
+    assert torch.equal(outcome.broken, right & (distance < eps / 2))
+
+
 def failing(error: Exception) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
     def attack(x: Tensor, y: Tensor) -> Tensor:
         raise error
 
     return lambda model: attack
+
+
+def test_an_attack_that_leaves_the_l2_ball_fails(images: ImageSet) -> None:
+    """With a step that the L∞ ball of this radius allows."""
+    attack = SolverAttack("PGM", Linf(EPS), pgm(EPS, 1))
+    _, (outcome,) = Battery([attack], eps=EPS, norm="l2").run(Threshold(), images)
+    assert "‖δ‖₂ = 0.4 where ε = 0.2" in outcome.problem
 
 
 def far(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
@@ -223,3 +242,5 @@ def test_its_numbers_are_checked_before_a_run() -> None:
         Battery([Scripted("one", set())], eps=EPS, seed=-1)
     with pytest.raises(BilevelError, match="batch_size is 0"):
         Battery([Scripted("one", set())], eps=EPS, batch_size=0)
+    with pytest.raises(BilevelError, match=r"norm is 'L2': .* give one of 'linf', 'l2'"):
+        Battery([Scripted("one", set())], eps=EPS, norm="L2")  # type: ignore[arg-type]

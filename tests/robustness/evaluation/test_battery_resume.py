@@ -92,6 +92,7 @@ def test_what_an_attack_prepares_depends_on_the_seed_alone(images: ImageSet) -> 
     ("change", "named"),
     [
         ({"eps": 0.1}, "epsilon"),
+        ({"norm": "l2"}, "norm"),
         ({"seed": 1}, "seed"),
         ({"attacks": [Scripted("other", set())]}, "attacks"),
         ({"attacks": [Scripted("one", set(), alone=True)]}, "alone"),

@@ -60,6 +60,20 @@ def test_against_epsilon_in_closed_form(greys: ImageSet, eps: float, batch_size:
     assert curve.images == len(greys)
 
 
+@pytest.mark.parametrize("eps", [0.1, 0.5, 3.0])
+def test_in_l2_in_closed_form(greys: ImageSet, eps: float) -> None:
+    """The mean of four pixels moves by half of ‖δ‖₂, and ‖δ‖₂ = 2 leads from black to white."""
+    curve = accuracy_by_epsilon(Brightness(), greys, eps, norm="l2")
+    expected = [(distance(greys) > radius / 2).double().mean().item() for radius in curve.at]
+    assert curve.accuracy == pytest.approx(expected, abs=0.011)
+    assert curve.at[-1] == 2
+    assert {min(2, eps), min(2, 2 * eps)} <= set(curve.at)
+    curve = accuracy_by_iterations(Brightness(), greys, eps, norm="l2")
+    reach = [min(eps, EVALUATION_STEP * eps * iterations) for iterations in curve.at]
+    expected = [(distance(greys) > radius / 2).double().mean().item() for radius in reach]
+    assert curve.accuracy == pytest.approx(expected, abs=0.011)
+
+
 @pytest.mark.parametrize("eps", [0.031, 8 / 255, 0.1, 0.2, 0.3, 0.5, 1.0])
 def test_the_points_against_epsilon(greys: ImageSet, eps: float) -> None:
     """From 0 to 1, once each; among them what the verdict asks for."""

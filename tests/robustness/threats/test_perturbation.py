@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bilevel import BilevelError, ZeroSum
 from bilevel.robustness import L2, Batch, Linf, Perturbation
+from bilevel.robustness.threats.perturbation import check_radius
 from tests.problems import BatchNormNet, images
 
 TINY = 1e-6  # rounding of numbers up to 1 in float32
@@ -23,6 +24,42 @@ KINDS = pytest.mark.parametrize("kind", [Linf, L2])
 def size(kind: type[Perturbation], delta: Tensor) -> Tensor:
     """The norm of each image's perturbation."""
     return delta.flatten(1).norm(p=math.inf if kind is Linf else 2, dim=1)
+
+
+@KINDS
+def test_the_norm_is_that_of_each_image(kind: type[Perturbation]) -> None:
+    delta = torch.randn(5, 3, 4, 6)
+    torch.testing.assert_close(kind(0.1).norm(delta), size(kind, delta))
+
+
+@KINDS
+def test_no_step_of_a_length_climbs_a_linear_function_more(kind: type[Perturbation]) -> None:
+    slope, origin = torch.randn(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+    moved, _ = kind(1.0).ascent(0.3)(origin, slope, None, None)
+    torch.testing.assert_close(size(kind, moved), torch.tensor([0.3]))
+    others = kind(1.0, start=0.3).noise(torch.zeros(2000, 1, 4, 4))
+    others *= (0.3 / size(kind, others)).view(-1, 1, 1, 1)
+    assert (others * slope).flatten(1).sum(1).max() < (moved * slope).sum()
+
+
+@pytest.mark.parametrize(
+    ("eps", "norm", "message"),
+    [
+        (0.0, "linf", "epsilon is 0.0: .* 0 < epsilon ≤ 1, 8/255"),
+        (8, "linf", "epsilon is 8: .* rather than 8"),
+        (math.nan, "linf", "epsilon is nan"),
+        (-1.0, "l2", "epsilon is -1.0: .* 0 < epsilon < ∞, say 0.5"),
+        (math.inf, "l2", "epsilon is inf"),
+        (0.5, "l1", "norm is 'l1': .* 'linf', 'l2'"),
+    ],
+)
+def test_a_radius_leaves_room(eps: float, norm: Any, message: str) -> None:
+    with pytest.raises(BilevelError, match=message):
+        check_radius(eps, norm)
+
+
+def test_an_l2_ball_may_be_larger_than_the_pixel_range() -> None:
+    check_radius(3.0, "l2")
 
 
 @st.composite

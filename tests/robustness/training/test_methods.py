@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from bilevel.robustness import (
     is_learned,
     make_solver,
 )
-from bilevel.updates import CNN, ConvRNN, SignGradient
+from bilevel.updates import CNN, ConvRNN, NormalizedGradient, SignGradient, max_abs
 
 EPS = 0.031
 IMAGE, GRADIENT = ("context",), ("gradient",)
@@ -22,7 +24,7 @@ BOTH = IMAGE + GRADIENT
 SMALL = Attacker("two-layer", width=4)
 
 
-def solver(method: str, attacker: Attacker = SMALL, **options: int) -> Iterative:
+def solver(method: str, attacker: Attacker = SMALL, **options: Any) -> Iterative:
     made = make_solver(method, eps=EPS, channels=3, attacker=attacker, **options)
     assert isinstance(made, Iterative)
     return made
@@ -38,6 +40,24 @@ def test_a_hand_designed_method(method: str, steps: int, step: float) -> None:
     assert (made.steps, made.update.step) == (steps, step)
     assert not is_learned(method)
     assert not list(made.parameters())
+
+
+@pytest.mark.parametrize("method", ["plain", "fgsm", "pgm"])
+def test_a_hand_designed_method_in_l2(method: str) -> None:
+    """Steps of the same length as in L∞, along the gradient."""
+    made = solver(method, norm="l2")
+    assert isinstance(made.update, NormalizedGradient)
+    assert (made.steps, made.update.step) == (solver(method).steps, solver(method).update.step)
+
+
+@pytest.mark.parametrize("form", ["two-layer", "conv-rnn"])
+def test_an_untrained_attacker_with_a_skip_climbs_most_steeply(form: str) -> None:
+    """In L2 along the gradient where tanh is linear, in L∞ along its sign."""
+    attacker, gradient = Attacker(form, width=4, gradient_skip=1e-3), torch.randn(2, 3, 8, 8)
+    for norm, expected in (("linf", gradient.sign()), ("l2", max_abs(gradient))):
+        update = solver("grad-l2l", attacker, norm=norm).update
+        moved, _ = update(torch.zeros_like(gradient), gradient, torch.rand_like(gradient), None)
+        torch.testing.assert_close(moved, 1e-3 * EPS * expected, rtol=1e-4, atol=1e-10)
 
 
 def test_the_papers_step_of_pgm() -> None:
