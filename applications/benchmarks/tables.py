@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 TABLES: dict[str, Callable[[], str]] = {
     "digits": adversarial.digits,
     "digits in short": adversarial.digits_in_short,
+    "digits in l2": partial(adversarial.digits, "digits-l2"),
     "cifar10": adversarial.cifar10,
     "precisions": adversarial.precisions,
     "schedules on digits": adversarial.schedules,

@@ -11,9 +11,9 @@ from tabulated.reading import Record, per_cent, ranged, read, seeds
 ATTACKS = {"clean": "clean", "pgm20": "PGM-20", "pgm100": "PGM-100"}
 
 
-def digits() -> str:
+def digits(results: str = "digits") -> str:
     """Digits, three seeds: everything."""
-    return _training(seeds("digits/seed-*"))
+    return _training(seeds(f"{results}/seed-*"))
 
 
 def digits_in_short() -> str:

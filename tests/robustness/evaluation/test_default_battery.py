@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from bilevel import ZeroSum
 from bilevel.robustness import (
     RECIPES,
+    STANDARD,
     Attacker,
+    AttackSettings,
     Battery,
     Evaluation,
     Linf,
+    Norm,
     Splits,
     headline,
     judge,
+    make_attacks,
     make_game,
     make_solver,
     sample,
     small_cnn,
-    standard_attacks,
 )
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
 from bilevel.robustness.evaluation.probes import probe
@@ -35,6 +38,7 @@ from tests.robustness.evaluation.faults import Faulty
 from tests.robustness.evaluation.items import BLACK_BOX
 
 SEEN = 20
+NORMS = pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.7)])
 
 
 def sparse(model: nn.Module, x: Tensor) -> Tensor:
@@ -43,13 +47,19 @@ def sparse(model: nn.Module, x: Tensor) -> Tensor:
     return model(torch.where(x >= least, x, 0))
 
 
-def evaluate(model: nn.Module, digits: Splits, eps: float) -> Evaluation:
+def evaluate(
+    model: nn.Module, digits: Splits, eps: float, norm: Norm = "linf", queries: int = 300
+) -> Evaluation:
     """What ``robust_eval.py`` does by default, on a few images."""
     torch.manual_seed(0)
     images = sample(digits.test, 60)
-    right, outcomes = Battery(standard_attacks(eps, classes=10), eps=eps).run(model, images)
-    curves = accuracy_by_epsilon(model, images, eps), accuracy_by_iterations(model, images, eps)
-    evaluation = Evaluation("digits", eps, None, right, outcomes, curves)
+    attacks = make_attacks(STANDARD, AttackSettings(eps, 10, norm=norm, queries=queries))
+    right, outcomes = Battery(attacks, eps=eps, norm=norm).run(model, images)
+    curves = tuple(
+        curve(model, images, eps, norm=norm)
+        for curve in (accuracy_by_epsilon, accuracy_by_iterations)
+    )
+    evaluation = Evaluation("digits", eps, None, right, outcomes, curves, norm=norm)
     return replace(evaluation, findings=judge(evaluation, probe(model, images)))
 
 
@@ -64,23 +74,27 @@ def ordinary_model(digits: Splits) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.parametrize(
+    ("norm", "eps", "queries", "hidden"), [("linf", 0.2, 300, 0.1), ("l2", 0.7, 3000, 0.05)]
+)
 def test_sparse_inputs_are_found_out(
-    robust_model: nn.Module, digits: Splits, robust_eps: float
+    robust_model: nn.Module, digits: Splits, norm: Norm, eps: float, queries: int, hidden: float
 ) -> None:
-    """Without the Square Attack nothing would be wrong with it."""
-    found = evaluate(Faulty(robust_model, sparse), digits, robust_eps)
+    """Without the Square Attack, which needs more queries in L2, nothing would be wrong with it."""
+    found = evaluate(Faulty(robust_model, sparse), digits, eps, norm, queries)
     assert [finding.item for finding in found.findings if not finding.ok] == [BLACK_BOX]
     assert headline(found).startswith("Not trustworthy: ")
     *others, square = found.outcomes
     too_high = replace(found, outcomes=tuple(others)).worst_case - found.worst_case
-    assert square.name == "Square 300"
-    assert too_high > 0.1
+    assert square.name == f"Square {queries}"
+    assert too_high > hidden
 
 
+@NORMS
 def test_a_robust_classifier_is_trusted(
-    robust_model: nn.Module, digits: Splits, robust_eps: float
+    robust_model: nn.Module, digits: Splits, norm: Norm, eps: float
 ) -> None:
-    found = evaluate(robust_model, digits, robust_eps)
+    found = evaluate(robust_model, digits, eps, norm)
     assert headline(found).startswith("Trustworthy: ")
 
 
