@@ -71,11 +71,15 @@ def environment(device: torch.device) -> dict[str, str]:
 def code() -> str:
     """A checksum of the library's source, the application's source and torch's version.
 
+    Of an application ``app.py`` the modules in ``app_lib/`` beside it are part.
+
     Returns:
         Hexadecimal digits.
     """
-    digest = hashlib.sha256(torch.__version__.encode())
-    for path in [*sorted(Path(__file__).parents[1].rglob("*.py")), Path(sys.argv[0])]:
+    digest, application = hashlib.sha256(torch.__version__.encode()), Path(sys.argv[0])
+    modules = application.parent.glob(f"{application.stem}_lib/*.py")
+    library = Path(__file__).parents[1].rglob("*.py")
+    for path in [*sorted(library), application, *sorted(modules)]:
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()[:16]
 

@@ -75,12 +75,14 @@ def test_the_checksum_is_of_library_application_and_torch(
     monkeypatch.setattr(machine, "__file__", str(library / "experiment" / "machine.py"))
     monkeypatch.setattr(sys, "argv", [str(app)])
     seen = [experiment.code()]  # the application is no file, as of python -c
-    for file in (library / "game.py", library / "experiment" / "machine.py", app):
+    part = tmp_path / "app_lib" / "part.py"
+    part.parent.mkdir()
+    for file in (library / "game.py", library / "experiment" / "machine.py", app, part):
         file.write_text(file.name)
         seen.append(experiment.code())
     monkeypatch.setattr(torch, "__version__", "0.0")
     seen.append(experiment.code())
-    assert len(set(seen)) == 5
+    assert len(set(seen)) == 6
     (tmp_path / "other.py").write_text("of no concern")
     assert experiment.code() == seen[-1]
     assert all(len(bytes.fromhex(checksum)) == 8 for checksum in seen)

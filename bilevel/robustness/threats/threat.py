@@ -5,6 +5,7 @@ Threat    max over y of loss(f(perturbed(x, y)))   subject to   y in Y
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from typing import Any
 
@@ -68,5 +69,6 @@ class Threat(FollowerProblem):
 
 
 def _shown(value: object) -> str:
-    """A setting in one line."""
-    return str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
+    """A setting in one line, the same in another process: without addresses."""
+    text = str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)

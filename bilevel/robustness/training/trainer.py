@@ -96,6 +96,7 @@ class Trainer:
         self.config |= {"monitor": monitor, "checksum of images": checkpoint.fingerprint(*tensors)}
         self.monitor = one_of("monitor", monitor, ("validation_robust", "validation_clean"))
         self.validation_attack = validation_attack or default_attack(game.follower)
+        self.config["validation attack"] = " ".join(repr(self.validation_attack).split())
         self.precision = precision
         self.report = report
         self.save_every = save_every

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from bilevel.robustness import (
     attack,
     correct,
 )
+from bilevel.robustness.threats.losses import Loss, cross_entropy, margin
 from bilevel.updates import CoordinateRNN, NormalizedGradient
 from tests.images import image_set
 
@@ -175,3 +178,19 @@ def test_images_and_labels_that_an_attack_would_silently_misread() -> None:
     ):
         with pytest.raises(BilevelError, match=message):
             attack(classifier(), Linf(0.1), pgm(0.1, 1), bad)
+
+
+class Weighted:
+    """A loss that is an object, whose own ``repr`` has its address."""
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        return margin(logits, batch)
+
+
+@pytest.mark.parametrize("make", [Weighted, lambda: partial(cross_entropy)])
+def test_the_same_settings_read_the_same_in_another_process(make: Callable[[], Loss]) -> None:
+    """A battery or a training run that is resumed knows its threat model by them."""
+    kept = make(), make()  # at two addresses
+    one, other = (repr(Linf(0.1, loss=loss)) for loss in kept)
+    assert one == other
+    assert repr(Linf(0.1, loss=margin)) != one

@@ -228,6 +228,10 @@ def test_what_a_gpu_has_not_told_yet_is_read_before_it_is_saved(
         ({"recipe": replace(RECIPE, lr=0.5)}, "lr = 0.1, this one has lr = 0.5: "),
         ({"seed": 3}, "seed = 0, this one has seed = 3: "),
         ({"precision": "bf16"}, "precision = float32, .* precision = bf16: "),
+        (
+            {"validation_attack": (L2(0.1), pgm(0.01, 2))},
+            "validation attack = …, this one has validation attack = …: ",
+        ),
         ({"monitor": "validation_clean"}, "monitor = validation_robust, .* = validation_clean: "),
         (
             {"config": {"method": "two-step-l2l", "width": 8}},
