@@ -84,7 +84,7 @@ class L2Proposals(Proposals):
         top, left = (height - rows * side) // 2, (width - columns * side) // 2
         delta = torch.zeros_like(like)
         delta[..., top : top + rows * side, left : left + columns * side] = grid
-        return self._full(delta)
+        return self.eps * F.normalize(delta.flatten(1), dim=1).view_as(delta)
 
     def windowed(self, oracle: Oracle, best: Tensor, share: float) -> Tensor:
         """The first window's change has a bump added, and takes the second window's mass too."""
@@ -101,12 +101,8 @@ class L2Proposals(Proposals):
         unused = F.relu(self.eps**2 - best.square().flatten(1).sum(1)) / channels
         new = _unit(new) * (held + per_sample(unused, best)).sqrt()
         delta = torch.where(window.mask, new, torch.where(emptied, 0, best))
-        (point,) = leaves(oracle.project(self._full(delta)))
+        (point,) = leaves(oracle.project(delta))
         return point
-
-    def _full(self, delta: Tensor) -> Tensor:
-        """δ stretched to norm ε."""
-        return self.eps * F.normalize(delta.flatten(1), dim=1).view_as(delta)
 
 
 class _Window:
