@@ -2,6 +2,7 @@
 
     python applications/robust_eval.py runs/adv_training/pgm
     python applications/robust_eval.py runs/adv_training/* --surrogate runs/other/pgm --restarts 5
+    python applications/robust_eval.py models:resnet --dataset cifar10 --epsilon 0.031
 
 Each image is attacked until an attack breaks it; the share of unbroken images is the worst-case
 accuracy. A checklist after Athalye et al. (2018) and Carlini et al. (2019), Appendix D of the
@@ -29,6 +30,7 @@ from bilevel.robustness import (
     STANDARD,
     AttackSettings,
     Battery,
+    Curve,
     Dataset,
     Evaluation,
     Norm,
@@ -51,8 +53,9 @@ class Args:
     """Attack trained classifiers with a battery of attacks, and judge the result."""
 
     checkpoint: tyro.conf.Positional[tuple[str, ...]]
-    """Folders with a classifier.safetensors written by a training application; NAME=FOLDER sets the
-    name in the report."""
+    """Folders with a classifier.safetensors written by a training application, or MODULE:FUNCTION
+    for one of your own: the function returns a network from images in [0, 1] to logits. NAME=FOLDER
+    sets the name in the report."""
     attack: tuple[str, ...] = STANDARD
     """Run in the order given: fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw,
     random, square, own, fresh, transfer, autoattack (of the package pyautoattack)."""
@@ -124,11 +127,14 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
     count("curve_size", args.curve_size)
     distributed.check_consistent({**asdict(args), "code": experiment.code()})
     device = experiment.pick_device(args.device)
-    targets, surrogates = (load(names, device) for names in (args.checkpoint, args.surrogate))
+    targets, surrogates = (
+        load(names, device, args.dataset, args.data_dir)
+        for names in (args.checkpoint, args.surrogate)
+    )
     if not targets:
         raise BilevelError(
             "no checkpoint is given: there is nothing to attack; name the folder of a trained "
-            "classifier, such as runs/adv_training/pgm"
+            "classifier, such as runs/adv_training/pgm, or MODULE:FUNCTION"
         )
     data = {}
     for target in targets:
@@ -194,10 +200,9 @@ def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Split
             report=bar.show,
         )
         right, outcomes = battery.run(target.model, data.test, resume=args.resume)
-        curves = (
-            ()
-            if not args.curves
-            else measure_curves(
+        curves: tuple[Curve, ...] = ()
+        if args.curves:
+            curves = measure_curves(
                 target.model,
                 sample(data.test, args.curve_size),
                 settings,
@@ -206,11 +211,10 @@ def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Split
                 resume=args.resume,
                 show=bar.show,
             )
-        )
     evaluation = Evaluation(
         target.name,
         settings.eps,
-        target.about.epsilon if settings.norm == target.about.norm else None,
+        (target.about.epsilon or None) if settings.norm == target.about.norm else None,
         right,
         outcomes,
         curves,
@@ -225,17 +229,20 @@ def settings_of(
     args: Args, target: Trained, surrogates: list[Trained], data: Splits
 ) -> AttackSettings:
     """The settings of the attacks on one classifier, by default in the ball of its training."""
-    norm, eps = args.norm or target.about.norm, args.epsilon
-    if eps is None:
-        eps = target.about.epsilon
-        if norm != target.about.norm:
-            raise BilevelError(
-                f"norm is {norm} and there is no epsilon: {target.name} was trained for "
-                f"{eps} in {target.about.norm}, which means something else; give --epsilon"
-            )
+    norm, eps, about = args.norm or target.about.norm, args.epsilon, target.about
+    if eps is None and not about.epsilon:
+        raise BilevelError(
+            f"there is no epsilon, and it is not known what {target.name} was trained for: give "
+            "--epsilon, 0.031 in L∞ or 0.5 in L2 (--norm l2) for CIFAR-10"
+        )
+    if eps is None and norm != about.norm:
+        raise BilevelError(
+            f"norm is {norm} and there is no epsilon: {target.name} was trained for "
+            f"{about.epsilon} in {about.norm}, which means something else; give --epsilon"
+        )
     return AttackSettings(
-        eps,
-        target.about.classes,
+        about.epsilon if eps is None else eps,
+        about.classes,
         norm=norm,
         start=args.start,
         restarts=args.restarts,

@@ -11,14 +11,25 @@ import torch
 from bilevel import BilevelError, distributed
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness import Splits, Trained, load_images, load_trained
+from robust_eval_lib.own import is_function, make_own
 
 
-def load(names: tuple[str, ...], device: torch.device) -> list[Trained]:
-    """Loads classifiers onto a device; the default name is that of the folder."""
+def load(
+    names: tuple[str, ...], device: torch.device, dataset: str | None, data_dir: Path
+) -> list[Trained]:
+    """Loads classifiers onto a device; the default name is that of the folder or function."""
     trained = []
     for given in names:
         name, path = split_name(given)
-        one = load_trained(path, name)
+        if not is_function(path):
+            one = load_trained(path, name)
+        elif dataset is None:
+            raise BilevelError(
+                f"{path} is a classifier of your own and there is no dataset: name the images "
+                "that it is attacked on with --dataset and --data-dir"
+            )
+        else:
+            one = make_own(path, name, dataset, read(dataset, data_dir, 0, device).test)
         for network in (one.model, one.solver):
             if network is not None:
                 network.to(device).to(memory_format=torch.channels_last)

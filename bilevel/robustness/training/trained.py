@@ -37,7 +37,7 @@ class About:
         channels: Channels of its images.
         classes: Number of classes.
         dataset: The dataset that it was trained on.
-        epsilon: ε that it was trained for.
+        epsilon: ε that it was trained for; 0 if that is not known.
         norm: Its norm.
         seed: Seed of the run.
         attacker: The settings of its attacker.
