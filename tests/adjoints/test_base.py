@@ -108,10 +108,13 @@ def test_a_solver_is_asked_whether_it_is_made_for_the_problem(adjoint: Adjoint) 
 def test_one_number_a_sample(name: str) -> None:
     leader, batch = Decay(), torch.tensor([1.0, -2.0, 0.5], dtype=F64)
     solver = Iterative(Gradient(0.3), 60)
-    value = ADJOINTS[name].solve(solver, Sized(), leader, batch).value
-    (slope,) = torch.autograd.grad(value, leader.theta, torch.ones_like(batch))
+    slopes = []
+    for _ in range(20 if name == "sampled" else 1):  # which is right on the mean only
+        value = ADJOINTS[name].solve(solver, Sized(), leader, batch).value
+        slopes += torch.autograd.grad(value, leader.theta, torch.ones_like(batch))
+    slope = torch.stack(slopes).mean().item()
     expected = (1 - 0.7 ** (20 if name == "truncated" else 60)) * batch.sum()
-    assert slope.item() == pytest.approx(expected.item(), rel=0.5 if name == "sampled" else 1e-4)
+    assert slope == pytest.approx(expected.item(), rel=0.5 if name == "sampled" else 1e-4)
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS.values(), ids=repr)

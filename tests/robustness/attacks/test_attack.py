@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bilevel import BilevelError, Iterative, NonFiniteError, Oracle, Solver, fgsm, pgm
 from bilevel.robustness import (
     APGD,
+    L2,
     Attack,
     AttackSettings,
     Batch,
@@ -19,12 +20,13 @@ from bilevel.robustness import (
     ImageSet,
     Interpolation,
     Linf,
+    Perturbation,
     RandomSampling,
     SolverAttack,
     attack,
     make_attacks,
 )
-from bilevel.robustness.attacks.samples import rounding
+from bilevel.robustness.attacks.samples import check_threat, rounding
 from bilevel.robustness.threats.losses import margin, targeted_dlr
 from bilevel.updates import CNN
 from tests.images import image_set
@@ -191,3 +193,12 @@ def test_as_many_targets_as_there_are_wrong_classes(targets: int, problem: str) 
     _, (outcome,) = Battery([attack], eps=EPS).run(model, images)
     assert problem in outcome.problem
     assert bool(problem) == bool(outcome.problem)
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1)])
+def test_every_pixel_may_be_off_by_rounding(threat: Perturbation) -> None:
+    clean = torch.full((2, 3, 64, 64), 0.5)
+    edge = threat.eps / threat.norm(torch.ones_like(clean))[0].item()
+    check_threat(clean, clean + edge + 0.9 * rounding(clean.dtype), threat)
+    with pytest.raises(BilevelError, match=f"‖δ‖{threat.index} = .* where ε = 0.1"):
+        check_threat(clean, clean + edge + 1.5 * rounding(clean.dtype), threat)

@@ -210,7 +210,7 @@ def test_no_query_is_spent_on_the_best_point_itself() -> None:
     model = Noting(torch.ones(1, 1, 1))
     batch = Batch(torch.full((100, 1, 1, 1), 0.5), torch.arange(100) % 2)
     follower = Linf(0.1, loss=margin)
-    Square(9).solve(follower, ZeroSum(model, follower), batch, evaluate=False)
+    Square(30).solve(follower, ZeroSum(model, follower), batch, evaluate=False)
     best, *others = model.seen
     for seen in others:
         assert (seen != best).all()
