@@ -19,15 +19,11 @@ from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
 from bilevel.robustness.attacks.external import ExternalAttack
 from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.attacks.interfaces import Adversary, foolbox_attack
+from bilevel.robustness.attacks.named import check_attack
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.attacks.square import Square
-from bilevel.robustness.attacks.standard import (
-    STANDARD,
-    check_attack,
-    make_attacks,
-    standard_attacks,
-)
+from bilevel.robustness.attacks.standard import STANDARD, make_attacks, standard_attacks
 from bilevel.robustness.data.batches import Augment, Batch, batches, shuffled_batches
 from bilevel.robustness.data.images import ImageSet, Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_images

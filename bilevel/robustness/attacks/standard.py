@@ -1,46 +1,15 @@
-"""The attacks by the names that the command line takes.
-
-fgsm                     one step of size ε
-pgm-K                    K steps on the cross entropy, as the paper runs them (Sec. 4)
-pgm-K-margin, pgm-K-dlr  the same on another loss
-apgd-ce, apgd-dlr        Auto-PGD; with random restarts
-apgd-t                   Auto-PGD toward each of the nine most likely wrong classes
-cw                       Carlini & Wagner, in L∞ only
-random                   uniform points of the ball
-square                   the Square Attack
-own                      the attacker that was trained with the classifier
-fresh                    a new attacker, trained against the finished classifier
-transfer                 FGSM and PGM-10 on every surrogate
-autoattack               from the package pyautoattack
-"""
+"""The default battery, and batteries of attacks by name."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from bilevel.errors import BilevelError, raise_unknown
-from bilevel.robustness.attacks.apgd import APGD
-from bilevel.robustness.attacks.attack import Attack, SolverAttack
-from bilevel.robustness.attacks.autoattack import autoattack
-from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
-from bilevel.robustness.attacks.external import Unavailable
-from bilevel.robustness.attacks.fresh import FreshAttack
-from bilevel.robustness.attacks.random_sampling import RandomSampling
+from bilevel.robustness.attacks.attack import Attack
+from bilevel.robustness.attacks.named import attacks_named
 from bilevel.robustness.attacks.settings import AttackSettings
-from bilevel.robustness.attacks.square import Square
-from bilevel.robustness.threats.losses import LOSSES, Loss, cross_entropy, dlr, margin, targeted_dlr
 from bilevel.robustness.threats.perturbation import Norm
-from bilevel.robustness.training.methods import (
-    EVALUATION_STEP,
-    TRAINING_STEP,
-    Attacker,
-    is_learned,
-    make_solver,
-)
 
 STANDARD = (
     "fgsm",
@@ -56,8 +25,6 @@ STANDARD = (
 """The default battery: cheap attacks first, gradient-based ones before the others, which find much
 of what masked gradients hide; random points alone find little. Auto-PGD takes the place of PGM-100.
 CW, as costly as the costliest, broke no survivor of ten classifiers."""
-
-_PGM = re.compile(r"pgm-([1-9]\d*)(?:-(margin|dlr))?")
 
 
 def standard_attacks(
@@ -114,160 +81,7 @@ def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]
     """
     attacks = []
     for name in names:
-        for attack in _make(name, settings):
+        for attack in attacks_named(name, settings):
             attack.alone = attack.alone or name in settings.alone
             attacks.append(attack)
     return attacks
-
-
-def check_attack(name: str) -> None:
-    """Checks that there is an attack of that name.
-
-    Args:
-        name: A name.
-
-    Raises:
-        BilevelError: If there is none; the message suggests the closest name.
-
-    Example:
-        >>> check_attack("pgm-7-margin")
-        >>> check_attack("apgdt")
-        Traceback (most recent call last):
-        bilevel.errors.BilevelError: there is no attack 'apgdt': did you mean apgd-t?
-    """
-    if not (name in _ATTACKS or _PGM.fullmatch(name)):
-        raise_unknown("attack", name, [*_ATTACKS, "pgm-20", "pgm-100"])
-
-
-def _make(name: str, settings: AttackSettings) -> list[Attack]:
-    check_attack(name)
-    if match := _PGM.fullmatch(name):
-        return [_pgm(int(match[1]), match[2] or "ce", settings)]
-    return _ATTACKS[name](settings)
-
-
-def _pgm(steps: int, loss: str, settings: AttackSettings) -> Attack:
-    """PGM as in the paper's evaluation; on the cross entropy it has an accuracy of its own."""
-    threat = settings.ball(start=settings.start, loss=LOSSES[loss])
-    return SolverAttack(
-        f"PGM-{steps}" + (f" {loss}" if loss != "ce" else ""),
-        threat,
-        threat.pgm(EVALUATION_STEP * settings.eps, steps),
-        restarts=settings.restarts,
-        keep_broken=loss != "ce",
-        alone=loss == "ce",
-        passes=3 * steps * settings.restarts,
-    )
-
-
-def _fgsm(settings: AttackSettings) -> list[Attack]:
-    threat = settings.ball()
-    solver = threat.pgm(settings.eps, 1)
-    return [SolverAttack("FGSM", threat, solver, kind="one-step", alone=True, passes=3)]
-
-
-def _apgd(name: str, loss: Loss, settings: AttackSettings, targets: int = 0) -> list[Attack]:
-    return [
-        SolverAttack(
-            name,
-            settings.ball(start=settings.eps, loss=loss),
-            APGD(),
-            restarts=settings.restarts,
-            targets=targets,
-            keep_broken=True,
-            passes=303 * (targets or settings.restarts),
-        )
-    ]
-
-
-def _apgd_t(settings: AttackSettings) -> list[Attack]:
-    """Targeted if there are the four classes that the targeted loss needs, else on the margin."""
-    if settings.classes < 4:
-        return _apgd("APGD-margin", margin, settings)
-    return _apgd("APGD-T", targeted_dlr, settings, targets=min(9, settings.classes - 1))
-
-
-def _cw(settings: AttackSettings) -> list[Attack]:
-    if settings.norm != "linf":
-        raise BilevelError(
-            f"cw attacks in L∞, and norm is {settings.norm!r}: leave it out of the attacks; "
-            "apgd-t is the strongest of them in either norm"
-        )
-    return [SolverAttack("CW", settings.ball(loss=margin), CarliniWagner(), passes=5000)]
-
-
-def _random(settings: AttackSettings) -> list[Attack]:
-    points = settings.points
-    follower, solver = settings.ball(start=settings.eps, loss=margin), RandomSampling(points)
-    return [SolverAttack(f"random {points}", follower, solver, kind="black-box", passes=points)]
-
-
-def _square(settings: AttackSettings) -> list[Attack]:
-    follower, queries = settings.ball(loss=margin), settings.queries
-    solver = Square(queries)
-    return [SolverAttack(f"Square {queries}", follower, solver, kind="black-box", passes=queries)]
-
-
-def _own(settings: AttackSettings) -> list[Attack]:
-    trained = settings.trained
-    if trained is None or not trained.about.learned or trained.about.norm != settings.norm:
-        return []
-    name = f"own {trained.about.method}"
-    if trained.solver is None:
-        return [Unavailable(name, f"{trained.name} was saved without its attacker.safetensors")]
-    follower = trained.about.follower(settings.eps)
-    return [SolverAttack(name, follower, trained.solver, alone=True, passes=30)]
-
-
-def _fresh(settings: AttackSettings) -> list[Attack]:
-    trained, method, train = settings.trained, settings.fresh, settings.train
-    if not is_learned(method):
-        raise BilevelError(f"fresh is {method!r}, which learns nothing: name a method with l2l")
-    if train is None:
-        return [Unavailable(f"fresh {method}", "there are no images to train it on")]
-    attacker = trained.about.attacker if trained else Attacker()
-    channels = train.images.shape[1]
-    make = partial(
-        make_solver,
-        method,
-        eps=settings.eps,
-        channels=channels,
-        attacker=attacker,
-        norm=settings.norm,
-    )
-    follower, steps = settings.ball(), settings.fresh_steps
-    return [FreshAttack(f"fresh {method}", follower, make, train, steps=steps, passes=30)]
-
-
-def _transfer(settings: AttackSettings) -> list[Attack]:
-    """FGSM and PGM-10 on each surrogate (Appendix C)."""
-    eps, threat = settings.eps, settings.ball()
-    solvers = {"FGSM": threat.pgm(eps, 1), "PGM-10": threat.pgm(TRAINING_STEP * eps, 10)}
-    return [
-        SolverAttack(
-            f"{name} on {surrogate}",
-            threat,
-            solver,
-            surrogate=model,
-            kind="black-box",
-            alone=True,
-            passes=30,
-        )
-        for surrogate, model in settings.surrogates.items()
-        for name, solver in solvers.items()
-    ]
-
-
-_ATTACKS: dict[str, Callable[[AttackSettings], list[Attack]]] = {
-    "fgsm": _fgsm,
-    "apgd-ce": partial(_apgd, "APGD-CE", cross_entropy),
-    "apgd-dlr": partial(_apgd, "APGD-DLR", dlr),
-    "apgd-t": _apgd_t,
-    "cw": _cw,
-    "random": _random,
-    "own": _own,
-    "fresh": _fresh,
-    "transfer": _transfer,
-    "square": _square,
-    "autoattack": autoattack,
-}
