@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, Iterative, NonFiniteError
 from bilevel.robustness import (
+    EVALUATION_STEP,
+    L2,
     STANDARD,
+    TRAINING_STEP,
     About,
     Attacker,
     AttackSettings,
@@ -28,7 +31,8 @@ from bilevel.robustness import (
 )
 from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.threats.losses import cross_entropy, dlr, margin, targeted_dlr
-from bilevel.updates import SignGradient
+from bilevel.updates import CNN, NormalizedGradient, SignGradient
+from tests.images import image_set
 
 EPS = 0.31
 
@@ -177,6 +181,36 @@ def test_a_fresh_attacker_learns_against_a_classifier_that_stands_still() -> Non
     assert gains[1] > 1.05 * gains[0]
     assert all(torch.equal(v, before[name]) for name, v in target.model.state_dict().items())
     assert all(p.grad is None for p in target.model.parameters())
+
+
+def test_in_l2_every_attack_is_in_the_ball_and_steps_along_the_gradient() -> None:
+    target, train = trained("grad-l2l", norm="l2"), image_set(4)
+    surrogates = {"other": target.model}
+    settings = attack_settings(norm="l2", trained=target, train=train, surrogates=surrogates)
+    steps = {}
+    for made in make_attacks([*STANDARD, "fresh"], settings):
+        assert isinstance(made, (SolverAttack, FreshAttack))
+        assert isinstance(made.follower, L2)
+        assert made.follower.eps == EPS
+        solver = made.make() if isinstance(made, FreshAttack) else made.solver
+        if isinstance(solver, Iterative) and isinstance(solver.update, CNN):
+            assert solver.update.direction == "max-abs"
+        elif isinstance(solver, Iterative):
+            assert isinstance(solver.update, NormalizedGradient)
+            steps[made.name] = solver.update.step / EPS
+    assert steps == pytest.approx(
+        {
+            "FGSM": 1,
+            "PGM-20": EVALUATION_STEP,
+            "PGM-20 margin": EVALUATION_STEP,
+            "FGSM on other": 1,
+            "PGM-10 on other": TRAINING_STEP,
+        }
+    )
+
+
+def test_the_attacker_of_another_norm_is_left_out() -> None:
+    assert make_attacks(["own"], attack_settings(trained=trained("grad-l2l"), norm="l2")) == []
 
 
 def test_a_fresh_attacker_does_not_learn_from_nan() -> None:
