@@ -57,8 +57,8 @@ class Args:
     for one of your own: the function returns a network from images in [0, 1] to logits. NAME=FOLDER
     sets the name in the report."""
     attack: tuple[str, ...] = STANDARD
-    """Run in the order given: fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw,
-    random, square, own, fresh, transfer, autoattack (of the package pyautoattack)."""
+    """Run in the order given: fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw
+    (linf only), random, square, own, fresh, transfer, autoattack (of the package pyautoattack)."""
     surrogate: tuple[str, ...] = ()
     """Folders of classifiers whose adversarial images are tried on the others (transfer)."""
     norm: Norm | None = None

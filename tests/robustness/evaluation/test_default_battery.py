@@ -35,7 +35,7 @@ from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_b
 from bilevel.robustness.evaluation.probes import probe
 from tests.digits import train
 from tests.robustness.evaluation.faults import Faulty
-from tests.robustness.evaluation.items import BLACK_BOX
+from tests.robustness.evaluation.items import BLACK_BOX, UNBOUNDED
 
 SEEN = 20
 NORMS = pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.7)])
@@ -96,6 +96,8 @@ def test_a_robust_classifier_is_trusted(
 ) -> None:
     found = evaluate(robust_model, digits, eps, norm)
     assert headline(found).startswith("Trustworthy: ")
+    (figure,) = (one.figure for one in found.findings if one.item == UNBOUNDED)
+    assert figure.endswith(f"left at ε = {1 if norm == 'linf' else 8}")  # of 8×8 images
 
 
 def test_an_ordinary_classifier_is_trusted(ordinary_model: nn.Module, digits: Splits) -> None:
