@@ -56,6 +56,9 @@ class Args:
     """Folders with a classifier.safetensors written by a training application, or MODULE:FUNCTION
     for one of your own: the function returns a network from images in [0, 1] to logits. NAME=FOLDER
     sets the name in the report."""
+    allow_import: bool = False
+    """Import the module that a classifier.safetensors names, of a network of your own (--model
+    MODULE:FUNCTION in training)."""
     attack: tuple[str, ...] = STANDARD
     """Run in the order given: fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw
     (linf only), random, square, own, fresh, transfer, autoattack (of the package pyautoattack)."""
@@ -128,7 +131,7 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
     distributed.check_consistent({**asdict(args), "code": experiment.code()})
     device = experiment.pick_device(args.device)
     targets, surrogates = (
-        load(names, device, args.dataset, args.data_dir)
+        load(names, device, args.dataset, args.data_dir, allow_import=args.allow_import)
         for names in (args.checkpoint, args.surrogate)
     )
     if not targets:

@@ -10,19 +10,24 @@ import torch
 
 from bilevel import BilevelError, distributed
 from bilevel.experiment.checkpoint import fingerprint
-from bilevel.robustness import Splits, Trained, load_images, load_trained
-from robust_eval_lib.own import is_function, make_own
+from bilevel.robustness import Splits, Trained, is_own, load_images, load_trained
+from robust_eval_lib.own import make_own
 
 
 def load(
-    names: tuple[str, ...], device: torch.device, dataset: str | None, data_dir: Path
+    names: tuple[str, ...],
+    device: torch.device,
+    dataset: str | None,
+    data_dir: Path,
+    *,
+    allow_import: bool,
 ) -> list[Trained]:
     """Loads classifiers onto a device; the default name is that of the folder or function."""
     trained = []
     for given in names:
         name, path = split_name(given)
-        if not is_function(path):
-            one = load_trained(path, name)
+        if Path(path).exists() or not is_own(path):
+            one = load_trained(path, name, allow_import=allow_import)
         elif dataset is None:
             raise BilevelError(
                 f"{path} is a classifier of your own and there is no dataset: name the images "

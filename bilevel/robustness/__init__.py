@@ -40,6 +40,7 @@ from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.classifier import Classifier, Normalize
 from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.models import build_model, resnet18, small_cnn, wide_resnet
+from bilevel.robustness.networks.own import build_classifier, build_own, is_own
 from bilevel.robustness.networks.speed import (
     Trunk,
     computing,
@@ -117,7 +118,9 @@ __all__ = [
     "accuracy_by_iterations",
     "attack",
     "batches",
+    "build_classifier",
     "build_model",
+    "build_own",
     "check_attack",
     "check_classifier",
     "check_method",
@@ -135,6 +138,7 @@ __all__ = [
     "foolbox_attack",
     "headline",
     "is_learned",
+    "is_own",
     "judge",
     "load_images",
     "load_trained",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -90,62 +89,6 @@ def test_every_attack_in_l2(run: Callable[..., Any], tmp_path: Path) -> None:
         text = (tmp_path / "out" / "report.md").read_text()
         assert ("‖δ‖∞ ≤ 0.1" if "linf" in more else "‖δ‖₂ ≤") in text
         assert ("in L₂" in ended.out) == ("linf" not in more)
-
-
-OWN = """
-from torch import nn
-
-from bilevel.robustness import small_cnn
-
-
-def network():
-    return nn.Sequential(small_cnn(channels=1, classes=10))
-
-
-def text():
-    return "a network"
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module with a classifier in the current folder."""
-    (tmp_path / "networks_of_mine.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-
-
-@pytest.mark.usefixtures("own")
-def test_a_classifier_of_ones_own(run: Callable[..., Any], tmp_path: Path) -> None:
-    arguments = "networks_of_mine:network --dataset digits --epsilon 0.1 --attack fgsm own pgm-3"
-    surrogate = ["transfer", "--surrogate", "other=networks_of_mine:network"]
-    for norm in ("linf", "l2"):
-        ended = run(*arguments.split(), *surrogate, "--norm", norm)
-        assert ended.status == 0, ended.err
-        (summary,) = records(tmp_path, "summary")
-        assert (summary["classifier"], summary["norm"]) == ("network", norm)
-        assert summary["trained_epsilon"] is None
-        named = [record["attack"] for record in records(tmp_path, "attack")]
-        assert named == ["FGSM", "PGM-3", "FGSM on other", "PGM-10 on other"]
-        assert "trained for an unknown ε" in (tmp_path / "out" / "report.md").read_text()
-
-
-@pytest.mark.usefixtures("own")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("networks_of_mine:network", "there is no dataset: name the images"),
-        ("networks_of_mine:network --dataset digits", "there is no epsilon, and it is not known"),
-        ("networks_of_mine:missing --dataset digits", "cannot be imported (AttributeError: "),
-        ("networks_of_yours:network --dataset digits", "cannot be imported (ModuleNotFoundError: "),
-        ("networks_of_mine:text --dataset digits", "returned an object of type str: "),
-        ("a=networks_of_mine:network nowhere/pgm --dataset digits", "cannot read weights from"),
-    ],
-)
-def test_a_classifier_of_ones_own_that_cannot_be_attacked(
-    run: Callable[..., Any], arguments: str, message: str
-) -> None:
-    assert message in one_line(run(*arguments.split()))
 
 
 def test_the_worst_case_never_rises_and_the_curves_end(
@@ -245,7 +188,7 @@ def test_folders_and_names(
     inputs, folder = applications("robust_eval_lib.inputs"), write(tmp_path / "lr=0.1" / "pgm")
 
     def load(given: str) -> list[Trained]:
-        return inputs.load((given,), torch.device("cpu"), None, tmp_path)
+        return inputs.load((given,), torch.device("cpu"), None, tmp_path, allow_import=False)
 
     given = (str(folder), f"mine={folder}", f"={folder / 'classifier.safetensors'}")
     assert [load(one)[0].name for one in given] == ["pgm", "mine", "pgm"]

@@ -41,7 +41,8 @@ class TrainingArguments:
     """Half of the recipe's epochs, at most 30: one-cycle learning rate, averaged weights, an
     attacker whose width is scaled to the classifier."""
     model: str | None = None
-    """small-cnn, resnet18, or wrn-DEPTH-WIDTH such as wrn-34-10."""
+    """small-cnn, resnet18, wrn-DEPTH-WIDTH such as wrn-34-10, or MODULE:FUNCTION for a network of
+    your own, FUNCTION(channels=..., classes=...) from images in [0, 1] to logits."""
     attacker: Form | None = None
     """The attacker's network: wide is the paper's Table 1, slim its Table 5."""
     attacker_width: int | None = None

@@ -20,7 +20,8 @@ class Recipe:
     """The hyperparameters of a training run; the defaults are the paper's (Sec. 4.1).
 
     Args:
-        model: Name of the classifier, see :func:`~bilevel.robustness.build_model`.
+        model: Name of the classifier, see :func:`~bilevel.robustness.build_model`, or a function
+            ``MODULE:FUNCTION`` that is called with ``channels`` and ``classes``.
         epsilon: ε of the threat model, in units of the pixel range.
         norm: The norm that it bounds: ``"linf"`` as in the paper, or ``"l2"``.
         pgm_steps: Steps of the ``pgm`` method.

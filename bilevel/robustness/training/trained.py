@@ -15,7 +15,7 @@ from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.networks.models import build_model
+from bilevel.robustness.networks.own import build_classifier, is_own
 from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.perturbation import NORMS, Norm, Perturbation
 from bilevel.robustness.training.methods import Attacker, fitting_width, is_learned, make_solver
@@ -33,7 +33,7 @@ class About:
     Args:
         method: The method that trained it, see
             :data:`~bilevel.robustness.training.methods.METHODS`.
-        model: The name of its architecture.
+        model: The name of its architecture, which may be a function, ``MODULE:FUNCTION``.
         channels: Channels of its images.
         classes: Number of classes.
         dataset: The dataset that it was trained on.
@@ -90,7 +90,7 @@ class About:
         fitting = recipe.attacker_width
         if fitting is None:
             with torch.device("meta"):  # it is only counted
-                model = build_model(recipe.model, channels=channels, classes=classes)
+                model = build_classifier(recipe.model, channels=channels, classes=classes)
             fitting = fitting_width(attacker, model, (channels, height, width))
         return cls(
             method=method,
@@ -143,7 +143,7 @@ class About:
         Returns:
             A new network.
         """
-        return build_model(self.model, channels=self.channels, classes=self.classes)
+        return build_classifier(self.model, channels=self.channels, classes=self.classes)
 
     @property
     def learned(self) -> bool:
@@ -192,18 +192,23 @@ def save_trained(
         save_weights(Path(folder) / ATTACKER, solver, metadata)
 
 
-def load_trained(path: str | os.PathLike[str], name: str | None = None) -> Trained:
+def load_trained(
+    path: str | os.PathLike[str], name: str | None = None, *, allow_import: bool = False
+) -> Trained:
     """Reads what :func:`save_trained` wrote.
 
     Args:
         path: The folder, or the classifier's file in it.
         name: The name in reports; the folder's name unless given.
+        allow_import: Whether the module of a network of one's own, which the file names, may be
+            imported: it runs code.
 
     Returns:
         The classifier; without its attacker if that file is missing.
 
     Raises:
-        BilevelError: If there is no classifier, or its file has no valid description.
+        BilevelError: If there is no classifier, its file has no valid description, or it names a
+            module that may not be imported.
 
     Example:
         >>> import tempfile
@@ -216,6 +221,11 @@ def load_trained(path: str | os.PathLike[str], name: str | None = None) -> Train
     path = Path(os.path.abspath(path))  # so that "." has a name
     file = path / CLASSIFIER if path.is_dir() else path
     about = _read(file)
+    if is_own(about.model) and not allow_import:
+        raise BilevelError(
+            f"{file} holds the weights of {about.model}, whose module would be imported and run: "
+            "if you trust it, give allow_import=True (--allow-import)"
+        )
     model = about.classifier()
     load_weights(file, model)
     solver, attacker = None, file.parent / ATTACKER

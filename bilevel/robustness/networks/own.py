@@ -1,0 +1,90 @@
+"""Classifiers by name: those of the kit, and ``MODULE:FUNCTION`` for one's own."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bilevel.errors import BilevelError
+from bilevel.robustness.networks.models import build_model
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a function, ``MODULE:FUNCTION``.
+
+    Args:
+        name: The name of a classifier.
+
+    Returns:
+        False for other names, which may be those of the kit's classifiers.
+
+    Example:
+        >>> is_own("networks:vgg"), is_own("wrn-34-10")
+        (True, False)
+    """
+    return bool(re.fullmatch(r"[\w.]+:\w+", name))
+
+
+def build_own(name: str, **arguments: Any) -> nn.Module:
+    """The classifier that a function returns.
+
+    Args:
+        name: ``MODULE:FUNCTION``, of a module in the current folder or of an installed one.
+        arguments: What the function is called with.
+
+    Returns:
+        A network.
+
+    Raises:
+        BilevelError: If there is no such function, or it returns something else.
+
+    Example:
+        >>> build_own("torch.nn:Linear", in_features=3, out_features=2)
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    module, _, function = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise BilevelError(
+            f"{name} cannot be imported ({type(error).__name__}: {error}): name MODULE:FUNCTION, "
+            "of a module in this folder or of an installed one"
+        ) from error
+    network = make(**arguments)
+    if not isinstance(network, nn.Module):
+        raise BilevelError(
+            f"{name} returned an object of type {type(network).__name__}: a classifier is a "
+            "torch.nn.Module, from images in [0, 1] to logits; return one"
+        )
+    return network
+
+
+def build_classifier(name: str, *, channels: int, classes: int) -> nn.Module:
+    """The classifier of a name, freshly initialised.
+
+    Args:
+        name: See :func:`~bilevel.robustness.build_model`, or ``MODULE:FUNCTION`` of one's own,
+            which is called as ``FUNCTION(channels=…, classes=…)``.
+        channels: Channels of the images.
+        classes: Number of classes.
+
+    Returns:
+        A new network, from images in [0, 1] to logits.
+
+    Raises:
+        BilevelError: If there is no such classifier.
+
+    Example:
+        >>> build_classifier("small-cnn", channels=1, classes=10)(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    if is_own(name):
+        return build_own(name, channels=channels, classes=classes)
+    return build_model(name, channels=channels, classes=classes)

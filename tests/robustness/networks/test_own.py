@@ -1,0 +1,95 @@
+"""Networks of one's own by the name of a function, trained and read again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bilevel import BilevelError
+from bilevel.robustness import (
+    About,
+    Classifier,
+    build_classifier,
+    build_own,
+    is_own,
+    load_trained,
+    save_trained,
+)
+
+MODULE = """
+from torch import nn
+
+def mlp(channels, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, classes))
+
+def text(channels, classes):
+    return "a network"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a module of networks."""
+    (tmp_path / "own_networks.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("a:b", True),
+        ("a.b.c:d_1", True),
+        ("wrn-34-10", False),
+        ("small-cnn", False),
+        ("runs/a:b", False),
+        ("a:b:c", False),
+        ("a:", False),
+        (":b", False),
+    ],
+)
+def test_what_names_a_function(name: str, own: bool) -> None:
+    assert is_own(name) == own
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_classifier_of_either_kind() -> None:
+    own = build_classifier("own_networks:mlp", channels=3, classes=7)
+    assert own(torch.rand(2, 3, 8, 8)).shape == (2, 7)
+    kit = build_classifier("small-cnn", channels=3, classes=7)
+    assert isinstance(kit, Classifier)
+    assert kit(torch.rand(2, 3, 8, 8)).shape == (2, 7)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_networks:cnn", r"cannot be imported \(AttributeError: .*name MODULE:FUNCTION"),
+        ("nowhere.to_be:seen", r"cannot be imported \(ModuleNotFoundError: "),
+        ("own_networks:text", "returned an object of type str: a classifier is a torch.nn.Module"),
+    ],
+)
+def test_no_such_network(name: str, message: str) -> None:
+    with pytest.raises(BilevelError, match=message):
+        build_own(name, channels=1, classes=10)
+
+
+def test_weights_of_ones_own_network_run_its_module_only_if_allowed(folder: Path) -> None:
+    about = About("pgm", "own_networks:mlp", 1, 10, "digits", 0.2)
+    model = about.classifier()
+    save_trained(folder / "run", about, model, about.solver())
+    del sys.modules["own_networks"]
+    with pytest.raises(BilevelError, match=r"weights of own_networks:mlp, .*allow_import=True"):
+        load_trained(folder / "run")
+    assert "own_networks" not in sys.modules
+    trained = load_trained(folder / "run", allow_import=True)
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(trained.model(x), model(x))
+    assert isinstance(trained.model, nn.Sequential)
