@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel.robustness import Interpolation, load_trained
+from bilevel.robustness import Interpolation, Linf, examples, load_trained
 from tests.applications.conftest import one_line
 
 TINY = ["--epochs", 1, "--train-size", 40, "--validation-size", 20, "--test-size", 10]
@@ -39,6 +39,21 @@ def test_every_method_is_trained_and_kept(run: Callable[..., Any], tmp_path: Pat
         start = 0.0 if method == "label-smoothing" else 0.1
         assert (follower.sense, follower.pairing, follower.start) == ("max", "next", start)
         assert (trained.solver is not None) == method.endswith("l2l")
+
+
+def test_the_figure_shows_label_smoothing_under_pgm(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no attack of its own; the others are shown under theirs."""
+    shown = {}
+
+    def spy(name: str, model: Any, follower: Any, solver: Any, *rest: Any) -> list[Any]:
+        shown[name] = (type(follower), solver.steps)
+        return examples(name, model, follower, solver, *rest)
+
+    monkeypatch.setattr("bilevel.robustness.studies.study.examples", spy)
+    assert run("--method", "label-smoothing", "ait").status == 0
+    assert shown == {"label-smoothing": (Linf, 20), "ait": (Interpolation, 1)}
 
 
 def test_a_stopped_run_goes_on_only_as_it_was_begun(run: Callable[..., Any]) -> None:

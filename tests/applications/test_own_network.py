@@ -37,19 +37,6 @@ def text():
 """
 FEW = ["--test-size", 12, "--curve-size", 8, "--points", 3, "--queries", 3]
 ATTACKS = [*FEW, "--attack", "fgsm", "own", "pgm-3"]
-    "--test-size",
-    "12",
-    "--curve-size",
-    "8",
-    "--points",
-    "3",
-    "--queries",
-    "3",
-    "--attack",
-    "fgsm",
-    "own",
-    "pgm-3",
-]
 
 
 @pytest.fixture

@@ -86,6 +86,8 @@ def test_every_attack_in_l2(run: Callable[..., Any], tmp_path: Path) -> None:
         (summary,) = records(tmp_path, "summary")
         assert summary["norm"] == (more[1] if more else "l2")
         assert summary["trained_epsilon"] == (None if "linf" in more else 0.2)
+        largest = max(one["at"] for one in records(tmp_path, "curve") if one["quantity"] == "ε")
+        assert largest == (1 if "linf" in more else 8)  # of 8×8 images
         text = (tmp_path / "out" / "report.md").read_text()
         assert ("‖δ‖∞ ≤ 0.1" if "linf" in more else "‖δ‖₂ ≤") in text
         assert ("in L₂" in ended.out) == ("linf" not in more)
@@ -169,7 +171,7 @@ def test_curves_are_kept_for_the_same_settings_only(
     assert run(*few, "--resume").status == 0
     assert len(measured) == 1
     in_l2 = ["--norm", "l2", "--epsilon", 0.2]
-    for changed in (["--seed", 1], ["--epsilon", 0.1], ["--curve-size", 7], in_l2):
+    for changed in (in_l2, ["--seed", 1], ["--epsilon", 0.1], ["--curve-size", 7]):
         battery.unlink()
         assert run(*few, *changed, "--resume").status == 0
     assert len(measured) == 5

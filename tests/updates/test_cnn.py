@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bilevel.errors import BilevelError
-from bilevel.updates import CNN
+from bilevel.updates import CNN, max_abs
 from bilevel.updates.cnn import FORMS
 
 EPS = 8 / 255
@@ -87,6 +87,18 @@ def test_gradient_skip_starts_as_a_sign_step(form, inputs, skip):
     y = torch.randn_like(x)
     expected = y + EPS * math.tanh(skip) * gradient.sign()
     torch.testing.assert_close(attacker(y, gradient, x, None)[0], expected)
+
+
+@each_form
+def test_the_skip_along_the_gradient_is_normalised_like_the_networks_input(form):
+    gradient = torch.randn(2, 3, 8, 8) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
+    zeros = torch.zeros_like(gradient)
+    for normalize in ("sample", "batch"):
+        settings = {"form": form, "width": 8, "normalize": normalize, "gradient_skip": 0.5}
+        attacker = CNN(3, EPS, direction="max-abs", **settings)
+        moved, _ = attacker(zeros, gradient, zeros, None)
+        expected = EPS * torch.tanh(0.5 * max_abs(gradient, normalize))
+        torch.testing.assert_close(moved, expected)
 
 
 @each_form

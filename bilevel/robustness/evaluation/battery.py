@@ -84,6 +84,7 @@ class Battery:
     Example:
         >>> from bilevel import pgm
         >>> from bilevel.robustness import Linf, SolverAttack
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> images = ImageSet(torch.zeros(6, 1, 2, 2).byte(), torch.arange(6) % 2, ("a", "b"))
         >>> battery = Battery([SolverAttack("PGM-2", Linf(1.0), pgm(0.5, 2))], eps=1.0)
