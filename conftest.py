@@ -13,6 +13,11 @@ settings.load_profile("shared")
 torch.set_num_threads(1)
 
 
+def pytest_collectstart() -> None:
+    """What a module draws on import does not depend on the modules that were imported before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """A test gives the same result alone, in any order and on any worker."""
