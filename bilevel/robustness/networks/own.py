@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -47,16 +50,7 @@ def build_own(name: str, **arguments: Any) -> nn.Module:
         >>> build_own("torch.nn:Linear", in_features=3, out_features=2)
         Linear(in_features=3, out_features=2, bias=True)
     """
-    module, _, function = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise BilevelError(
-            f"{name} cannot be imported ({type(error).__name__}: {error}): name MODULE:FUNCTION, "
-            "of a module in this folder or of an installed one"
-        ) from error
+    _, make = _imported(name)
     network = make(**arguments)
     if not isinstance(network, nn.Module):
         raise BilevelError(
@@ -64,6 +58,22 @@ def build_own(name: str, **arguments: Any) -> nn.Module:
             "torch.nn.Module, from images in [0, 1] to logits; return one"
         )
     return network
+
+
+def code_of(name: str) -> str:
+    """A checksum of the module of a classifier of one's own, by which processes compare it.
+
+    Args:
+        name: The name of a classifier.
+
+    Returns:
+        Hexadecimal digits; nothing for the kit's classifiers.
+
+    Raises:
+        BilevelError: If there is no such function.
+    """
+    file = _imported(name)[0].__file__ if is_own(name) else None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
 def build_classifier(name: str, *, channels: int, classes: int) -> nn.Module:
@@ -88,3 +98,18 @@ def build_classifier(name: str, *, channels: int, classes: int) -> nn.Module:
     if is_own(name):
         return build_own(name, channels=channels, classes=classes)
     return build_model(name, channels=channels, classes=classes)
+
+
+def _imported(name: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """The module and the function of ``MODULE:FUNCTION``."""
+    module, _, function = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+        return found, getattr(found, function)
+    except (ImportError, AttributeError) as error:
+        raise BilevelError(
+            f"{name} cannot be imported ({type(error).__name__}: {error}): name MODULE:FUNCTION, "
+            "of a module in this folder or of an installed one"
+        ) from error

@@ -23,6 +23,7 @@ from bilevel.robustness.evaluation.accuracy import accuracy, examples
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.networks.compilation import compile_network
+from bilevel.robustness.networks.own import code_of
 from bilevel.robustness.networks.speed import (
     Precision,
     default_precision,
@@ -67,7 +68,8 @@ class Study:
                 f"normalize is batch and there are {distributed.world_size()} processes: each "
                 "would divide by the maximum of its own share; give --normalize sample"
             )
-        distributed.check_consistent({**asdict(args), "code": experiment.code()})
+        codes = {"code": experiment.code(), "network": code_of(self.recipe.model)}
+        distributed.check_consistent({**asdict(args), **codes})
         self.device = experiment.pick_device(args.device)
         if args.cuda_graphs:
             check_cuda_graphs(self.device)

@@ -19,6 +19,7 @@ from bilevel.robustness import (
     load_trained,
     save_trained,
 )
+from bilevel.robustness.networks.own import code_of
 
 MODULE = """
 from torch import nn
@@ -79,6 +80,16 @@ def test_a_classifier_of_either_kind() -> None:
 def test_no_such_network(name: str, message: str) -> None:
     with pytest.raises(BilevelError, match=message):
         build_own(name, channels=1, classes=10)
+
+
+def test_the_code_of_ones_own_network(folder: Path) -> None:
+    """The same in every process that has the same module."""
+    assert code_of("wrn-34-10") == ""
+    first = code_of("own_networks:mlp")
+    assert len(bytes.fromhex(first)) == 8
+    assert code_of("own_networks:text") == first
+    (folder / "own_networks.py").write_text(MODULE + "# changed")
+    assert code_of("own_networks:mlp") != first
 
 
 def test_weights_of_ones_own_network_run_its_module_only_if_allowed(folder: Path) -> None:
