@@ -53,8 +53,11 @@ print(x[x > 0].shape)
     assert sum(waits.values()) == 2
 
 
-@pytest.mark.parametrize("method", ["pgm", "two-step-l2l", "conv-rnn"])
-def test_a_step_does_not_wait(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "norm"),
+    [("pgm", "linf"), ("two-step-l2l", "linf"), ("conv-rnn", "linf"), ("two-step-l2l", "l2")],
+)
+def test_a_step_does_not_wait(method: str, norm: str, tmp_path: Path) -> None:
     """Under any schedule, from the second step on: the first one looks at its answer."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -62,14 +65,18 @@ def test_a_step_does_not_wait(method: str, tmp_path: Path) -> None:
 import torch
 from bilevel import ZeroSum
 from bilevel.alias import SCHEDULES
-from bilevel.robustness import Attacker, Batch, Linf, Recipe, build_model, make_game, make_solver
+from bilevel.robustness import (
+    NORMS, Attacker, Batch, Recipe, build_model, make_game, make_solver
+)
 
-attacker = Attacker("conv-rnn" if {method!r} == "conv-rnn" else "wide", width=4, gradient_skip=1.0)
+form = "conv-rnn" if {method!r} == "conv-rnn" else "wide"
+attacker = Attacker(form, width=4, gradient_skip=1.0)
+settings = {{"norm": {norm!r}, "pgm_steps": 2}}
 method = {method!r}.replace("conv-rnn", "two-step-l2l")
 for name, make in SCHEDULES.items():
-    follower = Linf(0.1, start=0.01)
+    follower = NORMS[{norm!r}](0.1, start=0.01)
     model = build_model("small-cnn", channels=1, classes=10)
-    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, **settings)
     for network in (model, solver):
         network.to("pretend", memory_format=torch.channels_last)
     batch = Batch(torch.rand(4, 1, 8, 8), torch.arange(4))
