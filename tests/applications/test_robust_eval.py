@@ -198,6 +198,8 @@ def test_folders_and_names(
     assert load(".")[0].name == "pgm"
     monkeypatch.chdir(tmp_path)
     assert load("lr=0.1/pgm")[0].name == "pgm"
+    write(tmp_path / "lr:0")  # a folder, not a function of a module
+    assert load("lr:0")[0].about.model == "small-cnn"
     with pytest.raises(BilevelError, match=r"cannot read weights from .*/nowhere=0\.1/pgm"):
         load("runs/nowhere=0.1/pgm")
 
