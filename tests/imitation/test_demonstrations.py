@@ -153,6 +153,7 @@ def test_minari_keeps_them_too(
 ) -> None:
     pytest.importorskip("h5py")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # where it looks for names that it does not have
     few = shown.first(3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Minari would like to know who the author is
