@@ -25,6 +25,7 @@ from robust_eval_lib.pictures import attacked
 from bilevel import BilevelError, distributed, experiment
 from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
+from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
     STANDARD,
@@ -139,6 +140,8 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
             "no checkpoint is given: there is nothing to attack; name the folder of a trained "
             "classifier, such as runs/adv_training/pgm, or MODULE:FUNCTION"
         )
+    networks = [fingerprint(one.model) for one in (*targets, *surrogates)]
+    distributed.check_consistent({"classifiers": networks})
     data = {}
     for target in targets:
         found = images_of(target, args.dataset or target.about.dataset, args.data_dir, device)

@@ -10,8 +10,16 @@ import torch
 
 from bilevel import BilevelError, distributed
 from bilevel.experiment.checkpoint import fingerprint
-from bilevel.robustness import Splits, Trained, is_own, load_images, load_trained
-from robust_eval_lib.own import make_own
+from bilevel.robustness import (
+    About,
+    ImageSet,
+    Splits,
+    Trained,
+    build_own,
+    is_own,
+    load_images,
+    load_trained,
+)
 
 
 def load(
@@ -46,6 +54,13 @@ def load(
             "NAME=FOLDER to tell them apart in the report"
         )
     return trained
+
+
+def make_own(path: str, name: str | None, dataset: str, images: ImageSet) -> Trained:
+    """The classifier that MODULE:FUNCTION returns, of which no more is known than its images."""
+    channels, classes = images.images.shape[1], images.classes
+    about = About("plain", path, channels, len(classes), dataset, epsilon=0.0, class_names=classes)
+    return Trained(name or path.partition(":")[2], about, build_own(path))
 
 
 def split_name(given: str) -> tuple[str | None, str]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import ball, choose, per_sample
+from bilevel.robustness.attacks.samples import choose, per_sample
+from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -65,19 +66,20 @@ class APGD(Solver):
 
     def check(self, follower: FollowerProblem) -> None:
         """Refuses a threat model that is no ball."""
-        ball(self, follower)
+        _ball(follower)
 
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""
         best = previous = current = _Point.at(oracle.init(), oracle)
-        threat = ball(self, oracle.follower)
+        threat = _ball(oracle.follower)
+        rule = threat.ascent(1.0)
         eta = torch.full_like(current.gain, 2 * threat.eps)
         kept, best_gain = torch.ones_like(current.gain, dtype=torch.bool), best.gain
         for begin, end in pairwise(_checkpoints(self.steps)):
             increases = torch.zeros_like(current.gain)
             for k in range(begin, end):
                 alpha = _ALPHA if k > 0 else 1.0
-                (direction,) = leaves(threat.ascent(1.0).direction(current.gradient))
+                (direction,) = leaves(rule.direction(current.gradient))
                 y = _next(oracle, current, previous, per_sample(eta, direction) * direction, alpha)
                 previous, current = current, _Point.at(y, oracle)
                 best = current.where(current.gain > best.gain, best)
@@ -109,6 +111,16 @@ class _Point(NamedTuple):
     def where(self, mask: Tensor, other: _Point) -> _Point:
         """This point for the samples in the mask, the other one for the rest."""
         return _Point._make(map(partial(choose, mask), self, other))
+
+
+def _ball(follower: FollowerProblem) -> Perturbation:
+    """The threat model, to whose ε the steps are scaled."""
+    if not isinstance(follower, Perturbation):
+        raise BilevelError(
+            f"APGD was given {type(follower).__name__}: its steps are scaled to the ε of a ball; "
+            "give Linf, L2 or a subclass, or attack with pgm(step, steps)"
+        )
+    return follower
 
 
 def _next(oracle: Oracle, current: _Point, previous: _Point, move: Tensor, alpha: float) -> Value:

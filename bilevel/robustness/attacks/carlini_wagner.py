@@ -13,8 +13,9 @@ from torch.nn.functional import relu
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import choose, linf_radius, per_sample
+from bilevel.robustness.attacks.samples import choose, per_sample
 from bilevel.robustness.threats.losses import cross_entropy
+from bilevel.robustness.threats.perturbation import Linf
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -65,7 +66,7 @@ class CarliniWagner(Solver):
 
     def check(self, follower: FollowerProblem) -> None:
         """Refuses a threat model that is no L∞ ball, and a loss without a sign."""
-        linf_radius(self, follower)
+        _radius(follower)
         if getattr(follower, "loss", None) is cross_entropy:
             raise BilevelError(
                 "CarliniWagner was given the cross entropy: it stops where the loss is positive, "
@@ -74,7 +75,7 @@ class CarliniWagner(Solver):
 
     def answer(self, oracle: Oracle) -> Value:
         """The last successful δ of each image, clipped to Y; zero where there is none."""
-        full, search, eps = oracle, _begin(oracle), linf_radius(self, oracle.follower)
+        full, search, eps = oracle, _begin(oracle), _radius(oracle.follower)
         last = torch.zeros_like(search.delta)
         while len(search.rows):
             gain, gradients = oracle.gain_and_gradient(search.delta)
@@ -151,6 +152,16 @@ class _Search(NamedTuple):
 
     def _excess(self) -> Tensor:
         return relu(self.delta.abs() - per_sample(self.tau, self.delta))
+
+
+def _radius(follower: FollowerProblem) -> float:
+    """ε of the L∞ ball."""
+    if not isinstance(follower, Linf):
+        raise BilevelError(
+            f"CarliniWagner was given {type(follower).__name__}: its search is scaled to the ε of "
+            "an L∞ ball; give Linf or a subclass, or attack with APGD"
+        )
+    return follower.eps
 
 
 def _begin(oracle: Oracle) -> _Search:

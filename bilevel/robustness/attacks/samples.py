@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError, describe
-from bilevel.problem import FollowerProblem
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted
-from bilevel.robustness.threats.perturbation import Linf, Perturbation
-from bilevel.solvers import Oracle, Solver
+from bilevel.robustness.threats.perturbation import Perturbation
+from bilevel.solvers import Oracle
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -113,49 +112,6 @@ def check_batch(batch: Batch | Targeted) -> None:
             f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
             "pixels in [0, 1]; give such images and normalise inside the classifier"
         )
-
-
-def ball(solver: Solver, follower: FollowerProblem) -> Perturbation:
-    """The threat model, for an attack that is scaled to its ε and climbs in its norm.
-
-    Args:
-        solver: The attack.
-        follower: The threat model.
-
-    Returns:
-        The threat model.
-
-    Raises:
-        BilevelError: If it is not a ball.
-    """
-    if not isinstance(follower, Perturbation):
-        raise BilevelError(
-            f"{type(solver).__name__} was given {type(follower).__name__}: its steps are scaled to "
-            "the ε of a ball; give Linf, L2 or a subclass, or attack with pgm(step, steps)"
-        )
-    return follower
-
-
-def linf_radius(solver: Solver, follower: FollowerProblem) -> float:
-    """The ε of the threat model, for an attack whose search is scaled to it.
-
-    Args:
-        solver: The attack.
-        follower: The threat model.
-
-    Returns:
-        ε of the L∞ ball.
-
-    Raises:
-        BilevelError: If the threat model is another: the attack would be weak there.
-    """
-    if not isinstance(follower, Linf):
-        raise BilevelError(
-            f"{type(solver).__name__} was given {type(follower).__name__}: its search is scaled to "
-            "the ε of an L∞ ball, and misses most of what an L2 ball holds; give Linf or a "
-            "subclass, or attack with Iterative(updates.NormalizedGradient(step), steps)"
-        )
-    return follower.eps
 
 
 def check_threat(clean: Tensor, adversarial: Tensor, threat: Perturbation) -> None:

@@ -97,8 +97,9 @@ class L2Proposals(Proposals):
         old = torch.where(window.mask, best, 0)
         new = drawn * _signs(best, samples, channels, 1, 1) + _unit(old)
         # What the two windows hold, and each channel's share of what the ball still allows.
-        held = torch.where(window.mask | emptied, best, 0).square().sum((2, 3), keepdim=True)
-        unused = F.relu(self.eps**2 - best.square().flatten(1).sum(1)) / channels
+        squares = best.square()
+        held = torch.where(window.mask | emptied, squares, 0).sum((2, 3), keepdim=True)
+        unused = F.relu(self.eps**2 - squares.flatten(1).sum(1)) / channels
         new = _unit(new) * (held + per_sample(unused, best)).sqrt()
         delta = torch.where(window.mask, new, torch.where(emptied, 0, best))
         (point,) = leaves(oracle.project(delta))
@@ -112,6 +113,8 @@ class _Window:
         self.rows = rows  # distance from the corner, ``(B, H, 1)``
         self.columns = columns  # likewise, ``(B, 1, W)``
         self.side = side
+        inside = [(place >= 0) & (place < side) for place in (rows, columns)]
+        self.mask = (inside[0] & inside[1]).unsqueeze(1)  # ``(B, 1, H, W)``
 
     @classmethod
     def draw(cls, like: Tensor, side: int) -> _Window:
@@ -122,12 +125,6 @@ class _Window:
             corner = torch.randint(size - side + 1, (samples, 1), device=like.device)
             distances.append(torch.arange(size, device=like.device) - corner)
         return cls(distances[0].unsqueeze(2), distances[1].unsqueeze(1), side)
-
-    @property
-    def mask(self) -> Tensor:
-        """Which pixels are inside, ``(B, 1, H, W)``."""
-        inside = [(place >= 0) & (place < self.side) for place in (self.rows, self.columns)]
-        return (inside[0] & inside[1]).unsqueeze(1)
 
     def filled(self, one: Tensor, other: Tensor, first: Tensor) -> Tensor:
         """One of two ``(side, side)`` patterns in the windows, ``(B, 1, H, W)``, zero outside."""
