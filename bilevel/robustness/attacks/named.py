@@ -124,8 +124,8 @@ def _apgd_t(settings: AttackSettings) -> list[Attack]:
 def _cw(settings: AttackSettings) -> list[Attack]:
     if settings.norm != "linf":
         raise BilevelError(
-            f"cw attacks in L∞, and norm is {settings.norm!r}: leave it out of the attacks; "
-            "apgd-t is the strongest of them in either norm"
+            f"cw attacks in L∞, and norm is {settings.norm!r}: leave it out of the attacks, as the "
+            "default battery does"
         )
     return [SolverAttack("CW", settings.ball(loss=margin), CarliniWagner(), passes=5000)]
 
