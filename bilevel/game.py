@@ -372,7 +372,6 @@ class Bilevel:
             "leader_opt": self.leader_opt,
             "solver_opt": self.solver_opt,
             "schedule": self.schedule,
-            # It has no state, and checkpoints older than the other adjoints lack the key.
-            "adjoint": None if isinstance(self.adjoint, Detached) else self.adjoint,
+            "adjoint": self.adjoint,
         }
         return {name: part for name, part in parts.items() if part is not None}

@@ -11,6 +11,8 @@ from torch import nn
 from bilevel import (
     Bilevel,
     BilevelError,
+    Detached,
+    Implicit,
     Lookahead,
     Optimistic,
     Parametric,
@@ -41,6 +43,17 @@ def test_a_state_of_another_schedule_changes_nothing(written) -> None:
         assert torch.equal(target.leader.state_dict()[name], value), name
     with pytest.raises(BilevelError, match="the schedule has state"):
         source.load_state_dict(before)
+
+
+def test_a_state_of_another_adjoint_is_refused_in_both_directions() -> None:
+    def game(adjoint) -> Bilevel:
+        leader, follower, _ = image_game()
+        return Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader), adjoint=adjoint)
+
+    plain, implicit = game(Detached()), game(Implicit())
+    for source, target in ((plain, implicit), (implicit, plain)):
+        with pytest.raises(BilevelError, match="the adjoint has state"):
+            target.load_state_dict(source.state_dict())
 
 
 def test_a_state_with_another_optimizer_changes_nothing() -> None:
