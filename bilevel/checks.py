@@ -88,7 +88,8 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
         optimizer: Its optimizer, or None.
 
     Raises:
-        BilevelError: If it is missing for trainable parameters, or has parameters of others.
+        BilevelError: If it is missing for trainable parameters, has parameters of others, or
+            maximises.
     """
     if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "step")):
         raise BilevelError(
@@ -101,6 +102,11 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
         raise BilevelError(
             f"{player}_opt moves parameters that do not belong to the {player}: each player has "
             f"an optimizer of its own; build it from {player}.parameters()"
+        )
+    if any(group.get("maximize") for group in groups):
+        raise BilevelError(
+            f"{player}_opt has maximize=True: a game gives each optimizer a gradient to descend, "
+            "the follower's negated, and it would move the wrong way; leave maximize out"
         )
     if optimizer is None and any(parameter.requires_grad for parameter in module.parameters()):
         raise BilevelError(

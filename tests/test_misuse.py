@@ -77,6 +77,16 @@ def test_a_part_of_another_kind_is_named(name, part, message) -> None:
         play(**{name: part})
 
 
+def test_no_player_climbs() -> None:
+    """A follower is maximised all the same: its gradient is negated."""
+    leader, follower, _ = image_game()
+    leader.requires_grad_(False)
+    solver = Parametric(torch.zeros(1))
+    optimizer = torch.optim.SGD(solver.parameters(), lr=0.1, maximize=True)
+    with pytest.raises(BilevelError, match="solver_opt has maximize=True: .* leave maximize out"):
+        Bilevel(leader, follower, solver, leader_opt=None, solver_opt=optimizer)
+
+
 @pytest.mark.parametrize(
     ("update", "kind"),
     [
