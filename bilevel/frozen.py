@@ -11,7 +11,8 @@ from torch import nn
 from bilevel.snapshot import ModuleState
 
 Mode = Literal["eval", "train"]
-"""The mode of a frozen module; in ``"train"`` its running statistics are still kept."""
+"""The mode of a frozen module. In ``"train"`` its running statistics are still kept, and parts that
+are in evaluation mode while the module itself trains stay so."""
 
 
 @contextmanager
@@ -42,7 +43,8 @@ def frozen(
     """
     before = ModuleState(module)
     try:
-        module.train(mode == "train")
+        if mode == "eval" or not module.training:
+            module.train(mode == "train")
         if not differentiable:
             for parameter, requires_grad in before.parameters:
                 if requires_grad:

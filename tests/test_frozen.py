@@ -20,7 +20,8 @@ def test_buffers_flags_and_parameters_come_back(mode: str) -> None:
     buffers = dict(module.named_buffers())
     copies = {name: buffer.clone() for name, buffer in buffers.items()}
     with frozen(module, mode):
-        assert all(part.training == (mode == "train") for part in module.modules())
+        asked_for = [mode == "train" and flag for flag in flags]  # what was kept in eval mode stays
+        assert [part.training for part in module.modules()] == asked_for
         assert not any(parameter.requires_grad for parameter in module.parameters())
         module(torch.rand(3, 1, 4, 4))
     assert [part.training for part in module.modules()] == flags
@@ -30,12 +31,19 @@ def test_buffers_flags_and_parameters_come_back(mode: str) -> None:
         assert torch.equal(buffer, copies[name]), name
 
 
+def test_a_module_in_evaluation_mode_trains_as_a_whole_if_asked() -> None:
+    module = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).eval()
+    with frozen(module, "train"):
+        assert all(part.training for part in module.modules())
+    assert not any(part.training for part in module.modules())
+
+
 def test_a_module_that_overrides_train_is_asked() -> None:
     class AlwaysEval(nn.Dropout):
         def train(self, mode: bool = True) -> AlwaysEval:
             return super().train(False)
 
-    module = nn.Sequential(AlwaysEval())
+    module = nn.Sequential(AlwaysEval()).eval()
     with frozen(module, "train"):
         assert not module[0].training
 
