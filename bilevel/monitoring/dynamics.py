@@ -41,8 +41,8 @@ class Verdict:
 
     Example:
         >>> print(Verdict("cycling", period=62.8, radius=1.0, trend=1.03))
-        cycles with period 62.8 steps and radius 1, which grows by 3 % a period: a smaller step only
-        slows it; use Extragradient or Optimistic, or regularise the players
+        cycles with period 62.8 steps and radius 1, which grows by 3 % a period: smaller steps do
+        not end it; use Extragradient or Optimistic, or regularise the players
     """
 
     kind: Kind
@@ -88,7 +88,7 @@ class Verdict:
                 "SGD without momentum, or regularise the players"
             )
         remedy = "use Extragradient or Optimistic, or regularise the players"
-        return f"{text}: a smaller step only slows it; {remedy}"
+        return f"{text}: smaller steps do not end it; {remedy}"
 
 
 def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
