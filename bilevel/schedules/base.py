@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import Tensor
 
 from bilevel.arguments import Described, count, one_of
-from bilevel.frozen import frozen
+from bilevel.frozen import Mode, frozen
 from bilevel.problem import Batch
 from bilevel.solvers.checks import check_repeatable
 
@@ -98,26 +98,32 @@ class Alternating(Schedule):
     generative adversarial networks (Goodfellow et al., 2014, Algorithm 1) and GAIL (Ho & Ermon,
     2016) are trained: the follower has already moved on this batch when the leader does.
 
-    The solver is in evaluation mode while the leader moves, and the leader is held fixed while the
-    solver moves. It costs more than :class:`Simultaneous`, which shares the solve and the pass at
-    the solution.
+    Each player is held fixed while the other moves: the leader in the solver's ``leader_mode``, the
+    solver in ``solver_mode``. All moves are on the same batch. It costs more than
+    :class:`Simultaneous`, which shares the solve and the pass at the solution.
 
     Args:
         follower_steps: Steps of φ for each step of θ.
         first: Who moves first, ``"leader"`` or ``"follower"``.
+        solver_mode: The solver's mode while the leader moves: ``"eval"``, as in the authors' code,
+            or ``"train"``, as generative adversarial networks are trained.
 
     Raises:
-        BilevelError: If ``follower_steps`` is not a positive integer, or ``first`` is neither; in
-            :class:`~bilevel.Bilevel`, if each solve moves the trained solver's answer.
+        BilevelError: If ``follower_steps`` is not a positive integer, or another argument is neither
+            of its two values; in :class:`~bilevel.Bilevel`, if each solve moves the trained
+            solver's answer.
 
     Example:
         >>> Alternating(follower_steps=2)
         Alternating(follower_steps=2)
     """
 
-    def __init__(self, follower_steps: int = 1, *, first: Player = "leader") -> None:
+    def __init__(
+        self, follower_steps: int = 1, *, first: Player = "leader", solver_mode: Mode = "eval"
+    ) -> None:
         self.follower_steps = count("follower_steps", follower_steps)
         self.first = one_of("first", first, get_args(Player))
+        self.solver_mode = one_of("solver_mode", solver_mode, get_args(Mode))
 
     def check(self, game: Bilevel) -> None:
         """Checks that the solves of a step do not add up."""
@@ -129,7 +135,7 @@ class Alternating(Schedule):
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Moves the leader once and the solver ``follower_steps`` times, each on its own solve."""
         objective = self._move_solver(game, batch) if self.first == "follower" else None
-        with frozen(game.solver, "eval"):
+        with frozen(game.solver, self.solver_mode):
             solution = game.solve(batch)
             loss = game.move_leader(solution.value, batch)
         if self.first == "leader":

@@ -115,18 +115,29 @@ def test_one_player_only(tmp_path) -> None:
     assert torch.equal(flat(names["leader"]), before)
 
 
-def test_a_gan_follows_the_gradients_that_autograd_gives(tmp_path) -> None:
-    names = follow(example(tmp_path), "A network as the follower: GANs")
-    critic, generator = (copy.deepcopy(m) for m in (names["judge"].network, names["forger"]))
+@pytest.fixture(params=["torch.nn.Identity()", "torch.nn.Dropout(0.5)"])
+def gan(request, monkeypatch, tmp_path) -> dict[str, Any]:
+    """The names of the recipe, as it is printed and with layers that mind the mode."""
+    title, between = "A network as the follower: GANs", f"64), {request.param}, torch.nn.LeakyReLU"
+    code = [block.replace("64), torch.nn.LeakyReLU", between) for block in RECIPES[title]]
+    assert code != RECIPES[title]
+    monkeypatch.setitem(RECIPES, title, code)
+    return follow(example(tmp_path), title)
+
+
+def test_a_gan_follows_the_gradients_that_autograd_gives(gan) -> None:
+    critic, generator = (copy.deepcopy(m) for m in (gan["judge"].network, gan["forger"]))
     optimizers = [
         torch.optim.Adam(module.parameters(), lr=1e-3, betas=(0.5, 0.9))
         for module in (critic, generator.generator)
     ]
-    playing = (names["gan"].solver_opt, names["gan"].leader_opt)
+    playing = (gan["gan"].solver_opt, gan["gan"].leader_opt)
     for optimizer, player in zip(optimizers, playing, strict=True):
         optimizer.load_state_dict(copy.deepcopy(player.state_dict()))
     batch = {"real": torch.randn(128, 2), "noise": torch.randn(128, 16)}
-    names["gan"].step(batch)
+    torch.manual_seed(1)
+    gan["gan"].step(batch)
+    torch.manual_seed(1)
     fake = generator.generator(batch["noise"])
     scores = F.logsigmoid(critic(batch["real"])).mean() + F.logsigmoid(-critic(fake)).mean()
     optimizers[0].zero_grad()
@@ -135,8 +146,78 @@ def test_a_gan_follows_the_gradients_that_autograd_gives(tmp_path) -> None:
     optimizers[1].zero_grad()
     (-F.logsigmoid(critic(generator.generator(batch["noise"]))).mean()).backward()
     optimizers[1].step()
-    torch.testing.assert_close(flat(names["judge"].network), flat(critic))
-    torch.testing.assert_close(flat(names["forger"]), flat(generator.generator))
+    torch.testing.assert_close(flat(gan["judge"].network), flat(critic))
+    torch.testing.assert_close(flat(gan["forger"]), flat(generator.generator))
+
+
+def test_each_step_of_a_critic_has_a_batch_of_its_own(gan) -> None:
+    """Of one batch it is a step of the alternating schedule, of several it moves D on each."""
+    batches = [{"real": torch.randn(8, 2), "noise": torch.randn(8, 16)} for _ in range(3)]
+    game, critic = gan["gan"], gan["judge"].network
+    twin = copy.deepcopy(game)
+    twin.schedule = gan["FreshBatches"]()
+    torch.manual_seed(1)
+    game.step(batches[0])
+    torch.manual_seed(1)
+    twin.step(batches[:1])
+    torch.testing.assert_close(flat(twin.solver), flat(critic))
+    torch.testing.assert_close(flat(twin.leader), flat(game.leader))
+    torch.manual_seed(1)
+    for batch in batches:
+        game.move_solver(game.solve(batch).value, batch)
+    torch.manual_seed(1)
+    twin.step(batches)
+    torch.testing.assert_close(flat(twin.solver), flat(critic))
+
+
+def test_weights_of_groups_are_multiplied(tmp_path) -> None:
+    """A step of group DRO: w ← w · exp(η · mean loss of the group), normalised."""
+    names = follow(example(tmp_path), "Points of the simplex")
+    model, logits, samples = names["fair"].model, names["weights"].y, names["samples"]
+    before = logits.detach().softmax(0)
+    losses = F.cross_entropy(model(samples["x"]), samples["y"], reduction="none").detach()
+    means = torch.stack([losses[samples["group"] == group].mean() for group in range(3)])
+    names["game"].step(samples)
+    expected = before * (0.01 * means).exp()
+    torch.testing.assert_close(logits.detach().softmax(0), expected / expected.sum())
+
+
+def test_extrapolated_logits_are_mirror_prox(tmp_path) -> None:
+    mirror = follow(example(tmp_path), "Points of the simplex")["MirrorMap"].apply
+    payoff = torch.tensor([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]]).double()
+
+    class Mixed(bilevel.FollowerProblem):
+        sense = "max"
+
+        def init(self, batch):
+            return torch.zeros(3).double()
+
+        def objective(self, leader, z, batch):
+            return mirror(leader.model.logits) @ payoff @ mirror(z)
+
+    model, follower = nn.Module(), Mixed()
+    x = torch.tensor([0.7, 0.2, 0.1]).double()
+    y = torch.tensor([0.1, 0.6, 0.3]).double()
+    model.logits = nn.Parameter(x.log())
+    leader, solver = bilevel.ZeroSum(model, follower), bilevel.Parametric(y.log())
+    game = bilevel.Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.5),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.5),
+        schedule=bilevel.Extragradient(),
+    )
+
+    def moved(x, y, ahead):
+        both = x * (-0.5 * payoff @ ahead[1]).exp(), y * (0.5 * ahead[0] @ payoff).exp()
+        return [point / point.sum() for point in both]
+
+    for _ in range(20):
+        game.step(None)
+        x, y = moved(x, y, ahead=moved(x, y, ahead=(x, y)))
+    torch.testing.assert_close(model.logits.detach().softmax(0), x)
+    torch.testing.assert_close(solver.y.detach().softmax(0), y)
 
 
 def test_a_gradient_penalty_is_evaluated_without_gradients_too(tmp_path) -> None:
