@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilevel.adjoints import Adjoint
+from bilevel.adjoints import Adjoint, Pullback
 from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
@@ -57,6 +57,25 @@ _PARTS: dict[str, tuple[type, str]] = {
     "schedule": (Schedule, "Alternating(), Extragradient(), … or your own"),
 }
 _OPTIONAL = ("adjoint", "schedule")
+
+
+def check_adjoint(adjoint: Adjoint, leader: nn.Module) -> None:
+    """Checks that there is something to differentiate by.
+
+    Args:
+        adjoint: The adjoint.
+        leader: The leader.
+
+    Raises:
+        BilevelError: If the adjoint gives the leader's gradient only and the leader has no
+            parameters.
+    """
+    if isinstance(adjoint, Pullback) and not any(True for _ in leader.parameters()):
+        raise BilevelError(
+            f"{adjoint!r} has nothing to do: it gives the gradient of the leader's parameters "
+            "through the answer, and the leader has none; leave the adjoint out, or give "
+            "Detached() or Unrolled(), which train the solver"
+        )
 
 
 def check_disjoint(leader: nn.Module, solver: nn.Module) -> None:

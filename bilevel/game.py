@@ -94,6 +94,8 @@ class Bilevel:
                 "Unrolled(), Implicit(), …, or Detached() if that is what you want (a ZeroSum is "
                 "zero-sum only with its own follower object, and if it does not override loss)"
             )
+        if adjoint is not None:
+            checks.check_adjoint(adjoint, leader)
         checks.check_disjoint(leader, solver)
         checks.check_optimizer("leader", leader, leader_opt)
         checks.check_optimizer("solver", solver, solver_opt)

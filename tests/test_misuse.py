@@ -77,13 +77,23 @@ def test_a_part_of_another_kind_is_named(name, part, message) -> None:
         play(**{name: part})
 
 
+@pytest.mark.parametrize("adjoint", [Implicit(), Sampled(0.1)], ids=repr)
+def test_an_adjoint_has_a_leader_to_differentiate_by(adjoint) -> None:
+    follower = LinearBox()
+    solver = Iterative(CoordinateRNN(0.1), 2)
+    optimizer = torch.optim.SGD(solver.parameters(), lr=0.1)
+    leader = ZeroSum(nn.Identity(), follower)
+    with pytest.raises(BilevelError, match=r"has nothing to do: .* give Detached\(\) or Unrolled"):
+        Bilevel(leader, follower, solver, leader_opt=None, solver_opt=optimizer, adjoint=adjoint)
+
+
 def test_no_player_climbs() -> None:
     """A follower is maximised all the same: its gradient is negated."""
     leader, follower, _ = image_game()
     leader.requires_grad_(False)
     solver = Parametric(torch.zeros(1))
     optimizer = torch.optim.SGD(solver.parameters(), lr=0.1, maximize=True)
-    with pytest.raises(BilevelError, match="solver_opt has maximize=True: .* leave maximize out"):
+    with pytest.raises(BilevelError, match=r"solver_opt has maximize=True: .* leave maximize out"):
         Bilevel(leader, follower, solver, leader_opt=None, solver_opt=optimizer)
 
 

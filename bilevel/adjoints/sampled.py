@@ -25,10 +25,11 @@ class Sampled(Pullback):
               \qquad u_i \sim N(0, I)
 
     It needs only the follower's answers, which may be discontinuous in θ. It is an unbiased
-    estimate of the gradient of y* smoothed by a Gaussian of width σ; its variance grows with the
-    dimension of θ, and so does the number of samples needed. A sample takes two solves, with the
-    random numbers of the original solve. The statistics are ``residual`` (the estimate's standard
-    error relative to its norm) and ``evaluations``.
+    estimate of vᵀ times the derivative of y* smoothed by a Gaussian of width σ, and so of the
+    smoothed loss's gradient only if L is nearly linear in y over those answers: v is that at y*
+    itself. Its variance grows with the dimension of θ, and so does the number of samples needed. A
+    sample takes two solves, with the random numbers of the original solve. The statistics are
+    ``residual`` (the estimate's standard error relative to its norm) and ``evaluations``.
 
     Args:
         scale: σ, in units of θ. Perturbed leaders may violate :meth:`LeaderProblem.project`.

@@ -109,8 +109,8 @@ class Alternating(Schedule):
             or ``"train"``, as generative adversarial networks are trained.
 
     Raises:
-        BilevelError: If ``follower_steps`` is not a positive integer, or another argument is neither
-            of its two values; in :class:`~bilevel.Bilevel`, if each solve moves the trained
+        BilevelError: If ``follower_steps`` is not a positive integer, or another argument is not
+            one of its two values; in :class:`~bilevel.Bilevel`, if each solve moves the trained
             solver's answer.
 
     Example:

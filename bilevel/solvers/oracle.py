@@ -271,7 +271,7 @@ class Oracle:
         Returns:
             An oracle with statistics of its own.
         """
-        return Oracle(follower, self.leader, self.batch, differentiable=self._differentiable)
+        return type(self)(follower, self.leader, self.batch, differentiable=self._differentiable)
 
     def restricted(self, chosen: Tensor) -> Oracle:
         """The same problem for some of the samples, so that a solver can drop finished ones.
@@ -286,7 +286,7 @@ class Oracle:
             BilevelError: If the batch contains something else than tensors with a row per sample.
         """
         some = select(self.batch, chosen)
-        return Oracle(self.follower, self.leader, some, differentiable=self._differentiable)
+        return type(self)(self.follower, self.leader, some, differentiable=self._differentiable)
 
 
 def _detached_leaf(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bilevel import BilevelError, Iterative, Unrolled
+from bilevel.adjoints import compiled as compiled_adjoint
 from bilevel.adjoints.compiled import _compiled_step
 from bilevel.updates import Gradient, Optimizer, Update
 from bilevel.updates.optimizer import STEPS
@@ -58,6 +59,20 @@ def test_a_step_without_a_gradient(compiled) -> None:
     found, like = (a.solve(solver, Boxed(), Numbers(2), batch) for a in (compiled, Unrolled()))
     assert torch.equal(found.value, like.value)
     assert found.stats.keys() == like.stats.keys()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_steps_of_a_problem_within_the_problem_are_compiled(compiled, monkeypatch) -> None:
+    class Within(Iterative):
+        def answer(self, oracle):
+            return super().answer(oracle.of(oracle.follower))
+
+    compute, calls = compiled_adjoint._call_compiled, []
+    monkeypatch.setattr(
+        compiled_adjoint, "_call_compiled", lambda *args: calls.append(1) or compute(*args)
+    )
+    compiled.solve(Within(Gradient(0.1), 3), Boxed(), Numbers(2), torch.ones(1, 2, dtype=F64))
+    assert len(calls) == 3
 
 
 @pytest.mark.filterwarnings("ignore")

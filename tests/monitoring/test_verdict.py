@@ -15,8 +15,8 @@ from bilevel.monitoring.rotation import Rotation
     [
         (
             Verdict("cycling", period=63, radius=1.0, trend=1.03),
-            "cycles with period 63 steps and radius 1, which grows by 3 % a period: smaller steps do "
-            "not end it; use Extragradient or Optimistic, or regularise the players",
+            "cycles with period 63 steps and radius 1, which grows by 3 % a period: smaller steps "
+            "do not end it; use Extragradient or Optimistic, or regularise the players",
         ),
         (
             Verdict("cycling", period=2, radius=1.0, trend=1.0),
