@@ -87,7 +87,7 @@ def play(
     path = [torch.cat([start.x, start.y], -1)]
     for _ in range(steps):
         game.step(None)
-        y, _ = solver.get_extra_state() or (start.y, None)
+        y, _ = solver.kept or (start.y, None)
         path.append(torch.cat([*game.trained_parameters().values(), *leaves(y)], -1))
     return torch.stack(path)
 

@@ -139,8 +139,7 @@ class LaggedIterative(Iterative):
 
     def answer(self, oracle: Oracle) -> Value:
         """Takes a step, and returns the iterate before it."""
-        kept = self.get_extra_state()
-        previous = oracle.init() if kept is None else kept[0]
+        previous = oracle.init() if self.kept is None else self.kept[0]
         super().answer(oracle)
         return previous
 

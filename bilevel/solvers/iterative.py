@@ -34,6 +34,10 @@ class Iterative(Solver):
             leader then moves after the follower has: ``steps=1`` is alternating play.
         leader_mode: See :class:`Solver`.
 
+    Attributes:
+        kept: With a warm start, the last answer and the update's state there; None before the first
+            solve. Setting it to None starts the next one anew.
+
     Raises:
         BilevelError: If ``update`` is no update, or ``steps`` not a non-negative integer.
 
@@ -59,7 +63,7 @@ class Iterative(Solver):
         self.update = instance_of("update", update, Update, remedy)
         self.steps = count("steps", steps, least=0)
         self.warm_start = warm_start
-        self._kept: tuple[Value, State] | None = None
+        self.kept: tuple[Value, State] | None = None
 
     @property
     def repeatable(self) -> bool:
@@ -80,7 +84,7 @@ class Iterative(Solver):
             state: The update's state there.
         """
         if self.warm_start:
-            self._kept = tree_map_only(Tensor, Tensor.detach, (y, state))
+            self.kept = tree_map_only(Tensor, Tensor.detach, (y, state))
 
     def start(self, oracle: Oracle) -> tuple[Value, State]:
         """The start of a solve.
@@ -95,9 +99,9 @@ class Iterative(Solver):
             BilevelError: If the kept answer is that of a batch of another size.
         """
         y = oracle.init()
-        if self._kept is None or not self.warm_start:
+        if self.kept is None or not self.warm_start:
             return y, None
-        kept, state = self._kept
+        kept, state = self.kept
         shapes = [[leaf.shape for leaf in leaves(tree)] for tree in (kept, y)]
         if shapes[0] != shapes[1]:
             raise BilevelError(
@@ -111,7 +115,7 @@ class Iterative(Solver):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Iterative:
         """Converts or moves what is kept, as ``double()`` and ``to(device)`` do with parameters."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._kept = tree_map_only(Tensor, fn, self._kept)
+        self.kept = tree_map_only(Tensor, fn, self.kept)
         return self
 
     def get_extra_state(self) -> tuple[Value, State] | None:
@@ -120,7 +124,7 @@ class Iterative(Solver):
         Returns:
             None before the first solve and without a warm start.
         """
-        return self._kept
+        return self.kept
 
     def set_extra_state(self, state: tuple[Value, State] | None) -> None:
         """Loads what :meth:`get_extra_state` returned.
@@ -128,7 +132,7 @@ class Iterative(Solver):
         Args:
             state: The kept answer and update state, or None.
         """
-        self._kept = state
+        self.kept = state
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them.

@@ -23,12 +23,16 @@ The last five are learned; h is a hidden state. With ``gradient_skip`` their ini
 hand-designed one: ``y + scale · tanh(s · sign ∇)`` for the image updates, ``y + η · ∇`` for the
 others. For your own network, subclass :class:`ImageUpdate`, :class:`VectorUpdate` or
 :class:`Update`.
+
+:class:`LearnedOptimizer` makes an update an optimizer of ``torch.optim`` again: a trained one then
+trains any network.
 """
 
 from bilevel.updates.base import State, Update
 from bilevel.updates.cnn import CNN
 from bilevel.updates.gradient import Gradient, Momentum, NormalizedGradient, SignGradient
 from bilevel.updates.learned import ImageUpdate, VectorUpdate
+from bilevel.updates.learned_optimizer import LearnedOptimizer
 from bilevel.updates.mlp import MLP, CoordinateMLP
 from bilevel.updates.normalize import max_abs, unit_norm
 from bilevel.updates.optimizer import Optimizer
@@ -42,6 +46,7 @@ __all__ = [
     "CoordinateRNN",
     "Gradient",
     "ImageUpdate",
+    "LearnedOptimizer",
     "Momentum",
     "NormalizedGradient",
     "Optimizer",

@@ -222,7 +222,7 @@ def test_a_warm_start_goes_on_where_it_ended() -> None:
     resumed = Iterative(Momentum(Gradient(0.1), 0.5), 2, warm_start=True)
     resumed.load_state_dict(piecewise.state_dict())
     expected = at_once.solve(Nearest(), leader, batch).value
-    assert at_once.get_extra_state() is None
+    assert at_once.kept is None
     for solver in (piecewise, resumed):
         torch.testing.assert_close(solver.solve(Nearest(), leader, batch).value, expected)
     cold = Iterative(Momentum(Gradient(0.1), 0.5), 6)

@@ -28,7 +28,7 @@ def test_any_tree_of_tensors_is_kept_without_its_history() -> None:
     follower.init = lambda batch: torch.zeros_like(batch.x).requires_grad_()
     solver.solve(follower, leader, batch)
     solver.solve(follower, leader, batch)
-    _, state = solver.get_extra_state()
+    _, state = solver.kept
     assert isinstance(state, Memory)
     assert state.count.item() == 5
     assert not state.slope[0].requires_grad
@@ -51,7 +51,7 @@ def test_what_is_kept_is_converted_with_the_solver() -> None:
     solver.solve(follower, leader, batch)
     game = leader.double(), follower, Batch(batch.x.double(), batch.y)
     solver.double()
-    (leader, follower, batch), kept = game, solver.get_extra_state()
+    (leader, follower, batch), kept = game, solver.kept
     assert kept[0].dtype == kept[1].slope[0].dtype == torch.float64
     assert solver.solve(follower, leader, batch).value.dtype == torch.float64
 
