@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -11,10 +13,11 @@ from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import check_steps
 from bilevel.arguments import count
 from bilevel.errors import BilevelError, first_line
+from bilevel.parameters import with_parameters
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.solvers import Solver
+from bilevel.solvers import Oracle, Solver
 from bilevel.solvers.checks import check_repeatable
-from bilevel.tree import Value, as_real, leaves, ravel, unravel
+from bilevel.tree import Value, as_real, from_leaves, leaves, ravel, unravel
 
 
 class Forward(Pullback):
@@ -72,13 +75,13 @@ class Forward(Pullback):
         with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
             theta = {name: forward_ad.make_dual(point, direction)}
             try:
-                y = problem.evaluate(theta, problem.solver.answer)
+                y = problem.evaluate(theta, problem.solver.answer, kind=ForwardOracle)
             except RuntimeError as error:
                 if "forward AD" in str(error) or "ZeroTensor" in str(error):
                     raise BilevelError(
                         f"{self!r}: torch cannot take the step's forward derivative "
                         f"({first_line(error)}): it lacks that of some operations, such as "
-                        "mse_loss and huber_loss; write them out, (a - b).square().mean(), or take "
+                        "cdist, in updates and projections; write them out, or take "
                         "Unrolled(recompute=True)"
                     ) from error
                 raise
@@ -86,3 +89,48 @@ class Forward(Pullback):
         pairs = zip(tangents, leaves(v), strict=True)
         terms = [(as_real(t) * as_real(w)).sum() for t, w in pairs if t is not None]
         return torch.stack(terms).sum() if terms else None
+
+
+class ForwardOracle(Oracle):
+    """An oracle whose gradients have a forward derivative: products with second derivatives.
+
+    Those that torch's forward mode takes of a gradient are wrong for some objectives (``solve`` and
+    ``logdet`` compute it from factors that have no tangent), do not exist for others
+    (``mse_loss``), and keep the memory of each step until the end of the solve.
+    """
+
+    def _objective_and_gradient(self, y: Value) -> tuple[Tensor, Value]:
+        """The objective, detached and with its own sign, and the gradient of the gain."""
+        points = [forward_ad.unpack_dual(leaf) for leaf in leaves(y)]
+        theta = {n: forward_ad.unpack_dual(p) for n, p in self.leader.named_parameters()}
+        moved = {name: dual for name, dual in theta.items() if dual.tangent is not None}
+        duals = [*points, *moved.values()]
+        with torch.enable_grad():
+            inputs = [dual.primal.detach().requires_grad_() for dual in duals]
+            point = from_leaves(inputs[: len(points)], like=y)
+            given = dict(zip(moved, inputs[len(points) :], strict=True))
+            value = with_parameters(self.leader, given, lambda: self._objective(point))
+            signs = torch.full_like(value, self.follower.sign)
+            grads = torch.autograd.grad(
+                value, inputs, signs, create_graph=True, materialize_grads=True
+            )
+        gradient = [grad.detach() for grad in grads[: len(points)]]
+        products = _products(grads, [dual.tangent for dual in duals], inputs[: len(points)])
+        if products:
+            gradient = [
+                forward_ad.make_dual(*pair) for pair in zip(gradient, products, strict=True)
+            ]
+        self.record(value.detach(), from_leaves(gradient, like=y))
+        return value.detach(), from_leaves(gradient, like=y)
+
+
+def _products(
+    grads: Sequence[Tensor], tangents: Sequence[Tensor | None], y: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The rows of y of the Hessian, which is symmetric, times the tangents; empty if none moves."""
+    pairs = zip(grads, tangents, strict=True)
+    moving = [(grad, t) for grad, t in pairs if t is not None and grad.requires_grad]
+    if not moving:
+        return ()
+    parts, directions = zip(*moving, strict=True)
+    return torch.autograd.grad(parts, y, directions, materialize_grads=True)

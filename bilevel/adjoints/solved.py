@@ -46,7 +46,12 @@ class SolvedProblem:
     stats: dict[str, Tensor]
 
     def evaluate(
-        self, theta: Parameters, function: Callable[[Oracle], _T], follower: Any = None
+        self,
+        theta: Parameters,
+        function: Callable[[Oracle], _T],
+        follower: FollowerProblem | None = None,
+        *,
+        kind: type[Oracle] = Oracle,
     ) -> _T:
         """Calls a function of the problem's oracle as in the solve, for other leader parameters.
 
@@ -54,11 +59,12 @@ class SolvedProblem:
             theta: The parameters, by name; those that are missing are as in the solve.
             function: Called with a differentiable oracle.
             follower: Another problem, to evaluate instead of this one.
+            kind: The class of the oracle.
 
         Returns:
             What ``function`` returned.
         """
-        oracle = Oracle(follower or self.follower, self.leader, self.batch, differentiable=True)
+        oracle = kind(follower or self.follower, self.leader, self.batch, differentiable=True)
 
         def call() -> _T:
             with frozen(self.leader, self.solver.leader_mode, differentiable=True):

@@ -1,7 +1,11 @@
-"""Forward mode: what it refuses. Its gradients are compared in test_unrolled.py."""
+"""Forward mode: objectives that torch's own gets wrong, its memory, and what it refuses.
+
+Its gradients are compared with others in test_unrolled.py.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,21 +13,86 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilevel import BilevelError, Forward, Iterative
-from bilevel.updates import Gradient
-from tests.valleys import F64, Numbers, Quadratic, hypergradient, valley
+from bilevel import BilevelError, FollowerProblem, Forward, Iterative, LeaderProblem, Unrolled
+from bilevel.experiment.memory import peak_mib
+from bilevel.updates import Gradient, Update
+from tests.valleys import F64, Numbers, Quadratic, error, hypergradient, valley
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def positive(y: Tensor, theta: Tensor) -> Tensor:
+    return 3 * torch.eye(3, dtype=F64) + torch.outer(y * theta, y * theta)
+
+
+class Given(Quadratic):
+    """Of y and θ, both of three numbers."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.given = objective
+
+    def objective(self, leader: Numbers, y: Tensor, batch: Any) -> Tensor:
+        return self.given(y + 1, leader.theta)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("loss", [F.mse_loss, F.huber_loss])
-def test_a_loss_without_forward_derivative(loss) -> None:
-    class Fitting(Quadratic):
-        def objective(self, leader: Numbers, y: Tensor, batch: Any) -> Tensor:
-            return loss(y, batch.b @ leader.theta)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda y, theta: torch.logdet(positive(y, theta)),
+        lambda y, theta: theta @ torch.linalg.solve(positive(y, theta), y),
+        lambda y, theta: F.mse_loss(y, theta),
+        lambda y, theta: F.huber_loss(y, theta * y),
+        lambda y, theta: torch.cdist(positive(y, theta), positive(theta, theta)).sum(),
+    ],
+    ids=["logdet", "solve", "mse_loss", "huber_loss", "cdist"],
+)
+def test_objectives_whose_gradient_torch_cannot_push_forward(objective: Objective) -> None:
+    follower, leader, v = Given(objective), Numbers(3), torch.randn(3, dtype=F64)
+    found, like = (
+        hypergradient(adjoint, Iterative(Gradient(0.1), 5), follower, leader, valley(3, 2.0), v)[0]
+        for adjoint in (Forward(), Unrolled())
+    )
+    assert error(found, like) < 1e-10
+
+
+def test_the_memory_of_one_step() -> None:
+    class Wide(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch: Tensor) -> Tensor:
+            return torch.ones(batch.shape[1])
+
+        def objective(self, leader: Any, y: Tensor, batch: Tensor) -> Tensor:
+            return (leader.weight * (batch * y).tanh().softmax(1).sum(1)).square().mean()
+
+    class One(LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+            return y.sum()
+
+    leader, batch = One(), torch.randn(2000, 50)
+
+    def backward(steps: int) -> None:
+        solver = Iterative(Gradient(0.1), steps)
+        Forward().solve(solver, Wide(), leader, batch).value.sum().backward()
+
+    few, many = (peak_mib(lambda: backward(steps), torch.device("cpu")) for steps in (3, 12))
+    assert many < 1.1 * few
+
+
+def test_a_step_without_forward_derivative() -> None:
+    class Distant(Update):
+        def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> tuple[Tensor, None]:
+            return y - torch.cdist(gradient[:, None], y[:, None]).sum(1), None
 
     batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
     with pytest.raises(BilevelError, match=r"forward derivative.*take Unrolled\(recompute=True\)"):
-        hypergradient(Forward(), Iterative(Gradient(0.1), 2), Fitting(), leader, batch, v)
+        hypergradient(Forward(), Iterative(Distant(), 2), Quadratic(), leader, batch, v)
 
 
 def test_forward_mode_for_many_numbers_or_a_solver_with_a_memory() -> None:
