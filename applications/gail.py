@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 import tyro
 from gail_lib.episodes import time_limit
-from gail_lib.experts import RECORDED_EPISODES, expert_demonstrations
+from gail_lib.experts import RECORDED_EPISODES, expert_demonstrations, training_iterations
 from gail_lib.figure import draw
 from gail_lib.games import Setting, make_trainer, suited_reward, updater_bytes
 from gail_lib.memory import check_memory
@@ -193,7 +193,14 @@ def find_expert(args: Args, env: str, bar: ProgressBar) -> Demonstrations:
     def progress(iteration: int, iterations: int) -> None:
         bar.show(f"an expert of {env}", iteration, iterations)
 
-    return expert_demonstrations(env, args.expert, args.out / "demonstrations", progress)
+    return expert_demonstrations(
+        env,
+        args.expert,
+        args.out / ("smoke-demonstrations" if args.smoke else "demonstrations"),
+        progress,
+        iterations=2 if args.smoke else training_iterations(env),
+        episodes=args.demonstrations if args.smoke else RECORDED_EPISODES,
+    )
 
 
 def run_with_progress(

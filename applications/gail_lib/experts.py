@@ -20,12 +20,25 @@ RECORDED_EPISODES = 100
 
 SCRIPTED = {"MountainCar-v0": MountainCarExpert}
 TRAINING_ITERATIONS = {"CartPole-v1": 40, "Pendulum-v1": 60}
-DEFAULT_ITERATIONS = 100
-"""Iterations of TRPO that train an expert."""
+
+
+def training_iterations(env: str) -> int:
+    """Iterations of TRPO that train an expert.
+
+    Args:
+        env: The environment's name.
+    """
+    return TRAINING_ITERATIONS.get(env, 100)
 
 
 def expert_demonstrations(
-    env: str, source: str | None, folder: Path, progress: Callable[[int, int], None]
+    env: str,
+    source: str | None,
+    folder: Path,
+    progress: Callable[[int, int], None],
+    *,
+    iterations: int,
+    episodes: int,
 ) -> Demonstrations:
     """The expert's episodes, recorded once and kept in ``folder``.
 
@@ -34,6 +47,8 @@ def expert_demonstrations(
         source: A ``.npz`` or ``minari:NAME``; None for a scripted expert or one trained by TRPO.
         folder: Where they are kept.
         progress: Called with the number of completed iterations and their total.
+        iterations: Iterations of TRPO that train an expert.
+        episodes: Recorded episodes.
 
     Returns:
         Whole episodes.
@@ -47,8 +62,7 @@ def expert_demonstrations(
     if env in SCRIPTED:
         expert = SCRIPTED[env]()
     else:
-        iterations = TRAINING_ITERATIONS.get(env, DEFAULT_ITERATIONS)
         expert = train_expert(env, iterations, callback=lambda i, _: progress(i + 1, iterations))
-    demonstrations = play(env, expert, RECORDED_EPISODES, seed=99)
+    demonstrations = play(env, expert, episodes, seed=99)
     save_demonstrations(path, demonstrations)
     return demonstrations

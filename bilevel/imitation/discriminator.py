@@ -98,6 +98,9 @@ class Discriminator(FollowerProblem):
     Ho & Ermon (2016) chose one of the first two by environment. Already a constant D makes a policy
     survive, or finish: compare with it.
 
+    A discriminator of your own overrides :meth:`objective` and :meth:`reward`, or :meth:`pairs` and
+    :attr:`width` if it sees something else, such as states only.
+
     Args:
         task: The environment's observation and action spaces.
         hidden: Widths of the hidden layers.
@@ -134,9 +137,18 @@ class Discriminator(FollowerProblem):
                 f"short; choose from {', '.join(REWARDS)}"
             )
         self.task = task
-        self.network: nn.Module = mlp([task.observations + task.actions, *hidden, 1], inputs=inputs)
+        self.network: nn.Module = mlp([self.width, *hidden, 1], inputs=inputs)
         self.reward_name = reward
         self.max_norm = max_norm
+
+    @property
+    def width(self) -> int:
+        """The features of a pair; a subclass that overrides :meth:`pairs` overrides it too.
+
+        Returns:
+            n + m.
+        """
+        return self.task.observations + self.task.actions
 
     @property
     def size(self) -> int:

@@ -30,7 +30,8 @@ def surrogate(policy: Policy, rollout: Rollout, advantages: Tensor) -> Tensor:
         A scalar.
 
     Raises:
-        BilevelError: If there are fewer than two advantages.
+        BilevelError: If there are fewer than two advantages, or more than one probability for an
+            action.
     """
     if advantages.numel() < 2:
         raise BilevelError(
@@ -40,6 +41,12 @@ def surrogate(policy: Policy, rollout: Rollout, advantages: Tensor) -> Tensor:
     weights = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     distribution = policy(rollout.observations.flatten(0, 1))
     log_probs = distribution.log_prob(rollout.actions.flatten(0, 1))
+    if log_probs.shape != weights.flatten().shape:
+        raise BilevelError(
+            f"the policy gives {tuple(log_probs.shape)} probabilities to {weights.numel()} actions "
+            f"by a {type(distribution).__name__}: an action of several numbers has one; return "
+            "Independent(Normal(…), 1)"
+        )
     ratio = (log_probs - rollout.log_probs.flatten()).exp()
     loss: Tensor = -(ratio * weights.flatten()).mean()
     return loss

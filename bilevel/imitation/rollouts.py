@@ -95,8 +95,9 @@ class Sampler:
             The rollout.
 
         Raises:
-            BilevelError: If ``steps`` is not positive, the policy is not on the CPU in float32, or
-                an environment returns NaN or infinity, or ends at each step.
+            BilevelError: If ``steps`` is not positive, the policy is not on the CPU in float32 or
+                its actions are not the environments', or an environment returns NaN or infinity or
+                ends at each step.
         """
         if steps < 1:
             raise BilevelError(f"steps is {steps}: there is nothing to play; give 1 or more")
@@ -110,6 +111,8 @@ class Sampler:
         actor = self.policy.actor()
         for t in range(steps):
             action = actor(observations[t])
+            if t == 0:
+                self._check_actions(action)
             observations[t + 1], rewards[t], terminated[t], truncated[t], info = self.envs.step(
                 self._clip(action)
             )
@@ -160,6 +163,14 @@ class Sampler:
                     f"the policy's {name} is {tensor.dtype} on {tensor.device}: rollouts "
                     "run on the CPU in float32; call policy.cpu().float()"
                 )
+
+    def _check_actions(self, actions: np.ndarray[Any, Any]) -> None:
+        shape = self.envs.action_space.shape
+        if actions.shape != shape:  # numpy would stretch (N, 1) to (N, m) when it clips
+            raise BilevelError(
+                f"the policy's actions are {actions.shape}: {self._name} takes {shape}, one per "
+                "environment; give the policy as many outputs as there are actions"
+            )
 
     def _check_finite(self, kind: str, *parts: np.ndarray[Any, Any]) -> None:
         if not all(np.isfinite(part).all() for part in parts):

@@ -24,7 +24,8 @@ class Trainer:
         game: An :class:`Imitator` optimised by :class:`TRPO` against a :class:`Discriminator`,
             with any solver of the discriminator's weights and any schedule.
         sampler: Collects rollouts of the imitator's policy.
-        expert: The expert's state–action pairs, ``(E, n + m)``, see :func:`pairs`.
+        expert: The expert's state–action pairs, ``(E, n + m)``, see :func:`pairs`; what a
+            discriminator of your own compares, ``(E, width)``.
         steps: Steps of each environment per iteration.
         value_lr: Adam's learning rate for the value function.
 
@@ -32,8 +33,8 @@ class Trainer:
         iteration: Number of completed iterations.
 
     Raises:
-        BilevelError: If the leader is not an imitator optimised by TRPO, or the expert's pairs do
-            not fit its task.
+        BilevelError: If the leader is not an imitator optimised by TRPO, the expert's pairs do not
+            fit its task, or sampler and game have another policy or follower than it.
     """
 
     def __init__(
@@ -51,13 +52,18 @@ class Trainer:
                 f"{type(game.leader_opt).__name__}: this trainer is for an Imitator moved by TRPO; "
                 "play other games with their own step"
             )
-        task = game.leader.follower.task
-        width = task.observations + task.actions
+        task, width = game.leader.follower.task, game.leader.follower.width
         if expert.shape[1:] != (width,) or not len(expert) or expert.dtype != torch.float32:
             raise BilevelError(
                 f"the expert's pairs are {tuple(expert.shape)} {expert.dtype}: in {task.env} they "
                 f"are (E, {width}) of torch.float32, one or more; make them with pairs(task, "
-                "observations, actions)"
+                "observations, actions), or as the follower's own pairs does"
+            )
+        if sampler.policy is not game.leader.policy or game.follower is not game.leader.follower:
+            raise BilevelError(
+                "the sampler plays another policy than the leader's, or the game has another "
+                "follower: what is played would not be what is trained; pass the same objects, "
+                "Sampler(envs, leader.policy) and Bilevel(leader, leader.follower, …)"
             )
         self.game = game
         self.leader = game.leader

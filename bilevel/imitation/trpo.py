@@ -64,8 +64,9 @@ class TRPO(torch.optim.Optimizer):
     returns the loss. The line search calls it again and ignores the gradients.
 
     Args:
-        policy: Returns a ``Categorical``, or ``Independent(Normal, 1)``; parameters that do not
-            require gradients are not changed.
+        policy: Returns a ``Categorical``, or ``Independent(Normal, 1)``, possibly under fixed
+            transforms (a tanh-squashed Gaussian). Parameters that do not require gradients are not
+            changed. It must be deterministic: dropout and batch normalisation in evaluation mode.
         max_kl: δ, in nats, averaged over the states.
         damping: λ, absolute: added to the diagonal of F, as in Schulman's code.
         cg_steps: Maximum number of conjugate gradient iterations.

@@ -6,7 +6,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    Normal,
+    TransformedDistribution,
+    kl_divergence,
+)
 from torch.func import functional_call, vjp
 
 from bilevel.adjoints.linear import Product
@@ -118,6 +125,8 @@ def _fisher_coordinates(
     distribution: Distribution,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Coordinates in which the Fisher matrix is diagonal, and its diagonal."""
+    while isinstance(distribution, TransformedDistribution):  # a bijection changes no divergence
+        distribution = distribution.base_dist
     if isinstance(distribution, Categorical):
         return (distribution.logits,), (distribution.probs,)
     base = getattr(distribution, "base_dist", None)
@@ -126,5 +135,5 @@ def _fisher_coordinates(
         return (base.loc, base.scale), (precision, 2 * precision)
     raise BilevelError(
         f"the policy returned {type(distribution).__name__}: TRPO supports Categorical and "
-        "Independent(Normal, 1); return one of them"
+        "Independent(Normal, 1), also under fixed transforms; return one of them"
     )

@@ -104,12 +104,12 @@ def test_episodes_are_as_long_as_the_time_limit(
     )
     monkeypatch.syspath_prepend(tmp_path)
     runs, experts = (applications(f"gail_lib.{name}") for name in ("runs", "experts"))
-    for part, count in ((runs, "EVALUATION_EPISODES"), (experts, "RECORDED_EPISODES")):
-        monkeypatch.setattr(part, count, 1)
+    monkeypatch.setattr(runs, "EVALUATION_EPISODES", 1)
     monkeypatch.setitem(experts.SCRIPTED, "long_tasks:Long-v0", lambda: GaussianPolicy(1, 1))
     try:
         assert runs.evaluate(GaussianPolicy(1, 1), "long_tasks:Long-v0").tolist() == [0]
-        shown = experts.expert_demonstrations("long_tasks:Long-v0", None, tmp_path, print)
+        once = {"iterations": 1, "episodes": 1}
+        shown = experts.expert_demonstrations("long_tasks:Long-v0", None, tmp_path, print, **once)
         assert shown.lengths.tolist() == [10_050]
     finally:
         gymnasium.registry.pop("Long-v0", None)

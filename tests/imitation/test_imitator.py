@@ -12,6 +12,7 @@ from bilevel.imitation import (
     TRPO,
     CategoricalPolicy,
     Discriminator,
+    GaussianPolicy,
     ImitationBatch,
     Imitator,
     MountainCarExpert,
@@ -128,6 +129,16 @@ def test_advantages_are_those_of_the_batch_and_the_discriminator() -> None:
         leader.value.scale.mul_(2)
     leader.loss(y, second)
     assert not torch.equal(leader.returns, returns)
+
+
+def test_a_policy_whose_actions_have_a_probability_for_each_number() -> None:
+    class Apart(GaussianPolicy):
+        def forward(self, observations: torch.Tensor) -> torch.distributions.Normal:
+            return super().forward(observations).base_dist
+
+    rollout = Sampler(make_envs("Pendulum-v1", 2), GaussianPolicy(3, 1)).collect(5)
+    with pytest.raises(BilevelError, match=r"by a Normal: .*return Independent\(Normal"):
+        surrogate(Apart(3, 1), rollout, torch.randn(5, 2))
 
 
 def test_one_action_has_no_spread() -> None:

@@ -206,6 +206,20 @@ def test_a_policy_elsewhere_or_of_another_precision_is_refused(moved: str, told:
         sampler.collect(3)
 
 
+@pytest.mark.parametrize(
+    ("env", "policy", "told"),
+    [
+        ("Pendulum-v1", GaussianPolicy(3, 4), r"\(2, 4\): Pendulum-v1 takes \(2, 1\)"),
+        ("Pendulum-v1", CategoricalPolicy(3, 2), r"\(2,\): Pendulum-v1 takes \(2, 1\)"),
+        ("CartPole-v1", GaussianPolicy(4, 1), r"\(2, 1\): CartPole-v1 takes \(2,\)"),
+    ],
+)
+def test_actions_of_another_number_are_refused(env: str, policy: Policy, told: str) -> None:
+    """Numpy would stretch one action to several when it clips them."""
+    with pytest.raises(BilevelError, match=f"the policy's actions are {told}"):
+        Sampler(make_envs(env, 2), policy).collect(3)
+
+
 def test_no_steps_are_refused() -> None:
     sampler = Sampler(make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2))
     with pytest.raises(BilevelError, match=r"steps is 0: .*give 1 or more"):

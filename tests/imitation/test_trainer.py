@@ -16,6 +16,7 @@ from bilevel.imitation import (
     ImitationBatch,
     Imitator,
     MountainCarExpert,
+    Rollout,
     Sampler,
     Standardize,
     Task,
@@ -199,6 +200,43 @@ def test_pairs_that_are_none_of_the_task_are_refused(spoil) -> None:
         BilevelError, match=r"expert's pairs are \(.*they are \(E, 5\) of torch.float32"
     ):
         Trainer(trainer.game, trainer.sampler, spoil(trainer.expert), steps=3)
+
+
+def test_what_is_played_is_what_is_trained() -> None:
+    trainer, other = make("gail"), make("gail")
+    with pytest.raises(BilevelError, match=r"plays another policy .*Sampler\(envs, leader.policy"):
+        Trainer(trainer.game, other.sampler, trainer.expert, steps=3)
+    trainer.leader.follower = other.leader.follower
+    with pytest.raises(BilevelError, match=r"the game has another follower"):
+        Trainer(trainer.game, trainer.sampler, trainer.expert, steps=3)
+
+
+def test_a_discriminator_that_sees_states_only() -> None:
+    class States(Discriminator):
+        @property
+        def width(self) -> int:
+            return self.task.observations
+
+        def pairs(self, rollout: Rollout) -> torch.Tensor:
+            return rollout.observations.flatten(0, 1)
+
+    envs = make_envs(ENV, 4)
+    states, _ = demonstrate(ENV, MountainCarExpert(), 2).subsample()
+    follower = States(Task.of(envs), reward="finish", inputs=Standardize(states))
+    leader = Imitator(follower.task.policy(Standardize(states)), Value(2), follower)
+    solver = Parametric(follower.init(None))
+    game = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=TRPO(leader.policy),
+        solver_opt=torch.optim.Adam(solver.parameters(), lr=1e-2),
+        adjoint=Detached(),
+        schedule=Alternating(3, first="follower"),
+    )
+    trainer = Trainer(game, Sampler(envs, leader.policy), states, steps=250)
+    accuracies = [trainer.iterate()["accuracy"] for _ in range(10)]
+    assert accuracies[-1] > max(0.7, accuracies[0])
 
 
 def test_no_steps_are_no_iteration() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -20,7 +21,7 @@ from torch.distributions import (
 from torch.func import functional_call, jacrev
 
 from bilevel import BilevelError
-from bilevel.imitation import TRPO, CategoricalPolicy
+from bilevel.imitation import TRPO, CategoricalPolicy, GaussianPolicy
 from tests.policies import KINDS, closure_of, make
 
 
@@ -126,7 +127,6 @@ OTHERS = {
     "Bernoulli": lambda out: Bernoulli(logits=out),
     "Independent": lambda out: Independent(Bernoulli(logits=out), 1),
     "Normal": lambda out: Normal(out, 1),
-    "TransformedDistribution": lambda out: TransformedDistribution(Normal(out, 1), TanhTransform()),
 }
 
 
@@ -140,6 +140,27 @@ def test_a_distribution_of_another_kind_is_refused(kind) -> None:
     loss = closure_of(policy, lambda: policy(states).log_prob(actions).mean())
     with pytest.raises(BilevelError, match=f"returned {kind}"):
         TRPO(policy).step(loss)
+
+
+def test_a_squashed_gaussian_takes_the_step_of_the_gaussian() -> None:
+    """Their log probabilities differ by the transform's, which is constant, their KL does not."""
+    policy, states, _ = make(GaussianPolicy)
+    twin, actions = copy.deepcopy(policy), policy.act(states) / 2
+    transform = TanhTransform()
+
+    class Squashed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.policy = twin
+
+        def forward(self, states: Tensor) -> Distribution:
+            return TransformedDistribution(self.policy(states), transform)
+
+    squashed = Squashed()
+    for player, acted in ((policy, actions), (squashed, transform(actions))):
+        loss = closure_of(player, lambda: -player(states).log_prob(acted).mean())  # noqa: B023
+        TRPO(player).step(loss)
+    torch.testing.assert_close(row(twin.parameters()), row(policy.parameters()))
 
 
 def test_an_action_that_is_ruled_out_stays_so() -> None:
