@@ -43,8 +43,8 @@ def adam(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Ten
     else:
         grad = _with_decay(y, grad, settings)
     step = state.get("step", 0) + 1
-    exp_avg = _average(beta1, state.get("exp_avg", 0.0), grad)
-    square = _average(beta2, state.get("exp_avg_sq", 0.0), grad.square())
+    exp_avg = _average(beta1, state.get("exp_avg"), grad)
+    square = _average(beta2, state.get("exp_avg_sq"), grad.square())
     new_state = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": square}
     if settings["amsgrad"]:
         if state:
@@ -58,7 +58,7 @@ def adamax(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[T
     """A step of :class:`torch.optim.Adamax`."""
     grad, (beta1, beta2) = _with_decay(y, grad, settings), settings["betas"]
     step = state.get("step", 0) + 1
-    exp_avg = _average(beta1, state.get("exp_avg", 0.0), grad)
+    exp_avg = _average(beta1, state.get("exp_avg"), grad)
     exp_inf = grad.abs() + settings["eps"]
     if state:
         exp_inf = torch.maximum(beta2 * state["exp_inf"], exp_inf)
@@ -69,10 +69,10 @@ def adamax(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[T
 def rmsprop(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
     """A step of :class:`torch.optim.RMSprop`."""
     grad, alpha = _with_decay(y, grad, settings), settings["alpha"]
-    square = _average(alpha, state.get("square_avg", 0.0), grad.square())
+    square = _average(alpha, state.get("square_avg"), grad.square())
     new_state, variance = {"square_avg": square}, square
     if settings["centered"]:
-        mean = _average(alpha, state.get("grad_avg", 0.0), grad)
+        mean = _average(alpha, state.get("grad_avg"), grad)
         new_state["grad_avg"], variance = mean, square - mean.square()
     move = grad / (_root(variance) + settings["eps"])
     if settings["momentum"]:
@@ -93,9 +93,9 @@ def adagrad(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[
 def adadelta(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
     """A step of :class:`torch.optim.Adadelta`."""
     grad = _with_decay(y, grad, settings)
-    rho, eps, moved = settings["rho"], settings["eps"], state.get("acc_delta", 0.0)
-    square = _average(rho, state.get("square_avg", 0.0), grad.square())
-    move = ((moved + eps) / (square + eps)).sqrt() * grad
+    rho, eps, moved = settings["rho"], settings["eps"], state.get("acc_delta")
+    square = _average(rho, state.get("square_avg"), grad.square())
+    move = (((0.0 if moved is None else moved) + eps) / (square + eps)).sqrt() * grad
     new_state = {"square_avg": square, "acc_delta": _average(rho, moved, move.square())}
     return y - settings["lr"] * move, new_state
 
@@ -116,12 +116,11 @@ def _with_decay(y: Tensor, grad: Tensor, settings: Settings) -> Tensor:
     return grad + settings["weight_decay"] * y if settings["weight_decay"] else grad
 
 
-def _average(decay: float, average: Tensor | float, value: Tensor) -> Tensor:
-    """The exponential moving average with a new value."""
-    return decay * average + (1 - decay) * value
+def _average(decay: float, average: Tensor | None, value: Tensor) -> Tensor:
+    """The exponential moving average with a new value; it begins at 0."""
+    return (1 - decay) * value if average is None else average.lerp(value, 1 - decay)
 
 
 def _root(square: Tensor) -> Tensor:
     """The square root, with derivative 0 at 0, where it has none."""
-    positive = square > 0
-    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
