@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from bilevel.errors import BilevelError
 from bilevel.parameters import with_parameters
 from bilevel.snapshot import ModuleState, Snapshot
 from bilevel.tree import Value
@@ -52,7 +53,9 @@ def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
     return output
 
 
-def recomputed(steps: Steps, modules: Sequence[nn.Module], y: Value, state: State) -> Any:
+def recomputed(
+    steps: Steps, modules: Sequence[nn.Module], y: Value, state: State, *, check: bool = False
+) -> Any:
     """``steps(y, state)``, of which only the arguments are saved for the backward pass.
 
     ``torch.utils.checkpoint`` cannot be used: each gradient taken inside the steps is a backward
@@ -63,6 +66,8 @@ def recomputed(steps: Steps, modules: Sequence[nn.Module], y: Value, state: Stat
         modules: The modules that they read.
         y: The point before the first step.
         state: The update's state there.
+        check: Whether the backward pass raises an error if it is led elsewhere; this keeps the
+            point after the last step, and synchronises the device.
 
     Returns:
         The point after the last step, and the state there.
@@ -89,7 +94,8 @@ def recomputed(steps: Steps, modules: Sequence[nn.Module], y: Value, state: Stat
         with snapshot.restored():
             return with_parameters(module, saved, lambda: run(tensors))
 
-    outputs = iter(_Recomputed.apply(run, rerun, len(tensors), *tensors, *parameters.values()))
+    sizes = len(tensors), len(tensors) + len(parameters)
+    outputs = iter(_Recomputed.apply(run, rerun, sizes, check, *tensors, *parameters.values()))
     end = [next(outputs) if constant is None else constant[0] for constant in structure[0]]
     return tree_unflatten(end, structure[1])
 
@@ -98,23 +104,50 @@ class _Recomputed(torch.autograd.Function):
     """The inputs are the tensors of (y, state) and, to receive gradients, all parameters."""
 
     @staticmethod
-    def forward(ctx: Any, run: Any, rerun: Any, count: int, *inputs: Tensor) -> Any:
-        ctx.rerun, ctx.count = rerun, count
-        ctx.save_for_backward(*inputs)
-        return run(inputs[:count])
+    def forward(ctx: Any, run: Any, rerun: Any, sizes: Any, check: bool, *inputs: Tensor) -> Any:
+        ctx.rerun, ctx.sizes = rerun, sizes
+        outputs = run(inputs[: sizes[0]])
+        ctx.save_for_backward(*inputs, *(outputs if check else ()))
+        return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        saved, parameters = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        start, end = ctx.sizes
+        saved, parameters = ctx.saved_tensors[:start], ctx.saved_tensors[start:end]
         point = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in saved]
         with torch.enable_grad():
             outputs = ctx.rerun(point, parameters)
+        _check_same(saved, ctx.saved_tensors[end:], outputs)
         pairs = [(o, v) for o, v in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
         inputs = [*point, *parameters]
         if not pairs:  # steps along a gradient that is constant depend on nothing
-            return None, None, None, *(None for _ in inputs)
+            return None, None, None, None, *(None for _ in inputs)
         values, weights = zip(*pairs, strict=True)
         required = [leaf for leaf in inputs if leaf.requires_grad]
         grads = iter(torch.autograd.grad(values, required, weights, allow_unused=True))
-        return None, None, None, *(next(grads) if x.requires_grad else None for x in inputs)
+        return None, None, None, None, *(next(grads) if x.requires_grad else None for x in inputs)
+
+
+def _check_same(before: Sequence[Tensor], once: Sequence[Tensor], again: Sequence[Tensor]) -> None:
+    """Checks that steps that were computed again have led to where they led once.
+
+    Args:
+        before: The tensors of the point before them.
+        once: Those of the point that they have led to; none if it is not known.
+        again: Those of the point that they lead to now.
+
+    Raises:
+        BilevelError: If it is another one by more than rounding.
+    """
+    for start, end, other in zip(before, once, again, strict=False):
+        if not end.is_floating_point() or end.shape != start.shape:
+            continue
+        rounding = 1e3 * torch.finfo(end.dtype).eps * end.norm()
+        if (other.detach() - end).norm() > 1e-2 * (end - start).norm() + rounding:
+            raise BilevelError(
+                "recompute: the steps led elsewhere when they were computed again, so that the "
+                "gradient would be that of another solve; draw minibatches in the objective by "
+                "torch's global random numbers (not from a DataLoader, a Generator or numpy), or "
+                "leave out recompute"
+            )

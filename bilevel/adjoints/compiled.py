@@ -31,14 +31,22 @@ class CompiledOracle(Oracle):
             try:
                 y, state, seen = _call_compiled(*problem, y, state)
             except torch._dynamo.exc.TorchDynamoException as error:
-                reason = str(error).partition("\n")[0]
                 raise BilevelError(
-                    f"a step of {type(update).__name__} cannot be compiled ({reason}): all of it, "
-                    "the objective included, has to be one graph; leave out compile=True"
+                    f"a step of {type(update).__name__} cannot be compiled ({_reason(error)}): all "
+                    "of it, the objective included, has to be one graph that changes nothing else "
+                    "(batch normalisation in evaluation mode, or with track_running_stats=False); "
+                    "or leave out compile=True"
                 ) from error
             if seen is not None:
                 self.record(*seen)
         return y, state
+
+
+def _reason(error: BaseException) -> str:
+    """What dynamo met, rather than what it calls that."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return str(error).partition("\n")[0]
 
 
 def _call_compiled(*args: Any) -> Any:

@@ -102,7 +102,8 @@ class Unrolled(Adjoint):
         for done in range(0, kept, size):
             steps = partial(oracle.advance, solver.update, steps=min(size, kept - done))
             if self.recompute:
-                y, state = recomputed(steps, (leader, solver), y, state)
+                first = not self._checked
+                y, state = recomputed(steps, (leader, solver), y, state, check=first)
             else:
                 y, state = steps(y, state)
         solver.keep(y, state)

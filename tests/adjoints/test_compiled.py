@@ -88,6 +88,21 @@ def test_more_settings_are_compiled_than_torch_keeps(compiled) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_running_statistics_are_named_as_what_prevents_it(compiled) -> None:
+    class Normalised(Boxed):
+        def __init__(self) -> None:
+            self.norm = torch.nn.BatchNorm1d(4).double()
+
+        def objective(self, leader, y, batch):
+            return super().objective(leader, self.norm(y), batch)
+
+    solver = Iterative(Gradient(0.1), 2)
+    told = r"\(.*in-place.*track_running_stats=False\)"
+    with pytest.raises(BilevelError, match=told):
+        compiled.solve(solver, Normalised(), Numbers(4), torch.randn(5, 4, dtype=F64))
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_step_that_cannot_be_compiled(compiled) -> None:
     class Halving(Update):
         def forward(self, y, gradient, context, state):

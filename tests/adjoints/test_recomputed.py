@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from tests.valleys import F64, Numbers, Quadratic, valley
 def test_the_number_of_segments(monkeypatch, recompute, segments) -> None:
     """True makes them half as long as the root of the number of steps."""
     made = []
-    counted = lambda *given: made.append(given) or recomputed(*given)  # noqa: E731
+    counted = lambda *given, **more: made.append(given) or recomputed(*given, **more)  # noqa: E731
     monkeypatch.setattr(unrolled, "recomputed", counted)
     solver = Iterative(Gradient(0.1), 64)
     Unrolled(recompute=recompute).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
@@ -50,6 +52,31 @@ def test_what_is_recomputed_is_computed_as_it_was() -> None:
         for plain, again in zip(slopes[i], slopes[2 + i], strict=True):
             torch.testing.assert_close(plain, again)
     assert not torch.equal(slopes[0][0], slopes[1][0])
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(recompute=True), Unrolled(truncate=3, recompute=1)])
+def test_minibatches_that_are_not_drawn_again(adjoint) -> None:
+    class Drawn(Quadratic):
+        """Of some of the data, chosen by random numbers that torch does not rewind."""
+
+        def __init__(self, generator: torch.Generator | None) -> None:
+            super().__init__()
+            self.generator = generator
+
+        def objective(self, leader, y, batch):
+            row = torch.randint(len(y), (1,), generator=self.generator)
+            return super().objective(leader, y, batch) + y[row].sum()
+
+    batch, leader, solver = valley(4, 5.0), Numbers(3), Iterative(Gradient(0.05), 8)
+    for generator in (None, torch.Generator()):
+        game = copy.deepcopy(adjoint)
+        steps = [game.solve(solver, Drawn(generator), leader, batch).value.sum() for _ in range(2)]
+        if generator is None:
+            for value in steps:
+                value.backward()
+        else:
+            with pytest.raises(BilevelError, match=r"led elsewhere .* or leave out recompute"):
+                steps[0].backward()
 
 
 def test_recomputed_steps_refuse_a_batch_that_requires_gradients() -> None:
