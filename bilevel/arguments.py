@@ -52,9 +52,13 @@ def positive(name: str, value: float) -> float:
         ``value``.
 
     Raises:
-        BilevelError: If it is 0, negative, infinite or NaN.
+        BilevelError: If it is 0, negative, infinite or NaN, or no number.
     """
-    if not 0 < value < math.inf:
+    try:
+        in_range = bool(0 < value < math.inf)
+    except (TypeError, ValueError, RuntimeError) as error:  # of arrays, tensors and text
+        raise BilevelError(f"{name} is {describe(value)}: it is one number; give one") from error
+    if not in_range:
         raise BilevelError(f"{name} is {value}: it is positive and finite; give a {name} above 0")
     return value
 

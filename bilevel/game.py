@@ -169,6 +169,8 @@ class Bilevel:
         """
         with torch.no_grad():
             self.leader.project()
+        if not self._checked:
+            self.follower.check(batch)
         torch.clear_autocast_cache()  # its converted weights are those from before the last move
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:

@@ -127,6 +127,18 @@ class FollowerProblem(ABC):
         unchanged: Value = y
         return unchanged
 
+    def check(self, batch: Batch) -> None:
+        """Checks that the data suit the problem; by default any do.
+
+        A game calls it before its first solve, so that it may wait for the device.
+
+        Args:
+            batch: The data.
+
+        Raises:
+            BilevelError: If they do not, in an override.
+        """
+
     def context(self, y: Any, batch: Batch) -> Tensor | None:
         """An input to learned updates in addition to the gradient: A(x, y) in the paper.
 

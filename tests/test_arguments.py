@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bilevel import (
     Alternating,
@@ -45,6 +46,12 @@ def test_a_number_of_things_is_a_whole_number(make: Callable[[Any], Any]) -> Non
             make(wrong)
     # What an array holds is one too, and is kept as a number of Python.
     assert repr(make(np.int64(8))) == repr(make(8))
+
+
+@pytest.mark.parametrize("step", [torch.ones(2), np.ones(2), "0.1", None], ids=repr)
+def test_a_step_is_one_number(step: Any) -> None:
+    with pytest.raises(BilevelError, match=r"step is .*: it is one number; give one"):
+        Gradient(step)
 
 
 def test_choices_are_one_at_least_known_and_taken_once() -> None:

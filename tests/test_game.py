@@ -204,7 +204,7 @@ def test_a_nan_on_the_way_to_the_answer() -> None:
     game = make_game()
     batch = images()
     batch.x[0, 0, 0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match="first answer is not finite"):
+    with pytest.raises(NonFiniteError, match="pixels that are not finite"):
         game.step(batch)
 
 

@@ -159,8 +159,9 @@ class ImageUpdate(LearnedUpdate):
         shape = tuple(value.shape)
         if value.dim() != 4 or value.shape[1] != self.channels:
             raise BilevelError(
-                f"{name} has shape {shape}: {update} reads (B, {self.channels}, H, W); "
-                "give the channels that your images have"
+                f"{name} has shape {shape}: {update} reads (B, {self.channels}, H, W) of y, its "
+                "gradient and its context; give the channels that y has, and where the context has "
+                'others inputs=("gradient",)'
             )
         if like is not None and value.shape != like.shape:
             raise BilevelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
@@ -13,7 +14,6 @@ from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
-from bilevel.robustness.attacks.samples import check_batch
 from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted, cross_entropy
@@ -50,7 +50,7 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
             f"{type(follower).__name__} does not say which images its y makes: an attack returns "
             "them; derive it from robustness.Threat and define perturbed(y, batch)"
         )
-    check_batch(batch)
+    follower.check(batch)
     with torch.no_grad(), frozen(solver):
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
         loss = solution.stats.get("objective_before")
@@ -60,6 +60,18 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
                 "and its images would look robust; check the classifier's weights and its logits"
             )
         return Batch(follower.perturbed(solution.value, Batch(batch.x, batch.y)), batch.y)
+
+
+def for_evaluation(solver: Solver) -> Solver:
+    """A solver that a measurement leaves as it was, so that it can be repeated.
+
+    Args:
+        solver: The attack.
+
+    Returns:
+        The solver, or a copy of one that starts from its last answer.
+    """
+    return solver if solver.repeatable else copy.deepcopy(solver)
 
 
 class Attack(ABC):
@@ -221,12 +233,13 @@ class SolverAttack(Attack):
         """The solver's last point; with ``keep_broken`` the first misclassified one."""
         queried = model if self.surrogate is None else self.surrogate
         tried = self._targeted(queried, batch, attempt) if self.targets else batch
+        solver = for_evaluation(self.solver)
         # A point that the surrogate misclassifies need not be misclassified by the classifier.
         if self.surrogate is not None or not self.keep_broken:
-            return attack(queried, self.follower, self.solver, tried).x
+            return attack(queried, self.follower, solver, tried).x
         assert isinstance(self.follower, Perturbation), "checked in __init__"
         with recorded(model, self.follower, tried) as trajectory:
-            answer = attack(model, self.follower, self.solver, tried).x
+            answer = attack(model, self.follower, solver, tried).x
         return trajectory.broken_or(answer)
 
     def _targeted(self, model: nn.Module, batch: Batch, rank: int) -> Targeted:

@@ -184,6 +184,6 @@ def _distance(follower: Perturbation) -> Distance:
         if isinstance(follower, threat):
             return distance
     raise BilevelError(
-        f"foolbox has no distance for {type(follower).__name__}: it clips what an attack returns; "
-        "give a subclass of Linf or L2"
+        f"{type(follower).__name__} is neither Linf nor L2: foolbox clips what an attack returns "
+        "to one of these balls; give a subclass of theirs"
     )

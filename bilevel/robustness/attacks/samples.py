@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError, describe
-from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.threats.losses import Targeted
+from bilevel.errors import BilevelError
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle
 
@@ -79,39 +77,6 @@ def rounding(dtype: torch.dtype) -> float:
         (1e-06, 0.0009765625)
     """
     return max(1e-6, torch.finfo(dtype).eps)
-
-
-def check_batch(batch: Batch | Targeted) -> None:
-    """Checks images and labels for mistakes that the result of an attack would not show.
-
-    Args:
-        batch: Clean images.
-
-    Raises:
-        BilevelError: If the images are not float of shape (B, C, H, W) in [0, 1], or the labels
-            not int64 of shape (B,).
-    """
-    if not hasattr(batch, "x") or not hasattr(batch, "y"):
-        raise BilevelError(
-            f"the batch is {describe(batch)}: an attack reads images and labels by name; give "
-            "robustness.Batch(images, labels)"
-        )
-    images, labels = batch.x, batch.y
-    if not images.is_floating_point() or images.ndim != 4:
-        raise BilevelError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
-            "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255"
-        )
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise BilevelError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: each image has one class; "
-            f"give int64 of shape ({len(images)},)"
-        )
-    if not ((images >= 0) & (images <= 1)).all():
-        raise BilevelError(
-            f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
-            "pixels in [0, 1]; give such images and normalise inside the classifier"
-        )
 
 
 def check_threat(clean: Tensor, adversarial: Tensor, threat: Perturbation) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError, Solver, distributed, frozen
 from bilevel.errors import describe
-from bilevel.robustness.attacks.attack import attack
+from bilevel.robustness.attacks.attack import attack, for_evaluation
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.results import Example
@@ -95,6 +95,7 @@ def accuracy(
     Returns:
         A number in [0, 1].
     """
+    solver = solver and for_evaluation(solver)
     return share(correct(model, images, follower, solver, batch_size=batch_size))
 
 

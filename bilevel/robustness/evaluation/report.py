@@ -79,8 +79,9 @@ def _scope(evaluations: Sequence[Evaluation]) -> str:
     """The numbers of classifiers and images, and ε."""
     classifiers = f"{len(evaluations)} classifier{'s' * (len(evaluations) > 1)}"
     images = ", ".join(dict.fromkeys(str(len(one.right)) for one in evaluations))
-    radii = dict.fromkeys(f"‖δ‖{NORMS[one.norm].index} ≤ {one.eps:.3g}" for one in evaluations)
-    return f"{classifiers}, {images} images, perturbations up to {', '.join(radii)}"
+    balls = (f"perturbations up to ‖δ‖{NORMS[o.norm].index} ≤ {o.eps:.3g}" for o in evaluations)
+    threats = (one.threat or ball for one, ball in zip(evaluations, balls, strict=True))
+    return f"{classifiers}, {images} images, {', '.join(dict.fromkeys(threats))}"
 
 
 def _attacks_alone(evaluations: Sequence[Evaluation]) -> list[str]:

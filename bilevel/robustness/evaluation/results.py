@@ -90,6 +90,7 @@ class Evaluation:
         curves: Accuracy against ε and against iterations, if measured.
         findings: The checklist.
         norm: The norm of the threat model, ``"linf"`` or ``"l2"``.
+        threat: The threat model in words, if it is no ball, such as ``"rotations up to 30°"``.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Evaluation:
     curves: tuple[Curve, ...] = ()
     findings: tuple[Finding, ...] = ()
     norm: Norm = "linf"
+    threat: str = ""
 
     @property
     def clean(self) -> float:
@@ -133,8 +135,10 @@ class Evaluation:
         """The radius of the threat model, in words.
 
         Returns:
-            ``"ε = 0.2"``, in another norm than L∞ with its name.
+            ``"ε = 0.2"``, in another norm than L∞ with its name; :attr:`threat` if it is given.
         """
+        if self.threat:
+            return self.threat
         eps = f"ε = {self.eps:.3g}"
         return eps if self.norm == "linf" else f"{eps} in L{NORMS[self.norm].index}"
 

@@ -9,12 +9,14 @@ import re
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.speed import at_least_float32
-from bilevel.robustness.threats.losses import Loss, cross_entropy
+from bilevel.robustness.threats.losses import Loss, Targeted, cross_entropy
 
 
 class Threat(FollowerProblem):
@@ -54,6 +56,13 @@ class Threat(FollowerProblem):
             ``(B, C, H, W)`` in [0, 1].
         """
 
+    def check(self, batch: Batch | Targeted) -> None:
+        """Checks that the batch has images in [0, 1] and their classes.
+
+        A threat model of other data, such as signals or the rows of a table, overrides it.
+        """
+        check_images(batch)
+
     def context(self, y: Any, batch: Batch) -> Tensor:
         """The perturbed image, the input of the paper's attackers."""
         return self.perturbed(y, batch)
@@ -72,3 +81,44 @@ def _shown(value: object) -> str:
     """A setting in one line, the same in another process: without addresses."""
     text = str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def check_images(batch: Batch | Targeted) -> None:
+    """Checks images and labels for mistakes that the result of an attack would not show.
+
+    Args:
+        batch: Clean images.
+
+    Raises:
+        BilevelError: If the images are not float of shape (B, C, H, W) in [0, 1], or the labels
+            not int64 of shape (B,).
+        NonFiniteError: If a pixel is NaN or infinite.
+    """
+    if not hasattr(batch, "x") or not hasattr(batch, "y"):
+        raise BilevelError(
+            f"the batch is {describe(batch)}: an attack reads images and labels by name; give "
+            "robustness.Batch(images, labels)"
+        )
+    images, labels = batch.x, batch.y
+    if not images.is_floating_point() or images.ndim != 4:
+        raise BilevelError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
+            "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255"
+        )
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise BilevelError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: each image has one class; "
+            f"give int64 of shape ({len(images)},)"
+        )
+    if images.is_meta:
+        return
+    if not images.isfinite().all():
+        raise NonFiniteError(
+            "images have pixels that are not finite: no attack moves them; check the data, and "
+            "leave those images out"
+        )
+    if not ((images >= 0) & (images <= 1)).all():
+        raise BilevelError(
+            f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
+            "pixels in [0, 1]; give such images and normalise inside the classifier"
+        )

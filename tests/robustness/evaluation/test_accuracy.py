@@ -10,8 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, Iterative, NonFiniteError, fgsm, pgm
-from bilevel.robustness import Batch, ImageSet, Linf, accuracy, attack, batches, examples
-from bilevel.updates import CNN
+from bilevel.robustness import (
+    Batch,
+    ImageSet,
+    Linf,
+    SolverAttack,
+    accuracy,
+    attack,
+    batches,
+    examples,
+)
+from bilevel.updates import CNN, SignGradient
 from tests.images import image_set
 from tests.problems import BatchNormNet
 
@@ -123,3 +132,16 @@ def test_clean_accuracy_counts_what_is_right() -> None:
     assert accuracy(nn.Flatten(), images) == 0.8
     assert accuracy(nn.Flatten(), images, batch_size=2) == 0.8
     assert isinstance(next(batches(images, 2)), Batch)
+
+
+def test_a_solver_that_goes_on_is_measured_from_where_it_is(greys: ImageSet) -> None:
+    """Its answer is not trained by the images that it is measured on."""
+    solver = Iterative(SignGradient(0.01), 1, warm_start=True)
+    model, threat = Halfspaces(), Linf(0.2)
+    named = SolverAttack("one step", threat, solver)
+    batch = next(batches(greys, 100))
+    figures = [accuracy(model, greys, threat, solver, batch_size=100) for _ in range(3)]
+    assert len(set(figures)) == 1
+    moved = [named.perturb(model, batch, 0) for _ in range(2)]
+    assert torch.equal(*moved)
+    assert solver.kept is None

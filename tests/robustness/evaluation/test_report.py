@@ -259,3 +259,11 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> 
     with pytest.raises(BilevelError, match="write to another folder") as error:
         report(tmp_path / "file" / "folder", evaluation())
     assert "\n" not in str(error.value)
+
+
+def test_a_threat_model_that_is_no_ball_is_said_in_words(tmp_path: Path) -> None:
+    turned = replace(evaluation("turned"), threat="rotations up to 0.5 rad")
+    write_report(tmp_path, [turned, evaluation("moved")], pictures={}, about=ABOUT)
+    text = (tmp_path / "report.md").read_text()
+    assert "40 images, rotations up to 0.5 rad, perturbations up to ‖δ‖∞ ≤ 0.031" in text
+    assert "withstand every attack at rotations up to 0.5 rad (clean" in headline(turned)

@@ -15,17 +15,21 @@ import bilevel
 from bilevel import BilevelError, FollowerProblem, Iterative, ZeroSum, pgm
 from bilevel.robustness import (
     APGD,
+    L2,
+    NORMS,
     Adversary,
     Batch,
     Battery,
     Interpolation,
     Linf,
+    Perturbation,
     Recipe,
     SolverAttack,
     Splits,
     Threat,
     Trainer,
     accuracy,
+    accuracy_by_epsilon,
     attack,
     correct,
 )
@@ -194,3 +198,78 @@ def test_the_same_settings_read_the_same_in_another_process(make: Callable[[], L
     one, other = (repr(Linf(0.1, loss=loss)) for loss in kept)
     assert one == other
     assert repr(Linf(0.1, loss=margin)) != one
+
+
+@pytest.mark.parametrize("threat", [Linf(0.3), L2(0.3)], ids=repr)
+def test_normalised_images_are_refused_in_training_too(threat: Threat) -> None:
+    """Their perturbations would be clipped to [0, 1], far outside the ball."""
+    leader = ZeroSum(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), threat)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = bilevel.Bilevel(leader, threat, pgm(0.1, 2), leader_opt=optimizer)
+    with pytest.raises(BilevelError, match=r"images lie in .* normalise inside the classifier"):
+        game.step(Batch(torch.randn(4, 1, 4, 4), torch.arange(4) % 2))
+
+
+class Signals(Threat):
+    """‖δ‖∞ ≤ 0.1 for signals (B, C, T) of any range."""
+
+    def check(self, batch: Batch) -> None:
+        assert batch.x.dim() == 3
+
+    def init(self, batch: Batch) -> Tensor:
+        return torch.zeros_like(batch.x)
+
+    def project(self, y: Tensor, batch: Batch) -> Tensor:
+        return y.clamp(-0.1, 0.1)
+
+    def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
+        return batch.x + y
+
+
+def test_data_that_are_no_images_are_trained_on_and_attacked() -> None:
+    signals = Batch(5 * torch.randn(6, 2, 9), torch.arange(6) % 2)
+    model, threat = nn.Sequential(nn.Flatten(), nn.Linear(18, 2)), Signals()
+    leader = ZeroSum(model, threat)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    bilevel.Bilevel(leader, threat, pgm(0.1, 2), leader_opt=optimizer).step(signals)
+    moved = attack(model, threat, pgm(0.1, 1), signals).x - signals.x
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.1))
+
+
+class L1(Perturbation):
+    """‖δ‖₁ ≤ ε: only the largest change is kept."""
+
+    index = "₁"
+
+    def clip(self, delta: Tensor) -> Tensor:
+        largest = delta.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+        return (delta * (delta.abs() == largest)).clamp(-self.eps, self.eps)
+
+    def noise(self, like: Tensor) -> Tensor:
+        return self.clip(torch.randn_like(like))
+
+    def norm(self, delta: Tensor) -> Tensor:
+        return delta.abs().flatten(1).sum(1)
+
+    def ascent(self, step: float) -> NormalizedGradient:
+        return NormalizedGradient(step)
+
+
+class Unclipped(L1):
+    def clip(self, delta: Tensor) -> Tensor:
+        return delta
+
+
+def test_a_ball_in_a_norm_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The battery knows it by its name, and finds an attack that leaves it."""
+    monkeypatch.setitem(NORMS, "l1", L1)
+    images = image_set(20)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), len(images.classes)))
+    attacks = [
+        SolverAttack(name, ball, L1(0.5).pgm(0.5, 3))
+        for name, ball in (("PGM", L1(0.5)), ("broken", Unclipped(0.5)))
+    ]
+    _, (inside, outside) = Battery(attacks, eps=0.5, norm="l1").run(model, images)
+    assert not inside.problem
+    assert "left the threat model (‖δ‖₁ = " in outside.problem
+    assert len(accuracy_by_epsilon(model, images, 0.5, norm="l1").at) > 2
