@@ -23,6 +23,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits in short": adversarial.digits_in_short,
     "digits in l2": partial(adversarial.digits, "digits-l2"),
     "cifar10": adversarial.cifar10,
+    "cifar10 in l2": adversarial.cifar10_in_l2,
     "precisions": adversarial.precisions,
     "schedules on digits": adversarial.schedules,
     "through the attacker": adversarial.through_the_attacker,

@@ -31,6 +31,11 @@ def cifar10() -> str:
     return _training([read("cifar10-jpeg75"), read("cifar10-jpeg75-1")], timed=1)
 
 
+def cifar10_in_l2() -> str:
+    """CIFAR-10 as JPEG files, one seed, beside other work."""
+    return _training([read("cifar10-jpeg75-l2")])
+
+
 def precisions() -> str:
     """Digits in float32 and in bf16."""
     columns = [(key, name) for key in ("clean", "pgm20") for name in ("digits-float32", "digits")]
