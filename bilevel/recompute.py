@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
@@ -111,22 +110,43 @@ class _Recomputed(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        start, end = ctx.sizes
-        saved, parameters = ctx.saved_tensors[:start], ctx.saved_tensors[start:end]
-        point = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in saved]
+        saved = ctx.saved_tensors
+        return None, None, None, None, *_Again.apply(ctx.rerun, ctx.sizes, *saved, *grad_outputs)
+
+
+class _Again(torch.autograd.Function):
+    """The product with the Jacobian of steps that are computed again.
+
+    Unlike ``once_differentiable``, whose error autograd meets only where it has no ``inputs``, a
+    node that leads to the same tensors is on every way to a second derivative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rerun: Any, sizes: Any, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        start, end = sizes
+        given, rest = tensors[:start], tensors[end:]
+        leaves = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in tensors[:end]]
+        point, parameters = leaves[:start], leaves[start:]
         with torch.enable_grad():
-            outputs = ctx.rerun(point, parameters)
-        _check_same(saved, ctx.saved_tensors[end:], outputs)
+            outputs = rerun(point, parameters)
+        known, grad_outputs = rest[: -len(outputs)], rest[-len(outputs) :]
+        _check_same(given, known, outputs)
         pairs = [(o, v) for o, v in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
         inputs = [*point, *parameters]
         if not pairs:  # steps along a gradient that is constant depend on nothing
-            return None, None, None, None, *(None for _ in inputs)
+            return tuple(None for _ in inputs)
         values, weights = zip(*pairs, strict=True)
         required = [leaf for leaf in inputs if leaf.requires_grad]
         grads = iter(torch.autograd.grad(values, required, weights, allow_unused=True))
-        return None, None, None, None, *(next(grads) if x.requires_grad else None for x in inputs)
+        return tuple(next(grads) if x.requires_grad else None for x in inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise BilevelError(
+            "Unrolled with recompute gives first derivatives only: its gradient cannot be "
+            "differentiated again; leave out create_graph=True, or recompute"
+        )
 
 
 def _check_same(before: Sequence[Tensor], once: Sequence[Tensor], again: Sequence[Tensor]) -> None:

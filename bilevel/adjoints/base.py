@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -15,7 +15,15 @@ from bilevel.solvers import Solution, Solver
 
 
 class Adjoint(Described, ABC):
-    """Solves the follower so that the leader's gradient can be taken through the answer."""
+    """Solves the follower so that the leader's gradient can be taken through the answer.
+
+    Attributes:
+        unused_remedy: What else :meth:`warn_unused` advises.
+    """
+
+    unused_remedy: ClassVar[str] = (
+        "if the solver's steps read them, take Unrolled(), or Implicit(fixed_point=update)"
+    )
 
     @abstractmethod
     def solve(
@@ -76,6 +84,17 @@ class Adjoint(Described, ABC):
         warned.add(topic)
         warnings.warn(f"{self!r}: {message}", HypergradientWarning, stacklevel=2)
 
+    def has_warned(self, topic: str) -> bool:
+        """Whether :meth:`warn_once` has warned of a topic.
+
+        Args:
+            topic: The part of the message before the colon.
+
+        Returns:
+            True if so.
+        """
+        return topic in self.__dict__.get("_warned", ())
+
     def warn_unused(self, names: list[str]) -> None:
         """Warns once of the leader's parameters on which the follower's answer does not depend.
 
@@ -87,8 +106,7 @@ class Adjoint(Described, ABC):
             bool(names),
             f"the follower ignores the leader's {few}: nothing of its answer depends on them, so "
             "their gradient through y* is 0; if that is not meant, read them in "
-            "FollowerProblem.objective, without detach(), and if the solver's steps read them, "
-            "take Unrolled(), or Implicit(fixed_point=update)",
+            f"FollowerProblem.objective, without detach(), and {self.unused_remedy}",
         )
 
 

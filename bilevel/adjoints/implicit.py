@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel.adjoints import linear
 from bilevel.adjoints.pullback import Gradients, Pullback
-from bilevel.adjoints.solved import SolvedProblem
+from bilevel.adjoints.solved import SolvedProblem, is_constrained
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.errors import BilevelError
@@ -36,6 +36,8 @@ STATIONARY = 1e-2
 # this part of its norm.
 FAR = 3e-2
 
+_NOT_STATIONARY = "the follower is not stationary at its answer"
+
 
 class Implicit(Pullback):
     r"""The implicit function theorem at the answer (Bengio, 2000; Pedregosa, 2016).
@@ -51,8 +53,8 @@ class Implicit(Pullback):
     Exact for an exact answer, however it was computed, in the memory of one gradient. Each product
     costs about two gradient evaluations. The statistics are ``residual`` (of the linear system,
     relative to v), ``curvature`` (the smallest met, without damping: y* is no strict optimum if it
-    is 0 or less), ``gradient_norm`` at the answer, and ``evaluations`` (gradients of the objective
-    and products with its second derivatives).
+    is 0 or less), ``stationarity`` (‖F‖), ``gradient_norm`` at the answer where F is the gradient,
+    and ``evaluations`` (gradients of the objective and products with its second derivatives).
 
     Args:
         solver: ``"cg"`` for a strict optimum; ``"gmres"`` for any F; ``"neumann"`` adds terms of
@@ -123,7 +125,7 @@ class Implicit(Pullback):
         theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
         y = tree_map(lambda leaf: leaf.detach().requires_grad_(), problem.y)
         with torch.enable_grad():
-            residual, norm = problem.evaluate(theta, lambda oracle: _residual(oracle, step, y))
+            residual, stats = problem.evaluate(theta, lambda own: _residual(own, step, y))
 
         def product(w: Tensor) -> Tensor:
             grads = _vjp(residual, leaves(y), unravel(w, like=v))
@@ -136,7 +138,7 @@ class Implicit(Pullback):
         if self.warm_start:
             self._kept = solution.value
         problem.stats["evaluations"] += solution.products
-        problem.record(gradient_norm=norm)
+        problem.record(stationarity=_vector(residual).norm(), **stats)
         self._check_system(problem, solution, b, symmetric=step is None)
         self._check_optimal(problem, step, residual, solution)
         grads = _vjp(residual, list(theta.values()), unravel(solution.value, like=v))
@@ -146,7 +148,7 @@ class Implicit(Pullback):
         """The update of the fixed-point map; None if the condition is a zero gradient."""
         if self.fixed_point is not None:
             return self.fixed_point
-        constrained = getattr(follower.project, "__func__", None) is not FollowerProblem.project
+        constrained = is_constrained(follower)
         own = solver.update if isinstance(solver, Iterative) else None
         if isinstance(own, Gradient) and (constrained or self.solver == "neumann"):
             return own
@@ -193,22 +195,25 @@ class Implicit(Pullback):
     ) -> None:
         """Warns if the condition does not hold at the answer, or holds far from the optimum too."""
         y = _vector(problem.y)
-        if self._scale is None:
+        norm, tiny = _vector(residual).norm(), torch.finfo(y.dtype).tiny
+        # Before a warning that of this problem: another one may have had another scale.
+        fresh = self._scale is None or norm / self._scale > STATIONARY
+        if fresh and not self.has_warned(_NOT_STATIONARY):
             with torch.no_grad():
                 start, _ = problem.evaluate({}, lambda own: _residual(own, step, own.init()))
             scale = _vector(start).norm()
             if scale <= 100 * _eps(problem.y) * solution.largest * y.norm():
                 return  # the start is optimal up to rounding: nothing to compare with
             self._scale = scale
-        norm, tiny = _vector(residual).norm(), torch.finfo(y.dtype).tiny
+        if self._scale is None:
+            return
         ratio = float(norm / self._scale)
         distance = float(norm / (solution.curvature - self.damping) / y.norm().clamp(min=tiny))
         remedy = "solve with more steps, or take Unrolled(), which is exact for any answer"
         self.warn_once(
             ratio > STATIONARY,
-            f"the follower is not stationary at its answer: the residual of its optimality "
-            f"condition is {ratio:.2g} of that at the start, and the implicit gradient is exact at "
-            f"an optimum only; {remedy}",
+            f"{_NOT_STATIONARY}: the residual of its optimality condition is {ratio:.2g} of that "
+            f"at the start, and the implicit gradient is exact at an optimum only; {remedy}",
         )
         self.warn_once(
             ratio <= STATIONARY and distance > FAR,
@@ -226,14 +231,12 @@ class Implicit(Pullback):
         self._kept, self._scale = state["kept"], state["scale"]
 
 
-def _residual(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, Tensor]:
-    """F, which is zero at an optimum, and the norm of the gradient."""
+def _residual(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, dict[str, Tensor]]:
+    """F, which is zero at an optimum, and the gradient's norm where that is zero there too."""
     if step is None:
-        residual = oracle.gradient(y)
-    else:
-        moved, _ = oracle.advance(step, y, None, 1)
-        residual = tree_map(lambda own, other: other - own, y, moved)  # in y's order of names
-    return residual, oracle.stats()["gradient_norm"]
+        return oracle.gradient(y), {"gradient_norm": oracle.stats()["gradient_norm"]}
+    moved, _ = oracle.advance(step, y, None, 1)
+    return tree_map(lambda own, other: other - own, y, moved), {}  # in y's order of names
 
 
 def _vector(y: Value) -> Tensor:

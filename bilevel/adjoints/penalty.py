@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints.pullback import Gradients, Pullback
-from bilevel.adjoints.solved import SolvedProblem
+from bilevel.adjoints.solved import SolvedProblem, is_constrained
 from bilevel.arguments import count, instance_of, positive
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
@@ -45,7 +45,7 @@ class Penalty(Pullback):
 
     Raises:
         BilevelError: If an argument is out of range; in the solve, if the solver has no steps and
-            none are given.
+            none are given, they read no gradient, or Y depends on θ.
 
     Example:
         >>> Penalty(1e3)
@@ -68,6 +68,13 @@ class Penalty(Pullback):
                 f"{self!r} solves by the solver's own steps, and {type(solver).__name__} has none: "
                 "give update=updates.Gradient(step) and steps"
             )
+        update, _ = self._steps(solver)
+        if update is not None and not update.needs_gradient:
+            raise BilevelError(
+                f"{self!r} perturbs the objective, and {type(update).__name__} reads no gradient "
+                "of it: the perturbed answers would be the same; give "
+                "update=updates.Gradient(step) and steps, or take Implicit(fixed_point=update)"
+            )
 
     def _steps(self, solver: Solver) -> tuple[Update | None, int]:
         """The rule and the number of steps of a perturbed solve."""
@@ -77,6 +84,7 @@ class Penalty(Pullback):
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves both perturbed problems, and takes the difference of the costs' gradients."""
+        self._check_constraints(problem)
         (plus, residual), (minus, other) = (self._perturbed(problem, v, sign) for sign in (1, -1))
         moved = tree_map(lambda _, a, b: a - b, v, minus, plus)  # in v's order of names
         difference = ravel(moved) * self.strength / 2
@@ -94,6 +102,21 @@ class Penalty(Pullback):
             name: None if a is None or b is None else (a - b) * (self.strength / 2)
             for (name, a), b in zip(grads[0].items(), grads[1].values(), strict=True)
         }
+
+    def _check_constraints(self, problem: SolvedProblem) -> None:
+        """Raises if Y depends on θ: the difference of costs has no term for moving constraints."""
+        if not is_constrained(problem.follower):
+            return
+        theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
+        with torch.enable_grad():
+            y = tree_map(Tensor.detach, problem.y)
+            point = problem.evaluate(theta, lambda oracle: oracle.project(y))
+        if any(leaf.requires_grad for leaf in leaves(point)):
+            raise BilevelError(
+                f"{self!r}: {type(problem.follower).__name__}.project depends on the leader's "
+                "parameters, and a difference of objectives does not see constraints that move "
+                "with them; take Implicit() or Unrolled()"
+            )
 
     def _perturbed(self, problem: SolvedProblem, v: Value, sign: int) -> tuple[Value, Tensor]:
         """Solves the problem with a linear term from y* on: the solution and its residual."""

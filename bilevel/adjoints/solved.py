@@ -19,6 +19,18 @@ from bilevel.tree import Value
 _T = TypeVar("_T")
 
 
+def is_constrained(follower: FollowerProblem) -> bool:
+    """Whether the set Y of a problem may be another one than the whole space.
+
+    Args:
+        follower: The problem.
+
+    Returns:
+        True if it has a projection of its own.
+    """
+    return getattr(follower.project, "__func__", None) is not FollowerProblem.project
+
+
 @dataclass(frozen=True)
 class SolvedProblem:
     """The follower's problem and its solution y*, for the backward pass.

@@ -52,6 +52,10 @@ class Unrolled(Adjoint):
         Unrolled(truncate=20, recompute=5)
     """
 
+    unused_remedy = (
+        "if the solver computes outside of autograd (numpy, torch.optim, detach()), take Implicit()"
+    )
+
     def __init__(
         self,
         *,
@@ -76,7 +80,7 @@ class Unrolled(Adjoint):
         with frozen(leader, solver.leader_mode, differentiable=True):
             oracle = oracle_type(follower, leader, batch, differentiable=True)
             if self._whole:
-                value = solver.answer(oracle)
+                value = self._answer_whole(solver, oracle)
             else:
                 assert isinstance(solver, Iterative)
                 value = self._answer(solver, oracle, leader)
@@ -85,6 +89,17 @@ class Unrolled(Adjoint):
         evaluations = torch.full((), float(oracle.evaluations), device=leaves(value)[0].device)
         stats = {**oracle.stats(), "evaluations": evaluations}
         return Solution(value, stats, oracle.evaluations)
+
+    def _answer_whole(self, solver: Solver, oracle: Oracle) -> Value:
+        try:
+            return solver.answer(oracle)
+        except RuntimeError as error:
+            if "Can't call numpy()" not in str(error):
+                raise
+            raise BilevelError(
+                f"{type(solver).__name__} computes in numpy, where {self!r} has no graph to "
+                "differentiate: take Implicit(), which needs the answer only"
+            ) from error
 
     @property
     def _whole(self) -> bool:

@@ -56,6 +56,16 @@ def test_a_start_at_the_optimum_is_nothing_to_compare_with() -> None:
         hypergradient(adjoint, solver, Near(), leader, batch, v)
 
 
+def test_problems_of_another_scale_are_compared_with_their_own_start() -> None:
+    leader, small, v = Numbers(3), valley(3, 5.0), torch.ones(3, dtype=F64)
+    adjoint, solver = Implicit(), Iterative(Gradient(0.2), 60)
+    for batch in (small._replace(b=small.b / 1e4), small):
+        _, solution = hypergradient(adjoint, solver, Quadratic(), leader, batch, v)
+        assert solution.stats["stationarity"] == solution.stats["gradient_norm"]
+    with pytest.warns(HypergradientWarning, match="not stationary"):
+        hypergradient(adjoint, Iterative(Gradient(0.01), 1), Quadratic(), leader, small, v)
+
+
 @pytest.mark.parametrize("damping", [0.0, 0.2])
 @pytest.mark.parametrize("method", ["cg", "gmres", "exact"])
 def test_negative_curvature(method, damping) -> None:

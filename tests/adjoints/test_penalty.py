@@ -6,9 +6,20 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
-from bilevel import BilevelError, HypergradientWarning, Iterative, Parametric, Penalty
-from bilevel.updates import Gradient, SignGradient
+from bilevel import (
+    BilevelError,
+    FollowerProblem,
+    Forward,
+    HypergradientWarning,
+    Implicit,
+    Iterative,
+    Parametric,
+    Penalty,
+    Unrolled,
+)
+from bilevel.updates import Gradient, SignGradient, Update
 from tests.valleys import (
     F64,
     Boxed,
@@ -102,6 +113,45 @@ def test_a_solver_without_steps() -> None:
         Penalty(10.0).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
     with pytest.raises(BilevelError, match="Parametric has none"):
         Penalty(10.0, steps=3).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
+
+
+class Capped(FollowerProblem):
+    """min ‖y − 2‖² subject to y ≤ θ, of three numbers each."""
+
+    sense = "min"
+
+    def __init__(self, leader: Numbers) -> None:
+        self.leader = leader
+
+    def init(self, batch: None) -> Tensor:
+        return torch.zeros(3, dtype=F64)
+
+    def objective(self, leader: Numbers, y: Tensor, batch: None) -> Tensor:
+        return (y - 2).square().sum()
+
+    def project(self, y: Tensor, batch: None) -> Tensor:
+        return torch.minimum(y, self.leader.theta)
+
+
+def test_constraints_that_move_with_the_leader() -> None:
+    leader, v = Numbers(3), torch.ones(3, dtype=F64)
+    solver = Iterative(Gradient(0.2), 50)
+    for adjoint in (Implicit(), Unrolled(), Forward()):
+        slope, _ = hypergradient(adjoint, solver, Capped(leader), leader, None, v)
+        torch.testing.assert_close(slope, v)
+    with pytest.raises(BilevelError, match=r"project depends on the leader's .* take Implicit"):
+        hypergradient(Penalty(100.0), solver, Capped(leader), leader, None, v)
+
+
+def test_steps_that_do_not_read_what_is_perturbed() -> None:
+    class Halving(Update):
+        needs_gradient = False
+
+        def forward(self, y, gradient, context, state):
+            return y / 2, state
+
+    with pytest.raises(BilevelError, match=r"Halving reads no gradient of it: .*fixed_point="):
+        Penalty(10.0).solve(Iterative(Halving(), 3), Quadratic(), Numbers(3), valley(3, 2.0))
 
 
 def test_settings_out_of_range() -> None:

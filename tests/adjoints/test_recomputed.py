@@ -102,3 +102,14 @@ def test_steps_that_depend_on_nothing() -> None:
     torch.testing.assert_close(value, torch.full((3,), -0.4, dtype=F64))
     (slope,) = torch.autograd.grad(value.sum() + leader.theta.sum(), leader.theta)
     assert slope.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("recompute", [True, 2])
+def test_second_derivatives_are_refused(recompute) -> None:
+    """Also where autograd takes those of some tensors only, and would leave out the node."""
+    leader, batch = Numbers(3), valley(4, 5.0)
+    solver = Iterative(Gradient(0.1), 8)
+    y = Unrolled(recompute=recompute).solve(solver, Quadratic(), leader, batch).value
+    (slope,) = torch.autograd.grad(y.square().sum(), leader.theta, create_graph=True)
+    with pytest.raises(BilevelError, match="first derivatives only"):
+        torch.autograd.grad(slope.square().sum(), leader.theta)

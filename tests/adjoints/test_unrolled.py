@@ -325,3 +325,25 @@ def test_a_solver_that_ignores_the_leader() -> None:
     with pytest.warns(HypergradientWarning, match="ignores the leader's theta"):
         value = Unrolled().solve(solver, Quadratic(), Numbers(3), valley(3, 2.0)).value
     assert not leaves(value)[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("outside", "error", "message"),
+    [
+        (lambda y: torch.from_numpy(y.numpy()), BilevelError, r"computes in numpy.*take Implicit"),
+        (Tensor.detach, HypergradientWarning, r"outside of autograd .* take Implicit\(\)"),
+    ],
+    ids=["numpy", "detach"],
+)
+def test_a_solver_outside_of_autograd(outside, error, message) -> None:
+    class Outside(Solver):
+        def answer(self, oracle):
+            y = oracle.init()
+            for _ in range(3):
+                y = y + 0.1 * outside(oracle.gradient(y))
+            return y
+
+    batch = valley(4, 5.0)
+    check = pytest.warns if error is HypergradientWarning else pytest.raises
+    with check(error, match=message):
+        Unrolled().solve(Outside(), Quadratic(), Numbers(3), batch)

@@ -59,8 +59,10 @@ def flat(module: nn.Module) -> torch.Tensor:
 def test_clipping(tmp_path) -> None:
     names = follow(example(tmp_path), "Clip gradients")
     game, (x, y) = names["game"], names["loader"][0]
+    with torch.no_grad():
+        names["model"][1].weight.mul_(100)  # a large loss has a large gradient
     before = flat(game.leader)
-    game.step(Batch(100 * x, y))
+    game.step(Batch(x, y))
     assert (flat(game.leader) - before).norm().item() == pytest.approx(0.1, rel=1e-4)
 
 
@@ -338,7 +340,65 @@ def test_a_solver_of_ones_own(tmp_path, adjoint) -> None:
             penalty = (leader.log_penalty.exp() * y.square()).sum()
             return (batch["x"] @ y - batch["t"]).square().mean() + penalty
 
-    bilevel.testing.check_adjoint(adjoint, names["Ridge"](), Whole(), Penalties(), regression())
+    converged = names["Converged"](bilevel.updates.Gradient(0.1), tolerance=1e-12)
+    for solver in (names["Ridge"](), converged):
+        bilevel.testing.check_adjoint(adjoint, solver, Whole(), Penalties(), regression())
+
+
+def test_followers_that_play_against_each_other(tmp_path) -> None:
+    """Three firms under a leader's quantity q: each sells y = (1 − c − q) / 4."""
+    names = follow(example(tmp_path), "Several followers")
+
+    class Quantity(bilevel.LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+        def loss(self, y, batch):
+            return y.sum()
+
+    class Market(bilevel.FollowerProblem):
+        sense = "max"
+
+        def init(self, batch):
+            return torch.full((3,), 0.1, dtype=torch.float64)
+
+        def objective(self, leader, y, batch):
+            return profits(leader, y)
+
+    def profits(leader, y):
+        return (1 - leader.q - y.sum() - 0.1) * y
+
+    leader = Quantity()
+    update = names["Nash"](leader, profits, 0.2)
+    for adjoint in (bilevel.Unrolled(), bilevel.Implicit(fixed_point=update, tolerance=1e-12)):
+        leader.zero_grad()
+        solution = adjoint.solve(bilevel.Iterative(update, 200), Market(), leader, None)
+        torch.testing.assert_close(solution.value.detach(), torch.full((3,), 0.15).double())
+        solution.value.sum().backward()
+        torch.testing.assert_close(leader.q.grad, torch.tensor(-0.75).double())
+
+
+def test_a_leader_that_is_the_threshold(tmp_path) -> None:
+    names = follow(example(tmp_path), "Proximal steps")
+
+    class Penalty(bilevel.LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_penalty = nn.Parameter(torch.tensor(-2.0))
+
+        def loss(self, y, batch):
+            return y.square().sum()
+
+    batch = {"A": torch.randn(4, 20, 40) / 20**0.5, "b": torch.randn(4, 20)}
+    slopes, leader = [], Penalty()
+    update = names["LeadersShrinkage"](leader, 0.2)
+    for adjoint in (bilevel.Unrolled(), bilevel.Implicit(fixed_point=update, max_steps=500)):
+        solver = bilevel.Iterative(update, 1000)
+        solution = adjoint.solve(solver, names["lasso"], leader, batch)
+        (slope,) = torch.autograd.grad(leader.loss(solution.value, batch), leader.log_penalty)
+        slopes.append(slope)
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-4)
 
 
 def test_training_on_all_iterates(tmp_path) -> None:
