@@ -103,6 +103,12 @@ def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.devic
             f"classes, {dataset} has {shape[0]} and {shape[1]}: name the data that it was trained "
             "on with --dataset and --data-dir"
         )
+    if target.about.size and (size := tuple(data.test.images.shape[2:])) != target.about.size:
+        raise BilevelError(
+            f"{target.name} was trained on images of {target.about.size} pixels (height, width), "
+            f"{dataset} has {size}: its robustness differs there; bring them to its size, or name "
+            "the data that it was trained on with --dataset and --data-dir"
+        )
     if differ := differing(target.about.class_names, data.test.classes):
         raise BilevelError(
             f"{target.name} was trained with other classes: {differ[0]!r} of its training is "

@@ -31,6 +31,34 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def claim(folder: Path) -> None:
+    """Keeps a folder for this process, until it ends in whatever way.
+
+    Where the system has no file locks, nothing is checked.
+
+    Args:
+        folder: The folder; it is created.
+
+    Raises:
+        BilevelError: If another process has claimed it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    with writing(folder):  # open, and so locked, until the process ends
+        file = os.open(make_folder(folder) / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: it may claim it again
+    except (BlockingIOError, PermissionError) as error:
+        raise BilevelError(
+            f"another run writes to {folder}: their results would be mixed up; give another --out, "
+            "or wait until it has ended"
+        ) from error
+    except OSError:  # a file system without locks
+        return
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary file, which replaces ``path`` at the end of the block.

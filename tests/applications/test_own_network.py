@@ -104,6 +104,7 @@ def test_it_is_attacked_in_either_norm(
         ("my_networks:untrained --dataset digits", "there is no epsilon, and it is not known"),
         ("my_networks:missing --dataset digits", "cannot be imported (AttributeError: "),
         ("your_networks:make --dataset digits", "cannot be imported (ModuleNotFoundError: "),
+        ("my_networks:make --dataset digits --epsilon 0.1", "evaluation nothing, since the"),
         ("my_networks:text --dataset digits", "returned an object of type str: "),
         ("a=my_networks:untrained nowhere/pgm --dataset digits", "cannot read weights from"),
     ],

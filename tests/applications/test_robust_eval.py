@@ -238,6 +238,10 @@ def nan(folder: Path) -> Path:
             lambda folder: [write(folder, class_names=[*"0132456789"])],
             "given was trained with other classes: '3' of its training is '2' in digits; give",
         ),
+        (
+            lambda folder: [write(folder, size=(16, 16))],
+            "given was trained on images of (16, 16) pixels (height, width), digits has (8, 8)",
+        ),
         (lambda folder: [write(folder, classes=7)], "takes 1 channels to 7 classes, digits has 1"),
         (
             lambda folder: [write(folder), "--alone", "pgd"],

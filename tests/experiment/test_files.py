@@ -1,13 +1,16 @@
-"""What counts as a failure to write, and what does not."""
+"""What counts as a failure to write, and who may write."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bilevel import BilevelError
-from bilevel.experiment.files import atomic_write
+from bilevel.experiment.files import atomic_write, claim
 
 
 def test_what_goes_wrong_before_the_disk_is_not_told_as_a_full_one(tmp_path: Path) -> None:
@@ -40,3 +43,24 @@ def test_two_processes_that_write_one_file_leave_it_whole(
         assert path.read_text() == "of another process"
     assert path.read_text() == "mine"
     assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks")
+def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from bilevel.experiment.files import claim; "
+    code += (
+        f"claim(pathlib.Path({str(tmp_path)!r})); print('claimed', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as other:
+        assert other.stdout.readline() == "claimed\n"
+        with pytest.raises(BilevelError, match=r"another run writes to .* give another --out"):
+            claim(tmp_path)
+        other.kill()
+    for _ in range(2):
+        claim(tmp_path)

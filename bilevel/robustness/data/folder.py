@@ -1,7 +1,7 @@
 """A folder of images, one subfolder per class, decoded once into a cache.
 
 It reads what ``torchvision.datasets.ImageFolder`` reads, in the same order and with the same
-labels, but needs Pillow alone, and its errors name the file.
+labels, hidden folders aside, but needs Pillow alone, and its errors name the file.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
             f"there is no folder {root}: images are read from its class folders, {root}/CLASS/; "
             "give the folder that holds them"
         )
-    names = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+    folders = (entry.name for entry in os.scandir(root) if entry.is_dir())
+    names = tuple(sorted(name for name in folders if not name.startswith(".")))
     if not classes and len(names) < 2:
         found = f"one class folder ({names[0]})" if names else "no class folders"
         raise BilevelError(
@@ -190,7 +191,18 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
 def _image_files(root: Path, name: str) -> list[str]:
     """The images anywhere in a class folder, relative to ``root``, in ``ImageFolder``'s order."""
     files: list[str] = []
+    others: list[str] = []
     for place, _, names in sorted(os.walk(root / name, followlinks=True)):
         inside = os.path.relpath(place, root)
-        files += [os.path.join(inside, n) for n in sorted(names) if n.lower().endswith(EXTENSIONS)]
+        for file in sorted(names):
+            known = file.lower().endswith(EXTENSIONS)
+            (files if known else others).append(os.path.join(inside, file))
+    unread = [file for file in others if not os.path.basename(file).startswith(".")]
+    if files and unread:
+        warnings.warn(
+            f"{len(unread)} of {len(files) + len(unread)} files in {root / name} are no images of "
+            f"a known type, such as {unread[0]}: they are not read; convert them to PNG, or remove "
+            "them",
+            stacklevel=2,
+        )
     return files

@@ -12,7 +12,13 @@ import torch
 
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.folder import find_trees
-from bilevel.robustness.data.images import ImageSet, Splits, hold_out_test, split
+from bilevel.robustness.data.images import (
+    ImageSet,
+    Splits,
+    hold_out_by_content,
+    hold_out_test,
+    split,
+)
 from bilevel.robustness.data.npz import read_npz
 
 Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "folder", "npz"]
@@ -123,7 +129,7 @@ def _folder(root: Path) -> tuple[ImageSet, ImageSet, ImageSet | None]:
         for part, tree in find_trees(root).items()
     }
     if "all" in sets:
-        return *hold_out_test(sets["all"]), None
+        return *hold_out_by_content(sets["all"]), None
     _check_sizes({f"{root}/{part}": images for part, images in sets.items()})
     return sets["train"], sets["test"], sets.get("val")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -44,13 +45,23 @@ def build_own(name: str, **arguments: Any) -> nn.Module:
         A network.
 
     Raises:
-        BilevelError: If there is no such function, or it returns something else.
+        BilevelError: If there is no such function, it takes other arguments, or it returns
+            something else.
 
     Example:
         >>> build_own("torch.nn:Linear", in_features=3, out_features=2)
         Linear(in_features=3, out_features=2, bias=True)
     """
     _, make = _imported(name)
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        called = f"{name}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
+        raise BilevelError(
+            f"{called} cannot be called ({error}): training gives channels and classes, evaluation "
+            "nothing, since the function then returns the trained network; name the folder of a "
+            "saved classifier, or another function"
+        ) from error
     network = make(**arguments)
     if not isinstance(network, nn.Module):
         raise BilevelError(

@@ -16,7 +16,7 @@ from bilevel import Bilevel, Solver, distributed, experiment
 from bilevel.cuda_graphs import check_cuda_graphs
 from bilevel.distributed import SyncBatchNorm
 from bilevel.errors import BilevelError
-from bilevel.experiment.files import writing
+from bilevel.experiment.files import claim, writing
 from bilevel.robustness.data.batches import batches
 from bilevel.robustness.data.images import sample
 from bilevel.robustness.evaluation.accuracy import accuracy, examples
@@ -48,8 +48,8 @@ class Study:
             removed unless they are resumed, as they are when ``torchrun`` has restarted the job.
 
     Raises:
-        BilevelError: If the images are not available, there is nothing to resume, or the arguments
-            of the processes differ.
+        BilevelError: If the images are not available, there is nothing to resume, another run
+            writes to the same folder, or the arguments of the processes differ.
     """
 
     def __init__(self, args: TrainingArguments, names: Sequence[str]) -> None:
@@ -77,6 +77,8 @@ class Study:
             default_precision(self.device) if args.precision == "auto" else args.precision
         )
         self._compiles = args.compiles(self.device)
+        if distributed.is_main():
+            claim(args.out)
         self.data = args.load(self.device)
         self._about = About.of(
             "plain",

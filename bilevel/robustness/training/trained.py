@@ -38,11 +38,12 @@ class About:
         classes: Number of classes.
         dataset: The dataset that it was trained on.
         epsilon: ε that it was trained for; 0 if that is not known.
-        norm: Its norm.
         seed: Seed of the run.
         attacker: The settings of its attacker.
         interpolation: The follower's settings if it was trained by interpolation.
         class_names: The names of the classes, in the order of the logits; empty if not known.
+        norm: The norm of ε.
+        size: Height and width of its images; empty if not known.
     """
 
     method: str
@@ -56,6 +57,7 @@ class About:
     interpolation: dict[str, Any] | None = None
     class_names: tuple[str, ...] = ()
     norm: Norm = "linf"
+    size: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -103,6 +105,7 @@ class About:
             seed=seed,
             attacker=replace(attacker, width=fitting),
             class_names=images.classes,
+            size=(height, width),
         )
 
     def follower(self, eps: float | None = None) -> Perturbation:
@@ -239,9 +242,8 @@ def _read(file: Path) -> About:
     metadata = read_about(file)
     try:
         values = json.loads(metadata["about"])
-        names = tuple(values.get("class_names", ()))
-        attacker = Attacker(**values["attacker"])
-        return About(**{**values, "attacker": attacker, "class_names": names})
+        tuples = {name: tuple(values.get(name, ())) for name in ("class_names", "size")}
+        return About(**{**values, "attacker": Attacker(**values["attacker"]), **tuples})
     except (KeyError, TypeError, ValueError) as error:
         raise BilevelError(
             f"{file} does not say what network it holds ({type(error).__name__}: {error}): name "

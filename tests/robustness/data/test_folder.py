@@ -64,13 +64,21 @@ def test_a_folder_is_read_as_image_folder_reads_it(
     write_image(tree.parent / "elsewhere" / "y.png", 8)
     (tree / "test" / "dog" / "link").symlink_to(tree.parent / "elsewhere")
     source = ImageFolder(str(tree / "test"))
-    test = folder.find_trees(tree)["test"]
+    with pytest.warns(UserWarning, match=r"1 of 6 files in .* known type, such as dog/notes.txt"):
+        test = folder.find_trees(tree)["test"]
+    (tree / "test" / "dog" / "notes.txt").unlink()
     assert test.classes == tuple(source.classes)
     assert test.labels.tolist() == source.targets
     expected = np.stack([np.asarray(image) for image, _ in source]).transpose(0, 3, 1, 2)
     assert np.array_equal(test.read(), expected)
     loaded = load(tree).test
     assert {bytes(image.numpy()) for image in loaded.images} == {*map(bytes, expected)}
+
+
+def test_hidden_folders_are_no_classes_and_hidden_files_no_news(tree: Path) -> None:
+    write_image(tree / "train" / ".checkpoints" / "x.png", 1)
+    (tree / "train" / "cat" / ".DS_Store").write_text("")
+    assert ".checkpoints" not in folder.find_trees(tree)["train"].classes
 
 
 def test_a_folder_is_read_without_a_bar_where_rich_is_missing(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.images import ImageSet, sample
+from bilevel.robustness.data.images import ImageSet, hold_out_by_content, sample
 
 
 def test_a_sample_is_stratified() -> None:
@@ -23,6 +23,21 @@ def test_a_sample_is_stratified() -> None:
     assert sample(images, None) is sample(images, 10_000) is images
     with pytest.raises(BilevelError, match="a sample of 0 images is empty"):
         sample(images, 0)
+
+
+def test_test_images_stay_test_images_when_others_come() -> None:
+    """At most one image of a class changes sides when the class has one more."""
+    pixels = torch.randint(256, (121, 1, 4, 4), dtype=torch.uint8)
+    labels = torch.arange(121) % 4
+    labels[-1] = 1
+    few, many = (ImageSet(pixels[:n], labels[:n], tuple("abcd")) for n in (120, 121))
+    train, test = hold_out_by_content(few)
+    assert test.labels.bincount().tolist() == [6, 6, 6, 6]
+    assert len(train) + len(test) == 120
+    seen = {bytes(image.numpy()) for image in train.images}
+    assert sum(bytes(image.numpy()) in seen for image in hold_out_by_content(many)[1].images) <= 1
+    alone = ImageSet(pixels[:3], torch.tensor([0, 0, 1]), ("two", "one"))
+    assert [part.labels.tolist() for part in hold_out_by_content(alone)] == [[0, 1], [0]]
 
 
 def test_an_image_set_refuses_floats_and_missing_labels() -> None:
