@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
+from bilevel.errors import BilevelError
 from bilevel.snapshot import ModuleState
 
 Mode = Literal["eval", "train"]
@@ -33,6 +34,9 @@ def frozen(
     Yields:
         Nothing.
 
+    Raises:
+        BilevelError: If a parameter is computed from others, as ``functional_call`` may lend them.
+
     Example:
         >>> import torch
         >>> norm = nn.BatchNorm1d(2)
@@ -46,10 +50,19 @@ def frozen(
         if mode == "eval" or not module.training:
             module.train(mode == "train")
         if not differentiable:
-            for parameter, requires_grad in before.parameters:
-                if requires_grad:
-                    parameter.requires_grad_(False)
+            _freeze(parameter for parameter, requires_grad in before.parameters if requires_grad)
         before.use_buffer_copies()
         yield
     finally:
         before.restore()
+
+
+def _freeze(parameters: Iterable[Tensor]) -> None:
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    except RuntimeError as error:
+        raise BilevelError(
+            "a parameter is computed from others (functional_call): it cannot be held fixed as a "
+            "parameter; lend it detached, or take Unrolled(), which differentiates through it"
+        ) from error

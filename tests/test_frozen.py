@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import frozen
+from bilevel import BilevelError, frozen
 from tests.problems import BatchNormNet
 
 
@@ -79,3 +79,20 @@ def test_train_is_called_on_the_way_back_too(training: bool) -> None:
     assert module[0][0].merged == (not training)
     assert not module[0][1].training
     torch.testing.assert_close(module[0][0].weight, before)
+
+
+def test_a_parameter_that_is_computed_cannot_be_held_fixed() -> None:
+    module = nn.Linear(2, 2)
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self) -> None:
+            with frozen(self.inner):
+                raise AssertionError
+
+    lent = {"inner.weight": 2 * torch.ones(2, 2, requires_grad=True)}
+    with pytest.raises(BilevelError, match=r"computed from others .* or take Unrolled\(\)"):
+        torch.func.functional_call(Frozen(), lent)
