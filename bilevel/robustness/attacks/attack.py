@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
 from bilevel.arguments import count, one_of
-from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.threats.losses import Targeted, cross_entropy
+from bilevel.robustness.threats.losses import OF_CLASSES, Loss, Targeted, cross_entropy
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.threats.threat import Threat
 
@@ -51,6 +51,7 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
             "them; derive it from robustness.Threat and define perturbed(y, batch)"
         )
     follower.check(batch)
+    _check_labels(batch, follower.loss)
     with torch.no_grad(), frozen(solver):
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
         loss = solution.stats.get("objective_before")
@@ -60,6 +61,21 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
                 "and its images would look robust; check the classifier's weights and its logits"
             )
         return Batch(follower.perturbed(solution.value, Batch(batch.x, batch.y)), batch.y)
+
+
+def _check_labels(batch: Batch | Targeted, loss: Loss) -> None:
+    """Checks that there are labels, and for the kit's losses that they are classes."""
+    if not hasattr(batch, "y"):
+        raise BilevelError(
+            f"the batch is {describe(batch)}: an attack reads images and labels by name; give "
+            "robustness.Batch(images, labels)"
+        )
+    labels, size = batch.y, len(batch.x)
+    if loss in OF_CLASSES and (labels.dtype != torch.int64 or labels.shape != (size,)):
+        raise BilevelError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: each image has one class; "
+            f"give int64 of shape ({size},)"
+        )
 
 
 def for_evaluation(solver: Solver) -> Solver:

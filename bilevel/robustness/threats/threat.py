@@ -9,7 +9,6 @@ import re
 from abc import abstractmethod
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError, NonFiniteError, describe
@@ -57,7 +56,7 @@ class Threat(FollowerProblem):
         """
 
     def check(self, batch: Batch | Targeted) -> None:
-        """Checks that the batch has images in [0, 1] and their classes.
+        """Checks that the batch has images in [0, 1].
 
         A threat model of other data, such as signals or the rows of a table, overrides it.
         """
@@ -84,31 +83,25 @@ def _shown(value: object) -> str:
 
 
 def check_images(batch: Batch | Targeted) -> None:
-    """Checks images and labels for mistakes that the result of an attack would not show.
+    """Checks images for mistakes that the result of an attack would not show.
 
     Args:
         batch: Clean images.
 
     Raises:
-        BilevelError: If the images are not float of shape (B, C, H, W) in [0, 1], or the labels
-            not int64 of shape (B,).
+        BilevelError: If they are not float of shape (B, C, H, W) in [0, 1].
         NonFiniteError: If a pixel is NaN or infinite.
     """
-    if not hasattr(batch, "x") or not hasattr(batch, "y"):
+    if not hasattr(batch, "x"):
         raise BilevelError(
-            f"the batch is {describe(batch)}: an attack reads images and labels by name; give "
+            f"the batch is {describe(batch)}: a threat model reads images and labels by name; give "
             "robustness.Batch(images, labels)"
         )
-    images, labels = batch.x, batch.y
+    images = batch.x
     if not images.is_floating_point() or images.ndim != 4:
         raise BilevelError(
             f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
             "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255"
-        )
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise BilevelError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: each image has one class; "
-            f"give int64 of shape ({len(images)},)"
         )
     if images.is_meta:
         return

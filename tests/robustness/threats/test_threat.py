@@ -273,3 +273,19 @@ def test_a_ball_in_a_norm_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not inside.problem
     assert "left the threat model (‖δ‖₁ = " in outside.problem
     assert len(accuracy_by_epsilon(model, images, 0.5, norm="l1").at) > 2
+
+
+def test_a_loss_of_ones_own_may_have_other_labels() -> None:
+    """Regression is trained on and attacked like classification."""
+
+    def squared(outputs: Tensor, batch: Batch) -> Tensor:
+        return (outputs.squeeze(1) - batch.y).square()
+
+    threat = Linf(0.1, loss=squared)
+    leader = ZeroSum(nn.Sequential(nn.Flatten(), nn.Linear(16, 1)), threat)
+    batch = Batch(torch.rand(4, 1, 4, 4), torch.rand(4))
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.01)
+    bilevel.Bilevel(leader, threat, pgm(0.1, 2), leader_opt=optimizer).step(batch)
+    adversarial = attack(leader.model, threat, pgm(0.05, 4), batch)
+    before, after = (squared(leader.model(one.x), one).mean() for one in (batch, adversarial))
+    assert after > before
