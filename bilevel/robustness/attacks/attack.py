@@ -16,7 +16,7 @@ from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.threats.losses import OF_CLASSES, Loss, Targeted, cross_entropy
+from bilevel.robustness.threats.losses import OF_CLASSES, Targeted, cross_entropy
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.threats.threat import Threat
 
@@ -51,7 +51,7 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
             "them; derive it from robustness.Threat and define perturbed(y, batch)"
         )
     follower.check(batch)
-    _check_labels(batch, follower.loss)
+    _check_labels(batch, follower)
     with torch.no_grad(), frozen(solver):
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
         loss = solution.stats.get("objective_before")
@@ -63,7 +63,7 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
         return Batch(follower.perturbed(solution.value, Batch(batch.x, batch.y)), batch.y)
 
 
-def _check_labels(batch: Batch | Targeted, loss: Loss) -> None:
+def _check_labels(batch: Batch | Targeted, follower: Threat) -> None:
     """Checks that there are labels, and for the kit's losses that they are classes."""
     if not hasattr(batch, "y"):
         raise BilevelError(
@@ -71,7 +71,8 @@ def _check_labels(batch: Batch | Targeted, loss: Loss) -> None:
             "robustness.Batch(images, labels)"
         )
     labels, size = batch.y, len(batch.x)
-    if loss in OF_CLASSES and (labels.dtype != torch.int64 or labels.shape != (size,)):
+    of_classes = type(follower).objective is Threat.objective and follower.loss in OF_CLASSES
+    if of_classes and (labels.dtype != torch.int64 or labels.shape != (size,)):
         raise BilevelError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}: each image has one class; "
             f"give int64 of shape ({size},)"

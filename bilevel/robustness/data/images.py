@@ -169,8 +169,9 @@ def hold_out_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 def hold_out_by_content(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     """Training and test images of a collection that may grow.
 
-    A class's images are ordered by their checksums, so that one more image moves one at most from a
-    part to the other: a classifier that was trained before is not tested on what it has seen.
+    A class's images are ordered by their checksums. One more image then moves at most one of its
+    class from a part to the other, so that a classifier that was trained before is not tested on
+    what it has seen.
 
     Args:
         images: All images.
@@ -180,10 +181,10 @@ def hold_out_by_content(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     """
     sums = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.images.cpu()]
     test = np.zeros(len(images), bool)
+    labels = images.labels.numpy(force=True)
     for label in range(len(images.classes)):
-        members = sorted(
-            np.flatnonzero(images.labels.numpy(force=True) == label), key=sums.__getitem__
-        )
-        test[members[: max(round(_TEST_SHARE * len(members)), int(len(members) > 1))]] = True
+        members = sorted(np.flatnonzero(labels == label), key=sums.__getitem__)
+        size = max(round(_TEST_SHARE * len(members)), int(len(members) > 1))
+        test[members[:size]] = True
     rows = torch.from_numpy(test)
     return images.subset((~rows).nonzero().squeeze(1)), images.subset(rows.nonzero().squeeze(1))
