@@ -55,7 +55,7 @@ print(x[x > 0].shape)
 
 @pytest.mark.parametrize(
     ("method", "norm"),
-    [("pgm", "linf"), ("two-step-l2l", "linf"), ("conv-rnn", "linf"), ("two-step-l2l", "l2")],
+    [("pgm", "linf"), ("two-step-l2l", "linf"), ("conv-rnn", "linf"), ("grad-l2l", "l2")],
 )
 def test_a_step_does_not_wait(method: str, norm: str, tmp_path: Path) -> None:
     """Under any schedule, from the second step on: the first one looks at its answer."""
@@ -210,9 +210,11 @@ QUIET = (
     "bilevel/updates",
     "bilevel/robustness/networks/averaging",
     "bilevel/robustness/data/batches",
-    "bilevel/robustness/threats",
+    "bilevel/robustness/threats/interpolation",
+    "bilevel/robustness/threats/losses",
+    "bilevel/robustness/threats/perturbation",
 )
-"""Where a step is: nothing there waits."""
+"""Where a step is: nothing there waits. (A threat model looks at the images of the first one.)"""
 
 TRAIN = (
     "applications/adv_training.py",

@@ -77,8 +77,6 @@ class Study:
             default_precision(self.device) if args.precision == "auto" else args.precision
         )
         self._compiles = args.compiles(self.device)
-        if distributed.is_main():
-            claim(args.out)
         self.data = args.load(self.device)
         self._about = About.of(
             "plain",
@@ -91,6 +89,8 @@ class Study:
         self.records: list[dict[str, Any]] = []
         self._example_batch = next(batches(sample(self.data.test, 3), 3))
         self._examples: list[Example] = []
+        if distributed.is_main():
+            claim(args.out)
 
     def about(self, method: str, interpolation: dict[str, Any] | None = None) -> About:
         """The description of a method's networks.

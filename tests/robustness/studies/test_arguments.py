@@ -61,7 +61,7 @@ def test_networks_are_compiled_where_that_is_worth_its_while(
     ("count", "counts"),
     [
         (1, "2 train, 0 validation, 0 test"),
-        (2, "3 train, 0 validation, 1 test"),
+        (2, "2 train, 0 validation, 2 test"),
     ],
 )
 def test_too_few_images(tmp_path: Path, count: int, counts: str) -> None:
