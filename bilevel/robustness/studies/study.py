@@ -48,8 +48,8 @@ class Study:
             removed unless they are resumed, as they are when ``torchrun`` has restarted the job.
 
     Raises:
-        BilevelError: If the images are not available, there is nothing to resume, another run
-            writes to the same folder, or the arguments of the processes differ.
+        BilevelError: If the images are not available, there is nothing to resume, or the arguments
+            of the processes differ.
     """
 
     def __init__(self, args: TrainingArguments, names: Sequence[str]) -> None:
@@ -89,8 +89,6 @@ class Study:
         self.records: list[dict[str, Any]] = []
         self._example_batch = next(batches(sample(self.data.test, 3), 3))
         self._examples: list[Example] = []
-        if distributed.is_main():
-            claim(args.out)
 
     def about(self, method: str, interpolation: dict[str, Any] | None = None) -> About:
         """The description of a method's networks.
@@ -139,9 +137,14 @@ class Study:
             about: The description of the networks.
             game: The game of the networks that :meth:`networks` made.
             config: Further settings of the run, which a resumed run must share.
+
+        Raises:
+            BilevelError: If another process writes to the same folder.
         """
-        if distributed.is_main() and not (self.args.resume or self.records):
-            self._remove_earlier_runs()
+        if distributed.is_main() and not self.records:
+            claim(self.args.out)
+            if not self.args.resume:
+                self._remove_earlier_runs()
         progress = self._train(name, about, game, config or {})
         model = game.leader.get_submodule("model")
         if distributed.is_main():
