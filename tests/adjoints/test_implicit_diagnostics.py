@@ -62,8 +62,11 @@ def test_problems_of_another_scale_are_compared_with_their_own_start() -> None:
     for batch in (small._replace(b=small.b / 1e4), small):
         _, solution = hypergradient(adjoint, solver, Quadratic(), leader, batch, v)
         assert solution.stats["stationarity"] == solution.stats["gradient_norm"]
+    again = adjoint, Iterative(Gradient(0.01), 1), Quadratic(), leader, small, v
     with pytest.warns(HypergradientWarning, match="not stationary"):
-        hypergradient(adjoint, Iterative(Gradient(0.01), 1), Quadratic(), leader, small, v)
+        _, warned = hypergradient(*again)
+    _, solution = hypergradient(*again)  # once it has warned, the start is not evaluated again
+    assert solution.stats["evaluations"] == warned.stats["evaluations"] - 1
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.2])

@@ -90,6 +90,25 @@ def test_what_is_given_reaches_the_solver(
     assert run(*arguments.split()).status == 130
 
 
+def test_a_folder_of_another_run_is_left_alone(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Before the other run's checkpoints would be removed."""
+    out = tmp_path / "run"
+    (out / "pgm").mkdir(parents=True)
+    (out / "pgm" / "checkpoint.pt").write_text("of the other run")
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    code += "print('locked', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        assert f"another run writes to {out}" in one_line(run("--method", "pgm"))
+        other.kill()
+    assert (out / "pgm" / "checkpoint.pt").read_text() == "of the other run"
+
+
 def test_training_in_l2(run: Callable[..., Any], tmp_path: Path) -> None:
     """Attacked, saved and resumed in its norm."""
     arguments = ["--method", "pgm", "grad-l2l", "--norm", "l2", "--epsilon", 2.5]
