@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from bilevel.errors import BilevelError
 from bilevel.snapshot import ModuleState
@@ -50,17 +50,18 @@ def frozen(
         if mode == "eval" or not module.training:
             module.train(mode == "train")
         if not differentiable:
-            _freeze(parameter for parameter, requires_grad in before.parameters if requires_grad)
+            _freeze(before)
         before.use_buffer_copies()
         yield
     finally:
         before.restore()
 
 
-def _freeze(parameters: Iterable[Tensor]) -> None:
+def _freeze(state: ModuleState) -> None:
     try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        for parameter, requires_grad in state.parameters:
+            if requires_grad:
+                parameter.requires_grad_(False)
     except RuntimeError as error:
         raise BilevelError(
             "a parameter is computed from others (functional_call): it cannot be held fixed as a "

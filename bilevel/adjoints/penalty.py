@@ -60,6 +60,7 @@ class Penalty(Pullback):
         self.strength = positive("strength", strength)
         self.update = update
         self.steps = None if steps is None else count("steps", steps)
+        self._checked = False
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that there are steps to solve the perturbed problems with."""
@@ -84,7 +85,9 @@ class Penalty(Pullback):
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves both perturbed problems, and takes the difference of the costs' gradients."""
-        self._check_constraints(problem)
+        if not self._checked:
+            self._check_constraints(problem)
+            self._checked = True
         (plus, residual), (minus, other) = (self._perturbed(problem, v, sign) for sign in (1, -1))
         moved = tree_map(lambda _, a, b: a - b, v, minus, plus)  # in v's order of names
         difference = ravel(moved) * self.strength / 2

@@ -103,15 +103,14 @@ def check_images(batch: Batch | Targeted) -> None:
             f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
             "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255"
         )
-    if images.is_meta:
+    if images.is_meta or ((images >= 0) & (images <= 1)).all():
         return
     if not images.isfinite().all():
         raise NonFiniteError(
             "images have pixels that are not finite: no attack moves them; check the data, and "
             "leave those images out"
         )
-    if not ((images >= 0) & (images <= 1)).all():
-        raise BilevelError(
-            f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
-            "pixels in [0, 1]; give such images and normalise inside the classifier"
-        )
+    raise BilevelError(
+        f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
+        "pixels in [0, 1]; give such images and normalise inside the classifier"
+    )
