@@ -1,0 +1,242 @@
+"""The recipes for followers, updates and solvers of one's own, as they are printed."""
+
+from __future__ import annotations
+
+import types
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bilevel
+from tests.recipes import example, follow
+
+
+@pytest.mark.parametrize("adjoint", [bilevel.Unrolled(), bilevel.Forward()])
+def test_a_step_size_of_the_leaders(tmp_path, adjoint) -> None:
+    """Min over y of ½(y − 1)²: after two steps y = 1 − (1 − η)², so dy/d log η = 2η(1 − η)."""
+    names = follow(example(tmp_path), "A step size that the leader learns")
+
+    class Leader(bilevel.LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_step = nn.Parameter(torch.tensor(0.2).log())
+
+        def loss(self, y, batch):
+            return y
+
+    class One(bilevel.FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return torch.zeros(())
+
+        def objective(self, leader, y, batch):
+            return (y - 1).square() / 2
+
+    leader = Leader()
+    solver = bilevel.Iterative(names["LeadersStep"](leader), 2)
+    adjoint.solve(solver, One(), leader, None).value.backward()
+    assert leader.log_step.grad.item() == pytest.approx(2 * 0.2 * 0.8, rel=1e-5)
+
+
+class Penalties(bilevel.LeaderProblem):
+    """Penalties of a regression, judged on held-out rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_penalty = nn.Parameter(torch.linspace(-2, 0, 3, dtype=torch.float64))
+
+    def loss(self, y, batch):
+        return (batch["held_out"] @ y - batch["t"]).square().mean()
+
+
+def regression() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    names, kind = ("x", "held_out"), {"dtype": torch.float64}
+    return {**{name: torch.randn(40, 3, **kind) for name in names}, "t": torch.randn(40, **kind)}
+
+
+def test_minibatches_within_a_solve(tmp_path) -> None:
+    problem = follow(example(tmp_path), "Minibatches within a solve")["Regression"]()
+    batch, leader, grads = regression(), Penalties().float(), []
+    batch = {name: leaf.float() for name, leaf in batch.items()}
+    solver = bilevel.Iterative(bilevel.updates.Gradient(0.05), 10)
+    for adjoint in (bilevel.Unrolled(), bilevel.Unrolled(recompute=True)):
+        torch.manual_seed(1)
+        value = adjoint.solve(solver, problem, leader, batch).value
+        grads += torch.autograd.grad(leader.loss(value, batch), leader.log_penalty)
+    torch.testing.assert_close(*grads)
+
+
+def test_a_single_loop_takes_the_steps_of_soba(tmp_path) -> None:
+    names = follow(example(tmp_path), "Everything in a single loop")
+    game, theta = names["single_loop"], names["penalties"].log_penalty
+    objective, loss = game.follower.objective, game.leader.loss
+    y, v = torch.zeros(5), torch.zeros(5)
+    by_hand = types.SimpleNamespace(log_penalty=theta.detach().clone().requires_grad_())
+    for _ in range(5):
+        batch = {name: torch.randn(20, 5) for name in ("x", "validation x")}
+        batch |= {name: torch.randn(20) for name in ("t", "validation t")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", bilevel.HypergradientWarning)
+            game.step(batch)
+        y.requires_grad_()
+        y = (y - 0.1 * torch.autograd.grad(objective(by_hand, y, batch), y)[0]).detach()
+        y.requires_grad_()
+        (slope,) = torch.autograd.grad(objective(by_hand, y, batch), y, create_graph=True)
+        (product,) = torch.autograd.grad(slope, y, v, retain_graph=True)
+        v = v + 0.1 * (torch.autograd.grad(loss(y, batch), y)[0] - product)
+        (mixed,) = torch.autograd.grad(slope, by_hand.log_penalty, v)
+        by_hand.log_penalty.data += 0.5 * mixed
+        y = y.detach()
+    torch.testing.assert_close(theta.detach(), by_hand.log_penalty.detach())
+
+
+def test_proximal_steps(tmp_path) -> None:
+    names = follow(example(tmp_path), "Proximal steps")
+    assert names["ista"].update.threshold.grad != 0
+    solver = bilevel.Iterative(names["Shrinkage"](0.2, 0.2 * 0.1), 2000)
+    batch = {"A": torch.randn(4, 20, 40) / 20**0.5, "b": torch.randn(4, 20)}
+    y = solver.solve(names["lasso"], names["training"].leader, batch).value.detach()
+    gradient = names["lasso"].context(y, batch)
+    torch.testing.assert_close(gradient[y != 0], -0.1 * y[y != 0].sign(), rtol=0, atol=1e-3)
+    assert (gradient.abs() < 0.101).all()
+
+
+@pytest.mark.parametrize("adjoint", [bilevel.Unrolled(), bilevel.Implicit()], ids=str)
+def test_a_solver_of_ones_own(tmp_path, adjoint) -> None:
+    names = follow(example(tmp_path), "A solver of your own")
+
+    class Whole(bilevel.FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return torch.zeros(3, dtype=torch.float64)
+
+        def objective(self, leader, y, batch):
+            penalty = (leader.log_penalty.exp() * y.square()).sum()
+            return (batch["x"] @ y - batch["t"]).square().mean() + penalty
+
+    converged = names["Converged"](bilevel.updates.Gradient(0.1), tolerance=1e-12)
+    for solver in (names["Ridge"](), converged):
+        bilevel.testing.check_adjoint(adjoint, solver, Whole(), Penalties(), regression())
+
+
+def test_followers_that_play_against_each_other(tmp_path) -> None:
+    """Three firms under a leader's quantity q: each sells y = (1 − c − q) / 4."""
+    names = follow(example(tmp_path), "Several followers")
+
+    class Quantity(bilevel.LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+        def loss(self, y, batch):
+            return y.sum()
+
+    class Market(bilevel.FollowerProblem):
+        sense = "max"
+
+        def init(self, batch):
+            return torch.full((3,), 0.1, dtype=torch.float64)
+
+        def objective(self, leader, y, batch):
+            return profits(leader, y)
+
+    def profits(leader, y):
+        return (1 - leader.q - y.sum() - 0.1) * y
+
+    leader = Quantity()
+    update = names["Nash"](leader, profits, 0.2)
+    for adjoint in (bilevel.Unrolled(), bilevel.Implicit(fixed_point=update, tolerance=1e-12)):
+        leader.zero_grad()
+        solution = adjoint.solve(bilevel.Iterative(update, 200), Market(), leader, None)
+        torch.testing.assert_close(solution.value.detach(), torch.full((3,), 0.15).double())
+        solution.value.sum().backward()
+        torch.testing.assert_close(leader.q.grad, torch.tensor(-0.75).double())
+
+
+def test_a_leader_that_is_the_threshold(tmp_path) -> None:
+    names = follow(example(tmp_path), "Proximal steps")
+
+    class Penalty(bilevel.LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_penalty = nn.Parameter(torch.tensor(-2.0))
+
+        def loss(self, y, batch):
+            return y.square().sum()
+
+    batch = {"A": torch.randn(4, 20, 40) / 20**0.5, "b": torch.randn(4, 20)}
+    slopes, leader = [], Penalty()
+    update = names["LeadersShrinkage"](leader, 0.2)
+    for adjoint in (bilevel.Unrolled(), bilevel.Implicit(fixed_point=update, max_steps=500)):
+        solver = bilevel.Iterative(update, 1000)
+        solution = adjoint.solve(solver, names["lasso"], leader, batch)
+        (slope,) = torch.autograd.grad(leader.loss(solution.value, batch), leader.log_penalty)
+        slopes.append(slope)
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-4)
+
+
+def test_training_on_all_iterates(tmp_path) -> None:
+    names = follow(example(tmp_path), "Proximal steps")
+    names = follow(names, "Train a learned update on all its iterates")
+    lasso, game, path, solver = (names[name] for name in ("lasso", "training", "path", "trained"))
+    batch = {"A": torch.randn(32, 20, 40) / 20**0.5, "b": torch.randn(32, 20)}
+
+    def by_hand() -> tuple[torch.Tensor, torch.Tensor]:
+        y, values = lasso.init(batch), []
+        for _ in range(10):
+            y, _ = path.update(y, None, lasso.context(y, batch), None)
+            values.append(lasso.objective(None, y, batch).mean())
+        return torch.stack(values).mean(), y
+
+    mean, last = by_hand()
+    slopes = torch.autograd.grad(mean, list(path.parameters()))
+    torch.testing.assert_close(solver.solve(lasso, game.leader, batch).value, last)
+    metrics = game.step(batch)
+    torch.testing.assert_close(metrics["objective_after"], mean.detach())
+    for parameter, slope in zip(path.parameters(), slopes, strict=True):
+        torch.testing.assert_close(parameter.grad, slope)
+    for _ in range(60):
+        game.step(batch)
+    assert by_hand()[0] < 0.98 * mean
+
+
+def test_windows_of_a_path_go_on(tmp_path) -> None:
+    names = follow(example(tmp_path), "Proximal steps")
+    names = follow(names, "Train a learned update on all its iterates")
+    game, every, update = names["training"], names["every"], bilevel.updates.Gradient(0.01)
+    batch = {"A": torch.randn(32, 20, 40) / 20**0.5, "b": torch.randn(32, 20)}
+    whole = names["Path"](update, 6).solve(every, game.leader, batch, evaluate=False)
+    windows = names["Path"](update, 3, warm_start=True)
+    parts = [windows.solve(every, game.leader, batch, evaluate=False) for _ in range(2)]
+    torch.testing.assert_close(torch.cat([part.value for part in parts], dim=1), whole.value)
+    assert [whole.evaluations, *(part.evaluations for part in parts)] == [6, 3, 3]
+    windows.kept = None
+    again = windows.solve(every, game.leader, batch, evaluate=False).value
+    torch.testing.assert_close(again, parts[0].value)
+
+
+def test_networks_are_trained_by_what_was_trained_on_networks(tmp_path) -> None:
+    names = follow(example(tmp_path), "Train networks with a learned optimizer")
+    fit, learned, training, task = (names[n] for n in ("fit", "learned", "training", "task"))
+    starts = [fit.init(task)["0.weight"] for _ in range(2)]
+    assert not torch.equal(*starts)  # networks drawn anew
+    before = [training.step(task)["objective_after"] for _ in range(5)]
+    for _ in range(100):
+        training.step(task)
+    after = [training.step(task)["objective_after"] for _ in range(5)]
+    assert sum(after) < 0.9 * sum(before)
+    names["update"].load_state_dict(learned.update.state_dict())
+    network = names["build"]()
+    optimizer = bilevel.updates.LearnedOptimizer(network.parameters(), names["update"])
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(task["x"]), task["y"])
+        loss.backward()
+        optimizer.step()
+    assert loss < 1.2 * sum(after) / 5  # as well as the solves that it was trained in
