@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import re
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import fields
@@ -87,6 +89,9 @@ def run(
             "stopped; the same command with --resume goes on from the last checkpoint"
         )
         status = 130
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that no flush fails
+        status = 1
     except SystemExit as end:  # after --help, or when the job is ended
         if isinstance(end.code, str):
             distributed.print_once(end.code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,3 +126,18 @@ def test_an_application_that_exits_by_itself(
     with pytest.raises(SystemExit) as end:
         commandline.run(main, Args)
     assert (end.value.code, capsys.readouterr().err) == (status, told)
+
+
+def test_a_reader_who_has_seen_enough_ends_it_quietly() -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "applications/adv_training.py", "--help"]
+    with subprocess.Popen(
+        command,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
