@@ -12,7 +12,7 @@ import torch
 
 from bilevel.robustness.attacks.attack import Kind, Role
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Finding, Outcome
-from bilevel.robustness.evaluation.tolerance import breaks_more, share, tolerance
+from bilevel.robustness.evaluation.tolerance import exceeds, share, tolerance
 
 
 def _one_step(evaluation: Evaluation) -> Finding:
@@ -27,7 +27,7 @@ def _one_step(evaluation: Evaluation) -> Finding:
         f"{one.name} breaks more than {many.name}, though more steps should only help: a sign of "
         "masked gradients. Attack the margin, with restarts."
     )
-    return _finding(item, not breaks_more(one.broken, many.broken), figure, good, bad)
+    return _finding(item, not exceeds(one.broken, many.broken), figure, good, bad)
 
 
 def _black_box(evaluation: Evaluation) -> Finding:
@@ -57,7 +57,7 @@ def _adds_nothing(
     added &= evaluation.survivors((*_completed(evaluation, "one-step"), *iterative))
     # An image that a black-box attack broke before any iterative one saw it proves nothing.
     none, missed = torch.zeros_like(added), added & tried
-    if breaks_more(added, none) and not breaks_more(missed, none):
+    if exceeds(added, none) and not exceeds(missed, none):
         return _not_measured(item, "run pgm-100 before them, or on every image")
     names = ", ".join(outcome.name for outcome in black_box)
     good = f"Images that withstand gradient-based attacks withstand black-box ones ({names})."
@@ -65,7 +65,7 @@ def _adds_nothing(
         f"Black-box attacks ({names}) break images that no gradient-based attack breaks, a sign of "
         "masked gradients. Find out what masks them; the worst case is too high."
     )
-    ok = not breaks_more(missed, none)
+    ok = not exceeds(missed, none)
     return _finding(item, ok, f"{share(missed):.1%} of images", good, bad)
 
 
@@ -128,7 +128,7 @@ def _cross_entropy(evaluation: Evaluation) -> Finding:
     left = evaluation.survivors(tuple(_completed(evaluation, "one-step", "iterative")))
     broken = evaluation.right & ~left
     # On AIT, PGM-20 finds a third of what AutoAttack finds: weak, but not masked.
-    ok = not breaks_more(broken, pgm.broken) or share(pgm.broken) > 0.1 * share(broken)
+    ok = not exceeds(broken, pgm.broken) or share(pgm.broken) > 0.1 * share(broken)
     figure = f"{share(pgm.broken):.1%} broken, by all white-box attacks {share(broken):.1%}"
     bad = (
         f"{pgm.name} breaks next to nothing of what other white-box attacks break: the cross "

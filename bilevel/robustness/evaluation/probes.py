@@ -16,6 +16,7 @@ from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradi
 from bilevel.robustness.evaluation.probed import Probed, change
 from bilevel.robustness.evaluation.ranges import expects_unit_interval
 from bilevel.robustness.evaluation.results import Finding
+from bilevel.robustness.evaluation.tolerance import exceeds, share
 
 # How much logits may change, relative to their spread: in a repeated pass only by kernels that sum
 # in any order, in another batch also by another choice of kernels, of 3 digits in TF32.
@@ -41,7 +42,8 @@ def probe(
         BilevelError: If it cannot be evaluated, see :func:`check_classifier`.
 
     Example:
-        >>> images = ImageSet(torch.tensor([0, 255]).byte().view(2, 1, 1, 1), torch.arange(2), "ab")
+        >>> pixels, labels = torch.tensor([0, 255]).repeat(8), torch.arange(2).repeat(8)
+        >>> images = ImageSet(pixels.byte().view(16, 1, 1, 1), labels, "ab")
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
         >>> _ = model[1].weight.data.copy_(torch.tensor([[-2.0], [2.0]]))
         >>> _ = model[1].bias.data.copy_(torch.tensor([1.0, -1.0]))
@@ -51,6 +53,7 @@ def probe(
     check_classifier(model, images, batch_size=batch_size)
     probed = Probed(model, sample(images, size), batch_size)
     probes = (
+        beats_one_answer,
         outputs_logits,
         expects_unit_interval,
         is_deterministic,
@@ -91,6 +94,29 @@ def check_classifier(model: nn.Module, images: ImageSet, *, batch_size: int = 25
             "these have no prediction; check its weights and its input layer, or go back to an "
             "earlier checkpoint"
         )
+
+
+def beats_one_answer(probed: Probed) -> Finding:
+    """Whether the classifier is right more often than one that always answers the largest class.
+
+    Args:
+        probed: The classifier and images.
+
+    Returns:
+        The finding.
+    """
+    labels = probed.images.labels
+    right, largest = probed.logits.argmax(1) == labels, labels == labels.mode().values
+    ok = exceeds(right, largest)
+    return Finding(
+        "better than one answer to all images",
+        ok,
+        f"{share(right):.1%} right, by one answer {share(largest):.1%}",
+        "The classifier has learned to tell the images apart."
+        if ok
+        else "Always answering the largest class is right as often, and no attack can break that: "
+        "robustness means nothing here. Train the classifier, or evaluate on other images.",
+    )
 
 
 def outputs_logits(probed: Probed) -> Finding:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.results import Finding
-from bilevel.robustness.evaluation.tolerance import breaks_more, share
+from bilevel.robustness.evaluation.tolerance import exceeds, share
 from bilevel.robustness.networks.classifier import Normalize
 
 # The largest factor by which another range may multiply the odds, right : wrong. Measured on
@@ -34,7 +34,7 @@ def expects_unit_interval(probed: Probed) -> Finding:
         model = nn.Sequential(normalize.to(images.images.device), probed.model)
         others[name] = _correct(replace(probed, model=model))
     name, other = max(others.items(), key=lambda item: int(item[1].sum()))
-    ok = not breaks_more(other, unit) or _odds(other) <= _MAX_ODDS_RATIO * _odds(unit)
+    ok = not exceeds(other, unit) or _odds(other) <= _MAX_ODDS_RATIO * _odds(unit)
     return Finding(
         "inputs are in [0, 1]",
         ok,

@@ -27,12 +27,12 @@ def tolerance(discordant: float, images: int) -> float:
     return max(0.02, 2 * math.sqrt(discordant / images))
 
 
-def breaks_more(first: Tensor, second: Tensor) -> bool:
-    """Whether the first attack breaks more images than the second, beyond the tolerance.
+def exceeds(first: Tensor, second: Tensor) -> bool:
+    """Whether one share of the images is above another, beyond the tolerance.
 
     Args:
-        first: The images that the first breaks, ``(N,)`` bool.
-        second: Those that the second breaks.
+        first: ``(N,)`` bool, such as the images that an attack breaks.
+        second: Likewise, such as those that another breaks.
 
     Returns:
         True if so.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bilevel.robustness.evaluation.checklist import CHECKLIST
 from bilevel.robustness.evaluation.results import Evaluation, Finding
-from bilevel.robustness.evaluation.tolerance import breaks_more
+from bilevel.robustness.evaluation.tolerance import exceeds
 
 
 def judge(evaluation: Evaluation, probed: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -71,5 +71,5 @@ def not_to_be_quoted(evaluation: Evaluation) -> tuple[str, ...]:
         f"{evaluation.worst_case:.1%}."
         for outcome in evaluation.outcomes
         if (accuracy := evaluation.alone(outcome)) is not None
-        and breaks_more(broken, outcome.broken)
+        and exceeds(broken, outcome.broken)
     )

@@ -149,4 +149,4 @@ def test_a_wrong_epsilon_is_named(
     """Smaller than in training, or so small that nothing breaks."""
     found = evaluate(robust_model, digits.test, eps=eps, trained_eps=trained_eps)
     assert [finding.item for finding in found.findings if not finding.ok] == [RADIUS]
-    assert headline(found).endswith(f"{RADIUS} ({found.findings[13].figure}).")
+    assert headline(found).endswith(f"{RADIUS} ({found.findings[14].figure}).")

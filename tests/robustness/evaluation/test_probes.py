@@ -23,6 +23,7 @@ from bilevel.robustness import (
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
 from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.probes import (
+    beats_one_answer,
     check_classifier,
     is_deterministic,
     outputs_logits,
@@ -32,6 +33,7 @@ from tests.images import image_set
 from tests.problems import BatchNormNet
 from tests.robustness.evaluation.faults import FAULTS, Faulty, Forward, straight_through
 
+UNTRAINED = "better than one answer to all images"
 NAMED = {
     "huge logits": {"gradients exist"},
     "large logits": {"gradients exist"},
@@ -44,7 +46,7 @@ NAMED = {
     "random layer": {"output is deterministic", "gradients predict the loss"},
     "probabilities": {"output is logits"},
     "half-precision probabilities": {"output is logits", "gradients predict the loss"},
-    "0 to 255": {"inputs are in [0, 1]"},
+    "0 to 255": {"inputs are in [0, 1]", UNTRAINED},
     "-1 to 1": {"inputs are in [0, 1]"},
     "batch statistics": {"output is independent of the batch"},
     "batch brightness": {"output is independent of the batch"},
@@ -70,7 +72,7 @@ def test_a_sound_classifier_has_no_fault(
     robust_model: nn.Module, digits: Splits, size: int
 ) -> None:
     findings = probe(robust_model, digits.test, size=size)
-    assert len(findings) == 6
+    assert len(findings) == 7
     assert [finding for finding in findings if not finding.ok] == []
 
 
@@ -104,8 +106,19 @@ def test_what_harms_no_attack_is_no_fault(
     assert failed(Faulty(robust_model, HARMLESS[harmless]), digits.test) == set()
 
 
-def test_an_untrained_classifier_has_no_fault(digits: Splits) -> None:
-    assert failed(small_cnn(channels=1, classes=10), digits.test) == set()
+def test_an_untrained_classifier_has_no_fault_but_that(digits: Splits) -> None:
+    assert failed(small_cnn(channels=1, classes=10), digits.test) == {UNTRAINED}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_one_answer_to_all_images(share: float) -> None:
+    """It withstands every attack, however many images it is right on."""
+    labels = (torch.arange(200) >= 200 * share).long()
+    images = ImageSet(image_set(200).images, labels, ("a", "b"))
+    always = Faulty(linear(), lambda model, x: 0 * model(x)[:, :2] + torch.tensor([1.0, 0.0]))
+    finding = beats_one_answer(Probed(always, images))
+    figure = f"{share:.1%} right, by one answer {max(share, 1 - share):.1%}"
+    assert (finding.ok, finding.figure) == (False, figure)
 
 
 @pytest.mark.parametrize("odd", [1, 2, 3])
@@ -152,7 +165,7 @@ def test_batch_statistics_of_single_values(size: int) -> None:
     """BatchNorm1d refuses a batch of one image, and an odd number has no pairs."""
     norm = nn.BatchNorm1d(16, track_running_stats=False)
     model = nn.Sequential(nn.Flatten(), norm, nn.Linear(16, 3))
-    assert failed(model, image_set(size)) == {"output is independent of the batch"}
+    assert failed(model, image_set(size)) == {UNTRAINED, "output is independent of the batch"}
 
 
 def test_a_single_image() -> None:
@@ -247,8 +260,7 @@ def test_logits_that_are_not_finite(value: float, robust_model: nn.Module, digit
 def test_the_classifier_is_left_as_it_was(training: bool) -> None:
     model = BatchNormNet(dropout=0.5).train(training)
     before = copy.deepcopy(model.state_dict())
-    findings = probe(model, image_set(20))
-    assert all(finding.ok for finding in findings)  # dropout and BatchNorm are in evaluation mode
+    assert failed(model, image_set(20)) <= {UNTRAINED}  # dropout and BatchNorm are in evaluation mode
     assert all(module.training is training for module in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items():
