@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bilevel.distributed.job import world_size
 from bilevel.distributed.pool import Pool
+from bilevel.errors import BilevelError
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -38,11 +39,22 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
         Returns:
             The module.
+
+        Raises:
+            BilevelError: If a layer is of a subclass with a ``forward`` of its own.
         """
-        for layer in module.modules():
-            if isinstance(layer, _BatchNorm):
-                layer.__class__ = cls
-                layer.process_group = None  # type: ignore[assignment]
+        layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+        for layer in layers:
+            kind = type(layer)
+            if kind.forward not in {_BatchNorm.forward, nn.SyncBatchNorm.forward, cls.forward}:
+                raise BilevelError(
+                    f"{kind.__name__} has a forward of its own, which converting it to "
+                    "synchronised batch normalisation would drop; use nn.BatchNorm2d and a module "
+                    "after it, or train without synchronised batch normalisation"
+                )
+        for layer in layers:
+            layer.__class__ = cls
+            layer.process_group = None  # type: ignore[assignment]
         return module
 
     def forward(self, input: Tensor) -> Tensor:
@@ -92,7 +104,8 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _all_reduced(grad)
+        total: Tensor = _AllReduce.apply(grad)  # so that it has derivatives, too
+        return total
 
 
 def _all_reduced(tensor: Tensor) -> Tensor:

@@ -55,8 +55,7 @@ def load_weights(path: str | os.PathLike[str], module: nn.Module) -> None:
         tensors = {name: file.get_tensor(name) for name in names}
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     check_fits(f"network {path}", own, tensors)
-    for name, value in own.items():
-        value.copy_(tensors[name])
+    module.load_state_dict({**module.state_dict(), **tensors})
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -164,7 +164,7 @@ class MatrixGame(Game):
         z = z - z.amax(-1, keepdim=True)  # the same projection, without large sums
         ordered = z.sort(-1, descending=True).values
         excess = (ordered.cumsum(-1) - 1) / torch.arange(1, z.shape[-1] + 1, device=z.device)
-        support = (ordered > excess).sum(-1, keepdim=True)
+        support = (ordered > excess).sum(-1, keepdim=True).clamp(min=1)  # 0 of NaN
         return (z - excess.gather(-1, support - 1)).clamp(min=0)
 
 

@@ -87,21 +87,20 @@ class Imitator(LeaderProblem):
         self.gae_lambda = gae_lambda
         self.discriminator_weights: Weights = {}
         self.returns = self._advantages = torch.empty(0, 0)
-        self._valued: tuple[ImitationBatch, list[int]] | None = None  # what the advantages are of
+        # What the advantages are of: a batch, and copies of y and of V's tensors.
+        self._batch: ImitationBatch | None = None
+        self._met: list[Tensor] = []
 
     def loss(self, y: Weights, batch: ImitationBatch) -> Tensor:
         """The surrogate loss; evaluates the policy once."""
         # The line search evaluates the loss repeatedly at the same y, V and batch.
-        value = [tensor._version for tensor in (*self.value.parameters(), *self.value.buffers())]
-        known = self._valued is not None and batch is self._valued[0] and value == self._valued[1]
-        if not known or not all(
-            torch.equal(y[name], leaf) for name, leaf in self.discriminator_weights.items()
-        ):
-            self.discriminator_weights = {name: leaf.detach().clone() for name, leaf in y.items()}
+        met = [*y.values(), *self.value.parameters(), *self.value.buffers()]
+        if batch is not self._batch or not all(map(torch.equal, met, self._met)):
+            self._batch, self._met = batch, [tensor.detach().clone() for tensor in met]
+            self.discriminator_weights = dict(zip(y, self._met, strict=False))
             self._advantages, self.returns = self.advantages_and_returns(
                 self.discriminator_weights, batch
             )
-            self._valued = batch, value
         return surrogate(self.policy, batch.rollout, self._advantages)
 
     def advantages_and_returns(self, y: Weights, batch: ImitationBatch) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,9 @@ class Standardize(nn.Module):
 
     def __init__(self, samples: Tensor) -> None:
         super().__init__()
-        std = samples.std(0, correction=0)
+        varies = samples.amax(0) > samples.amin(0)  # a constant's deviation is rounding, not zero
         self.register_buffer("mean", samples.mean(0))
-        self.register_buffer("std", torch.where(std > 0, std, 1))
+        self.register_buffer("std", torch.where(varies, samples.std(0, correction=0), 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardizes ``(..., n)``."""
@@ -98,34 +97,50 @@ def in_numpy(network: nn.Sequential) -> Callable[[Array], Array]:
         >>> bool(np.allclose(in_numpy(network)(x.numpy()), network(x).detach(), atol=1e-6))
         True
     """
-    layers: list[Callable[[Array], Array]] = []
-    for layer in network:
-        if isinstance(layer, nn.Linear):
-            # Copies: a snapshot of the weights, row-major for the product.
-            weight = layer.weight.detach().numpy().T.copy()
-            bias = layer.bias.detach().numpy().copy()
-            layers.append(partial(_linear, weight, bias))
-        elif isinstance(layer, nn.Tanh):
-            layers.append(np.tanh)
-        elif isinstance(layer, Standardize):
-            layers.append(partial(_standardize, layer.mean.numpy(), layer.std.numpy()))
-        else:
-            raise BilevelError(
-                f"the network has a {type(layer).__name__}: in_numpy supports Linear, "
-                "Tanh and Standardize; do not override Policy.actor for other networks"
-            )
+    if not is_perceptron(network):
+        layers = ", ".join(type(layer).__name__ for layer in network.children())
+        raise BilevelError(
+            f"the network has the layers {layers or 'none'}: in_numpy supports Linear, Tanh and "
+            "Standardize in sequence; evaluate other networks in torch"
+        )
+    maps = [_IN_NUMPY[type(layer).forward](layer) for layer in network]
 
     def forward(x: Array) -> Array:
-        for layer in layers:
+        for layer in maps:
             x = layer(x)
         return x
 
     return forward
 
 
-def _linear(weight: Array, bias: Array, x: Array) -> Array:
-    return x @ weight + bias
+def is_perceptron(network: nn.Module) -> bool:
+    """Whether :func:`in_numpy` can evaluate a network.
+
+    Args:
+        network: The network.
+
+    Returns:
+        True if it is a sequence of layers such as :func:`mlp` makes; False with a layer of another
+        kind, or of one that defines a ``forward`` of its own.
+    """
+    return isinstance(network, nn.Sequential) and all(
+        type(layer).forward in _IN_NUMPY for layer in network
+    )
 
 
-def _standardize(mean: Array, std: Array, x: Array) -> Array:
-    return (x - mean) / std
+def _linear(layer: nn.Linear) -> Callable[[Array], Array]:
+    # Copies: a snapshot of the weights, row-major for the product.
+    weight, bias = layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy().copy()
+    return lambda x: x @ weight + bias
+
+
+def _standardize(layer: Standardize) -> Callable[[Array], Array]:
+    mean, std = layer.mean.numpy(), layer.std.numpy()
+    return lambda x: (x - mean) / std
+
+
+_IN_NUMPY: dict[Any, Callable[[Any], Callable[[Array], Array]]] = {
+    nn.Linear.forward: _linear,
+    nn.Tanh.forward: lambda layer: np.tanh,
+    Standardize.forward: _standardize,
+}

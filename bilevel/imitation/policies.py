@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from bilevel.imitation.networks import Array, Standardize, in_numpy, mlp
+from bilevel.imitation.networks import Array, Standardize, in_numpy, is_perceptron, mlp
 
 Actor = Callable[[Array], Array]
 """A map of states ``(B, n)`` to sampled actions."""
@@ -97,6 +97,8 @@ class CategoricalPolicy(Policy):
 
     def actor(self) -> Actor:
         """Samples by the Gumbel-max trick: argmax of the logits plus Gumbel noise."""
+        if not _is_own(self, CategoricalPolicy):
+            return super().actor()
         network, generator = in_numpy(self.network), _generator()
 
         def act(observations: Array) -> Array:
@@ -147,6 +149,8 @@ class GaussianPolicy(Policy):
 
     def actor(self) -> Actor:
         """Samples μ plus Gaussian noise."""
+        if not _is_own(self, GaussianPolicy):
+            return super().actor()
         network, generator = in_numpy(self.network), _generator()
         std = self.log_std.detach().exp().numpy()
 
@@ -155,6 +159,11 @@ class GaussianPolicy(Policy):
             return mean + std * generator.standard_normal(mean.shape, dtype=np.float32)
 
         return act
+
+
+def _is_own(policy: CategoricalPolicy | GaussianPolicy, kind: type[Policy]) -> bool:
+    """Whether the policy is the distribution of its kind, of a network that numpy evaluates."""
+    return type(policy).forward is kind.forward and is_perceptron(policy.network)
 
 
 def _generator() -> np.random.Generator:

@@ -224,5 +224,6 @@ def _assert_same_structure(value: Value, like: Value, name: str) -> None:
 def _assert_close(value: Value, like: Value, tolerance: float, message: str) -> None:
     for leaf, other in zip(leaves_like(value, like), leaves(like), strict=True):
         distance = float((leaf.detach() - other.detach()).abs().max()) if leaf.numel() else 0.0
-        allowed = tolerance and max(tolerance, 2 * torch.finfo(other.dtype).eps)
+        rounding = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
+        allowed = tolerance and max(tolerance, 2 * rounding)
         assert distance <= allowed, f"{message} (by {distance:.3g})"

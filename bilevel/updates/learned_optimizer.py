@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from bilevel.arguments import instance_of
 from bilevel.updates.base import Update
@@ -74,3 +76,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for name, parameter in y.items():
                 parameter.lerp_(moved[name], group["lr"])
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads the state, each tensor in its own type.
+
+        Args:
+            state_dict: What ``state_dict`` returned.
+        """
+        super().load_state_dict(state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            first, own = group["params"][0], state_dict["state"].get(saved["params"][0])
+            if own is not None:  # torch has cast all of the group's state to the type of its first
+                on_device = partial(Tensor.to, device=first.device, copy=True)
+                self.state[first] = tree_map_only(Tensor, on_device, own)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "update": self.update}  # torch's leaves it out

@@ -102,11 +102,14 @@ def unit_rms(gradient: Value) -> Value:
 
 def _norm(gradient: Value, order: float, over: Over) -> Tensor:
     """The p-norm, in a shape that broadcasts against the gradient, and in float32 at least."""
+    tensors = [_single(leaf) for leaf in leaves(gradient) if leaf.numel()]
+    if not tensors:
+        return torch.zeros(())
+    norm: Tensor
     if isinstance(gradient, dict):
-        norms = torch.stack([vector_norm(_single(g), order) for g in leaves(gradient)])
-        norm: Tensor = vector_norm(norms, order)
+        norm = vector_norm(torch.stack([vector_norm(leaf, order) for leaf in tensors]), order)
         return norm
-    gradient = _single(gradient)
+    (gradient,) = tensors
     if over == "batch":
         norm = vector_norm(gradient, order)
     elif gradient.dim() > 1:

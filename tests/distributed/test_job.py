@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bilevel import BilevelError
 from bilevel.distributed import SyncBatchNorm
 from bilevel.experiment import checkpoint
 from tests import jobs
@@ -113,7 +114,7 @@ def test_a_battery_finds_what_it_finds_alone(folder: Path) -> None:
 
 
 def test_batch_normalisation_counts_all_images_in_half_precision_too(folder: Path) -> None:
-    images, found = torch.load(folder / "normalised.pt")
+    images, found, _ = torch.load(folder / "normalised.pt")
     for number, options in enumerate(jobs.NORMS):
         alone = torch.nn.BatchNorm2d(3, **options)
         expected = alone(images.bfloat16().float())
@@ -121,6 +122,24 @@ def test_batch_normalisation_counts_all_images_in_half_precision_too(folder: Pat
         torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.01)
         for process in found:
             torch.testing.assert_close(process[number]["state"], dict(alone.state_dict()))
+
+
+def test_batch_normalisation_has_the_second_derivatives_of_all_images(folder: Path) -> None:
+    images, _, second = torch.load(folder / "normalised.pt")
+    expected = jobs.curvature(torch.nn.BatchNorm2d(3).double(), images.double())
+    torch.testing.assert_close(second, expected)
+
+
+class Activated(torch.nn.BatchNorm2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).relu()
+
+
+def test_batch_normalisation_with_a_forward_of_its_own_is_refused() -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), Activated(3))
+    with pytest.raises(BilevelError, match="Activated has a forward of its own"):
+        SyncBatchNorm.convert_sync_batchnorm(network)
+    assert type(network[0]) is torch.nn.BatchNorm2d
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": None}, {"track_running_stats": False}])

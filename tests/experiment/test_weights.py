@@ -51,6 +51,25 @@ def test_tied_weights_and_names_of_files(tmp_path: Path) -> None:
     assert torch.equal(loaded[1].weight, saved[0].weight)
 
 
+class Renamed(nn.Linear):
+    """Its state dict holds copies, as those of wrapped and sharded networks do."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_state_dict_post_hook(
+            lambda module, state, prefix, metadata: state.update(
+                {name: value.clone() for name, value in state.items()}
+            )
+        )
+
+
+def test_a_state_dict_of_copies(tmp_path: Path) -> None:
+    saved, loaded = Renamed(), Renamed()
+    save_weights(tmp_path / "weights", saved, {})
+    load_weights(tmp_path / "weights", loaded)
+    assert torch.equal(loaded.weight, saved.weight)
+
+
 def test_a_file_of_another_program_says_nothing_about_itself(tmp_path: Path) -> None:
     path, network = tmp_path / "weights.safetensors", nn.Linear(2, 2)
     save_file(network.state_dict(), path)

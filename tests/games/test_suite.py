@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -190,6 +192,11 @@ def test_the_projection_onto_the_simplex_is_the_nearest_point(numbers: list[floa
 def test_an_equilibrium_of_whole_numbers() -> None:
     game = games.Quadratic(torch.eye(2).double(), 0.5, (torch.tensor([1, 2]), torch.tensor([0, 0])))
     assert games.begin(game, 0.0, 0.0, lr=0.5).step(None)["loss"] == 0.5 / 2 * 5
+
+
+def test_the_projection_of_nan_is_nan() -> None:
+    game = games.MatrixGame(torch.eye(3))
+    assert game.onto(torch.tensor([math.nan, 1.0, 0.0])).isnan().any()
 
 
 def test_a_point_far_from_the_simplex_is_projected_too() -> None:

@@ -28,6 +28,14 @@ def test_samples_come_out_standardized() -> None:
     torch.testing.assert_close(out.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]))
 
 
+@pytest.mark.parametrize("constant", [0.1, 1e-8, 16777217.0])
+def test_a_constant_is_only_centred(constant: float) -> None:
+    """Its standard deviation in float32 is the rounding of its mean."""
+    standardize = Standardize(torch.full((1000, 1), constant))
+    assert standardize.std.item() == 1
+    torch.testing.assert_close(standardize(torch.tensor([[0.5]])).item(), 0.5 - constant)
+
+
 def test_numpy_gives_what_torch_gives() -> None:
     network = mlp([3, 16, 8, 2], inputs=Standardize(torch.randn(20, 3) * 4 + 1))
     nn.init.normal_(network[1].bias)
@@ -38,5 +46,14 @@ def test_numpy_gives_what_torch_gives() -> None:
     with torch.no_grad():
         network[1].weight.zero_()
     np.testing.assert_array_equal(here(x.numpy()), before)  # it is the network as it was
-    with pytest.raises(BilevelError, match="has a ReLU"):
-        in_numpy(nn.Sequential(nn.Linear(1, 1), nn.ReLU()))
+
+
+class Noisy(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.randn(1)
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU(), Noisy(1, 1)], ids=["relu", "noisy"])
+def test_layers_that_numpy_does_not_evaluate(layer: nn.Module) -> None:
+    with pytest.raises(BilevelError, match=f"the layers Linear, {type(layer).__name__}: in_numpy"):
+        in_numpy(nn.Sequential(nn.Linear(1, 1), layer))

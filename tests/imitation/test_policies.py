@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Categorical, ExpTransform, TransformedDistribution
 
 from bilevel import BilevelError
 from bilevel.imitation import (
@@ -44,6 +45,42 @@ def test_a_new_policy_hardly_looks_at_the_state(kind, event) -> None:
         torch.testing.assert_close(
             distribution.probs, torch.full((64, 3), 1 / 3), atol=0.02, rtol=0
         )
+
+
+class Cold(CategoricalPolicy):
+    """With a temperature of its own: the first action nearly always."""
+
+    def forward(self, observations):
+        return Categorical(logits=self.network(observations) + torch.tensor([8.0, 0.0]))
+
+
+class Positive(GaussianPolicy):
+    """Its actions are positive: the exponentials of a Gaussian policy's."""
+
+    def forward(self, observations):
+        exp = [ExpTransform()]
+        return TransformedDistribution(super().forward(observations), exp)
+
+
+class Halved(CategoricalPolicy):
+    """With a layer that numpy does not evaluate."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.network.append(nn.Softplus())
+
+
+@pytest.mark.parametrize(
+    ("policy", "holds"),
+    [
+        (Cold(4, 2), lambda actions: (actions == 0).mean() > 0.95),
+        (Positive(4, 2), lambda actions: (actions > 0).all()),
+        (Halved(), lambda actions: (actions == 0).any() and (actions == 1).any()),
+    ],
+    ids=["cold", "positive", "halved"],
+)
+def test_rollouts_sample_from_the_distribution_of_a_subclass(policy, holds) -> None:
+    assert holds(policy.actor()(np.zeros((200, 4), dtype=np.float32)))
 
 
 def test_the_spread_is_the_same_in_every_state_and_is_learned() -> None:

@@ -161,7 +161,7 @@ def test_each_rollout_is_valued_once_which_changes_nothing(
     )
     once, anew = make(kind), make(kind)
     loss = anew.leader.loss
-    anew.leader.loss = lambda *a: (setattr(anew.leader, "_valued", None), loss(*a))[1]  # type: ignore[method-assign]
+    anew.leader.loss = lambda *a: (setattr(anew.leader, "_batch", None), loss(*a))[1]  # type: ignore[method-assign]
     rows = []
     for trainer, count in ((once, [1, 1]), (anew, None)):
         torch.manual_seed(5)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import Iterative, Oracle, Solution, Solver, pgm
+from bilevel import FollowerProblem, Iterative, Oracle, Solution, Solver, pgm
 from bilevel.testing import check_follower, check_solver, check_update
 from bilevel.updates import Gradient, Update
 from tests.problems import LinearBox, image_game
@@ -170,6 +170,30 @@ class Plain(LinearBox):
 
     def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
         return total(y) + self.constant
+
+
+class Choice(FollowerProblem):
+    """A position to choose in each sample: whole numbers, which have no gradient."""
+
+    sense = "max"
+
+    def init(self, batch: Any) -> Tensor:
+        return torch.zeros(len(batch.x), 1, dtype=torch.int64)
+
+    def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
+        pixels = batch.x.flatten(1)
+        return pixels.gather(1, y % pixels.shape[1]).squeeze(1)
+
+    def project(self, y: Tensor, batch: Any) -> Tensor:
+        return y.clamp(0, batch.x[0].numel() - 1)
+
+
+@pytest.mark.parametrize(("answer", "message"), [(5, PASSES), (10**6, "answer lies outside Y")])
+def test_an_answer_of_whole_numbers(answer: int, message: str | None) -> None:
+    leader, _, batch = image_game()
+    solver = Odd(lambda _, oracle: oracle.init() + answer, lambda net: None)
+    with violation(message):
+        check_solver(solver, Choice(), leader, batch)
 
 
 def test_an_answer_of_another_type() -> None:

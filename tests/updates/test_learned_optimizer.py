@@ -102,6 +102,42 @@ def test_a_saved_run_goes_on_bit_for_bit() -> None:
     assert torch.equal(flat(again), flat(network))
 
 
+class Counted(Gradient):
+    """Its state is the number of its steps, which decides their size."""
+
+    def forward(self, y, gradient, context, state=None):
+        number = torch.zeros((), dtype=torch.int64) if state is None else state
+        smaller = {name: g / (number + 1) for name, g in gradient.items()}
+        return super().forward(y, smaller, context, None)[0], number + 1
+
+
+def test_state_keeps_its_types_beside_half_precision() -> None:
+    def optimizer(update: Update) -> LearnedOptimizer:
+        parameters = [nn.Parameter(torch.ones(2).bfloat16()), nn.Parameter(torch.ones(2))]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        return LearnedOptimizer(parameters, update)
+
+    for update in (Counted(0.1), Optimizer(torch.optim.Adam, lr=0.1)):
+        first, second = optimizer(update), optimizer(update)
+        for _ in range(299):
+            first.step()
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        (own,), (loaded,) = first.state.values(), second.state.values()
+        torch.testing.assert_close(loaded, own, rtol=0, atol=0)
+        second.step()
+
+
+def test_a_copied_optimizer_goes_on() -> None:
+    network, batches = regression()
+    optimizer = LearnedOptimizer(network.parameters(), Momentum(Gradient(0.1), 0.9))
+    train(network, optimizer, batches[:3])
+    again, other = copy.deepcopy((network, optimizer))
+    train(network, optimizer, batches[3:])
+    train(again, other, batches[3:])
+    assert torch.equal(flat(again), flat(network))
+
+
 def test_a_schedule_takes_a_part_of_each_step() -> None:
     network, batches = regression()
     twin = copy.deepcopy(network)

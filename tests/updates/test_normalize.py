@@ -122,6 +122,15 @@ def test_dict_is_divided_by_its_joint_norm(normalize, order):
 
 
 @each_normalizer
+def test_empty_tensors_count_for_nothing(normalize, order):
+    assert normalize(torch.empty(0, 3)).shape == (0, 3)
+    alone = normalize({"b": torch.tensor([3.0, 4.0])})["b"]
+    both = normalize({"a": torch.empty(0), "b": torch.tensor([3.0, 4.0])})
+    torch.testing.assert_close(both, {"a": torch.empty(0), "b": alone})
+    assert max_abs(torch.empty(0, 3), over="batch").shape == (0, 3)
+
+
+@each_normalizer
 def test_zero_dict_stays_zero(normalize, order):
     assert normalize({"weight": torch.zeros(2, 2)})["weight"].tolist() == [[0, 0], [0, 0]]
 

@@ -70,6 +70,5 @@ def not_to_be_quoted(evaluation: Evaluation) -> tuple[str, ...]:
         f"{accuracy:.1%} under {outcome.name}: other attacks break more; quote the worst case, "
         f"{evaluation.worst_case:.1%}."
         for outcome in evaluation.outcomes
-        if (accuracy := evaluation.alone(outcome)) is not None
-        and exceeds(broken, outcome.broken)
+        if (accuracy := evaluation.alone(outcome)) is not None and exceeds(broken, outcome.broken)
     )

@@ -52,7 +52,7 @@ def evaluate(
 ) -> Evaluation:
     """What ``robust_eval.py`` does by default, on a few images."""
     torch.manual_seed(0)
-    images = sample(digits.test, 60)
+    images = sample(digits.test, 120)
     attacks = make_attacks(STANDARD, AttackSettings(eps, 10, norm=norm, queries=queries))
     right, outcomes = Battery(attacks, eps=eps, norm=norm).run(model, images)
     curves = tuple(
@@ -75,7 +75,7 @@ def ordinary_model(digits: Splits) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("norm", "eps", "queries", "hidden"), [("linf", 0.2, 300, 0.1), ("l2", 0.7, 3000, 0.05)]
+    ("norm", "eps", "queries", "hidden"), [("linf", 0.2, 300, 0.06), ("l2", 0.7, 1000, 0.04)]
 )
 def test_sparse_inputs_are_found_out(
     robust_model: nn.Module, digits: Splits, norm: Norm, eps: float, queries: int, hidden: float

@@ -260,7 +260,7 @@ def test_logits_that_are_not_finite(value: float, robust_model: nn.Module, digit
 def test_the_classifier_is_left_as_it_was(training: bool) -> None:
     model = BatchNormNet(dropout=0.5).train(training)
     before = copy.deepcopy(model.state_dict())
-    assert failed(model, image_set(20)) <= {UNTRAINED}  # dropout and BatchNorm are in evaluation mode
+    assert failed(model, image_set(20)) <= {UNTRAINED}  # dropout and BatchNorm do not train
     assert all(module.training is training for module in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items():
