@@ -26,6 +26,7 @@ from bilevel import BilevelError, distributed, experiment
 from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import fingerprint
+from bilevel.experiment.files import claim
 from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
     STANDARD,
@@ -140,6 +141,8 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
             "no checkpoint is given: there is nothing to attack; name the folder of a trained "
             "classifier, such as runs/adv_training/pgm, or MODULE:FUNCTION"
         )
+    if distributed.is_main():
+        claim(args.out)
     networks = [fingerprint(one.model) for one in (*targets, *surrogates)]
     distributed.check_consistent({"classifiers": networks})
     data = {}

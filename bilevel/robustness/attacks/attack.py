@@ -13,10 +13,11 @@ from bilevel import Solver, ZeroSum, frozen
 from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.experiment.checkpoint import fingerprint
+from bilevel.experiment.settings import settings_of, shown
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.threats.losses import OF_CLASSES, Targeted, cross_entropy
+from bilevel.robustness.threats.losses import OF_CLASSES, UNTARGETED, Targeted, cross_entropy
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.threats.threat import Threat
 
@@ -187,8 +188,8 @@ class SolverAttack(Attack):
         passes: Likewise.
 
     Raises:
-        BilevelError: If ``restarts`` or ``targets`` is not such a number, or ``keep_broken`` is
-            given for a y that is not added to the image.
+        BilevelError: If ``restarts`` or ``targets`` is not such a number, ``targets`` is given with
+            a loss that has none, or ``keep_broken`` for a y that is not added to the image.
 
     Example:
         >>> from bilevel import pgm
@@ -218,6 +219,12 @@ class SolverAttack(Attack):
         self.targets = count("targets", targets, least=0)
         self.surrogate = surrogate
         self.keep_broken = keep_broken
+        untargeted = type(follower).objective is Threat.objective and follower.loss in UNTARGETED
+        if targets and untargeted:
+            raise BilevelError(
+                f"targets is {targets} and the loss is {shown(follower.loss)}, which no target "
+                "changes: all tries would be the same; give the threat model loss=targeted_dlr"
+            )
         if keep_broken and not isinstance(follower, Perturbation):
             raise BilevelError(
                 f"keep_broken is given for {type(follower).__name__}: whether a point lies in the "
@@ -244,7 +251,7 @@ class SolverAttack(Attack):
         """The name, follower, solver, restarts or targets, what counts as broken, and weights."""
         weights = fingerprint(*filter(None, (self.solver, self.surrogate)))
         tries = f"{self.tries} tries" + ", broken points kept" * self.keep_broken
-        return self.name, repr(self.follower), repr(self.solver), tries, weights
+        return self.name, *map(settings_of, (self.follower, self.solver)), tries, weights
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
         """The solver's last point; with ``keep_broken`` the first misclassified one."""

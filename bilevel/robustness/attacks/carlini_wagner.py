@@ -167,6 +167,11 @@ def _radius(follower: FollowerProblem) -> float:
 def _begin(oracle: Oracle) -> _Search:
     """The initial searches."""
     (delta,) = leaves(oracle.init())
+    if torch.finfo(delta.dtype).bits < 32:
+        raise BilevelError(
+            f"images are {delta.dtype}: CarliniWagner counts its steps and halves small numbers, "
+            "which half precision rounds away; give float32 images, and autocast in the classifier"
+        )
     one = delta.new_ones(len(delta))
     return _Search(
         rows=torch.arange(len(delta), device=delta.device),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, ZeroSum, frozen
 from bilevel.experiment.checkpoint import fingerprint
+from bilevel.experiment.settings import settings_of
 from bilevel.robustness.attacks.attack import Attack, attack
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import ImageSet
@@ -61,7 +62,7 @@ class FreshAttack(Attack):
         """The name, the follower, the untrained solver, and how and on what it is trained."""
         training = f"{self.steps} steps of {self.batch_size} at {self.lr}"
         images = fingerprint(self.images.images, self.images.labels)
-        return self.name, repr(self.follower), repr(self.make()), training, images
+        return self.name, *map(settings_of, (self.follower, self.make())), training, images
 
     def prepare(self, model: nn.Module) -> None:
         """Trains the attacker in the game whose leader does not move."""

@@ -194,6 +194,8 @@ def _image_files(root: Path, name: str) -> list[str]:
     others: list[str] = []
     for place, _, names in sorted(os.walk(root / name, followlinks=True)):
         inside = os.path.relpath(place, root)
+        if any(part.startswith(".") for part in Path(inside).parts):
+            continue
         for file in sorted(names):
             known = file.lower().endswith(EXTENSIONS)
             (files if known else others).append(os.path.join(inside, file))

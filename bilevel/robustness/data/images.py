@@ -72,15 +72,25 @@ class ImageSet:
         return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """The images at ``indices``, in that order.
+        """The images at ``indices``, in that order, or in a mask.
 
         Args:
-            indices: Positions in this set.
+            indices: Positions in this set, or a mask of bool, ``(N,)``.
 
         Returns:
             A copy of these images, with the names of all classes.
+
+        Raises:
+            BilevelError: If a mask is not of all images.
         """
-        rows = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+        rows = torch.as_tensor(indices, device=self.labels.device)
+        if rows.dtype != torch.bool:
+            rows = rows.long()  # of no indices, too
+        elif rows.shape != self.labels.shape:
+            raise BilevelError(
+                f"the mask has shape {tuple(rows.shape)}: it tells of each image whether it is in "
+                f"the subset; give one of shape ({len(self)},), or positions"
+            )
         return ImageSet(self.images[rows], self.labels[rows], self.classes)
 
 
@@ -145,7 +155,7 @@ def split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
     # [0, 1]: in this order, every prefix holds the classes in proportion.
     shuffled = np.random.default_rng(seed).permutation(len(images))
     labels = images.labels.numpy(force=True)[shuffled]
-    place = np.empty(len(images))
+    place = np.zeros(len(images))
     for label in range(len(images.classes)):
         members = np.flatnonzero(labels == label)
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
@@ -187,4 +197,4 @@ def hold_out_by_content(images: ImageSet) -> tuple[ImageSet, ImageSet]:
         size = max(round(_TEST_SHARE * len(members)), int(len(members) > 1))
         test[members[:size]] = True
     rows = torch.from_numpy(test)
-    return images.subset((~rows).nonzero().squeeze(1)), images.subset(rows.nonzero().squeeze(1))
+    return images.subset(~rows), images.subset(rows)

@@ -129,7 +129,9 @@ class Battery:
                 other images.
         """
         config = self._config(model, images)
-        with frozen(model):
+        device = images.images.device
+        # Attacks draw from streams of the battery's own; the caller's goes on where it was.
+        with frozen(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
             if resume and self.path is not None and self.path.exists():
                 state = self._load(self.path, config)
             else:
@@ -150,10 +152,13 @@ class Battery:
         attack, progress = self.attacks[position], state.works[position]
         begun = time.perf_counter() - progress.seconds
         torch.manual_seed(_seed(self.seed, position))
-        with _noting_problem(progress):
-            distributed.gather_results(partial(attack.prepare, model))
-        rounds = self._rounds(progress)
-        while not progress.problem and (rows := next(rounds, None)):
+        rounds = list(self._rounds(progress))
+        if rounds:
+            with _noting_problem(progress):
+                distributed.gather_results(partial(attack.prepare, model))
+        for rows in rounds:
+            if progress.problem:
+                break
             attacked = partial(self._attack_own, position, model, images, rows, progress.done)
             with _noting_problem(progress):
                 progress.broken[torch.cat(rows)] = torch.cat(distributed.gather_results(attacked))
@@ -189,7 +194,8 @@ class Battery:
             if not len(rows):
                 break
             batch = Batch(clean.x[rows], clean.y[rows])
-            adversarial = attack.perturb(model, batch, attempt)
+            with frozen(model):  # whatever it leaves behind is not for the next one
+                adversarial = attack.perturb(model, batch, attempt)
             check_threat(batch.x, adversarial, self.ball)
             broken[rows.cpu()] = _misclassified(model, Batch(adversarial, batch.y)).cpu()
         return broken

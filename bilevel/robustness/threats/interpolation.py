@@ -35,7 +35,7 @@ def _next(y: Tensor) -> Tensor:
 
 
 def _other_class(y: Tensor) -> Tensor:
-    """The next image of another class; the image itself if the batch has a single class."""
+    """The next image of another class; the next one if the batch has a single class."""
     rows = torch.arange(len(y), device=y.device)
     order = (rows.unsqueeze(1) + rows.roll(-1)) % len(y)  # row i: i + 1, i + 2, …, i
     first = (y[order] != y.unsqueeze(1)).byte().argmax(1, keepdim=True)

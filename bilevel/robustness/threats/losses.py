@@ -122,7 +122,10 @@ def targeted_dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
     return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
 
-OF_CLASSES: tuple[Loss, ...] = (cross_entropy, margin, dlr, targeted_dlr)
+UNTARGETED: tuple[Loss, ...] = (cross_entropy, margin, dlr)
+"""The losses here that read no target."""
+
+OF_CLASSES: tuple[Loss, ...] = (*UNTARGETED, targeted_dlr)
 """The losses here, whose labels are classes; one of your own may have others."""
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

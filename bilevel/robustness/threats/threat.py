@@ -5,13 +5,13 @@ Threat    max over y of loss(f(perturbed(x, y)))   subject to   y in Y
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
 
 from bilevel.errors import BilevelError, NonFiniteError, describe
+from bilevel.experiment.settings import shown
 from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.speed import at_least_float32
@@ -71,15 +71,8 @@ class Threat(FollowerProblem):
         return self.loss(at_least_float32(leader.model(self.perturbed(y, batch))), batch)
 
     def __repr__(self) -> str:
-        # All settings, numbers in full: a resumed battery knows its attacks by them.
-        settings = ", ".join(f"{name}={_shown(value)}" for name, value in vars(self).items())
+        settings = ", ".join(f"{name}={shown(value)}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
-
-
-def _shown(value: object) -> str:
-    """A setting in one line, the same in another process: without addresses."""
-    text = str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def check_images(batch: Batch | Targeted) -> None:

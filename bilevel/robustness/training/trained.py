@@ -91,7 +91,7 @@ class About:
         )
         fitting = recipe.attacker_width
         if fitting is None:
-            with torch.device("meta"):  # it is only counted
+            with torch.random.fork_rng([]):  # it is only counted
                 model = build_classifier(recipe.model, channels=channels, classes=classes)
             fitting = fitting_width(attacker, model, (channels, height, width))
         return cls(

@@ -10,20 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, distributed
-from bilevel.arguments import one_of
+from bilevel.arguments import instance_of, one_of
 from bilevel.cuda_graphs import CapturedStep
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment import checkpoint
+from bilevel.experiment.settings import settings_of
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
 from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.progress import MetricWindows, Progress, Window
-from bilevel.robustness.training.rates import LearningRates
+from bilevel.robustness.training.rates import scale_rates
 from bilevel.robustness.training.recipe import Recipe
 from bilevel.robustness.training.shares import batch_share, own_images, seed_process
 from bilevel.robustness.training.validation import default_attack, validate_model
@@ -37,8 +39,9 @@ class Trainer:
 
     Epochs are compared on the validation split; the test set is not used (the paper's code chooses
     on it). Several processes train on their shares of each batch. Up to rounding they have the
-    weights that one process would have, unless batch normalisation has statistics of its own in
-    each.
+    weights that one process would have, unless each draws random numbers of its own (random starts
+    of a follower, dropout), pairs the images of its share (``Interpolation``), or has its own
+    statistics in batch normalisation.
 
     Args:
         game: The game, see :func:`make_game`; its leader has the classifier as ``model``. The
@@ -90,26 +93,37 @@ class Trainer:
         self.recipe = recipe
         self.seed = seed
         self.path = Path(path)
-        self.config = {**(config or {}), **asdict(recipe), "seed": seed, "precision": precision}
-        parts = (data.train, data.validation)
-        tensors = [values for part in parts for values in (part.images, part.labels)]
-        self.config |= {"monitor": monitor, "checksum of images": checkpoint.fingerprint(*tensors)}
         self.monitor = one_of("monitor", monitor, ("validation_robust", "validation_clean"))
         self.validation_attack = validation_attack or default_attack(game.follower)
-        self.config["validation attack"] = " ".join(repr(self.validation_attack).split())
         self.precision = precision
+        self.config = {**(config or {}), **asdict(recipe), **self._settings()}
         self.report = report
         self.save_every = save_every
         self.progress = Progress()
         self.best_weights: dict[str, Any] = {}
         self.averaged = EMA(game.leader, recipe.ema) if recipe.ema else None
+        remedy = "one of torch.optim, since the recipe changes its learning rates"
+        self._leader_opt: Any = instance_of("leader_opt", game.leader_opt, torch.optim.Optimizer, remedy)
         self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
         self._windows = MetricWindows(data.train.images.device)
-        self._rates = LearningRates(game.leader_opt)
         if distributed.world_size() > 1:
             game.pool = distributed.Pool()
             seed_process(seed, game.steps)
         self._captured = CapturedStep(game) if cuda_graphs else None
+
+    def _settings(self) -> dict[str, Any]:
+        """What a run is made of, apart from the recipe; a resumed one must share it."""
+        splits = (self.data.train, self.data.validation)
+        tensors = [values for split in splits for values in (split.images, split.labels)]
+        parts = ("follower", "solver", "schedule", "adjoint")
+        return {
+            "seed": self.seed,
+            "precision": self.precision,
+            "monitor": self.monitor,
+            "checksum of images": checkpoint.fingerprint(*tensors),
+            "validation attack": "; ".join(map(settings_of, self.validation_attack)),
+            **{name: settings_of(getattr(self.game, name)) for name in parts},
+        }
 
     def fit(self) -> Progress:
         """Trains to the last epoch, then loads the weights of the best one.
@@ -217,7 +231,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         epoch = self.progress.epoch + self.progress.position / self.steps_per_epoch
-        self._rates.scale(self.recipe.lr_factor(epoch))
+        scale_rates(self._leader_opt, self.recipe.lr_factor(epoch))
         size = self.recipe.batch_size
         if self.game.pool:
             left = len(self.data.train) - self.progress.position * size
@@ -232,7 +246,8 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         now = self.progress
-        lr = self._rates.initial[0] * self.recipe.lr_factor(now.epoch)
+        (group, *_), factor = self._leader_opt.param_groups, self.recipe.lr_factor(now.epoch)
+        lr = group["initial_lr"] * factor
         record = {"epoch": now.epoch, "lr": lr, **self._validate()}
         score = record[self.monitor]
         if score > now.best:

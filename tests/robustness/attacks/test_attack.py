@@ -183,6 +183,11 @@ def test_a_kind_of_another_name() -> None:
         SolverAttack("it", Linf(EPS), pgm(0.1, 2), kind="blackbox")
 
 
+def test_targets_that_the_loss_does_not_read() -> None:
+    with pytest.raises(BilevelError, match="the loss is cross_entropy, which no target changes"):
+        SolverAttack("APGD-T", Linf(0.1), APGD(steps=3), targets=2)
+
+
 @pytest.mark.parametrize(("targets", "problem"), [(4, ""), (5, "targets is 5"), (9, "targets=4")])
 def test_as_many_targets_as_there_are_wrong_classes(targets: int, problem: str) -> None:
     images = image_set(20)

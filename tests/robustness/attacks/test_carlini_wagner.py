@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilevel import BilevelError, FollowerProblem, Solver, testing
 from bilevel.robustness import APGD, L2, Batch, CarliniWagner, Linf, Square, attack, batches
@@ -130,6 +130,14 @@ def test_threat_models_without_a_radius(solver: Solver) -> None:
     leader, _, batch = image_game()
     with pytest.raises(BilevelError, match=r"was given LinearBox: .* ε of a ball.* Linf, L2 or"):
         solver.solve(LinearBox(0.1), leader, batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_in_half_precision_are_refused(dtype: torch.dtype) -> None:
+    batch = Batch(torch.rand(2, 1, 2, 2).to(dtype), torch.tensor([0, 1]))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).to(dtype)
+    with pytest.raises(BilevelError, match=f"images are {dtype}: .* give float32 images"):
+        attack(model, Linf(0.1, loss=margin), CarliniWagner(), batch)
 
 
 def test_bad_arguments() -> None:

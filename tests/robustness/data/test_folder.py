@@ -78,6 +78,9 @@ def test_a_folder_is_read_as_image_folder_reads_it(
 def test_hidden_folders_are_no_classes_and_hidden_files_no_news(tree: Path) -> None:
     write_image(tree / "train" / ".checkpoints" / "x.png", 1)
     (tree / "train" / "cat" / ".DS_Store").write_text("")
+    before = len(folder.find_trees(tree)["train"].files)
+    write_image(tree / "train" / "cat" / ".thumbnails" / "x.png", 1)
+    assert len(folder.find_trees(tree)["train"].files) == before
     assert ".checkpoints" not in folder.find_trees(tree)["train"].classes
 
 

@@ -172,6 +172,49 @@ def test_what_an_attack_broke_before_it_failed_stays_broken(images: ImageSet) ->
     assert Evaluation("it", EPS, None, right, (bad, other)).alone(bad) is None
 
 
+class Careless(Scripted):
+    """Leaves the classifier in training mode, and raises if it is told to."""
+
+    fails = False
+
+    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
+        model.train()
+        if self.fails:
+            raise RuntimeError
+        return super().perturb(model, batch, attempt)
+
+
+class Wary(Scripted):
+    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
+        assert not model.training
+        return super().perturb(model, batch, attempt)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_an_attack_leaves_behind_is_not_for_the_next_one(
+    images: ImageSet, fails: bool
+) -> None:
+    careless = Careless("careless", set())
+    careless.fails = fails
+    _, (_, wary) = Battery([careless, Wary("wary", set())], eps=EPS).run(Threshold(), images)
+    assert not wary.problem
+
+
+def test_the_callers_random_numbers_go_on(images: ImageSet) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    Battery(noisy(), eps=EPS).run(Threshold(), images)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_nothing_is_prepared_for_no_image(images: ImageSet) -> None:
+    nothing = images.subset([-1])  # labelled wrongly
+    attack = Scripted("late", set())
+    Battery([attack], eps=EPS).run(Threshold(), nothing)
+    assert not attack.prepared
+
+
 def test_an_image_set_without_images(images: ImageSet) -> None:
     with pytest.raises(BilevelError, match=r"image set is empty: .*give one image or more"):
         Battery([], eps=EPS).run(Threshold(), images.subset([]))

@@ -6,6 +6,7 @@ import time
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from bilevel.robustness import (
     SolverAttack,
 )
 from bilevel.robustness.threats.losses import margin
-from bilevel.updates import CNN
+from bilevel.updates import CNN, Update
 from tests.robustness.evaluation.scripted import EPS, Scripted, Threshold, noisy
 
 
@@ -151,6 +152,48 @@ def test_a_fresh_attacker_is_known_by_its_network_and_its_images(images: ImageSe
     fewer = images.subset(range(9))
     assert settings(4, images) == settings(4, images)
     assert len({settings(4, images), settings(8, images), settings(4, fewer)}) == 3
+
+
+class Masked(Linf):
+    """Where the mask is 0, no pixel changes."""
+
+    reach = 1.0
+
+    def __init__(self, eps: float, mask: Tensor, **settings: Any) -> None:
+        super().__init__(eps, **settings)
+        self.mask = mask
+
+    def clip(self, delta: Tensor) -> Tensor:
+        return super().clip(delta) * self.mask * self.reach
+
+
+class Short(Masked):
+    reach = 0.5
+
+
+class Own(Update):
+    """Its step is an attribute that its repr does not show."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> Any:
+        return y + self.step * gradient.sign(), state
+
+
+def own(step: float = 0.1, kind: type[Masked] = Masked, hole: int = 0, factor: float = 1) -> Attack:
+    mask = torch.ones(40, 40)
+    mask[20, 20] = hole
+    follower = kind(EPS, mask, loss=lambda logits, batch: factor * margin(logits, batch))
+    return SolverAttack("own", follower, Iterative(Own(step), 2))
+
+
+@pytest.mark.parametrize(
+    "other", [{"step": 0.2}, {"kind": Short}, {"hole": 1}, {"factor": 2}], ids=str
+)
+def test_attacks_are_known_by_all_that_they_compute_with(other: dict[str, Any]) -> None:
+    assert own().settings == own().settings != own(**other).settings
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
         method: str = "two-step-l2l",
         schedule: Schedule | None = None,
         *,
+        pgm_steps: int = 2,
+        start: float = 0.05,
         recipe: Recipe = RECIPE,
         seed: int = 0,
         data: Splits = splits,
@@ -39,11 +41,11 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
     ) -> Trainer:
         torch.manual_seed(seed)
         attacker = Attacker("two-layer", width=4)
-        solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+        solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=pgm_steps)
         networks = BatchNormNet(dropout=0.2), solver
         for network in networks:
             network.to(memory_format=torch.channels_last)
-        follower = Linf(0.1, start=0.05)
+        follower = Linf(0.1, start=start)
         leader = ZeroSum(networks[0], follower)
         game = make_game(leader, follower, solver, recipe, schedule=schedule)
         settings = {"path": tmp_path / "run.pt", "config": {"method": method}, **options}

@@ -51,5 +51,5 @@ def test_an_optimizer_without_learning_rates(build: Callable[..., Trainer]) -> N
 
     given = build()
     given.game.leader_opt = Mine()
-    with pytest.raises(BilevelError, match=r"leader_opt is an? Mine: .* optimizer of torch.optim"):
+    with pytest.raises(BilevelError, match=r"leader_opt is an? Mine: .* one of torch.optim"):
         Trainer(given.game, given.data, RECIPE, seed=0, path=given.path)

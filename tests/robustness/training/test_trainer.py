@@ -223,7 +223,7 @@ def test_what_a_gpu_has_not_told_yet_is_read_before_it_is_saved(
     [
         (
             {"method": "pgm"},
-            "method = two-step-l2l, this one has method = pgm: .*the same settings",
+            "method = two-step-l2l, .*, this one has method = pgm, .*the same settings",
         ),
         ({"recipe": replace(RECIPE, lr=0.5)}, "lr = 0.1, this one has lr = 0.5: "),
         ({"seed": 3}, "seed = 0, this one has seed = 3: "),
@@ -245,6 +245,32 @@ def test_a_checkpoint_of_another_run(
     build().save()
     with pytest.raises(BilevelError, match=f"run.pt is a run with {told}"):
         build(**change).resume()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pgm_steps": 3}, "solver"),
+        ({"start": 0.1}, "follower"),
+        ({"schedule": Alternating()}, "schedule"),
+    ],
+)
+def test_a_checkpoint_of_another_game(
+    build: Callable[..., Trainer], change: dict[str, Any], named: str
+) -> None:
+    build("pgm").save()
+    with pytest.raises(BilevelError, match=f"run.pt is a run with .*{named} = "):
+        build("pgm", **change).resume()
+
+
+def test_a_resumed_run_keeps_its_learning_rate(build: Callable[..., Trainer]) -> None:
+    """Whatever the one is that its optimizer was made with this time."""
+    build(recipe=replace(RECIPE, lr=0.2)).save()
+    trainer = build(recipe=replace(RECIPE, lr=0.2))
+    for group in trainer.game.leader_opt.param_groups:
+        group["lr"] = 0.7
+    trainer.resume()
+    assert trainer.fit().history[0]["lr"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("values", ["images", "labels"])

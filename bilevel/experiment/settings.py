@@ -1,0 +1,78 @@
+"""Settings as text that is the same in another process, so that runs can be compared."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bilevel.experiment.checkpoint import fingerprint
+
+
+def settings_of(part: object) -> str:
+    """What an object computes with, apart from weights.
+
+    Args:
+        part: A module, whose submodules count, too, or any other object.
+
+    Returns:
+        The types, and the values of all public attributes, also of those of the classes.
+
+    Example:
+        >>> class Rotation:
+        ...     limit = 0.1
+        ...     def __init__(self, steps): self.steps = steps
+        >>> settings_of(Rotation(5))
+        'Rotation(limit=0.1, steps=5)'
+    """
+    parts = part.modules() if isinstance(part, nn.Module) else [part]
+    # Batch normalisation is another class in a job of several processes.
+    return "; ".join(_attributes(one) for one in parts if not isinstance(one, _BatchNorm))
+
+
+def shown(value: object) -> str:
+    """A setting in one line.
+
+    Args:
+        value: Anything. Tensors, and functions without a name of their own, are shown by a
+            checksum; addresses are left out.
+
+    Returns:
+        The line.
+
+    Example:
+        >>> shown(0.1), shown(fingerprint), shown(Tensor([0.0]))
+        ('0.1', 'fingerprint', 'tensor 2144df1c')
+        >>> shown(lambda x: 2 * x) == shown(lambda x: 3 * x)
+        False
+    """
+    if isinstance(value, Tensor):
+        return f"tensor {fingerprint(value)}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(shown, value))})"
+    name = getattr(value, "__name__", None)
+    if "<" in getattr(value, "__qualname__", "") and (code := getattr(value, "__code__", None)):
+        closure = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        parts = (code.co_code, code.co_names, *map(shown, (*code.co_consts, *closure)))
+        return f"{name} {zlib.crc32(repr(parts).encode()):08x}"
+    text = str(name or " ".join(repr(value).split()))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def _attributes(part: object) -> str:
+    kinds = [kind for kind in reversed(type(part).__mro__) if kind not in (object, nn.Module)]
+    values = {
+        name: value
+        for kind in kinds
+        for name, value in vars(kind).items()
+        if isinstance(value, int | float | str | tuple | Tensor)
+    } | vars(part)
+    given = [
+        f"{name}={shown(value)}"
+        for name, value in values.items()
+        if not name.startswith("_") and name != "training"
+    ]
+    private = part.extra_repr() if isinstance(part, nn.Module) else ""
+    return f"{type(part).__name__}({', '.join(filter(None, [private, *given]))})"

@@ -1,0 +1,46 @@
+"""Settings as text: equal for equal settings, different for different ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from bilevel import Iterative, Parametric, pgm
+from bilevel.distributed import SyncBatchNorm
+from bilevel.experiment.settings import settings_of, shown
+from bilevel.updates import CNN
+
+
+def test_solvers_are_told_apart_by_their_settings_and_not_by_their_weights() -> None:
+    def attacker(steps: int = 1, scale: float = 0.1) -> Iterative:
+        return Iterative(CNN(1, scale, width=4), steps)
+
+    assert settings_of(attacker()) == settings_of(attacker().eval())
+    texts = {settings_of(solver) for solver in (attacker(), attacker(2), attacker(1, 0.2))}
+    assert len({*texts, settings_of(pgm(0.1, 1)), settings_of(pgm(0.1, 2))}) == 5
+    assert settings_of(Parametric(torch.zeros(1))) == settings_of(Parametric(torch.ones(1)))
+
+
+def test_synchronising_statistics_is_no_other_setting() -> None:
+    networks = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)) for _ in range(2)]
+    SyncBatchNorm.convert_sync_batchnorm(networks[1])
+    assert settings_of(networks[0]) == settings_of(networks[1])
+
+
+def multiply(factor: float) -> Callable[[float], float]:
+    return lambda number: factor * number
+
+
+def test_large_tensors_and_closures_are_shown_by_what_they_hold() -> None:
+    masks = [torch.ones(2000), torch.ones(2000)]
+    masks[1][1000] = 0
+    closures = [multiply(factor) for factor in (1, 1, 2)]
+    assert shown(masks[0]) != shown(masks[1])
+    assert shown(closures[0]) == shown(closures[1]) != shown(closures[2])
+    assert shown([masks[0]]) != shown([masks[1]])
+
+
+def test_addresses_are_left_out() -> None:
+    assert shown(object()) == shown(object()) == "<object object>"
