@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -122,6 +123,11 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
             f"{player}_opt moves parameters that do not belong to the {player}: each player has "
             f"an optimizer of its own; build it from {player}.parameters()"
         )
+    if player == "solver" and optimizer is not None and _requires_closure(optimizer):
+        raise BilevelError(
+            f"solver_opt is {describe(optimizer)}, whose step needs a closure: the solver moves by "
+            "a gradient that is taken once a step; give torch.optim.Adam(solver.parameters())"
+        )
     if any(group.get("maximize") for group in groups):
         raise BilevelError(
             f"{player}_opt has maximize=True: a game gives each optimizer a gradient to descend, "
@@ -132,6 +138,13 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
             f"{type(module).__name__} has parameters but no optimizer: it would never learn; give "
             f"{player}_opt=torch.optim.Adam({player}.parameters()), or requires_grad_(False)"
         )
+
+
+def _requires_closure(optimizer: Any) -> bool:
+    parameters = inspect.signature(optimizer.step).parameters
+    return any(
+        p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values()
+    )
 
 
 def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
@@ -160,6 +173,8 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
                 "the follower's first answer is not finite: the objective, its gradient or the "
                 "update gave NaN or infinity; check the batch and the update's step"
             )
+        if leaf.dtype == torch.bool:
+            leaf, nearest = leaf.int(), nearest.int()
         distance = float((leaf - nearest).abs().max()) if leaf.numel() else 0.0
         rounding = torch.finfo(leaf.dtype).eps if leaf.is_floating_point() else 0.0
         largest = float(nearest.abs().max()) if leaf.numel() else 0.0

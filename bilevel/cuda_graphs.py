@@ -79,6 +79,7 @@ class CapturedStep:
         self._kind: Any = None
         self._taken = 0
         self._graph: Any = None
+        self._held = self._states()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Takes a step.
@@ -93,6 +94,9 @@ class CapturedStep:
             BilevelError: If a step of this game cannot be captured.
         """
         kind = _kind(batch), self._settings(), self._flags()
+        if any(now is not held for now, held in zip(self._states(), self._held, strict=True)):
+            self._graph = self._kind = None  # a state was loaded, into new memory
+            self._held = self._states()
         if self._graph is None:
             self._taken = self._taken + 1 if kind == self._kind else 1
             self._kind = kind
@@ -177,6 +181,11 @@ class CapturedStep:
         players = self.game.leader, self.game.solver
         modes = [part.training for player in players for part in player.modules()]
         return modes + [p.requires_grad for player in players for p in player.parameters()]
+
+    def _states(self) -> list[Any]:
+        """The optimizers' states, of which loading makes new ones."""
+        optimizers: list[Any] = [self.game.leader_opt, self.game.solver_opt]
+        return [one.state for one in optimizers if one is not None]
 
     def _groups(self) -> list[dict[str, Any]]:
         optimizers: list[Any] = [self.game.leader_opt, self.game.solver_opt]

@@ -40,13 +40,14 @@ def raise_missing_field(error: AttributeError | KeyError, problem: object, batch
         BilevelError: If the batch lacks the attribute or the key.
     """
     if isinstance(error, AttributeError):
-        missing = error.obj is batch
+        missing = error.name is not None and error.obj is batch
     else:
         missing = isinstance(batch, Mapping) and bool(error.args) and error.args[0] not in batch
     if missing:
+        what = str(error) or getattr(error, "name", "")
         raise BilevelError(
             f"{type(problem).__name__} cannot read a batch of type {type(batch).__name__} "
-            f"({error}): a batch must have the fields that the problem's own methods use; wrap "
+            f"({what}): a batch must have the fields that the problem's own methods use; wrap "
             'what the loader yields, for example in a collections.namedtuple("Batch", "x y")'
         ) from error
 

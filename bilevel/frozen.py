@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from bilevel.errors import BilevelError
 from bilevel.snapshot import ModuleState
@@ -55,15 +56,17 @@ def frozen(
         yield
     finally:
         before.restore()
+        parametrize._cache.clear()  # of parametrize.cached(): weights without a gradient
 
 
 def _freeze(state: ModuleState) -> None:
     try:
-        for parameter, requires_grad in state.parameters:
+        for parameter, requires_grad in state.requires_grad:
             if requires_grad:
                 parameter.requires_grad_(False)
     except RuntimeError as error:
         raise BilevelError(
-            "a parameter is computed from others (functional_call): it cannot be held fixed as a "
-            "parameter; lend it detached, or take Unrolled(), which differentiates through it"
+            "a parameter is computed from others (functional_call), or many are solved together "
+            "(vmap): it cannot be held fixed as a parameter; lend it detached, or take Unrolled(), "
+            "which differentiates through it, and under vmap Implicit(), Forward() or Penalty(…)"
         ) from error

@@ -99,8 +99,10 @@ class Bilevel:
         checks.check_disjoint(leader, solver)
         checks.check_optimizer("leader", leader, leader_opt)
         checks.check_optimizer("solver", solver, solver_opt)
-        # Copies, but updates that they share with the solver stay shared.
-        shared: dict[int, Any] = {id(module): module for module in solver.modules()}
+        # Copies, but what they refer to of the other parts is these parts: the solver's update, the
+        # leader in an update of one's own.
+        shared: dict[int, Any] = {id(follower): follower}
+        shared |= {id(module): module for part in (leader, solver) for module in part.modules()}
         self.adjoint = copy.deepcopy(adjoint or Detached(), shared)
         self.schedule = copy.deepcopy(schedule or Simultaneous())
         self.schedule.check(self)
@@ -108,6 +110,7 @@ class Bilevel:
         self.steps = 0
         self._checked = False
 
+    @torch.enable_grad()
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Solves the follower and moves both players once.
 
@@ -203,6 +206,7 @@ class Bilevel:
         """Like :meth:`move_leader`; the first evaluation also fills the gradients of ``phi``."""
         losses: list[Tensor] = []
 
+        @torch.enable_grad()  # which optimizers switch off around their step
         def closure() -> Tensor:
             theta = zero_grad(self.leader)
             loss = self._leader_loss(self._solve_again(y, batch) if losses else y, batch)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
@@ -78,9 +78,8 @@ def take_step(
         closure: Computes the loss, fills ``.grad`` and returns the loss.
     """
     if optimizer is None:
-        with torch.enable_grad():
-            closure()
-    elif getattr(optimizer, "_optimizer_step_pre_hooks", None) or _global_optimizer_pre_hooks:
+        closure()
+    elif _has_pre_hooks(optimizer):
         # Such a hook runs before the closure is called; it must see this step's gradient, not the
         # last one's (gradient clipping).
         optimizer.step(_evaluated(closure, trainable_parameters(player)))
@@ -88,15 +87,29 @@ def take_step(
         optimizer.step(closure)
 
 
+def _has_pre_hooks(optimizer: object) -> bool:
+    """Whether an optimizer has step pre-hooks, or one that it wraps as its ``optimizer``."""
+    while optimizer is not None and not getattr(optimizer, "_optimizer_step_pre_hooks", None):
+        optimizer = getattr(optimizer, "optimizer", None)
+    return optimizer is not None or bool(_global_optimizer_pre_hooks)
+
+
 def _evaluated(closure: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Callable[[], Tensor]:
     """Evaluates the closure now; its first call returns that loss, unless parameters moved."""
-    with torch.enable_grad():
-        losses = [closure()]
+    losses = [closure()]
     versions = [parameter._version for parameter in parameters]
 
     def again() -> Tensor:
         if losses and versions == [parameter._version for parameter in parameters]:
             return losses.pop()
+        if losses:
+            losses.clear()
+            warnings.warn(
+                "the optimizer moves the parameters before it evaluates the loss: its step "
+                "pre-hooks saw another gradient than that of its step; clip gradients elsewhere, "
+                "such as in a subclass of the optimizer",
+                stacklevel=2,
+            )
         return closure()
 
     return again

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+Buffers = dict[str, Tensor | None]
+
 
 class ModuleState:
-    """A module's training flags, the ``requires_grad`` of its parameters, and its buffers.
+    """A module's training flags, its parameters with their ``requires_grad``, and its buffers.
 
     Within ``with state:``, which may be entered again, the module is in this state and writes into
-    copies of these buffers.
+    copies of these buffers. It has the parameters that it had, also if ``functional_call`` had lent
+    them.
 
     Args:
         module: The module.
@@ -29,14 +32,11 @@ class ModuleState:
         self.module = module
         self.flags = [(part, part.training) for part in module.modules()]
         # From the dicts of nn.Module, whose iterators and attributes cost more than a small layer.
-        parameters = dict.fromkeys(p for part, _ in self.flags for p in part._parameters.values())
-        self.parameters = [(p, p.requires_grad) for p in parameters if p is not None]
-        self.buffers = [
-            (part._buffers, name, buffer)
-            for part, _ in self.flags
-            for name, buffer in part._buffers.items()
-            if buffer is not None
-        ]
+        held = [(part._parameters, part._buffers) for part, _ in self.flags]
+        self.parameters = [(now, dict(now)) for now, _ in held if now]
+        distinct = dict.fromkeys(p for _, kept in self.parameters for p in kept.values())
+        self.requires_grad = [(p, p.requires_grad) for p in distinct if p is not None]
+        self.buffers = [(now, dict(now)) for _, now in held]
         if copy_buffers:
             self.buffers = self._buffer_copies()
 
@@ -47,16 +47,20 @@ class ModuleState:
                 part.train(flag)  # it may do more: merge weights, clear a cache
             if part.training != flag:
                 part.training = flag
-        for parameter, requires_grad in self.parameters:
+        for now, kept in self.parameters:
+            now.update(kept)
+        for parameter, requires_grad in self.requires_grad:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
-        for buffers, name, buffer in self.buffers:
-            buffers[name] = buffer
+        for buffers, kept_buffers in self.buffers:
+            if buffers or kept_buffers:  # a forward pass may have registered more
+                buffers.clear()
+                buffers.update(kept_buffers)
 
     def use_buffer_copies(self) -> None:
         """Replaces the module's buffers by copies of these, which are then not modified."""
-        for buffers, name, copy in self._buffer_copies():
-            buffers[name] = copy
+        for buffers, copies in self._buffer_copies():
+            buffers.update(copies)
 
     def __enter__(self) -> None:
         """Puts the module into this state, with copies of the buffers."""
@@ -68,12 +72,15 @@ class ModuleState:
         """Puts the module back into the state before the block."""
         self._before.restore()
 
-    def _buffer_copies(self) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:
-        return [(buffers, name, buffer.clone()) for buffers, name, buffer in self.buffers]
+    def _buffer_copies(self) -> list[tuple[Buffers, Buffers]]:
+        return [
+            (buffers, {n: None if b is None else b.clone() for n, b in kept.items()})
+            for buffers, kept in self.buffers
+        ]
 
 
 class Snapshot:
-    """The state of some modules and of the random number generators.
+    """The state of some modules, of the random number generators, and of autocast.
 
     Args:
         *modules: The modules.
@@ -86,10 +93,21 @@ class Snapshot:
         types = [t.device.type for t in tensors if t.device.type not in ("cpu", "meta")]
         self.device_type = types[0] if types else "cuda"
         self.devices, self.device_rng_states = get_device_states(*tensors)
+        # A backward pass may run outside of autocast, and on a GPU runs in another thread.
+        self.autocast = [
+            torch.autocast(
+                kind,
+                dtype=torch.get_autocast_dtype(kind),
+                enabled=torch.is_autocast_enabled(kind),
+                cache_enabled=torch.is_autocast_cache_enabled(),
+            )
+            for kind in {"cpu", self.device_type}
+            if torch.amp.is_autocast_available(kind)
+        ]
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Within the block modules and random numbers are as in the snapshot; restored after it.
+        """Within the block all is as in the snapshot; restored after it.
 
         Yields:
             Nothing.
@@ -97,6 +115,8 @@ class Snapshot:
         with ExitStack() as stack:
             for state in self.states:
                 stack.enter_context(state)
+            for autocast in self.autocast:
+                stack.enter_context(autocast)
             stack.enter_context(torch.random.fork_rng(self.devices, device_type=self.device_type))
             torch.set_rng_state(self.rng_state)
             set_device_states(self.devices, self.device_rng_states, device_type=self.device_type)

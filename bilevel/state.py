@@ -47,9 +47,10 @@ def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.devic
             )
     for name in ("leader", "solver"):
         check_fits(name, parts[name].state_dict(), state[name])
-    before = copy.deepcopy(read(parts))
+    before, settings = copy.deepcopy(read(parts)), _settings(parts)
     try:
         _load(parts, state, device)
+        _check_settings(parts, settings)
     except Exception as error:
         _load(parts, before, device)
         raise BilevelError(
@@ -61,12 +62,23 @@ def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.devic
 
 def _load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.device) -> None:
     for name, part in parts.items():
-        saved = state[name]
+        saved = copy.deepcopy(state[name])  # optimizers of torch write into what they load
         if name in MOVED:
             saved = tree_map_only(Tensor, lambda tensor: tensor.to(device), saved)
         if name in ("schedule", "adjoint") and saved.keys() != (own := part.state_dict()).keys():
             raise KeyError(f"the {name} has state {[*own]}, not {[*saved]}")
         part.load_state_dict(saved)
+
+
+def _settings(parts: Mapping[str, Any]) -> set[str]:
+    """The names of the optimizers' settings, of which those of another kind lack some."""
+    groups = [g for part in parts.values() for g in getattr(part, "param_groups", ())]
+    return {name for group in groups for name in group} - {"initial_lr"}
+
+
+def _check_settings(parts: Mapping[str, Any], needed: set[str]) -> None:
+    if lacking := needed - _settings(parts):
+        raise KeyError(f"the state has no {', '.join(sorted(lacking))}")
 
 
 def check_fits(name: str, own: dict[str, Any], saved: dict[str, Any]) -> None:

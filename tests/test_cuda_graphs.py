@@ -38,6 +38,7 @@ def test_tensors_in_other_objects_would_not_be_copied(monkeypatch: pytest.Monkey
 
 
 GAMES = """
+import copy
 import torch
 from torch import nn
 from bilevel import Bilevel, BilevelError, ZeroSum
@@ -89,6 +90,9 @@ for method in ("pgm", "two-step-l2l"):
     step = CapturedStep(captured)
     assert train(plain, plain.step) == train(captured, step)
     assert len(step._batch.x) == 4
+    for game in (plain, captured):
+        game.load_state_dict(copy.deepcopy(game.state_dict()))
+    assert train(plain, plain.step) == train(captured, step)
     leaves = torch.utils._pytree.tree_leaves
     for a, b in zip(leaves(plain.state_dict()), leaves(captured.state_dict()), strict=True):
         assert torch.equal(a.cpu(), b.cpu()) if isinstance(a, torch.Tensor) else a == b

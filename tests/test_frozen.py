@@ -81,6 +81,28 @@ def test_train_is_called_on_the_way_back_too(training: bool) -> None:
     torch.testing.assert_close(module[0][0].weight, before)
 
 
+class Lazy(nn.Module):
+    """Takes statistics from the first batch that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.mean is None:
+            self.mean = x.mean(0)
+            self.register_buffer("deviation", x.std(0))
+        return (x - self.mean) / self.deviation
+
+
+def test_buffers_that_a_forward_pass_fills_or_adds_go_again() -> None:
+    lazy = Lazy()
+    with frozen(lazy):
+        lazy(torch.randn(4, 2))
+    assert lazy.mean is None
+    assert "deviation" not in dict(lazy.named_buffers())
+
+
 def test_a_parameter_that_is_computed_cannot_be_held_fixed() -> None:
     module = nn.Linear(2, 2)
 

@@ -189,6 +189,19 @@ def test_an_answer_outside_y(beyond: float) -> None:
         game.step(images())
 
 
+def test_an_answer_of_yes_and_no() -> None:
+    class Subset(Nearest):
+        def init(self, batch):
+            return torch.zeros(3, dtype=torch.bool)
+
+        def project(self, y, batch):
+            return y & torch.tensor([True, True, False])
+
+    check_feasible(Subset(), torch.tensor([True, False, False]), None)
+    with pytest.raises(BilevelError, match="lies 1 outside Y"):
+        check_feasible(Subset(), torch.tensor([True, False, True]), None)
+
+
 def test_a_large_answer_is_in_y_but_for_rounding() -> None:
     class Sphere(Nearest):
         def project(self, y, batch):

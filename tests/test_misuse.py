@@ -27,10 +27,19 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
-from bilevel.robustness import Linf
+from bilevel.robustness import Batch, Linf
 from bilevel.testing import check_update
 from bilevel.updates import CoordinateRNN, Gradient, Momentum, Optimizer, Update
-from tests.problems import Apart, LinearBox, Pulled, Saddle, Scalar, image_game
+from tests.problems import (
+    Apart,
+    LinearBox,
+    Nearest,
+    Pulled,
+    Saddle,
+    Scalar,
+    Weights,
+    image_game,
+)
 
 
 def play(**parts) -> None:
@@ -155,6 +164,43 @@ def test_a_gradient_that_reaches_only_the_solver(schedule) -> None:
     )
     with pytest.raises(BilevelError, match="does not depend on the parameters that it trains"):
         game.step(None)
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Implicit(), Forward()])
+def test_an_objective_that_does_not_read_the_answer(adjoint) -> None:
+    class Deaf(Nearest):
+        def objective(self, leader, y, batch):
+            return leader.w.sum().expand(len(batch.x))
+
+    leader = Weights(4)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    solver = Iterative(Gradient(0.5), 2)
+    game = Bilevel(leader, Deaf(), solver, leader_opt=optimizer, adjoint=adjoint)
+    with pytest.raises(BilevelError, match=r"Deaf\.objective does not depend on y"):
+        game.step(Batch(torch.ones(2, 4), torch.zeros(2)))
+
+
+def test_an_optimizer_of_the_solver_that_needs_a_closure() -> None:
+    saddle = Saddle()
+    leader, solver = ZeroSum(Scalar(1.0), saddle), Parametric(torch.zeros(()).double())
+    with pytest.raises(BilevelError, match=r"solver_opt is an? LBFGS, whose step needs a closure"):
+        Bilevel(
+            leader,
+            saddle,
+            solver,
+            leader_opt=torch.optim.LBFGS(leader.parameters()),
+            solver_opt=torch.optim.LBFGS(solver.parameters()),
+        )
+
+
+def test_an_error_of_ones_own_is_no_missing_field() -> None:
+    class Own(Saddle):
+        def objective(self, leader, y, batch):
+            raise AttributeError("mine")
+
+    own = Own()
+    with pytest.raises(AttributeError, match="mine"):
+        pgm(0.1, 1).solve(own, ZeroSum(Scalar(1.0), own), None)
 
 
 def test_a_field_that_the_leaders_loss_misses() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bilevel
@@ -20,8 +23,9 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
+from bilevel.robustness import Batch
 from bilevel.updates import CoordinateMLP, Gradient
-from tests.problems import Scalar, image_game
+from tests.problems import Nearest, Scalar, Weights, image_game
 
 
 def flat(module: nn.Module) -> Tensor:
@@ -71,6 +75,87 @@ def test_a_hook_that_does_nothing_changes_nothing(kind) -> None:
         assert torch.equal(plain, other)
 
 
+class Wrapped:
+    """An optimizer around another, as those of training frameworks; its step takes no gradient."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure):
+        return self.optimizer.step(closure)
+
+    def state_dict(self):
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state):
+        self.optimizer.load_state_dict(state)
+
+
+def test_a_hook_of_a_wrapped_optimizer_sees_the_gradient_of_its_step() -> None:
+    leader, follower, batch = image_game()
+    inner, seen = torch.optim.SGD(leader.parameters(), lr=0.1), []
+    inner.register_step_pre_hook(lambda *_: seen.append(leader.model.layers[0].weight.grad))
+    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=Wrapped(inner))
+    for _ in range(2):
+        game.step(batch)
+        assert seen[-1] is leader.model.layers[0].weight.grad is not None
+
+
+class Bare(torch.optim.SGD):
+    """Calls its closure where gradients are switched off, as some optimizers do."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        loss = closure()
+        torch.optim.SGD.step(self)
+        return loss
+
+
+def test_a_closure_takes_gradients_wherever_it_is_called() -> None:
+    results = []
+    for kind in (torch.optim.SGD, Bare):
+        torch.manual_seed(0)
+        leader, follower, batch = image_game()
+        optimizer = kind(leader.parameters(), lr=0.1)
+        Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer).step(batch)
+        results.append(flat(leader))
+    assert torch.equal(*results)
+
+
+def test_weights_that_are_cached_around_a_step_are_trained() -> None:
+    results = []
+    for cached in (nullcontext, parametrize.cached):
+        torch.manual_seed(0)
+        leader, follower, batch = image_game()
+        nn.utils.parametrizations.weight_norm(leader.model.layers[0])
+        optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+        game = Bilevel(leader, follower, pgm(0.1, 2), leader_opt=optimizer)
+        with cached():
+            game.step(batch)
+        results.append(flat(leader))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    "adjoint",
+    [Unrolled(), Implicit(), bilevel.Penalty(10.0), bilevel.Forward(), bilevel.Detached()],
+    ids=repr,
+)
+def test_no_grad_around_a_step_changes_nothing(adjoint) -> None:
+    results = []
+    for mode in (torch.enable_grad, torch.no_grad):
+        leader = Weights(4)
+        optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+        solver = Iterative(Gradient(0.5), 20)
+        game = Bilevel(leader, Nearest(), solver, leader_opt=optimizer, adjoint=adjoint)
+        with mode():
+            game.step(Batch(torch.ones(2, 4), torch.zeros(2)))
+        results.append(leader.w.detach().clone())
+    assert torch.equal(*results)
+
+
 def test_an_optimizer_that_moves_first_is_not_given_the_gradient_from_before() -> None:
     """Sharpness-aware: climbs along the gradient, and descends by that of the point reached."""
 
@@ -96,9 +181,9 @@ def test_an_optimizer_that_moves_first_is_not_given_the_gradient_from_before() -
     leader, (_, follower, batch) = Square(), image_game()
     optimizer = Aware(leader.parameters(), lr=0.1)
     optimizer.register_step_pre_hook(lambda *_: None)
-    Bilevel(leader, follower, STILL, leader_opt=optimizer, adjoint=bilevel.Detached()).move_leader(
-        torch.zeros(()), batch
-    )
+    game = Bilevel(leader, follower, STILL, leader_opt=optimizer, adjoint=bilevel.Detached())
+    with pytest.warns(UserWarning, match="moves the parameters before it evaluates the loss"):
+        game.move_leader(torch.zeros(()), batch)
     assert leader.x.item() == pytest.approx(1.0 - 0.1 * 2.0)
 
 

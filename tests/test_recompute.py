@@ -58,6 +58,25 @@ def test_the_backward_pass_is_of_the_mode_that_the_layers_were_in() -> None:
     assert not again[0].training
 
 
+def test_the_backward_pass_is_of_the_weights_that_were_lent() -> None:
+    """By functional_call, which takes them back before the backward pass."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers()
+
+        def forward(self, x: Tensor, recompute: bool) -> Tensor:
+            return checkpointed(self.layers, x) if recompute else self.layers(x)
+
+    network, gradients = Network(), []
+    for recompute in (False, True):
+        lent = {n: (2 * p.detach() + 1).requires_grad_() for n, p in network.named_parameters()}
+        output = torch.func.functional_call(network, lent, (X, recompute))
+        gradients.append(torch.autograd.grad(output.pow(2).sum(), [*lent.values()]))
+    assert all(map(torch.equal, *gradients))
+
+
 def test_second_derivatives() -> None:
     found = []
     for run in (lambda net, x: net(x), checkpointed):

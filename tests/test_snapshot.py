@@ -34,3 +34,15 @@ def test_a_block_sees_the_state_as_it_was_and_leaves_it_as_it_is() -> None:
     assert network[0].running_mean is now
     assert torch.equal(now, later)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_block_computes_in_the_precision_of_the_snapshot() -> None:
+    network, x = nn.Linear(2, 2), torch.randn(3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        snapshot = Snapshot(network)
+    plain = Snapshot(network)
+    with snapshot.restored():
+        assert network(x).dtype == torch.bfloat16
+        with plain.restored():
+            assert network(x).dtype == torch.float32
+    assert network(x).dtype == torch.float32

@@ -72,6 +72,39 @@ def test_a_state_with_another_optimizer_changes_nothing() -> None:
         assert torch.equal(target.leader.state_dict()[name], value), name
 
 
+def adam(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(module.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(("written", "read"), [(sgd, adam), (adam, sgd)], ids=["sgd", "adam"])
+def test_a_state_of_an_optimizer_of_another_kind(written, read) -> None:
+    """Also where it has no tensors yet."""
+
+    def game(optimizer) -> Bilevel:
+        leader, follower, _ = image_game()
+        return Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer(leader))
+
+    target = game(read)
+    with pytest.raises(BilevelError, match=r"does not fit .*the state has no"):
+        target.load_state_dict(game(written).state_dict())
+    target.step(images())
+
+
+def test_training_does_not_change_a_state_that_was_loaded() -> None:
+    """To which a run may have to go back a second time."""
+    leader, follower, batch = image_game()
+    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=adam(leader))
+    game.step(batch)
+    state = copy.deepcopy(game.state_dict())
+    ends = []
+    for _ in range(2):
+        game.load_state_dict(state)
+        for _ in range(3):
+            game.step(batch)
+        ends.append(torch.cat([p.detach().flatten() for p in leader.parameters()]))
+    assert torch.equal(*ends)
+
+
 def test_a_leader_without_parameters_comes_back_too() -> None:
     """Its optimizer moves something else: a step of evolution on a buffer, say."""
 

@@ -192,7 +192,7 @@ class Lookahead(Schedule):
             self._taken = 0
         metrics = self.inner.step(game, batch)
         self._taken += 1
-        if self._taken == self.steps:
+        if self._taken >= self.steps:
             torch._foreach_lerp_([*players.values()], [*self._slow.values()], 1 - self.alpha)
             self._slow = {}
         return metrics

@@ -12,7 +12,7 @@ from bilevel.errors import BilevelError
 from bilevel.frozen import Mode
 from bilevel.solvers.base import Solver
 from bilevel.solvers.oracle import Oracle
-from bilevel.tree import Value, leaves, tree_map
+from bilevel.tree import Value, leaves_like, tree_map
 from bilevel.updates.base import State, Update
 
 
@@ -102,7 +102,7 @@ class Iterative(Solver):
         if self.kept is None or not self.warm_start:
             return y, None
         kept, state = self.kept
-        shapes = [[leaf.shape for leaf in leaves(tree)] for tree in (kept, y)]
+        shapes = [[leaf.shape for leaf in leaves_like(tree, like=y)] for tree in (kept, y)]
         if shapes[0] != shapes[1]:
             raise BilevelError(
                 f"warm_start: the kept answer has shapes {shapes[0]}, this batch needs "

@@ -119,17 +119,19 @@ class Oracle:
                 check_floating(type(self.follower).__name__, y, error)
                 raise
             value = self._objective(point)
-            if not value.requires_grad:
+            # Sums over the samples and applies the sign, without an operation for either.
+            signs = torch.full_like(value, self.follower.sign)
+            grads: tuple[Tensor | None, ...] = ()
+            if value.requires_grad:
+                grads = torch.autograd.grad(
+                    value, leaves(point), signs, create_graph=create_graph, allow_unused=True
+                )
+            if all(grad is None for grad in grads):
                 raise BilevelError(
                     f"{type(self.follower).__name__}.objective does not depend on y: its gradient "
                     "cannot be taken; compute it from y without detach() or no_grad(), or use an "
                     "update with needs_gradient = False"
                 )
-            # Sums over the samples and applies the sign, without an operation for either.
-            signs = torch.full_like(value, self.follower.sign)
-            grads = torch.autograd.grad(
-                value, leaves(point), signs, create_graph=create_graph, allow_unused=True
-            )
         objective, gradient = value.detach(), from_leaves(grads, like=point)
         self.record(objective, gradient)
         return objective, gradient
@@ -165,7 +167,7 @@ class Oracle:
         """
         for _ in range(steps):
             gradient = self.gradient(y) if update.needs_gradient else None
-            context = self.context(y)
+            context = self.context(y) if update.needs_context else None
             try:
                 moved = update(y, gradient, context, state)
             except RuntimeError as error:

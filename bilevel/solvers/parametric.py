@@ -45,7 +45,7 @@ class Parametric(Solver):
             self.y = y
         elif isinstance(y, Tensor):
             self.y = nn.Parameter(y.detach().clone())
-        elif not any("." in name for name in y):
+        elif not any("." in name or hasattr(nn.ParameterDict, name) for name in y):
             # An OrderedDict: ParameterDict sorts the names of any other dict.
             self.y = nn.ParameterDict(OrderedDict((k, v.detach().clone()) for k, v in y.items()))
         else:

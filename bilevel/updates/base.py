@@ -23,6 +23,7 @@ class Update(nn.Module, ABC):
     Attributes:
         needs_gradient: Whether the solver computes the gradient for this update. If False,
             :meth:`forward` gets None and the solve costs no pass of the leader.
+        needs_context: Whether the solver computes the follower's context for it, likewise.
         differentiable: Whether the step has a useful derivative in its gradient. False if it is
             piecewise constant: no adjoint then differentiates through the step.
 
@@ -36,6 +37,7 @@ class Update(nn.Module, ABC):
     """
 
     needs_gradient: bool = True
+    needs_context: bool = True
     differentiable: bool = True
 
     @abstractmethod
@@ -50,7 +52,7 @@ class Update(nn.Module, ABC):
             gradient: The gradient of the follower's gain, in the shape of ``y``: a step along it
                 improves the objective, whatever its sense. None if not :attr:`needs_gradient`.
             context: :meth:`FollowerProblem.context` at ``y`` (for a perturbation the perturbed
-                image), or None.
+                image), or None. None if not :attr:`needs_context`.
             state: The state that the previous step returned; None at the first step.
 
         Returns:

@@ -27,6 +27,8 @@ from bilevel.updates.normalize import unit_norm
 class _Step(Update):
     """``y' = y + step · direction(gradient)``."""
 
+    needs_context = False
+
     def __init__(self, step: float) -> None:
         super().__init__()
         self.step = positive("step", step)
@@ -143,6 +145,7 @@ class Momentum(Update):
             )
         self.update = instance_of("update", update, Update, "SignGradient(step) or your own")
         self.differentiable = update.differentiable
+        self.needs_context = update.needs_context
         self.decay = decay
         self.normalize = normalize
 

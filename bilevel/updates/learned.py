@@ -115,6 +115,7 @@ class ImageUpdate(LearnedUpdate):
         self.inputs = one_of("inputs", inputs, INPUTS)
         self.normalize = one_of("normalize", normalize, OVER)
         self.needs_gradient = "gradient" in inputs or gradient_skip is not None
+        self.needs_context = "context" in inputs
 
     @abstractmethod
     def propose(self, features: Tensor, state: State) -> tuple[Tensor, State]:
@@ -190,6 +191,8 @@ class VectorUpdate(LearnedUpdate):
         >>> y.flatten()
         tensor([0.5000, 0.5000])
     """
+
+    needs_context = False
 
     @abstractmethod
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:

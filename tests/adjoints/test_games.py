@@ -12,15 +12,18 @@ from bilevel import (
     Alternating,
     Bilevel,
     Detached,
+    FollowerProblem,
     Implicit,
     Iterative,
+    LeaderProblem,
     Parametric,
     Schedule,
     Simultaneous,
+    Solver,
     Unrolled,
     ZeroSum,
 )
-from bilevel.updates import CNN, Optimizer
+from bilevel.updates import CNN, Optimizer, Update
 from tests.problems import image_game
 from tests.valleys import F64, Decay, Shrunk
 
@@ -107,3 +110,53 @@ def test_a_run_resumed_equals_the_run_never_stopped() -> None:
         a, b = straight.step(batch), resumed.step(batch)
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.equal(straight.leader.theta, resumed.leader.theta)
+
+
+class Soft(Update):
+    """A step of ISTA: down the slope, then toward zero by the leader's threshold."""
+
+    def __init__(self, leader: torch.nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "leader", leader)  # a reference, no part
+
+    def forward(self, y, gradient, context, state):
+        moved = y + 0.5 * gradient
+        return moved.sign() * (moved.abs() - 0.5 * self.leader.threshold).relu(), state
+
+
+class Sparse(FollowerProblem):
+    """min over y of ½‖y − x‖² + threshold·‖y‖₁, solved by soft thresholding."""
+
+    sense = "min"
+
+    def init(self, batch):
+        return torch.zeros_like(batch)
+
+    def objective(self, leader, y, batch):
+        # The last term is zero; it makes the smooth part depend on θ.
+        return (y - batch).square().sum() / 2 + 0 * (leader.threshold * y).sum()
+
+
+class Thresholded(Solver):
+    def answer(self, oracle):
+        x = oracle.batch
+        return x.sign() * (x.abs() - oracle.leader.threshold).relu()
+
+
+def test_an_update_that_refers_to_the_leader_refers_to_the_games() -> None:
+    """A game copies its adjoint, but not the leader that a fixed point of one's own reads."""
+
+    class Threshold(LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.threshold = torch.nn.Parameter(torch.tensor(0.5))
+
+        def loss(self, y, batch):
+            return y.square().sum() / 2
+
+    leader = Threshold()
+    adjoint = Implicit(fixed_point=Soft(leader))
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.0)
+    game = Bilevel(leader, Sparse(), Thresholded(), leader_opt=optimizer, adjoint=adjoint)
+    game.step(torch.tensor([2.0, -3.0, 0.1]))
+    assert leader.threshold.grad.item() == pytest.approx(-4.0)  # −Σ|y|

@@ -166,6 +166,20 @@ def test_lookahead_comes_back_part_of_the_way() -> None:
             player.copy_(value)
 
 
+def test_lookahead_with_fewer_steps_than_were_taken_comes_back_at_once() -> None:
+    game = critic_game(Lookahead(steps=6), torch.optim.SGD, lr=0.1)
+    batch = torch.randn(8, 4)
+    slow = state(game)
+    for taken in range(5):
+        if taken == 4:
+            game.schedule.steps = 3
+        game.step(batch)
+    twin = critic_game(Simultaneous(), torch.optim.SGD, lr=0.1)
+    for _ in range(5):
+        twin.step(batch)
+    torch.testing.assert_close(state(game), combine((0.5, slow), (0.5, state(twin))))
+
+
 def test_one_iteration_and_all_of_the_way_are_simultaneous_play() -> None:
     batch = torch.randn(8, 4)
     plain = critic_game(Simultaneous(), torch.optim.Adam, lr=0.1)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, FollowerProblem, Iterative, Oracle, ZeroSum
-from bilevel.updates import Gradient, Update
+from bilevel.updates import CNN, Gradient, Momentum, Optimizer, SignGradient, Update
+from tests.problems import image_game
 
 
 class Pair(NamedTuple):
@@ -178,3 +179,23 @@ def test_the_oracle_of_another_problem(differentiable: bool) -> None:
     assert (inner.evaluations, whole.evaluations) == (1, 0)
     y = torch.ones(4, 3, requires_grad=True)
     assert inner.gradient(y).requires_grad == differentiable
+
+
+@pytest.mark.parametrize(
+    ("update", "reads"),
+    [
+        (SignGradient(0.1), False),
+        (Momentum(SignGradient(0.1), 1.0), False),
+        (Optimizer(torch.optim.Adam, lr=0.1), False),
+        (CNN(1, 0.1, inputs=("gradient",), width=4), False),
+        (CNN(1, 0.1, inputs=("context",), width=4), True),
+        (Momentum(CNN(1, 0.1, width=4), 1.0), True),
+    ],
+    ids=repr,
+)
+def test_the_context_is_computed_for_updates_that_read_it(update: Update, reads: bool) -> None:
+    leader, follower, batch = image_game()
+    context, seen = follower.context, []
+    follower.context = lambda y, batch: (seen.append(y), context(y, batch))[1]
+    Iterative(update, 3).solve(follower, leader, batch)
+    assert len(seen) == (3 if reads else 0)

@@ -64,7 +64,7 @@ def test_the_answer_may_have_the_names_of_a_networks_weights() -> None:
     assert all(map(torch.equal, twin.parameters(), solver.parameters()))
 
 
-@pytest.mark.parametrize("names", [None, ["b", "a"], ["c", "0.b", "0.a"]])
+@pytest.mark.parametrize("names", [None, ["b", "a"], ["c", "0.b", "0.a"], ["values", "keys"]])
 def test_the_start_that_was_given_stays(names) -> None:
     start = torch.zeros(2) if names is None else {name: torch.zeros(2) for name in names}
     solver = Parametric(start)

@@ -79,3 +79,25 @@ def test_a_solve_begins_at_the_kept_answer() -> None:
     stats = [solver.solve(follower, leader, None).stats for _ in range(3)]
     found = [(one["objective_before"].item(), one["objective_after"].item()) for one in stats]
     assert found == [(0, 1), (1, 4), (4, 9)]
+
+
+def test_the_order_of_names_is_no_size() -> None:
+    """An update may return the tensors of y in another order."""
+
+    class Reversed(Update):
+        def forward(self, y, gradient, context, state):
+            return {name: y[name] + 1 for name in reversed(y)}, state
+
+    class Pair(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return {"a": torch.zeros(1), "b": torch.zeros(2)}
+
+        def objective(self, leader, y, batch):
+            return y["a"].square().sum() + y["b"].square().sum()
+
+    solver, pair = Iterative(Reversed(), 1, warm_start=True), Pair()
+    for count in (1, 2):
+        y = solver.solve(pair, ZeroSum(torch.nn.Identity(), pair), None).value
+        assert [*y["a"], *y["b"]] == [count] * 3
