@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from bilevel.adjoints import linear
+from bilevel.adjoints.condition import epsilon, residual_of, step_size, vector, vjp
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem, is_constrained
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.solvers import Iterative, Oracle, Solver
-from bilevel.tree import Value, from_leaves, leaves, ravel, tree_map, unravel
+from bilevel.solvers import Iterative, Solver
+from bilevel.tree import Value, from_leaves, leaves, tree_map, unravel
 from bilevel.updates.base import Update
 from bilevel.updates.gradient import Gradient
 
@@ -47,23 +48,28 @@ class Implicit(Pullback):
     .. math:: \Bigl(\frac{dy^*}{dθ}\Bigr)^{\!T} v = \Bigl(\frac{∂F}{∂θ}\Bigr)^{\!T} w, \qquad
               -\Bigl(\frac{∂F}{∂y}\Bigr)^{\!T} w = v
 
-    If Y has constraints, or with ``fixed_point``, the condition is F = T(θ, y) − y, where T is an
-    update step followed by the projection: the answer is differentiated through the projection.
+    If Y has constraints, or with ``fixed_point``, the condition is F = (T(θ, y) − y) / η, where T
+    is an update step followed by the projection: the answer is differentiated through the
+    projection. η is the size of a gradient step, so that F does not depend on it, or else 1.
 
     Exact for an exact answer, however it was computed, in the memory of one gradient. Each product
     costs about two gradient evaluations. The statistics are ``residual`` (of the linear system,
-    relative to v), ``curvature`` (the smallest met, without damping: y* is no strict optimum if it
-    is 0 or less), ``stationarity`` (‖F‖), ``gradient_norm`` at the answer where F is the gradient,
-    and ``evaluations`` (gradients of the objective and products with its second derivatives).
+    relative to v; by ``"cg"`` as it would be without rounding), ``curvature`` (the smallest met,
+    without damping: y* is no strict optimum if it is 0 or less), ``stationarity`` (‖F‖),
+    ``gradient_norm`` at the answer where F is the gradient, and ``evaluations`` (gradients of the
+    objective and products with its second derivatives).
 
     Args:
         solver: ``"cg"`` for a strict optimum; ``"gmres"`` for any F; ``"neumann"`` adds terms of
             the series of T, which must be a contraction; ``"exact"`` computes the matrix, by m
             products for m elements of y. By default ``"cg"``, or ``"gmres"`` with a fixed point.
         tolerance: The linear solve ends when its residual is at most this times the norm of v.
-        max_steps: The largest number of steps of the linear solve.
-        damping: Added to the matrix's diagonal: makes a flat follower solvable, at a bias.
+        max_steps: The largest number of steps of the linear solve; of ``"neumann"``, of terms of
+            the series, i + 1 for the i of Lorraine et al. (2020), Algorithm 3.
+        damping: Added to the diagonal of −∂F/∂y, with gradient steps of any size to the Hessian:
+            makes a flat follower solvable, at a bias.
         warm_start: Start from the last linear solve's solution, if θ and the batch change slowly.
+            A ``"neumann"`` solve then takes its steps where v = 0 too.
         fixed_point: The update that defines T; by default the solver's own if that is a plain
             gradient step, else one of size 1.
 
@@ -100,6 +106,7 @@ class Implicit(Pullback):
         self.damping = damping
         self.warm_start = warm_start
         self.fixed_point = fixed_point
+        self.pulls_zero = warm_start and solver == "neumann"  # w then still takes its steps
         self._kept: Tensor | None = None
         self._scale: Tensor | None = None
 
@@ -125,23 +132,25 @@ class Implicit(Pullback):
         theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
         y = tree_map(lambda leaf: leaf.detach().requires_grad_(), problem.y)
         with torch.enable_grad():
-            residual, stats = problem.evaluate(theta, lambda own: _residual(own, step, y))
+            residual, stats = problem.evaluate(theta, lambda own: residual_of(own, step, y))
 
         def product(w: Tensor) -> Tensor:
-            grads = _vjp(residual, leaves(y), unravel(w, like=v))
-            return self.damping * w - _vector(from_leaves(grads, like=y))
+            grads = vjp(residual, leaves(y), unravel(w, like=v))
+            return self.damping * w - vector(from_leaves(grads, like=y))
 
-        b, kept = _vector(v), self._kept
+        b, kept = vector(v), self._kept
         start = kept.to(b) if kept is not None and kept.shape == b.shape else None
         solve = SOLVERS[self.solver or ("cg" if step is None else "gmres")]
+        if self.solver == "neumann":
+            solve = partial(linear.neumann, size=step_size(step))
         solution = solve(product, b, self.max_steps, tolerance=self.tolerance, start=start)
         if self.warm_start:
             self._kept = solution.value
         problem.stats["evaluations"] += solution.products
-        problem.record(stationarity=_vector(residual).norm(), **stats)
+        problem.record(stationarity=vector(residual).norm(), **stats)
         self._check_system(problem, solution, b, symmetric=step is None)
         self._check_optimal(problem, step, residual, solution)
-        grads = _vjp(residual, list(theta.values()), unravel(solution.value, like=v))
+        grads = vjp(residual, list(theta.values()), unravel(solution.value, like=v))
         return dict(zip(theta, grads, strict=True))
 
     def _step(self, solver: Solver, follower: FollowerProblem) -> Update | None:
@@ -158,12 +167,12 @@ class Implicit(Pullback):
         self, problem: SolvedProblem, solution: linear.LinearSolution, b: Tensor, *, symmetric: bool
     ) -> None:
         """Warns if the linear system is indefinite, singular or not solved."""
-        residual = solution.residual.norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)
+        scale = b.norm()
+        residual = solution.residual.norm() / torch.where(scale > 0, scale, 1)  # of v = 0, its own
         problem.record(residual=residual, curvature=solution.curvature - self.damping)
-        curvature, largest = float(solution.curvature), float(solution.largest)
-        eps = _eps(problem.y)
-        rounding = eps * len(b) * largest
-        if symmetric and curvature < -rounding:
+        curvature, eps = float(solution.curvature), epsilon(problem.y)
+        flat, unsolved = solution.flat(eps), not float(residual) <= max(self.tolerance, eps**0.5)
+        if symmetric and curvature < -flat:
             self.warn_once(
                 True,
                 f"negative curvature: along some direction the follower's objective curves the "
@@ -171,16 +180,17 @@ class Implicit(Pullback):
                 f"optimum; solve it further, give damping above {self.damping - curvature:.3g}, or "
                 "take Unrolled(), which assumes no optimum",
             )
-        elif symmetric and curvature <= rounding:
+        elif symmetric and curvature <= flat:
             self.warn_once(
-                float(residual) > self.tolerance,
+                unsolved,
                 "singular system: along some direction the follower's objective is flat at its "
                 "answer, so y* is not unique and has no derivative there; make the follower's "
-                "objective strictly convex (weight decay), or give damping",
+                'objective strictly convex (weight decay), take solver="gmres", which leaves that '
+                "direction out, or give damping",
             )
-        elif not float(residual) <= max(self.tolerance, eps**0.5):
+        else:
             self.warn_once(
-                True,
+                unsolved,
                 f"linear system not solved: its residual is {float(residual):.3g} of v after "
                 f"{solution.products} products, where {self.tolerance:g} was asked for; raise "
                 "max_steps, give damping, or take another solver",
@@ -194,15 +204,15 @@ class Implicit(Pullback):
         solution: linear.LinearSolution,
     ) -> None:
         """Warns if the condition does not hold at the answer, or holds far from the optimum too."""
-        y = _vector(problem.y)
-        norm, tiny = _vector(residual).norm(), torch.finfo(y.dtype).tiny
+        y = vector(problem.y)
+        norm, tiny = vector(residual).norm(), torch.finfo(y.dtype).tiny
         # Before a warning that of this problem: another one may have had another scale.
         fresh = self._scale is None or norm / self._scale > STATIONARY
         if fresh and not self.has_warned(_NOT_STATIONARY):
             with torch.no_grad():
-                start, _ = problem.evaluate({}, lambda own: _residual(own, step, own.init()))
-            scale = _vector(start).norm()
-            if scale <= 100 * _eps(problem.y) * solution.largest * y.norm():
+                start, _ = problem.evaluate({}, lambda own: residual_of(own, step, own.init()))
+            scale = vector(start).norm()
+            if scale <= 100 * epsilon(problem.y) * solution.largest * y.norm():
                 return  # the start is optimal up to rounding: nothing to compare with
             self._scale = scale
         if self._scale is None:
@@ -215,8 +225,9 @@ class Implicit(Pullback):
             f"{_NOT_STATIONARY}: the residual of its optimality condition is {ratio:.2g} of that "
             f"at the start, and the implicit gradient is exact at an optimum only; {remedy}",
         )
+        curved = float(solution.curvature) > solution.flat(epsilon(problem.y))
         self.warn_once(
-            ratio <= STATIONARY and distance > FAR,
+            ratio <= STATIONARY and distance > FAR and curved,
             f"the follower is badly conditioned: by its gradient and the smallest curvature met, "
             f"its answer may be off by {distance:.2g} of its norm, and the implicit gradient is "
             f"exact at an optimum only; {remedy}",
@@ -229,32 +240,3 @@ class Implicit(Pullback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned."""
         self._kept, self._scale = state["kept"], state["scale"]
-
-
-def _residual(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, dict[str, Tensor]]:
-    """F, which is zero at an optimum, and the gradient's norm where that is zero there too."""
-    if step is None:
-        return oracle.gradient(y), {"gradient_norm": oracle.stats()["gradient_norm"]}
-    moved, _ = oracle.advance(step, y, None, 1)
-    return tree_map(lambda own, other: other - own, y, moved), {}  # in y's order of names
-
-
-def _vector(y: Value) -> Tensor:
-    """All elements, in float32 at least: half precision overflows, and torch.linalg refuses it."""
-    vector = ravel(y)
-    return vector.to(torch.promote_types(vector.dtype, torch.float32))
-
-
-def _eps(y: Value) -> float:
-    """The rounding of a gradient in y."""
-    return max(torch.finfo(leaf.dtype).eps for leaf in leaves(y))
-
-
-def _vjp(value: Value, inputs: Sequence[Tensor], v: Value) -> Sequence[Tensor | None]:
-    """The vector-Jacobian product, keeping the graph; None where an input is not used."""
-    pairs = zip(leaves(value), leaves(v), strict=True)
-    outputs = [(leaf, weight) for leaf, weight in pairs if leaf.requires_grad]
-    if not outputs:
-        return [None for _ in inputs]
-    values, weights = zip(*outputs, strict=True)
-    return torch.autograd.grad(values, inputs, weights, retain_graph=True, allow_unused=True)

@@ -4,7 +4,7 @@ Each reports diagnostics of its answer, and none raises if A does not meet its a
 
     conjugate_gradient    A symmetric and positive definite; one product a step, little memory
     gmres                 any A; one product a step, keeps a vector for each step
-    neumann               Σ (I − A)ᵏ b, where I − A contracts; one product a step
+    neumann               η Σ (I − ηA)ᵏ b, where I − ηA contracts; one product a step
     exact                 any A; as many products as unknowns, and the matrix in memory
 """
 
@@ -39,6 +39,17 @@ class LinearSolution(NamedTuple):
     curvature: Tensor
     largest: Tensor
     products: int
+
+    def flat(self, eps: float) -> float:
+        """The curvature up to which a direction is flat.
+
+        Args:
+            eps: The relative rounding of a product.
+
+        Returns:
+            The rounding of a curvature.
+        """
+        return eps * math.sqrt(len(self.value)) * float(self.largest)
 
 
 class LinearSolver(Protocol):
@@ -76,7 +87,10 @@ def conjugate_gradient(
     .. math:: \|x_k - x\|_A \le 2 \Bigl(\frac{\sqrt κ - 1}{\sqrt κ + 1}\Bigr)^k \|x_0 - x\|_A
 
     At a direction along which A is not positive it stops: the ``curvature`` that it reports is
-    then 0 up to rounding, or negative (or not finite, if A is not).
+    then 0 up to rounding, or negative (or not finite, if A is not). Before, the iterates may have
+    grown without bound: if the last residual is over ten times b and the first one, x is their
+    mean, weighted by 1/‖r‖², which minimises the residual as :func:`gmres` does (Zhou and Walker,
+    1994), for another product.
 
     Args:
         product: v to A v, ``(m,)`` both.
@@ -86,45 +100,58 @@ def conjugate_gradient(
         start: The initial x, which costs a product; zero if None.
 
     Returns:
-        The solution, with the residual of the recursion.
+        The solution, with the residual of the recursion: b − A x up to κ roundings.
 
     Example:
         >>> A, b = torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([3.0, 4.0])
         >>> conjugate_gradient(lambda v: A @ v, b, steps=2).value.round(decimals=4)
         tensor([1., 1.])
     """
-    tolerance = torch.finfo(b.dtype).eps if tolerance is None else tolerance
+    eps = torch.finfo(b.dtype).eps
+    tolerance = eps if tolerance is None else tolerance
     x, residual, products = _begin(product, b, start)
     # Python numbers: each step has to branch on two of them anyway.
-    square, target = float(residual @ residual), tolerance**2 * float(b @ b)
+    square, given = float(residual @ residual), float(b @ b)
+    target, immense = tolerance**2 * given, 100 * max(square, given)
     smallest, largest = math.inf, 0.0
     direction, length = residual, square  # the length squared
+    mean, weight = x, 0.0
     for _ in range(steps):
         if square <= target:
             break
+        weight += 1 / square
+        mean = torch.lerp(mean, x, 1 / (square * weight))
         image = product(direction)
         products += 1
         curvature = float(direction @ image)
         ratio = curvature / length
         smallest = smallest if ratio >= smallest else ratio  # keeps NaN
         largest = max(largest, abs(ratio))
-        if not curvature > 0:  # not positive definite, or not finite
+        if not ratio > eps * largest:  # not positive definite, or not finite
             break
         x = torch.add(x, direction, alpha=square / curvature)
         residual = torch.sub(residual, image, alpha=square / curvature)
         previous, square = square, float(residual @ residual)
         direction = torch.add(residual, direction, alpha=square / previous)
         length = square + (square / previous) ** 2 * length  # the two are orthogonal
+    if square > immense:
+        x, residual, products = mean, b - product(mean), products + 1
     return LinearSolution(x, residual, b.new_tensor(smallest), b.new_tensor(largest), products)
 
 
 def neumann(
-    product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
+    product: Product,
+    b: Tensor,
+    steps: int,
+    *,
+    tolerance: float,
+    start: Tensor | None = None,
+    size: float = 1.0,
 ) -> LinearSolution:
-    r"""Solves A x = b by the series :math:`\sum_k (I - A)^k b` (Lorraine et al., 2020, Alg. 3).
+    r"""Solves A x = b by the series :math:`η \sum_k (I - η A)^k b` (Lorraine et al., 2020, Alg. 3).
 
-    Each step multiplies the residual by I − A, so it converges if |1 − λ| < 1 for every eigenvalue
-    λ of A, and diverges otherwise.
+    Each step multiplies the residual by I − ηA, so it converges if |1 − ηλ| < 1 for every
+    eigenvalue λ of A, and diverges otherwise.
 
     Args:
         product: v to A v, ``(m,)`` both.
@@ -132,6 +159,7 @@ def neumann(
         steps: The largest number of terms to add.
         tolerance: Relative to the norm of b, see :class:`LinearSolver`.
         start: The initial x, which costs a product; zero if None.
+        size: η.
 
     Returns:
         The solution.
@@ -149,7 +177,8 @@ def neumann(
         products += 1
         ratio = (residual @ image) / (residual @ residual)
         smallest, largest = torch.minimum(smallest, ratio), torch.maximum(largest, ratio.abs())
-        x, residual = x + residual, residual - image
+        x = torch.add(x, residual, alpha=size)
+        residual = torch.sub(residual, image, alpha=size)
     return LinearSolution(x, residual, smallest, largest, products)
 
 
@@ -178,32 +207,33 @@ def gmres(
     """
     x, residual, products = _begin(product, b, start)
     smallest, largest = _unseen(b)
-    length, target = residual.norm(), tolerance * b.norm()
-    if length <= target:
+    norm, target = residual.norm(), tolerance * b.norm()
+    if norm <= target:
         return LinearSolution(x, residual, smallest, largest, products)
-    basis = (residual / length)[None]
-    coordinates = length[None]  # of the residual, in the basis
-    projected = b.new_zeros(1, 0)  # the Hessenberg matrix: a column for each step
+    kind = torch.finfo(b.dtype)
+    basis = (residual / norm)[None]
+    columns: list[Tensor] = []  # of the Hessenberg matrix of A in the basis
+    normal = b.new_ones(1)  # orthogonal to them: the least residual is norm / ‖normal‖
     for _ in range(min(steps, len(b))):
         image = product(basis[-1])
         products += 1
         if not image.isfinite().all():  # torch.linalg would raise
             return LinearSolution(x, residual, basis[-1] @ image, largest, products)
         largest = torch.maximum(largest, image.norm())
-        column = torch.zeros_like(coordinates)
+        column = torch.zeros_like(normal)
         for _ in range(2):
             part = basis @ image
             column, image = column + part, image - part @ basis
         length = image.norm()
-        row = pad(length.view(1, 1), (len(column) - 1, 0))
-        projected = torch.cat([torch.cat([projected, column[:, None]], 1), row])
-        coordinates = torch.cat([coordinates, length.new_zeros(1)])
-        basis = torch.cat([basis, image[None] / length.clamp(min=torch.finfo(b.dtype).tiny)])
-        # The last column of Q spans the complement of the range of `projected`.
-        missed = torch.linalg.qr(projected, mode="complete")[0][:, -1] @ coordinates
-        if missed.abs() <= target or length <= torch.finfo(b.dtype).eps * largest:
+        columns.append(torch.cat([column, length[None]]))
+        below = length.clamp(min=kind.tiny)
+        basis = torch.cat([basis, image[None] / below])
+        normal = torch.cat([normal, -(normal @ column)[None] / below])
+        if norm <= target * normal.norm() or length <= kind.eps * largest:
             break
-    weights = torch.linalg.pinv(projected) @ coordinates
+    projected = torch.stack([pad(c, (0, len(basis) - len(c))) for c in columns], 1)
+    coordinates = pad(norm[None], (0, len(columns)))  # of the residual
+    weights = _least_squares(projected, coordinates)
     smallest = torch.linalg.eigvalsh((projected[:-1] + projected[:-1].T) / 2)[0]
     residual = (coordinates - projected @ weights) @ basis
     return LinearSolution(x + weights @ basis[:-1], residual, smallest, largest, products)
@@ -212,7 +242,7 @@ def gmres(
 def exact(
     product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
 ) -> LinearSolution:
-    """Solves A x = b by the pseudoinverse of the dense matrix: the minimum-norm least squares.
+    """Solves A x = b by the dense matrix; by its pseudoinverse if it is singular up to rounding.
 
     Args:
         product: v to A v, ``(m,)`` both.
@@ -233,9 +263,19 @@ def exact(
     if not matrix.isfinite().all():  # torch.linalg would raise
         nan = b.new_full((), torch.nan)
         return LinearSolution(torch.zeros_like(b), b, nan, nan, len(b))
-    x = torch.linalg.pinv(matrix) @ b
+    x = _least_squares(matrix, b)
     values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
     return LinearSolution(x, b - matrix @ x, values[0], values.abs().max(), len(b))
+
+
+def _least_squares(matrix: Tensor, b: Tensor) -> Tensor:
+    """The x of the least ‖b − A x‖, and of those the shortest."""
+    # The default cut, eps times the size, takes float32 matrices of condition 1e4 for singular.
+    cut = torch.finfo(b.dtype).eps * math.sqrt(len(b))
+    if torch.linalg.matrix_rank(matrix, rtol=cut) < matrix.shape[1]:
+        return matrix.pinverse(cut) @ b
+    solution: Tensor = torch.linalg.lstsq(matrix, b[:, None], driver="gels").solution
+    return solution[:, 0]
 
 
 def _begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor, int]:

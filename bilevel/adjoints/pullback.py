@@ -38,8 +38,14 @@ class Pullback(Adjoint):
     derivatives, raise an error.
 
     :meth:`pull` adds to the solution's statistics during the backward pass. If v = 0 (a hinge loss
-    at zero) it is not called.
+    at zero) it is not called, unless ``pulls_zero``.
+
+    Attributes:
+        pulls_zero: Whether :meth:`pull` is called where v = 0 too: for one that updates what it
+            keeps from one pull to the next.
     """
+
+    pulls_zero: bool = False
 
     @abstractmethod
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
@@ -151,7 +157,7 @@ class _Task:
         size = len(leaves(self.history))
         v, y = (from_leaves(part, like=self.history) for part in (tensors[:size], tensors[-size:]))
         theta, batch = self.split(tensors[size:-size])
-        if not any(leaf.any() for leaf in leaves(v)):
+        if not (self.adjoint.pulls_zero or any(leaf.any() for leaf in leaves(v))):
             return tuple(torch.zeros_like(leaf) for leaf in leaves(theta))
         names = tuple(name for name, want in zip(self.names, wanted, strict=True) if want)
         problem = SolvedProblem(*self.parts, batch, theta, y, names, self.snapshot, self.stats)

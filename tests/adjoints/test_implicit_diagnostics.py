@@ -87,7 +87,52 @@ def test_a_singular_system(method) -> None:
     h = torch.diag(torch.tensor([1.0, 0.0], dtype=F64))
     solver = Known(lambda leader, batch: torch.stack([leader.theta.sum(), torch.tensor(0.0)]))
     batch = Valley(h, torch.tensor([[1.0], [0.0]], dtype=F64))
-    warned(Implicit(method), solver, batch, r"singular system: .* is flat .* or give damping")
+    warned(
+        Implicit(method),
+        solver,
+        batch,
+        r"singular system: .* is flat .* take solver=\"gmres\", .* or give damping",
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("steps", [15, 100])
+def test_several_minimisers(steps, dtype) -> None:
+    """Min over y of ½‖Xy − θ‖², X of fewer rows: steps from 0 end at X⁺θ, whose derivative is X⁺.
+
+    ∂L/∂y has a part along which the objective is flat, for which no w is the solution.
+    """
+
+    class Underdetermined(Quadratic):
+        def init(self, batch):
+            return torch.zeros(50, dtype=dtype)
+
+        def objective(self, leader, y, batch):
+            return (batch @ y - leader.theta.to(dtype)).square().sum() / 2
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 50, generator=generator, dtype=F64)
+    v = torch.randn(50, generator=generator, dtype=F64)
+    given = Iterative(Gradient(0.01), 500), Underdetermined(), Numbers(20), x.to(dtype), v.to(dtype)
+    with pytest.warns(HypergradientWarning, match="singular system: |linear system not solved"):
+        slope, solution = hypergradient(Implicit(max_steps=steps), *given)
+    assert error(slope, torch.linalg.pinv(x).T @ v) < 1e-3
+    assert solution.stats["residual"] < 1
+
+
+def test_float32_that_is_badly_conditioned_is_not_singular() -> None:
+    """Min over y of ½ Σ hᵢ(yᵢ − θ)², h from 1 down to 1e-4: y* = θ."""
+
+    class Steep(Quadratic):
+        def init(self, batch):
+            return torch.zeros_like(batch)
+
+        def objective(self, leader, y, batch):
+            return (batch * (y - leader.theta.float()).square()).sum() / 2
+
+    h, solver = torch.logspace(0, -4, 1000), Known(lambda leader, h: 0 * h + leader.theta.float())
+    slope, _ = hypergradient(Implicit("exact"), solver, Steep(), Numbers(1), h, torch.ones(1000))
+    assert slope.item() == pytest.approx(1000, rel=1e-4)
 
 
 def test_a_curvature_of_zero_up_to_rounding_is_not_negative() -> None:

@@ -75,6 +75,40 @@ def test_conjugate_gradient_stops_at_a_direction_without_curvature(last: float) 
     assert solution.residual.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("method", [conjugate_gradient, gmres, exact])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_a_singular_matrix_is_solved_where_it_is_not_flat(method, dtype) -> None:
+    """X x is that of the least squares; along the null space of X x is free, and not immense."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 50, generator=generator, dtype=F64)
+    b = torch.randn(50, generator=generator, dtype=F64)
+    matrix, least = (x.T @ x).to(dtype), torch.linalg.pinv(x).T @ b
+    for steps in (15, 100):
+        solution = method(lambda v: matrix @ v, b.to(dtype), steps, tolerance=1e-6)
+        assert error(x @ solution.value.to(F64), least) < 1e-3
+        torch.testing.assert_close(
+            solution.residual, b.to(dtype) - matrix @ solution.value, rtol=0.05, atol=0.01
+        )
+
+
+def test_conjugate_gradients_from_a_start_far_off_are_those_of_what_it_misses() -> None:
+    matrix, b = valley(30, 100.0, numbers=2)
+    start = 1e6 * b[:, 1]
+    far = conjugate_gradient(lambda v: matrix @ v, b[:, 0], 3, start=start)
+    rest = conjugate_gradient(lambda v: matrix @ v, b[:, 0] - matrix @ start, 3)
+    torch.testing.assert_close(far.value, start + rest.value)
+    assert far.residual.norm() > 10 * b[:, 0].norm()
+
+
+@pytest.mark.parametrize(("method", "size", "condition"), [(exact, 300, 3e4), (gmres, 100, 1e5)])
+def test_float32_matrices_are_solved_as_well_as_by_elimination(method, size, condition) -> None:
+    matrix, b = valley(size, condition, numbers=1)
+    truth = torch.linalg.solve(matrix, b[:, 0])
+    single, c = matrix.float(), b[:, 0].float()
+    solution = method(lambda v: single @ v, c, size, tolerance=1e-6)
+    assert error(solution.value.to(F64), truth) < 1e-2
+
+
 @given(size=st.integers(1, 10), seed=st.integers(0, 99))
 def test_gmres_needs_no_symmetry_and_no_sign(size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -124,6 +158,9 @@ def test_the_series_shrinks_its_residual_by_what_it_multiplies() -> None:
     torch.testing.assert_close(solution.residual, (1 - values) ** 10 * b)
     torch.testing.assert_close(solution.value, (1 - (1 - values) ** 10) / values)
     assert neumann(lambda v: 3 * v, b, 10, tolerance=0.0).residual.norm() > 1000
+    sized = neumann(lambda v: 10 * values * v, b, 10, tolerance=0.0, size=0.1)
+    torch.testing.assert_close(sized.residual, solution.residual)
+    torch.testing.assert_close(10 * sized.value, solution.value)
 
 
 @pytest.mark.parametrize("method", [conjugate_gradient, gmres, neumann])

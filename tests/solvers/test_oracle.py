@@ -191,7 +191,7 @@ def test_the_oracle_of_another_problem(differentiable: bool) -> None:
         (CNN(1, 0.1, inputs=("context",), width=4), True),
         (Momentum(CNN(1, 0.1, width=4), 1.0), True),
     ],
-    ids=repr,
+    ids=["sign", "momentum", "adam", "gradient", "context", "both"],
 )
 def test_the_context_is_computed_for_updates_that_read_it(update: Update, reads: bool) -> None:
     leader, follower, batch = image_game()

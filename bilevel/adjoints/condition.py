@@ -1,0 +1,88 @@
+"""The optimality condition F(θ, y) = 0 of an answer, and products with its derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bilevel.adjoints.solved import is_constrained
+from bilevel.solvers import Oracle
+from bilevel.tree import Value, leaves, ravel, tree_map
+from bilevel.updates.base import Update
+from bilevel.updates.gradient import Gradient
+
+
+def residual_of(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, dict[str, Tensor]]:
+    """F, which is zero at an optimum, and the gradient's norm where that is zero there too.
+
+    Args:
+        oracle: The problem's.
+        step: The update of the fixed-point map; None if the condition is a zero gradient.
+        y: Where.
+
+    Returns:
+        F in the shape of y, and statistics.
+    """
+    if step is None or (type(step) is Gradient and not is_constrained(oracle.follower)):
+        return oracle.gradient(y), {"gradient_norm": oracle.stats()["gradient_norm"]}
+    moved, _ = oracle.advance(step, y, None, 1)
+    size = step_size(step)
+    return tree_map(lambda own, other: (other - own) / size, y, moved), {}  # in y's order of names
+
+
+def step_size(step: Update | None) -> float:
+    """The size η of a gradient step, by which F is divided so that it does not depend on it.
+
+    Args:
+        step: The update of the fixed-point map.
+
+    Returns:
+        η; 1 for other updates.
+    """
+    return float(step.step) if isinstance(step, Gradient) else 1.0
+
+
+def vector(y: Value) -> Tensor:
+    """All elements, in float32 at least: half precision overflows, and torch.linalg refuses it.
+
+    Args:
+        y: The value.
+
+    Returns:
+        Them, ``(m,)``.
+    """
+    flat = ravel(y)
+    return flat.to(torch.promote_types(flat.dtype, torch.float32))
+
+
+def epsilon(y: Value) -> float:
+    """The rounding of a gradient in y.
+
+    Args:
+        y: The value.
+
+    Returns:
+        The largest machine epsilon of its tensors.
+    """
+    return max(torch.finfo(leaf.dtype).eps for leaf in leaves(y))
+
+
+def vjp(value: Value, inputs: Sequence[Tensor], v: Value) -> Sequence[Tensor | None]:
+    """The vector-Jacobian product, keeping the graph.
+
+    Args:
+        value: A function's value, with its graph.
+        inputs: The tensors to differentiate in.
+        v: In the shape of ``value``.
+
+    Returns:
+        A tensor for each input; None where it is not used.
+    """
+    pairs = zip(leaves(value), leaves(v), strict=True)
+    outputs = [(leaf, weight) for leaf, weight in pairs if leaf.requires_grad]
+    if not outputs:
+        return [None for _ in inputs]
+    values, weights = zip(*outputs, strict=True)
+    return torch.autograd.grad(values, inputs, weights, retain_graph=True, allow_unused=True)
