@@ -205,6 +205,8 @@ class Bilevel:
     def _move_leader(self, y: Value, batch: Batch, phi: list[Tensor]) -> Tensor:
         """Like :meth:`move_leader`; the first evaluation also fills the gradients of ``phi``."""
         losses: list[Tensor] = []
+        if isinstance(self.adjoint, Detached) and not phi:
+            y = detach(y)  # its graph leads to φ only
 
         @torch.enable_grad()  # which optimizers switch off around their step
         def closure() -> Tensor:
@@ -261,7 +263,9 @@ class Bilevel:
         return objective
 
     def backward_solver(self, y: Value, batch: Batch) -> Tensor | None:
-        """The first half of :meth:`move_solver`: the backward pass. The graph of y is retained.
+        """The first half of :meth:`move_solver`: the backward pass.
+
+        The graph of y is retained, unless the adjoint treats y as a constant for the leader.
 
         Args:
             y: An answer with its graph.
@@ -278,7 +282,7 @@ class Bilevel:
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
             checks.check_loss("the follower's objective", loss, self.steps, moves=True)
-            loss = self._backward(loss, phi, retain_graph=True)
+            loss = self._backward(loss, phi, retain_graph=not isinstance(self.adjoint, Detached))
         return -self.follower.sign * loss
 
     def _backward(

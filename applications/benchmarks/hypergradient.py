@@ -31,12 +31,12 @@ sys.path.append(str(Path(__file__).parents[1]))  # hyper_cleaning_lib
 
 from hypergradient_lib import baselines, ours
 from hypergradient_lib.task import Task, make_task
+from tabulated.hypergradients import costs
 from timing import Turn, interleaved, ratios
 
 from bilevel import HypergradientWarning, experiment
 from bilevel.experiment import commandline
 from bilevel.experiment.memory import peak_mib
-from bilevel.experiment.tables import Table, cell
 
 Implementation = Callable[[Task], Tensor]
 
@@ -96,8 +96,8 @@ def main(args: Args) -> None:
     environment = experiment.environment(torch.device("cpu"))
     experiment.write_results(args.out, asdict(args), environment, records)
     for model, kind in KINDS:
-        chosen = [one for one in records if (one["model"], one["kind"]) == (model, kind)]
-        print_table(f"{model}, {kind}: dL/dθ of 1,000 weights, T = {args.steps}", chosen)
+        print(f"\n{model}, {kind}: dL/dθ of 1,000 weights, T = {args.steps}")
+        print(costs(records, model, kind))
 
 
 def measure(
@@ -122,24 +122,6 @@ def measure(
             if other in seconds:
                 records[name][f"÷ {other}"] = median(ratios(times, seconds[other]))
     return list(records.values())
-
-
-def print_table(title: str, records: list[dict[str, Any]]) -> None:
-    """A row for each implementation."""
-    columns = {
-        "cpu_ms": "CPU, ms",
-        "÷ by hand": "÷ by hand",
-        "÷ TorchOpt": "÷ TorchOpt",
-        "error": "error",
-        "peak_mib": "peak, MiB",
-    }
-    rows = []
-    for record in records:
-        shown = [cell(record.get(key), ".3g") for key in columns]
-        if "missing" in record:
-            shown[0] = "not installed"
-        rows.append([record["way"], *shown])
-    Table(title, ["", *columns.values()], rows).print()
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from tabulated import minmax
 from timing import interleaved, ratios
 from torch import nn
 
 from bilevel import Bilevel, Monitor, ZeroSum, experiment, pgm
 from bilevel.experiment import commandline
-from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
     RECIPES,
     Attacker,
@@ -51,9 +51,7 @@ def main(args: Args) -> None:
         args.rounds, names = 2, names[:-1]
     records = [measure(name, args.rounds, device) for name in names]
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    rows = [[cell(value, ".3g") for value in record.values()] for record in records]
-    header = "network", "step (ms)", "observation (ms)", "share (%)"
-    Table("Monitor.observe beside Bilevel.step", header, rows).print()
+    print(minmax.monitor(records))
 
 
 def measure(name: str, rounds: int, device: torch.device) -> dict[str, str | float]:

@@ -1,7 +1,7 @@
 """Cost of a step relative to the same loop written by hand, on f(x, y) = xy.
 
     python applications/benchmarks/schedules.py
-    pip install --no-deps cooper-optim      # adds cooper's optimizers to the comparison
+    pip install --no-deps cooper-optim==1.0.1      # adds cooper's optimizers to the comparison
 
 A step of a game of two scalars is pure overhead. In the loop by hand each player has its
 ``torch.optim.SGD`` and its gradient from autograd of the same function. Measurements are
@@ -18,12 +18,12 @@ from statistics import median
 
 import torch
 from rich.progress import track
+from tabulated import minmax
 from timing import Turn, interleaved, ratios
 
 from bilevel import experiment, games
 from bilevel.alias import SCHEDULES
 from bilevel.experiment import commandline
-from bilevel.experiment.tables import Table, cell
 
 GAME, STEP = games.bilinear(), 0.1
 
@@ -67,7 +67,7 @@ def main(args: Args) -> None:
         )
     environment = experiment.environment(torch.device("cpu"))
     experiment.write_results(args.out, asdict(args), environment, records)
-    print_table(records, args.games)
+    print(minmax.schedules(records, args.games))
 
 
 def repeat(turn: Turn, times: int) -> None:
@@ -206,14 +206,6 @@ def cooper_turns() -> dict[str, Turn]:
         both = play(cmp=problem, primal_optimizers=primal, dual_optimizers=dual)
         turns[name] = lambda both=both, x=x: both.roll({"x": x})  # type: ignore[misc]
     return turns
-
-
-def print_table(records: list[dict[str, object]], count: int) -> None:
-    """A row for each schedule."""
-    columns = ("by hand, µs", "bilevel, µs", "÷ by hand", "cooper, µs", "games at once, ÷ one")
-    header = "schedule", *columns
-    rows = [[cell(record.get(column), ".3g") for column in header] for record in records]
-    Table(f"a step of f(x, y) = xy; {count} games at once", header, rows).print()
 
 
 if __name__ == "__main__":

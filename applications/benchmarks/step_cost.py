@@ -23,15 +23,14 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from suite.measuring import measure
-from suite.steps import METHODS, Bench, Case, Record, Size, way
-from suite.tables import steps_of
+from suite.steps import METHODS, Bench, Case, Record, Size
+from suite.tables import cost, steps_of
 from timing import interleaved, spread
 
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.alias import ScheduleName
 from bilevel.arguments import choices
 from bilevel.experiment import commandline
-from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import Batch, computing
 
 
@@ -79,7 +78,7 @@ def main(args: Args) -> None:
     environment = experiment.environment(device)
     experiment.write_results(args.out, asdict(args), environment, [*records, overhead])
     if timed := steps_of(records):
-        tabulate(timed).print()
+        print(cost(timed))
     print("{method}: {ratio:.3f} ({ratio_min:.3f} to {ratio_max:.3f})".format(**overhead))
     if failed := len(records) - len(timed):
         raise BilevelError(
@@ -121,31 +120,6 @@ def two_steps(game: Bilevel, batch: Batch) -> None:
         parameter.grad.neg_()
     game.leader_opt.step()
     game.solver_opt.step()
-
-
-def tabulate(records: list[Record]) -> Table:
-    """Counted and measured cost, a case a row."""
-    first = records[0]
-    forward, attacker = first["classifier_forward"], first["attacker_forward"]
-    title = (
-        f"{first['model']}: F = {forward / 1e9:.3g} G multiply–adds an image, "
-        f"G/F = {attacker / forward:.3f}, batch {first['batch_size']}"
-    )
-    header = "method", "schedule", "precision", "should cost", "counted (F)", "s/step", "÷ PGM-10"
-    rows = [
-        [
-            record["method"],
-            record["schedule"],
-            way(record["precision"], record["compiled"]),
-            METHODS[record["method"]] if record["schedule"] == "simultaneous" else "",
-            cell(record["step_in_classifier_forwards"], ".2f"),
-            cell(record["seconds"]),
-            cell(record.get("ratio_to_pgm")),
-            cell(record["peak_mib"], ".0f"),
-        ]
-        for record in records
-    ]
-    return Table(title, [*header, "peak, MiB"], rows)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from tabulated import adversarial, costs, hypergradients, imitation, minmax
+from tabulated.reading import read
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +27,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10 in l2": adversarial.cifar10_in_l2,
     "precisions": adversarial.precisions,
     "schedules on digits": adversarial.schedules,
-    "through the attacker": adversarial.through_the_attacker,
+    "through the attacker": lambda: adversarial.through_the_attacker(read("through_the_attacker")),
     "table 3": costs.table_3,
     "table 3 in short": costs.table_3_in_short,
     "options on a cpu": costs.cpu,
@@ -36,13 +37,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "small training": costs.small_training,
     "cleaning": hypergradients.cleaning,
     "cleaning by seeds": hypergradients.cleaning_by_seeds,
-    "linear unrolled": partial(hypergradients.costs, "linear", "unrolled"),
-    "linear implicit": partial(hypergradients.costs, "linear", "implicit"),
-    "mlp unrolled": partial(hypergradients.costs, "mlp", "unrolled"),
+    "linear unrolled": lambda: hypergradients.costs(read("hypergradient"), "linear", "unrolled"),
+    "linear implicit": lambda: hypergradients.costs(read("hypergradient"), "linear", "implicit"),
+    "mlp unrolled": lambda: hypergradients.costs(read("hypergradient"), "mlp", "unrolled"),
     "maml": hypergradients.maml,
     "learned follower": minmax.learned_follower,
-    "monitor": minmax.monitor,
-    "cost of a schedule": minmax.schedules,
+    "monitor": lambda: minmax.monitor(read("monitor")),
+    "cost of a schedule": lambda: minmax.schedules(read("schedules"), games=1000),
     "ten demonstrations": imitation.ten_demonstrations,
     "one demonstration": imitation.one_demonstration,
     "updaters": imitation.updaters,

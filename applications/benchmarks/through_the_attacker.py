@@ -15,23 +15,21 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import mean, median
-from typing import Any
+from statistics import median
 
 import torch
 from rich.progress import track
+from tabulated import adversarial
 from timing import interleaved, ratios
 
 from bilevel import Adjoint, Bilevel, Detached, Unrolled, ZeroSum, experiment
 from bilevel.experiment import commandline
-from bilevel.experiment.tables import Table
 from bilevel.robustness import About, Linf, batches, make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
 
 METHOD = "two-step-l2l"
 ADJOINTS: dict[str, type[Adjoint]] = {"detached": Detached, "unrolled": Unrolled}
-MEASURED = ("clean", "pgm20", "pgm100", "own_attacker")
 
 
 @dataclass
@@ -59,7 +57,7 @@ def main(args: Args) -> None:
     records.append({"method": "unrolled ÷ detached, CPU time of a step", "ratio": cost})
     environment = experiment.environment(study.device)
     experiment.write_results(args.out, asdict(args), environment, records)
-    print_table(records[:-1], cost)
+    print(adversarial.through_the_attacker(records))
 
 
 def games(study: Study) -> Iterator[tuple[str, About, Bilevel]]:
@@ -79,19 +77,6 @@ def cost_of_a_step(study: Study, rounds: int) -> float:
     rounds_shown = track(range(rounds), "cost of a step")
     seconds = interleaved(turns, rounds_shown, clock=time.process_time)
     return median(ratios(seconds["unrolled"], seconds["detached"]))
-
-
-def print_table(records: list[dict[str, Any]], cost: float) -> None:
-    """A row for each adjoint: mean (range) over the seeds."""
-    rows = []
-    for name in ADJOINTS:
-        cells = []
-        for quantity in MEASURED:
-            values = [record[quantity] for record in records if record["method"] == name]
-            cells.append(f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        rows.append([name, *cells])
-    title = f"a step through the attacker takes {cost:.2f} times"
-    Table(title, ["adjoint", *MEASURED], rows).print()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -24,6 +25,8 @@ class Adjoint(Described, ABC):
     unused_remedy: ClassVar[str] = (
         "if the solver's steps read them, take Unrolled(), or Implicit(fixed_point=update)"
     )
+
+    _warned: Set[str] = frozenset()
 
     @abstractmethod
     def solve(
@@ -77,11 +80,10 @@ class Adjoint(Described, ABC):
             message: What is wrong, why, and the remedy; the part before the colon is the topic.
         """
         topic = message.partition(":")[0]
-        warned = self.__dict__.setdefault("_warned", set())
         unread = isinstance(condition, Tensor) and not condition.is_cpu
-        if topic in warned or unread or not condition:
+        if self.has_warned(topic) or unread or not condition:
             return
-        warned.add(topic)
+        self._warned = {*self._warned, topic}
         warnings.warn(f"{self!r}: {message}", HypergradientWarning, stacklevel=2)
 
     def has_warned(self, topic: str) -> bool:
@@ -93,7 +95,7 @@ class Adjoint(Described, ABC):
         Returns:
             True if so.
         """
-        return topic in self.__dict__.get("_warned", ())
+        return topic in self._warned
 
     def warn_unused(self, names: list[str]) -> None:
         """Warns once of the leader's parameters on which the follower's answer does not depend.

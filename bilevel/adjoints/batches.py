@@ -34,7 +34,7 @@ def tensors_in(batch: object) -> list[Tensor]:
 
 
 def _members(part: object) -> Iterable[object]:
-    if isinstance(part, Tensor | nn.Module | type):
+    if part is None or isinstance(part, Tensor | nn.Module | type | str | bytes | int | float):
         return ()
     if isinstance(part, Mapping):
         return part.values()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.solvers.checks import check_point
 from bilevel.solvers.oracle import Oracle
 from bilevel.tree import Value, detach, requiring_grad, tree_map
 from bilevel.updates.base import State, Update
@@ -27,9 +28,10 @@ class CompiledOracle(Oracle):
         """Takes steps, each with its gradient in one compiled call."""
         problem = update, self.follower, self.leader, self.batch
         y = tree_map(requiring_grad, y)  # as from the second step on: no second compilation
+        step = f"{type(update).__name__}, followed by {type(self.follower).__name__}.project,"
         for _ in range(steps):
             try:
-                y, state, seen = _call_compiled(*problem, y, state)
+                moved, state, seen = _call_compiled(*problem, y, state)
             except torch._dynamo.exc.TorchDynamoException as error:
                 raise BilevelError(
                     f"a step of {type(update).__name__} cannot be compiled ({_reason(error)}): all "
@@ -37,6 +39,8 @@ class CompiledOracle(Oracle):
                     "(batch normalisation in evaluation mode, or with track_running_stats=False); "
                     "or leave out compile=True"
                 ) from error
+            check_point(step, moved, y)
+            y = moved
             if seen is not None:
                 self.record(*seen)
         return y, state
@@ -83,5 +87,6 @@ def _step(
     if update.needs_gradient:
         gradient, objective = torch.func.grad(total, has_aux=True)(y)
         seen = objective.detach(), detach(gradient)
-    y, state = update(y, gradient, follower.context(y, batch), state)
+    context = follower.context(y, batch) if update.needs_context else None
+    y, state = update(y, gradient, context, state)
     return follower.project(y, batch), state, seen

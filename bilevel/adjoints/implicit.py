@@ -234,9 +234,10 @@ class Implicit(Pullback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The last linear solve's solution, and the residual's scale."""
-        return {"kept": self._kept, "scale": self._scale}
+        """The last linear solve's solution, the residual's scale, and what it has warned of."""
+        return {"kept": self._kept, "scale": self._scale, "warned": sorted(self._warned)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned."""
         self._kept, self._scale = state["kept"], state["scale"]
+        self._warned = set(state["warned"])

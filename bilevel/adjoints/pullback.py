@@ -153,17 +153,18 @@ class _Task:
         return tuple(leaf.detach().clone() for leaf in leaves(solution.value))
 
     def pull(self, wanted: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """A gradient for each parameter, zero where none is required."""
+        """The gradient of each parameter that is wanted."""
         size = len(leaves(self.history))
         v, y = (from_leaves(part, like=self.history) for part in (tensors[:size], tensors[-size:]))
         theta, batch = self.split(tensors[size:-size])
-        if not (self.adjoint.pulls_zero or any(leaf.any() for leaf in leaves(v))):
-            return tuple(torch.zeros_like(leaf) for leaf in leaves(theta))
         names = tuple(name for name, want in zip(self.names, wanted, strict=True) if want)
+        if not (self.adjoint.pulls_zero or any(leaf.any() for leaf in leaves(v))):
+            return tuple(torch.zeros_like(theta[name]) for name in names)
         problem = SolvedProblem(*self.parts, batch, theta, y, names, self.snapshot, self.stats)
         grads = self.adjoint.pull(problem, v)
         self.adjoint.warn_unused([name for name in names if grads[name] is None])
-        return tuple(leaves(from_leaves([grads.get(name) for name in self.names], like=theta)))
+        like = {name: theta[name] for name in names}
+        return tuple(leaves(from_leaves([grads[name] for name in names], like=like)))
 
 
 class _Constant(torch.autograd.Function):
@@ -202,10 +203,8 @@ class _Answer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[1 : 1 + len(ctx.task.names)]
-        grads: Sequence[Tensor | None] = [None for _ in wanted]
-        if any(wanted):
-            found = _Pull.apply(ctx.task, wanted, *v, *ctx.saved_tensors)
-            grads = [grad if want else None for grad, want in zip(found, wanted, strict=True)]
+        found = iter(_Pull.apply(ctx.task, wanted, *v, *ctx.saved_tensors) if any(wanted) else ())
+        grads = [next(found) if want else None for want in wanted]
         return None, *grads, *(None for _ in ctx.needs_input_grad[1 + len(wanted) :])
 
     @staticmethod

@@ -16,9 +16,9 @@ class Pool:
     """Sums over the processes what each computes on its share of a batch.
 
     A :class:`~bilevel.Bilevel` with such a ``pool`` multiplies its losses by the share and sums the
-    gradients before an optimizer reads them. ``DistributedDataParallel`` cannot be used: it expects
-    one forward and one backward pass of one module, while a step here also takes gradients of the
-    input, trains two networks by one backward pass, and may repeat passes.
+    gradients before an optimizer reads them: those of θ and of φ. ``DistributedDataParallel``
+    around the leader's model averages the gradients of θ alone, which is enough if the solver is
+    not trained; the processes' φ would drift apart.
 
     The answers must belong to the samples: where the batch shares one y, each process would solve
     the problem of its own share. The first step refuses that. A shared y that is trained, by

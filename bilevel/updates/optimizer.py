@@ -31,6 +31,9 @@ class Optimizer(Update):
     differentiates through their state too. For plain gradient steps,
     :class:`~bilevel.updates.Gradient` has less overhead.
 
+    A tensor of y that the objective does not use has a zero gradient here, where ``torch.optim``
+    sees None and skips it: weight decay shrinks it, and momentum moves it on.
+
     If Y is neither the whole space nor a box, projected steps that are scaled per coordinate (all
     but SGD's) do not converge to the optimum.
 
@@ -53,6 +56,8 @@ class Optimizer(Update):
         >>> update(y, torch.zeros(2), None, state)[0]
         tensor([ 1.9000, -3.8000])
     """
+
+    needs_context = False
 
     def __init__(self, optimizer: type[torch.optim.Optimizer], **settings: Any) -> None:
         super().__init__()

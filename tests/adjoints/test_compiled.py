@@ -62,6 +62,17 @@ def test_a_step_without_a_gradient(compiled) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_projection_to_another_shape_is_refused(compiled) -> None:
+    class Summed(Boxed):
+        def project(self, y, batch):
+            return y.mean(1, keepdim=True)
+
+    solver, batch = Iterative(Gradient(0.1), 2), torch.ones(1, 2, dtype=F64)
+    with pytest.raises(BilevelError, match=r"Gradient, followed by Summed\.project, returned"):
+        compiled.solve(solver, Summed(), Numbers(2), batch)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_steps_of_a_problem_within_the_problem_are_compiled(compiled, monkeypatch) -> None:
     class Within(Iterative):
         def answer(self, oracle):

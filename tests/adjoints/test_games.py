@@ -13,6 +13,7 @@ from bilevel import (
     Bilevel,
     Detached,
     FollowerProblem,
+    HypergradientWarning,
     Implicit,
     Iterative,
     LeaderProblem,
@@ -23,7 +24,7 @@ from bilevel import (
     Unrolled,
     ZeroSum,
 )
-from bilevel.updates import CNN, Optimizer, Update
+from bilevel.updates import CNN, Gradient, Optimizer, Update
 from tests.problems import image_game
 from tests.valleys import F64, Decay, Shrunk
 
@@ -110,6 +111,25 @@ def test_a_run_resumed_equals_the_run_never_stopped() -> None:
         a, b = straight.step(batch), resumed.step(batch)
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.equal(straight.leader.theta, resumed.leader.theta)
+
+
+def test_a_resumed_adjoint_knows_what_it_has_warned_of() -> None:
+    """And counts the evaluations that it has no reason to take again."""
+
+    def fresh() -> Bilevel:
+        leader = Decay()
+        optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+        solver = Iterative(Gradient(0.01), 2)
+        return Bilevel(leader, Shrunk(), solver, leader_opt=optimizer, adjoint=Implicit())
+
+    batch = torch.randn(3, dtype=F64)
+    straight, resumed = fresh(), fresh()
+    with pytest.warns(HypergradientWarning, match="not stationary"):
+        straight.step(batch)
+    resumed.load_state_dict(straight.state_dict())
+    for _ in range(2):
+        a, b = straight.step(batch), resumed.step(batch)
+        assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 class Soft(Update):

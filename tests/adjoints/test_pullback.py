@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bilevel import (
     BilevelError,
+    FollowerProblem,
     Implicit,
     Iterative,
     LeaderProblem,
@@ -25,6 +27,7 @@ from bilevel.updates import CNN, Gradient
 from tests.problems import image_game
 from tests.valleys import (
     F64,
+    Boxed,
     Known,
     Numbers,
     Quadratic,
@@ -243,6 +246,49 @@ def test_a_gradient_through_any_batch_is_an_error(wrap, adjoint) -> None:
     batch = wrap(2 * leader.theta)
     with pytest.raises(BilevelError, match="batch"):
         hypergradient(adjoint, Iterative(Gradient(0.2), 40), Near(), leader, batch, torch.ones(3))
+
+
+class Adapted(LeaderProblem):
+    """A large network that is frozen, and a few numbers that are trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.ParameterList([torch.zeros(2**16), torch.zeros(2**16)])
+        self.base.requires_grad_(False)
+        self.theta = nn.Parameter(torch.ones(3, dtype=F64))
+
+    def loss(self, y: Tensor, batch: object) -> Tensor:
+        return y.sum()
+
+
+class Unboxed(Boxed):
+    """Without constraints."""
+
+    project = FollowerProblem.project
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and not func.is_view:
+            self.elements = max(self.elements, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+@pytest.mark.parametrize("adjoint", [Implicit(), Penalty(10.0)], ids=repr)
+def test_a_backward_pass_takes_no_memory_for_what_is_frozen(adjoint, slope) -> None:
+    leader, batch = Adapted(), torch.ones(1, 3, dtype=F64)
+    solver = Iterative(Gradient(0.5), 50)
+    y = adjoint.solve(solver, Unboxed(), leader, batch).value
+    with Largest() as largest:
+        (slope * y.sum()).backward()
+    assert leader.theta.grad is not None
+    assert largest.elements < 2**16
 
 
 def test_the_tensors_of_a_batch() -> None:

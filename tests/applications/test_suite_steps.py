@@ -118,6 +118,7 @@ def test_step_cost(suite: Suite, call: Callable[..., Ended], tmp_path: Path) -> 
     assert ended.status == 0, ended.err
     *steps, overhead = json.loads((tmp_path / "results.json").read_text())["results"]
     assert len(steps) == 4
+    assert suite("tables").cost(steps) in ended.out
     assert overhead["ratio_min"] <= overhead["ratio"] <= overhead["ratio_max"]
     ended = call(module, "--method", "pgn")
     assert (ended.status, "there is no method 'pgn': did you mean pgm" in ended.err) == (2, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -49,24 +50,25 @@ def test_mixed_precision_and_compilation(tmp_path) -> None:
     assert names["metrics"]["loss"].isfinite()
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path) -> None:
-    names = follow(example(tmp_path), "Accumulate gradients")
-    whole, x = names["leader"], torch.rand(16, 3, 8, 8)
-    parts, y = copy.deepcopy(whole), torch.arange(16) % 4
-    games = [
-        bilevel.Bilevel(
-            leader,
-            leader.follower,
-            bilevel.pgm(0.01, 2),
-            leader_opt=kind(leader.parameters(), lr=0.1),
-        )
-        for leader, kind in ((whole, torch.optim.SGD), (parts, names["Accumulated"]))
-    ]
-    for _ in range(2):
-        games[0].step(Batch(x, y))
-        for part in range(4):
-            games[1].step(Batch(x[4 * part : 4 * part + 4], y[4 * part : 4 * part + 4]))
-    torch.testing.assert_close(flat(parts), flat(whole))
+def test_a_distributed_checkpoint_is_loaded_into_a_game_that_has_moved(tmp_path) -> None:
+    saving, loading = RECIPES["Inside other frameworks"][-1].split("\n\n", 2)[1:]
+    names, again = example(tmp_path), example(tmp_path)
+    for run in (names, again):
+        exec("import torch.distributed.checkpoint as dcp", run)
+        optimizer = torch.optim.SGD(run["leader"].parameters(), lr=0.1, momentum=0.9)
+        run["game"].leader_opt = optimizer
+    for x, y in names["loader"]:
+        names["game"].step(Batch(x, y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # there is one process
+        exec(saving, names)
+        exec(loading, again)
+    for run in (names, again):
+        for x, y in names["loader"]:
+            run["game"].step(Batch(x, y))
+    assert names["game"].steps == again["game"].steps == 8
+    assert torch.equal(flat(names["leader"]), flat(again["leader"]))
+    assert torch.equal(flat(names["solver"]), flat(again["solver"]))
 
 
 def test_one_player_only(tmp_path) -> None:

@@ -48,6 +48,14 @@ class Soft(FollowerProblem):
         return F.softplus(y).sum() + (y - target).square().sum() / 2
 
 
+class Rounded(Soft):
+    """The same, with its target rounded to float32 as by networks that normalise in float32."""
+
+    def objective(self, leader: Shift, y: Tensor, batch: Tensor) -> Tensor:
+        target = (leader.matrix @ batch + leader.bias).float().double()
+        return F.softplus(y).sum() + (y - target).square().sum() / 2
+
+
 @pytest.mark.parametrize(
     ("adjoint", "update"),
     [
@@ -77,6 +85,14 @@ def test_what_is_wrong_is_named(adjoint: Adjoint, steps: int) -> None:
     solver = Iterative(Gradient(0.3), steps)
     with pytest.raises(AssertionError, match=r"the gradient of matrix is off by \d"):
         testing.check_adjoint(adjoint, solver, Soft(), Shift(), torch.randn(3, dtype=F64))
+
+
+def test_an_objective_of_lower_precision_needs_longer_differences() -> None:
+    torch.manual_seed(0)
+    solver, batch = Iterative(Gradient(0.5), 60), torch.randn(3, dtype=F64)
+    with pytest.raises(AssertionError, match=r"differences of step 6e-06: .* lower precision\?"):
+        testing.check_adjoint(Unrolled(), solver, Rounded(), Shift(), batch)
+    testing.check_adjoint(Unrolled(), solver, Rounded(), Shift(), batch, step=1e-2)
 
 
 def test_a_leader_without_parameters_has_no_gradient() -> None:

@@ -68,9 +68,8 @@ def schedules() -> str:
     return markdown(["schedule", *ATTACKS.values()], rows)
 
 
-def through_the_attacker() -> str:
+def through_the_attacker(records: Sequence[Record]) -> str:
     """2-Step L2L with two adjoints."""
-    records = read("through_the_attacker")
     attacks = {**ATTACKS, "own_attacker": "own attacker"}
     cost = {"detached": 1.0, "unrolled": next(one["ratio"] for one in records if "ratio" in one)}
     rows = []

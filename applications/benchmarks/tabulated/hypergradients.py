@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bilevel.experiment.tables import markdown
+from collections.abc import Sequence
+
+from bilevel.experiment.tables import cell, markdown
 from tabulated.reading import Record, per_cent, ranged, read, seeds, significant
 
 WEIGHTS = {
@@ -45,18 +47,18 @@ def cleaning_by_seeds() -> str:
     return markdown(["weights", "accuracy", "AUC"], rows)
 
 
-def costs(model: str, kind: str) -> str:
+def costs(records: Sequence[Record], model: str, kind: str) -> str:
     """Time, error and memory of each implementation of a hypergradient."""
     rows = [
         [
             _ours_bold(one["way"]),
-            significant(one["cpu_ms"], 3),
-            f"{one['÷ by hand']:.2f}",
-            f"{one['÷ TorchOpt']:.2f}",
-            significant(one["error"], 1),
-            significant(one["peak_mib"], 3),
+            "not installed" if "missing" in one else significant(one["cpu_ms"], 3),
+            cell(one.get("÷ by hand"), ".2f"),
+            cell(one.get("÷ TorchOpt"), ".2f"),
+            significant(one.get("error"), 1),
+            significant(one.get("peak_mib"), 3),
         ]
-        for one in read("hypergradient")
+        for one in records
         if (one["model"], one["kind"]) == (model, kind)
     ]
     titles = "CPU, ms", "÷ by hand", "÷ TorchOpt", "error", "peak, MiB"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bilevel.experiment.tables import markdown
-from tabulated.reading import read, significant
+from tabulated.reading import Record, read, significant
 
 
 def learned_follower() -> str:
@@ -43,7 +45,7 @@ def _distance(ratio: float) -> str:
     return significant(ratio, 1 if ratio < 1e-3 else 2)
 
 
-def monitor() -> str:
+def monitor(records: Sequence[Record]) -> str:
     """What an observation costs beside a step."""
     networks = {
         "linear": "linear, 64 pixels, FGSM",
@@ -57,12 +59,12 @@ def monitor() -> str:
             significant(one["observe_ms"], 2),
             f"{significant(one['share_percent'], 2)} %",
         ]
-        for one in read("monitor")
+        for one in records
     ]
     return markdown(["network", "step, ms", "observation, ms", "share of a step"], rows)
 
 
-def schedules() -> str:
+def schedules(records: Sequence[Record], games: int) -> str:
     """A step of f = xy beside a loop written by hand and beside cooper."""
     rows = [
         [
@@ -73,7 +75,8 @@ def schedules() -> str:
             f"{one['cooper, µs']:.0f}" if "cooper, µs" in one else "–",
             significant(1 / one["games at once, ÷ one"], 2),
         ]
-        for one in read("schedules")
+        for one in records
     ]
     titles = "by hand, µs", "bilevel, µs", "÷ by hand", "cooper 1.0.1, µs"
-    return markdown(["schedule", *titles, "speed-up per game with 1,000 stacked games"], rows)
+    stacked = f"speed-up per game with {games:,} stacked games"
+    return markdown(["schedule", *titles, stacked], rows)

@@ -40,8 +40,10 @@ def per_cent(shares: Sequence[float | None]) -> str:
     return ranged([None if share is None else 100 * share for share in shares], decimals=1)
 
 
-def significant(value: float, digits: int) -> str:
+def significant(value: float | None, digits: int) -> str:
     """A figure with so many significant digits, without an exponent unless it is tiny."""
+    if value is None:
+        return "–"
     text = f"{value:.{digits}g}"
     if "e-" in text:
         return text.replace("e-0", "e-")

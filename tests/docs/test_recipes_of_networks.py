@@ -1,0 +1,87 @@
+"""The recipe for training a network within the solve, as it is printed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bilevel
+from tests.recipes import example, follow
+
+
+def network() -> nn.Module:
+    """With a matrix to decay, norms and biases not to."""
+    return nn.Sequential(
+        nn.Linear(8, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3, bias=False)
+    ).double()
+
+
+class Weighted(bilevel.LeaderProblem):
+    """A weight for each sample of the training set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_weights = nn.Parameter(torch.zeros(12, dtype=torch.float64))
+
+    def loss(self, y, batch):
+        return sum(weight.square().sum() for weight in y.values())
+
+
+class Train(bilevel.FollowerProblem):
+    sense = "min"
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.network = network()
+
+    def init(self, batch):
+        return {name: weight.detach() for name, weight in self.network.named_parameters()}
+
+    def objective(self, leader, weights, batch):
+        logits = torch.func.functional_call(self.network, weights, batch["x"])
+        losses = F.cross_entropy(logits, batch["y"], reduction="none")
+        return (leader.log_weights.exp() * losses).mean()
+
+
+@pytest.fixture
+def training(tmp_path) -> bilevel.Update:
+    """The update of the recipe, with a norm that most gradients exceed."""
+    names = follow(example(tmp_path), "Train a network within the solve")
+    return names["Training"](lr=0.1, warmup=4, max_norm=0.2, weight_decay=0.3)
+
+
+TASK = {"x": torch.randn(12, 8, dtype=torch.float64), "y": torch.arange(12) % 3}
+
+
+def test_a_network_is_trained_as_by_torch(training) -> None:
+    follower, leader, norms = Train(), Weighted(), []
+    weights = bilevel.Iterative(training, 8).solve(follower, leader, TASK).value
+    parameters = list(follower.network.parameters())
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    others = [parameter for parameter in parameters if parameter.dim() < 2]
+    groups = {"params": matrices, "weight_decay": 0.3}, {"params": others, "weight_decay": 0}
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 4))
+    for _ in range(8):
+        optimizer.zero_grad()
+        F.cross_entropy(follower.network(TASK["x"]), TASK["y"]).backward()
+        norms.append(nn.utils.clip_grad_norm_(parameters, max_norm=0.2))
+        optimizer.step()
+        warmup.step()
+    assert max(norms) > 0.2  # some were clipped
+    torch.testing.assert_close(weights, dict(follower.network.named_parameters()))
+
+
+def test_the_training_of_a_network_is_differentiated_and_goes_on(training) -> None:
+    follower, leader = Train(), Weighted()
+    for adjoint in (bilevel.Unrolled(), bilevel.Unrolled(recompute=True)):
+        solver = bilevel.Iterative(training, 5)
+        bilevel.testing.check_adjoint(adjoint, solver, follower, leader, TASK)
+    whole = bilevel.Iterative(training, 6).solve(follower, leader, TASK).value
+    windows = bilevel.Iterative(training, 3, warm_start=True)
+    windows.solve(follower, leader, TASK)
+    again = bilevel.Iterative(training, 3, warm_start=True)
+    again.load_state_dict(windows.state_dict())
+    torch.testing.assert_close(again.solve(follower, leader, TASK).value, whole)
