@@ -13,10 +13,11 @@ from torch import nn
 import bilevel
 from bilevel.robustness import Batch, Linf
 
-PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("recipes*.md"))
 RECIPES = {
     title: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)
+    for page in PAGES
+    for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page.read_text(), re.M | re.S)
 }
 
 
