@@ -48,6 +48,7 @@ from bilevel.robustness import (
     sample,
     write_report,
 )
+from bilevel.robustness.studies.arguments import Radius
 
 
 @dataclass
@@ -68,8 +69,8 @@ class Args:
     """Folders of classifiers whose adversarial images are tried on the others (transfer)."""
     norm: Norm | None = None
     """The norm of the perturbations; by default the one the classifier was trained for."""
-    epsilon: float | None = None
-    """Radius of the threat model; by default the one the classifier was trained for."""
+    epsilon: Radius | None = None
+    """Radius of the threat model, such as 8/255; by default the one of the training."""
     start: float = 1e-4
     """Radius of PGM's random start."""
     restarts: int = 1

@@ -6,8 +6,9 @@ running statistics have moved on, and other random numbers have been drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,19 +49,19 @@ class ModuleState:
             if part.training != flag:
                 part.training = flag
         for now, kept in self.parameters:
-            now.update(kept)
+            _put(kept, now)
         for parameter, requires_grad in self.requires_grad:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
         for buffers, kept_buffers in self.buffers:
-            if buffers or kept_buffers:  # a forward pass may have registered more
-                buffers.clear()
-                buffers.update(kept_buffers)
+            for added in [*buffers.keys() - kept_buffers.keys()]:
+                del buffers[added]  # registered by a forward pass
+            _put(kept_buffers, buffers)
 
     def use_buffer_copies(self) -> None:
         """Replaces the module's buffers by copies of these, which are then not modified."""
         for buffers, copies in self._buffer_copies():
-            buffers.update(copies)
+            _put(copies, buffers)
 
     def __enter__(self) -> None:
         """Puts the module into this state, with copies of the buffers."""
@@ -77,6 +78,13 @@ class ModuleState:
             (buffers, {n: None if b is None else b.clone() for n, b in kept.items()})
             for buffers, kept in self.buffers
         ]
+
+
+def _put(tensors: Mapping[str, Tensor | None], held: MutableMapping[str, Any]) -> None:
+    """Makes a module hold these; the mapping of a scripted one has no ``update``."""
+    for name, tensor in tensors.items():
+        if held[name] is not tensor:
+            held[name] = tensor
 
 
 class Snapshot:

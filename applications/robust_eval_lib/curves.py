@@ -31,7 +31,10 @@ def measure_curves(
     resume: bool,
     show: Callable[[str, float, float], None],
 ) -> tuple[Curve, ...]:
-    """Accuracy against ε and against iterations; those at ``path`` if of the same settings."""
+    """Accuracy against ε and against iterations; those at ``path`` if of the same settings.
+
+    A curve whose attack failed is measured again, as the battery does with its attacks.
+    """
     key = {
         "epsilon": settings.eps,
         "norm": settings.norm,
@@ -41,7 +44,9 @@ def measure_curves(
     }
     kept = checkpoint.load(path) if resume and path.exists() else {}
     if kept.get("key") == key:
-        return tuple(Curve(**curve) for curve in kept["curves"])
+        measured = tuple(Curve(**curve) for curve in kept["curves"])
+        if not any(curve.problem for curve in measured):
+            return measured
     curves = []
     for name, curve in (
         ("accuracy against ε", accuracy_by_epsilon),

@@ -15,6 +15,7 @@ from bilevel.robustness import (
     examples,
     sample,
 )
+from bilevel.robustness.evaluation.problems import problem_of
 
 
 def attacked(target: Trained, evaluation: Evaluation, test: ImageSet) -> list[Example]:
@@ -29,8 +30,10 @@ def attacked(target: Trained, evaluation: Evaluation, test: ImageSet) -> list[Ex
         own = target.solver if about.learned else about.solver().to(shown.x.device)
         if own is not None:  # a learned attacker's file may be missing
             attacks[f"own {about.method}"] = (about.follower(eps), own)
-    return [
-        example
-        for title, (follower, solver) in attacks.items()
-        for example in examples(title, target.model, follower, solver, shown, test.classes)
-    ]
+    found = []
+    for title, (follower, solver) in attacks.items():
+        try:
+            found += examples(title, target.model, follower, solver, shown, test.classes)
+        except Exception as error:
+            print(f"{target.name}: no pictures of {title}: {problem_of(error)}")
+    return found

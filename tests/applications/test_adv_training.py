@@ -111,7 +111,7 @@ def test_a_folder_of_another_run_is_left_alone(run: Callable[..., Any], tmp_path
 
 def test_training_in_l2(run: Callable[..., Any], tmp_path: Path) -> None:
     """Attacked, saved and resumed in its norm."""
-    arguments = ["--method", "pgm", "grad-l2l", "--norm", "l2", "--epsilon", 2.5]
+    arguments = ["--method", "pgm", "grad-l2l", "--norm", "l2", "--epsilon", "5/2"]
     ended = run(*arguments)
     assert (ended.status, ended.err) == (0, "")
     assert "‖δ‖₂ ≤ 2.5" in ended.out

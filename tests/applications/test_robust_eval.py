@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -184,6 +185,65 @@ def test_curves_are_kept_for_the_same_settings_only(
     assert measured[0][0] == 4
 
 
+MODULE = """
+import torch
+from sklearn.datasets import load_digits
+
+x, y = map(torch.from_numpy, load_digits(return_X_y=True))
+means = torch.stack([x[y == k].float().mean(0) / 16 for k in range(10)])
+
+
+class Quantised(torch.nn.Module):
+    def __init__(self, detach):
+        super().__init__()
+        self.detach = detach
+
+    def forward(self, x):
+        pixels = (x.detach() if self.detach else x).numpy()
+        pixels = torch.from_numpy((pixels * 16).round() / 16).flatten(1)
+        return -torch.cdist(pixels, means).square()
+
+
+def detached():
+    return Quantised(True)
+
+
+def attached():
+    return Quantised(False)
+"""
+
+
+def test_a_classifier_without_a_gradient_has_a_report(
+    run: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    applications: Callable[[str], ModuleType],
+) -> None:
+    """Attacks, curves and pictures that need one are missing, and measured again on resuming."""
+    (tmp_path / "quantised_networks.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    settings = ["--dataset", "digits", "--epsilon", 0.1, "--attack", "fgsm", "random", "square"]
+    ended = run("quantised_networks:detached", *settings)
+    assert ended.status == 0, ended.err
+    assert "no pictures of FGSM: the classifier's output has no gradient" in ended.out
+    problems = {record["attack"]: record["problem"] for record in records(tmp_path, "attack")}
+    assert [name for name, problem in problems.items() if not problem] == ["random 3", "Square 3"]
+    assert not records(tmp_path, "curve")
+    findings = {record["item"]: record for record in records(tmp_path, "finding")}
+    for item in ("unbounded attacks break everything", "PGM has converged"):
+        assert findings[item]["figure"] == "not measured"
+        assert "no gradient in the image" in findings[item]["sentence"]
+    measured, module = [], applications("robust_eval_lib.curves")
+    original = module.accuracy_by_epsilon
+    spy = lambda *given, **settings: measured.append(1) or original(*given, **settings)  # noqa: E731
+    monkeypatch.setattr(module, "accuracy_by_epsilon", spy)
+    assert run("quantised_networks:detached", *settings, "--resume").status == 0
+    assert measured
+    refused = one_line(run("quantised_networks:attached", *settings))
+    assert "takes no images that need a gradient" in refused
+
+
 def test_folders_and_names(
     applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +278,7 @@ def nan(folder: Path) -> Path:
         (lambda folder: [], "no checkpoint is given"),
         (lambda folder: [folder / "nowhere"], "cannot read weights from"),
         (lambda folder: [write(folder), "--epsilon", 0], "epsilon is 0.0"),
+        (lambda folder: [write(folder), "--epsilon", "1/0"], "--epsilon"),
         (lambda folder: [write(folder), "--attack", "pgd"], "there is no attack 'pgd'"),
         (lambda folder: [write(folder), "--seed", -1], "seed is -1: it is a whole number from 0"),
         (lambda folder: [write(folder), "--curve-size", 0], "curve_size is 0"),

@@ -15,6 +15,7 @@ from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.settings import settings_of, shown
 from bilevel.robustness.attacks.random_sampling import RandomSampling
+from bilevel.robustness.attacks.samples import check_classes
 from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import OF_CLASSES, UNTARGETED, Targeted, cross_entropy
@@ -36,14 +37,14 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
         model: The classifier, left as it was.
         follower: The threat model.
         solver: The attack; a learned one computes in evaluation mode.
-        batch: Clean images.
+        batch: Clean images, with whatever else the follower reads.
 
     Returns:
         Adversarial images with the same labels.
 
     Raises:
-        BilevelError: If the images are not float in [0, 1] or the labels not int64, or the follower
-            does not say which images its y makes.
+        BilevelError: If the images are not float in [0, 1] or the labels no classes, or the
+            follower does not say which images its y makes.
         NonFiniteError: If the loss is NaN or infinite where the attack starts.
     """
     if not isinstance(follower, Threat):
@@ -52,32 +53,42 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
             "them; derive it from robustness.Threat and define perturbed(y, batch)"
         )
     follower.check(batch)
-    _check_labels(batch, follower)
+    classes = type(follower).objective is Threat.objective and follower.loss in OF_CLASSES
+    _check_labels(batch, classes=classes)
     with torch.no_grad(), frozen(solver):
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
         loss = solution.stats.get("objective_before")
-        if len(batch.x) and loss is not None and not loss.isfinite():
-            raise NonFiniteError(
-                f"the loss is {loss.item()} where the attack starts: it has no gradient to follow, "
-                "and its images would look robust; check the classifier's weights and its logits"
-            )
-        return Batch(follower.perturbed(solution.value, Batch(batch.x, batch.y)), batch.y)
+        if len(batch.x) and loss is not None:
+            _check_start(loss, batch.y if classes else None)
+        return Batch(follower.perturbed(solution.value, batch), batch.y)
 
 
-def _check_labels(batch: Batch | Targeted, follower: Threat) -> None:
-    """Checks that there are labels, and for the kit's losses that they are classes."""
+def _check_labels(batch: Batch | Targeted, *, classes: bool) -> None:
+    """Checks that there are labels, and if the loss reads classes, that they are some."""
     if not hasattr(batch, "y"):
         raise BilevelError(
             f"the batch is {describe(batch)}: an attack reads images and labels by name; give "
             "robustness.Batch(images, labels)"
         )
-    labels, size = batch.y, len(batch.x)
-    of_classes = type(follower).objective is Threat.objective and follower.loss in OF_CLASSES
-    if of_classes and (labels.dtype != torch.int64 or labels.shape != (size,)):
-        raise BilevelError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: each image has one class; "
-            f"give int64 of shape ({size},)"
+    if classes:
+        check_classes(batch, "a loss of your own that reads them, Linf(eps, loss=…)")
+
+
+def _check_start(loss: Tensor, classes: Tensor | None) -> None:
+    """Checks the loss where an attack starts, and that no class is negative, in one wait."""
+    finite = loss.isfinite()
+    sound = finite if classes is None else finite & (classes >= 0).all()
+    if sound:
+        return
+    if not finite:
+        raise NonFiniteError(
+            f"the loss is {loss.item()} where the attack starts: it has no gradient to follow, "
+            "and its images would look robust; check the classifier's weights and its logits"
         )
+    raise BilevelError(
+        "labels are negative, which the cross entropy ignores: those images would not be attacked, "
+        "and look robust; leave them out"
+    )
 
 
 def for_evaluation(solver: Solver) -> Solver:

@@ -13,7 +13,8 @@ from torch.nn.functional import relu
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import choose, per_sample
+from bilevel.robustness.attacks.samples import choose
+from bilevel.robustness.data.batches import per_sample
 from bilevel.robustness.threats.losses import cross_entropy
 from bilevel.robustness.threats.perturbation import Linf
 from bilevel.solvers import Oracle, Solver

@@ -5,26 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, describe
+from bilevel.robustness.data.batches import Batch, per_sample
+from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Reshapes one value a sample so that it broadcasts over each sample's tensor.
-
-    Args:
-        values: ``(B,)``.
-        like: ``(B, ...)``.
-
-    Returns:
-        ``(B, 1, ...)``, of as many dimensions as ``like``.
-
-    Example:
-        >>> per_sample(torch.ones(2), torch.zeros(2, 3, 4, 4)).shape
-        torch.Size([2, 1, 1, 1])
-    """
-    return values.view(-1, *(1,) * (like.dim() - 1))
 
 
 def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -77,6 +62,30 @@ def rounding(dtype: torch.dtype) -> float:
         (1e-06, 0.0009765625)
     """
     return max(1e-6, torch.finfo(dtype).eps)
+
+
+def check_classes(batch: Batch | Targeted, otherwise: str) -> None:
+    """Checks that the labels are a class for each image.
+
+    Args:
+        batch: The images.
+        otherwise: What helps too if they are not, the last clause of the error.
+
+    Raises:
+        BilevelError: If they are not int64 of shape (B,).
+    """
+    labels: object = batch.y  # of another task anything, such as a list of boxes
+    size = len(batch.x)
+    if isinstance(labels, Tensor):
+        if labels.dtype == torch.int64 and labels.shape == (size,):
+            return
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+    else:
+        found = describe(labels)
+    raise BilevelError(
+        f"labels are {found}: each image has one class; give int64 of shape ({size},), or "
+        f"{otherwise}"
+    )
 
 
 def check_threat(clean: Tensor, adversarial: Tensor, threat: Perturbation) -> None:

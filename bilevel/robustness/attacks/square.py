@@ -31,12 +31,13 @@ class Square(Solver):
         y_{k+1} &= \Pi_Y(z) \text{ where that raises the gain, otherwise } y_k
 
     Each sample has its own window and signs, drawn uniformly; signs that would change nothing are
-    reversed. The first proposal is vertical stripes of ±ε. In L2 the first proposal is a grid of
-    bumps, and the following ones add a bump in one window, to which they move the norm that
-    another window holds. p is 0.8 at first and is halved at the queries 10, 50, 200, 500, 1000,
-    2000, 4000, 6000 and 8000 of 10,000; for other numbers of queries the schedule is rescaled. The
-    authors start from the first proposal; here it must raise the gain too, so that no sample ends
-    below its start.
+    reversed. Where no square of that side fits, the window is a rectangle as high or as wide as the
+    image, of the same area: of a signal, an image of one row, a stretch. The first proposal is
+    vertical stripes of ±ε. In L2 the first proposal is a grid of bumps, and the following ones add
+    a bump in one window, to which they move the norm that another window holds. p is 0.8 at first
+    and is halved at the queries 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000; for
+    other numbers of queries the schedule is rescaled. The authors start from the first proposal;
+    here it must raise the gain too, so that no sample ends below its start.
 
     It takes no gradient, so masked gradients do not stop it. The authors maximise the margin.
 
@@ -49,7 +50,8 @@ class Square(Solver):
 
     Raises:
         BilevelError: If ``queries`` is less than 1; in the solve, if the threat model is no
-            :class:`~bilevel.robustness.Linf` and no :class:`~bilevel.robustness.L2`.
+            :class:`~bilevel.robustness.Linf` and no :class:`~bilevel.robustness.L2`, or its data
+            are not of shape (B, C, H, W).
 
     Example:
         >>> from bilevel.robustness import Linf, SolverAttack
@@ -71,6 +73,11 @@ class Square(Solver):
         """The best point that each sample has visited, including the start."""
         proposals = _proposals(oracle.follower)
         (best,) = leaves(oracle.init())
+        if best.dim() != 4:
+            raise BilevelError(
+                f"y is of shape {tuple(best.shape)}: Square changes windows of an image; give data "
+                "of shape (B, C, H, W), a signal as an image of one row, or attack with APGD"
+            )
         gain = oracle.gain(best)
         for query in range(1, self.queries):
             if query == 1:

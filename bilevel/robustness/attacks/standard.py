@@ -9,7 +9,7 @@ from torch import nn
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.named import attacks_named
 from bilevel.robustness.attacks.settings import AttackSettings
-from bilevel.robustness.threats.perturbation import Norm
+from bilevel.robustness.threats.perturbation import L2, NORMS, Linf, Norm
 
 STANDARD = (
     "fgsm",
@@ -45,7 +45,7 @@ def standard_attacks(
         norm: The norm of the threat model, ``"linf"`` or ``"l2"``.
 
     Returns:
-        The attacks of :data:`STANDARD`.
+        The attacks of :data:`STANDARD`; without Square in a norm that it does not know.
 
     Example:
         >>> for attack in standard_attacks(eps=8 / 255, classes=10):
@@ -61,7 +61,8 @@ def standard_attacks(
     settings = AttackSettings(
         eps, classes, restarts=restarts, surrogates=surrogates or {}, norm=norm
     )
-    return make_attacks(STANDARD, settings)
+    known = issubclass(NORMS[norm], Linf | L2)
+    return make_attacks([name for name in STANDARD if known or name != "square"], settings)
 
 
 def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]:

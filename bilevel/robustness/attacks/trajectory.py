@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bilevel.robustness.attacks.samples import choose, rounding
+from bilevel.robustness.attacks.samples import check_classes, choose, rounding
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
@@ -50,11 +51,15 @@ class Trajectory:
     Args:
         follower: The threat model.
         batch: Clean images.
+
+    Raises:
+        BilevelError: If the labels are no classes.
     """
 
     def __init__(self, follower: Perturbation, batch: Batch | Targeted) -> None:
+        check_classes(batch, "leave keep_broken out, which asks for misclassified images")
         self._follower = follower
-        self._batch = Batch(batch.x, batch.y)
+        self._batch: Any = batch
         self._images = batch.x
         self._broken = torch.zeros_like(batch.y, dtype=torch.bool)
 

@@ -192,6 +192,23 @@ def shuffled_batches(
     return map(batch, starts[start:])
 
 
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Reshapes one value a sample so that it broadcasts over each sample's tensor.
+
+    Args:
+        values: ``(B,)``.
+        like: ``(B, ...)``.
+
+    Returns:
+        ``(B, 1, ...)``, of as many dimensions as ``like``.
+
+    Example:
+        >>> per_sample(torch.ones(2), torch.zeros(2, 3, 4, 4)).shape
+        torch.Size([2, 1, 1, 1])
+    """
+    return values.view(-1, *(1,) * (like.dim() - 1))
+
+
 def _starts(images: ImageSet, batch_size: int) -> range:
     """The position of each batch's first image."""
     return range(0, len(images), count("batch_size", batch_size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +55,29 @@ def correct(
         raise BilevelError(
             "the image set is empty: its accuracy is not defined; give one image or more"
         )
-    right, finite = [images.labels.new_empty(0, dtype=torch.bool)], []
     own = distributed.shard(len(images))
+    part = ImageSet(images.images[own], images.labels[own], images.classes)
+    measure = partial(_correct_own, model, part, follower, solver, batch_size)
+    gathered = distributed.gather_results(measure)
+    if not all(all_finite for _, all_finite in gathered):
+        raise NonFiniteError(
+            "the classifier's logits are not finite: training has diverged or the images are not "
+            "finite; lower the learning rate, or go back to the last checkpoint"
+        )
+    return torch.cat([rows for rows, _ in gathered]).to(images.labels.device)
+
+
+def _correct_own(
+    model: nn.Module,
+    images: ImageSet,
+    follower: Threat | None,
+    solver: Solver | None,
+    batch_size: int,
+) -> tuple[Tensor, bool]:
+    """Which images are classified correctly in this process, and whether logits are finite."""
+    right, finite = [images.labels.new_empty(0, dtype=torch.bool)], []
     with torch.no_grad(), frozen(model):
-        part = ImageSet(images.images[own], images.labels[own], images.classes)
-        for number, batch in enumerate(batches(part, batch_size)):
+        for number, batch in enumerate(batches(images, batch_size)):
             if follower is not None and solver is not None:
                 if number == 0:  # a loss would raise anything, on a GPU an assertion of the device
                     check_logits(model(batch.x), batch, images.classes)
@@ -66,13 +85,7 @@ def correct(
             logits = check_logits(model(batch.x), batch, images.classes)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())
-    gathered = distributed.all_gather((torch.cat(right).cpu(), all(map(bool, finite))))
-    if not all(all_finite for _, all_finite in gathered):
-        raise NonFiniteError(
-            "the classifier's logits are not finite: training has diverged or the images are not "
-            "finite; lower the learning rate, or go back to the last checkpoint"
-        )
-    return torch.cat([rows for rows, _ in gathered]).to(images.labels.device)
+    return torch.cat(right).cpu(), all(map(bool, finite))
 
 
 def accuracy(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError, distributed, frozen
+from bilevel import distributed, frozen
 from bilevel.arguments import count, one_of
 from bilevel.experiment import checkpoint
 from bilevel.experiment.checkpoint import fingerprint
@@ -29,6 +29,7 @@ from bilevel.robustness.attacks.samples import check_threat
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
+from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Outcome
 from bilevel.robustness.threats.perturbation import NORMS, Norm
 
@@ -237,12 +238,8 @@ def _noting_problem(progress: _Progress) -> Iterator[None]:
     """Within the block, an exception becomes the attack's problem."""
     try:
         yield
-    except (MemoryError, distributed.LostContactError):
-        raise
-    except Exception as error:  # other packages raise anything
-        text = " ".join(str(error).split()) or "no message"
-        known = isinstance(error, BilevelError)
-        progress.problem = text if known else f"{type(error).__name__}: {text[:200]}"
+    except Exception as error:
+        progress.problem = problem_of(error)
 
 
 def _misclassified(model: nn.Module, batch: Batch) -> Tensor:

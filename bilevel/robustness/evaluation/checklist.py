@@ -74,7 +74,7 @@ def _unbounded(evaluation: Evaluation) -> Finding:
     item = "unbounded attacks break everything"
     curve = _curve(evaluation, "ε")
     if curve is None or curve.at[-1] < 1:
-        return _not_measured(item, "measure the curve against ε")
+        return _no_curve(item, evaluation, "ε")
     left = curve.accuracy[-1]
     bad = (
         "PGM-10 fails although every image is within its reach, so its failure at a smaller ε does "
@@ -90,7 +90,7 @@ def _larger_epsilon(evaluation: Evaluation) -> Finding:
     item = "a larger ε breaks more"
     curve = _curve(evaluation, "ε")
     if curve is None:
-        return _not_measured(item, "measure the curve against ε")
+        return _no_curve(item, evaluation, "ε")
     accuracy = np.array(curve.accuracy)
     rise = float((accuracy - np.minimum.accumulate(accuracy)).max())
     start, end = _accuracy_at(curve, evaluation.eps), curve.accuracy[-1]
@@ -110,7 +110,7 @@ def _converged(evaluation: Evaluation) -> Finding:
     item = "PGM has converged"
     curve = _curve(evaluation, "iterations")
     if curve is None or curve.at[-1] < 2 * curve.at[0]:
-        return _not_measured(item, "measure the curve against iterations")
+        return _no_curve(item, evaluation, "iterations")
     half = max(i for i, iterations in enumerate(curve.at) if 2 * iterations <= curve.at[-1])
     fall = curve.accuracy[half] - curve.accuracy[-1]
     figure = f"falls by {_points(fall)} from {curve.at[half]:g} to {curve.at[-1]:g} iterations"
@@ -148,7 +148,7 @@ def _radius(evaluation: Evaluation) -> Finding:
     elif eps < 1 / 255:
         bad = "An 8-bit image cannot change by less than 1/255: evaluate with that or more."
     elif curve is None:
-        return _not_measured(item, "measure the curve against ε")
+        return _no_curve(item, evaluation, "ε")
     else:
         fall = curve.accuracy[0] - _accuracy_at(curve, 2 * eps)
         figure += f", with 2ε accuracy falls by {_points(fall)}"
@@ -192,6 +192,11 @@ def _not_measured(item: str, remedy: str) -> Finding:
     return Finding(item, False, "not measured", f"Not checked: {remedy}.")
 
 
+def _no_curve(item: str, evaluation: Evaluation, quantity: str) -> Finding:
+    problems = [one.problem for one in evaluation.curves if one.quantity == quantity]
+    return _not_measured(item, "; ".join(problems) or f"measure the curve against {quantity}")
+
+
 def _completed(evaluation: Evaluation, *kinds: Kind) -> list[Outcome]:
     """The outcomes of some kinds that gave a figure."""
     return [o for o in evaluation.outcomes if o.kind in kinds and not o.problem]
@@ -205,7 +210,7 @@ def _strongest(evaluation: Evaluation, kind: Kind, role: Role | None = None) -> 
 
 
 def _curve(evaluation: Evaluation, quantity: str) -> Curve | None:
-    return next((curve for curve in evaluation.curves if curve.quantity == quantity), None)
+    return next((curve for curve in evaluation.measured if curve.quantity == quantity), None)
 
 
 def _accuracy_at(curve: Curve, where: float) -> float:

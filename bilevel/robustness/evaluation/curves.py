@@ -16,6 +16,7 @@ from torch import nn
 from bilevel import Iterative, Solver
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
+from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Curve
 from bilevel.robustness.threats.perturbation import NORMS, Norm, Perturbation
 from bilevel.robustness.training.methods import EVALUATION_STEP
@@ -51,18 +52,22 @@ def accuracy_by_epsilon(
         report: Called with the number of points done and their total.
 
     Returns:
-        The curve, from ε = 0 (clean) to where a sound attack leaves no accuracy.
+        The curve, from ε = 0 (clean) to where a sound attack leaves no accuracy; without points,
+        and with the problem, if the attack fails.
     """
     ball, shape = NORMS[norm], images.images.shape[1:]
     reach = ball(1.0).norm(torch.ones(1, *shape)).item()  # from black to white
     near = {min(reach, factor * eps) for factor in (0.25, 0.5, 1, 2, 4)}
     at = sorted(near | {tenth / 10 * reach for tenth in range(11)})
+    followers = [ball(radius, start=_START) if radius else None for radius in at]  # None: clean
     parts = _correct_batches(model, images, batch_size)
     accuracies = []
-    for done, radius in enumerate(at, start=1):
-        follower = ball(radius, start=_START) if radius else None  # None: clean
-        solver = follower.pgm(radius / _STEPS, _STEPS) if follower else None
-        left = sum(_count_correct(model, part, follower, solver) for part in parts)
+    for done, follower in enumerate(followers, start=1):
+        solver = follower.pgm(follower.eps / _STEPS, _STEPS) if follower else None
+        try:
+            left = sum(_count_correct(model, part, follower, solver) for part in parts)
+        except Exception as error:
+            return Curve("ε", (), (), len(images), problem_of(error))
         accuracies.append(left / len(images))
         report(done, len(at))
     return Curve("ε", tuple(at), tuple(accuracies), len(images))
@@ -96,7 +101,7 @@ def accuracy_by_iterations(
         report: Called with the number of iterations done and the expected total.
 
     Returns:
-        The curve.
+        The curve; without points, and with the problem, if the attack fails.
     """
     follower = NORMS[norm](eps, start=_START)
     step = follower.ascent(EVALUATION_STEP * eps)
@@ -105,10 +110,13 @@ def accuracy_by_iterations(
     at: list[int] = []
     accuracies: list[float] = []
     for done, iterations in pairwise((0, *_one_two_five(most))):
-        left = 0
-        for solver, part in zip(solvers, parts, strict=True):
+        for solver in solvers:
             solver.steps = iterations - done
-            left += _count_correct(model, part, follower, solver)
+        pairs = zip(parts, solvers, strict=True)
+        try:
+            left = sum(_count_correct(model, part, follower, solver) for part, solver in pairs)
+        except Exception as error:
+            return Curve("iterations", (), (), len(images), problem_of(error))
         at.append(iterations)
         accuracies.append(left / len(images))
         ended = iterations >= _MIN_ITERATIONS and accuracies[-2] - accuracies[-1] <= threshold

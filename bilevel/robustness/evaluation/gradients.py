@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bilevel import frozen
+from bilevel import BilevelError, frozen
+from bilevel.errors import first_line
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.results import Finding
@@ -95,7 +96,15 @@ def _gradient(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, Tenso
     """A loss and its input gradient; zero where the loss does not depend on the input."""
     x = batch.x.clone().requires_grad_()
     with torch.enable_grad(), frozen(model):
-        values = loss(model(x), batch)
+        try:
+            values = loss(model(x), batch)
+        except RuntimeError as error:
+            if "requires grad" not in str(error):
+                raise
+            raise BilevelError(
+                f"the classifier takes no images that need a gradient ({first_line(error)}): an "
+                "evaluation looks for one; detach() them inside, and it says that there is none"
+            ) from error
         if not values.requires_grad:
             return values, torch.zeros_like(x)
         (gradient,) = torch.autograd.grad(values.sum(), x, materialize_grads=True)

@@ -78,7 +78,7 @@ def _panel(
     shown = [
         (one, curve, COLORS[i % len(COLORS)], STROKES[i // len(COLORS) % len(STROKES)])
         for i, one in enumerate(evaluations)
-        for curve in one.curves
+        for curve in one.measured
         if curve.quantity == quantity
     ]
     for one, curve, color, stroke in shown:

@@ -51,7 +51,9 @@ def write_report(
         for one in evaluations
         for example in pictures.get(one.name, ())
     ]
-    quantities = list(dict.fromkeys(curve.quantity for one in evaluations for curve in one.curves))
+    quantities = list(
+        dict.fromkeys(curve.quantity for one in evaluations for curve in one.measured)
+    )
     if quantities:
         save_png(folder / "curves.png", plot_curves(quantities, evaluations))
     if examples:

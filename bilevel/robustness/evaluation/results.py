@@ -52,12 +52,14 @@ class Curve:
         at: Its values, ascending.
         accuracy: The accuracy at each, in [0, 1].
         images: Number of images.
+        problem: Why it was not measured; empty if it was.
     """
 
     quantity: str
     at: tuple[float, ...]
     accuracy: tuple[float, ...]
     images: int
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Evaluation:
         trained_eps: ε that the classifier was trained for; None if unknown.
         right: The clean images that are classified correctly, ``(N,)`` bool on the CPU.
         outcomes: The attacks in the order in which they were run.
-        curves: Accuracy against ε and against iterations, if measured.
+        curves: Accuracy against ε and against iterations, if asked for.
         findings: The checklist.
         norm: The norm of the threat model, ``"linf"`` or ``"l2"``.
         threat: The threat model in words, if it is no ball, such as ``"rotations up to 30°"``.
@@ -120,6 +122,15 @@ class Evaluation:
             A number in [0, 1].
         """
         return share(self.survivors(self.outcomes))
+
+    @property
+    def measured(self) -> tuple[Curve, ...]:
+        """The curves whose attacks did not fail.
+
+        Returns:
+            Those of :attr:`curves` without a problem.
+        """
+        return tuple(curve for curve in self.curves if not curve.problem)
 
     @property
     def trustworthy(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,26 @@ from bilevel.robustness.data.sources import Dataset, load_images
 from bilevel.robustness.training.methods import Form
 from bilevel.robustness.training.recipe import RECIPES, SMALL, Recipe, fast
 from bilevel.updates.normalize import Over
+
+
+def _number(words: list[str]) -> float:
+    try:
+        return float(Fraction(words[0]))
+    except ZeroDivisionError:
+        raise ValueError(f"{words[0]} is no number") from None
+
+
+Radius = Annotated[
+    float,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=_number,
+        is_instance=lambda value: isinstance(value, float | int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A number on the command line that may be a fraction, as radii in grey levels are: 8/255."""
 
 
 @dataclass
@@ -54,8 +75,8 @@ class TrainingArguments:
     """Let the attacker start near FGSM: tanh(net + s·sign ∇) from this s, which is learned. The
     paper has none; digits and fashion-mnist start from 2."""
 
-    epsilon: float | None = None
-    """Radius of the threat model in units of the pixel range: 0.031 in the paper."""
+    epsilon: Radius | None = None
+    """Radius of the threat model in units of the pixel range, such as 8/255; 0.031 in the paper."""
     epochs: int | None = None
     """Passes over the training images."""
     milestones: tuple[float, ...] | None = None

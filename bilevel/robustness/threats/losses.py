@@ -12,7 +12,7 @@ evaluation of adversarial robustness", eqs. 6 and 7.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,9 @@ class Targeted(NamedTuple):
     target: Tensor
 
 
-Loss = Callable[[Tensor, "Batch | Targeted"], Tensor]
-"""From logits ``(B, K)`` and their batch to one value a sample, ``(B,)``, to be maximised."""
+Loss = Callable[[Any, Any], Tensor]
+"""From logits ``(B, K)`` and their batch to one value a sample, ``(B,)``, to be maximised. One of
+your own may read other outputs and batches."""
 
 
 def cross_entropy(logits: Tensor, batch: Batch | Targeted) -> Tensor:
@@ -112,13 +113,14 @@ def targeted_dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         >>> targeted_dlr(torch.tensor([[4.0, 2.0, 1.0, 1.0]]), batch).item()
         -0.6666666865348816
     """
-    if not isinstance(batch, Targeted):
+    target = getattr(batch, "target", None)
+    if target is None:
         raise BilevelError(
             "targeted_dlr got a batch without targets: it moves toward one class; give "
             "Targeted(x, y, target)"
         )
     top = _largest(logits, 4)
-    gap = _logit(logits, batch.target) - _logit(logits, batch.y)
+    gap = _logit(logits, target) - _logit(logits, batch.y)
     return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
 

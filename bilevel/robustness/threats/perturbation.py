@@ -17,7 +17,7 @@ from torch.linalg import vector_norm
 from bilevel import Iterative, Solver
 from bilevel.arguments import one_of
 from bilevel.errors import BilevelError, describe
-from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.data.batches import Batch, per_sample
 from bilevel.robustness.threats.losses import Loss, cross_entropy
 from bilevel.robustness.threats.threat import Threat
 from bilevel.updates import NormalizedGradient, SignGradient
@@ -203,8 +203,7 @@ class L2(Perturbation):
     def clip(self, delta: Tensor) -> Tensor:
         """δ · min(1, ε / ‖δ‖₂)."""
         norm = self.norm(delta).clamp(min=torch.finfo(delta.dtype).tiny)
-        factor: Tensor = self.eps / norm
-        return delta * factor.clamp(max=1).view(-1, 1, 1, 1)
+        return delta * per_sample((self.eps / norm).clamp(max=1), delta)
 
     def noise(self, like: Tensor) -> Tensor:
         """Uniform in the ball of radius :attr:`start`."""

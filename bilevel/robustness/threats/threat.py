@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError, NonFiniteError, describe
@@ -15,7 +16,7 @@ from bilevel.experiment.settings import shown
 from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.speed import at_least_float32
-from bilevel.robustness.threats.losses import Loss, Targeted, cross_entropy
+from bilevel.robustness.threats.losses import OF_CLASSES, Loss, Targeted, cross_entropy
 
 
 class Threat(FollowerProblem):
@@ -26,7 +27,7 @@ class Threat(FollowerProblem):
 
     Args:
         loss: The loss to maximise, a function of the logits; see
-            ``bilevel.robustness.threats.losses``.
+            ``bilevel.robustness.threats.losses``. One of your own reads whatever the model returns.
 
     Example:
         >>> class Shift(Threat):
@@ -44,12 +45,12 @@ class Threat(FollowerProblem):
         self.loss = loss
 
     @abstractmethod
-    def perturbed(self, y: Any, batch: Batch) -> Tensor:
+    def perturbed(self, y: Any, batch: Any) -> Tensor:
         """The images that y makes, which attacks return and the classifier is judged on.
 
         Args:
             y: The follower's variable, as :meth:`init` returns it.
-            batch: Clean images.
+            batch: Clean images, as a :class:`Batch` or with further fields.
 
         Returns:
             ``(B, C, H, W)`` in [0, 1].
@@ -68,11 +69,27 @@ class Threat(FollowerProblem):
 
     def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
         """The loss at the perturbed image."""
-        return self.loss(at_least_float32(leader.model(self.perturbed(y, batch))), batch)
+        images = self.perturbed(y, batch)
+        output = leader.model(images)
+        if isinstance(output, Tensor) or self.loss in OF_CLASSES:
+            output = at_least_float32(output)
+            _check_gradient(images, output)
+        return self.loss(output, batch)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={shown(value)}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
+
+
+def _check_gradient(images: Tensor, output: Tensor) -> None:
+    """Checks that a gradient leads from the output to the images, where one is taken."""
+    if torch.is_grad_enabled() and images.requires_grad and not output.requires_grad:
+        raise BilevelError(
+            "the classifier's output has no gradient in the image, which the attack follows: "
+            "detach(), no_grad() or numpy cuts it off; give that part a differentiable "
+            "approximation in the backward pass, or attack such a copy of the classifier, "
+            "SolverAttack(…, surrogate=copy)"
+        )
 
 
 def check_images(batch: Batch | Targeted) -> None:

@@ -103,7 +103,9 @@ class Trainer:
         self.best_weights: dict[str, Any] = {}
         self.averaged = EMA(game.leader, recipe.ema) if recipe.ema else None
         remedy = "one of torch.optim, since the recipe changes its learning rates"
-        self._leader_opt: Any = instance_of("leader_opt", game.leader_opt, torch.optim.Optimizer, remedy)
+        self._leader_opt: Any = instance_of(
+            "leader_opt", game.leader_opt, torch.optim.Optimizer, remedy
+        )
         self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
         self._windows = MetricWindows(data.train.images.device)
         if distributed.world_size() > 1:

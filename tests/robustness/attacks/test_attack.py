@@ -183,6 +183,17 @@ def test_a_kind_of_another_name() -> None:
         SolverAttack("it", Linf(EPS), pgm(0.1, 2), kind="blackbox")
 
 
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(2, 2, 2).long(), torch.zeros(2, 6).long(), torch.zeros(2)]
+)
+def test_misclassified_points_are_known_of_classes_only(labels: Tensor) -> None:
+    """Not of the classes of pixels, of several classes, or of numbers."""
+    follower = Linf(EPS, loss=lambda outputs, batch: outputs.sum(1))
+    attack = SolverAttack("it", follower, pgm(0.1, 2), keep_broken=True)
+    with pytest.raises(BilevelError, match=r"labels are .* or leave keep_broken out"):
+        attack.perturb(Bright(), Batch(greys().x, labels), 0)
+
+
 def test_targets_that_the_loss_does_not_read() -> None:
     with pytest.raises(BilevelError, match="the loss is cross_entropy, which no target changes"):
         SolverAttack("APGD-T", Linf(0.1), APGD(steps=3), targets=2)

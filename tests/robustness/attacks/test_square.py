@@ -41,22 +41,49 @@ def test_of_10000_queries_p_is_halved_after_the_papers(halved: int, query: int) 
 
 
 @pytest.mark.parametrize("queries", [300, 1000])
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 20)])
-def test_windows_are_squares_that_shrink_with_the_papers_p(
-    queries: int, height: int, width: int
-) -> None:
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 20), (20, 8), (1, 160)])
+def test_windows_shrink_with_the_papers_p(queries: int, height: int, width: int) -> None:
+    """Squares, where one fits; else rectangles of its area, as high or as wide as the image."""
     changes = proposals(queries, (5, 2, height, width))[1:]
     for query, images in enumerate(changes, 2):
         halvings = sum(10_000 * query / queries > at for at in HALVINGS)
-        expected = round(math.sqrt(0.8 / 2**halvings * height * width))
-        side = max(1, min(expected, height, width))
+        area = 0.8 / 2**halvings * height * width
+        side = max(1, round(math.sqrt(area)))
+        short = min(height, width, side)
+        long = side if short == side else round(area / short)
+        size = [short, long] if height <= width else [long, short]
         for image in images:
             rows, columns = (image != 0).any(0).nonzero().unbind(1)
-            first, last = (f(rows) for f in (torch.min, torch.max))
-            assert last - first + 1 == columns.max() - columns.min() + 1 == side
-            window = image[:, first : last + 1, columns.min() : columns.max() + 1]
+            assert [int(at.max() - at.min()) + 1 for at in (rows, columns)] == size
+            window = image[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
             assert torch.equal(window, window[:, :1, :1].expand_as(window))
             torch.testing.assert_close(window.abs(), torch.full_like(window, 0.1))
+
+
+@pytest.mark.parametrize(("threat", "moved"), [(Linf, 0.6), (L2, 0.3)])
+def test_a_signal_is_attacked_in_stretches(threat: type[Perturbation], moved: float) -> None:
+    """Not in single samples, in which as many queries find half of what a slow wave moves."""
+    wave = torch.sin(2 * math.pi * torch.arange(256) / 256).view(1, 1, -1)
+    model, follower = LinearClassifier(wave), threat(0.1, loss=margin)
+    batch = Batch(torch.full((40, 1, 1, 256), 0.5), torch.arange(40) % 2)
+    leader = ZeroSum(model, follower)
+    gain = Oracle(follower, leader, batch).gain(Square(200).solve(follower, leader, batch).value)
+    best = 0.1 * (wave.abs().sum() if threat is Linf else wave.norm())
+    assert (gain / best).mean() > moved
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(4, 6), (4, 7, 3), (4, 4, 1, 8, 8)])
+def test_data_that_are_no_images(shape: tuple[int, ...], threat: type[Perturbation]) -> None:
+    class Anything(threat):  # type: ignore[misc, valid-type]
+        def check(self, batch: Batch) -> None:
+            pass
+
+    batch = Batch(torch.full(shape, 0.5), torch.zeros(4).long())
+    with pytest.raises(
+        BilevelError, match=r"y is of shape \(4, .* a signal as an image of one row"
+    ):
+        attack(nn.Flatten(), Anything(0.1, loss=margin), Square(3), batch)
 
 
 def test_windows_are_anywhere() -> None:
@@ -155,8 +182,8 @@ class Colour(nn.Module):
 def test_the_accuracy_that_torchattacks_leaves(queries: int, threat: type[Perturbation]) -> None:
     """With windows up to the last row and column, which its own leave out.
 
-    Of colour images: of grey ones half of its smallest windows change nothing. All images have the
-    same windows there, so that the accuracy varies more than with as many independent ones.
+    Of colour images: of grey ones half of its smallest windows change nothing. All images of a call
+    have the same windows there, hence several calls.
     """
     torchattacks = pytest.importorskip("torchattacks")
 
@@ -170,7 +197,9 @@ def test_the_accuracy_that_torchattacks_leaves(queries: int, threat: type[Pertur
     torch.manual_seed(0)
     eps = RADIUS[threat] * (3**0.5 if threat is L2 else 1)  # of three channels
     ours = attack(model, threat(eps, loss=margin), Square(queries), batch).x
-    theirs = Theirs(model, threat.__name__, eps=eps, n_queries=queries)(*batch)
+    parts = enumerate(zip(*(part.split(60) for part in batch), strict=True))
+    calls = {"norm": threat.__name__, "eps": eps, "n_queries": queries}
+    theirs = torch.cat([Theirs(model, **calls, seed=seed)(*part) for seed, part in parts])
     left, expected, clean = (
         float((model(x).argmax(1) == batch.y).float().mean()) for x in (ours, theirs, batch.x)
     )

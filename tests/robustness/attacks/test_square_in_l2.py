@@ -19,10 +19,10 @@ from tests.robustness.attacks.proposals import Unmoved, proposals
 def test_the_bump_of_l2_is_that_of_torchattacks(side: int) -> None:
     torchattacks = pytest.importorskip("torchattacks")
     if side == 1:  # where theirs divides zero by zero
-        assert _bump(1, torch.zeros(1)).tolist() == [[-1.0]]
+        assert _bump(1, 1, torch.zeros(1)).tolist() == [[-1.0]]
         return
     theirs = torchattacks.Square(nn.Flatten(), norm="L2").eta(side)
-    ours = _bump(side, torch.zeros(1))
+    ours = _bump(side, side, torch.zeros(1))
     assert any(torch.allclose(bump, theirs, atol=1e-6) for bump in (ours, ours.T))
 
 
@@ -35,7 +35,7 @@ def test_a_grid_of_bumps_comes_first_in_l2(shape: tuple[int, ...]) -> None:
     top, left = (size % side // 2 for size in shape[2:])
     middle = grids[:, :, top : top + rows * side, left : left + columns * side]
     cells = middle.unfold(2, side, side).unfold(3, side, side)
-    bump = 0.1 * _bump(side, cells) / math.sqrt(shape[1] * rows * columns)
+    bump = 0.1 * _bump(side, side, cells) / math.sqrt(shape[1] * rows * columns)
     signs = (cells * bump).sum((4, 5)).sign()
     torch.testing.assert_close(cells, signs[..., None, None] * bump)
     each = signs.flatten(1)
@@ -50,27 +50,32 @@ def test_the_grid_fills_a_large_ball() -> None:
     torch.testing.assert_close(grid.flatten(1).norm(dim=1), torch.full((2,), 40.0))
 
 
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 20), (3, 3), (1, 5)])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 20), (40, 8), (3, 3), (1, 5), (1, 90)])
 def test_in_l2_an_unchanged_image_gets_one_bump_in_a_window(height: int, width: int) -> None:
     """Upright or on its side, with a sign for each channel, each of which has the same norm."""
     upright, turned, alike = 0, 0, []
     for query, images in enumerate(proposals(60, (20, 2, height, width), L2)[1:], 2):
-        side = round(math.sqrt(_share(query / 60) * height * width))
-        side = min(max(side, 3) // 2 * 2 + 1, height, width)
-        bump = _bump(side, images)
+        area = _share(query / 60) * height * width
+        side, short = round(math.sqrt(area)), min(height, width)
+        long = side if side <= short else area / short
+        size = [side, long] if height <= width else [long, side]
+        odd = (max(round(part), 3) // 2 * 2 + 1 for part in size)
+        size = [*map(min, odd, (height, width))]
+        patterns = _bump(*size, images), _bump(*size[::-1], images).T
         for image in images:
             rows, columns = (image != 0).any(0).nonzero().unbind(1)
             spans = [int(places.max() - places.min()) + 1 for places in (rows, columns)]
-            assert spans == [side, side]
+            assert spans == size
             window = image[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-            signs = window.sign() * bump.sign()
-            upright += (turns := torch.equal(signs, signs[:, :1, :1].expand_as(signs)))
-            turned += not turns
-            pattern = bump if turns else bump.T
-            signs = (window.sign() * pattern.sign())[:, :1, :1]
-            torch.testing.assert_close(window, 0.1 / 2**0.5 * signs * pattern)
+            drawn = [window.sign() * pattern.sign() for pattern in patterns]
+            alike_in = [torch.equal(one, one[:, :1, :1].expand_as(one)) for one in drawn]
+            assert any(alike_in)
+            way = alike_in.index(True)
+            upright, turned = upright + (way == 0), turned + (way == 1)
+            signs = drawn[way][:, :1, :1]
+            torch.testing.assert_close(window, 0.1 / 2**0.5 * signs * patterns[way])
             alike.append(float(signs.prod()))
-    if side > 1:
+    if side > 1 or width > 5:
         assert abs(upright - turned) < 4 * (upright + turned) ** 0.5
     assert abs(sum(alike)) < 4 * len(alike) ** 0.5
 
@@ -104,7 +109,7 @@ def test_in_l2_a_window_keeps_a_part_of_what_it_held() -> None:
     oracle = Oracle(L2(0.1), leader, Batch(torch.full_like(best, 0.5), torch.zeros(40).long()))
     with torch.no_grad():
         point = L2Proposals(0.1).windowed(oracle, best, 1.0)  # the window is the image
-    bump = _bump(5, best)
+    bump = _bump(5, 5, best)
     peaks = [sign * b + best[0, 0] / 0.1 for sign in (1, -1) for b in (bump, bump.T)]
     expected = torch.stack([0.1 * peak / peak.norm() for peak in peaks])
     distances = (point - expected).abs().flatten(2).amax(2)

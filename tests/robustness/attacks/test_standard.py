@@ -13,6 +13,7 @@ from bilevel import BilevelError, Iterative, NonFiniteError
 from bilevel.robustness import (
     EVALUATION_STEP,
     L2,
+    NORMS,
     STANDARD,
     TRAINING_STEP,
     About,
@@ -21,6 +22,7 @@ from bilevel.robustness import (
     Batch,
     Battery,
     ImageSet,
+    Perturbation,
     SolverAttack,
     Square,
     Trained,
@@ -91,6 +93,39 @@ def test_square_costs_a_third_of_apgd_t_at_most() -> None:
     square, targeted = only("square"), only("apgd-t")
     assert square.passes <= targeted.passes / 3
     assert STANDARD.index("apgd-t") < STANDARD.index("square")
+
+
+def test_the_default_battery_in_a_norm_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Square, which does not know it, so that every attack can give a figure."""
+
+    class Scaled(Perturbation):
+        """max |δ| ≤ ε / 2."""
+
+        index = "s"
+
+        def clip(self, delta: Tensor) -> Tensor:
+            return delta.clamp(-self.eps / 2, self.eps / 2)
+
+        def noise(self, like: Tensor) -> Tensor:
+            return self.start / 2 * (2 * torch.rand_like(like) - 1)
+
+        def norm(self, delta: Tensor) -> Tensor:
+            return 2 * delta.abs().flatten(1).amax(1)
+
+        def ascent(self, step: float) -> SignGradient:
+            return SignGradient(step / 2)
+
+    monkeypatch.setitem(NORMS, "scaled", Scaled)
+    images = image_set(9)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    attacks = standard_attacks(0.2, 3, norm="scaled")
+    assert [one.name for one in standard_attacks(0.2, 3)] == [*NAMES, "Square 300"]
+    assert [one.name for one in attacks] == NAMES
+    _, outcomes = Battery(attacks, eps=0.2, norm="scaled").run(model, images)
+    assert not [outcome.problem for outcome in outcomes if outcome.problem]
+
+
+NAMES = ["FGSM", "PGM-20", "PGM-20 margin", "APGD-CE", "APGD-margin", "random 100"]
 
 
 def test_few_classes_have_no_targets() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import Iterative, NonFiniteError, pgm
+from bilevel import BilevelError, Iterative, pgm
 from bilevel.robustness import (
     EVALUATION_STEP,
+    Curve,
     ImageSet,
     Linf,
     Splits,
@@ -199,8 +201,49 @@ def test_a_logit_that_becomes_infinite_under_attack(greys: ImageSet) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) / (x.amax((1, 2, 3)) < 0.9).float()[:, None]
 
-    with pytest.raises(NonFiniteError, match="not finite"):
-        accuracy_by_epsilon(Overflow(), greys, 0.2)
+    curve = accuracy_by_epsilon(Overflow(), greys, 0.2)
+    assert "not finite" in curve.problem
+    assert curve.at == curve.accuracy == ()
+
+
+@pytest.mark.parametrize("measure", [accuracy_by_epsilon, accuracy_by_iterations])
+def test_an_attack_that_fails_is_the_curves_problem(
+    greys: ImageSet, measure: Callable[..., Curve]
+) -> None:
+    class Detached(Brightness):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.detach())
+
+    class Numpy(Brightness):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.from_numpy(x.numpy()))
+
+    class Full(Brightness):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.requires_grad:
+                raise MemoryError
+            return super().forward(x)
+
+    assert "no gradient in the image" in measure(Detached(), greys, 0.2).problem
+    assert measure(Numpy(), greys, 0.2).problem.startswith("RuntimeError: Can't call numpy()")
+    with pytest.raises(MemoryError):
+        measure(Full(), greys, 0.2)
+
+
+@pytest.mark.parametrize("measure", [accuracy_by_epsilon, accuracy_by_iterations])
+def test_a_mistake_of_the_caller_is_no_problem_of_an_attack(
+    greys: ImageSet, measure: Callable[..., Curve]
+) -> None:
+    with pytest.raises(BilevelError, match="a radius is a number from 0 on"):
+        measure(Brightness(), greys, -1.0)
+    with pytest.raises(BilevelError, match=r"an attack needs one logit"):
+        measure(nn.Flatten(), greys, 0.1)
+    with pytest.raises(BrokenPipeError):
+        measure(Brightness(), greys, 0.1, report=broken_pipe)
+
+
+def broken_pipe(done: int, total: int) -> None:
+    raise BrokenPipeError
 
 
 @pytest.mark.parametrize("fault", ["huge logits", "rounded logits"])

@@ -16,6 +16,7 @@ from torch import Tensor
 from bilevel import BilevelError
 from bilevel.experiment.style import INK
 from bilevel.robustness.evaluation.plots import plot_curves
+from bilevel.robustness.evaluation.records import records
 from bilevel.robustness.evaluation.report import _standard_error, write_report
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
@@ -233,6 +234,18 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     for text in (html, markdown):
         assert "unknown" in text
         assert not any(title in text for title in ("Checklist", "Missing", "None"))
+
+
+def test_a_curve_that_failed_is_not_drawn(tmp_path: Path) -> None:
+    """Beside one that did not, and where none is left."""
+    failed, whole = Curve("iterations", (), (), 25, "out of luck"), evaluation("whole")
+    part = replace(evaluation("part"), curves=(evaluation().curves[0], failed))
+    html, markdown = report(tmp_path, part, whole)
+    assert markdown.count("### Accuracy against") == 3
+    assert Page(html).count("svg") == 5  # of both, two and one
+    html, markdown = report(tmp_path, replace(part, curves=(failed,)))
+    assert "Accuracy against" not in html + markdown
+    assert not [one for one in records(part) if one.get("quantity") == "iterations"]
 
 
 def test_images_show_the_answer_and_how_far_a_pixel_moved(one: tuple[str, str]) -> None:

@@ -248,6 +248,16 @@ def test_names_decide_nothing() -> None:
             "curve against iterations",
         ),
         (sound(curves=sound().curves[1:]), {UNBOUNDED, LARGER, RADIUS}, "curve against ε"),
+        (
+            sound(curves=(replace(sound().curves[0], problem="out of luck"), sound().curves[1])),
+            {UNBOUNDED, LARGER, RADIUS},
+            "Not checked: out of luck.",
+        ),
+        (
+            sound(curves=(sound().curves[0], Curve("iterations", (), (), N, "out of luck"))),
+            {CONVERGED},
+            "Not checked: out of luck.",
+        ),
         (sound(outcomes=()), {ONE_STEP, BLACK_BOX, RANDOM, CROSS_ENTROPY, COMPLETE}, "pgm-100"),
     ],
 )

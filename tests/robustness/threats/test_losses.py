@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +68,12 @@ def test_cross_entropy_keeps_one_value_a_sample() -> None:
     logits, batch = drawn(0)
     expected = F.nll_loss(logits.log_softmax(1), batch.y, reduction="none")
     torch.testing.assert_close(cross_entropy(logits, batch), expected)
+
+
+def test_a_batch_of_ones_own_may_have_targets() -> None:
+    logits, batch = drawn(0)
+    own = SimpleNamespace(**batch._asdict(), mask=torch.ones(20))
+    assert torch.equal(targeted_dlr(logits, own), targeted_dlr(logits, batch))
 
 
 @pytest.mark.parametrize("loss", [*LOSSES.values(), targeted_dlr])

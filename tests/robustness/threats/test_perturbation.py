@@ -98,6 +98,20 @@ def test_linf_projects_each_pixel_to_its_nearest_allowed_value(
     assert torch.allclose(Linf(eps).project(delta, batch), nearest, rtol=0, atol=TINY)
 
 
+@KINDS
+@pytest.mark.parametrize("shape", [(4, 6), (4, 7, 3), (4, 4, 1, 8, 8)])
+def test_samples_of_any_shape_are_projected_each(
+    kind: type[Perturbation], shape: tuple[int, ...]
+) -> None:
+    """Rows of a table, signals, and films of as many pictures as there are films."""
+    lengths = torch.tensor([0.001, 1.0, 2.0, 3.0])
+    delta = torch.randn(shape)
+    delta = delta * (lengths / size(kind, delta)).view(-1, *(1,) * (delta.dim() - 1))
+    batch = Batch(torch.full(shape, 0.5), torch.zeros(4).long())
+    projected = kind(0.4).project(delta, batch)
+    torch.testing.assert_close(size(kind, projected), lengths.clamp(max=0.4), rtol=1e-4, atol=1e-6)
+
+
 @settings(max_examples=50, deadline=None)
 @given(case=perturbed(), eps=st.floats(1e-3, 1))
 def test_l2_shortens_what_is_too_long_and_leaves_the_rest(

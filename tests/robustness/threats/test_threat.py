@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from bilevel.robustness import (
     Recipe,
     SolverAttack,
     Splits,
+    Square,
     Threat,
     Trainer,
     accuracy,
@@ -179,6 +181,9 @@ def test_images_and_labels_that_an_attack_would_silently_misread() -> None:
         (Batch(images.images, y), r"images are torch.uint8 .* divided by 255"),
         (Batch(x, y.int()), r"labels are torch.int32 .* give int64"),
         (Batch(x, F.one_hot(y, 3).float()), r"labels are torch.float32 of shape \(2, 3\)"),
+        (Batch(x, x[:, 0].long()), r"labels are torch.int64 of .* or a loss of your own"),
+        (Batch(x, [{}, {}]), r"labels are a list: each image has one class"),  # type: ignore[arg-type]
+        (Batch(x, torch.tensor([1, -100])), r"labels are negative, .* leave them out"),
     ):
         with pytest.raises(BilevelError, match=message):
             attack(classifier(), Linf(0.1), pgm(0.1, 1), bad)
@@ -289,3 +294,75 @@ def test_a_loss_of_ones_own_may_have_other_labels() -> None:
     adversarial = attack(leader.model, threat, pgm(0.05, 4), batch)
     before, after = (squared(leader.model(one.x), one).mean() for one in (batch, adversarial))
     assert after > before
+
+
+class Masked(NamedTuple):
+    """Images with the pixels that an adversary may change."""
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+
+
+class Masking(Linf):
+    """‖δ‖∞ ≤ ε on the mask."""
+
+    def project(self, y: Tensor, batch: Masked) -> Tensor:  # type: ignore[override]
+        return super().project(y * batch.mask, Batch(batch.x, batch.y))
+
+    def perturbed(self, y: Tensor, batch: Masked) -> Tensor:  # type: ignore[override]
+        return batch.x + y * batch.mask
+
+
+@pytest.mark.parametrize("keep_broken", [False, True])
+@pytest.mark.parametrize("solver", [pgm(0.1, 3), APGD(steps=3), Square(3)], ids=repr)
+def test_a_batch_of_ones_own_reaches_the_threat_model(
+    solver: bilevel.Solver, *, keep_broken: bool
+) -> None:
+    images, mask = image_set(6), torch.zeros(6, 1, 4, 4)
+    mask[..., :2] = 1
+    batch = Masked(images.images / 255, images.labels, mask)
+    kept = SolverAttack("masked", Masking(0.1), solver, keep_broken=keep_broken)
+    moved = kept.perturb(classifier(), batch, 0) - batch.x  # type: ignore[arg-type]
+    assert (moved[..., :2] != 0).any()
+    assert not moved[..., 2:].any()
+
+
+def test_a_loss_of_ones_own_reads_what_the_model_returns() -> None:
+    """A dict, as of torchvision's segmentation; the losses of the kit read logits."""
+
+    class Segmentation(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": torch.cat([x, 1 - x], 1)}
+
+    def pixelwise(output: dict[str, Tensor], batch: Batch) -> Tensor:
+        return F.cross_entropy(output["out"], batch.y, reduction="none").flatten(1).mean(1)
+
+    batch = Batch(torch.full((2, 1, 4, 4), 0.5), torch.randint(2, (2, 4, 4)))
+    moved = attack(Segmentation(), Linf(0.1, loss=pixelwise), pgm(0.1, 1), batch).x - batch.x
+    torch.testing.assert_close(moved.squeeze(1), 0.1 * (2.0 * batch.y - 1))
+    with pytest.raises(BilevelError, match=r"the classifier returned a dict .* logits"):
+        attack(Segmentation(), Linf(0.1), pgm(0.1, 1), Batch(batch.x, batch.y[:, 0, 0]))
+
+
+class Quantised(nn.Module):
+    """A classifier whose images pass through numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = classifier()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(torch.from_numpy((x.detach().numpy() * 16).round() / 16))
+
+
+def test_a_classifier_without_a_gradient_in_the_image() -> None:
+    images = image_set(20)
+    batch = Batch(images.images / 255, images.labels)
+    with pytest.raises(BilevelError, match=r"the classifier's output has no gradient .*surrogate="):
+        attack(Quantised(), Linf(0.2), pgm(0.1, 2), batch)
+    attack(Quantised(), Linf(0.2, loss=margin), Square(20), batch)  # which takes none
+    surrogate = SolverAttack("BPDA", Linf(0.2), pgm(0.1, 2), surrogate=classifier())
+    moved = surrogate.perturb(Quantised(), batch, 0)
+    right = [(Quantised()(x).argmax(1) == batch.y).sum() for x in (batch.x, moved)]
+    assert right[1] < right[0]
