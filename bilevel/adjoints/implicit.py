@@ -16,7 +16,7 @@ from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.solvers import Iterative, Solver
+from bilevel.solvers import Iterative, Parametric, Solver
 from bilevel.tree import Value, from_leaves, leaves, tree_map, unravel
 from bilevel.updates.base import Update
 from bilevel.updates.gradient import Gradient
@@ -220,6 +220,8 @@ class Implicit(Pullback):
         ratio = float(norm / self._scale)
         distance = float(norm / (solution.curvature - self.damping) / y.norm().clamp(min=tiny))
         remedy = "solve with more steps, or take Unrolled(), which is exact for any answer"
+        if isinstance(problem.solver, Parametric):
+            remedy = "let the leader be slower than solver_opt, and watch the metric stationarity"
         self.warn_once(
             ratio > STATIONARY,
             f"{_NOT_STATIONARY}: the residual of its optimality condition is {ratio:.2g} of that "

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import HypergradientWarning, Implicit, Iterative, Unrolled
+from bilevel import HypergradientWarning, Implicit, Iterative, Parametric, Unrolled
 from bilevel.updates import Gradient
 from tests.valleys import (
     F64,
+    Decay,
     Known,
     Numbers,
     Quadratic,
+    Shrunk,
     Valley,
     error,
     hypergradient,
@@ -233,3 +235,10 @@ def test_a_badly_conditioned_follower(seed: int, steps: int, trusted: bool) -> N
     assert (error(slope, expected) < 1e-3) == trusted
     told = [str(warning.message).split(":")[1] for warning in caught]
     assert told == ([] if trusted else [" the follower is badly conditioned"])
+
+
+def test_an_answer_that_is_trained_has_no_more_steps_to_take() -> None:
+    leader, batch = Decay(), torch.ones(3, dtype=F64)
+    y = Implicit().solve(Parametric(torch.zeros(3, dtype=F64)), Shrunk(), leader, batch).value
+    with pytest.warns(HypergradientWarning, match="let the leader be slower than solver_opt"):
+        leader.loss(y, batch).backward()
