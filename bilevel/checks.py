@@ -15,6 +15,7 @@ from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Solver
+from bilevel.solvers.checks import check_answer
 from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
 
 
@@ -145,6 +146,24 @@ def _requires_closure(optimizer: Any) -> bool:
     return any(
         p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values()
     )
+
+
+def check_form(solver: Solver, follower: FollowerProblem, y: Value, batch: Batch) -> None:
+    """Checks that an answer has the form of the follower's start.
+
+    Args:
+        solver: The solver.
+        follower: The problem.
+        y: The answer.
+        batch: The data.
+
+    Raises:
+        BilevelError: See :func:`~bilevel.solvers.checks.check_answer`.
+    """
+    device = leaves(y)[0].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        start = follower.init(batch)
+    check_answer(solver, y, start)
 
 
 def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:

@@ -177,6 +177,7 @@ class Bilevel:
         torch.clear_autocast_cache()  # its converted weights are those from before the last move
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
+            checks.check_form(self.solver, self.follower, solution.value, batch)
             checks.check_feasible(self.follower, solution.value, batch)
             if self.pool is not None:
                 check_same_problem(self, solution.value, batch)

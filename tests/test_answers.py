@@ -22,6 +22,7 @@ from bilevel import (
     Parametric,
     Simultaneous,
     Solver,
+    Unrolled,
     ZeroSum,
     pgm,
 )
@@ -296,3 +297,51 @@ def test_a_projection_in_place_is_checked_like_any_other() -> None:
 def test_a_projection_is_idempotent_up_to_rounding(dtype) -> None:
     leader, _, batch = image_game(dtype=dtype)
     check_follower(Ball(), leader.eval(), batch)
+
+
+class Formula(Solver):
+    """Answers with what it was given, made without a start."""
+
+    def __init__(self, value, *, starts: bool) -> None:
+        super().__init__()
+        self.value, self.starts = value, starts
+
+    def answer(self, oracle):
+        if self.starts:
+            oracle.init()
+        return self.value
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (
+            torch.zeros(3, 1),
+            r"returned shape \(3, 1\) where init gives \(3,\): ",
+        ),
+        ({"y": torch.zeros(3)}, r"returned a dict of \['y'\]"),
+        (torch.zeros(3).numpy(), "returned an? ndarray"),
+        (None, "returned None"),
+        ((torch.zeros(3), None), "returned a tuple"),
+    ],
+    ids=["column", "dict", "numpy", "none", "pair"],
+)
+@pytest.mark.parametrize("adjoint", [Detached(), Unrolled(), Implicit()], ids=repr)
+def test_an_answer_has_the_form_of_the_start(adjoint, value, told, starts) -> None:
+    class Three(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return torch.zeros(3)
+
+        def objective(self, leader, y, batch):
+            return (y - leader.theta).square().sum()
+
+    leader = Apart()
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    solver = Formula(value, starts=starts)
+    game = Bilevel(leader, Three(), solver, leader_opt=optimizer, adjoint=adjoint)
+    with pytest.raises(BilevelError, match=rf"Formula\.answer .*{told}"):
+        game.step(None)

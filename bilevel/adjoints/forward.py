@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem
-from bilevel.adjoints.unrolled import check_steps
+from bilevel.adjoints.unrolled import Unrolled, check_steps
 from bilevel.arguments import count
 from bilevel.errors import BilevelError, first_line
 from bilevel.parameters import with_parameters
@@ -40,6 +40,8 @@ class Forward(Pullback):
         >>> Forward(limit=10)
         Forward(limit=10)
     """
+
+    unused_remedy = Unrolled.unused_remedy
 
     def __init__(self, *, limit: int = 100) -> None:
         self.limit = count("limit", limit)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from bilevel.adjoints.base import Adjoint
 from bilevel.adjoints.batches import tensors_in
 from bilevel.adjoints.solved import SolvedProblem
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, describe
 from bilevel.parameters import Parameters, with_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.snapshot import Snapshot
@@ -162,9 +162,27 @@ class _Task:
             return tuple(torch.zeros_like(theta[name]) for name in names)
         problem = SolvedProblem(*self.parts, batch, theta, y, names, self.snapshot, self.stats)
         grads = self.adjoint.pull(problem, v)
+        _check_gradients(self.adjoint, grads, {name: theta[name] for name in names})
         self.adjoint.warn_unused([name for name in names if grads[name] is None])
         like = {name: theta[name] for name in names}
         return tuple(leaves(from_leaves([grads[name] for name in names], like=like)))
+
+
+def _check_gradients(adjoint: Pullback, found: Gradients, wanted: Parameters) -> None:
+    """Checks that there is a gradient, or None, in the shape of each parameter that is wanted."""
+    if not isinstance(found, dict) or not found.keys() >= wanted.keys():
+        raise BilevelError(
+            f"{type(adjoint).__name__}.pull returned {describe(found)}: it gives the gradient of "
+            f"each parameter in problem.wanted; return a dict of {[*wanted]}"
+        )
+    for name, parameter in wanted.items():
+        gradient = found[name]
+        if gradient is not None and gradient.shape != parameter.shape:
+            raise BilevelError(
+                f"{type(adjoint).__name__}.pull returned shape {tuple(gradient.shape)} for {name} "
+                f"of shape {tuple(parameter.shape)}: a gradient has its parameter's shape; sum "
+                "over the others"
+            )
 
 
 class _Constant(torch.autograd.Function):

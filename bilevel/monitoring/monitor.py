@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError
 from bilevel.game import Bilevel
 from bilevel.monitoring.dynamics import Verdict, classify, combine
@@ -68,6 +69,7 @@ class Monitor:
     """
 
     def __init__(self, game: Bilevel) -> None:
+        instance_of("game", game, Bilevel, "the Bilevel whose steps are watched")
         both = trainable_parameters(game.leader), trainable_parameters(game.solver)
         players = [player for player in both if player]
         if not players:

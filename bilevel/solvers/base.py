@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bilevel.arguments import one_of
 from bilevel.frozen import Mode, frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.solvers.checks import check_answer
 from bilevel.solvers.oracle import Oracle
 from bilevel.tree import Value
 
@@ -86,6 +87,22 @@ class Solver(nn.Module, ABC):
             A point of Y.
         """
 
+    def checked_answer(self, oracle: Oracle) -> Value:
+        """The answer, if it has the form of the start.
+
+        Args:
+            oracle: See :meth:`answer`.
+
+        Returns:
+            The answer.
+
+        Raises:
+            BilevelError: If it has not.
+        """
+        value = self.answer(oracle)
+        check_answer(self, value, oracle.started)
+        return value
+
     def solve(
         self,
         follower: FollowerProblem,
@@ -113,7 +130,7 @@ class Solver(nn.Module, ABC):
         self.check(follower)
         with frozen(leader, self.leader_mode):
             oracle = Oracle(follower, leader, batch)
-            value = self.answer(oracle)
+            value = self.checked_answer(oracle)
             if evaluate:
                 oracle.evaluate(value)
         return Solution(value, oracle.stats(), oracle.evaluations)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bilevel.errors import BilevelError, describe
-from bilevel.tree import Value, leaves, leaves_like, same_structure
+from bilevel.tree import Value, is_value, leaves, leaves_like, same_structure
 
 if TYPE_CHECKING:
     from bilevel.solvers.base import Solver
@@ -33,6 +33,35 @@ def check_point(source: str, found: Value, y: Value) -> None:
             raise BilevelError(
                 f"{source} returned shape {tuple(leaf.shape)} for a tensor of shape "
                 f"{tuple(own.shape)}: a point of Y has the shapes that init gives; return those"
+            )
+
+
+def check_answer(solver: Solver, y: Any, start: Value | None) -> None:
+    """Checks that an answer has the form of the start.
+
+    Args:
+        solver: The solver.
+        y: Its answer.
+        start: What the follower's init gives; None if the solver did not ask for it.
+
+    Raises:
+        BilevelError: If it is no tensor or dict of tensors, has other names, or another number of
+            dimensions: it would be broadcast without a word. Their sizes may differ, as those of an
+            answer that is the path do.
+    """
+    name = f"{type(solver).__name__}.answer"
+    if not is_value(y) or not (start is None or same_structure(y, start)):
+        kind = "a tensor or a dict of tensors" if start is None else describe(start)
+        raise BilevelError(
+            f"{name} returned {describe(y)}: y is {kind}, as init gives it; return that"
+        )
+    if start is None:
+        return
+    for leaf, own in zip(leaves_like(y, like=start), leaves(start), strict=True):
+        if leaf.dim() != own.dim():
+            raise BilevelError(
+                f"{name} returned shape {tuple(leaf.shape)} where init gives {tuple(own.shape)}: "
+                "it would be broadcast; return it in that form"
             )
 
 

@@ -37,6 +37,7 @@ class Oracle:
         follower, leader, batch: The arguments, for a solver with a formula of its own.
         evaluations: The number of gradient evaluations; a solver without gradients counts those of
             the gain.
+        started: The start of the solve; None before.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Oracle:
         self.batch = batch
         self._differentiable = differentiable
         self.evaluations = 0
-        self._start: Value | None = None
+        self.started: Value | None = None
         self._before: Tensor | None = None
         self._after: Tensor | None = None
         self._gradient: Value | None = None
@@ -70,16 +71,16 @@ class Oracle:
             KeyError: If another object lacks a key.
         """
         try:
-            self._start = self.follower.init(self.batch)
+            self.started = self.follower.init(self.batch)
         except (AttributeError, KeyError) as error:
             raise_missing_field(error, self.follower, self.batch)
             raise
-        if not is_value(self._start):
+        if not is_value(self.started):
             raise BilevelError(
-                f"{type(self.follower).__name__}.init returned {describe(self._start)}: y is a "
+                f"{type(self.follower).__name__}.init returned {describe(self.started)}: y is a "
                 "tensor or a dict of tensors; return {name: tensor}, without further dicts in it"
             )
-        return self._start
+        return self.started
 
     def gradient(self, y: Value) -> Value:
         """The gradient of each sample's gain in y; no weight gradients are computed.
@@ -189,8 +190,8 @@ class Oracle:
             y: The answer.
         """
         with torch.no_grad():
-            if self._before is None and self._start is not None:
-                self._before = self._objective(self._start)
+            if self._before is None and self.started is not None:
+                self._before = self._objective(self.started)
             self._after = self._objective(detach(y))
 
     def _objective(self, y: Value) -> Tensor:
@@ -243,8 +244,8 @@ class Oracle:
         Returns:
             The nearest point of this problem's Y.
         """
-        self._start = self.project(y)
-        return self._start
+        self.started = self.project(y)
+        return self.started
 
     def project(self, y: Value) -> Value:
         """The point of Y nearest to ``y``.

@@ -20,6 +20,7 @@ from bilevel import (
     LeaderProblem,
     Parametric,
     Penalty,
+    Pullback,
     Unrolled,
 )
 from bilevel.adjoints.batches import tensors_in
@@ -246,6 +247,26 @@ def test_a_gradient_through_any_batch_is_an_error(wrap, adjoint) -> None:
     batch = wrap(2 * leader.theta)
     with pytest.raises(BilevelError, match="batch"):
         hypergradient(adjoint, Iterative(Gradient(0.2), 40), Near(), leader, batch, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("pulled", "told"),
+    [
+        (None, r"returned None: .* return a dict of \['theta'\]"),
+        ([torch.zeros(3)], "returned a list"),
+        ({"other": torch.zeros(3)}, r"returned a dict of \['other'\]"),
+        ({"theta": torch.zeros(2)}, r"returned shape \(2,\) for theta of shape \(3,\)"),
+    ],
+    ids=["none", "list", "name", "shape"],
+)
+def test_what_a_pullback_of_ones_own_returns_is_checked(pulled, told) -> None:
+    class Own(Pullback):
+        def pull(self, problem, v):
+            return pulled
+
+    leader, batch, v = Numbers(3), valley(4, 5.0), torch.ones(4, dtype=F64)
+    with pytest.raises(BilevelError, match=rf"Own\.pull {told}"):
+        hypergradient(Own(), Iterative(Gradient(0.2), 3), Quadratic(), leader, batch, v)
 
 
 class Adapted(LeaderProblem):

@@ -304,3 +304,8 @@ def test_a_network_in_training_raises_no_alarm(seed: int, momentum: float) -> No
         kinds.append(monitor.verdict().kind)
     assert set(kinds[4:]) == {"converging"}
     assert "undecided" in kinds[:4]
+
+
+def test_a_game_of_the_suite_is_played_before_it_is_watched() -> None:
+    with pytest.raises(BilevelError, match=r"game is a Bilinear: .* give the Bilevel"):
+        Monitor(bilevel.games.bilinear())
