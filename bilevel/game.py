@@ -121,8 +121,8 @@ class Bilevel:
             batch: The data of this step.
 
         Returns:
-            Scalars on the device: ``loss`` (the leader's, before it moved), the statistics of the
-            :class:`Solution` and, if the game is zero-sum or the solver is trained,
+            Scalars on the device, namely ``loss`` (the leader's, before it moved), the statistics
+            of the :class:`Solution` and, if the game is zero-sum or the solver is trained,
             ``objective_after``.
             :class:`~bilevel.MetricLog` reads many steps at once.
 
@@ -141,8 +141,8 @@ class Bilevel:
         """The trainable parameters of both players, θ and φ.
 
         Returns:
-            The parameters by name, ``leader.…`` and ``solver.…``, detached: in-place changes move
-            the players.
+            The parameters by name, ``leader.…`` and ``solver.…``, detached, so that in-place
+            changes move the players.
         """
         return {
             f"{player}.{name}": parameter.detach()

@@ -93,11 +93,11 @@ class FollowerProblem(ABC):
             batch: The data of this step.
 
         Returns:
-            A point of Y: a tensor ``(B, ...)`` if each sample has its own y, or a tensor or dict
+            A point of Y, a tensor ``(B, ...)`` if each sample has its own y, or a tensor or dict
             of tensors shared by the batch. Updates that normalise treat the rows of a tensor as
-            samples and a dict as shared: give them a shared y as a dict, ``{"y": y}``, and samples
-            with several tensors each as the columns of one, ``(B, m)``. Other updates also take a
-            dict of tensors with a row per sample.
+            samples and a dict as shared, so give them a shared y as a dict, ``{"y": y}``, and
+            samples with several tensors each as the columns of one, ``(B, m)``. Other updates also
+            take a dict of tensors with a row per sample.
         """
 
     @abstractmethod

@@ -100,7 +100,7 @@ def conjugate_gradient(
         start: The initial x, which costs a product; zero if None.
 
     Returns:
-        The solution, with the residual of the recursion: b − A x up to κ roundings.
+        The solution, with the residual of the recursion, which is b − A x up to κ roundings.
 
     Example:
         >>> A, b = torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([3.0, 4.0])

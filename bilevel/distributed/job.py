@@ -132,7 +132,7 @@ def restarted() -> bool:
     """Whether the job is begun again after a failure, as ``torchrun --max-restarts`` does.
 
     Returns:
-        True from the second attempt on: what the first one has saved is to be resumed.
+        True from the second attempt on, when what the first one has saved is to be resumed.
     """
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
 

@@ -120,7 +120,7 @@ def fingerprint(*parts: nn.Module | Tensor) -> str:
         parts: Networks and tensors, on any device.
 
     Returns:
-        The CRC-32 of weights, buffers and tensors: eight hexadecimal digits.
+        The CRC-32 of weights, buffers and tensors, eight hexadecimal digits.
 
     Example:
         >>> one = nn.Linear(2, 2)

@@ -49,7 +49,7 @@ def pairs(task: Task, observations: Tensor, actions: Tensor) -> Tensor:
 
     Returns:
         ``(B, n + m)``. Discrete actions are one-hot; continuous ones are clipped to their range, as
-        the environment receives them: only a policy's raw actions lie outside it, which would
+        the environment receives them, since only a policy's raw actions lie outside it, which would
         identify the policy.
 
     Raises:

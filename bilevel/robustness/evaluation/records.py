@@ -15,7 +15,7 @@ def records(evaluation: Evaluation) -> list[dict[str, Any]]:
         evaluation: The classifier.
 
     Returns:
-        Records of four kinds, named by their key ``record``: one ``summary``, an ``attack`` for
+        Records of four kinds, named by their key ``record``, one ``summary``, an ``attack`` for
         each attack, a ``finding`` for each item of the checklist, and a ``curve`` for each point.
 
     Example:

@@ -83,7 +83,7 @@ class MetricWindows:
         """Raises ``NonFiniteError`` if a metric of a closed window is NaN or infinite.
 
         Returns:
-            Seconds for which the host has waited for the device: they are time of training.
+            Seconds for which the host has waited for the device, which are time of training.
         """
         begun = time.perf_counter()
         for _, means in self._unread:
