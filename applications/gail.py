@@ -156,10 +156,11 @@ def check(args: Args, settings: Sequence[Setting]) -> None:
         raise BilevelError(f"there is no such run in {args.out} to resume: leave out --resume")
     tasks = {env: Task.of(make_envs(env, 1)) for env in dict.fromkeys(args.env)}
     for env, task in tasks.items():
-        if task.env != env.rpartition(":")[2]:
+        module, colon, name = env.rpartition(":")
+        if task.env != name:
             raise BilevelError(
                 f"{env} is {task.env} today and may be another version tomorrow: the run would "
-                f"not be reproducible; give --env {task.env}"
+                f"not be reproducible; give --env {module}{colon}{task.env}"
             )
         time_limit(env)
         if args.render:

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from bilevel import BilevelError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.files import make_folder, writing
-from bilevel.experiment.weights import save_weights
+from bilevel.experiment.weights import read_about, save_weights
 from bilevel.imitation import Policy, Trainer, clone
 from gail_lib.episodes import play
 from gail_lib.games import Setting, make_trainer
@@ -64,6 +64,12 @@ def run_all(
     progress: Progress,
 ) -> list[Run]:
     """Runs each setting on its environment's pairs, ``jobs`` at a time; one alone runs here."""
+    for one in settings:
+        if one.method == "bc" and len(pairs[one.env][0]) < 2:
+            raise BilevelError(
+                f"there is one pair of {one.env}: bc fits some and holds out others; give more "
+                "--demonstrations, a smaller --every, or a --method without bc"
+            )
     tasks = [(s, iterations, *pairs[s.env], out, resume) for s in settings]
     if 1 in (jobs, len(tasks)):
         return [run_one(*task, progress) for task in tasks]
@@ -105,6 +111,10 @@ def run_one(
     trainer = make_trainer(setting, states, actions)
     folder = make_folder(out / setting.name)
     policy = trainer.leader.policy
+    about = {name: str(value) for name, value in asdict(setting).items()}
+    about["expert"] = checkpoint.fingerprint(states, actions)
+    if resume:
+        _check_finished(folder, about, iterations)
     if setting.method == "bc":
         begun = time.perf_counter()
         clone(policy, states, actions)
@@ -112,9 +122,8 @@ def run_one(
     else:
         curves = _train(trainer, setting, iterations, folder, resume, progress)
         seconds = curves.pop("seconds").mean().item()
-    save_weights(
-        folder / "policy.safetensors", policy, {k: str(v) for k, v in asdict(setting).items()}
-    )
+        about["iterations"] = str(iterations)
+    save_weights(folder / "policy.safetensors", policy, about)
     progress(setting.name, iterations)
     returns = evaluate(policy, setting.env)
     return Run(setting, curves, returns, seconds)
@@ -160,21 +169,42 @@ def _train(
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
+def _check_finished(folder: Path, about: dict[str, str], iterations: int) -> None:
+    """Checks a finished run that is too short for a checkpoint: it is run anew, longer."""
+    path = folder / "policy.safetensors"
+    if not path.exists() or (folder / "checkpoint.pt").exists():
+        return
+    saved = read_about(path)
+    done, expert = int(saved.pop("iterations", 0)), saved.pop("expert", None)
+    checkpoint.check_settings(path, saved, {k: v for k, v in about.items() if k != "expert"})
+    _check_demonstrations(path, expert == about["expert"])
+    _check_iterations(path, done, iterations)
+
+
 def _resume(
     trainer: Trainer, setting: Setting, iterations: int, path: Path
 ) -> list[dict[str, float]]:
     state = checkpoint.load(path)
     checkpoint.check_settings(path, state["setting"], asdict(setting))
-    if "expert" not in state or not torch.equal(state["expert"], trainer.expert):
+    same = "expert" in state and torch.equal(state["expert"], trainer.expert)
+    _check_demonstrations(path, same)
+    rows: list[dict[str, float]] = state["rows"]
+    _check_iterations(path, len(rows), iterations)
+    trainer.load_state_dict(state)
+    return rows
+
+
+def _check_demonstrations(path: Path, same: bool) -> None:
+    if not same:
         raise BilevelError(
             f"{path} was run with other demonstrations: it cannot be resumed; give the same "
             "--expert, --demonstrations and --every, or another --out"
         )
-    rows: list[dict[str, float]] = state["rows"]
-    if len(rows) > iterations:
+
+
+def _check_iterations(path: Path, done: int, iterations: int) -> None:
+    if done > iterations:
         raise BilevelError(
-            f"{path} has run {len(rows)} iterations already, and {iterations} are requested: give "
-            f"--iterations {len(rows)} or more, or another --out"
+            f"{path} has run {done} iterations already, and {iterations} are requested: give "
+            f"--iterations {done} or more, or another --out"
         )
-    trainer.load_state_dict(state)
-    return rows

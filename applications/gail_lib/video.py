@@ -33,7 +33,7 @@ def check_rendering(env: str) -> None:
         _frame(made)
         made.close()
     except Exception as error:  # of gymnasium, of its rendering library, of the environment
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or "its render() gives no rgb_array"
         raise BilevelError(
             f"{env} cannot be rendered: {reason}; "
             'pip install "bilevel[render]", or leave out --render'
@@ -78,4 +78,6 @@ def _frame(env: gymnasium.Env[Any, Any]) -> Any:
     from PIL import Image
 
     frame: Any = env.render()
+    if frame is None:
+        raise NotImplementedError
     return Image.fromarray(frame).convert("P")

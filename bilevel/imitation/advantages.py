@@ -15,8 +15,8 @@ def generalized_advantages(
     terminated: Tensor,
     ended: Tensor,
     *,
-    discount: float = 0.99,
-    gae_lambda: float = 0.98,
+    discount: float | Tensor = 0.99,
+    gae_lambda: float | Tensor = 0.98,
 ) -> Tensor:
     r"""Generalized advantage estimation (Schulman et al., 2016, eq. 16).
 
@@ -33,14 +33,15 @@ def generalized_advantages(
         next_values: V(s') after each step, before any reset, ``(T, N)``.
         terminated: Whether the step reached a terminal state, ``(T, N)`` bool.
         ended: Whether the step ended the episode, terminated or truncated, ``(T, N)`` bool.
-        discount: γ in [0, 1].
-        gae_lambda: λ in [0, 1]; 0 gives one-step TD errors, 1 discounted returns minus V(s).
+        discount: γ in [0, 1]; a scalar tensor to differentiate by it, which is not checked.
+        gae_lambda: λ in [0, 1], likewise; 0 gives one-step TD errors, 1 discounted returns minus
+            V(s).
 
     Returns:
         A, ``(T, N)``.
 
     Raises:
-        BilevelError: If γ or λ is out of its range, or the shapes differ.
+        BilevelError: If γ or λ is a number out of its range, or the shapes differ.
 
     Example:
         >>> one = torch.ones(3, 1)
@@ -50,7 +51,7 @@ def generalized_advantages(
         tensor([[1.7500, 1.5000, 1.0000]])
     """
     for name, factor in (("discount", discount), ("gae_lambda", gae_lambda)):
-        if not 0 <= factor <= 1:
+        if not isinstance(factor, Tensor) and not 0 <= factor <= 1:
             raise BilevelError(f"{name} is {factor}: it weights later steps; give 0 to 1")
     parts = (rewards, values, next_values, terminated, ended)
     if len({part.shape for part in parts}) != 1:
@@ -60,9 +61,9 @@ def generalized_advantages(
         )
     td_errors = rewards + discount * next_values * terminated.logical_not() - values
     decay = discount * gae_lambda * ended.logical_not().to(td_errors)
-    advantages = torch.empty_like(td_errors)
+    advantages = []
     advantage = torch.zeros_like(td_errors[0])
     for t in reversed(range(len(td_errors))):
         advantage = torch.addcmul(td_errors[t], decay[t], advantage)
-        advantages[t] = advantage
-    return advantages
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1])

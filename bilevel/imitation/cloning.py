@@ -48,7 +48,7 @@ def clone(
     Raises:
         BilevelError: If there are fewer than two pairs, the actions' shape is not the policy's, a
             discrete action is none of the policy's, or ``held_out`` is out of range.
-        NonFiniteError: If the likelihood becomes NaN or infinite.
+        NonFiniteError: If the likelihood is NaN or infinite, at first or later.
 
     Example:
         >>> from bilevel.imitation import CategoricalPolicy
@@ -115,3 +115,10 @@ def _check_actions(policy: Policy, observations: Tensor, actions: Tensor) -> Non
                 f"there is an action {others[0].item()}: the policy takes whole numbers from 0 to "
                 f"{support.upper_bound}; give those, or a policy with more actions"
             )
+    finite = policy(observations).log_prob(actions).isfinite()
+    if not finite.all():
+        raise NonFiniteError(
+            f"the likelihood of {int((~finite).sum())} of {len(finite)} pairs is not finite before "
+            "cloning: check that the pairs are finite, and clip the actions inside the policy's "
+            "bounds, as at 0.999 for tanh"
+        )

@@ -119,7 +119,8 @@ def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
         )
     except gymnasium.error.UnregisteredEnv as error:
         near = difflib.get_close_matches(name, gymnasium.registry, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see gymnasium.registry"
+        elsewhere = "see gymnasium.registry, or give package:Name-v0 to import its package"
+        hint = f"did you mean {' or '.join(near)}?" if near else elsewhere
         raise BilevelError(f"there is no environment {name!r}: {hint}") from error
     except (gymnasium.error.Error, ImportError) as error:
         raise BilevelError(

@@ -90,7 +90,7 @@ def in_numpy(network: nn.Sequential) -> Callable[[Array], Array]:
         The map of ``(B, n)`` to ``(B, outputs)``.
 
     Raises:
-        BilevelError: If it has other layers than :func:`mlp` makes.
+        BilevelError: If it has other layers than :func:`mlp` makes, or hooks.
 
     Example:
         >>> network, x = mlp([4, 32, 2]), torch.randn(5, 4)
@@ -101,7 +101,7 @@ def in_numpy(network: nn.Sequential) -> Callable[[Array], Array]:
         layers = ", ".join(type(layer).__name__ for layer in network.children())
         raise BilevelError(
             f"the network has the layers {layers or 'none'}: in_numpy supports Linear, Tanh and "
-            "Standardize in sequence; evaluate other networks in torch"
+            "Standardize in sequence, without hooks; evaluate other networks in torch"
         )
     maps = [_IN_NUMPY[type(layer).forward](layer) for layer in network]
 
@@ -121,11 +121,27 @@ def is_perceptron(network: nn.Module) -> bool:
 
     Returns:
         True if it is a sequence of layers such as :func:`mlp` makes; False with a layer of another
-        kind, or of one that defines a ``forward`` of its own.
+        kind, of one that defines a ``forward`` of its own, or with hooks, as of
+        ``torch.nn.utils.spectral_norm``.
     """
-    return isinstance(network, nn.Sequential) and all(
-        type(layer).forward in _IN_NUMPY for layer in network
+    return (
+        isinstance(network, nn.Sequential)
+        and is_plain(network)
+        and all(is_plain(layer) and type(layer).forward in _IN_NUMPY for layer in network)
     )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a call of a module is the ``forward`` of its class and nothing else.
+
+    Args:
+        module: The module.
+
+    Returns:
+        False if it has hooks, or a ``forward`` that was assigned to it.
+    """
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return not hooked and "forward" not in vars(module)
 
 
 def _linear(layer: nn.Linear) -> Callable[[Array], Array]:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from bilevel.imitation.networks import Array, Standardize, in_numpy, is_perceptron, mlp
+from bilevel.imitation.networks import (
+    Array,
+    Standardize,
+    in_numpy,
+    is_perceptron,
+    is_plain,
+    mlp,
+)
 
 Actor = Callable[[Array], Array]
 """A map of states ``(B, n)`` to sampled actions."""
@@ -162,8 +169,14 @@ class GaussianPolicy(Policy):
 
 
 def _is_own(policy: CategoricalPolicy | GaussianPolicy, kind: type[Policy]) -> bool:
-    """Whether the policy is the distribution of its kind, of a network that numpy evaluates."""
-    return type(policy).forward is kind.forward and is_perceptron(policy.network)
+    """Whether the policy samples from the distribution of its kind, by a network for numpy."""
+    return (
+        type(policy).forward is kind.forward
+        and type(policy).act is Policy.act
+        and "act" not in vars(policy)
+        and is_plain(policy)
+        and is_perceptron(policy.network)
+    )
 
 
 def _generator() -> np.random.Generator:

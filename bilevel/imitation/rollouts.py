@@ -95,9 +95,9 @@ class Sampler:
             The rollout.
 
         Raises:
-            BilevelError: If ``steps`` is not positive, the policy is not on the CPU in float32 or
-                its actions are not the environments', or an environment returns NaN or infinity or
-                ends at each step.
+            BilevelError: If ``steps`` is not positive, the policy is not on the CPU in float32,
+                its actions are not the environments' or it gives NaN, or an environment returns
+                NaN or infinity or ends at each step.
         """
         if steps < 1:
             raise BilevelError(f"steps is {steps}: there is nothing to play; give 1 or more")
@@ -123,17 +123,19 @@ class Sampler:
         next_observations = observations[1:].copy()
         for t, final in final_observations.items():
             next_observations[t, ended[t]] = np.stack(final[ended[t]])
+        states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(np.stack(actions))
+        with torch.no_grad():
+            log_probs = self.policy(states.flatten(0, 1)).log_prob(taken.flatten(0, 1))
+        log_probs = log_probs.unflatten(0, rewards.shape)
+        self._check_nan(states, taken, log_probs)
         self._check_finite("observations", observations, next_observations)
         self._check_finite("rewards", rewards)
         self._check_episodes(ended)
         self._observation = observations[-1]
-        states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(np.stack(actions))
-        with torch.no_grad():
-            log_probs = self.policy(states.flatten(0, 1)).log_prob(taken.flatten(0, 1))
         return Rollout(
             states,
             taken,
-            log_probs.unflatten(0, rewards.shape),
+            log_probs,
             torch.from_numpy(next_observations),
             torch.from_numpy(rewards),
             torch.from_numpy(terminated),
@@ -171,6 +173,16 @@ class Sampler:
                 f"the policy's actions are {actions.shape}: {self._name} takes {shape}, one per "
                 "environment; give the policy as many outputs as there are actions"
             )
+
+    def _check_nan(self, states: Tensor, actions: Tensor, log_probs: Tensor) -> None:
+        """Checks the policy where the states are finite; elsewhere the environment is at fault."""
+        finite = states.isfinite().all(-1)
+        for name, part in (("actions", actions), ("log-probabilities", log_probs)):
+            if part[finite].isnan().any():
+                raise BilevelError(
+                    f"the policy's {name} are NaN: its weights are, or its actions lie where their "
+                    "density is infinite; check its weights, or keep what act returns off bounds"
+                )
 
     def _check_finite(self, kind: str, *parts: np.ndarray[Any, Any]) -> None:
         if not all(np.isfinite(part).all() for part in parts):

@@ -54,7 +54,8 @@ def load_demonstrations(path: Path | str, env: str) -> Demonstrations:
     try:
         with np.load(path, allow_pickle=False) as file:
             name, *arrays = (np.atleast_1d(file[field]) for field in Demonstrations._fields)
-        parts = [torch.as_tensor(array) for array in arrays]
+        # torch takes this machine's byte order alone.
+        parts = [torch.as_tensor(part.astype(part.dtype.newbyteorder("="))) for part in arrays]
     except FileNotFoundError as error:
         raise BilevelError(
             f"there is no file of demonstrations {path}: record one with save_demonstrations first"
@@ -75,7 +76,8 @@ def save_minari(name: str, demonstrations: Demonstrations) -> None:
         demonstrations: What to save.
 
     Raises:
-        BilevelError: If Minari is not installed, or refuses the name.
+        BilevelError: If Minari is not installed, or refuses the name, or an environment that is
+            registered with a class in place of ``"module:Class"``.
     """
     minari = _minari()
     lengths = demonstrations.lengths.tolist()
@@ -96,7 +98,10 @@ def save_minari(name: str, demonstrations: Demonstrations) -> None:
     try:
         minari.create_dataset_from_buffers(name, episodes, env=demonstrations.env)
     except ValueError as error:
-        raise BilevelError(f"Minari refuses {name!r}: {error}; give another name") from error
+        raise BilevelError(
+            f"Minari refuses {name!r}: {error}; give another name, or register an environment of a "
+            'class by text: entry_point="module:Class"'
+        ) from error
 
 
 def load_minari(name: str, env: str) -> Demonstrations:
@@ -104,7 +109,7 @@ def load_minari(name: str, env: str) -> Demonstrations:
 
     Args:
         name: Of the dataset.
-        env: The expected environment.
+        env: The expected environment; that of the episodes where the dataset names none.
 
     Returns:
         The demonstrations.
@@ -135,7 +140,8 @@ def load_minari(name: str, env: str) -> Demonstrations:
         np.stack([episode.observations[-1] for episode in episodes]),
         np.array([episode.terminations[-1] for episode in episodes]),
     )
-    demonstrations = Demonstrations._make((dataset.env_spec.id, *map(torch.from_numpy, columns)))
+    named = dataset.env_spec.id if dataset.env_spec else env
+    demonstrations = Demonstrations._make((named, *map(torch.from_numpy, columns)))
     return _validated(name, env, demonstrations)
 
 

@@ -88,6 +88,36 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
         assert "was run with other demonstrations" in one_line(other)
 
 
+def test_a_finished_run_without_a_checkpoint_is_resumed_as_it_was_begun(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path
+) -> None:
+    """It is run anew, since it has too few iterations for a checkpoint."""
+    one = [*SMALL, "--every", 20, "--method", "gail", "bc", "--out", tmp_path]
+    assert call(module, *one, "--iterations", 2).status == 0
+    policies = [tmp_path / ENV / name / "policy.safetensors" for name in ("gail-0", "bc-0")]
+    before = [path.read_bytes() for path in policies]
+    for arguments, told in (
+        (["--max-kl", 0.02], "is a run with max_kl = 0.01, this one has max_kl = 0.02"),
+        (["--iterations", 1], "has run 2 iterations already, and 1 are requested"),
+        (["--demonstrations", 1], "was run with other demonstrations"),
+        (["--demonstrations", 1, "--method", "bc"], "was run with other demonstrations"),
+    ):
+        ended = call(module, *one, "--iterations", 2, "--resume", *arguments)
+        assert told in one_line(ended)
+        assert [path.read_bytes() for path in policies] == before
+    assert call(module, *one, "--iterations", 3, "--resume").status == 0
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_cloning_of_a_single_pair_is_refused_before_anything_runs(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path
+) -> None:
+    few = ["--smoke", "--demonstrations", 1, "--every", 1000, "--out", tmp_path]
+    line = one_line(call(module, *few, "--method", "gail", "bc"))
+    assert "there is one pair of MountainCar-v0: bc fits" in line
+    assert not (tmp_path / ENV).exists()
+
+
 def test_runs_side_by_side_are_those_one_after_the_other(
     module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -226,6 +256,12 @@ def test_a_name_without_a_version_is_no_name_of_a_result(module: ModuleType) -> 
     with (
         pytest.warns(UserWarning, match="latest versioned"),
         pytest.raises(BilevelError, match="CartPole is CartPole-v1 today"),
+    ):
+        module.check(args, module.plan_runs(args))
+    args = module.Args(env=("gymnasium:CartPole",), method=("bc",))
+    with (
+        pytest.warns(UserWarning, match="latest versioned"),
+        pytest.raises(BilevelError, match=r"give --env gymnasium:CartPole-v1$"),
     ):
         module.check(args, module.plan_runs(args))
 

@@ -63,6 +63,15 @@ def test_a_perfect_value_function_leaves_nothing_whatever_lambda() -> None:
         torch.testing.assert_close(advantages, torch.zeros(20, 2), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["discount", "gae_lambda"])
+def test_factors_may_be_a_batch_of_tensors(name: str) -> None:
+    parts, factors = random_parts(0), torch.tensor([0.0, 0.3, 0.9]).double()
+    batch = torch.vmap(lambda factor: generalized_advantages(*parts, **{name: factor}))(factors)
+    for advantages, factor in zip(batch, factors.tolist(), strict=True):
+        expected = generalized_advantages(*parts, **{name: factor})
+        torch.testing.assert_close(advantages, expected)
+
+
 def test_what_is_no_advantage() -> None:
     parts = random_parts(0)
     with pytest.raises(BilevelError, match=r"discount is 1\.5"):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch.distributions import TanhTransform, TransformedDistribution
 
 from bilevel import BilevelError, NonFiniteError
 from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Policy, clone
@@ -82,5 +83,25 @@ def test_an_expert_without_noise_is_not_fitted_for_ever() -> None:
 
 def test_pairs_that_are_not_finite_are_refused() -> None:
     states = torch.full((10, 1), torch.nan)
-    with pytest.raises(NonFiniteError, match="not finite after 1 epochs of cloning: check"):
+    with pytest.raises(NonFiniteError, match="of 10 of 10 pairs is not finite before cloning"):
         clone(GaussianPolicy(1, 1), states, torch.zeros(10, 1))
+
+
+def test_a_likelihood_that_ceases_to_be_finite_is_told() -> None:
+    policy = GaussianPolicy(1, 1)
+    with pytest.raises(NonFiniteError, match="not finite after 1 epochs of cloning: check"):
+        clone(policy, torch.ones(10, 1), torch.zeros(10, 1), lr=1e30)
+
+
+class Squashed(GaussianPolicy):
+    def forward(self, observations):
+        return TransformedDistribution(super().forward(observations), [TanhTransform(cache_size=1)])
+
+
+def test_actions_at_the_bounds_of_a_squashed_policy_are_refused() -> None:
+    """Its density is infinite there; inside it is not."""
+    states, actions = torch.randn(20, 1), torch.linspace(-1, 1, 20)[:, None]
+    told = "of 2 of 20 pairs is not finite before cloning: .*clip the actions inside"
+    with pytest.raises(NonFiniteError, match=told):
+        clone(Squashed(1, 1), states, actions)
+    assert clone(Squashed(1, 1), states, actions.clamp(-0.999, 0.999), max_epochs=3) == 3

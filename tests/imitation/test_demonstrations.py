@@ -169,10 +169,46 @@ def test_minari_keeps_them_too(
         load_minari("nobody/nothing-v0", ENV)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_minari_dataset_need_not_name_its_environment(
+    shown: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("h5py")
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    few, env = shown.first(1), gymnasium.make(ENV)
+    states = torch.cat([few.observations, few.last]).numpy()
+    ends = np.arange(len(few.actions)) == len(few.actions) - 1
+    episode = minari.data_collector.EpisodeBuffer(
+        0, None, None, states, few.actions.numpy(), few.rewards.numpy(), ends, ends & False
+    )
+    spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
+    minari.create_dataset_from_buffers("plain/car-v0", [episode], **spaces)
+    again = load_minari("plain/car-v0", ENV)
+    assert again.env == ENV
+    assert all(map(torch.equal, again[1:], few[1:]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_minari_stores_no_environment_of_a_class(
+    shown: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("h5py")
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    kind = type(gymnasium.make(ENV).unwrapped)
+    gymnasium.register("Car-v0", kind, max_episode_steps=200)
+    try:
+        with pytest.raises(BilevelError, match=r'by text: entry_point="module:Class"'):
+            save_minari("plain/car-v0", shown.first(1)._replace(env="Car-v0"))
+    finally:
+        del gymnasium.registry["Car-v0"]
+
+
 def test_numbers_of_any_kind_are_read(shown: Demonstrations, tmp_path: Path) -> None:
     few = shown.first(2)
     kinds = dict.fromkeys(("observations", "rewards", "lengths", "last"), np.float64)
-    kinds |= {"actions": np.int32, "terminated": np.int64}
+    kinds |= {"actions": np.dtype(">i4"), "terminated": np.int64, "last": np.dtype(">f8")}
     arrays = {name: getattr(few, name).numpy().astype(kind) for name, kind in kinds.items()}
     np.savez(tmp_path / "own.npz", env=ENV, **arrays)
     again = load_demonstrations(tmp_path / "own.npz", ENV)

@@ -81,7 +81,8 @@ def test_a_task_is_read_off_the_spaces_and_makes_policies() -> None:
     ("name", "told"),
     [
         ("CartPole-v7", r"no environment 'CartPole-v7'.*CartPole-v1"),
-        ("zzzzz", r"no environment 'zzzzz': see gymnasium.registry"),
+        ("zzzzz", r"no environment 'zzzzz': see gymnasium.registry, or give package:Name-v0"),
+        ("Mine/Own-v0", r"no environment 'Mine/Own-v0': .*give package:Name-v0 to import"),
         ("FrozenLake-v1", "policies read vectors"),
         ("Images-v0", "policies read vectors"),
         ("Bits-v0", "policies read vectors"),

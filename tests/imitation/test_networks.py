@@ -53,6 +53,30 @@ class Noisy(nn.Linear):
         return super().forward(x) + torch.randn(1)
 
 
+def hooked(of: int | None, kind: str) -> nn.Sequential:
+    network = mlp([3, 8, 2])
+    module = network if of is None else network[of]
+    getattr(module, f"register_{kind}")(lambda *_: None)
+    return network
+
+
+@pytest.mark.parametrize("of", [None, 0, 1])
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_numpy_knows_no_hooks(of: int | None, kind: str) -> None:
+    with pytest.raises(BilevelError, match="without hooks; evaluate other networks in torch"):
+        in_numpy(hooked(of, kind))
+
+
+def test_a_spectral_norm_is_evaluated_in_torch_or_as_a_parametrization() -> None:
+    network, x = mlp([3, 8, 2]), torch.randn(5, 3)
+    nn.utils.parametrizations.spectral_norm(network[0])
+    network.eval()
+    np.testing.assert_allclose(in_numpy(network)(x.numpy()), network(x).detach(), atol=1e-6)
+    nn.utils.spectral_norm(network[2])
+    with pytest.raises(BilevelError, match="without hooks"):
+        in_numpy(network)
+
+
 @pytest.mark.parametrize("layer", [nn.ReLU(), Noisy(1, 1)], ids=["relu", "noisy"])
 def test_layers_that_numpy_does_not_evaluate(layer: nn.Module) -> None:
     with pytest.raises(BilevelError, match=f"the layers Linear, {type(layer).__name__}: in_numpy"):

@@ -83,6 +83,52 @@ def test_rollouts_sample_from_the_distribution_of_a_subclass(policy, holds) -> N
     assert holds(policy.actor()(np.zeros((200, 4), dtype=np.float32)))
 
 
+class Best(CategoricalPolicy):
+    """Takes the likeliest action."""
+
+    @torch.no_grad()
+    def act(self, observations):
+        return self(observations).probs.argmax(-1)
+
+
+class Mean(GaussianPolicy):
+    """Takes the mean action."""
+
+    @torch.no_grad()
+    def act(self, observations):
+        return self(observations).mean
+
+
+def of_an_instance() -> CategoricalPolicy:
+    policy = CategoricalPolicy(4, 2)
+    policy.act = lambda observations: policy(observations).probs.argmax(-1)
+    return policy
+
+
+@pytest.mark.parametrize("policy", [Best(4, 2), Mean(4, 2), of_an_instance()])
+def test_rollouts_act_as_the_policy_does(policy) -> None:
+    states = torch.randn(200, 4)
+    assert (policy.actor()(states.numpy()) == policy.act(states).numpy()).all()
+
+
+def only_first(module: nn.Module, _, output) -> object:
+    """A forward hook: the first action alone is left."""
+    whole = isinstance(output, Categorical)
+    logits = (output.logits if whole else output) + torch.tensor([0.0, -torch.inf])
+    return Categorical(logits=logits) if whole else logits
+
+
+@pytest.mark.parametrize(
+    "of",
+    [lambda p: p, lambda p: p.network, lambda p: p.network[-1]],
+    ids=["policy", "network", "layer"],
+)
+def test_rollouts_know_the_hooks_of_a_policy(of) -> None:
+    policy = CategoricalPolicy(4, 2)
+    of(policy).register_forward_hook(only_first)
+    assert (policy.actor()(np.zeros((200, 4), np.float32)) == 0).all()
+
+
 def test_the_spread_is_the_same_in_every_state_and_is_learned() -> None:
     policy = GaussianPolicy(2, 3)
     with torch.no_grad():

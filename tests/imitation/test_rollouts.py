@@ -126,6 +126,22 @@ def test_an_environment_that_shows_nan_is_refused() -> None:
         sampler.collect(1)
 
 
+@pytest.mark.parametrize(
+    ("env", "policy", "weight", "told"),
+    [
+        ("CartPole-v1", CategoricalPolicy(4, 2), "network.4.bias", "log-probabilities"),
+        ("Pendulum-v1", GaussianPolicy(3, 1), "log_std", "actions"),
+    ],
+)
+def test_a_policy_of_nan_is_not_the_environments_fault(
+    env: str, policy: Policy, weight: str, told: str
+) -> None:
+    with torch.no_grad():
+        policy.get_parameter(weight).fill_(torch.nan)
+    with pytest.raises(BilevelError, match=f"the policy's {told} are NaN: its weights are"):
+        Sampler(make_envs(env, 2), policy).collect(5)
+
+
 class Broken(gymnasium.Env):
     """Two steps an episode; from its second on, what ``kind`` names is not finite."""
 
