@@ -48,11 +48,16 @@ def sparse(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, digits: Splits, eps: float, norm: Norm = "linf", queries: int = 300
+    model: nn.Module,
+    digits: Splits,
+    eps: float,
+    norm: Norm = "linf",
+    queries: int = 300,
+    size: int = 60,
 ) -> Evaluation:
     """What ``robust_eval.py`` does by default, on a few images."""
     torch.manual_seed(0)
-    images = sample(digits.test, 120)
+    images = sample(digits.test, size)
     attacks = make_attacks(STANDARD, AttackSettings(eps, 10, norm=norm, queries=queries))
     right, outcomes = Battery(attacks, eps=eps, norm=norm).run(model, images)
     curves = tuple(
@@ -81,7 +86,7 @@ def test_sparse_inputs_are_found_out(
     robust_model: nn.Module, digits: Splits, norm: Norm, eps: float, queries: int, hidden: float
 ) -> None:
     """Without the Square Attack, which needs more queries in L2, nothing would be wrong with it."""
-    found = evaluate(Faulty(robust_model, sparse), digits, eps, norm, queries)
+    found = evaluate(Faulty(robust_model, sparse), digits, eps, norm, queries, size=120)
     assert [finding.item for finding in found.findings if not finding.ok] == [BLACK_BOX]
     assert headline(found).startswith("Not trustworthy: ")
     *others, square = found.outcomes

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from bilevel.robustness.studies.arguments import TrainingArguments
@@ -13,17 +14,19 @@ from bilevel.robustness.studies.study import Study
 from bilevel.robustness.training import trained
 
 
-def test_the_attacker_is_scaled_once_to_a_classifier_that_holds_no_numbers(
+def test_the_attacker_is_scaled_once_and_draws_no_random_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[bool] = []
+    counted: list[nn.Module] = []
 
     def width(attacker: object, classifier: nn.Module, shape: Any) -> int:
-        counted.append(all(p.is_meta for p in classifier.parameters()))
+        counted.append(classifier)
         return 12
 
     monkeypatch.setattr(trained, "fitting_width", width)
     args = TrainingArguments(fast=True, smoke=True, attacker="wide", out=tmp_path)
+    before = torch.get_rng_state()
     study = Study(args, ["grad-l2l", "two-step-l2l"])
+    assert torch.equal(torch.get_rng_state(), before)
     assert [study.about(name).attacker.width for name in study.names] == [12, 12]
-    assert counted == [True]
+    assert len(counted) == 1
