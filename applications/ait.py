@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from torch import nn
 
 from bilevel import Detached
 from bilevel.arguments import choices
+from bilevel.errors import raise_unknown
 from bilevel.experiment import commandline
 from bilevel.problem import Sense
 from bilevel.robustness import InterpolatedLabels, Interpolation, check_method, make_game
@@ -62,12 +64,21 @@ def main(args: Args) -> None:
             settings["start"] = 0.0
         about = study.about(SOLVERS.get(name, name), interpolation=settings)
         model, solver = study.networks(about)
+        check_layer(model, args.layer)
         follower = Interpolation(about.epsilon, **settings)
         leader = InterpolatedLabels(model, follower, epsilon_y=args.epsilon_y)
         # Not zero-sum: the leader holds x̃ constant because Algorithms 2 and 4 do.
         game = make_game(leader, follower, solver, study.recipe, adjoint=Detached())
         study.run(name, about, game, {**settings, "epsilon_y": args.epsilon_y})
     study.close()
+
+
+def check_layer(model: nn.Module, layer: str) -> None:
+    """Checks that the classifier has the module whose outputs are the features."""
+    names = [name for name, _ in model.named_modules() if name]
+    if layer not in names:
+        first = ", ".join(name for name, _ in model.named_children())
+        raise_unknown("layer", layer, names, f"choose from {first}, or a module within one")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class Args:
     device: str = "auto"
     """auto, cpu or cuda."""
     smoke: bool = False
-    """Try everything in seconds: a few outer steps, short training."""
+    """Try everything in seconds: at most 3 outer steps of 10 inner ones."""
     resume: bool = False
     """Continue a stopped run with the same arguments."""
 
@@ -105,7 +105,7 @@ def main(args: Args) -> None:
     """Learns the weights with each adjoint, then draws, prints the table and writes the results."""
     names = check(args)
     if args.smoke:
-        args.iterations, args.steps = 3, 10
+        args.iterations, args.steps = min(args.iterations, 3), min(args.steps, 10)
     device = experiment.pick_device(args.device)
     data = load(
         args.dataset,

@@ -88,7 +88,7 @@ class Args:
     seed: int = 0
     device: str = "cpu"
     smoke: bool = False
-    """Seconds instead of minutes: a few steps."""
+    """Seconds instead of minutes: at most 20 steps."""
     resume: bool = False
     """Reuse initializations learned with the same arguments."""
 
@@ -97,7 +97,8 @@ def main(args: Args) -> None:
     """Learns with each method, prints the table and writes the results."""
     count("iterations", args.iterations)
     args.method = choices("method", args.method, METHODS)
-    args.iterations = 20 if args.smoke else args.iterations
+    if args.smoke:
+        args.iterations = min(args.iterations, 20)
     device = experiment.pick_device(args.device)
     records, rows = [], []
     for method in args.method:

@@ -48,7 +48,7 @@ from bilevel.robustness import (
     sample,
     write_report,
 )
-from bilevel.robustness.studies.arguments import Radius
+from bilevel.robustness.studies.arguments import Radius, least
 
 
 @dataclass
@@ -106,15 +106,17 @@ class Args:
     device: str = "auto"
     """auto, cpu or cuda."""
     smoke: bool = False
-    """Try everything in seconds, on few images."""
+    """Try everything in seconds: at most 16 images, 20 points and queries, 5 fresh steps."""
     resume: bool = False
     """Continue a stopped run with the same arguments."""
 
     def __post_init__(self) -> None:
         """The sizes of a smoke run."""
         if self.smoke:
-            self.test_size = self.curve_size = 16
-            self.points, self.queries, self.fresh_steps = 20, 20, 5
+            self.test_size = least(16, self.test_size)
+            self.curve_size = min(16, self.curve_size)
+            self.points, self.queries = min(20, self.points), min(20, self.queries)
+            self.fresh_steps = min(5, self.fresh_steps)
 
 
 def main(args: Args) -> None:

@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # formulas need no network
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "tutorials"]

@@ -39,7 +39,7 @@ def example(tmp_path: Path) -> dict[str, Any]:
     names = ("model", "leader", "follower", "solver", "game", "loader")
     given = {name: value for name, value in locals().items() if name in names}
     shared = {"bilevel": bilevel, "torch": torch, "F": F, "Batch": Batch}
-    return {**given, **shared, "path": tmp_path / "run.pt"}
+    return {**given, **shared, "path": tmp_path / "run.pt", "folder": tmp_path / "checkpoint"}
 
 
 def follow(names: dict[str, Any], title: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bilevel.robustness import (
     load_images,
     load_trained,
 )
+from bilevel.robustness.training.trained import CLASSIFIER
 
 
 def load(
@@ -35,6 +36,7 @@ def load(
     for given in names:
         name, path = split_name(given)
         if Path(path).exists() or not is_own(path):
+            check_folder(path)
             one = load_trained(path, name, allow_import=allow_import)
         elif dataset is None:
             raise BilevelError(
@@ -54,6 +56,16 @@ def load(
             "NAME=FOLDER to tell them apart in the report"
         )
     return trained
+
+
+def check_folder(path: str) -> None:
+    """Checks that a folder is not that of several classifiers, a folder each."""
+    within = sorted(file.parent.name for file in Path(path).glob(f"*/{CLASSIFIER}"))
+    if within and not (Path(path) / CLASSIFIER).exists():
+        raise BilevelError(
+            f"{path} holds {', '.join(within)}, a classifier each: name one, such as "
+            f"{Path(path) / within[0]}"
+        )
 
 
 def make_own(path: str, name: str | None, dataset: str, images: ImageSet) -> Trained:

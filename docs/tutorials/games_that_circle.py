@@ -15,6 +15,8 @@ it in a game of your own, whose equilibrium is unknown?
 # ``bilevel.games`` has games with known equilibria. :func:`~bilevel.games.begin` places the players
 # at a point, :func:`~bilevel.games.trajectory` plays and returns the iterates.
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
@@ -119,4 +121,4 @@ for schedule in (bilevel.Alternating(), bilevel.Extragradient()):
         for _ in range(3000):
             one.step(None)
             monitor.observe()
-        print(f"{schedule!r}: {monitor.verdict()}")
+        print(textwrap.fill(f"{schedule!r}: {monitor.verdict()}", 80))

@@ -19,6 +19,7 @@ solver and schedule.
 #
 # Two half-moons. A batch is any object that your own methods understand, here a named tuple.
 
+import textwrap
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -110,7 +111,7 @@ try:
         Careless(0.35, follower.normal), bilevel.ZeroSum(classifier(), follower), train
     )
 except AssertionError as error:
-    print(error)
+    print(textwrap.fill(str(error), 80))
 
 # %%
 # Solve it with hand-designed steps
@@ -150,7 +151,7 @@ def play(solver: bilevel.Solver, steps: int = 300) -> nn.Module:
     log = bilevel.MetricLog()
     for _ in range(steps):
         log.add(game.step(train))
-    print({name: round(value, 3) for name, value in log.means().items()})
+    print(*(f"{name} {value:.3f}" for name, value in log.means().items()), sep=", ")
     return model
 
 

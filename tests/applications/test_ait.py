@@ -75,6 +75,8 @@ def test_compiled_networks(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--layer", "body.0"], "no layer 'body.0': choose from"),
+        (["--layer", "trunks"], "no layer 'trunks': did you mean trunk?"),
         (["--method", "aid"], "there is no method 'aid'"),
         (["--method"], "no method is given"),
         (["--epsilon-y", 2], "epsilon_y is 2.0"),
@@ -83,6 +85,7 @@ def test_compiled_networks(
     ],
 )
 def test_bad_input_is_one_line(
-    run: Callable[..., Any], arguments: list[object], message: str
+    run: Callable[..., Any], tmp_path: Path, arguments: list[object], message: str
 ) -> None:
     assert message in one_line(run(*arguments))
+    assert not list(tmp_path.iterdir())  # before anything is trained

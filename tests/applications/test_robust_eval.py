@@ -262,6 +262,10 @@ def test_folders_and_names(
     assert load("lr:0")[0].about.model == "small-cnn"
     with pytest.raises(BilevelError, match=r"cannot read weights from .*/nowhere=0\.1/pgm"):
         load("runs/nowhere=0.1/pgm")
+    for name in ("pgm", "plain"):
+        write(tmp_path / "runs" / name)
+    with pytest.raises(BilevelError, match=r"runs holds pgm, plain, .*such as runs/pgm$"):
+        load("runs")
 
 
 def nan(folder: Path) -> Path:

@@ -125,7 +125,7 @@ def examples() -> tuple[nn.Module, Batch, list[dict[str, Any]]]:
     classifier, batch = model(3 * 16), Batch(torch.rand(16, 3, 4, 4), torch.arange(16) % 4)
     found = []
     for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        names = {"bilevel": bilevel, "torch": torch, "F": F, "Linf": Linf}
+        names = {"bilevel": bilevel, "torch": torch, "F": F}
         names["model"] = copy.deepcopy(classifier)
         exec(code, names)
         found.append(names)

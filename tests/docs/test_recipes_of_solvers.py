@@ -184,7 +184,8 @@ def test_a_leader_that_is_the_threshold(tmp_path) -> None:
 def test_training_on_all_iterates(tmp_path) -> None:
     names = follow(example(tmp_path), "Proximal steps")
     names = follow(names, "Train a learned update on all its iterates")
-    lasso, game, path, solver = (names[name] for name in ("lasso", "training", "path", "trained"))
+    given = ("lasso", "training", "trajectory", "trained")
+    lasso, game, path, solver = (names[name] for name in given)
     batch = {"A": torch.randn(32, 20, 40) / 20**0.5, "b": torch.randn(32, 20)}
 
     def by_hand() -> tuple[torch.Tensor, torch.Tensor]:

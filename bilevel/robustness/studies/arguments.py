@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,10 +20,10 @@ from bilevel.updates.normalize import Over
 
 
 def _number(words: list[str]) -> float:
-    try:
-        return float(Fraction(words[0]))
-    except ZeroDivisionError:
-        raise ValueError(f"{words[0]} is no number") from None
+    numerator, _, denominator = words[0].partition("/")
+    if denominator and not float(denominator):
+        raise ValueError(f"{words[0]} is no number")
+    return float(numerator) / float(denominator or 1)
 
 
 Radius = Annotated[
@@ -38,6 +37,23 @@ Radius = Annotated[
     ),
 ]
 """A number on the command line that may be a fraction, as radii in grey levels are: 8/255."""
+
+
+def least(size: int, given: int | None) -> int:
+    """The size of a smoke run: no more than was asked for, so that bad values are still refused.
+
+    Args:
+        size: The size of a smoke run.
+        given: The argument; None for one that was not given.
+
+    Returns:
+        The smaller of the two.
+
+    Example:
+        >>> least(2, None), least(2, 10), least(2, 0)
+        (2, 2, 0)
+    """
+    return size if given is None else min(size, given)
 
 
 @dataclass
@@ -121,7 +137,8 @@ class TrainingArguments:
     device: str = "auto"
     """auto, cpu or cuda."""
     smoke: bool = False
-    """Try everything in seconds: few images, two epochs, small networks unless others are named."""
+    """Try everything in seconds: at most 256 images and two epochs, small networks unless others
+    are named."""
     resume: bool = False
     """Continue a stopped run with the same arguments."""
 
@@ -142,7 +159,8 @@ class TrainingArguments:
         given = {entry.name: getattr(self, entry.name, None) for entry in fields(Recipe)}
         known = {name: value for name, value in given.items() if value is not None}
         if self.smoke:
-            known = {"model": "small-cnn", "attacker": "two-layer"} | known | {"epochs": 2}
+            known = {"model": "small-cnn", "attacker": "two-layer"} | known
+            known["epochs"] = least(2, self.epochs)
         recipe = replace(RECIPES[self.dataset], **known)
         return replace(fast(recipe), **known) if self.fast else recipe
 
@@ -190,6 +208,8 @@ class TrainingArguments:
                 f"{self.dataset} images are too few ({counts} images): each split needs at least "
                 "one; add images, 20 or more in all if there are no test and validation images"
             )
-        sizes = (256, 64, 64) if self.smoke else (None, self.validation_size, self.test_size)
+        sizes: list[int | None] = [None, self.validation_size, self.test_size]
+        if self.smoke:
+            sizes = [least(*pair) for pair in zip((256, 64, 64), sizes, strict=True)]
         parts = (sample(part, size).to(device) for part, size in zip(data, sizes, strict=True))
         return Splits(*parts)

@@ -1,0 +1,46 @@
+"""Pages of the documentation run from top to bottom, as they are printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.recipes import PAGES, example
+
+DOCS = Path(__file__).parents[2] / "docs"
+FRAMEWORKS = ("pytorch_lightning", "Accelerator(")
+
+
+def run(text: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Runs all code of a text, but what needs another framework."""
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        if not any(framework in code for framework in FRAMEWORKS):
+            exec(code, names)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_recipes_of_a_page(page: Path, tmp_path: Path) -> None:
+    run(page.read_text(), example(tmp_path))
+
+
+def test_the_verdict_is_that_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (DOCS / "minmax.md").read_text()
+    run(text, {})
+    (quoted,) = re.findall(r"^(> .*?)\n\n", text, re.M | re.S)
+    assert capsys.readouterr().out.split() == quoted.replace("> ", "").split()
+
+
+def test_a_threat_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (DOCS / "robustness_evaluation.md").read_text().partition("## A threat model of")[2]
+    monkeypatch.chdir(tmp_path)
+    names = run(section.partition("\n## ")[0], {})
+    assert names["path"].exists()
+    clean, *attacked = names["curve"].accuracy
+    assert clean > 0.3
+    assert attacked[-1] < attacked[0] <= clean
+    assert names["robust"] == pytest.approx(attacked[2], abs=0.02)
