@@ -83,7 +83,7 @@ class ModuleState:
 def _put(tensors: Mapping[str, Tensor | None], held: MutableMapping[str, Any]) -> None:
     """Makes a module hold these; the mapping of a scripted one has no ``update``."""
     for name, tensor in tensors.items():
-        if held[name] is not tensor:
+        if name not in held or held[name] is not tensor:
             held[name] = tensor
 
 

@@ -87,20 +87,24 @@ class Lazy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", None)
+        self.register_buffer("once", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.mean is None:
             self.mean = x.mean(0)
             self.register_buffer("deviation", x.std(0))
+            del self.once
         return (x - self.mean) / self.deviation
 
 
-def test_buffers_that_a_forward_pass_fills_or_adds_go_again() -> None:
+def test_buffers_that_a_forward_pass_fills_adds_or_deletes_are_as_before() -> None:
     lazy = Lazy()
+    once = lazy.once
     with frozen(lazy):
         lazy(torch.randn(4, 2))
     assert lazy.mean is None
     assert "deviation" not in dict(lazy.named_buffers())
+    assert lazy.once is once
 
 
 def test_a_parameter_that_is_computed_cannot_be_held_fixed() -> None:
