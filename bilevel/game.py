@@ -110,7 +110,6 @@ class Bilevel:
         self.steps = 0
         self._checked = False
 
-    @torch.enable_grad()
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Solves the follower and moves both players once.
 
@@ -130,7 +129,8 @@ class Bilevel:
             NonFiniteError: On the CPU, if a loss is NaN or infinite, before the player moves. On
                 other devices :class:`~bilevel.MetricLog` raises.
         """
-        metrics = self.schedule.step(self, batch)
+        with torch.enable_grad():
+            metrics = self.schedule.step(self, batch)
         self.project(batch)
         self.steps += 1
         return metrics
@@ -209,13 +209,13 @@ class Bilevel:
         if isinstance(self.adjoint, Detached) and not phi:
             y = detach(y)  # its graph leads to φ only
 
-        @torch.enable_grad()  # which optimizers switch off around their step
         def closure() -> Tensor:
-            theta = zero_grad(self.leader)
-            loss = self._leader_loss(self._solve_again(y, batch) if losses else y, batch)
-            moved = theta if losses else theta + phi
-            checks.check_loss("the leader's loss", loss, self.steps, moves=bool(moved))
-            loss = self._backward(loss, moved)
+            with torch.enable_grad():  # which optimizers switch off around their step
+                theta = zero_grad(self.leader)
+                loss = self._leader_loss(self._solve_again(y, batch) if losses else y, batch)
+                moved = theta if losses else theta + phi
+                checks.check_loss("the leader's loss", loss, self.steps, moves=bool(moved))
+                loss = self._backward(loss, moved)
             if not losses:
                 checks.check_gradients("the leader's loss", theta)
                 checks.check_gradients("the follower's objective", phi)

@@ -31,15 +31,17 @@ class ModuleState:
 
     def __init__(self, module: nn.Module, *, copy_buffers: bool = False) -> None:
         self.module = module
-        self.flags = [(part, part.training) for part in module.modules()]
+        parts = list(module.modules())
+        self.flags = [(part, part.training) for part in parts]
         # From the dicts of nn.Module, whose iterators and attributes cost more than a small layer.
-        held = [(part._parameters, part._buffers) for part, _ in self.flags]
-        self.parameters = [(now, dict(now)) for now, _ in held if now]
+        self.parameters = [(now, dict(now)) for part in parts if (now := part._parameters)]
         distinct = dict.fromkeys(p for _, kept in self.parameters for p in kept.values())
         self.requires_grad = [(p, p.requires_grad) for p in distinct if p is not None]
-        self.buffers = [(now, dict(now)) for _, now in held]
+        self.buffers: list[tuple[Buffers, Buffers]] = [
+            (part._buffers, dict(part._buffers)) for part in parts
+        ]
         if copy_buffers:
-            self.buffers = self._buffer_copies()
+            self.buffers = [(now, _copies(kept)) for now, kept in self.buffers]
 
     def restore(self) -> None:
         """Puts the module back into this state."""
@@ -54,14 +56,16 @@ class ModuleState:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
         for buffers, kept_buffers in self.buffers:
-            for added in [*buffers.keys() - kept_buffers.keys()]:
-                del buffers[added]  # registered by a forward pass
-            _put(kept_buffers, buffers)
+            if buffers or kept_buffers:
+                for added in [*buffers.keys() - kept_buffers.keys()]:
+                    del buffers[added]  # registered by a forward pass
+                _put(kept_buffers, buffers)
 
     def use_buffer_copies(self) -> None:
         """Replaces the module's buffers by copies of these, which are then not modified."""
-        for buffers, copies in self._buffer_copies():
-            _put(copies, buffers)
+        for now, kept in self.buffers:
+            if kept:
+                _put(_copies(kept), now)
 
     def __enter__(self) -> None:
         """Puts the module into this state, with copies of the buffers."""
@@ -73,11 +77,9 @@ class ModuleState:
         """Puts the module back into the state before the block."""
         self._before.restore()
 
-    def _buffer_copies(self) -> list[tuple[Buffers, Buffers]]:
-        return [
-            (buffers, {n: None if b is None else b.clone() for n, b in kept.items()})
-            for buffers, kept in self.buffers
-        ]
+
+def _copies(buffers: Buffers) -> Buffers:
+    return {name: None if one is None else one.clone() for name, one in buffers.items()}
 
 
 def _put(tensors: Mapping[str, Tensor | None], held: MutableMapping[str, Any]) -> None:
