@@ -70,15 +70,21 @@ def _load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.devi
         part.load_state_dict(saved)
 
 
-def _settings(parts: Mapping[str, Any]) -> set[str]:
-    """The names of the optimizers' settings, of which those of another kind lack some."""
-    groups = [g for part in parts.values() for g in getattr(part, "param_groups", ())]
-    return {name for group in groups for name in group} - {"initial_lr"}
+def _settings(parts: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """The optimizers' settings by name, of which an optimizer of another kind lacks some."""
+    return {
+        (part, setting)
+        for part, optimizer in parts.items()
+        for group in getattr(optimizer, "param_groups", ())
+        for setting in group
+        if setting != "initial_lr"  # of a scheduler, which may come later
+    }
 
 
-def _check_settings(parts: Mapping[str, Any], needed: set[str]) -> None:
-    if lacking := needed - _settings(parts):
-        raise KeyError(f"the state has no {', '.join(sorted(lacking))}")
+def _check_settings(parts: Mapping[str, Any], needed: set[tuple[str, str]]) -> None:
+    if lacking := sorted(needed - _settings(parts)):
+        part, setting = lacking[0]
+        raise KeyError(f"the {part} of the state has no {setting}")
 
 
 def check_fits(name: str, own: dict[str, Any], saved: dict[str, Any]) -> None:

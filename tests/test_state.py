@@ -20,7 +20,7 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
-from tests.problems import Saddle, image_game, images
+from tests.problems import Saddle, Scalar, image_game, images
 
 
 def sgd(module: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
@@ -81,13 +81,15 @@ def test_a_state_of_an_optimizer_of_another_kind(written, read) -> None:
     """Also where it has no tensors yet."""
 
     def game(optimizer) -> Bilevel:
-        leader, follower, _ = image_game()
-        return Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer(leader))
+        saddle = Saddle()
+        leader, solver = ZeroSum(Scalar(1.0), saddle), Parametric(torch.zeros(()).double())
+        both = {"leader_opt": optimizer(leader), "solver_opt": read(solver)}
+        return Bilevel(leader, saddle, solver, **both)
 
     target = game(read)
-    with pytest.raises(BilevelError, match=r"does not fit .*the state has no"):
+    with pytest.raises(BilevelError, match=r"does not fit .*the leader_opt of the state has no"):
         target.load_state_dict(game(written).state_dict())
-    target.step(images())
+    target.step(None)
 
 
 def test_training_does_not_change_a_state_that_was_loaded() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from types import FunctionType
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -52,13 +53,21 @@ def shown(value: object) -> str:
         return f"tensor {fingerprint(value)}"
     if isinstance(value, tuple | list):
         return f"({', '.join(map(shown, value))})"
-    name = getattr(value, "__name__", None)
-    if "<" in getattr(value, "__qualname__", "") and (code := getattr(value, "__code__", None)):
-        closure = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-        parts = (code.co_code, code.co_names, *map(shown, (*code.co_consts, *closure)))
-        return f"{name} {zlib.crc32(repr(parts).encode()):08x}"
-    text = str(name or " ".join(repr(value).split()))
+    if isinstance(value, dict):
+        return f"({', '.join(f'{name}: {shown(part)}' for name, part in value.items())})"
+    if isinstance(value, FunctionType) and "<" in value.__qualname__:
+        return f"{value.__name__} {_code(value)}"
+    text = str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def _code(function: FunctionType) -> str:
+    """The checksum of what a function computes, with its defaults and what it encloses."""
+    code = function.__code__
+    closure = [cell.cell_contents for cell in function.__closure__ or ()]
+    values = (*code.co_consts, *(function.__defaults__ or ()), *closure)
+    parts = code.co_code, code.co_names, function.__kwdefaults__, *map(shown, values)
+    return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
 def _attributes(part: object) -> str:

@@ -40,6 +40,9 @@ def test_large_tensors_and_closures_are_shown_by_what_they_hold() -> None:
     assert shown(masks[0]) != shown(masks[1])
     assert shown(closures[0]) == shown(closures[1]) != shown(closures[2])
     assert shown([masks[0]]) != shown([masks[1]])
+    assert shown({"a": masks[0]}) != shown({"a": masks[1]})
+    assert shown(lambda x, k=1: k * x) != shown(lambda x, k=2: k * x)
+    assert shown(lambda x, *, k=1: k * x) != shown(lambda x, *, k=2: k * x)
 
 
 def test_addresses_are_left_out() -> None:
