@@ -29,18 +29,23 @@ from bilevel.updates import CNN, CoordinateRNN, Gradient
 from tests.problems import Nearest, Saddle, Scalar, Weights, image_game
 
 
-def bilinear(x: float, y: float, step: float, schedule) -> Bilevel:
-    follower = Saddle()
-    leader = ZeroSum(Scalar(x), follower)
-    solver = Parametric(torch.tensor(y, dtype=torch.float64))
+def sgd_game(leader, follower, solver, lr: float, **parts) -> Bilevel:
+    """Both players move by plain gradient steps."""
     return Bilevel(
         leader,
         follower,
         solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=step),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=step),
-        schedule=schedule,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=lr),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=lr),
+        **parts,
     )
+
+
+def bilinear(x: float, y: float, step: float, schedule) -> Bilevel:
+    follower = Saddle()
+    leader = ZeroSum(Scalar(x), follower)
+    solver = Parametric(torch.tensor(y, dtype=torch.float64))
+    return sgd_game(leader, follower, solver, step, schedule=schedule)
 
 
 def position(game: Bilevel) -> tuple[float, float]:
@@ -89,14 +94,7 @@ def l2l_game(
     """Adversarial training with a learned attacker whose optimizers take steps of length 1."""
     leader, follower, batch = image_game(dtype=dtype)
     solver = Iterative(CNN(1, 0.1, width=4, form="two-layer"), steps, leader_mode=mode).to(dtype)
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=1.0),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=1.0),
-        schedule=schedule,
-    )
+    game = sgd_game(leader, follower, solver, 1.0, schedule=schedule)
     return game, batch
 
 
@@ -239,15 +237,7 @@ def test_a_game_that_is_not_zero_sum_moves_each_player_on_its_own_objective(
 ) -> None:
     leader, solver = Bigger(), Iterative(Scale(), 1)
     batch = Batch(torch.randn(4, 3, dtype=torch.float64), torch.zeros(4))
-    game = Bilevel(
-        leader,
-        Nearest(),
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=1.0),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=1.0),
-        adjoint=adjoint,
-        schedule=schedule,
-    )
+    game = sgd_game(leader, Nearest(), solver, 1.0, adjoint=adjoint, schedule=schedule)
     w, x = leader.w.detach().clone(), batch.x
     game.step(batch)
     # One step from 0 gives y = size · w∘x; the leader sees y as a constant, or not.
@@ -282,15 +272,7 @@ def test_a_leader_that_is_not_differentiated_through_the_answer_gets_a_constant(
     seen: list[bool] = []
     zero_sum, follower, batch = image_game()
     leader, solver = Other(zero_sum.model, follower), Iterative(CNN(1, 0.1, width=4), 1)
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        adjoint=Detached(),
-        schedule=schedule,
-    )
+    game = sgd_game(leader, follower, solver, 0.1, schedule=schedule, adjoint=Detached())
     game.step(batch)
     assert seen == [False]
 
@@ -314,19 +296,10 @@ def test_a_solver_that_no_gradient_reaches_does_not_stay_in_silence(schedule, ca
     follower = Linf(0.1)
     leader = ZeroSum(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), follower)
     solver = Iterative(update, 0 if cause == "no step" else 1)
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        schedule=schedule,
-    )
+    game = sgd_game(leader, follower, solver, 0.1, schedule=schedule)
     batch = Batch(torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.long))
-    with (
-        torch.set_grad_enabled(cause != "no grad"),
-        pytest.raises(BilevelError, match="follower's objective does not depend on the parameters"),
-    ):
+    told = "follower's objective does not depend on the parameters"
+    with pytest.raises(BilevelError, match=told):
         game.step(batch)
 
 
@@ -334,15 +307,7 @@ def test_a_learned_follower_that_goes_on_moves_once_a_step() -> None:
     follower, leader = Nearest(), Weights(3)
     solver = Iterative(CoordinateRNN(0.1), 1, warm_start=True)
     with pytest.raises(BilevelError, match=r"solves 4 times a step.*take Simultaneous\(\)"):
-        Bilevel(
-            leader,
-            follower,
-            solver,
-            leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-            solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-            adjoint=Detached(),
-            schedule=Alternating(3),
-        )
+        sgd_game(leader, follower, solver, 0.1, adjoint=Detached(), schedule=Alternating(3))
 
 
 def test_a_game_that_is_not_zero_sum_is_simultaneous_too() -> None:
@@ -357,14 +322,7 @@ def test_a_game_that_is_not_zero_sum_is_simultaneous_too() -> None:
             return self.model.x * y
 
     leader, solver = Own(), Parametric(torch.tensor(0.5, dtype=torch.float64))
-    game = Bilevel(
-        leader,
-        Saddle(),
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        adjoint=Detached(),
-    )
+    game = sgd_game(leader, Saddle(), solver, 0.1, adjoint=Detached())
     twin = bilinear(1.0, 0.5, 0.1, Simultaneous())
     for _ in range(5):
         game.step(None)

@@ -14,22 +14,20 @@ from bilevel import (
     BilevelError,
     Detached,
     Extragradient,
-    FollowerProblem,
     Iterative,
     LeaderProblem,
     Lookahead,
     Optimistic,
-    Parametric,
     ProximalPoint,
     Schedule,
     Simultaneous,
-    ZeroSum,
     pgm,
 )
 from bilevel.games import Game, begin, trajectory
 from bilevel.robustness import Batch
 from bilevel.updates import CNN, Gradient
 from tests.problems import Nearest, Weights, image_game
+from tests.schedules.critics import combine, critic_game, state
 
 MAKERS: dict[str, Callable[[], Schedule]] = {
     "extragradient": Extragradient,
@@ -40,38 +38,6 @@ MAKERS: dict[str, Callable[[], Schedule]] = {
     "lookahead around optimistic": lambda: Lookahead(Optimistic(), steps=2),
 }
 Step = Callable[[list[Tensor]], list[Tensor]]
-
-
-class Discriminator(FollowerProblem):
-    """A follower whose y is a dict of tensors: the weights of a linear critic."""
-
-    sense = "max"
-
-    def init(self, batch: Batch) -> dict[str, Tensor]:
-        return {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
-
-    def objective(self, leader: ZeroSum, y: dict[str, Tensor], batch: Batch) -> Tensor:
-        scores = torch.tanh(leader.model(batch)) @ y["weight"].T + y["bias"]
-        return (scores.sin().sum(1) - y["weight"].square().sum() / 4).mean()
-
-
-def critic_game(schedule: Schedule, optimizer: type[torch.optim.Optimizer], **options) -> Bilevel:
-    torch.manual_seed(0)
-    follower = Discriminator()
-    leader = ZeroSum(nn.Linear(4, 3), follower)
-    solver = Parametric({"weight": torch.randn(2, 3), "bias": torch.randn(2)})
-    return Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=optimizer(leader.parameters(), **options),
-        solver_opt=optimizer(solver.parameters(), **options),
-        schedule=schedule,
-    )
-
-
-def state(game: Bilevel) -> list[Tensor]:
-    return [player.clone() for player in game.trained_parameters().values()]
 
 
 def plain_step(game: Bilevel, batch: Tensor) -> Step:
@@ -85,11 +51,6 @@ def plain_step(game: Bilevel, batch: Tensor) -> Step:
         return state(game)
 
     return step
-
-
-def combine(*terms: tuple[float, list[Tensor]]) -> list[Tensor]:
-    rows = zip(*([scale * tensor for tensor in tensors] for scale, tensors in terms), strict=True)
-    return [torch.stack(row).sum(0) for row in rows]
 
 
 def extragradient(step: Step, w: list[Tensor]) -> list[Tensor]:
@@ -149,35 +110,6 @@ def test_optimistic_adam_as_its_authors_write_it() -> None:
         w = combine((1, w), (-2, move), (1, move if t == 1 else last))
         last = move
         torch.testing.assert_close(state(game), w, atol=1e-6, rtol=1e-5)
-
-
-def test_lookahead_comes_back_part_of_the_way() -> None:
-    game = critic_game(Lookahead(steps=3, alpha=0.25), torch.optim.SGD, lr=0.1)
-    twin = critic_game(Simultaneous(), torch.optim.SGD, lr=0.1)
-    batch = torch.randn(8, 4)
-    for _ in range(2):
-        slow = state(twin)
-        for _ in range(3):
-            game.step(batch)
-            twin.step(batch)
-        w = combine((0.75, slow), (0.25, state(twin)))
-        torch.testing.assert_close(state(game), w)
-        for player, value in zip(twin.trained_parameters().values(), w, strict=True):
-            player.copy_(value)
-
-
-def test_lookahead_with_fewer_steps_than_were_taken_comes_back_at_once() -> None:
-    game = critic_game(Lookahead(steps=6), torch.optim.SGD, lr=0.1)
-    batch = torch.randn(8, 4)
-    slow = state(game)
-    for taken in range(5):
-        if taken == 4:
-            game.schedule.steps = 3
-        game.step(batch)
-    twin = critic_game(Simultaneous(), torch.optim.SGD, lr=0.1)
-    for _ in range(5):
-        twin.step(batch)
-    torch.testing.assert_close(state(game), combine((0.5, slow), (0.5, state(twin))))
 
 
 def test_one_iteration_and_all_of_the_way_are_simultaneous_play() -> None:
