@@ -83,5 +83,6 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
             yield file
     except (OSError, SafetensorError) as error:
         raise BilevelError(
-            f"cannot read weights from {path} ({error}): name what a training run wrote, a file or its folder"
+            f"cannot read weights from {path} ({error}): name what a training run wrote, a file or "
+            "its folder"
         ) from error
