@@ -19,7 +19,7 @@ import torch
 import tyro
 from rich.console import Console
 from robust_eval_lib.curves import measure_curves
-from robust_eval_lib.inputs import check_surrogates, images_of, load
+from robust_eval_lib.inputs import Source, check_surrogates, images_of, load
 from robust_eval_lib.pictures import attacked
 
 from bilevel import BilevelError, distributed, experiment
@@ -97,6 +97,8 @@ class Args:
     """By default the one the classifiers were trained on."""
     data_dir: Path = Path("data")
     """Where the images are."""
+    image_size: int | None = None
+    """Scale and crop the images of a folder to this height and width, as in training."""
     test_size: int | None = 1000
     """Attack this many test images only."""
     batch_size: int = 256
@@ -135,8 +137,9 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
     count("curve_size", args.curve_size)
     distributed.check_consistent({**asdict(args), "code": experiment.code()})
     device = experiment.pick_device(args.device)
+    source = Source(args.dataset, args.data_dir, args.image_size)
     targets, surrogates = (
-        load(names, device, args.dataset, args.data_dir, allow_import=args.allow_import)
+        load(names, device, source, allow_import=args.allow_import)
         for names in (args.checkpoint, args.surrogate)
     )
     if not targets:
@@ -150,7 +153,7 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
     distributed.check_consistent({"classifiers": networks})
     data = {}
     for target in targets:
-        found = images_of(target, args.dataset or target.about.dataset, args.data_dir, device)
+        found = images_of(target, source, device)
         data[target.name] = found._replace(test=sample(found.test, args.test_size))
         check_surrogates(target, surrogates)
         make_attacks(args.attack, settings_of(args, target, surrogates, data[target.name]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -23,11 +24,18 @@ from bilevel.robustness import (
 from bilevel.robustness.training.trained import CLASSIFIER
 
 
+class Source(NamedTuple):
+    """The images that are attacked: those of ``load_images``, of the training's dataset if None."""
+
+    dataset: str | None
+    data_dir: Path
+    image_size: int | None = None
+
+
 def load(
     names: tuple[str, ...],
     device: torch.device,
-    dataset: str | None,
-    data_dir: Path,
+    source: Source,
     *,
     allow_import: bool,
 ) -> list[Trained]:
@@ -38,13 +46,13 @@ def load(
         if Path(path).exists() or not is_own(path):
             check_folder(path)
             one = load_trained(path, name, allow_import=allow_import)
-        elif dataset is None:
+        elif source.dataset is None:
             raise BilevelError(
                 f"{path} is a classifier of your own and there is no dataset: name the images "
                 "that it is attacked on with --dataset and --data-dir"
             )
         else:
-            one = make_own(path, name, dataset, read(dataset, data_dir, 0, device).test)
+            one = make_own(path, name, source.dataset, read(source, 0, device).test)
         for network in (one.model, one.solver):
             if network is not None:
                 network.to(device).to(memory_format=torch.channels_last)
@@ -100,14 +108,15 @@ def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
             )
 
 
-def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.device) -> Splits:
-    """Loads a dataset, and checks that it fits the classifier."""
+def images_of(target: Trained, source: Source, device: torch.device) -> Splits:
+    """Loads the images, and checks that they fit the classifier."""
+    dataset, data_dir = source.dataset or target.about.dataset, source.data_dir
     if dataset in ("folder", "npz") and not data_dir.expanduser().exists():
         raise BilevelError(
             f"{target.name} is attacked on images of your own, and there is no {data_dir}: name "
             f"the {'file' if dataset == 'npz' else 'folder'} with --data-dir, as for its training"
         )
-    data = read(dataset, data_dir, target.about.seed, device)
+    data = read(source._replace(dataset=dataset), target.about.seed, device)
     shape = (data.test.images.shape[1], len(data.test.classes))
     if shape != (target.about.channels, target.about.classes):
         raise BilevelError(
@@ -118,8 +127,9 @@ def images_of(target: Trained, dataset: str, data_dir: Path, device: torch.devic
     if target.about.size and (size := tuple(data.test.images.shape[2:])) != target.about.size:
         raise BilevelError(
             f"{target.name} was trained on images of {target.about.size} pixels (height, width), "
-            f"{dataset} has {size}: its robustness differs there; bring them to its size, or name "
-            "the data that it was trained on with --dataset and --data-dir"
+            f"{dataset} has {size}: its robustness differs there; bring them to its size "
+            "(a folder's with --image-size), or name the data of its training with --dataset and "
+            "--data-dir"
         )
     if differ := differing(target.about.class_names, data.test.classes):
         raise BilevelError(
@@ -137,10 +147,10 @@ def differing(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, str] |
 
 
 @lru_cache(maxsize=1)
-def read(dataset: str, data_dir: Path, seed: int, device: torch.device) -> Splits:
+def read(source: Source, seed: int, device: torch.device) -> Splits:
     """Loads a dataset, once for all classifiers that were trained on it."""
     with distributed.main_first():
-        data = load_images(dataset, data_dir, seed=seed)
+        data = load_images(*source[:2], seed=seed, image_size=source.image_size)
     sums = [fingerprint(part.images, part.labels) for part in data]
     distributed.check_consistent({"images": sums})
     return Splits(*(part.to(device) for part in data))

@@ -23,7 +23,7 @@ import torch
 from bilevel.experiment import checkpoint
 from bilevel.robustness import RECIPES, Attacker, Recipe, Trainer, fast, load_trained
 from tests.applications.conftest import one_line
-from tests.images import write_tree
+from tests.images import write_image, write_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,9 +128,13 @@ def test_training_in_l2(run: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_a_folder_of_images(run: Callable[..., Any], tmp_path: Path) -> None:
     photos = write_tree(tmp_path / "photos", count=40)
-    assert run("--dataset", "folder", "--data-dir", photos, "--model", "small-cnn").status == 0
+    write_image(photos / "cat" / "large.png", 1, size=(30, 20))
+    folder = ["--dataset", "folder", "--data-dir", photos, "--model", "small-cnn"]
+    assert "bring all images to one size, as image_size (--image-size)" in one_line(run(*folder))
+    assert run(*folder, "--image-size", 8).status == 0
     content = json.loads((tmp_path / "run" / "results.json").read_text())
     assert content["results"][0]["dataset"] == "folder"
+    assert load_trained(tmp_path / "run" / "plain").about.size == (8, 8)
 
 
 def test_a_finished_run_is_resumed_to_the_same_results(run: Callable[..., Any], out: Path) -> None:

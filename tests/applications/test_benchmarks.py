@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from bilevel.robustness import About
+from bilevel.robustness.training.trained import save_trained
+from tests.applications.conftest import Suite
+
 TABLES = {
     "monitor": "monitor",
     "schedules": "cost of a schedule",
@@ -36,3 +40,19 @@ def test_the_screen_shows_the_columns_of_the_documentation(
     assert ended.status == 0, ended.err
     assert header.replace("1,000 stacked", "10 stacked") in ended.out
     assert json.loads((tmp_path / "results.json").read_text())["results"]
+
+
+def test_what_the_battery_costs(suite: Suite, call: Callable[..., Any], tmp_path: Path) -> None:
+    """`battery.py`: nothing more than its attacks, each on fewer images."""
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    about = About("plain", "small-cnn", 1, 10, dataset="digits", epsilon=0.2)
+    save_trained(folder, about, about.classifier(), about.solver())
+    assert call(suite("battery"), folder, "--smoke", "--out", out).status == 0
+    *costs, whole = json.loads((out / "results.json").read_text())["results"]
+    alone, together = (
+        {one["attack"]: one["passes"] for one in costs if one["how"] == how}
+        for how in ("alone", "in battery")
+    )
+    assert alone.keys() == together.keys() == {"FGSM", "PGM-20"}
+    assert all(together[attack] <= alone[attack] for attack in alone)
+    assert whole["passes"] == pytest.approx(sum(together.values()) / max(alone.values()))

@@ -23,7 +23,8 @@ from bilevel.robustness import (
     load_trained,
     save_trained,
 )
-from tests.applications.conftest import Suite, one_line
+from tests.applications.conftest import one_line
+from tests.images import write_image, write_tree
 
 FEW = ["--test-size", 12, "--curve-size", 8, "--points", 3, "--queries", 3]
 
@@ -248,9 +249,10 @@ def test_folders_and_names(
     applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, folder = applications("robust_eval_lib.inputs"), write(tmp_path / "lr=0.1" / "pgm")
+    source = inputs.Source(None, tmp_path)
 
     def load(given: str) -> list[Trained]:
-        return inputs.load((given,), torch.device("cpu"), None, tmp_path, allow_import=False)
+        return inputs.load((given,), torch.device("cpu"), source, allow_import=False)
 
     given = (str(folder), f"mine={folder}", f"={folder / 'classifier.safetensors'}")
     assert [load(one)[0].name for one in given] == ["pgm", "mine", "pgm"]
@@ -274,6 +276,18 @@ def nan(folder: Path) -> Path:
     torch.nn.init.constant_(model.get_parameter("head.bias"), torch.nan)
     save_trained(folder, about, model, about.solver())
     return folder
+
+
+def test_images_of_any_size(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Brought to the size of the training."""
+    photos = write_tree(tmp_path / "photos", count=30)
+    write_image(photos / "cat" / "large.png", 1, size=(30, 20))
+    names = {"class_names": ("cat", "dog"), "classes": 2, "channels": 3, "size": (8, 8)}
+    folder = write(tmp_path / "mine", "plain", dataset="folder", **names)
+    given = [folder, "--data-dir", photos, "--attack", "fgsm"]
+    assert "as image_size (--image-size) does" in one_line(run(*given))
+    assert "its size (a folder's with --image-size)" in one_line(run(*given, "--image-size", 6))
+    assert run(*given, "--image-size", 8).status == 0
 
 
 @pytest.mark.parametrize(
@@ -346,17 +360,3 @@ def test_bad_input_is_one_line(
     message: str,
 ) -> None:
     assert message in one_line(run(*arguments(tmp_path / "given")))
-
-
-def test_what_the_battery_costs(suite: Suite, call: Callable[..., Any], tmp_path: Path) -> None:
-    """`applications/benchmarks/battery.py`: nothing more than its attacks, each on fewer images."""
-    folder, out = write(tmp_path / "mine"), tmp_path / "out"
-    assert call(suite("battery"), folder, "--smoke", "--out", out).status == 0
-    *costs, whole = json.loads((out / "results.json").read_text())["results"]
-    alone, together = (
-        {one["attack"]: one["passes"] for one in costs if one["how"] == how}
-        for how in ("alone", "in battery")
-    )
-    assert alone.keys() == together.keys() == {"FGSM", "PGM-20"}
-    assert all(together[attack] <= alone[attack] for attack in alone)
-    assert whole["passes"] == pytest.approx(sum(together.values()) / max(alone.values()))

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 _CHUNK = 256  # images per task of the thread pool, whose overhead is then negligible
 
 
-def decode(paths: list[Path]) -> Bytes:
+def decode(paths: list[Path], side: int | None = None) -> Bytes:
     """Decodes all images, with a progress bar on the standard error.
 
     Args:
         paths: The files, one or more.
+        side: Their height and width: images are scaled and cropped to it, turned upright where the
+            camera says how; None for images that have one size.
 
     Returns:
         RGB, ``(N, 3, H, W)``.
@@ -32,16 +34,17 @@ def decode(paths: list[Path]) -> Bytes:
         BilevelError: An image cannot be decoded, has more than 8 bits a channel or is transparent,
             or the images differ in size.
     """
-    first = _pixels(paths[0])
+    first = _pixels(paths[0], side)
     images = np.empty((len(paths), *first.shape), np.uint8)
 
     def decode_chunk(begin: int) -> None:
         for index, path in enumerate(paths[begin : begin + _CHUNK], start=begin):
-            pixels = _pixels(path)
+            pixels = _pixels(path, side)
             if pixels.shape != first.shape:
                 raise BilevelError(
                     f"images differ in size: {paths[0]} is {_size(first)} and {path} is "
-                    f"{_size(pixels)} pixels; bring all images to one size"
+                    f"{_size(pixels)} pixels; bring all images to one size, as image_size "
+                    "(--image-size) does by scaling and cropping them"
                 )
             images[index] = pixels
 
@@ -65,14 +68,17 @@ def _with_progress_bar(parts: Iterator[None], total: int, title: str) -> Iterabl
     return track(parts, title, total, console=console, transient=True, disable=hidden)
 
 
-def _pixels(path: Path) -> Bytes:
+def _pixels(path: Path, side: int | None) -> Bytes:
     """One image as RGB, ``(3, H, W)``."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
             mode, transparent = image.mode, _is_transparent(image)
-            pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            rgb = image.convert("RGB")
+            if side is not None:
+                rgb = ImageOps.fit(ImageOps.exif_transpose(rgb), (side, side))
+            pixels = np.asarray(rgb).transpose(2, 0, 1)
     except Exception as error:  # decoders raise more kinds than Pillow documents
         raise BilevelError(
             f"image {path} cannot be decoded: {error}; repair it or remove it"

@@ -47,12 +47,16 @@ class ImageTree:
     labels: npt.NDArray[np.int64]
     fingerprint: str
 
-    def read(self) -> cache.Bytes:
+    def read(self, side: int | None = None) -> cache.Bytes:
         """The pixels of the images, from the cache, or else decoded and then cached.
 
         The cache is the file ``.bilevel-cache.npz`` in ``root`` or, if that is not writable, a file
         in the user's cache folder. It holds the fingerprint of the files that it was made from, and
         is ignored if theirs differs.
+
+        Args:
+            side: Their height and width: images are scaled and cropped to it, turned upright where
+                the camera says how; None for images that have one size.
 
         Returns:
             RGB, ``(N, 3, H, W)``.
@@ -62,12 +66,13 @@ class ImageTree:
                 size.
         """
         places = (self.root / CACHE_NAME, cache.user_cache(self.root))
+        fingerprint = self.fingerprint if side is None else f"{self.fingerprint} {side}"
         for place in places:
-            images = cache.load(place, self.fingerprint)
+            images = cache.load(place, fingerprint)
             if images is not None:
                 return images
-        images = decode([self.root / file for file in self.files])
-        if not any(cache.save(place, self.fingerprint, images) for place in places):
+        images = decode([self.root / file for file in self.files], side)
+        if not any(cache.save(place, fingerprint, images) for place in places):
             warnings.warn(
                 f"neither {places[0]} nor {places[1]} can be written: "
                 "the images will be decoded again in the next run",

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.folder import find_trees
 from bilevel.robustness.data.images import (
@@ -39,6 +40,7 @@ def load_images(
     seed: int,
     validation: float = 0.1,
     train_size: int | None = None,
+    image_size: int | None = None,
     download: bool = True,
 ) -> Splits:
     """Loads a dataset into memory, on the CPU.
@@ -49,7 +51,7 @@ def load_images(
 
     Args:
         dataset: ``digits`` (part of scikit-learn, no files needed), ``fashion-mnist``, ``cifar10``,
-            ``cifar100`` (through torchvision), ``folder``: RGB images of one size in
+            ``cifar100`` (through torchvision), ``folder``: RGB images in
             ``data_dir/{train,val,test}/CLASS/``, where ``val`` may be missing, or in
             ``data_dir/CLASS/``, decoded once into a cache, or ``npz``: one file of arrays in the
             layout of MedMNIST (Yang et al., 2023), ``train_images``, ``train_labels``,
@@ -62,6 +64,8 @@ def load_images(
         validation: Share of the training images held out, in [0, 1); ignored for a folder or file
             that has validation images.
         train_size: Number of training images to keep after that; None keeps all.
+        image_size: Height and width to which the images of a folder are scaled and cropped, turned
+            upright where the camera says how; None for images that have one size.
         download: Whether missing files may be downloaded.
 
     Returns:
@@ -82,12 +86,17 @@ def load_images(
         raise BilevelError(
             f"validation is {validation}: it is a share of the training images; give it in [0, 1)"
         )
+    if image_size is not None and dataset != "folder":
+        raise BilevelError(
+            f"image_size is {image_size} and the images are those of {dataset}: only the images of "
+            "a folder are brought to a size; leave it out"
+        )
     root = Path(data_dir).expanduser()
     held_out: ImageSet | None = None
     if dataset == "digits":
         train, test = _digits()
     elif dataset == "folder":
-        train, test, held_out = _folder(root)
+        train, test, held_out = _folder(root, image_size)
     elif dataset == "npz":
         sets = read_npz(root)
         _check_sizes({f"{part}_images of {root}": images for part, images in sets.items()})
@@ -122,10 +131,14 @@ def _digits() -> tuple[ImageSet, ImageSet]:
     return hold_out_test(ImageSet(images, labels, tuple(str(name) for name in range(10))))
 
 
-def _folder(root: Path) -> tuple[ImageSet, ImageSet, ImageSet | None]:
+def _folder(root: Path, side: int | None) -> tuple[ImageSet, ImageSet, ImageSet | None]:
     """Training, test and perhaps validation images of an image folder."""
+    if side is not None:
+        count("image_size", side)
     sets = {
-        part: ImageSet(torch.from_numpy(tree.read()), torch.from_numpy(tree.labels), tree.classes)
+        part: ImageSet(
+            torch.from_numpy(tree.read(side)), torch.from_numpy(tree.labels), tree.classes
+        )
         for part, tree in find_trees(root).items()
     }
     if "all" in sets:
@@ -149,7 +162,8 @@ def _check_sizes(sets: Mapping[str, ImageSet]) -> None:
         if other != size:
             raise BilevelError(
                 f"images differ in size: those in {first} are {size} and those in {name} are "
-                f"{other} (width x height x channels); bring all images to one size"
+                f"{other} (width x height x channels); bring all images to one "
+                "size, as image_size (--image-size) does for a folder"
             )
 
 

@@ -65,6 +65,8 @@ class TrainingArguments:
     file of arrays in the layout of MedMNIST."""
     data_dir: Path = Path("data")
     """Where the images are, or are downloaded to; for npz the file."""
+    image_size: int | None = None
+    """Scale and crop the images of a folder to this height and width."""
     download: bool = True
     """Fetch a missing torchvision dataset."""
     train_size: int | None = None
@@ -198,6 +200,7 @@ class TrainingArguments:
                 self.data_dir,
                 seed=self.seed,
                 train_size=self.train_size,
+                image_size=self.image_size,
                 download=self.download,
             )
         sums = [fingerprint(part.images, part.labels) for part in data]

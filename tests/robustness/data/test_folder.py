@@ -44,9 +44,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     pixels = decoding._pixels
 
-    def spy(path: Path) -> cache.Bytes:
+    def spy(path: Path, side: int | None) -> cache.Bytes:
         seen.append(path)
-        return pixels(path)
+        return pixels(path, side)
 
     monkeypatch.setattr(decoding, "_pixels", spy)
     return seen
