@@ -83,8 +83,9 @@ def raise_missing_derivative(error: RuntimeError, adjoint: object) -> None:
         raise BilevelError(
             f"{adjoint!r} differentiates the follower's gradient, and torch cannot "
             f"({first_line(error)}): the objective has an operation without second derivative; for "
-            "attention use torch.nn.attention.sdpa_kernel(SDPBackend.MATH), leave networks "
-            "uncompiled, or take an adjoint with first derivatives only, such as Penalty"
+            "attention use torch.nn.attention.sdpa_kernel(SDPBackend.MATH), for recurrent networks "
+            "torch.backends.cudnn.flags(enabled=False), leave networks uncompiled, or take an "
+            "adjoint with first derivatives only, such as Penalty"
         ) from error
 
 

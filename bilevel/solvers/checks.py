@@ -9,7 +9,6 @@ from bilevel.tree import Value, is_value, leaves, leaves_like, same_structure
 
 if TYPE_CHECKING:
     from bilevel.solvers.base import Solver
-    from bilevel.updates.base import Update
 
 
 def check_point(source: str, found: Value, y: Value) -> None:
@@ -82,25 +81,6 @@ def check_floating(follower: str, y: Value, error: RuntimeError) -> None:
             f"y, which {follower}.init starts, has numbers of type {kinds.pop()}: it moves along a "
             "gradient; return floating point, such as torch.zeros(batch.x.shape), or use an update "
             "with needs_gradient = False"
-        ) from error
-
-
-def check_types(update: Update, y: Value, error: RuntimeError) -> None:
-    """Raises a clearer error if an update's parameters have another precision than y.
-
-    Args:
-        update: The update.
-        y: The point that it was to move.
-        error: What torch raised.
-
-    Raises:
-        BilevelError: If they have.
-    """
-    own, others = ({leaf.dtype for leaf in group} for group in (update.parameters(), leaves(y)))
-    if own and own.isdisjoint(others) and "dtype" in str(error):
-        raise BilevelError(
-            f"{type(update).__name__} has parameters of type {own.pop()} and y is of type "
-            f"{others.pop()}: it computes with both; call solver.to(dtype) before the first step"
         ) from error
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError, describe, raise_missing_field
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
-from bilevel.solvers.checks import check_floating, check_point, check_types
+from bilevel.solvers.checks import check_floating, check_point
 from bilevel.solvers.selection import select
 from bilevel.tree import (
     Value,
@@ -19,7 +19,7 @@ from bilevel.tree import (
     requiring_grad,
     tree_map,
 )
-from bilevel.updates.base import State, Update
+from bilevel.updates.base import State, Update, check_types
 
 
 class Oracle:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
-from bilevel.tree import Value
+from bilevel.tree import Value, leaves
 
 State = Any
 """The state of an update between steps: None, or tensors in tuples and dicts."""
@@ -76,6 +76,25 @@ def given(name: str, value: Value | None) -> Value:
     if value is None:
         raise BilevelError(f"the {name} is None: this update reads it; {_SOURCES[name]}")
     return value
+
+
+def check_types(update: Update, y: Value, error: RuntimeError) -> None:
+    """Raises a clearer error if an update's parameters have another precision than y.
+
+    Args:
+        update: The update.
+        y: The point that it was to move.
+        error: What torch raised.
+
+    Raises:
+        BilevelError: If they have.
+    """
+    own, others = ({leaf.dtype for leaf in group} for group in (update.parameters(), leaves(y)))
+    if own and own.isdisjoint(others) and "dtype" in str(error):
+        raise BilevelError(
+            f"{type(update).__name__} has parameters of type {own.pop()} and y is of type "
+            f"{others.pop()}: it computes with both; call its .to(dtype) before the first step"
+        ) from error
 
 
 _SOURCES = {

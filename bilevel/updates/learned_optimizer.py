@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from bilevel.arguments import instance_of
-from bilevel.updates.base import Update
+from bilevel.updates.base import Update, check_types
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -23,9 +23,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     .. math:: p \leftarrow p + \mathrm{lr} \cdot (\mathrm{update}(p, -∇) - p)
 
     With ``lr=1`` these are the steps of a warm-started ``Iterative(update, steps=1)`` whose
-    follower minimises the loss. The update gets no context, and a parameter without a gradient
-    counts as one with a gradient of zero. Its weights are not trained by this, nor part of the
-    state dict, which holds the update's state.
+    follower minimises the loss. The update gets no context. A parameter without a gradient stays
+    where it is, as in torch; to the update it is one with a gradient of zero. The update's weights
+    are not trained by this, nor part of the state dict, which holds the update's state.
 
     Args:
         params: Parameters or parameter groups, as optimizers of torch take them.
@@ -33,7 +33,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         lr: The part of each step that is taken, for learning-rate schedules.
 
     Raises:
-        BilevelError: If ``update`` is none; in a step, if it cannot move a dict or reads a context.
+        BilevelError: If ``update`` is none; in a step, if it cannot move these parameters or
+            reads a context.
 
     Example:
         >>> from bilevel.updates import Gradient, Momentum
@@ -63,6 +64,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         Returns:
             What the closure returned.
+
+        Raises:
+            BilevelError: If the update cannot move these parameters.
+            RuntimeError: If the update fails otherwise.
         """
         loss = None
         if closure is not None:
@@ -72,9 +77,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             y = {str(number): p for number, p in enumerate(group["params"])}
             uphill = {n: torch.zeros_like(p) if p.grad is None else -p.grad for n, p in y.items()}
             kept = self.state[group["params"][0]]  # so that torch saves and moves it
-            moved, kept["update"] = self.update(y, uphill, None, kept.get("update"))
+            try:
+                moved, kept["update"] = self.update(y, uphill, None, kept.get("update"))
+            except RuntimeError as error:
+                check_types(self.update, y, error)
+                raise
             for name, parameter in y.items():
-                parameter.lerp_(moved[name], group["lr"])
+                if parameter.grad is not None:
+                    parameter.lerp_(moved[name], group["lr"])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

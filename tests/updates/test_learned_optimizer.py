@@ -168,6 +168,25 @@ def test_groups_closures_and_parameters_without_a_gradient() -> None:
     assert other.tolist() == [1, 1]
 
 
+def test_frozen_parameters_stay() -> None:
+    """Of an update that moves every coordinate, also one with a gradient of zero."""
+    network, batches = regression()
+    network[0].requires_grad_(False)
+    before = [p.detach().clone() for p in network.parameters()]
+    update = CoordinateRNN(0.1).double()
+    nn.init.normal_(update.last.weight)
+    train(network, LearnedOptimizer(network.parameters(), update), batches)
+    moved = [not torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True)]
+    assert moved == [False, False, True, True]
+
+
+def test_an_update_of_another_type() -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(BilevelError, match=r"float32 and y is of type torch.float64.*\.to\(dtype"):
+        LearnedOptimizer([weight], CoordinateRNN(0.1)).step()
+
+
 def test_it_is_the_optimizer_of_a_player() -> None:
     network, batches = regression()
     twin, fit = copy.deepcopy(network), Fit(network)

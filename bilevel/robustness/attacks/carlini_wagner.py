@@ -52,7 +52,8 @@ class CarliniWagner(Solver):
 
     Raises:
         BilevelError: If ``steps`` is out of its range; in the solve, if the threat model is no
-            :class:`~bilevel.robustness.Linf`, or its loss is the cross entropy.
+            :class:`~bilevel.robustness.Linf`, its loss is the cross entropy, or values lie outside
+            [0, 1].
 
     Example:
         >>> from bilevel.robustness import Linf, SolverAttack
@@ -173,10 +174,16 @@ def _begin(oracle: Oracle) -> _Search:
             f"images are {delta.dtype}: CarliniWagner counts its steps and halves small numbers, "
             "which half precision rounds away; give float32 images, and autocast in the classifier"
         )
+    image = oracle.batch.x
+    if not ((image >= 0) & (image <= 1)).all():
+        raise BilevelError(
+            "values lie outside [0, 1]: CarliniWagner searches among images, whose pixels lie in "
+            "it; attack signals with APGD, loss=margin"
+        )
     one = delta.new_ones(len(delta))
     return _Search(
         rows=torch.arange(len(delta), device=delta.device),
-        image=oracle.batch.x,
+        image=image,
         delta=delta,
         exp_avg=torch.zeros_like(delta),
         exp_avg_sq=torch.zeros_like(delta),

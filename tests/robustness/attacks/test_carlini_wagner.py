@@ -140,6 +140,19 @@ def test_images_in_half_precision_are_refused(dtype: torch.dtype) -> None:
         attack(model, Linf(0.1, loss=margin), CarliniWagner(), batch)
 
 
+def test_signals_are_refused() -> None:
+    """Their values lie anywhere: clipped to [0, 1], none would be found within ε."""
+
+    class Signal(Linf):
+        def check(self, batch: Batch) -> None:
+            pass
+
+    batch = Batch(torch.randn(2, 1, 1, 8), torch.tensor([0, 1]))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(BilevelError, match=r"outside \[0, 1\]: .*attack signals with APGD"):
+        attack(model, Signal(0.1, loss=margin), CarliniWagner(), batch)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(BilevelError, match="steps is 0"):
         CarliniWagner(steps=0)
