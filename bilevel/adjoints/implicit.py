@@ -222,6 +222,9 @@ class Implicit(Pullback):
         remedy = "solve with more steps, or take Unrolled(), which is exact for any answer"
         if isinstance(problem.solver, Parametric):
             remedy = "let the leader be slower than solver_opt, and watch the metric stationarity"
+        elif not isinstance(problem.solver, Iterative):
+            remedy = "solve it further or, if the objective has kinks (L1), give fixed_point="
+            remedy += "a proximal step"
         self.warn_once(
             ratio > STATIONARY,
             f"{_NOT_STATIONARY}: the residual of its optimality condition is {ratio:.2g} of that "

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import HypergradientWarning, Implicit, Iterative, Parametric, Unrolled
+from bilevel import HypergradientWarning, Implicit, Iterative, Parametric, Solver, Unrolled
+from bilevel.solvers import Oracle
+from bilevel.tree import Value
 from bilevel.updates import Gradient
 from tests.valleys import (
     F64,
@@ -39,6 +41,19 @@ def test_an_answer_that_is_not_stationary() -> None:
     warned(
         Implicit(), Iterative(Gradient(0.01), 3), valley(3, 5.0),
         r"not stationary at its answer: .* is 0\.\d+ of that at .* more steps, or take Unrolled",
+    )  # fmt: skip
+
+
+def test_the_answer_of_another_solver_is_not_unrolled() -> None:
+    """Such as one for objectives with kinks, where a gradient is not zero at the optimum."""
+
+    class Short(Solver):
+        def answer(self, oracle: Oracle) -> Value:
+            return oracle.advance(Gradient(0.01), oracle.init(), None, 3)[0]
+
+    warned(
+        Implicit(), Short(), valley(3, 5.0),
+        r"not stationary at its answer: .*solve it further or, .*\(L1\), give fixed_point=",
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,3 +101,37 @@ def test_a_leader_without_parameters_has_no_gradient() -> None:
     leader = Shift().requires_grad_(False)
     with pytest.raises(AssertionError, match="Shift has no trainable parameter"):
         testing.check_adjoint(Detached(), Iterative(Gradient(0.3), 1), Soft(), leader, None)
+
+
+class Median(FollowerProblem):
+    """A regression by absolute errors, whose second derivative is 0 wherever there is one."""
+
+    sense = "min"
+
+    def init(self, batch: Any) -> Tensor:
+        return torch.zeros(2, dtype=F64)
+
+    def objective(self, leader: LeaderProblem, y: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, target = batch
+        decay = leader.log_decay.exp() / 2 * y.square().sum()
+        return (target - x @ y).abs().mean() / 2 + decay
+
+
+class Decayed(LeaderProblem):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_decay = nn.Parameter(torch.tensor(-1.0, dtype=F64))
+
+    def loss(self, y: Tensor, batch: Any) -> Tensor:
+        return y.square().sum()
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Implicit()], ids=str)
+def test_a_step_across_kinks_shows_what_they_add(adjoint: Adjoint) -> None:
+    x = torch.randn(400, 2, dtype=F64)
+    target = x @ torch.tensor([1.0, -2.0], dtype=F64) + torch.randn(400, dtype=F64)
+    leader, solver = Decayed(), Iterative(Gradient(0.3), 200)
+    with pytest.raises(AssertionError, match="off by"):
+        testing.check_adjoint(
+            adjoint, solver, Median(), leader, (x, target), tolerance=0.2, step=0.1
+        )

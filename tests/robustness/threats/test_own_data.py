@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bilevel
-from bilevel import BilevelError, ZeroSum, pgm
-from bilevel.robustness import APGD, Batch, Linf, SolverAttack, Square, attack
+from bilevel import BilevelError, Solver, ZeroSum, pgm
+from bilevel.robustness import APGD, L2, Batch, Linf, SolverAttack, Square, attack
 from bilevel.robustness.threats.losses import margin
 from tests.images import image_set
 
@@ -107,3 +107,30 @@ def test_a_classifier_without_a_gradient_in_the_image() -> None:
     moved = surrogate.perturb(Quantised(), batch, 0)
     right = [(Quantised()(x).argmax(1) == batch.y).sum() for x in (batch.x, moved)]
     assert right[1] < right[0]
+
+
+class SignalToNoise(L2):
+    """Noise a number of decibels below each signal, as docs/robustness_evaluation.md has it."""
+
+    def __init__(self, decibels: float, **settings: Any) -> None:
+        super().__init__(10 ** (-decibels / 20), **settings)
+
+    def check(self, batch: Batch) -> None:
+        """Signals lie anywhere."""
+
+    def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
+        return batch.x + y * batch.x.flatten(1).norm(dim=1)[:, None, None, None]
+
+    def project(self, y: Tensor, batch: Batch) -> Tensor:
+        return self.clip(y)
+
+
+@pytest.mark.parametrize("solver", [L2(0.1).pgm(0.05, 3), APGD(steps=3), Square(3)], ids=repr)
+def test_a_ratio_of_signal_to_noise(solver: Solver) -> None:
+    scales = torch.tensor([1.0, 30.0, 2000.0, 0.01])[:, None, None, None]
+    signals = Batch(scales * torch.randn(4, 1, 1, 16), torch.tensor([0, 1, 2, 0]))
+    moved = attack(classifier(), SignalToNoise(20, loss=margin), solver, signals).x
+    noise, power = ((x.flatten(1).norm(dim=1)) for x in (moved - signals.x, signals.x))
+    decibels = 20 * (power / noise).log10()  # infinite where Square finds nothing
+    assert decibels.min() == pytest.approx(20, rel=1e-3)
+    assert decibels.isfinite().sum() >= 2
