@@ -15,7 +15,7 @@ from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Solver
-from bilevel.solvers.checks import check_answer
+from bilevel.solvers.checks import check_answer, check_point
 from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
 
 
@@ -36,62 +36,46 @@ def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
     )
 
 
-def check_parts(**parts: Any) -> None:
-    """Checks that the parts of a game are of the right kind.
+def check_parts(
+    leader: Any, follower: Any, solver: Any, adjoint: Any, schedule: Any, *, zero_sum: bool
+) -> None:
+    """Checks that the parts of a game are of the right kind, and fit together.
 
     Args:
-        **parts: Arguments of :class:`~bilevel.Bilevel` by name; adjoint and schedule may be None.
+        leader: An argument of :class:`~bilevel.Bilevel`, as the next ones.
+        follower: Likewise.
+        solver: Likewise.
+        adjoint: Likewise.
+        schedule: Likewise.
+        zero_sum: See :func:`is_zero_sum`.
 
     Raises:
-        BilevelError: If one is something else, such as a network, a class or an update.
+        BilevelError: If one is something else, such as a network, a class or an update; if the
+            adjoint is missing or has nothing to do, or the players share a parameter.
     """
-    for name, part in parts.items():
-        kind, remedy = _PARTS[name]
-        if part is not None or name not in _OPTIONAL:
-            instance_of(name, part, kind, remedy)
-
-
-_PARTS: dict[str, tuple[type, str]] = {
-    "leader": (LeaderProblem, "ZeroSum(model, follower), or your own with its loss"),
-    "follower": (FollowerProblem, "an object of your own subclass"),
-    "solver": (Solver, "Iterative(update, steps), Parametric(y) or your own"),
-    "adjoint": (Adjoint, "Unrolled(), Implicit(), … or your own"),
-    "schedule": (Schedule, "Alternating(), Extragradient(), … or your own"),
-}
-_OPTIONAL = ("adjoint", "schedule")
-
-
-def check_adjoint(adjoint: Adjoint, leader: nn.Module) -> None:
-    """Checks that there is something to differentiate by.
-
-    Args:
-        adjoint: The adjoint.
-        leader: The leader.
-
-    Raises:
-        BilevelError: If the adjoint gives the leader's gradient only and the leader has no
-            parameters.
-    """
-    if isinstance(adjoint, Pullback) and not any(True for _ in leader.parameters()):
+    remedy = "ZeroSum(model, follower), or your own with its loss"
+    instance_of("leader", leader, LeaderProblem, remedy)
+    instance_of("follower", follower, FollowerProblem, "an object of your own subclass")
+    instance_of("solver", solver, Solver, "Iterative(update, steps), Parametric(y) or your own")
+    if adjoint is not None:
+        instance_of("adjoint", adjoint, Adjoint, "Unrolled(), Implicit(), … or your own")
+    if schedule is not None:
+        instance_of("schedule", schedule, Schedule, "Alternating(), Extragradient(), … or your own")
+    if adjoint is None and not zero_sum:
+        raise BilevelError(
+            f"{type(leader).__name__} is not zero-sum with {type(follower).__name__}: treating y* "
+            "as a constant would drop a term of the leader's gradient; name the adjoint: "
+            "Unrolled(), Implicit(), …, or Detached() if that is what you want (a ZeroSum is "
+            "zero-sum only with its own follower object, and if it does not override loss)"
+        )
+    theta = {id(parameter) for parameter in leader.parameters()}
+    if isinstance(adjoint, Pullback) and not theta:
         raise BilevelError(
             f"{adjoint!r} has nothing to do: it gives the gradient of the leader's parameters "
             "through the answer, and the leader has none; leave the adjoint out, or give "
             "Detached() or Unrolled(), which train the solver"
         )
-
-
-def check_disjoint(leader: nn.Module, solver: nn.Module) -> None:
-    """Checks that the players share no parameter.
-
-    Args:
-        leader: The leader.
-        solver: The solver.
-
-    Raises:
-        BilevelError: If they share one.
-    """
-    own = {id(parameter) for parameter in leader.parameters()}
-    shared = [name for name, parameter in solver.named_parameters() if id(parameter) in own]
+    shared = [name for name, parameter in solver.named_parameters() if id(parameter) in theta]
     if shared:
         raise BilevelError(
             f"the solver's {shared[0]} is the leader's too: each player would undo the other's "
@@ -181,11 +165,7 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
     with torch.no_grad():
         y = detach(y)
         projected = follower.project(tree_map(Tensor.clone, y), batch)  # it may work in place
-    if isinstance(y, dict) and (not isinstance(projected, dict) or projected.keys() != y.keys()):
-        raise BilevelError(
-            f"{type(follower).__name__}.project does not return the names {[*y]}: it must return "
-            "what init returns; return a dict of all of them"
-        )
+    check_point(f"{type(follower).__name__}.project", projected, y)
     for leaf, nearest in zip(leaves(y), leaves_like(projected, like=y), strict=True):
         if not leaf.isfinite().all():
             raise NonFiniteError(

@@ -78,27 +78,15 @@ class Bilevel:
         adjoint: Adjoint | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        checks.check_parts(
-            leader=leader, follower=follower, solver=solver, adjoint=adjoint, schedule=schedule
-        )
+        self.zero_sum = checks.is_zero_sum(leader, follower)
+        checks.check_parts(leader, follower, solver, adjoint, schedule, zero_sum=self.zero_sum)
+        checks.check_optimizer("leader", leader, leader_opt)
+        checks.check_optimizer("solver", solver, solver_opt)
         self.leader = leader
         self.follower = follower
         self.solver = solver
         self.leader_opt = leader_opt
         self.solver_opt = solver_opt
-        self.zero_sum = checks.is_zero_sum(leader, follower)
-        if adjoint is None and not self.zero_sum:
-            raise BilevelError(
-                f"{type(leader).__name__} is not zero-sum with {type(follower).__name__}: treating "
-                "y* as a constant would drop a term of the leader's gradient; name the adjoint: "
-                "Unrolled(), Implicit(), …, or Detached() if that is what you want (a ZeroSum is "
-                "zero-sum only with its own follower object, and if it does not override loss)"
-            )
-        if adjoint is not None:
-            checks.check_adjoint(adjoint, leader)
-        checks.check_disjoint(leader, solver)
-        checks.check_optimizer("leader", leader, leader_opt)
-        checks.check_optimizer("solver", solver, solver_opt)
         # Copies, but what they refer to of the other parts is these parts: the solver's update, the
         # leader in an update of one's own.
         shared: dict[int, Any] = {id(follower): follower}
@@ -129,6 +117,9 @@ class Bilevel:
             NonFiniteError: On the CPU, if a loss is NaN or infinite, before the player moves. On
                 other devices :class:`~bilevel.MetricLog` raises.
         """
+        if self.steps == 0:
+            self.follower.check(batch)
+            self.project(batch)  # the players may start outside of their constraints
         with torch.enable_grad():
             metrics = self.schedule.step(self, batch)
         self.project(batch)
@@ -259,22 +250,13 @@ class Bilevel:
         Returns:
             The follower's mean objective at ``y``; None if the solver is not trained.
         """
-        objective = self.backward_solver(y, batch)
-        self.step_solver()
+        objective = self._backward_solver(y, batch)
+        if self.solver_opt is not None:
+            self.solver_opt.step()
         return objective
 
-    def backward_solver(self, y: Value, batch: Batch) -> Tensor | None:
-        """The first half of :meth:`move_solver`: the backward pass.
-
-        The graph of y is retained, unless the adjoint treats y as a constant for the leader.
-
-        Args:
-            y: An answer with its graph.
-            batch: The data.
-
-        Returns:
-            What :meth:`move_solver` returns.
-        """
+    def _backward_solver(self, y: Value, batch: Batch) -> Tensor | None:
+        """The first half of :meth:`move_solver`; retains a graph that leads to the leader."""
         if self.solver_opt is None:
             return None
         phi = zero_grad(self.solver)
@@ -312,31 +294,32 @@ class Bilevel:
             self.pool.all_reduce_gradients(loss, parameters)
         return loss
 
-    def step_solver(self) -> None:
-        """The second half of :meth:`move_solver`: the step of the optimizer, if there is one."""
-        if self.solver_opt is not None:
-            self.solver_opt.step()
+    def move_both(self, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Moves both players from one answer.
 
-    def move_both(self, y: Value, batch: Batch) -> Tensor:
-        """Moves both players of a zero-sum game, by one backward pass.
-
-        The leader's backward pass continues through ``y`` to φ, whose gradient is then negated, so
-        that both optimizers descend.
+        In a zero-sum game by one backward pass: the leader's continues through ``y`` to φ, whose
+        gradient is then negated, so that both optimizers descend. Otherwise φ has a pass of its
+        own.
 
         Args:
             y: An answer with its graph.
             batch: The data.
 
         Returns:
-            The leader's loss before it moved.
+            What :meth:`move_leader` and :meth:`move_solver` return.
         """
-        phi = zero_grad(self.solver)
-        loss = self._move_leader(y, batch, phi)
-        for parameter in phi:
-            if parameter.grad is not None:
-                parameter.grad.neg_()
-        self.step_solver()
-        return loss
+        if self.zero_sum:
+            phi, objective = zero_grad(self.solver), None
+            loss = self._move_leader(y, batch, phi)
+            for parameter in phi:
+                if parameter.grad is not None:
+                    parameter.grad.neg_()
+        else:  # the gradient before the leader moves, the step after: φ may be the answer itself
+            objective = self._backward_solver(y, batch)
+            loss = self.move_leader(y, batch)
+        if self.solver_opt is not None:
+            self.solver_opt.step()
+        return loss, objective
 
     def metrics(
         self, loss: Tensor, solution: Solution, objective: Tensor | None = None

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from bilevel.errors import BilevelError
-from bilevel.parameters import with_parameters
+from bilevel.parameters import lent
 from bilevel.snapshot import ModuleState, Snapshot
 from bilevel.tree import Value
 from bilevel.updates.base import State
@@ -90,8 +90,8 @@ def recomputed(
     def rerun(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         # The saved parameters: functional_call may have lent them for the forward pass only.
         saved = dict(zip(names, parameters, strict=True))
-        with snapshot.restored():
-            return with_parameters(module, saved, lambda: run(tensors))
+        with snapshot.restored(), lent(module, saved):
+            return run(tensors)
 
     sizes = len(tensors), len(tensors) + len(parameters)
     outputs = iter(_Recomputed.apply(run, rerun, sizes, check, *tensors, *parameters.values()))

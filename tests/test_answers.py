@@ -121,7 +121,7 @@ def test_a_projection_that_forgets_a_name() -> None:
         adjoint=Detached(),
     )
     game.solver.answer = lambda oracle: oracle.init()
-    with pytest.raises(BilevelError, match=r"project does not return the names \['weight', 'bias'"):
+    with pytest.raises(BilevelError, match="project returned a dict of"):
         game.step(torch.randn(4, 1))
 
 

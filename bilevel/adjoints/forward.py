@@ -13,7 +13,7 @@ from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import Unrolled, check_steps
 from bilevel.arguments import count
 from bilevel.errors import BilevelError, first_line
-from bilevel.parameters import with_parameters
+from bilevel.parameters import lent
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
 from bilevel.solvers.checks import check_repeatable
@@ -111,7 +111,8 @@ class ForwardOracle(Oracle):
             inputs = [dual.primal.detach().requires_grad_() for dual in duals]
             point = from_leaves(inputs[: len(points)], like=y)
             given = dict(zip(moved, inputs[len(points) :], strict=True))
-            value = with_parameters(self.leader, given, lambda: self._objective(point))
+            with lent(self.leader, given):
+                value = self._objective(point)
             signs = torch.full_like(value, self.follower.sign)
             grads = torch.autograd.grad(
                 value, inputs, signs, create_graph=True, materialize_grads=True

@@ -157,11 +157,11 @@ class Implicit(Pullback):
         """The update of the fixed-point map; None if the condition is a zero gradient."""
         if self.fixed_point is not None:
             return self.fixed_point
-        constrained = is_constrained(follower)
         own = solver.update if isinstance(solver, Iterative) else None
-        if isinstance(own, Gradient) and (constrained or self.solver == "neumann"):
+        own = own if isinstance(own, Gradient) else None
+        if self.solver == "neumann":
             return own
-        return Gradient(1.0) if constrained and self.solver != "neumann" else None
+        return own or Gradient(1.0) if is_constrained(follower) else None
 
     def _check_system(
         self, problem: SolvedProblem, solution: linear.LinearSolution, b: Tensor, *, symmetric: bool

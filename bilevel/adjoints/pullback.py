@@ -20,7 +20,7 @@ from bilevel.adjoints.base import Adjoint
 from bilevel.adjoints.batches import tensors_in
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.errors import BilevelError, describe
-from bilevel.parameters import Parameters, with_parameters
+from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solution, Solver
@@ -136,13 +136,9 @@ class _Task:
         """The answer's tensors."""
         solver, follower, leader = self.parts
         theta, batch = self.split(inputs)
-
-        def call() -> Solution:
+        with lent(leader, theta), torch.set_grad_enabled(self.recording):
             self.snapshot = Snapshot(leader, solver)
-            with torch.set_grad_enabled(self.recording):
-                return solver.solve(follower, leader, batch, evaluate=False)
-
-        solution = with_parameters(leader, theta, call)
+            solution = solver.solve(follower, leader, batch, evaluate=False)
         self.solves += 1
         self.evaluations += solution.evaluations
         self.history = solution.value
@@ -162,9 +158,9 @@ class _Task:
             return tuple(torch.zeros_like(theta[name]) for name in names)
         problem = SolvedProblem(*self.parts, batch, theta, y, names, self.snapshot, self.stats)
         grads = self.adjoint.pull(problem, v)
-        _check_gradients(self.adjoint, grads, {name: theta[name] for name in names})
-        self.adjoint.warn_unused([name for name in names if grads[name] is None])
         like = {name: theta[name] for name in names}
+        _check_gradients(self.adjoint, grads, like)
+        self.adjoint.warn_unused([name for name in names if grads[name] is None])
         return tuple(leaves(from_leaves([grads[name] for name in names], like=like)))
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bilevel.frozen import frozen
-from bilevel.parameters import Parameters, with_parameters
+from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.snapshot import Snapshot
-from bilevel.solvers import Oracle, Solution, Solver
+from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value
 
 _T = TypeVar("_T")
@@ -77,13 +77,12 @@ class SolvedProblem:
             What ``function`` returned.
         """
         oracle = kind(follower or self.follower, self.leader, self.batch, differentiable=True)
-
-        def call() -> _T:
-            with frozen(self.leader, self.solver.leader_mode, differentiable=True):
-                return function(oracle)
-
-        with self.snapshot.restored():
-            result = with_parameters(self.leader, {**self.theta, **theta}, call)
+        with (
+            self.snapshot.restored(),
+            lent(self.leader, {**self.theta, **theta}),
+            frozen(self.leader, self.solver.leader_mode, differentiable=True),
+        ):
+            result = function(oracle)
         self.stats["evaluations"] += oracle.evaluations
         return result
 
@@ -96,12 +95,9 @@ class SolvedProblem:
         Returns:
             The solution, a constant.
         """
-
-        def call() -> Solution:
-            return self.solver.solve(self.follower, self.leader, self.batch, evaluate=False)
-
-        with self.snapshot.restored(), torch.no_grad():
-            solution = with_parameters(self.leader, {**self.theta, **theta}, call)
+        given = {**self.theta, **theta}
+        with self.snapshot.restored(), torch.no_grad(), lent(self.leader, given):
+            solution = self.solver.solve(self.follower, self.leader, self.batch, evaluate=False)
         self.stats["evaluations"] += solution.evaluations
         return solution.value
 

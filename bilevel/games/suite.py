@@ -129,7 +129,7 @@ class DiracGAN(Game):
         return -F.softplus(-x @ y) - math.log(2)
 
 
-class MatrixGame(Game):
+class MatrixGame(Bilinear):
     """f(x, y) = xᵀ A y of mixed strategies, on two simplices.
 
     Args:
@@ -150,14 +150,9 @@ class MatrixGame(Game):
                 f"the matrix has shape {tuple(matrix.shape)}: a player without strategies has an "
                 "empty simplex, onto which nothing can be projected; give (n, m), both from 1 on"
             )
-        matrix = _floating(matrix)
-        leader, follower = (_minimax(losses) for losses in (matrix, -matrix.T))
-        super().__init__((leader, follower), matrix)
-
-    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
-        """The follower's expected gain."""
-        (matrix,) = coefficients
-        return x @ matrix @ y
+        super().__init__(matrix)
+        (matrix,) = self.coefficients
+        self.equilibrium = _minimax(matrix), _minimax(-matrix.T)
 
     def onto(self, z: Tensor) -> Tensor:
         """The nearest mixed strategy (Duchi et al., 2008, Fig. 1)."""

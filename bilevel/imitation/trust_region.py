@@ -18,10 +18,10 @@ from torch.func import functional_call, vjp
 
 from bilevel.adjoints.linear import Product
 from bilevel.errors import BilevelError
+from bilevel.parameters import Parameters
 from bilevel.tree import ravel, tree_map, unravel
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-Parameters = dict[str, Tensor]
 
 
 class TrustRegion:

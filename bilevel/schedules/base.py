@@ -20,10 +20,7 @@ Player = Literal["leader", "follower"]
 
 
 class Schedule(Described, ABC):
-    """Defines a step of the game by its ``solve``, ``move_leader``, ``move_solver``, ``move_both``.
-
-    ``move_both`` moves both players of a zero-sum game by one backward pass.
-    """
+    """Defines a step by the ``solve`` and ``move_…`` methods of the game."""
 
     @abstractmethod
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
@@ -82,12 +79,7 @@ class Simultaneous(Schedule):
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Moves both players once, on one solve."""
         solution = game.solve(batch)
-        if game.zero_sum:
-            return game.metrics(game.move_both(solution.value, batch), solution)
-        # The gradient before the leader moves, the step after, since φ may be the answer itself.
-        objective = game.backward_solver(solution.value, batch)
-        loss = game.move_leader(solution.value, batch)
-        game.step_solver()
+        loss, objective = game.move_both(solution.value, batch)
         return game.metrics(loss, solution, objective)
 
 

@@ -68,7 +68,6 @@ class ProximalPoint(Simultaneous):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""
-        _begin(game, batch)
         players = [*game.trained_parameters().values()]
         base = [player.clone() for player in players]
         try:
@@ -123,7 +122,6 @@ class Optimistic(Simultaneous):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Takes a simultaneous step and adds D(w) − D(last w), at the first step zero."""
-        _begin(game, batch)
         named = game.trained_parameters()
         players = [*named.values()]
         base = [player.clone() for player in players]
@@ -187,7 +185,6 @@ class Lookahead(Schedule):
         """Takes a step of the inner schedule; after the k-th, interpolates back to the start."""
         players = game.trained_parameters()
         if not _of_same(self._slow, players):
-            _begin(game, batch)
             self._slow = {name: player.clone() for name, player in players.items()}
             self._taken = 0
         metrics = self.inner.step(game, batch)
@@ -205,12 +202,6 @@ class Lookahead(Schedule):
         """Loads what :meth:`state_dict` returned."""
         self._slow, self._taken = state["slow"], state["taken"]
         self.inner.load_state_dict(state["inner"])
-
-
-def _begin(game: Bilevel, batch: Batch) -> None:
-    """Projects a start outside the constraints, which is no part of a displacement."""
-    if game.steps == 0:
-        game.project(batch)
 
 
 def _of_same(kept: Parameters, players: Parameters) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints import Adjoint
-from bilevel.parameters import Parameters, with_parameters
+from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solver
@@ -49,11 +49,8 @@ def check_adjoint(
     assert theta, f"{type(leader).__name__} has no trainable parameter: there is nothing to check"
 
     def loss(given: Parameters) -> Tensor:
-        def call() -> Tensor:
+        with snapshot.restored(), lent(leader, given):  # with the same random numbers each time
             return leader.loss(adjoint.solve(solver, follower, leader, batch).value, batch)
-
-        with snapshot.restored():  # with the same random numbers each time
-            return with_parameters(leader, given, call)
 
     found = torch.autograd.grad(loss({}), list(theta.values()), allow_unused=True)
     grads = leaves(from_leaves(found, like=theta))
