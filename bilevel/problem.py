@@ -142,15 +142,16 @@ class FollowerProblem(ABC):
             BilevelError: If they do not, in an override.
         """
 
-    def context(self, y: Any, batch: Batch) -> Tensor | None:
-        """An input to learned updates in addition to the gradient: A(x, y) in the paper.
+    def context(self, y: Any, batch: Batch) -> Any:
+        """What updates read in addition to the gradient: A(x, y) in the paper.
 
         Args:
             y: The current point.
             batch: The data of this step.
 
         Returns:
-            A tensor, for a perturbation the perturbed image; None if there is none.
+            For a perturbation the perturbed image; for an update of your own anything that it
+            reads, such as the batch; None if there is none.
         """
         return None
 

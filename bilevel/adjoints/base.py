@@ -68,7 +68,8 @@ class Adjoint(Described, ABC):
         """
         return BilevelError(
             f"the batch requires gradients: {self!r} gives those of the leader's parameters only; "
-            "compute the batch inside objective and loss, or take Unrolled()"
+            "compute the batch inside objective and loss (for slopes in x, at "
+            "x.detach().requires_grad_() there), or take Unrolled()"
         )
 
     def warn_once(self, condition: bool | Tensor, message: str) -> None:

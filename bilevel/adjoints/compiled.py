@@ -36,7 +36,8 @@ class CompiledOracle(Oracle):
                 raise BilevelError(
                     f"a step of {type(update).__name__} cannot be compiled ({_reason(error)}): all "
                     "of it, the objective included, has to be one graph that changes nothing else "
-                    "(batch normalisation in evaluation mode, or with track_running_stats=False); "
+                    "(batch normalisation in evaluation mode, or with track_running_stats=False; "
+                    "derivatives inside of it by torch.func.grad); "
                     "or leave out compile=True"
                 ) from error
             check_point(step, moved, y)

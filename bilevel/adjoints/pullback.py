@@ -151,7 +151,9 @@ class _Task:
     def pull(self, wanted: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradient of each parameter that is wanted."""
         size = len(leaves(self.history))
-        v, y = (from_leaves(part, like=self.history) for part in (tensors[:size], tensors[-size:]))
+        v = from_leaves(tensors[:size], like=self.history)
+        # Detached: its graph leads to this very node.
+        y = from_leaves([leaf.detach() for leaf in tensors[-size:]], like=self.history)
         theta, batch = self.split(tensors[size:-size])
         names = tuple(name for name, want in zip(self.names, wanted, strict=True) if want)
         if not (self.adjoint.pulls_zero or any(leaf.any() for leaf in leaves(v))):
@@ -191,7 +193,7 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def forward(adjoint: Pullback, tensor: Tensor) -> Tensor:
-        return tensor.view_as(tensor)
+        return tensor.detach()  # a view of it, also of a sparse tensor
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ class Solution:
             by a solver without gradients.
     """
 
-    value: Value
+    value: Any
     stats: dict[str, Tensor]
     evaluations: int = 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,7 @@ class Oracle:
         self._after: Tensor | None = None
         self._gradient: Value | None = None
 
-    def init(self) -> Value:
+    def init(self) -> Any:
         """The start of the solve.
 
         Returns:
@@ -82,7 +84,7 @@ class Oracle:
             )
         return self.started
 
-    def gradient(self, y: Value) -> Value:
+    def gradient(self, y: Value) -> Any:
         """The gradient of each sample's gain in y; no weight gradients are computed.
 
         Args:
@@ -93,7 +95,7 @@ class Oracle:
         """
         return self._objective_and_gradient(y)[1]
 
-    def gain_and_gradient(self, y: Value) -> tuple[Tensor, Value]:
+    def gain_and_gradient(self, y: Value) -> tuple[Tensor, Any]:
         """The gain and its gradient, at the cost of the gradient.
 
         Args:
@@ -149,7 +151,7 @@ class Oracle:
         self._gradient = gradient
         self.evaluations += 1
 
-    def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
+    def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Any, State]:
         """Takes steps of an update, each followed by the projection.
 
         Args:
@@ -224,8 +226,8 @@ class Oracle:
         """
         return self.follower.gain(self.leader, y, self.batch)
 
-    def context(self, y: Value) -> Tensor | None:
-        """An input to learned updates in addition to the gradient.
+    def context(self, y: Value) -> Any:
+        """What updates read in addition to the gradient.
 
         Args:
             y: The point.
@@ -235,7 +237,7 @@ class Oracle:
         """
         return self.follower.context(y, self.batch)
 
-    def start_at(self, y: Value) -> Value:
+    def start_at(self, y: Value) -> Any:
         """Begins the solve at a point of another solve instead of :meth:`init`.
 
         Args:
@@ -247,7 +249,7 @@ class Oracle:
         self.started = self.project(y)
         return self.started
 
-    def project(self, y: Value) -> Value:
+    def project(self, y: Value) -> Any:
         """The point of Y nearest to ``y``.
 
         Args:

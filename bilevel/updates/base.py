@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from bilevel.errors import BilevelError
 from bilevel.tree import Value, leaves
@@ -41,9 +41,7 @@ class Update(nn.Module, ABC):
     differentiable: bool = True
 
     @abstractmethod
-    def forward(
-        self, y: Value, gradient: Value | None, context: Tensor | None, state: State
-    ) -> tuple[Value, State]:
+    def forward(self, y: Any, gradient: Any, context: Any, state: State) -> tuple[Value, State]:
         """Moves ``y`` by one step.
 
         Args:
@@ -51,8 +49,8 @@ class Update(nn.Module, ABC):
                 tensors shared by the batch.
             gradient: The gradient of the follower's gain, in the shape of ``y``: a step along it
                 improves the objective, whatever its sense. None if not :attr:`needs_gradient`.
-            context: :meth:`FollowerProblem.context` at ``y`` (for a perturbation the perturbed
-                image), or None. None if not :attr:`needs_context`.
+            context: :meth:`FollowerProblem.context` at ``y``, for a perturbation the perturbed
+                image. None if not :attr:`needs_context`.
             state: The state that the previous step returned; None at the first step.
 
         Returns:

@@ -1,0 +1,86 @@
+"""Batches that adjoints pass on: sparse tensors, and points at which slopes are taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel import (
+    Adjoint,
+    FollowerProblem,
+    Forward,
+    Implicit,
+    Iterative,
+    LeaderProblem,
+    Penalty,
+    Unrolled,
+)
+from bilevel.updates import Gradient
+from tests.valleys import F64
+
+ADJOINTS = [Implicit(tolerance=1e-10), Penalty(1e4), Forward()]
+
+
+class Log(LeaderProblem):
+    """One number; its loss is ‖y‖²."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros((), dtype=F64))
+
+    def loss(self, y: Tensor, batch: Any) -> Tensor:
+        return y.square().sum()
+
+
+def gradient(adjoint: Adjoint, follower: FollowerProblem, batch: Any) -> Tensor:
+    leader = Log()
+    solution = adjoint.solve(Iterative(Gradient(0.2), 200), follower, leader, batch)
+    return torch.autograd.grad(leader.loss(solution.value, batch), leader.log)[0]
+
+
+class Smooth(FollowerProblem):
+    """Values on a graph that are smooth along its edges, batch["laplacian"]."""
+
+    sense = "min"
+
+    def init(self, batch: Any) -> Tensor:
+        return torch.zeros(3, dtype=F64)
+
+    def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
+        return (y - 1).square().sum() / 2 + leader.log.exp() / 2 * y @ (batch["laplacian"] @ y)
+
+
+@pytest.mark.parametrize("form", [Tensor.to_sparse, Tensor.to_sparse_csr], ids=["coo", "csr"])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+def test_sparse_tensors(adjoint: Adjoint, form: Any) -> None:
+    laplacian = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+    expected = gradient(Unrolled(), Smooth(), {"laplacian": laplacian})
+    found = gradient(adjoint, Smooth(), {"laplacian": form(laplacian)})
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+class Slopes(FollowerProblem):
+    """The slope in x of a function of y and x is part of the objective."""
+
+    sense = "min"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros(3, dtype=F64)
+
+    def objective(self, leader: Any, y: Tensor, batch: Tensor) -> Tensor:
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad((batch.sin() * y.sum()).sum(), batch, create_graph=True)
+        return (y - leader.log.exp()).square().sum() + slope.square().mean()
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_points_at_which_slopes_are_taken(adjoint: Adjoint) -> None:
+    """They require gradients, and y does not depend on them."""
+    x = torch.linspace(0, 1, 5, dtype=F64, requires_grad=True)
+    a = x.detach().cos().square().mean()  # y = c/(1 + 3a), for slopes 3y·cos x
+    expected = 2 * 3 / (1 + 3 * a) ** 2
+    torch.testing.assert_close(gradient(adjoint, Slopes(), x), expected, rtol=1e-3, atol=0)
