@@ -17,7 +17,17 @@ from bilevel.parameters import lent
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
 from bilevel.solvers.checks import check_repeatable
-from bilevel.tree import Value, as_real, from_leaves, leaves, ravel, unravel
+from bilevel.tree import (
+    Value,
+    as_real,
+    from_leaves,
+    leaves,
+    ravel,
+    requiring_grad,
+    tree_map,
+    unravel,
+)
+from bilevel.updates.base import State, Update
 
 
 class Forward(Pullback):
@@ -100,6 +110,12 @@ class ForwardOracle(Oracle):
     ``logdet`` compute it from factors that have no tangent), do not exist for others
     (``mse_loss``), and keep the memory of each step until the end of the solve.
     """
+
+    def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Value, State]:
+        """Takes steps from points that require a gradient, as in reverse mode: some updates ask."""
+        for _ in range(steps):
+            y, state = super().advance(update, tree_map(requiring_grad, y), state, 1)
+        return y, state
 
     def _objective_and_gradient(self, y: Value) -> tuple[Tensor, Value]:
         """The objective, detached and with its own sign, and the gradient of the gain."""

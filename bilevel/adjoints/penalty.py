@@ -34,8 +34,8 @@ class Penalty(Pullback):
     loss linearised in y, as a central difference: the error is O(1/λ²), until rounding dominates.
     The perturbed problems are solved from y* by the solver's own steps, so that constraints are
     respected. The statistics are ``residual`` (the last step times the number of steps, relative
-    to the distance moved), ``curvature`` (along the difference of the two solutions; 0 if they do
-    not differ) and ``evaluations``.
+    to the distance moved; 0 if that is rounding), ``curvature`` (along the difference of the two
+    solutions; 0 if they do not differ) and ``evaluations``.
 
     Args:
         strength: λ. The perturbation moves y by about v / (λ · curvature), which should be small
@@ -94,11 +94,11 @@ class Penalty(Pullback):
         square = (difference @ difference).clamp(min=torch.finfo(difference.dtype).tiny)
         curvature = ravel(v) @ difference / square
         problem.record(residual=torch.maximum(residual, other), curvature=curvature)
-        rounding = torch.finfo(difference.dtype).eps * ravel(problem.y).norm() * self.strength
         self.warn_once(
-            difference.norm() < 100 * rounding,
+            difference.norm() < self.strength * _rounding(problem.y),
             "the perturbation is lost in rounding: the two perturbed solutions hardly differ; "
-            "lower the strength, or compute in float64",
+            "lower the strength, or compute in float64; if the leader's loss is flat in y at y*, "
+            "as the follower's own objective is, nothing is missing, and Detached() is exact too",
         )
         grads = [self._gradients(problem, y) for y in (minus, plus)]
         return {
@@ -133,7 +133,8 @@ class Penalty(Pullback):
 
         before, end = problem.evaluate({}, solve, Perturbed(problem.follower, cost))
         last, moved = (ravel(tree_map(torch.sub, end, y)).norm() for y in (before, problem.y))
-        residual = steps * last / moved.clamp(min=torch.finfo(moved.dtype).tiny)
+        # Solutions that have not moved say nothing about convergence.
+        residual = torch.where(moved > _rounding(problem.y), steps * last / moved, 0.0)
         self.warn_once(
             residual > CONVERGED,
             "the perturbed problems are not solved: their iterates still move as far as at first, "
@@ -152,6 +153,12 @@ class Penalty(Pullback):
             return dict.fromkeys(theta)
         grads = torch.autograd.grad(gain, list(theta.values()), allow_unused=True)
         return dict(zip(theta, grads, strict=True))
+
+
+def _rounding(y: Value) -> Tensor:
+    """The distance from y that two solutions may have by rounding alone."""
+    point = ravel(y)
+    return 100 * torch.finfo(point.dtype).eps * point.norm()
 
 
 class Perturbed(FollowerProblem):

@@ -96,6 +96,38 @@ def test_a_step_without_forward_derivative() -> None:
         hypergradient(Forward(), Iterative(Distant(), 2), Quadratic(), leader, batch, v)
 
 
+def test_an_update_that_takes_a_gradient_of_its_own() -> None:
+    """Firms with costs 1 and 2 whose price is 10 − q − Σy: y* = (10 − q − 2c + Σc) / 3."""
+    costs = torch.tensor([1.0, 2.0], dtype=F64)
+
+    class Market(FollowerProblem):
+        sense = "max"
+
+        def init(self, batch: None) -> Tensor:
+            return torch.zeros(2, dtype=F64)
+
+        def objective(self, leader: Numbers, y: Tensor, batch: None) -> Tensor:
+            return (10 - leader.theta - y.sum() - costs) @ y
+
+    class Reaction(Update):
+        needs_gradient = False
+
+        def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> tuple[Tensor, None]:
+            with torch.enable_grad():
+                point = y if y.requires_grad else y.detach().requires_grad_()
+                profits = (10 - leader.theta - point.sum() - costs) * point
+                own = [
+                    torch.autograd.grad(profit, point, create_graph=True)[0][i]
+                    for i, profit in enumerate(profits)
+                ]
+            return y + 0.2 * torch.stack(own), None
+
+    leader, v, solver = Numbers(1), torch.ones(2, dtype=F64), Iterative(Reaction(), 100)
+    for adjoint in (Forward(), Unrolled()):
+        slope, _ = hypergradient(adjoint, solver, Market(), leader, None, v)
+        assert error(slope, torch.tensor([-2 / 3], dtype=F64)) < 1e-10
+
+
 def test_forward_mode_for_many_numbers_or_a_solver_with_a_memory() -> None:
     solver = Iterative(Gradient(0.1), 2, warm_start=True)
     with pytest.raises(BilevelError, match=r"would solve 3 times.*take Unrolled\(recompute=True\)"):

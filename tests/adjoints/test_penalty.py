@@ -15,6 +15,7 @@ from bilevel import (
     HypergradientWarning,
     Implicit,
     Iterative,
+    LeaderProblem,
     Parametric,
     Penalty,
     Unrolled,
@@ -105,6 +106,37 @@ def test_what_should_not_be_trusted(adjoint, update, message) -> None:
     given = adjoint, Iterative(update, 300), Quadratic(), leader, batch, v
     with pytest.warns(HypergradientWarning, match=message):
         hypergradient(*given)
+
+
+def test_a_loss_that_is_flat_at_the_answer() -> None:
+    """The Moreau envelope of ½‖w − c‖²: y* = (w + c) / 2, where the loss's slope is rounding."""
+
+    class Personal(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch: Tensor) -> Tensor:
+            return torch.zeros_like(batch)
+
+        def objective(self, leader: Envelope, y: Tensor, batch: Tensor) -> Tensor:
+            return ((y - batch).square() + (y - leader.w).square()).sum(1) / 2
+
+    class Envelope(LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.5]))
+
+        def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+            return Personal().objective(self, y, batch).mean()
+
+    leader, batch = Envelope(), torch.randn(5, 3)
+    solution = Penalty(100.0).solve(Iterative(Gradient(0.3), 60), Personal(), leader, batch)
+    with pytest.warns(HypergradientWarning) as caught:
+        leader.loss(solution.value, batch).backward()
+    assert len(caught) == 1
+    assert "rounding: " in str(caught[0].message)
+    assert "Detached() is exact" in str(caught[0].message)
+    assert solution.stats["residual"] == 0
+    torch.testing.assert_close(leader.w.grad, (leader.w.detach() - batch.mean(0)) / 2)
 
 
 def test_a_solver_without_steps() -> None:

@@ -151,7 +151,9 @@ def test_followers_that_play_against_each_other(tmp_path) -> None:
 
     leader = Quantity()
     update = names["Nash"](leader, profits, 0.2)
-    for adjoint in (bilevel.Unrolled(), bilevel.Implicit(fixed_point=update, tolerance=1e-12)):
+    implicit = bilevel.Implicit(fixed_point=update, tolerance=1e-12)
+    steps = bilevel.Unrolled(), bilevel.Unrolled(recompute=True), bilevel.Forward()
+    for adjoint in (*steps, implicit):
         leader.zero_grad()
         solution = adjoint.solve(bilevel.Iterative(update, 200), Market(), leader, None)
         torch.testing.assert_close(solution.value.detach(), torch.full((3,), 0.15).double())
