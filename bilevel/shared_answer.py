@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bilevel import distributed
 from bilevel.adjoints import Detached
+from bilevel.distributed.sharing import is_summed
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
@@ -36,21 +37,22 @@ def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
     if isinstance(game.solver, Parametric) and isinstance(game.adjoint, Detached):
         return  # y is a parameter, whose gradient is summed as that of any other
     with frozen(game.leader, game.solver.leader_mode):
-        _check_same_slope(game.follower, game.leader, y, batch)
+        _check_same_slope(game, y, batch)
 
 
-def _check_same_slope(
-    follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch
-) -> None:
-    y = detach(y)
+def _check_same_slope(game: Bilevel, y: Value, batch: Batch) -> None:
+    follower, leader, y = game.follower, game.leader, detach(y)
     if not all(leaf.is_floating_point() for leaf in leaves(y)):
         return  # a solver of its own, without gradients
     vector = ravel(y)
     # The first step of a resumed run draws what it would have drawn as a later one.
     with torch.random.fork_rng([vector.device] if vector.is_cuda else []), torch.enable_grad():
         # With gradients, as in the solve, for which a network has been compiled.
-        if follower.checked_objective(leader, tree_map(Tensor.requires_grad_, y), batch).dim():
+        value = follower.checked_objective(leader, tree_map(Tensor.requires_grad_, y), batch)
+        if value.dim():
             return
+        if not isinstance(game.adjoint, Detached):
+            _check_not_summed(follower, value)
         answers = distributed.all_gather(vector.cpu())
         if all(answer.shape == vector.shape for answer in answers):
             own = _slope(follower, leader, unravel(answers[0].to(vector.device), like=y), batch)
@@ -61,9 +63,20 @@ def _check_same_slope(
     raise BilevelError(
         f"{type(follower).__name__}.objective is a scalar, so that the batch shares one y, and the "
         "processes have samples of their own: each would find another y; give all the same "
-        "samples, train y with Parametric and Detached(), or return one value per sample if each "
-        "has its own y"
+        "samples, leave out the pool and sum objective and loss by distributed.summed, or, if the "
+        "leader's loss needs no gradient through y, train y with Parametric and Detached(), or "
+        "return one value per sample if each has its own y"
     )
+
+
+def _check_not_summed(follower: FollowerProblem, objective: Tensor) -> None:
+    """With a pool the leader's losses differ, and their gradients would meet in that of a sum."""
+    if is_summed(objective):
+        raise BilevelError(
+            f"{type(follower).__name__}.objective is summed over the processes, and game.pool sums "
+            "the leader's gradients: a gradient through y would mix the losses of the processes; "
+            "leave out the pool, and sum the leader's loss by distributed.summed, too"
+        )
 
 
 def _slope(follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import get_device_states, set_device_states
 
 Buffers = dict[str, Tensor | None]
 
@@ -99,10 +98,13 @@ class Snapshot:
     def __init__(self, *modules: nn.Module) -> None:
         self.states = [ModuleState(module, copy_buffers=True) for module in modules]
         self.rng_state = torch.get_rng_state()
-        tensors = [p for module in modules for p in module.parameters()]
-        types = [t.device.type for t in tensors if t.device.type not in ("cpu", "meta")]
-        self.device_type = types[0] if types else "cuda"
-        self.devices, self.device_rng_states = get_device_states(*tensors)
+        places = dict.fromkeys(p.device for module in modules for p in module.parameters())
+        others = [place for place in places if place.type not in ("cpu", "meta")]
+        self.device_type = others[0].type if others else "cuda"
+        self.devices = [place for place in others if place.type == self.device_type]
+        # Not by torch.utils.checkpoint.get_device_states, which takes what MPS lacks.
+        device_module = torch.get_device_module(self.device_type)
+        self.device_rng_states = [device_module.get_rng_state(place) for place in self.devices]
         # A backward pass may run outside of autocast, and on a GPU runs in another thread.
         self.autocast = [
             torch.autocast(
@@ -129,5 +131,7 @@ class Snapshot:
                 stack.enter_context(autocast)
             stack.enter_context(torch.random.fork_rng(self.devices, device_type=self.device_type))
             torch.set_rng_state(self.rng_state)
-            set_device_states(self.devices, self.device_rng_states, device_type=self.device_type)
+            device_module = torch.get_device_module(self.device_type)
+            for place, state in zip(self.devices, self.device_rng_states, strict=True):
+                device_module.set_rng_state(state, place)
             yield

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
 from bilevel.snapshot import Snapshot
+from tests import accelerator
 
 
 def test_a_block_sees_the_state_as_it_was_and_leaves_it_as_it_is() -> None:
@@ -46,3 +50,26 @@ def test_a_block_computes_in_the_precision_of_the_snapshot() -> None:
         with plain.restored():
             assert network(x).dtype == torch.float32
     assert network(x).dtype == torch.float32
+
+
+@pytest.mark.skipif(not accelerator.AVAILABLE, reason="torch before 2.10")
+def test_random_numbers_of_a_device_without_a_context_manager(tmp_path: Path) -> None:
+    """As MPS, whose module has no ``device``."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import torch
+from bilevel.snapshot import Snapshot
+
+now = [torch.tensor([1], dtype=torch.uint8)]
+del torch.pretend.device
+torch.pretend.get_rng_state = lambda device: now[-1]
+torch.pretend.set_rng_state = lambda state, device: now.append(state)
+snapshot = Snapshot(torch.nn.Linear(2, 2).to("pretend"))
+now.append(torch.tensor([2], dtype=torch.uint8))
+with snapshot.restored():
+    print(now[-1].item())
+print(now[-1].item())
+"""
+    )
+    assert accelerator.run(script)[0].split() == ["1", "2"]

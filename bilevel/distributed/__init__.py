@@ -32,6 +32,7 @@ from bilevel.distributed.job import (
     world_size,
 )
 from bilevel.distributed.pool import Pool
+from bilevel.distributed.sharing import replicated, summed
 
 __all__ = [
     "LostContactError",
@@ -49,7 +50,9 @@ __all__ = [
     "main_first",
     "print_once",
     "rank",
+    "replicated",
     "restarted",
     "shard",
+    "summed",
     "world_size",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bilevel.distributed.job import world_size
 from bilevel.distributed.pool import Pool
+from bilevel.distributed.sharing import replicated, summed
 from bilevel.errors import BilevelError
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -74,10 +75,11 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input.to(torch.promote_types(input.dtype, torch.float32))  # bfloat16 sums are too rough
         count = x.new_tensor([x.numel() / x.shape[1]])
-        total, count = _AllReduce.apply(torch.cat([x.sum(dims), count])).tensor_split([-1])
+        sums = replicated(summed(torch.cat([x.sum(dims), count])))
+        total, count = sums.tensor_split([-1])
         mean = total / count
         centred = x - mean.view(shape)
-        var = _AllReduce.apply(centred.square().sum(dims)) / count
+        var = replicated(summed(centred.square().sum(dims))) / count
         if self.running_mean is not None:
             self._update_statistics(mean.detach(), (var * count / (count - 1)).detach())
         out: Tensor = centred * (var + self.eps).rsqrt().view(shape)
@@ -93,25 +95,6 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             momentum = 1 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(var, momentum)
-
-
-class _AllReduce(torch.autograd.Function):
-    """A differentiable sum over the processes; the loss is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return _all_reduced(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total: Tensor = _AllReduce.apply(grad)  # so that it has derivatives, too
-        return total
-
-
-def _all_reduced(tensor: Tensor) -> Tensor:
-    tensor = tensor.clone()
-    Pool().all_reduce([tensor])
-    return tensor
 
 
 def average_statistics(pool: Pool, networks: Sequence[nn.Module]) -> None:

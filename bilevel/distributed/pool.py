@@ -23,6 +23,8 @@ class Pool:
     The answers must belong to the samples: where the batch shares one y, each process would solve
     the problem of its own share. The first step refuses that. A shared y that is trained, by
     :class:`~bilevel.Parametric` with :class:`~bilevel.Detached`, is one parameter in all processes.
+    Other games that share one y need no pool: :func:`~bilevel.distributed.summed` adds up the
+    objective and the leader's loss.
 
     Attributes:
         share: The number of this process's samples divided by the batch's.

@@ -111,6 +111,28 @@ def test_a_trained_y_is_a_parameter(
     assert len(seen) == told
 
 
+class Summed(Pulled):
+    def objective(self, leader, y, batch):
+        return distributed.summed(super().objective(leader, distributed.replicated(y), batch))
+
+
+def test_a_pool_beside_an_objective_that_is_summed_is_refused_where_y_has_a_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The processes' losses differ there, and the gradient of each would reach all parts of q."""
+    same: Gather = lambda value: [value, value]  # noqa: E731
+    check(monkeypatch, same, torch.zeros(3), Summed(), adjoint=Detached())
+    with pytest.raises(BilevelError, match=r"Summed\.objective is summed .* leave out the pool"):
+        check(monkeypatch, same, torch.zeros(3), Summed())
+
+
+def test_processes_with_samples_of_their_own_are_told_to_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(BilevelError, match=r"sum objective and loss by distributed\.summed"):
+        check(monkeypatch, lambda value: [value, value + 1], torch.zeros(3))
+
+
 class Each(Pulled):
     def objective(self, leader, y, batch):
         return (y - leader.theta[:2]).square()

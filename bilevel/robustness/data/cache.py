@@ -16,17 +16,21 @@ from bilevel.experiment.files import atomic_write
 Bytes = npt.NDArray[np.uint8]
 
 
-def user_cache(root: Path) -> Path:
+def user_cache(root: Path) -> list[Path]:
     """The cache file of a folder that is not writable.
 
     Args:
         root: The folder.
 
     Returns:
-        A file in the user's cache folder.
+        A file in the user's cache folder; empty for a user without a home.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bilevel"
-    return folder / (hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32] + ".npz")
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bilevel"
+    except RuntimeError:
+        return []
+    name = str(root.resolve()).encode(errors="surrogatepass")  # it need not be UTF-8
+    return [folder / (hashlib.sha256(name).hexdigest()[:32] + ".npz")]
 
 
 def load(path: Path, fingerprint: str) -> Bytes | None:

@@ -65,7 +65,7 @@ class ImageTree:
             BilevelError: An image cannot be decoded or is transparent, or the images differ in
                 size.
         """
-        places = (self.root / CACHE_NAME, cache.user_cache(self.root))
+        places = [self.root / CACHE_NAME, *cache.user_cache(self.root)]
         fingerprint = self.fingerprint if side is None else f"{self.fingerprint} {side}"
         for place in places:
             images = cache.load(place, fingerprint)
@@ -74,8 +74,8 @@ class ImageTree:
         images = decode([self.root / file for file in self.files], side)
         if not any(cache.save(place, fingerprint, images) for place in places):
             warnings.warn(
-                f"neither {places[0]} nor {places[1]} can be written: "
-                "the images will be decoded again in the next run",
+                f"no cache of the images can be written ({' or '.join(map(str, places))}): they "
+                "will be decoded again in the next run; make one of the folders writable",
                 stacklevel=2,
             )
         return images
@@ -181,7 +181,8 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
             )
         for file in members:
             status = os.stat(os.path.join(root, file))
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            entry = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0"
+            digest.update(entry.encode(errors="surrogatepass"))  # names need not be UTF-8
         files += members
         labels += [label] * len(members)
     if not files:

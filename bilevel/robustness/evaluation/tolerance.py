@@ -50,4 +50,4 @@ def share(images: Tensor) -> float:
     Returns:
         A number in [0, 1].
     """
-    return images.double().mean().item()
+    return images.cpu().double().mean().item()  # some devices have no float64

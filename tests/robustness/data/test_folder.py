@@ -165,6 +165,21 @@ def test_a_renamed_file_is_seen(tmp_path: Path) -> None:
     assert np.array_equal(after, before[[1, 0, 2, 3]])
 
 
+def test_names_need_not_be_utf_8(tmp_path: Path, decoded: list[Path]) -> None:
+    """As those of an archive that was packed in Latin-1."""
+    odd = os.fsdecode(b"caf\xe9")
+    root = write_tree(tmp_path / odd, count=4)
+    try:
+        (root / "cat" / "000.png").rename(root / "cat" / f"{odd}.png")
+        (root / "dog").rename(root / odd)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    first = load(root)
+    assert len(decoded) == 8 + 1  # the first one twice, for its size
+    assert same(load(root), first)
+    assert len(decoded) == 9
+
+
 def test_a_damaged_cache_is_made_again(tree: Path) -> None:
     first = load(tree)
     kept = tree / "train" / folder.CACHE_NAME
@@ -203,10 +218,28 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
         raise OSError("no space left")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.warns(UserWarning, match="can be written: the images will be decoded again"):
+    with pytest.warns(UserWarning, match="no cache of the images can be written .* decoded again"):
         splits = load(tree)
     assert len(splits.test) == 6
     assert not list(tree.rglob("*.part"))
+
+
+def test_a_user_without_a_home(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container whose user the system does not know: only the folder itself has a cache."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def unknown(path: Path) -> Path:
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    first = load(tree)
+    assert same(load(tree), first)
+    monkeypatch.setattr(cache, "load", lambda *_: None)
+    monkeypatch.setattr(cache, "save", lambda *_: False)
+    with pytest.warns(UserWarning, match=r"no cache of the images .*npz\): they will be decoded"):
+        assert same(load(tree), first)
 
 
 def test_fewer_than_two_classes(tmp_path: Path) -> None:
