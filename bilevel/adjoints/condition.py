@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints.solved import is_constrained
-from bilevel.solvers import Oracle
+from bilevel.solvers import Iterative, Oracle, Parametric, Solver
 from bilevel.tree import Value, leaves, ravel, tree_map
 from bilevel.updates.base import Update
 from bilevel.updates.gradient import Gradient
 
 
-def residual_of(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, dict[str, Tensor]]:
+def residual_of(
+    oracle: Oracle, step: Update | None, y: Value
+) -> tuple[Value, int, dict[str, Tensor]]:
     """F, which is zero at an optimum, and the gradient's norm where that is zero there too.
+
+    The gradient of an objective with a value per sample has a part per sample, in y's rows, that
+    depends on that sample's y alone; a projection or an update may mix them.
 
     Args:
         oracle: The problem's.
@@ -23,13 +28,15 @@ def residual_of(oracle: Oracle, step: Update | None, y: Value) -> tuple[Value, d
         y: Where.
 
     Returns:
-        F in the shape of y, and statistics.
+        F in the shape of y, the number of its independent parts, and statistics.
     """
     if step is None or (type(step) is Gradient and not is_constrained(oracle.follower)):
-        return oracle.gradient(y), {"gradient_norm": oracle.stats()["gradient_norm"]}
+        gain, gradient = oracle.gain_and_gradient(y)
+        parts = len(gain) if gain.dim() and isinstance(y, Tensor) else 1
+        return gradient, parts, {"gradient_norm": oracle.stats()["gradient_norm"]}
     moved, _ = oracle.advance(step, y, None, 1)
     size = step_size(step)
-    return tree_map(lambda own, other: (other - own) / size, y, moved), {}  # in y's order of names
+    return tree_map(lambda own, other: (other - own) / size, y, moved), 1, {}  # y's order of names
 
 
 def step_size(step: Update | None) -> float:
@@ -42,6 +49,45 @@ def step_size(step: Update | None) -> float:
         η; 1 for other updates.
     """
     return float(step.step) if isinstance(step, Gradient) else 1.0
+
+
+def reads_no_gradient(solver: Solver) -> bool:
+    """Whether a solver's steps look for a fixed point of their own, not for a zero gradient.
+
+    Args:
+        solver: The solver.
+
+    Returns:
+        True if so.
+    """
+    return isinstance(solver, Iterative) and not solver.update.needs_gradient
+
+
+def remedy_for(solver: Solver, fixed_point: Update | None) -> str:
+    """What to do about an answer at which the condition does not hold.
+
+    Args:
+        solver: The solver of the answer.
+        fixed_point: The update that was given for the fixed-point map, if one was.
+
+    Returns:
+        The end of a message.
+    """
+    if isinstance(solver, Parametric):
+        return "let the leader be slower than solver_opt, and watch the metric stationarity"
+    if fixed_point is not None:
+        return (
+            "solve it further, or take Unrolled(); if fixed_point keeps a part of the answer in "
+            "its state (a dual variable), make that a part of y: it is evaluated without a state"
+        )
+    if reads_no_gradient(solver):
+        return (
+            "the solver's update reads no gradient, so that its fixed point may be another one (a "
+            "proximal step's): give fixed_point=update, or take Unrolled()"
+        )
+    if isinstance(solver, Iterative):
+        return "solve with more steps, or take Unrolled(), which is exact for any answer"
+    return "solve it further or, if the objective has kinks (L1), give fixed_point=a proximal step"
 
 
 def vector(y: Value) -> Tensor:

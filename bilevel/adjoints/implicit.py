@@ -8,15 +8,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bilevel.adjoints import linear
-from bilevel.adjoints.condition import epsilon, residual_of, step_size, vector, vjp
+from bilevel.adjoints import linear, rows
+from bilevel.adjoints.condition import (
+    epsilon,
+    reads_no_gradient,
+    remedy_for,
+    residual_of,
+    step_size,
+    vector,
+    vjp,
+)
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem, is_constrained
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.solvers import Iterative, Parametric, Solver
+from bilevel.solvers import Iterative, Solver
 from bilevel.tree import Value, from_leaves, leaves, tree_map, unravel
 from bilevel.updates.base import Update
 from bilevel.updates.gradient import Gradient
@@ -28,6 +36,12 @@ SOLVERS: dict[Method, linear.LinearSolver] = {
     "cg": linear.conjugate_gradient,
     "neumann": linear.neumann,
     "gmres": linear.gmres,
+    "exact": linear.exact,
+}
+
+# Those that solve a system for each sample at once.
+BY_SAMPLE: dict[Method, linear.LinearSolver] = {
+    "cg": rows.conjugate_gradient,
     "exact": linear.exact,
 }
 
@@ -52,17 +66,22 @@ class Implicit(Pullback):
     is an update step followed by the projection: the answer is differentiated through the
     projection. η is the size of a gradient step, so that F does not depend on it, or else 1.
 
+    Where F is the gradient of an objective ``(B,)`` and y one tensor, there is a linear system for
+    each sample, and ``"cg"`` and ``"exact"`` solve all at once. With ``leader_mode="train"``, since
+    batch normalisation mixes the samples, they solve one for all.
+
     Exact for an exact answer, however it was computed, in the memory of one gradient. Each product
     costs about two gradient evaluations. The statistics are ``residual`` (of the linear system,
-    relative to v; by ``"cg"`` as it would be without rounding), ``curvature`` (the smallest met,
-    without damping: y* is no strict optimum if it is 0 or less), ``stationarity`` (‖F‖),
-    ``gradient_norm`` at the answer where F is the gradient, and ``evaluations`` (gradients of the
-    objective and products with its second derivatives).
+    relative to v; of one system by ``"cg"`` as it would be without rounding), ``curvature`` (the
+    smallest met, without damping: y* is no strict optimum if it is 0 or less), ``stationarity``
+    (‖F‖), ``gradient_norm`` at the answer where F is the gradient, and ``evaluations`` (gradients
+    of the objective and products with its second derivatives).
 
     Args:
         solver: ``"cg"`` for a strict optimum; ``"gmres"`` for any F; ``"neumann"`` adds terms of
             the series of T, which must be a contraction; ``"exact"`` computes the matrix, by m
-            products for m elements of y. By default ``"cg"``, or ``"gmres"`` with a fixed point.
+            products for m elements of y, or of a sample's. By default ``"cg"``, or ``"gmres"``
+            with a fixed point.
         tolerance: The linear solve ends when its residual is at most this times the norm of v.
         max_steps: The largest number of steps of the linear solve; of ``"neumann"``, of terms of
             the series, i + 1 for the i of Lorraine et al. (2020), Algorithm 3.
@@ -71,7 +90,8 @@ class Implicit(Pullback):
         warm_start: Start from the last linear solve's solution, if θ and the batch change slowly.
             A ``"neumann"`` solve then takes its steps where v = 0 too.
         fixed_point: The update that defines T; by default the solver's own if that is a plain
-            gradient step, else one of size 1.
+            gradient step, else one of size 1. It is evaluated without a state, so y must hold all
+            that a step needs: the dual variables of ADMM too, ``y = {"z": …, "u": …}``.
 
     Raises:
         BilevelError: If an argument is out of range; in the solve, if the linear solver does not
@@ -132,26 +152,40 @@ class Implicit(Pullback):
         theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
         y = tree_map(lambda leaf: leaf.detach().requires_grad_(), problem.y)
         with torch.enable_grad():
-            residual, stats = problem.evaluate(theta, lambda own: residual_of(own, step, y))
+            residual, parts, stats = problem.evaluate(theta, lambda own: residual_of(own, step, y))
 
         def product(w: Tensor) -> Tensor:
-            grads = vjp(residual, leaves(y), unravel(w, like=v))
-            return self.damping * w - vector(from_leaves(grads, like=y))
+            grads = vjp(residual, leaves(y), unravel(w.flatten(), like=v))
+            return self.damping * w - vector(from_leaves(grads, like=y)).view_as(w)
 
-        b, kept = vector(v), self._kept
-        start = kept.to(b) if kept is not None and kept.shape == b.shape else None
-        solve = SOLVERS[self.solver or ("cg" if step is None else "gmres")]
-        if self.solver == "neumann":
-            solve = partial(linear.neumann, size=step_size(step))
-        solution = solve(product, b, self.max_steps, tolerance=self.tolerance, start=start)
-        if self.warm_start:
-            self._kept = solution.value
+        b, method = vector(v), self.solver or ("cg" if step is None else "gmres")
+        # In "train", batch normalisation mixes the samples.
+        if parts > 1 and method in BY_SAMPLE and problem.solver.leader_mode == "eval":
+            b = b.view(parts, -1)
+        solution = self._solve(method, product, b, step_size(step))
         problem.stats["evaluations"] += solution.products
         problem.record(stationarity=vector(residual).norm(), **stats)
         self._check_system(problem, solution, b, symmetric=step is None)
         self._check_optimal(problem, step, residual, solution)
-        grads = vjp(residual, list(theta.values()), unravel(solution.value, like=v))
+        grads = vjp(residual, list(theta.values()), unravel(solution.value.flatten(), like=v))
         return dict(zip(theta, grads, strict=True))
+
+    def _solve(
+        self, method: Method, product: linear.Product, b: Tensor, size: float
+    ) -> linear.LinearSolution:
+        """Solves the linear system; where b has a row for each sample, that of each."""
+        solve = SOLVERS[method] if b.dim() == 1 else BY_SAMPLE[method]
+        if method == "neumann":
+            solve = partial(linear.neumann, size=size)
+        kept = self._kept
+        start = kept.to(b).view_as(b) if kept is not None and kept.numel() == b.numel() else None
+        solution = solve(product, b, self.max_steps, tolerance=self.tolerance, start=start)
+        if self.warm_start:
+            self._kept = solution.value.flatten()
+        if b.dim() > 1:  # samples that depend on each other show in a product with all of them only
+            residual, products = b - product(solution.value), solution.products + 1
+            solution = solution._replace(residual=residual, products=products)
+        return solution
 
     def _step(self, solver: Solver, follower: FollowerProblem) -> Update | None:
         """The update of the fixed-point map; None if the condition is a zero gradient."""
@@ -172,13 +206,16 @@ class Implicit(Pullback):
         problem.record(residual=residual, curvature=solution.curvature - self.damping)
         curvature, eps = float(solution.curvature), epsilon(problem.y)
         flat, unsolved = solution.flat(eps), not float(residual) <= max(self.tolerance, eps**0.5)
+        mixed = (
+            '; if a sample\'s objective depends on others, solver="gmres"' if b.dim() > 1 else ""
+        )
         if symmetric and curvature < -flat:
             self.warn_once(
                 True,
                 f"negative curvature: along some direction the follower's objective curves the "
                 f"wrong way at its answer (by {curvature - self.damping:.3g}), so y* is not its "
                 f"optimum; solve it further, give damping above {self.damping - curvature:.3g}, or "
-                "take Unrolled(), which assumes no optimum",
+                f"take Unrolled(), which assumes no optimum{mixed}",
             )
         elif symmetric and curvature <= flat:
             self.warn_once(
@@ -193,7 +230,7 @@ class Implicit(Pullback):
                 unsolved,
                 f"linear system not solved: its residual is {float(residual):.3g} of v after "
                 f"{solution.products} products, where {self.tolerance:g} was asked for; raise "
-                "max_steps, give damping, or take another solver",
+                f"max_steps, give damping, or take another solver{mixed}",
             )
 
     def _check_optimal(
@@ -204,35 +241,36 @@ class Implicit(Pullback):
         solution: linear.LinearSolution,
     ) -> None:
         """Warns if the condition does not hold at the answer, or holds far from the optimum too."""
-        y = vector(problem.y)
+        y, eps = vector(problem.y), epsilon(problem.y)
         norm, tiny = vector(residual).norm(), torch.finfo(y.dtype).tiny
+        rounding, limit = 100 * eps * solution.largest * y.norm(), STATIONARY
+        if self.fixed_point is None and reads_no_gradient(problem.solver):
+            # A fixed point of such steps may be near a zero of the gradient without being one.
+            limit = max(self.tolerance, eps**0.5)
+            if norm <= rounding:
+                return
         # Before a warning that of this problem: another one may have had another scale.
-        fresh = self._scale is None or norm / self._scale > STATIONARY
+        fresh = self._scale is None or norm / self._scale > limit
         if fresh and not self.has_warned(_NOT_STATIONARY):
             with torch.no_grad():
-                start, _ = problem.evaluate({}, lambda own: residual_of(own, step, own.init()))
+                start, *_ = problem.evaluate({}, lambda own: residual_of(own, step, own.init()))
             scale = vector(start).norm()
-            if scale <= 100 * epsilon(problem.y) * solution.largest * y.norm():
+            if scale <= rounding:
                 return  # the start is optimal up to rounding: nothing to compare with
             self._scale = scale
         if self._scale is None:
             return
         ratio = float(norm / self._scale)
         distance = float(norm / (solution.curvature - self.damping) / y.norm().clamp(min=tiny))
-        remedy = "solve with more steps, or take Unrolled(), which is exact for any answer"
-        if isinstance(problem.solver, Parametric):
-            remedy = "let the leader be slower than solver_opt, and watch the metric stationarity"
-        elif not isinstance(problem.solver, Iterative):
-            remedy = "solve it further or, if the objective has kinks (L1), give fixed_point="
-            remedy += "a proximal step"
+        remedy = remedy_for(problem.solver, self.fixed_point)
         self.warn_once(
-            ratio > STATIONARY,
+            ratio > limit,
             f"{_NOT_STATIONARY}: the residual of its optimality condition is {ratio:.2g} of that "
             f"at the start, and the implicit gradient is exact at an optimum only; {remedy}",
         )
-        curved = float(solution.curvature) > solution.flat(epsilon(problem.y))
+        curved = float(solution.curvature) > solution.flat(eps)
         self.warn_once(
-            ratio <= STATIONARY and distance > FAR and curved,
+            ratio <= limit and distance > FAR and curved,
             f"the follower is badly conditioned: by its gradient and the smallest curvature met, "
             f"its answer may be off by {distance:.2g} of its norm, and the implicit gradient is "
             f"exact at an optimum only; {remedy}",

@@ -5,7 +5,8 @@ Each reports diagnostics of its answer, and none raises if A does not meet its a
     conjugate_gradient    A symmetric and positive definite; one product a step, little memory
     gmres                 any A; one product a step, keeps a vector for each step
     neumann               η Σ (I − ηA)ᵏ b, where I − ηA contracts; one product a step
-    exact                 any A; as many products as unknowns, and the matrix in memory
+    exact                 any A; as many products as unknowns, and the matrix in memory; of a row,
+                          where b has several
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 Product = Callable[[Tensor], Tensor]
-"""v to A v, ``(m,)`` both."""
+"""v to A v, in the shape of b both: ``(m,)``, or ``(rows, n)`` where each row has its own A."""
 
 
 class LinearSolution(NamedTuple):
     """A solution of A x = b, and what the solver learned about A.
 
     Args:
-        value: x, ``(m,)``.
-        residual: b − A x, ``(m,)``.
+        value: x, in the shape of b.
+        residual: b − A x, likewise.
         curvature: The smallest Rayleigh quotient vᵀAv / vᵀv met, a scalar; 0 or less where a
             symmetric A is not positive definite.
         largest: The largest one in absolute value, to compare the smallest with.
@@ -49,7 +50,7 @@ class LinearSolution(NamedTuple):
         Returns:
             The rounding of a curvature.
         """
-        return eps * math.sqrt(len(self.value)) * float(self.largest)
+        return eps * math.sqrt(self.value.shape[-1]) * float(self.largest)
 
 
 class LinearSolver(Protocol):
@@ -245,37 +246,38 @@ def exact(
     """Solves A x = b by the dense matrix; by its pseudoinverse if it is singular up to rounding.
 
     Args:
-        product: v to A v, ``(m,)`` both.
-        b: ``(m,)``.
+        product: v to A v, in the shape of b both.
+        b: ``(m,)``, or ``(rows, m)`` where each row has its own A.
         steps: Not used: it takes m products.
         tolerance: Not used.
         start: Not used.
 
     Returns:
-        The solution; ``curvature`` is the smallest eigenvalue of A's symmetric part.
+        The solution; ``curvature`` is the smallest eigenvalue of A's symmetric part, of any row.
 
     Example:
         >>> exact(lambda v: 2 * v, torch.ones(2), steps=0, tolerance=0.0).value
         tensor([0.5000, 0.5000])
     """
-    unit = torch.eye(len(b), dtype=b.dtype, device=b.device)
-    matrix = torch.stack([product(column) for column in unit], dim=1)
+    unit = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
+    matrix = torch.stack([product(column.expand_as(b)) for column in unit], dim=-1)
     if not matrix.isfinite().all():  # torch.linalg would raise
         nan = b.new_full((), torch.nan)
-        return LinearSolution(torch.zeros_like(b), b, nan, nan, len(b))
+        return LinearSolution(torch.zeros_like(b), b, nan, nan, len(unit))
     x = _least_squares(matrix, b)
-    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
-    return LinearSolution(x, b - matrix @ x, values[0], values.abs().max(), len(b))
+    values = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)
+    residual = b - (matrix @ x[..., None])[..., 0]
+    return LinearSolution(x, residual, values.min(), values.abs().max(), len(unit))
 
 
 def _least_squares(matrix: Tensor, b: Tensor) -> Tensor:
     """The x of the least ‖b − A x‖, and of those the shortest."""
     # The default cut, eps times the size, takes float32 matrices of condition 1e4 for singular.
-    cut = torch.finfo(b.dtype).eps * math.sqrt(len(b))
-    if torch.linalg.matrix_rank(matrix, rtol=cut) < matrix.shape[1]:
-        return matrix.pinverse(cut) @ b
-    solution: Tensor = torch.linalg.lstsq(matrix, b[:, None], driver="gels").solution
-    return solution[:, 0]
+    cut, columns = torch.finfo(b.dtype).eps * math.sqrt(b.shape[-1]), b[..., None]
+    if (torch.linalg.matrix_rank(matrix, rtol=cut) < matrix.shape[-1]).any():
+        return (matrix.pinverse(cut) @ columns)[..., 0]
+    solution: Tensor = torch.linalg.lstsq(matrix, columns, driver="gels").solution
+    return solution[..., 0]
 
 
 def _begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor, int]:
