@@ -25,5 +25,12 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _packages_for_examples(request: pytest.FixtureRequest) -> None:
+    """An example is skipped where the optional package that it imports is not installed."""
+    if isinstance(request.node, pytest.DoctestItem) and "foolbox" in request.node.dtest.docstring:
+        pytest.importorskip("foolbox")
+
+
+@pytest.fixture(autouse=True)
 def _names_for_examples(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace["torch"] = torch

@@ -102,7 +102,7 @@ def is_trained(args: Args, scale: Scale, name: str, out: Path) -> bool:
     path = out / "results.json"
     if not path.exists():
         return False
-    kept = json.loads(path.read_text())["config"]
+    kept = json.loads(path.read_text(encoding="utf-8"))["config"]
     wanted = json.loads(json.dumps(asdict(training(args, scale, name, out)), default=str))
     for where in ("out", "data_dir", "device", "download", "resume"):
         kept.pop(where, None)
@@ -173,7 +173,8 @@ def figures(args: Args, scale: Scale, out: Path, evaluated: list[dict[str, Any]]
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The records of an application's ``results.json``."""
-    records: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())["results"]
+    text = (folder / "results.json").read_text(encoding="utf-8")
+    records: list[dict[str, Any]] = json.loads(text)["results"]
     return records
 
 

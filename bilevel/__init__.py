@@ -66,6 +66,8 @@ from bilevel.schedules import (
 from bilevel.solvers import Iterative, Oracle, Parametric, Solution, Solver
 from bilevel.updates import Update
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Adjoint",
     "Alternating",

@@ -84,7 +84,7 @@ def main(args: Args) -> None:
     work(jobs, ledger, clock)
     report = tables.report(ledger.records, environment)
     with atomic_write(args.out / "tables.md") as part:
-        part.write_text(report)
+        part.write_text(report, encoding="utf-8")
     print(report)
     failed = sum("failed" in record for record in ledger.records)
     untried = sum(not ledger.tried(job) for job in jobs)

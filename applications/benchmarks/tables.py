@@ -56,10 +56,10 @@ def main() -> None:
     """Writes every table into its page."""
     ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter).parse_args()
     for page in pages():
-        before = page.read_text()
+        before = page.read_text(encoding="utf-8")
         after = filled(before)
         if after != before:
-            page.write_text(after)
+            page.write_text(after, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: written")
 
 

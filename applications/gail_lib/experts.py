@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def expert_demonstrations(
     if source is not None:
         name = source.removeprefix("minari:")
         return load_minari(name, env) if name != source else load_demonstrations(Path(name), env)
-    path = folder / f"{env.replace('/', '-')}.npz"
+    path = folder / f"{re.sub('[/:]', '-', env)}.npz"  # Windows has no : in names of files
     if path.exists():
         return load_demonstrations(path, env)
     if env in SCRIPTED:

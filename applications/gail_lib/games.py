@@ -58,7 +58,8 @@ class Setting:
     def name(self) -> str:
         """The name of the run's folder."""
         updater = f"-{self.updater}" if self.method == "l2l-gail" else ""
-        return f"{self.env}/{self.method}{updater}-{self.seed}"
+        env = self.env.replace(":", "-")  # Windows has no : in names of files
+        return f"{env}/{self.method}{updater}-{self.seed}"
 
     def env_seed(self, iteration: int) -> int:
         """Seed of the first environment after a reset; the others take the following ones.

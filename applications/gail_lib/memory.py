@@ -15,7 +15,7 @@ MEMINFO = Path("/proc/meminfo")
 def available_memory() -> int | None:
     """Bytes that can be allocated without swapping, page cache included; None where unknown."""
     if MEMINFO.exists():
-        for line in MEMINFO.read_text().splitlines():
+        for line in MEMINFO.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
     return None

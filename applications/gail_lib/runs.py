@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,9 +74,7 @@ def run_all(
     tasks = [(s, iterations, *pairs[s.env], out, resume) for s in settings]
     if 1 in (jobs, len(tasks)):
         return [run_one(*task, progress) for task in tasks]
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
-        messages = manager.Queue()
+    with _workers(jobs) as (pool, messages):
         futures = [pool.submit(run_one, *task, _ProgressQueue(messages)) for task in tasks]
         while not all(future.done() for future in futures):
             try:
@@ -85,6 +84,19 @@ def run_all(
             if any(future.done() and future.exception() for future in futures):
                 pool.shutdown(cancel_futures=True)
         return [future.result() for future in futures]
+
+
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+    """Processes for the runs, and the queue of their progress; an interrupt ends them all."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
+        try:
+            yield pool, manager.Queue()
+        except KeyboardInterrupt:  # else they would go on, and this process wait for them
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
 class _ProgressQueue:

@@ -45,7 +45,7 @@ def record(run: Run, expert: Demonstrations) -> dict[str, Any]:
 
 def write_curves(path: Path, runs: Sequence[Run]) -> None:
     """Writes every iteration of every run as CSV."""
-    with atomic_write(path) as part, part.open("w", newline="") as file:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("env", "method", "seed", "iteration", *CURVES))
         for run in runs:

@@ -29,7 +29,8 @@ def join() -> None:
     """Joins the job that ``torchrun`` started this process for; does nothing if there is none.
 
     A process group that exists already is the job. Processes of other ranks than 0 then print
-    nothing on the standard output. :func:`leave` ends the script.
+    nothing on the standard output. SIGTERM ends the process with a line, unless the script has a
+    handler of its own, or joins in another thread than the main one. :func:`leave` ends the script.
 
     Raises:
         BilevelError: If there are others and the environment does not say where.
@@ -42,7 +43,7 @@ def join() -> None:
     else:
         _meet()
     if rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (to the end of the process)
 
 
 def _meet() -> None:
@@ -71,7 +72,8 @@ def _enter(store: Any) -> None:
     _job = dist.PrefixStore(  # type: ignore[attr-defined]
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
     )
-    _handle_sigterm()
+    if sys.platform != "win32" and sigterm_is_free():  # Windows ends a process without a signal
+        _handle_sigterm()
 
 
 def check_joined() -> None:
@@ -216,6 +218,16 @@ def translate_errors() -> Iterator[None]:
             f"contact with another process was lost ({reason}): it has ended or cannot be reached; "
             "the same command with --resume goes on from the last checkpoint"
         ) from error
+
+
+def sigterm_is_free() -> bool:
+    """Whether SIGTERM can be given a handler here without taking one from the script.
+
+    Returns:
+        True in the main thread, as long as the system's default is in place.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    return here and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def _handle_sigterm() -> None:

@@ -7,14 +7,16 @@ import io
 import itertools
 import os
 import re
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from bilevel import distributed
+from bilevel.distributed.job import sigterm_is_free
 from bilevel.errors import BilevelError, raise_unknown
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def run(
     """Turns a dataclass into a command line, runs ``main`` on it and ends the process.
 
     Bad arguments and bad data end the process with exit status 2 and one line on the standard
-    error, without a traceback.
+    error, without a traceback; so do Ctrl+C, and SIGTERM unless it has a handler already.
 
     Args:
         main: The application.
@@ -73,22 +75,25 @@ def run(
             Otherwise they are refused.
 
     Raises:
-        SystemExit: Always: 0, 2 for bad input, 130 if interrupted.
+        SystemExit: Always: 0, 2 for bad input, 130 if interrupted, 143 if terminated.
     """
     threading.excepthook = _thread_failed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an encoding without ε must not end a run
     status = 0
     try:
         _join(joins)
-        main(reader(arguments))
+        with _sigterm_interrupts():
+            main(reader(arguments))
     except BilevelError as error:
         line = " ".join(str(error).splitlines())  # it may quote text of several lines
         distributed.print_once(f"error: {line}")
         status = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         distributed.print_once(
             "stopped; the same command with --resume goes on from the last checkpoint"
         )
-        status = 130
+        status = 128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that no flush fails
         status = 1
@@ -106,6 +111,23 @@ def _join(joins: bool) -> None:
             f"this application runs in one process and {distributed.world_size()} were started: "
             "they would overwrite each other's files; start it with python"
         )
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Within the block SIGTERM, which a cluster sends before it ends a job, acts like Ctrl+C."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    if not sigterm_is_free():
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _join_help_lines(arguments: type[Arguments]) -> None:

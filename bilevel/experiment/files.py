@@ -79,8 +79,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "note.txt"
         >>> with atomic_write(file) as part:
-        ...     _ = part.write_text("whole")
-        >>> file.read_text()
+        ...     _ = part.write_text("whole", encoding="utf-8")
+        >>> file.read_text(encoding="utf-8")
         'whole'
     """
     # Of this process alone: several may fill one cache.
@@ -113,14 +113,14 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BilevelError(_not_written(path, error)) from error
+        raise BilevelError(_not_written(path, str(error).partition("\n")[0])) from error
     except RuntimeError as error:
         if "inline_container" not in str(error):
             raise  # only torch's writer raises a RuntimeError if the disk is full
-        raise BilevelError(_not_written(path, error)) from error
+        reason = "only a part of it: is the disk full?"  # torch tells positions in the file
+        raise BilevelError(_not_written(path, reason)) from error
 
 
-def _not_written(path: Path, error: Exception) -> str:
+def _not_written(path: Path, reason: str) -> str:
     kept = "; the older file there is kept" if path.is_file() else ""
-    reason = str(error).partition("\n")[0]
     return f"cannot write {path} ({reason}){kept}: free some space, or write to another folder"

@@ -59,7 +59,8 @@ class ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         """Removes the bar."""
-        self._bar.stop()
+        if self.visible:
+            self._bar.stop()
 
 
 class Journal:

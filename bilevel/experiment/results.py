@@ -32,5 +32,5 @@ def write_results(
     content = {"config": config, "environment": environment, "results": list(results)}
     path = out / "results.json"
     with atomic_write(path) as part:
-        part.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     return path

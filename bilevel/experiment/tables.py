@@ -79,7 +79,8 @@ def write_markdown(path: Path, tables: Iterable[Table], *preamble: str) -> None:
         BilevelError: If it cannot be written.
     """
     with atomic_write(path) as part:
-        part.write_text("\n\n".join([*preamble, *(table.markdown() for table in tables)]) + "\n")
+        text = "\n\n".join([*preamble, *(table.markdown() for table in tables)])
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def cell(value: str | float | None, spec: str = ".3f") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from bilevel.state import check_fits
 
 
 def save_weights(path: str | os.PathLike[str], module: nn.Module, about: dict[str, str]) -> None:
-    """Writes the parameters and buffers of ``module``.
+    """Writes the parameters and buffers of ``module``; equal networks give equal bytes.
 
     Args:
         path: The file; its folder is created if missing.
@@ -35,9 +36,17 @@ def save_weights(path: str | os.PathLike[str], module: nn.Module, about: dict[st
         for name, value in module.state_dict().items()
         if isinstance(value, Tensor)
     }
-    content = save(tensors, metadata=about)
+    content = _in_order(save(tensors, metadata=about))
     with atomic_write(Path(path)) as part:
         part.write_bytes(content)
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with a sorted header, since safetensors' own has another order each time."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return content[:8] + text.encode().ljust(size) + content[8 + size :]
 
 
 def load_weights(path: str | os.PathLike[str], module: nn.Module) -> None:

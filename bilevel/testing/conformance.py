@@ -16,6 +16,7 @@ from bilevel.frozen import frozen
 from bilevel.player import trainable_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
+from bilevel.testing.requirement import require
 from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
 from bilevel.updates.base import Update
 
@@ -68,8 +69,9 @@ def check_follower(
         nearest = oracle.project(tree_map(Tensor.clone, inside))
         _assert_close(nearest, inside, tolerance, f"{name}.project moves what it has projected")
         gradient = oracle.gradient(inside)
-        assert all(leaf.isfinite().all() for leaf in leaves(gradient)), (
-            f"{name}.objective has a gradient that is not finite at a point of Y"
+        require(
+            all(leaf.isfinite().all() for leaf in leaves(gradient)),
+            f"{name}.objective has a gradient that is not finite at a point of Y",
         )
         _assert_samples_independent(follower, leader, inside, batch)
 
@@ -102,8 +104,9 @@ def check_update(
     if gradient is None:
         gradient = tree_map(torch.randn_like, y)
     result = update(y, gradient, context, None)
-    assert (type(result), len(result)) == (tuple, 2), (
-        f"{name} returns a {type(result).__name__} where it must return y and its state, a pair"
+    require(
+        (type(result), len(result)) == (tuple, 2),
+        f"{name} returns a {type(result).__name__} where it must return y and its state, a pair",
     )
     moved, state = result
     _assert_same_structure(moved, y, name)
@@ -112,17 +115,18 @@ def check_update(
     copies = [leaf.detach().clone() for leaf in arguments]
     moved, _ = update(moved, gradient, context, state)
     _assert_same_structure(moved, y, f"{name} with its own state")
-    assert all(map(torch.equal, arguments, copies)), f"{name} modifies its arguments"
+    require(all(map(torch.equal, arguments, copies)), f"{name} modifies its arguments")
     parameters = trainable_parameters(update)
     if parameters:
         total = torch.stack([leaf.square().sum() for leaf in leaves(moved)]).sum()
         unused = f"{name}'s answer does not depend on its parameters"
-        assert total.requires_grad, unused
+        require(total.requires_grad, unused)
         grads = torch.autograd.grad(total, parameters, allow_unused=True)
-        assert any(grad is not None for grad in grads), unused
+        require(any(grad is not None for grad in grads), unused)
     still, _ = update(y, tree_map(torch.zeros_like, gradient), context, None)
-    assert all(leaf.isfinite().all() for leaf in leaves(still)), (
-        f"{name} gives NaN or infinity where the gradient is zero"
+    require(
+        all(leaf.isfinite().all() for leaf in leaves(still)),
+        f"{name} gives NaN or infinity where the gradient is zero",
     )
 
 
@@ -160,14 +164,14 @@ def check_solver(
     for (what, old), new in zip(before.items(), _state(leader).values(), strict=True):
         both = isinstance(old, Tensor) and isinstance(new, Tensor)
         same = torch.equal(old, new) if both else old is new
-        assert same, f"{name}.solve changed the leader's {what}"
+        require(same, f"{name}.solve changed the leader's {what}")
     value = detach(solution.value)
     oracle = Oracle(follower, leader, batch)
     _assert_same_structure(value, oracle.init(), name)
     nearest = oracle.project(tree_map(Tensor.clone, value))
     _assert_close(nearest, value, tolerance, f"{name}'s answer lies outside Y")
     for stat, number in solution.stats.items():
-        assert bool(torch.isfinite(number)), f"{name}'s {stat} is {number.item()}"
+        require(bool(torch.isfinite(number)), f"{name}'s {stat} is {number.item()}")
     torch.manual_seed(0)
     again = twin.solve(follower, leader, batch).value
     _assert_close(again, value, 0.0, f"{name} gives another answer with the same seed")
@@ -202,23 +206,25 @@ def _assert_samples_independent(
         grads = torch.autograd.grad(
             gain[i], leaves(point), retain_graph=True, materialize_grads=True
         )
-        assert not any(grad[:i].any() or grad[i + 1 :].any() for grad in grads), (
+        require(
+            not any(grad[:i].any() or grad[i + 1 :].any() for grad in grads),
             f"{type(follower).__name__}.objective of sample {i} depends on another sample's y: "
-            "each sample's value must depend on its own y only"
+            "each sample's value must depend on its own y only",
         )
 
 
 def _assert_same_structure(value: Value, like: Value, name: str) -> None:
-    assert isinstance(value, dict) == isinstance(like, dict), (
-        f"{name} gives a {type(value).__name__} where y is a {type(like).__name__}"
+    require(
+        isinstance(value, dict) == isinstance(like, dict),
+        f"{name} gives a {type(value).__name__} where y is a {type(like).__name__}",
     )
     if isinstance(value, dict) and isinstance(like, dict):
-        assert value.keys() == like.keys(), f"{name} gives {[*value]} where y has {[*like]}"
+        require(value.keys() == like.keys(), f"{name} gives {[*value]} where y has {[*like]}")
     forms = [
         [(leaf.shape, leaf.dtype, leaf.device) for leaf in tensors]
         for tensors in (leaves_like(value, like), leaves(like))
     ]
-    assert forms[0] == forms[1], f"{name} gives {forms[0]} where y is {forms[1]}"
+    require(forms[0] == forms[1], f"{name} gives {forms[0]} where y is {forms[1]}")
 
 
 def _assert_close(value: Value, like: Value, tolerance: float, message: str) -> None:
@@ -226,4 +232,4 @@ def _assert_close(value: Value, like: Value, tolerance: float, message: str) -> 
         distance = float((leaf.detach() - other.detach()).abs().max()) if leaf.numel() else 0.0
         rounding = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
         allowed = tolerance and max(tolerance, 2 * rounding)
-        assert distance <= allowed, f"{message} (by {distance:.3g})"
+        require(distance <= allowed, f"{message} (by {distance:.3g})")

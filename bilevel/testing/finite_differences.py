@@ -12,6 +12,7 @@ from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solver
+from bilevel.testing.requirement import require
 from bilevel.tree import from_leaves, leaves, ravel, unravel
 
 
@@ -46,7 +47,10 @@ def check_adjoint(
     """
     snapshot = Snapshot(leader, solver)
     theta: Parameters = {n: p for n, p in leader.named_parameters() if p.requires_grad}
-    assert theta, f"{type(leader).__name__} has no trainable parameter: there is nothing to check"
+    require(
+        bool(theta),
+        f"{type(leader).__name__} has no trainable parameter: there is nothing to check",
+    )
 
     def loss(given: Parameters) -> Tensor:
         with snapshot.restored(), lent(leader, given):  # with the same random numbers each time
@@ -63,8 +67,9 @@ def check_adjoint(
             with torch.no_grad():
                 rise = loss({name: point + move}) - loss({name: point - move})
             error = float((rise / (2 * h) - actual).abs())
-            assert error <= allowed, (
+            require(
+                error <= allowed,
                 f"{adjoint!r}: the gradient of {name} is off by {error:.3g} from differences of "
                 f"step {h:.1g}: is it wrong, or does the objective compute in lower precision? "
-                "Then give a larger step"
+                "Then give a larger step",
             )

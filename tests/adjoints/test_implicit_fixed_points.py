@@ -161,7 +161,7 @@ def test_what_a_fixed_point_needs_belongs_in_y() -> None:
 
 
 def test_a_quadratic_program_through_its_kkt_conditions() -> None:
-    """½‖x‖² − θᵀx subject to x₁ + x₂ ≤ 1, an equality at θ = (1, 2, 3), and x₃ ≤ 9, which is none."""
+    """½‖x‖² − θᵀx with x₁ + x₂ ≤ 1, which is active at θ = (1, 2, 3), and x₃ ≤ 9, which is not."""
     rows = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=F64)
     bounds = torch.tensor([1.0, 9.0], dtype=F64)
 

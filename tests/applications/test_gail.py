@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -130,6 +131,26 @@ def test_runs_side_by_side_are_those_one_after_the_other(
     one, two = ((tmp_path / jobs / "curves.csv").read_text() for jobs in "12")
     assert one == two
     assert len(one.splitlines()) == 1 + 2 * 2
+
+
+def test_an_interrupt_ends_the_other_processes(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """As SIGTERM does, which this process alone gets: thousands of iterations are left."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr("gail.ProgressBar.show", interrupt)
+    base = [*SMALL[:-2], "--method", "gail", "--seeds", 2, "--iterations", 5000, "--jobs", 2]
+    assert call(module, *base, "--out", tmp_path).status == 130
+    assert multiprocessing.active_children() == []
+
+
+def test_the_folder_of_a_run_has_a_name_on_windows(setting: Callable[..., Any]) -> None:
+    of_a_package = dataclasses.replace(setting("gail"), env="package:Name-v0")
+    assert of_a_package.name == "package-Name-v0/gail-0"
 
 
 def test_one_run_needs_no_other_process(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,3 +142,32 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly() -> None:
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_application_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert before == signal.SIG_DFL
+    assert stopped(number) == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == before
+    line = "stopped; the same command with --resume goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == line
+
+
+def stopped(number: signal.Signals) -> object:
+    """The exit status of an application that is sent a signal."""
+    with pytest.raises(SystemExit) as end:
+        commandline.run(lambda _: os.kill(os.getpid(), number), Args, lambda _: Args())
+    return end.value.code
+
+
+def test_a_handler_of_ones_own_stays() -> None:
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        assert stopped(signal.SIGTERM) == 0
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert heard == [signal.SIGTERM]

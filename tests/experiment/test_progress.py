@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bilevel.experiment import Journal
+from bilevel.experiment import Journal, ProgressBar
 
 
 class Terminal(io.StringIO):
@@ -25,6 +25,13 @@ def test_where_there_is_no_terminal_each_epoch_is_a_line(
         journal.report(10, {"loss": 2.5})
         journal.report(50, {"epoch": 0, "validation_clean": 0.25})
     assert capsys.readouterr().out == "pgm: epoch 1  loss 2.500  clean 0.250\n"
+
+
+def test_a_bar_that_is_not_shown_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first versions of rich 13 would print an empty line."""
+    monkeypatch.delattr("rich.progress.Progress.stop")
+    with ProgressBar("pgm") as bar:
+        assert not bar.visible
 
 
 def test_a_bar_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from bilevel import BilevelError
@@ -49,6 +49,20 @@ def test_tied_weights_and_names_of_files(tmp_path: Path) -> None:
     load_weights(path, loaded)
     assert read_about(path) == {"model": "tied"}
     assert torch.equal(loaded[1].weight, saved[0].weight)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    """Those of safetensors have the metadata in another order each time."""
+    path, network = tmp_path / "weights.safetensors", nn.Linear(2, 3)
+    about = {'a quote"\n': "ε\x7f\\", **{name: name for name in "cabfed"}}
+    files = set()
+    for _ in range(20):
+        save_weights(path, network, about)
+        files.add(path.read_bytes())
+    assert len(files) == 1
+    assert read_about(path) == about
+    theirs = save(network.state_dict(), metadata=about)
+    assert sorted(files.pop()) == sorted(theirs)
 
 
 class Renamed(nn.Linear):

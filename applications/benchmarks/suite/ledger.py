@@ -72,7 +72,7 @@ class Ledger:
         self.records: list[Record] = []
         path = out / "results.json"
         if path.exists():
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             kept = found["config"] | {n: found["environment"].get(n) for n in ("device", "torch")}
             here = self.config | {n: environment.get(n) for n in ("device", "torch")}
             check_settings(path, kept, here)

@@ -15,7 +15,9 @@ Record = dict[str, Any]
 def read(folder: str | Path) -> list[Record]:
     """The records of a results folder; none where there is none."""
     path = RESULTS / folder / "results.json"
-    records: list[Record] = json.loads(path.read_text())["results"] if path.exists() else []
+    if not path.exists():
+        return []
+    records: list[Record] = json.loads(path.read_text(encoding="utf-8"))["results"]
     return records
 
 

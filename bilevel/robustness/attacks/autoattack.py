@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -27,33 +28,33 @@ def autoattack(settings: AttackSettings) -> list[Attack]:
     Returns:
         One attack; a missing package is reported when the attack is run.
     """
+    return [ExternalAttack("AutoAttack", partial(_make, settings), passes=10000)]
 
-    def make(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-        try:
-            from pyautoattack import AutoAttack
-        except ImportError as error:
-            raise BilevelError(
-                "AutoAttack comes with the package pyautoattack, which cannot be imported "
-                f'({error}): pip install "bilevel[attacks]"'
-            ) from error
 
-        def run(images: Tensor, labels: Tensor) -> Tensor:
-            adversary = AutoAttack(
-                model,
-                norm=_NORMS[settings.norm],
-                device=images.device,
-                eps=settings.eps,
-                seed=settings.seed,
-            )
-            for targeted in (adversary.apgd_targeted, adversary.fab):
-                targeted.n_target_classes = min(9, settings.classes - 1)
-            if settings.classes < 4:
-                adversary.attacks_to_run.remove("apgd-t")
-            found: tuple[Tensor, Tensor] = adversary.run_standard_evaluation(
-                images, labels, batch_size=len(images)
-            )
-            return found[0]
+def _make(settings: AttackSettings, model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError as error:
+        raise BilevelError(
+            "AutoAttack comes with the package pyautoattack, which cannot be imported "
+            f'({error}): pip install "bilevel[attacks]"'
+        ) from error
 
-        return run
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        adversary = AutoAttack(
+            model,
+            norm=_NORMS[settings.norm],
+            device=images.device,
+            eps=settings.eps,
+            seed=settings.seed,
+        )
+        for targeted in (adversary.apgd_targeted, adversary.fab):
+            targeted.n_target_classes = min(9, settings.classes - 1)
+        if settings.classes < 4:
+            adversary.attacks_to_run.remove("apgd-t")
+        found: tuple[Tensor, Tensor] = adversary.run_standard_evaluation(
+            images, labels, batch_size=len(images)
+        )
+        return found[0]
 
-    return [ExternalAttack("AutoAttack", make, passes=10000)]
+    return run

@@ -61,6 +61,10 @@ class _State:
         return alive
 
 
+def _unreported(name: str, done: float, total: float) -> None:
+    """No report; a lambda could not be pickled."""
+
+
 class Battery:
     """Runs attacks on a classifier; a stopped run resumes bit for bit.
 
@@ -103,7 +107,7 @@ class Battery:
         seed: int = 0,
         batch_size: int = 256,
         path: str | os.PathLike[str] | None = None,
-        report: Callable[[str, float, float], None] = lambda name, done, total: None,
+        report: Callable[[str, float, float], None] = _unreported,
     ) -> None:
         self.attacks = attacks
         self.ball = NORMS[one_of("norm", norm, tuple(NORMS))](eps)

@@ -34,6 +34,10 @@ WINDOW = 50
 """Steps over which metrics are averaged."""
 
 
+def _unreported(steps: int, metrics: dict[str, float]) -> None:
+    """No report; a lambda could not be pickled."""
+
+
 class Trainer:
     """Trains a game on images and keeps the weights of the best epoch.
 
@@ -85,7 +89,7 @@ class Trainer:
         validation_attack: tuple[Threat, Solver] | None = None,
         precision: Precision = "float32",
         cuda_graphs: bool = False,
-        report: Callable[[int, dict[str, float]], None] = lambda steps, metrics: None,
+        report: Callable[[int, dict[str, float]], None] = _unreported,
         save_every: float = 60.0,
     ) -> None:
         self.game = game
