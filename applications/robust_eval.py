@@ -98,7 +98,7 @@ class Args:
     data_dir: Path = Path("data")
     """Where the images are."""
     image_size: int | None = None
-    """Scale and crop the images of a folder to this height and width, as in training."""
+    """Scale and crop the images of a folder to this height and width; by default as in training."""
     test_size: int | None = 1000
     """Attack this many test images only."""
     batch_size: int = 256

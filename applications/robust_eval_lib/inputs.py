@@ -25,7 +25,7 @@ from bilevel.robustness.training.trained import CLASSIFIER
 
 
 class Source(NamedTuple):
-    """The images that are attacked: those of ``load_images``, of the training's dataset if None."""
+    """The images that are attacked, see ``load_images``; None for what the training had."""
 
     dataset: str | None
     data_dir: Path
@@ -92,11 +92,11 @@ def split_name(given: str) -> tuple[str | None, str]:
 
 
 def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
-    """Checks that surrogates have the target's channels, and its classes in its order."""
+    """Checks that surrogates have the target's channels and size, and its classes in its order."""
     for surrogate in surrogates:
-        for what in ("classes", "channels"):
+        for what in ("classes", "channels", "size"):
             own, other = getattr(target.about, what), getattr(surrogate.about, what)
-            if own != other:
+            if own != other and own and other:  # an unknown size is ()
                 raise BilevelError(
                     f"surrogate {surrogate.name} has {other} {what}, {target.name} has {own}: its "
                     "adversarial images do not fit; name a surrogate trained on the same data"
@@ -116,7 +116,8 @@ def images_of(target: Trained, source: Source, device: torch.device) -> Splits:
             f"{target.name} is attacked on images of your own, and there is no {data_dir}: name "
             f"the {'file' if dataset == 'npz' else 'folder'} with --data-dir, as for its training"
         )
-    data = read(source._replace(dataset=dataset), target.about.seed, device)
+    side = source.image_size or (target.about.image_size if dataset == "folder" else None)
+    data = read(Source(dataset, data_dir, side), target.about.seed, device)
     shape = (data.test.images.shape[1], len(data.test.classes))
     if shape != (target.about.channels, target.about.classes):
         raise BilevelError(
@@ -127,9 +128,8 @@ def images_of(target: Trained, source: Source, device: torch.device) -> Splits:
     if target.about.size and (size := tuple(data.test.images.shape[2:])) != target.about.size:
         raise BilevelError(
             f"{target.name} was trained on images of {target.about.size} pixels (height, width), "
-            f"{dataset} has {size}: its robustness differs there; bring them to its size "
-            "(a folder's with --image-size), or name the data of its training with --dataset and "
-            "--data-dir"
+            f"{dataset} has {size}: its robustness differs there; leave out --image-size, bring "
+            "them to its size, or name the data of its training with --dataset and --data-dir"
         )
     if differ := differing(target.about.class_names, data.test.classes):
         raise BilevelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shlex
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -58,7 +59,7 @@ def environment(device: torch.device) -> dict[str, str]:
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "device": f"{device.type}: {name}",
         "threads": str(torch.get_num_threads()),

@@ -25,6 +25,7 @@ from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.attacks.square import Square
 from bilevel.robustness.attacks.standard import STANDARD, make_attacks, standard_attacks
 from bilevel.robustness.data.batches import Augment, Batch, batches, shuffled_batches
+from bilevel.robustness.data.decoding import read_image
 from bilevel.robustness.data.images import ImageSet, Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_images
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
@@ -150,6 +151,7 @@ __all__ = [
     "not_to_be_quoted",
     "probe",
     "read_about",
+    "read_image",
     "recompute_activations",
     "records",
     "resnet18",

@@ -286,8 +286,15 @@ def test_images_of_any_size(run: Callable[..., Any], tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", "plain", dataset="folder", **names)
     given = [folder, "--data-dir", photos, "--attack", "fgsm"]
     assert "as image_size (--image-size) does" in one_line(run(*given))
-    assert "its size (a folder's with --image-size)" in one_line(run(*given, "--image-size", 6))
+    assert "leave out --image-size, bring them to its size" in one_line(
+        run(*given, "--image-size", 6)
+    )
     assert run(*given, "--image-size", 8).status == 0
+    write(tmp_path / "mine", "plain", dataset="folder", image_size=8, **names)
+    assert run(*given).status == 0
+    other = write(tmp_path / "other", "plain", dataset="folder", **names | {"size": (6, 6)})
+    told = one_line(run(*given, "transfer", "--surrogate", other))
+    assert "surrogate other has (6, 6) size, mine has (8, 8)" in told
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import os
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,24 +17,39 @@ from bilevel.experiment.files import atomic_write
 Bytes = npt.NDArray[np.uint8]
 
 
-def user_cache(root: Path) -> list[Path]:
-    """The cache file of a folder that is not writable.
+class Decoded(NamedTuple):
+    """Images with what tells that their files are the same.
+
+    Args:
+        images: RGB, ``(N, 3, H, W)``.
+        sums: The SHA-256 of each file, ``(N, 32)``.
+    """
+
+    images: Bytes
+    sums: Bytes
+
+
+def cache_files(root: Path, side: int | None) -> list[Path]:
+    """Where the decoded images of a folder may be kept.
 
     Args:
         root: The folder.
+        side: The height and width to which they are brought; None for those of one size.
 
     Returns:
-        A file in the user's cache folder; empty for a user without a home.
+        A file in the folder, and, for a user with a home, one in the user's cache folder.
     """
+    end = ".npz" if side is None else f"-{side}.npz"
+    own = root / f".bilevel-cache{end}"
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bilevel"
-    except RuntimeError:
-        return []
+    except RuntimeError:  # there is no home
+        return [own]
     name = str(root.resolve()).encode(errors="surrogatepass")  # it need not be UTF-8
-    return [folder / (hashlib.sha256(name).hexdigest()[:32] + ".npz")]
+    return [own, folder / (hashlib.sha256(name).hexdigest()[:32] + end)]
 
 
-def load(path: Path, fingerprint: str) -> Bytes | None:
+def load(path: Path, fingerprint: str) -> Decoded | None:
     """Reads a cache file.
 
     Args:
@@ -46,27 +62,26 @@ def load(path: Path, fingerprint: str) -> Bytes | None:
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             if str(file["fingerprint"]) == fingerprint:
-                images: Bytes = file["images"]
-                return images
+                return Decoded(file["images"], file["sums"])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         pass
     return None
 
 
-def save(path: Path, fingerprint: str, images: Bytes) -> bool:
+def save(path: Path, fingerprint: str, decoded: Decoded) -> bool:
     """Writes a cache file atomically.
 
     Args:
         path: The file.
         fingerprint: The fingerprint of the source files.
-        images: The decoded images.
+        decoded: The images.
 
     Returns:
         Whether it could be written.
     """
     try:
         with atomic_write(path) as part, part.open("wb") as file:
-            np.savez(file, fingerprint=np.array(fingerprint), images=images)
+            np.savez(file, fingerprint=np.array(fingerprint), **decoded._asdict())
     except BilevelError:
         return False
     return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.cache import Bytes
+from bilevel.robustness.data.cache import Bytes, Decoded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 _CHUNK = 256  # images per task of the thread pool, whose overhead is then negligible
 
 
-def decode(paths: list[Path], side: int | None = None) -> Bytes:
+def decode(paths: list[Path], side: int | None = None) -> Decoded:
     """Decodes all images, with a progress bar on the standard error.
 
     Args:
@@ -28,32 +32,35 @@ def decode(paths: list[Path], side: int | None = None) -> Bytes:
             camera says how; None for images that have one size.
 
     Returns:
-        RGB, ``(N, 3, H, W)``.
+        The images.
 
     Raises:
         BilevelError: An image cannot be decoded, has more than 8 bits a channel or is transparent,
             or the images differ in size.
     """
-    first = _pixels(paths[0], side)
+    first = pixels(_content(paths[0]), paths[0], side)
     images = np.empty((len(paths), *first.shape), np.uint8)
+    sums = np.empty((len(paths), 32), np.uint8)
 
     def decode_chunk(begin: int) -> None:
         for index, path in enumerate(paths[begin : begin + _CHUNK], start=begin):
-            pixels = _pixels(path, side)
-            if pixels.shape != first.shape:
+            content = _content(path)
+            image = pixels(content, path, side)
+            if image.shape != first.shape:
                 raise BilevelError(
                     f"images differ in size: {paths[0]} is {_size(first)} and {path} is "
-                    f"{_size(pixels)} pixels; bring all images to one size, as image_size "
+                    f"{_size(image)} pixels; bring all images to one size, as image_size "
                     "(--image-size) does by scaling and cropping them"
                 )
-            images[index] = pixels
+            images[index] = image
+            sums[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
 
     begins = range(0, len(paths), _CHUNK)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         title = f"Decoding {len(paths)} images"
         for _ in _with_progress_bar(pool.map(decode_chunk, begins), len(begins), title):
             pass
-    return images
+    return Decoded(images, sums)
 
 
 def _with_progress_bar(parts: Iterator[None], total: int, title: str) -> Iterable[None]:
@@ -68,31 +75,82 @@ def _with_progress_bar(parts: Iterator[None], total: int, title: str) -> Iterabl
     return track(parts, title, total, console=console, transient=True, disable=hidden)
 
 
-def _pixels(path: Path, side: int | None) -> Bytes:
-    """One image as RGB, ``(3, H, W)``."""
+def read_image(path: str | os.PathLike[str], size: int | None = None) -> Tensor:
+    """One image, read as those of a folder are, for a classifier that was trained on them.
+
+    Args:
+        path: The file.
+        size: Height and width to which it is scaled and cropped, turned upright where the camera
+            says how, as by ``image_size`` in training; None to leave it as it is.
+
+    Returns:
+        RGB in [0, 1], ``(1, 3, H, W)``.
+
+    Raises:
+        BilevelError: It cannot be read or decoded, or it is transparent.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> file = Path(tempfile.mkdtemp()) / "photo.png"
+        >>> Image.new("RGB", (30, 20), "red").save(file)
+        >>> read_image(file, 2)[0, 0]
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+    path = Path(path)
+    found = np.ascontiguousarray(pixels(_content(path), path, size))
+    return torch.from_numpy(found)[None] / 255
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BilevelError(
+            f"image {path} cannot be read ({error.strerror}): make it readable, or give another"
+        ) from error
+
+
+def pixels(content: bytes, path: Path, side: int | None) -> Bytes:
+    """One image as bytes.
+
+    Args:
+        content: The file.
+        path: Its name, for messages.
+        side: See :func:`decode`.
+
+    Returns:
+        RGB, ``(3, H, W)``.
+
+    Raises:
+        BilevelError: It cannot be decoded, has more than 8 bits a channel or is transparent.
+    """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             mode, transparent = image.mode, _is_transparent(image)
-            rgb = image.convert("RGB")
+            rgb = image if mode == "RGB" else image.convert("RGB")
             if side is not None:
-                rgb = ImageOps.fit(ImageOps.exif_transpose(rgb), (side, side))
-            pixels = np.asarray(rgb).transpose(2, 0, 1)
+                ImageOps.exif_transpose(rgb, in_place=True)
+                rgb = ImageOps.fit(rgb, (side, side))
+            found = np.asarray(rgb).transpose(2, 0, 1)
     except Exception as error:  # decoders raise more kinds than Pillow documents
         raise BilevelError(
             f"image {path} cannot be decoded: {error}; repair it or remove it"
         ) from error
     if mode.startswith(("I", "F")):  # Pillow would silently clip the values at 255
         raise BilevelError(
-            f"image {path} has more than 8 bits a channel (mode {mode}); convert it to 8 bits"
+            f"image {path} has more than 8 bits a channel (mode {mode}): scale it to 8 bits, such "
+            "as (np.asarray(image) / 256).astype(np.uint8) of 16; Image.convert would clip it"
         )
     if transparent:  # Pillow would silently show what lies under the transparent pixels
         raise BilevelError(
             f"image {path} is transparent in places: what is seen there depends on the background; "
             "flatten it onto one, and save it without an alpha channel"
         )
-    return pixels
+    return found
 
 
 def _is_transparent(image: Image) -> bool:
@@ -102,6 +160,6 @@ def _is_transparent(image: Image) -> bool:
     return bool((np.asarray(image.convert("RGBA").getchannel("A")) < 255).any())
 
 
-def _size(pixels: Bytes) -> str:
+def _size(image: Bytes) -> str:
     """Width x height."""
-    return f"{pixels.shape[2]}x{pixels.shape[1]}"
+    return f"{image.shape[2]}x{image.shape[1]}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,7 @@ from bilevel.robustness.data.decoding import decode
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Files that count as images, as for ``ImageFolder``."""
 
-CACHE_NAME = ".bilevel-cache.npz"
-_CACHE_FORMAT = "bilevel images 2"
+_CACHE_FORMAT = "bilevel images 3"
 _PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
 _PART_LIKE = re.compile(r"(train|test)(ing)?|val(id(ation)?)?", re.IGNORECASE)
 
@@ -47,11 +47,12 @@ class ImageTree:
     labels: npt.NDArray[np.int64]
     fingerprint: str
 
-    def read(self, side: int | None = None) -> cache.Bytes:
-        """The pixels of the images, from the cache, or else decoded and then cached.
+    def read(self, side: int | None = None) -> cache.Decoded:
+        """The images, from the cache, or else decoded and then cached.
 
-        The cache is the file ``.bilevel-cache.npz`` in ``root`` or, if that is not writable, a file
-        in the user's cache folder. It holds the fingerprint of the files that it was made from, and
+        The cache is the file ``.bilevel-cache.npz`` in ``root``, or ``.bilevel-cache-64.npz`` for
+        ``side=64``, or, if that is not writable, a file in the user's cache folder. It holds the
+        fingerprint of the files that it was made from, and
         is ignored if theirs differs.
 
         Args:
@@ -59,26 +60,25 @@ class ImageTree:
                 the camera says how; None for images that have one size.
 
         Returns:
-            RGB, ``(N, 3, H, W)``.
+            RGB, ``(N, 3, H, W)``, and the files' checksums.
 
         Raises:
             BilevelError: An image cannot be decoded or is transparent, or the images differ in
                 size.
         """
-        places = [self.root / CACHE_NAME, *cache.user_cache(self.root)]
-        fingerprint = self.fingerprint if side is None else f"{self.fingerprint} {side}"
+        places = cache.cache_files(self.root, side)
         for place in places:
-            images = cache.load(place, fingerprint)
-            if images is not None:
-                return images
-        images = decode([self.root / file for file in self.files], side)
-        if not any(cache.save(place, fingerprint, images) for place in places):
+            decoded = cache.load(place, self.fingerprint)
+            if decoded is not None:
+                return decoded
+        decoded = decode([self.root / file for file in self.files], side)
+        if not any(cache.save(place, self.fingerprint, decoded) for place in places):
             warnings.warn(
                 f"no cache of the images can be written ({' or '.join(map(str, places))}): they "
                 "will be decoded again in the next run; make one of the folders writable",
                 stacklevel=2,
             )
-        return images
+        return decoded
 
 
 def find_trees(root: Path) -> dict[str, ImageTree]:
@@ -156,8 +156,8 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
             f"there is no folder {root}: images are read from its class folders, {root}/CLASS/; "
             "give the folder that holds them"
         )
-    folders = (entry.name for entry in os.scandir(root) if entry.is_dir())
-    names = tuple(sorted(name for name in folders if not name.startswith(".")))
+    folders = _class_folders(root)
+    names = tuple(sorted(folders))
     if not classes and len(names) < 2:
         found = f"one class folder ({names[0]})" if names else "no class folders"
         raise BilevelError(
@@ -173,7 +173,7 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes or names):
-        members = _image_files(root, name)
+        members = [file for folder in folders.get(name, ()) for file in _image_files(root, folder)]
         if not members and not classes:
             raise BilevelError(
                 f"class folder {root / name} holds no image ({', '.join(EXTENSIONS)}); "
@@ -192,6 +192,15 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
         )
     rows = np.array(labels, np.int64)
     return ImageTree(root, classes or names, tuple(files), rows, digest.hexdigest())
+
+
+def _class_folders(root: Path) -> dict[str, list[str]]:
+    """The folders of each class. Some systems write an umlaut as a letter and two dots."""
+    folders: dict[str, list[str]] = {}
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if entry.is_dir() and not entry.name.startswith("."):
+            folders.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry.name)
+    return folders
 
 
 def _image_files(root: Path, name: str) -> list[str]:

@@ -7,7 +7,6 @@ chosen on the test set, as in much work on adversarial training, is reported too
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
+from bilevel.robustness.data.cache import Bytes
 
 _TEST_SHARE = 0.2  # of datasets without a test set
 
@@ -176,24 +176,26 @@ def hold_out_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
-def hold_out_by_content(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+def hold_out_by_content(images: ImageSet, sums: Bytes) -> tuple[ImageSet, ImageSet]:
     """Training and test images of a collection that may grow.
 
-    A class's images are ordered by their checksums. One more image then moves at most one of its
+    A class's images are ordered by the checksums of their files, so that the size to which they are
+    brought does not matter. One more image then moves at most one of its
     class from a part to the other, so that a classifier that was trained before is not tested on
     what it has seen.
 
     Args:
         images: All images.
+        sums: Their checksums, ``(N, 32)``.
 
     Returns:
         Four fifths and one fifth of each class; of two images one, of a single one none.
     """
-    sums = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images.images.cpu()]
+    keys = [row.tobytes() for row in sums]
     test = np.zeros(len(images), bool)
     labels = images.labels.numpy(force=True)
     for label in range(len(images.classes)):
-        members = sorted(np.flatnonzero(labels == label), key=sums.__getitem__)
+        members = sorted(np.flatnonzero(labels == label), key=keys.__getitem__)
         size = max(round(_TEST_SHARE * len(members)), int(len(members) > 1))
         test[members[:size]] = True
     rows = torch.from_numpy(test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,6 +13,7 @@ import torch
 
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
+from bilevel.robustness.data.cache import Bytes
 from bilevel.robustness.data.folder import find_trees
 from bilevel.robustness.data.images import (
     ImageSet,
@@ -135,16 +137,28 @@ def _folder(root: Path, side: int | None) -> tuple[ImageSet, ImageSet, ImageSet 
     """Training, test and perhaps validation images of an image folder."""
     if side is not None:
         count("image_size", side)
-    sets = {
-        part: ImageSet(
-            torch.from_numpy(tree.read(side)), torch.from_numpy(tree.labels), tree.classes
-        )
-        for part, tree in find_trees(root).items()
-    }
+    sets, sums = {}, {}
+    for part, tree in find_trees(root).items():
+        images, sums[part] = tree.read(side)
+        labels = torch.from_numpy(tree.labels)
+        sets[part] = ImageSet(torch.from_numpy(images), labels, tree.classes)
     if "all" in sets:
-        return *hold_out_by_content(sets["all"]), None
+        return *hold_out_by_content(sets["all"], sums["all"]), None
+    _warn_of_copies(root, sums["train"], sums["test"])
     _check_sizes({f"{root}/{part}": images for part, images in sets.items()})
     return sets["train"], sets["test"], sets.get("val")
+
+
+def _warn_of_copies(root: Path, train: Bytes, test: Bytes) -> None:
+    """Warns if the classifier would be tested on what it has been trained on."""
+    seen = {row.tobytes() for row in train}
+    copies = sum(row.tobytes() in seen for row in test)
+    if copies:
+        warnings.warn(
+            f"{copies} of {len(test)} images in {root / 'test'} are in {root / 'train'} too: the "
+            "accuracy on them says nothing; remove them from one of the two",
+            stacklevel=2,
+        )
 
 
 def _shuffled(images: ImageSet) -> ImageSet:

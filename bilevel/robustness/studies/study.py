@@ -83,6 +83,7 @@ class Study:
             self.recipe,
             self.data.train,
             dataset=args.dataset,
+            image_size=args.image_size,
             seed=args.seed,
             normalize=args.normalize,
         )

@@ -44,6 +44,8 @@ class About:
         class_names: The names of the classes, in the order of the logits; empty if not known.
         norm: The norm of ε.
         size: Height and width of its images; empty if not known.
+        image_size: The height and width to which the images of its folder were scaled and cropped;
+            None if they were not.
     """
 
     method: str
@@ -58,6 +60,7 @@ class About:
     class_names: tuple[str, ...] = ()
     norm: Norm = "linf"
     size: tuple[int, ...] = ()
+    image_size: int | None = None
 
     @classmethod
     def of(
@@ -67,6 +70,7 @@ class About:
         images: ImageSet,
         *,
         dataset: str,
+        image_size: int | None = None,
         seed: int = 0,
         normalize: Over = "sample",
     ) -> About:
@@ -78,6 +82,7 @@ class About:
                 :func:`~bilevel.robustness.fitting_width` finds.
             images: The training images.
             dataset: Where they come from.
+            image_size: See :func:`~bilevel.robustness.load_images`.
             seed: Seed of the run.
             normalize: What the attacker's gradients are divided by, see :class:`Attacker`.
 
@@ -106,6 +111,7 @@ class About:
             attacker=replace(attacker, width=fitting),
             class_names=images.classes,
             size=(height, width),
+            image_size=image_size,
         )
 
     def follower(self, eps: float | None = None) -> Perturbation:

@@ -42,13 +42,13 @@ def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are decoded from now on."""
     seen: list[Path] = []
-    pixels = decoding._pixels
+    pixels = decoding.pixels
 
-    def spy(path: Path, side: int | None) -> cache.Bytes:
+    def spy(content: bytes, path: Path, side: int | None) -> cache.Bytes:
         seen.append(path)
-        return pixels(path, side)
+        return pixels(content, path, side)
 
-    monkeypatch.setattr(decoding, "_pixels", spy)
+    monkeypatch.setattr(decoding, "pixels", spy)
     return seen
 
 
@@ -61,7 +61,7 @@ def test_a_folder_is_read_as_image_folder_reads_it(
     write_image(tree / "test" / "cat" / "deeper" / "x.JPG", 9)
     write_image(tree / "test" / "dog" / "grey.png", 9, mode="L")
     (tree / "test" / "dog" / "notes.txt").write_text("no image")
-    write_image(tree.parent / "elsewhere" / "y.png", 8)
+    write_image(tree.parent / "elsewhere" / "y.png", 8000)
     (tree / "test" / "dog" / "link").symlink_to(tree.parent / "elsewhere")
     source = ImageFolder(str(tree / "test"))
     with pytest.warns(UserWarning, match=r"1 of 6 files in .* known type, such as dog/notes.txt"):
@@ -70,7 +70,7 @@ def test_a_folder_is_read_as_image_folder_reads_it(
     assert test.classes == tuple(source.classes)
     assert test.labels.tolist() == source.targets
     expected = np.stack([np.asarray(image) for image, _ in source]).transpose(0, 3, 1, 2)
-    assert np.array_equal(test.read(), expected)
+    assert np.array_equal(test.read().images, expected)
     loaded = load(tree).test
     assert {bytes(image.numpy()) for image in loaded.images} == {*map(bytes, expected)}
 
@@ -108,7 +108,7 @@ def test_a_terminal_shows_how_far_it_is(tree: Path, monkeypatch: pytest.MonkeyPa
     for screen in screens:
         monkeypatch.setattr(sys, "stderr", screen)
         folder.find_trees(tree)["train"].read()
-        (tree / "train" / folder.CACHE_NAME).unlink()
+        (tree / "train" / ".bilevel-cache.npz").unlink()
     shown, silent = (screen.getvalue() for screen in screens)
     assert "Decoding 20 images" in shown
     assert "100%" in shown
@@ -136,7 +136,7 @@ def test_the_cache_is_hit_and_gives_the_same_images(tree: Path, decoded: list[Pa
     decoded.clear()
     assert same(load(tree), first)
     assert not decoded
-    assert (tree / "train" / folder.CACHE_NAME).is_file()
+    assert (tree / "train" / ".bilevel-cache.npz").is_file()
     assert not list(tree.rglob("*.part"))
 
 
@@ -148,7 +148,7 @@ def test_a_changed_file_is_seen(tree: Path, decoded: list[Path]) -> None:
     write_image(path, 77)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the clock may stand still
     load(tree)
-    test = folder.find_trees(tree)["test"].read()
+    test = folder.find_trees(tree)["test"].read().images
     assert np.array_equal(test[1].transpose(1, 2, 0), np.asarray(Image.open(path)))
     assert {path.parent.parent.name for path in decoded} == {"test"}
 
@@ -159,9 +159,9 @@ def test_a_renamed_file_is_seen(tmp_path: Path) -> None:
         path = tmp_path / "ab"[index % 2] / f"{index}.bmp"
         write_image(path, index)
         os.utime(path, ns=(0, 0))
-    before = folder.find_trees(tmp_path)["all"].read()
+    before = folder.find_trees(tmp_path)["all"].read().images
     (tmp_path / "a" / "0.bmp").rename(tmp_path / "a" / "9.bmp")
-    after = folder.find_trees(tmp_path)["all"].read()
+    after = folder.find_trees(tmp_path)["all"].read().images
     assert np.array_equal(after, before[[1, 0, 2, 3]])
 
 
@@ -182,7 +182,7 @@ def test_names_need_not_be_utf_8(tmp_path: Path, decoded: list[Path]) -> None:
 
 def test_a_damaged_cache_is_made_again(tree: Path) -> None:
     first = load(tree)
-    kept = tree / "train" / folder.CACHE_NAME
+    kept = tree / "train" / ".bilevel-cache.npz"
     whole = kept.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
@@ -264,7 +264,7 @@ def test_validation_images_of_ones_own(tree: Path, name: str) -> None:
     root = write_tree(tree / name, count=2, seed=7000)
     splits = load(tree)
     assert [counts(part) for part in splits] == [[10, 10], [2, 2], [3, 3]]
-    assert np.array_equal(splits.validation.images, folder.list_images(root).read())
+    assert np.array_equal(splits.validation.images, folder.list_images(root).read().images)
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing", "Validation")])
@@ -300,7 +300,7 @@ def test_train_or_test_alone(tmp_path: Path, part: str, other: str) -> None:
 def test_test_images_come_in_a_mixed_order_that_is_always_the_same(tmp_path: Path) -> None:
     """Class by class, a batch would have no partners of another class for its images."""
     write_tree(tmp_path / "test", count=8)
-    write_tree(tmp_path / "train", count=2)
+    write_tree(tmp_path / "train", count=2, seed=5000)
     first, again = load(tmp_path).test, load(tmp_path, seed=1).test
     assert torch.equal(first.images, again.images)
     assert counts(first) == [8, 8]
@@ -341,7 +341,7 @@ def test_a_corrupt_image_is_named(tree: Path, damage: str) -> None:
     path.write_bytes({"empty": b"", "cut": path.read_bytes()[:-30], "text": b"hello"}[damage])
     with pytest.raises(BilevelError, match=f"image {path} cannot be decoded: .*remove it"):
         load(tree)
-    assert not (tree / "train" / folder.CACHE_NAME).exists()
+    assert not (tree / "train" / ".bilevel-cache.npz").exists()
 
 
 def test_sixteen_bits_are_refused_rather_than_cut(tree: Path) -> None:
