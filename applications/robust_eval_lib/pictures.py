@@ -15,13 +15,20 @@ from bilevel.robustness import (
     examples,
     sample,
 )
+from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.problems import problem_of
 
 
 def attacked(target: Trained, evaluation: Evaluation, test: ImageSet) -> list[Example]:
-    """Figures 4 and 5: adversarial examples of three images, by the method's own attack too."""
+    """Figures 4 and 5: adversarial examples of three images, by the method's own attack too.
+
+    Of images that are classified correctly, if there are any among the first that are drawn.
+    """
     about, eps = target.about, evaluation.eps
-    shown, ball = next(batches(sample(test, 3), 3)), NORMS[evaluation.norm](eps)
+    drawn = sample(test, 64)
+    right = logits_of(target.model, drawn).argmax(1) == drawn.labels
+    shown = next(batches(sample(drawn.subset(right) if right.any() else drawn, 3), 3))
+    ball = NORMS[evaluation.norm](eps)
     attacks: dict[str, tuple[Perturbation, Solver]] = {
         "FGSM": (ball, ball.pgm(eps, 1)),
         "PGM-20": (ball, ball.pgm(EVALUATION_STEP * eps, 20)),

@@ -155,6 +155,16 @@ def test_a_picture_of_an_attacker_that_is_missing_is_not_drawn(
     assert titles(folder) == ["FGSM", "PGM-20"]
 
 
+def test_pictures_are_of_images_that_were_right_before(
+    applications: Callable[[str], ModuleType], tmp_path: Path, digits: Splits
+) -> None:
+    """Else a prediction that is wrong would not tell of an attack."""
+    pictures, folder = applications("robust_eval_lib.pictures"), write(tmp_path / "mine", "plain")
+    hardly = Evaluation("mine", 1e-6, None, torch.ones(1).bool())
+    examples = pictures.attacked(load_trained(folder), hardly, digits.test)
+    assert {example.prediction == example.label for example in examples} == {True}
+
+
 def test_curves_are_kept_for_the_same_settings_only(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, applications: Any
 ) -> None:
