@@ -13,13 +13,24 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from bilevel.experiment import commandline
+from bilevel.robustness import About, Attacker, save_trained
 
 APPLICATIONS = Path(__file__).parents[2] / "applications"
 BENCHMARKS = APPLICATIONS / "benchmarks"
 Suite = Callable[[str], ModuleType]
 SIZES = {"train_size": 40, "validation_size": 20, "test_size": 10}
+
+
+def write(folder: Path, method: str = "grad-l2l", **about: object) -> Path:
+    """An untrained classifier and its attacker, as a training run leaves them."""
+    torch.manual_seed(0)
+    settings = {"model": "small-cnn", "channels": 1, "classes": 10, "dataset": "digits"}
+    what = About(method, **settings | about, epsilon=0.2, attacker=Attacker("two-layer", 4))
+    save_trained(folder, what, what.classifier(), what.solver())
+    return folder
 
 
 class Ended(NamedTuple):

@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 
-from bilevel.robustness import About
-from bilevel.robustness.training.trained import save_trained
-from tests.applications.conftest import Suite
+from tests.applications.conftest import Suite, write
 
 TABLES = {
     "monitor": "monitor",
@@ -44,9 +42,7 @@ def test_the_screen_shows_the_columns_of_the_documentation(
 
 def test_what_the_battery_costs(suite: Suite, call: Callable[..., Any], tmp_path: Path) -> None:
     """`battery.py`: nothing more than its attacks, each on fewer images."""
-    folder, out = tmp_path / "mine", tmp_path / "out"
-    about = About("plain", "small-cnn", 1, 10, dataset="digits", epsilon=0.2)
-    save_trained(folder, about, about.classifier(), about.solver())
+    folder, out = write(tmp_path / "mine"), tmp_path / "out"
     assert call(suite("battery"), folder, "--smoke", "--out", out).status == 0
     *costs, whole = json.loads((out / "results.json").read_text())["results"]
     alone, together = (

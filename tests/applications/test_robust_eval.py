@@ -12,30 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel import BilevelError
 from bilevel.robustness import (
     About,
-    Attacker,
-    Evaluation,
     Splits,
-    Trained,
     load_images,
-    load_trained,
     save_trained,
 )
-from tests.applications.conftest import one_line
+from tests.applications.conftest import one_line, write
 from tests.images import write_image, write_tree
 
 FEW = ["--test-size", 12, "--curve-size", 8, "--points", 3, "--queries", 3]
-
-
-def write(folder: Path, method: str = "grad-l2l", **about: object) -> Path:
-    """An untrained classifier and its attacker, as a training run leaves them."""
-    torch.manual_seed(0)
-    settings = {"model": "small-cnn", "channels": 1, "classes": 10, "dataset": "digits"}
-    what = About(method, **settings | about, epsilon=0.2, attacker=Attacker("two-layer", 4))
-    save_trained(folder, what, what.classifier(), what.solver())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -138,33 +124,6 @@ def test_a_classifier_without_its_attacker_is_attacked_all_the_same(
     assert own["problem"] in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_picture_of_an_attacker_that_is_missing_is_not_drawn(
-    applications: Callable[[str], ModuleType], tmp_path: Path, digits: Splits
-) -> None:
-    pictures, folder = applications("robust_eval_lib.pictures"), write(tmp_path / "mine")
-
-    def titles(folder: Path, norm: str = "linf") -> list[str]:
-        evaluation = Evaluation("mine", 0.2, None, torch.ones(1).bool(), norm=norm)
-        examples = pictures.attacked(load_trained(folder), evaluation, digits.test)
-        return list(dict.fromkeys(example.title for example in examples))
-
-    assert titles(folder) == ["FGSM", "PGM-20", "own grad-l2l"]
-    assert titles(folder, "l2") == ["FGSM", "PGM-20"]  # it was not trained for that
-    assert titles(write(tmp_path / "pgm", "pgm")) == ["FGSM", "PGM-20", "own pgm"]
-    (folder / "attacker.safetensors").unlink()
-    assert titles(folder) == ["FGSM", "PGM-20"]
-
-
-def test_pictures_are_of_images_that_were_right_before(
-    applications: Callable[[str], ModuleType], tmp_path: Path, digits: Splits
-) -> None:
-    """Else a prediction that is wrong would not tell of an attack."""
-    pictures, folder = applications("robust_eval_lib.pictures"), write(tmp_path / "mine", "plain")
-    hardly = Evaluation("mine", 1e-6, None, torch.ones(1).bool())
-    examples = pictures.attacked(load_trained(folder), hardly, digits.test)
-    assert {example.prediction == example.label for example in examples} == {True}
-
-
 def test_curves_are_kept_for_the_same_settings_only(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, applications: Any
 ) -> None:
@@ -255,39 +214,6 @@ def test_a_classifier_without_a_gradient_has_a_report(
     assert "takes no images that need a gradient" in refused
 
 
-def test_folders_and_names(
-    applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inputs, folder = applications("robust_eval_lib.inputs"), write(tmp_path / "lr=0.1" / "pgm")
-    source = inputs.Source(None, tmp_path)
-
-    def load(given: str) -> list[Trained]:
-        return inputs.load((given,), torch.device("cpu"), source, allow_import=False)
-
-    given = (str(folder), f"mine={folder}", f"={folder / 'classifier.safetensors'}")
-    assert [load(one)[0].name for one in given] == ["pgm", "mine", "pgm"]
-    monkeypatch.chdir(folder)
-    assert load(".")[0].name == "pgm"
-    monkeypatch.chdir(tmp_path)
-    assert load("lr=0.1/pgm")[0].name == "pgm"
-    write(tmp_path / "lr:0")  # a folder, not a function of a module
-    assert load("lr:0")[0].about.model == "small-cnn"
-    with pytest.raises(BilevelError, match=r"cannot read weights from .*/nowhere=0\.1/pgm"):
-        load("runs/nowhere=0.1/pgm")
-    for name in ("pgm", "plain"):
-        write(tmp_path / "runs" / name)
-    with pytest.raises(BilevelError, match=r"runs holds pgm, plain, .*such as runs/pgm$"):
-        load("runs")
-
-
-def nan(folder: Path) -> Path:
-    about = About("plain", "small-cnn", 1, 10, "digits", 0.2)
-    model = about.classifier()
-    torch.nn.init.constant_(model.get_parameter("head.bias"), torch.nan)
-    save_trained(folder, about, model, about.solver())
-    return folder
-
-
 def test_images_of_any_size(run: Callable[..., Any], tmp_path: Path) -> None:
     """Brought to the size of the training."""
     photos = write_tree(tmp_path / "photos", count=30)
@@ -305,6 +231,14 @@ def test_images_of_any_size(run: Callable[..., Any], tmp_path: Path) -> None:
     other = write(tmp_path / "other", "plain", dataset="folder", **names | {"size": (6, 6)})
     told = one_line(run(*given, "transfer", "--surrogate", other))
     assert "surrogate other has (6, 6) size, mine has (8, 8)" in told
+
+
+def nan(folder: Path) -> Path:
+    about = About("plain", "small-cnn", 1, 10, "digits", 0.2)
+    model = about.classifier()
+    torch.nn.init.constant_(model.get_parameter("head.bias"), torch.nan)
+    save_trained(folder, about, model, about.solver())
+    return folder
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""What `applications/robust_eval.py` is made of: names of folders, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from bilevel import BilevelError
+from bilevel.robustness import Evaluation, Splits, Trained, load_images, load_trained
+from tests.applications.conftest import write
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load_images("digits", ".", seed=0)
+
+
+def test_a_picture_of_an_attacker_that_is_missing_is_not_drawn(
+    applications: Callable[[str], ModuleType], tmp_path: Path, digits: Splits
+) -> None:
+    pictures, folder = applications("robust_eval_lib.pictures"), write(tmp_path / "mine")
+
+    def titles(folder: Path, norm: str = "linf") -> list[str]:
+        evaluation = Evaluation("mine", 0.2, None, torch.ones(1).bool(), norm=norm)
+        examples = pictures.attacked(load_trained(folder), evaluation, digits.test)
+        return list(dict.fromkeys(example.title for example in examples))
+
+    assert titles(folder) == ["FGSM", "PGM-20", "own grad-l2l"]
+    assert titles(folder, "l2") == ["FGSM", "PGM-20"]  # it was not trained for that
+    assert titles(write(tmp_path / "pgm", "pgm")) == ["FGSM", "PGM-20", "own pgm"]
+    (folder / "attacker.safetensors").unlink()
+    assert titles(folder) == ["FGSM", "PGM-20"]
+
+
+def test_pictures_are_of_images_that_were_right_before(
+    applications: Callable[[str], ModuleType], tmp_path: Path, digits: Splits
+) -> None:
+    """Else a prediction that is wrong would not tell of an attack."""
+    pictures, folder = applications("robust_eval_lib.pictures"), write(tmp_path / "mine", "plain")
+    hardly = Evaluation("mine", 1e-6, None, torch.ones(1).bool())
+    examples = pictures.attacked(load_trained(folder), hardly, digits.test)
+    assert {example.prediction == example.label for example in examples} == {True}
+
+
+def test_folders_and_names(
+    applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, folder = applications("robust_eval_lib.inputs"), write(tmp_path / "lr=0.1" / "pgm")
+    source = inputs.Source(None, tmp_path)
+
+    def load(given: str) -> list[Trained]:
+        return inputs.load((given,), torch.device("cpu"), source, allow_import=False)
+
+    given = (str(folder), f"mine={folder}", f"={folder / 'classifier.safetensors'}")
+    assert [load(one)[0].name for one in given] == ["pgm", "mine", "pgm"]
+    monkeypatch.chdir(folder)
+    assert load(".")[0].name == "pgm"
+    monkeypatch.chdir(tmp_path)
+    assert load("lr=0.1/pgm")[0].name == "pgm"
+    write(tmp_path / "lr:0")  # a folder, not a function of a module
+    assert load("lr:0")[0].about.model == "small-cnn"
+    with pytest.raises(BilevelError, match=r"cannot read weights from .*/nowhere=0\.1/pgm"):
+        load("runs/nowhere=0.1/pgm")
+    for name in ("pgm", "plain"):
+        write(tmp_path / "runs" / name)
+    with pytest.raises(BilevelError, match=r"runs holds pgm, plain, .*such as runs/pgm$"):
+        load("runs")
