@@ -197,3 +197,42 @@ def test_the_units_of_b_change_nothing_and_every_product_is_counted(method) -> N
         spent.append(len(products))
     assert len(set(spent)) == 1
     assert spent[0] < 20 or method is exact
+
+
+@pytest.mark.parametrize("method", [gmres, exact])
+def test_curvature_is_that_of_the_symmetric_part(method) -> None:
+    a = torch.tensor([[2.0, 3.0], [0.0, 4.0]], dtype=F64)
+    solution = method(lambda v: a @ v, torch.ones(2, dtype=F64), 2, tolerance=0.0)
+    torch.testing.assert_close(solution.curvature, torch.linalg.eigvalsh((a + a.T) / 2)[0])
+
+
+@pytest.mark.parametrize("method", [conjugate_gradient, exact])
+def test_the_largest_curvature_may_be_a_negative_one(method) -> None:
+    scales = torch.tensor([-5.0, 1.0], dtype=F64)
+    b = torch.tensor([3.0, 0.1], dtype=F64)
+    assert method(lambda v: scales * v, b, 2, tolerance=0.0).largest > 4.9
+
+
+def test_gmres_stops_where_its_space_is_closed() -> None:
+    scales = torch.cat([torch.tensor([1.0, 2.0, 0.0], dtype=F64), torch.ones(30, dtype=F64)])
+    solution = gmres(lambda v: scales * v, torch.ones(33, dtype=F64), 100, tolerance=0.0)
+    assert solution.products == 3
+    torch.testing.assert_close(solution.value[:2], torch.tensor([1.0, 0.5], dtype=F64))
+
+
+def test_iterates_from_a_start_near_the_solution_are_not_averaged() -> None:
+    """Residuals that are large beside the first one only are none that grew without bound."""
+    scales = torch.tensor([1e-4, 1.0], dtype=F64)
+    start = 1 - 1e-6 * torch.tensor([1.0, 0.01], dtype=F64) / scales
+    solution = conjugate_gradient(lambda v: scales * v, scales, 1, start=start, tolerance=0.0)
+    assert solution.products == 2
+
+
+def test_every_product_is_counted_where_the_mean_is_taken() -> None:
+    calls, scales = [], torch.tensor([1.0, -0.999], dtype=F64)
+
+    def product(v: Tensor) -> Tensor:
+        calls.append(v)
+        return scales * v
+
+    assert conjugate_gradient(product, torch.ones(2, dtype=F64), 1).products == len(calls) == 2
