@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bilevel.tree import norms, ravel, unravel
+from bilevel.tree import norms, ravel, requiring_grad, unravel
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e3])  # their squares are no numbers of half precision
@@ -34,3 +34,9 @@ def test_a_vector_is_unravelled_into_the_types_of_its_parts() -> None:
         "c": torch.randn(2, dtype=torch.complex64),
     }
     torch.testing.assert_close(unravel(ravel(y).double(), like=y), y, rtol=0, atol=0)
+
+
+def test_a_point_of_a_graph_is_not_the_tensor_that_was_given() -> None:
+    given = torch.zeros(2)
+    assert requiring_grad(given).requires_grad
+    assert not given.requires_grad

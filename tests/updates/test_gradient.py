@@ -127,3 +127,9 @@ def test_is_one_graph_without_synchronisation(update):
     mapped = torch.func.vmap(two_steps)(torch.stack([Y, Y]), torch.stack([G, -G]))
     torch.testing.assert_close(mapped, torch.stack([expected, 2 * Y - expected]))
     assert two_steps(Y.to("meta"), G.to("meta")).shape == Y.shape
+
+
+def test_momentum_reads_what_its_update_reads() -> None:
+    momentum = Momentum(SignGradient(1.0), 1.0)
+    assert not momentum.differentiable
+    assert not momentum.needs_context

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -212,3 +214,11 @@ def test_the_step_does_not_depend_on_the_objectives_scale():
     moved, _ = updater(y, gradient, None, None)
     scaled, _ = updater(y, {name: 1000 * leaf for name, leaf in gradient.items()}, None, None)
     torch.testing.assert_close(row(scaled), row(moved))
+
+
+def test_logarithms_of_gradients_that_are_small_beside_others() -> None:
+    update, seen = CoordinateMLP(), []
+    update.network[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    update(torch.zeros(1, 2), torch.tensor([[1.0, 1e-6]]), None, None)
+    expected = math.log(2**0.5 * 1e-6)  # relative to the root mean square
+    assert seen[0].reshape(2, 4)[1, 3].item() == pytest.approx(expected, rel=1e-4)

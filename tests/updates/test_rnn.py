@@ -261,3 +261,11 @@ def test_state_of_another_y_is_an_error():
 def test_missing_gradient_is_an_error():
     with pytest.raises(BilevelError, match="the gradient is None"):
         CoordinateRNN(EPS)(torch.zeros(2, 2), None, None, None)
+
+
+def test_a_state_of_the_same_size_and_another_shape() -> None:
+    update, x = ConvRNN(1, 0.1, hidden=4), torch.rand(2, 1, 4, 8)
+    _, state = update(x, x, x, None)
+    turned = x.transpose(2, 3)
+    with pytest.raises(BilevelError, match="state has shape"):
+        update(turned, turned, turned, state)

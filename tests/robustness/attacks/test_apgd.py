@@ -23,6 +23,7 @@ from bilevel.robustness import (
     SolverAttack,
     batches,
 )
+from bilevel.robustness.attacks.apgd import _checkpoints
 from bilevel.robustness.threats.losses import Loss, cross_entropy, dlr, margin, targeted_dlr
 from tests.digits import EPS, trained
 from tests.problems import Nearest, Weights, image_game
@@ -255,3 +256,8 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 
 def test_the_number_of_steps_may_be_one_of_numpy() -> None:
     assert APGD(steps=np.int64(3)).steps == 3
+
+
+def test_the_checkpoints_of_the_authors_code() -> None:
+    assert _checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 100]
+    assert _checkpoints(10) == [0, 3, 5, 6, 7, 8, 9, 10]

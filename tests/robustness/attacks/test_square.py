@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bilevel import BilevelError, Oracle, ZeroSum, testing
 from bilevel.robustness import L2, Batch, Linf, Perturbation, Square, attack, batches
 from bilevel.robustness.attacks.square import _share
+from bilevel.robustness.attacks.square_proposals import LinfProposals
 from bilevel.robustness.threats.losses import Loss, cross_entropy, margin
 from tests.digits import EPS, trained
 from tests.problems import image_game
@@ -234,3 +235,12 @@ def test_a_batch_without_images(threat: type[Perturbation]) -> None:
 def test_bad_arguments(queries: float) -> None:
     with pytest.raises(BilevelError, match=f"queries is {queries}: .* give 1, 2"):
         Square(queries)  # type: ignore[arg-type]
+
+
+def test_signs_are_drawn_for_each_channel() -> None:
+    clean, own = torch.zeros(8, 3, 6, 6), LinfProposals(0.1)
+    batch = Batch(torch.full_like(clean, 0.5), torch.zeros(8, dtype=torch.long))
+    threat = Linf(0.1)
+    oracle = Oracle(threat, ZeroSum(nn.Identity(), threat), batch)
+    for proposed in (own.first(clean), own.windowed(oracle, clean, 0.5)):
+        assert (proposed[:, 0] != proposed[:, 1]).any()

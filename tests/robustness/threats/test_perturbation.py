@@ -217,3 +217,9 @@ def test_a_classifier_that_returns_more_than_logits() -> None:
     follower, batch = Linf(0.1), images()
     with pytest.raises(BilevelError, match=r"returned a dict of \['logits'\]: .*wrap it"):
         follower.objective(ZeroSum(Wrapped(), follower), torch.zeros_like(batch.x), batch)
+
+
+def test_a_small_start_is_a_start() -> None:
+    """The paper's, 1e-4."""
+    batch = Batch(torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.long))
+    assert 0 < Linf(0.031, start=1e-4).init(batch).abs().max() <= 1.001e-4
