@@ -133,7 +133,8 @@ class ForwardOracle(Oracle):
             grads = torch.autograd.grad(
                 value, inputs, signs, create_graph=True, materialize_grads=True
             )
-        gradient = [grad.detach() for grad in grads[: len(points)]]
+        # Contiguous: that of a sum is one number, expanded, of which forward mode makes no dual.
+        gradient = [grad.detach().contiguous() for grad in grads[: len(points)]]
         products = _products(grads, [dual.tangent for dual in duals], inputs[: len(points)])
         if products:
             gradient = [
@@ -148,7 +149,8 @@ def _products(
 ) -> Sequence[Tensor]:
     """The rows of y of the Hessian, which is symmetric, times the tangents; empty if none moves."""
     pairs = zip(grads, tangents, strict=True)
-    moving = [(grad, t) for grad, t in pairs if t is not None and grad.requires_grad]
+    # Without a graph: constants, such as the zeros of what the objective does not use.
+    moving = [(grad, t) for grad, t in pairs if t is not None and grad.grad_fn is not None]
     if not moving:
         return ()
     parts, directions = zip(*moving, strict=True)

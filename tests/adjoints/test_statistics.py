@@ -94,3 +94,29 @@ def test_the_random_numbers_of_the_solve_are_those_of_the_gradient() -> None:
     solution = Implicit().solve(Iterative(Gradient(1.0), 1), Noisy(), leader, valley(2, 2.0))
     (slope,) = torch.autograd.grad(solution.value, leader.theta, ONES)
     assert slope.item() == pytest.approx(solution.value.sum().item() / leader.theta.item())
+
+
+@pytest.mark.parametrize("adjoint", [Forward(), Implicit(), Penalty(1e2)], ids=str)
+def test_parameters_that_the_follower_does_not_read_are_named(adjoint) -> None:
+    leader, solver = Numbers(3), Iterative(Gradient(0.1), 3)
+    leader.other = torch.nn.Parameter(torch.zeros(2, dtype=F64))
+    value = adjoint.solve(solver, Quadratic(), leader, valley(2, 2.0)).value
+    with pytest.warns(HypergradientWarning, match="other"):
+        value.sum().backward()
+
+
+@pytest.mark.parametrize("adjoint", [Forward(), Unrolled()], ids=str)
+def test_an_objective_that_is_linear_in_a_part_of_y(adjoint) -> None:
+    class Partly(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return {"a": torch.zeros(2, dtype=F64), "b": torch.zeros(2, dtype=F64)}
+
+        def objective(self, leader, y, batch):
+            return (y["a"] - leader.theta.sum()).square().sum() + y["b"].sum()
+
+    leader = Numbers(1)
+    value = adjoint.solve(Iterative(Gradient(0.3), 2), Partly(), leader, None).value
+    (value["a"].sum() + value["b"].sum()).backward()
+    assert leader.theta.grad.item() == pytest.approx(2 * (1 - 0.4**2))

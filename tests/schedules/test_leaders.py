@@ -61,6 +61,15 @@ def test_an_extrapolation_is_projected_before_the_step_from_it() -> None:
     assert leader.w.item() == pytest.approx(0.8)
 
 
+def test_a_solve_sees_a_leader_within_its_constraints() -> None:
+    leader = Walled()
+    solver, optimizer = Iterative(Gradient(0.1), 1), torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, Still(), solver, leader_opt=optimizer, adjoint=Detached())
+    leader.w.data.fill_(7.0)
+    game.solve(None)
+    assert leader.w == 1
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_mode_of_the_solver_while_the_leader_moves(mode) -> None:
     game, batch = l2l_game(Alternating(solver_mode=mode))
