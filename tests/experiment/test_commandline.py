@@ -148,10 +148,14 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly() -> None:
 def test_a_stopped_application_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    assert before == signal.SIG_DFL
-    assert stopped(number) == 128 + number
-    assert signal.getsignal(signal.SIGTERM) == before
+    # As in a terminal: a shell's background jobs ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert stopped(number) == 128 + number
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
     line = "stopped; the same command with --resume goes on from the last checkpoint\n"
     assert capsys.readouterr().err == line
 
