@@ -22,6 +22,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
 ONES = torch.ones(2, dtype=F64)
 
 
+class Two(FollowerProblem):
+    """min over a and b of Σ(a − Σθ)² + b²."""
+
+    sense = "min"
+
+    def init(self, batch):
+        return {"a": torch.zeros(2, dtype=F64), "b": torch.zeros(1, dtype=F64)}
+
+    def objective(self, leader, y, batch):
+        return (y["a"] - leader.theta.sum()).square().sum() + y["b"].square().sum()
+
+
 @pytest.mark.parametrize(
     ("adjoint", "solves"),
     [(Forward(), 4), (Sampled(0.1, samples=5), 11)],
@@ -70,15 +82,6 @@ def test_a_warm_start_keeps_the_answer(adjoint) -> None:
 
 @pytest.mark.parametrize("adjoint", [Implicit(), Penalty(1e2), Forward()], ids=str)
 def test_a_loss_that_reads_one_tensor_of_two(adjoint) -> None:
-    class Two(FollowerProblem):
-        sense = "min"
-
-        def init(self, batch):
-            return {"a": torch.zeros(2, dtype=F64), "b": torch.zeros(1, dtype=F64)}
-
-        def objective(self, leader, y, batch):
-            return (y["a"] - leader.theta.sum()).square().sum() + y["b"].square().sum()
-
     leader = Numbers(1)
     value = adjoint.solve(Iterative(Gradient(0.3), 60), Two(), leader, None).value
     value["a"].sum().backward()
@@ -107,12 +110,7 @@ def test_parameters_that_the_follower_does_not_read_are_named(adjoint) -> None:
 
 @pytest.mark.parametrize("adjoint", [Forward(), Unrolled()], ids=str)
 def test_an_objective_that_is_linear_in_a_part_of_y(adjoint) -> None:
-    class Partly(FollowerProblem):
-        sense = "min"
-
-        def init(self, batch):
-            return {"a": torch.zeros(2, dtype=F64), "b": torch.zeros(2, dtype=F64)}
-
+    class Partly(Two):
         def objective(self, leader, y, batch):
             return (y["a"] - leader.theta.sum()).square().sum() + y["b"].sum()
 

@@ -337,16 +337,6 @@ def test_demonstrations_of_another_environment_are_refused(
     module: ModuleType, call: Callable[..., Any], tmp_path: Path
 ) -> None:
     save_demonstrations(tmp_path / "car.npz", demonstrate(ENV, MountainCarExpert(), 2))
-    line = one_line(
-        call(
-            module,
-            "--smoke",
-            "--out",
-            tmp_path,
-            "--env",
-            "CartPole-v1",
-            "--expert",
-            tmp_path / "car.npz",
-        )
-    )
+    given = ["--env", "CartPole-v1", "--expert", tmp_path / "car.npz"]
+    line = one_line(call(module, "--smoke", "--out", tmp_path, *given))
     assert "has demonstrations of MountainCar-v0, not CartPole-v1" in line

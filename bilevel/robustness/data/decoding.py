@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.cache import Bytes, Decoded
 
@@ -87,7 +88,7 @@ def read_image(path: str | os.PathLike[str], size: int | None = None) -> Tensor:
         RGB in [0, 1], ``(1, 3, H, W)``.
 
     Raises:
-        BilevelError: It cannot be read or decoded, or it is transparent.
+        BilevelError: It cannot be read or decoded, or it is transparent, or ``size`` is no size.
 
     Example:
         >>> import tempfile
@@ -99,6 +100,8 @@ def read_image(path: str | os.PathLike[str], size: int | None = None) -> Tensor:
                 [1., 1.]])
     """
     path = Path(path)
+    if size is not None:
+        count("size", size)
     found = np.ascontiguousarray(pixels(_content(path), path, size))
     return torch.from_numpy(found)[None] / 255
 

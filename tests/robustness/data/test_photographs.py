@@ -78,6 +78,8 @@ def test_images_that_are_no_files_have_their_size(tmp_path: Path) -> None:
 def test_bad_sizes(photos: Path, size: int) -> None:
     with pytest.raises(BilevelError, match=r"image_size is .*: it is a whole number from 1 on"):
         load_images("folder", photos, seed=0, image_size=size)
+    with pytest.raises(BilevelError, match=r"size is .*: it is a whole number from 1 on"):
+        read_image(photos / "cat" / "wide.png", size)
 
 
 @pytest.mark.parametrize("size", [4, 6])
