@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bilevel.adjoints import Adjoint, Pullback
 from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError, NonFiniteError, describe
+from bilevel.player import trainable_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Solver
@@ -116,7 +117,8 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
     if any(group.get("maximize") for group in groups):
         raise BilevelError(
             f"{player}_opt has maximize=True: a game gives each optimizer a gradient to descend, "
-            "the follower's negated, and it would move the wrong way; leave maximize out"
+            "the follower's negated, and it would move the wrong way; leave maximize out, and let "
+            "the loss read 2 * w.detach() - w for a multiplier w that is to ascend"
         )
     if optimizer is None and any(parameter.requires_grad for parameter in module.parameters()):
         raise BilevelError(
@@ -185,6 +187,54 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
             )
 
 
+def check_fixed_constraints(
+    leader: LeaderProblem, follower: FollowerProblem, y: Value, batch: Batch
+) -> None:
+    """Checks that Y does not depend on the leader, as Danskin's theorem requires.
+
+    Args:
+        leader: The leader.
+        follower: The problem.
+        y: An answer.
+        batch: The data.
+
+    Raises:
+        BilevelError: If it does: the gradient at constant y lacks that of the constraints.
+    """
+    with torch.enable_grad():
+        projected = follower.project(tree_map(Tensor.clone, detach(y)), batch)
+    moving = [leaf for leaf in leaves(projected) if leaf.requires_grad]
+    theta = trainable_parameters(leader)
+    if not moving or not theta:
+        return
+    starts = [torch.ones_like(leaf) for leaf in moving]
+    grads = torch.autograd.grad(moving, theta, starts, allow_unused=True)
+    if any(grad is not None for grad in grads):
+        raise BilevelError(
+            f"{type(follower).__name__}.project depends on the leader's parameters, and Detached() "
+            "has no gradient for constraints that move with them; take Unrolled() or Implicit(), "
+            "or if they are to be constants, detach the parameters in project"
+        )
+
+
+def check_in_place(leader: LeaderProblem, returned: object) -> None:
+    """Checks that a leader has projected its parameters in place.
+
+    Args:
+        leader: The leader.
+        returned: What its ``project`` returned.
+
+    Raises:
+        BilevelError: If it returned something, which would not be used.
+    """
+    if returned is not None:
+        raise BilevelError(
+            f"{type(leader).__name__}.project returned {describe(returned)}: a leader projects its "
+            "parameters in place, and what it returns is not used; write "
+            "self.w.copy_(self.w.clamp(0, 1)), say, and return nothing"
+        )
+
+
 def check_gradients(term: str, parameters: list[Tensor]) -> None:
     """Checks that a backward pass has reached some parameter.
 
@@ -236,6 +286,8 @@ def check_loss(term: str, loss: Tensor, step: int, *, moves: bool) -> None:
             f"{term} has shape {tuple(loss.shape)}: a player moves along the gradient of one "
             "number; return a scalar, such as the mean over the batch"
         )
+    if loss.is_complex():
+        raise BilevelError(f"{term} is complex: return its real part, .real, or abs()")
     if moves and not loss.requires_grad:
         raise BilevelError(_no_gradient(term))
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):

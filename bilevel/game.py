@@ -148,9 +148,13 @@ class Bilevel:
         Args:
             batch: The data of this step.
         """
-        with torch.no_grad():
-            self.leader.project()
+        self._project_leader()
         self.solver.project(self.follower, batch)
+
+    def _project_leader(self) -> None:
+        with torch.no_grad():
+            returned: object = self.leader.project()  # type: ignore[func-returns-value]
+            checks.check_in_place(self.leader, returned)
 
     def solve(self, batch: Batch) -> Solution:
         """Solves the follower for the current leader.
@@ -161,8 +165,7 @@ class Bilevel:
         Returns:
             The answer, with the graph that the adjoint gives it.
         """
-        with torch.no_grad():
-            self.leader.project()
+        self._project_leader()
         if not self._checked:
             self.follower.check(batch)
         torch.clear_autocast_cache()  # its converted weights are those from before the last move
@@ -170,6 +173,8 @@ class Bilevel:
         if not self._checked and not leaves(solution.value)[0].is_meta:
             checks.check_form(self.solver, self.follower, solution.value, batch)
             checks.check_feasible(self.follower, solution.value, batch)
+            if self.zero_sum and isinstance(self.adjoint, Detached):
+                checks.check_fixed_constraints(self.leader, self.follower, solution.value, batch)
             if self.pool is not None:
                 check_same_problem(self, solution.value, batch)
             self._checked = True

@@ -198,6 +198,11 @@ class FollowerProblem(ABC):
                 f"{type(self).__name__}.objective returned a {type(value).__name__}: return a "
                 "tensor, one value per sample or a scalar"
             )
+        if value.is_complex():
+            raise BilevelError(
+                f"{type(self).__name__}.objective is complex: nothing is best among complex "
+                "numbers; return its real part, .real, or abs()"
+            )
         if value.dim():
             self._check_samples(value, y)
         return value

@@ -316,3 +316,55 @@ def test_there_is_no_training_in_inference_mode() -> None:
 def test_an_argument_of_the_wrong_kind(make, told) -> None:
     with pytest.raises(BilevelError, match=told):
         make()
+
+
+def zero_sum_game(leader: ZeroSum, **parts) -> Bilevel:
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    solver = parts.pop("solver", Iterative(Gradient(0.5), 9))
+    return Bilevel(leader, leader.follower, solver, leader_opt=optimizer, **parts)
+
+
+def test_a_leader_is_projected_in_place() -> None:
+    class Fraction(ZeroSum):
+        def project(self) -> torch.Tensor:
+            return self.model.x.clamp(0, 1)
+
+    with pytest.raises(BilevelError, match=r"Fraction\.project returned a Tensor: .* in place"):
+        zero_sum_game(Fraction(Scalar(3.0), Saddle())).step(None)
+
+
+def test_constraints_that_move_with_the_leader_are_no_constants() -> None:
+    """Max over y ≤ 2 − x of (x − 1)² + y: the value is (x − 1)² + 2 − x, its slope 2x − 3."""
+
+    class Interdicted(Saddle):
+        def objective(self, leader, y, batch):
+            return (leader.model.x - 1) ** 2 + y
+
+        def project(self, y, batch):
+            return y.minimum(2 - self.model.x)
+
+    follower = Interdicted()
+    follower.model = Scalar(0.5)
+    leader = ZeroSum(follower.model, follower)
+    for solver in (Iterative(Gradient(0.5), 9), Parametric(torch.zeros(()).double())):
+        phi = torch.optim.SGD(solver.parameters(), lr=0.1) if [*solver.parameters()] else None
+        with pytest.raises(BilevelError, match=r"Interdicted\.project depends on the leader's .*"):
+            zero_sum_game(leader, solver=solver, solver_opt=phi).step(None)
+    zero_sum_game(leader, adjoint=Unrolled()).step(None)
+    assert leader.model.x.item() == pytest.approx(0.5 - 0.1 * (2 * 0.5 - 3))
+
+
+def test_complex_numbers_have_no_order() -> None:
+    class Turned(Saddle):
+        def objective(self, leader, y, batch):
+            return leader.model.x * y * 1j
+
+    with pytest.raises(BilevelError, match=r"Turned\.objective is complex: .* real part"):
+        zero_sum_game(ZeroSum(Scalar(1.0), Turned())).step(None)
+
+    class Imaginary(ZeroSum):
+        def loss(self, y, batch):
+            return super().loss(y, batch) * 1j
+
+    with pytest.raises(BilevelError, match=r"leader's loss is complex: .* real part"):
+        zero_sum_game(Imaginary(Scalar(1.0), Saddle()), adjoint=Detached()).step(None)

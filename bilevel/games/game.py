@@ -108,7 +108,7 @@ class Game(FollowerProblem):
         return torch.cat([torch.cat(row, 1) for row in parts])
 
     def factor(self, schedule: Schedule, lr: rates.Rate) -> float | None:
-        """The predicted factor per step of the distance to the equilibrium.
+        """The predicted factor per step of the distance to the nearest equilibrium.
 
         Exact for a quadratic game, else valid near the equilibrium.
 

@@ -72,7 +72,9 @@ def step_sizes(lr: Rate) -> tuple[float, float]:
 
 
 def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> float:
-    """The asymptotic factor per step of the distance to an equilibrium.
+    """The asymptotic factor per step of the distance to the equilibria.
+
+    They are a plane where J is singular, along which no schedule moves.
 
     Args:
         schedule: A schedule of the library.
@@ -81,7 +83,7 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
         lr: The step sizes.
 
     Returns:
-        Less than 1 if the players converge, more if they diverge, 1 if they cycle.
+        Less than 1 if the players converge, more if they diverge, 1 if they cycle or rest.
 
     Raises:
         BilevelError: If a step size is not positive, or the schedule is not known.
@@ -96,8 +98,12 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
     sizes = jacobian.new_full((len(jacobian),), follower_lr)
     sizes[:leader_size] = leader_lr
     matrix, steps = _transition(schedule, -sizes.unsqueeze(1) * jacobian, leader_size)
-    radius = float(torch.linalg.eigvals(matrix).abs().max())
-    return float(radius ** (1 / steps))
+    values = torch.linalg.eigvals(matrix)
+    resting = len(jacobian) - int(torch.linalg.matrix_rank(jacobian))  # their eigenvalue is 1
+    if resting == len(jacobian):
+        return 1.0
+    moving = values[(values - 1).abs().argsort()[resting:]]
+    return float(moving.abs().max()) ** (1 / steps)
 
 
 def best_step(predicted: Callable[[float], float], scale: float) -> float | None:
@@ -108,14 +114,14 @@ def best_step(predicted: Callable[[float], float], scale: float) -> float | None
         scale: The norm of J, about 1/η.
 
     Returns:
-        The step size, searched between 1e-3 and 1e2 in units of ``1/scale``; None if the players
+        The step size, searched between 1e-8 and 1e2 in units of ``1/scale``; None if the players
         converge at none.
 
     Example:
         >>> best_step(lambda step: abs(1 - 4 * step), scale=4.0)
         0.25
     """
-    grid = torch.logspace(-3, 2, 501, dtype=torch.float64) / scale
+    grid = torch.logspace(-8, 2, 1001, dtype=torch.float64) / scale
     values = [predicted(float(step)) for step in grid]
     at = min(range(len(values)), key=values.__getitem__)
     low, high = float(grid[max(at - 1, 0)]), float(grid[min(at + 1, len(grid) - 1)])

@@ -190,6 +190,7 @@ class Lookahead(Schedule):
         metrics = self.inner.step(game, batch)
         self._taken += 1
         if self._taken >= self.steps:
+            game.project(batch)  # which is part of Sᵏ
             torch._foreach_lerp_([*players.values()], [*self._slow.values()], 1 - self.alpha)
             self._slow = {}
         return metrics

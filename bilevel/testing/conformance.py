@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from bilevel.player import trainable_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
 from bilevel.testing.requirement import require
-from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
+from bilevel.tree import Value, detach, leaves, leaves_like, ravel, tree_map
 from bilevel.updates.base import Update
 
 
@@ -31,19 +32,29 @@ def _as_assertion_errors() -> Iterator[None]:
 
 
 @_as_assertion_errors()
+@torch.random.fork_rng()
 def check_follower(
-    follower: FollowerProblem, leader: LeaderProblem, batch: Batch, *, tolerance: float = 1e-5
+    follower: FollowerProblem,
+    leader: LeaderProblem,
+    batch: Batch,
+    *,
+    tolerance: float = 1e-5,
+    nearest: bool = True,
 ) -> None:
     """Checks the properties of a follower that solvers rely on.
 
-    The start lies in Y; ``project`` is idempotent and keeps shapes; the objective has the right
-    shape, depends on y, has finite gradients, and a sample's value depends on its own y only.
+    The start lies in Y; ``project`` gives the nearest point of Y, keeps shapes and is idempotent;
+    the objective has the right shape, depends on y and has finite gradients; and a sample's value
+    and projection depend on its own y only.
 
     Args:
         follower: The problem under test.
         leader: A leader to evaluate it with.
         batch: Data to evaluate it on, of two samples at least.
         tolerance: The largest distance of a point of Y from its projection, in units of y.
+        nearest: Whether ``project`` must give the nearest point of Y, by which projected gradient
+            steps and :class:`~bilevel.Implicit` are right. False for compositions of projections
+            that are not, as that of :class:`~bilevel.robustness.L2` onto ball and box.
 
     Raises:
         AssertionError: If a requirement is violated.
@@ -61,21 +72,24 @@ def check_follower(
         name = type(follower).__name__
         oracle = Oracle(follower, leader, batch)
         start = detach(oracle.init())
-        nearest = oracle.project(tree_map(Tensor.clone, start))  # it may work in place
-        _assert_close(nearest, start, tolerance, f"{name}.init gives a point that project moves")
+        again = oracle.project(tree_map(Tensor.clone, start))  # it may work in place
+        _assert_close(again, start, tolerance, f"{name}.init gives a point that project moves")
         far = tree_map(lambda leaf: leaf + torch.randn_like(leaf), start)
-        inside = oracle.project(far)
+        inside = oracle.project(tree_map(Tensor.clone, far))
         _assert_same_structure(inside, start, f"{name}.project")
-        nearest = oracle.project(tree_map(Tensor.clone, inside))
-        _assert_close(nearest, inside, tolerance, f"{name}.project moves what it has projected")
+        again = oracle.project(tree_map(Tensor.clone, inside))
+        _assert_close(again, inside, tolerance, f"{name}.project moves what it has projected")
+        if nearest:
+            _assert_nearest(oracle, far, inside, tolerance)
         gradient = oracle.gradient(inside)
         require(
             all(leaf.isfinite().all() for leaf in leaves(gradient)),
             f"{name}.objective has a gradient that is not finite at a point of Y",
         )
-        _assert_samples_independent(follower, leader, inside, batch)
+        _assert_samples_independent(oracle, far, inside, tolerance)
 
 
+@torch.random.fork_rng()
 def check_update(
     update: Update,
     y: Value,
@@ -85,7 +99,8 @@ def check_update(
     """Checks the properties of an update that solvers rely on.
 
     It returns y in the same shape, does not modify its arguments, accepts its own state, gives a
-    finite y also if the gradient is zero, and its parameters receive gradients.
+    finite y also if the gradient is zero, and its parameters receive gradients. If it has none to
+    learn which way to go, it moves along the gradient, not against it.
 
     Args:
         update: The update under test.
@@ -123,10 +138,27 @@ def check_update(
         require(total.requires_grad, unused)
         grads = torch.autograd.grad(total, parameters, allow_unused=True)
         require(any(grad is not None for grad in grads), unused)
+    elif update.needs_gradient:
+        _assert_ascends(update, y, gradient, context)
     still, _ = update(y, tree_map(torch.zeros_like, gradient), context, None)
     require(
         all(leaf.isfinite().all() for leaf in leaves(still)),
         f"{name} gives NaN or infinity where the gradient is zero",
+    )
+
+
+def _assert_ascends(update: Update, y: Value, gradient: Value, context: Tensor | None) -> None:
+    """The gradient moves y further along itself than its opposite does."""
+
+    def moved(slope: Value) -> Tensor:
+        torch.manual_seed(0)  # of an update with noise
+        return ravel(tree_map(lambda _, leaf: leaf, y, update(y, slope, context, None)[0]))
+
+    apart = moved(gradient) - moved(tree_map(torch.neg, gradient))
+    require(
+        bool(apart @ ravel(tree_map(lambda _, leaf: leaf, y, gradient)) >= 0),
+        f"{type(update).__name__} moves y against the gradient: a step along it improves the "
+        "objective, whether the follower maximises or minimises; add it",
     )
 
 
@@ -195,22 +227,62 @@ def _state(module: nn.Module) -> dict[str, Any]:
     return state
 
 
+def _assert_nearest(oracle: Oracle, far: Value, inside: Value, tolerance: float) -> None:
+    """No other point of Y that was tried is nearer to ``far`` than its projection."""
+    distance = _distance(far, inside)
+    rounding = max(torch.finfo(leaf.dtype).eps for leaf in leaves(far))
+    for beside in _around(inside, far):
+        other = _distance(far, oracle.project(beside))
+        require(
+            distance <= other + max(tolerance, 2 * rounding) * (1 + other),
+            f"{type(oracle.follower).__name__}.project gives a point at distance {distance:.5g} "
+            f"where Y has one at {other:.5g}: it must give the nearest one (or say nearest=False, "
+            "if that is meant)",
+        )
+
+
+def _around(inside: Value, far: Value) -> Iterator[Value]:
+    """Points on the way to ``far``, and at random."""
+    for size in (0.01, 0.1, 1.0):
+        yield tree_map(partial(torch.lerp, weight=size / 2), inside, far)
+        for _ in range(4):
+            noise = tree_map(torch.randn_like, inside)
+            yield tree_map(partial(torch.add, alpha=size), inside, noise)
+
+
+def _distance(one: Value, other: Value) -> float:
+    return float(ravel(tree_map(torch.sub, one, other)).double().norm())
+
+
 def _assert_samples_independent(
-    follower: FollowerProblem, leader: LeaderProblem, y: Value, batch: Batch
+    oracle: Oracle, far: Value, inside: Value, tolerance: float
 ) -> None:
-    point = tree_map(lambda leaf: leaf.detach().requires_grad_(), y)
-    gain = Oracle(follower, leader, batch).gain(point)
+    """Where the objective gives a value per sample: gradients and projections of some of them."""
+    name = type(oracle.follower).__name__
+    point = tree_map(lambda leaf: leaf.detach().requires_grad_(), inside)
+    gain = oracle.gain(point)
     if gain.dim() == 0:
         return
-    for i in {0, len(gain) - 1}:  # a sample may depend on those before it, or after it
-        grads = torch.autograd.grad(
-            gain[i], leaves(point), retain_graph=True, materialize_grads=True
-        )
-        require(
-            not any(grad[:i].any() or grad[i + 1 :].any() for grad in grads),
-            f"{type(follower).__name__}.objective of sample {i} depends on another sample's y: "
-            "each sample's value must depend on its own y only",
-        )
+    numbers = torch.arange(len(gain), device=gain.device)
+    for bit in range(len(gain).bit_length()):  # any two samples differ in a bit of their number
+        for chosen in ((numbers >> bit) % 2 == 1, (numbers >> bit) % 2 == 0):
+            grads = torch.autograd.grad(
+                gain, leaves(point), chosen.to(gain), retain_graph=True, materialize_grads=True
+            )
+            require(
+                not any(grad[~chosen].any() for grad in grads),
+                f"{name}.objective of a sample depends on another sample's y: each sample's value "
+                "must depend on its own y only",
+            )
+    alone = tree_map(torch.clone, inside)
+    for leaf, moved in zip(leaves(alone), leaves_like(far, like=alone), strict=True):
+        leaf[:1] = moved[:1]
+    _assert_close(
+        tree_map(lambda leaf: leaf[1:], oracle.project(alone)),
+        tree_map(lambda leaf: leaf[1:], inside),
+        tolerance,
+        f"{name}.project of a sample depends on another sample's y",
+    )
 
 
 def _assert_same_structure(value: Value, like: Value, name: str) -> None:

@@ -116,6 +116,22 @@ def test_best_steps_and_where_the_optimistic_step_diverges() -> None:
 def test_the_best_step_of_a_steep_game_and_of_a_flat_one() -> None:
     assert games.bilinear(1e10).best_step(Optimistic()) == pytest.approx(0.5e-10, rel=1e-6)
     assert games.bilinear(0.0).best_step(Optimistic()) is None
+    assert games.bilinear(0.0).factor(Optimistic(), 0.1) == 1
+    mu = 5e-4
+    best = games.strongly_monotone(mu).best_step(Simultaneous())
+    assert best == pytest.approx(mu / (1 + mu**2), rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_players_rest_in_directions_that_nobody_feels(schedule: Schedule) -> None:
+    """Of 2 + 3 coordinates one is in no product x A y: the other four are a game of their own."""
+    square = torch.tensor([[1.0, 0.3], [-0.2, 0.8]], dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    wide = games.Bilinear(torch.cat([square, torch.zeros(2, 1).double()], 1) @ turn)
+    alone = games.Bilinear(square)
+    assert wide.factor(schedule, 0.3) == pytest.approx(alone.factor(schedule, 0.3), rel=1e-9)
+    best, wanted = wide.best_step(schedule), alone.best_step(schedule)
+    assert best == (wanted and pytest.approx(wanted, rel=1e-6))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import Tensor
 
-from bilevel import Lookahead, Simultaneous
+from bilevel import Alternating, Lookahead, Schedule, Simultaneous, games
 from tests.schedules.critics import combine, critic_game, state
 
 
@@ -35,3 +37,28 @@ def test_lookahead_with_fewer_steps_than_were_taken_comes_back_at_once() -> None
     for _ in range(5):
         twin.step(batch)
     torch.testing.assert_close(state(game), combine((0.5, slow), (0.5, state(twin))))
+
+
+class Boxed(games.Game):
+    """f(x, y) = xy, each player in [0, 1]."""
+
+    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+        return x @ y
+
+    def onto(self, z: Tensor) -> Tensor:
+        return z.clamp(0, 1)
+
+
+@pytest.mark.parametrize("inner", [Simultaneous(), Alternating()], ids=repr)
+def test_lookahead_comes_back_from_a_point_of_the_set(inner: Schedule) -> None:
+    schedule = Lookahead(inner, steps=2, alpha=0.5)
+    game = Boxed((torch.zeros(1), torch.zeros(1)))
+    path = games.trajectory(games.begin(game, 0.5, 0.9, lr=1.0, schedule=schedule), 8)
+    x, y = slow = 0.5, 0.9
+    for number, seen in enumerate(path[1:], 1):
+        moved = min(max(x - y, 0.0), 1.0)
+        y = min(y + (x if isinstance(inner, Simultaneous) else moved), 1.0)
+        x = moved
+        if number % 2 == 0:
+            x, y = slow = (slow[0] + x) / 2, (slow[1] + y) / 2
+        torch.testing.assert_close(seen, torch.tensor([x, y]))

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import FollowerProblem, Iterative, Oracle, Solution, Solver, pgm
+from bilevel import FollowerProblem, Iterative, Oracle, Solution, Solver, ZeroSum, pgm
+from bilevel.robustness import L2
 from bilevel.testing import check_follower, check_solver, check_update
 from bilevel.updates import Gradient, Update
 from tests.problems import LinearBox, image_game
@@ -27,6 +28,9 @@ def violation(message: str | None) -> Any:
 
 def total(y: Tensor) -> Tensor:
     return y.flatten(1).sum(1)
+
+
+FIRST_TWO = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -47,12 +51,26 @@ def total(y: Tensor) -> Tensor:
         ),
         ({"objective": lambda _, f, y, x: total(y).flip(0).cumsum(0)}, "depends on another sample"),
         ({"objective": lambda _, f, y, x: total(y).cumsum(0)}, "depends on another sample"),
+        ({"objective": lambda _, f, y, x: total(y) + total(y)[2] * FIRST_TWO}, "on another sample"),
+        ({"project": lambda _, y, x: y * (y.abs() < 0.5)}, "distance .* where Y has one at .*near"),
+        (
+            {"project": lambda _, y, x: y * (0.5 / y.norm().clamp(min=1e-9)).clamp(max=1)},
+            r"Odd\.project of a sample depends on another sample's y",
+        ),
     ],
 )
 def test_a_follower(methods: dict[str, Any], message: str | None) -> None:
     leader, _, batch = image_game()
     with violation(message):
         check_follower(type("Odd", (LinearBox,), methods)(), leader, batch)
+
+
+def test_a_composition_of_projections_is_taken_for_one_if_told() -> None:
+    leader, _, batch = image_game()
+    corner = L2(0.3), ZeroSum(leader.model, L2(0.3)), batch._replace(x=batch.x.clamp(0, 0.05))
+    with pytest.raises(AssertionError, match=r"L2\.project gives .* say nearest=False"):
+        check_follower(*corner)
+    check_follower(*corner, nearest=False)
 
 
 class Scaled(Update):
@@ -86,6 +104,29 @@ def test_an_update(step: Callable[..., Any], message: str | None) -> None:
     y = torch.randn(2, 3)
     with violation(message):
         check_update(Scaled(step), y, context=torch.ones(2, 3))
+
+
+def with_decay_and_noise(y: Any, gradient: Any, context: Any, state: Any) -> Any:
+    parts = {n: 0.1 * (gradient[n] - 9 * y[n]) + torch.randn_like(y[n]) for n in y}
+    return {name: y[name] + part for name, part in parts.items()}, state
+
+
+def against(y: Any, gradient: Any, context: Any, state: Any) -> Any:
+    return {name: y[name] - 0.1 * gradient[name] for name in y}, state
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Gradient(0.1), PASSES),
+        (with_decay_and_noise, PASSES),
+        (against, "Odd moves y against the gradient"),
+    ],
+)
+def test_the_direction_of_an_update(step: Any, message: str | None) -> None:
+    odd = type("Odd", (Update,), {"forward": lambda _, *arguments: step(*arguments)})
+    with violation(message):
+        check_update(odd(), {"a": torch.randn(2, 3), "b": torch.randn(4)})
 
 
 def test_an_update_is_called_with_what_is_given() -> None:

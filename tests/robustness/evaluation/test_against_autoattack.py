@@ -7,7 +7,7 @@ from torch import nn
 
 from bilevel.robustness import AttackSettings, Battery, Norm, Splits, make_attacks, sample
 
-COUNT = 100
+COUNT = 60
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.7)])
