@@ -117,7 +117,7 @@ class FollowerProblem(ABC):
     def project(self, y: Any, batch: Batch) -> Value:
         """The point of Y nearest to ``y``; by default Y is the whole space.
 
-        Adjoints differentiate it: a projection that bisects or iterates under ``no_grad`` ends with
+        Adjoints differentiate it: a projection that bisects or iterates on ``y.detach()`` ends with
         one differentiable step of Newton's method.
 
         Args:

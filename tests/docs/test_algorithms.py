@@ -166,3 +166,68 @@ def test_sharpness_aware_minimisation_by_hand() -> None:
         p.grad = there.grad
     optimizer.step()
     torch.testing.assert_close(flat(names["model"]), flat(by_hand))
+
+
+def test_the_optimistic_problem_by_a_penalty_on_the_value() -> None:
+    """(x − 1)² + (y₁ − 2)² + y₂² where y₁ + y₂ = x, which any such y solves: least at x = 4/3."""
+
+    class Sum(bilevel.FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return torch.zeros(2)
+
+        def objective(self, leader, z, batch):
+            return (z.sum() - leader.x).square()
+
+    class Both(bilevel.LeaderProblem):
+        def __init__(self, follower) -> None:
+            super().__init__()
+            self.x, self.y = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(2))
+            self.excess = lambda z: follower.objective(self, z, None)
+
+        def loss(self, z, batch):
+            own = (self.x - 1) ** 2 + (self.y[0] - 2) ** 2 + self.y[1] ** 2
+            return own + 100 * (self.excess(self.y) - self.excess(z))
+
+    leader, solver = Both(Sum()), bilevel.Iterative(bilevel.updates.Gradient(0.2), 10)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=3e-3)
+    game = bilevel.Bilevel(leader, Sum(), solver, leader_opt=optimizer, adjoint=bilevel.Detached())
+    for _ in range(1000):
+        game.step(None)
+    found = torch.cat([leader.x.detach()[None], leader.y.detach()])
+    torch.testing.assert_close(found, torch.tensor([4, 5, -1]) / 3, rtol=0, atol=0.01)
+
+
+def test_multipliers_of_the_leader_ascend() -> None:
+    """Min x² with x ≥ 1, whose multiplier is 2; the follower gives y = x."""
+
+    class Floor(bilevel.LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x, self.w = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+        def loss(self, y, batch):
+            return y * self.x + (2 * self.w.detach() - self.w) * (1 - y)
+
+        def project(self) -> None:
+            self.w.clamp_(min=0)
+
+    class Copy(bilevel.FollowerProblem):
+        sense = "min"
+
+        def init(self, batch):
+            return torch.zeros(())
+
+        def objective(self, leader, y, batch):
+            return (y - leader.x).square()
+
+    leader, solver = Floor(), bilevel.Iterative(bilevel.updates.Gradient(0.5), 1)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = bilevel.Bilevel(leader, Copy(), solver, leader_opt=optimizer, adjoint=bilevel.Unrolled())
+    with pytest.warns(bilevel.HypergradientWarning, match="ignores the leader's w"):
+        game.step(None)
+    for _ in range(200):
+        game.step(None)
+    assert leader.x.item() == pytest.approx(1, abs=1e-3)
+    assert leader.w.item() == pytest.approx(2, abs=1e-3)

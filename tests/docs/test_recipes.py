@@ -145,6 +145,42 @@ def test_weights_of_groups_are_multiplied(tmp_path) -> None:
     torch.testing.assert_close(logits.detach().softmax(0), expected / expected.sum())
 
 
+class Prices(bilevel.LeaderProblem):
+    """Prices u of three goods, and a leader who wants the third one bought."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u = nn.Parameter(torch.tensor([0.2, -0.3, 0.4]).double())
+
+    def loss(self, y, batch):
+        return -y[2] + self.u.square().sum()
+
+
+class Buyer(bilevel.FollowerProblem):
+    """Max over the simplex of y·u − ½ ∑ y log y: y = softmax(2u)."""
+
+    sense = "max"
+
+    def init(self, batch):
+        return torch.full((3,), 1 / 3).double()
+
+    def objective(self, leader, y, batch):
+        return y @ leader.u - (y * y.log()).sum() / 2
+
+
+def test_weights_have_a_hypergradient(tmp_path) -> None:
+    step = follow(example(tmp_path), "Points of the simplex")["Multiplicative"](0.5)
+    leader, solver = Prices(), bilevel.Iterative(step, 60)
+    answer = torch.softmax(2 * leader.u, 0)
+    (expected,) = torch.autograd.grad(leader.loss(answer, None), leader.u)
+    at_the_end = bilevel.Implicit(fixed_point=step, tolerance=1e-10)
+    for adjoint in (bilevel.Unrolled(), bilevel.Forward(), bilevel.Penalty(1e3), at_the_end):
+        solution = adjoint.solve(solver, Buyer(), leader, None)
+        torch.testing.assert_close(solution.value.detach(), answer.detach())
+        (slope,) = torch.autograd.grad(leader.loss(solution.value, None), leader.u)
+        torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_extrapolated_logits_are_mirror_prox(tmp_path) -> None:
     mirror = follow(example(tmp_path), "Points of the simplex")["MirrorMap"].apply
     payoff = torch.tensor([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]]).double()
