@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +136,21 @@ def test_a_folder_of_images(run: Callable[..., Any], tmp_path: Path) -> None:
     content = json.loads((tmp_path / "run" / "results.json").read_text())
     assert content["results"][0]["dataset"] == "folder"
     assert load_trained(tmp_path / "run" / "plain").about.size == (8, 8)
+
+
+def test_a_rare_class(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The accuracy of one answer to all images is high, and no attack lowers it."""
+    labels = np.arange(40) % 20 == 0
+    images = np.full((40, 8, 8), 100, np.uint8)
+    arrays = {"images": images, "labels": labels.astype(int)}
+    file = tmp_path / "rare.npz"
+    parts = {f"{part}_{kind}": arrays[kind] for part in ("train", "test") for kind in arrays}
+    np.savez(file, **parts, classes=np.array(["nv", "mel"]))
+    sizes = ["--train-size", 30, "--test-size", 40]
+    ended = run("--dataset", "npz", "--data-dir", file, "--model", "small-cnn", *sizes)
+    assert "always answering nv is right for 0.950 of the test images" in ended.out
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert content["results"][0]["one_answer"] == 0.95
 
 
 def test_a_finished_run_is_resumed_to_the_same_results(run: Callable[..., Any], out: Path) -> None:

@@ -36,8 +36,8 @@ def decode(paths: list[Path], side: int | None = None) -> Decoded:
         The images.
 
     Raises:
-        BilevelError: An image cannot be decoded, has more than 8 bits a channel or is transparent,
-            or the images differ in size.
+        BilevelError: An image cannot be decoded, has several pages or frames or more than 8 bits a
+            channel, or is transparent, or the images differ in size.
     """
     first = pixels(_content(paths[0]), paths[0], side)
     images = np.empty((len(paths), *first.shape), np.uint8)
@@ -88,7 +88,8 @@ def read_image(path: str | os.PathLike[str], size: int | None = None) -> Tensor:
         RGB in [0, 1], ``(1, 3, H, W)``.
 
     Raises:
-        BilevelError: It cannot be read or decoded, or it is transparent, or ``size`` is no size.
+        BilevelError: It cannot be read or decoded, has several pages or frames or more than 8 bits
+            a channel, or is transparent, or ``size`` is no size.
 
     Example:
         >>> import tempfile
@@ -127,33 +128,45 @@ def pixels(content: bytes, path: Path, side: int | None) -> Bytes:
         RGB, ``(3, H, W)``.
 
     Raises:
-        BilevelError: It cannot be decoded, has more than 8 bits a channel or is transparent.
+        BilevelError: It cannot be decoded, has several pages or frames or more than 8 bits a
+            channel, or is transparent.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(content)) as image:
-            mode, transparent = image.mode, _is_transparent(image)
-            rgb = image if mode == "RGB" else image.convert("RGB")
+            _check_whole(image, path)
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
             if side is not None:
                 ImageOps.exif_transpose(rgb, in_place=True)
                 rgb = ImageOps.fit(rgb, (side, side))
-            found = np.asarray(rgb).transpose(2, 0, 1)
+            return np.asarray(rgb).transpose(2, 0, 1)
+    except BilevelError:
+        raise
     except Exception as error:  # decoders raise more kinds than Pillow documents
         raise BilevelError(
             f"image {path} cannot be decoded: {error}; repair it or remove it"
         ) from error
-    if mode.startswith(("I", "F")):  # Pillow would silently clip the values at 255
+
+
+def _check_whole(image: Image, path: Path) -> None:
+    """Raises if a part would be lost as RGB of 8 bits, which Pillow does not tell."""
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and image.format != "MPO":  # a camera's photograph, followed by its previews
         raise BilevelError(
-            f"image {path} has more than 8 bits a channel (mode {mode}): scale it to 8 bits, such "
-            "as (np.asarray(image) / 256).astype(np.uint8) of 16; Image.convert would clip it"
+            f"image {path} has {pages} pages or frames: all but the first would be lost; save each "
+            "that counts as a file of its own"
         )
-    if transparent:  # Pillow would silently show what lies under the transparent pixels
+    if image.mode.startswith(("I", "F")):  # the values would be clipped at 255
+        raise BilevelError(
+            f"image {path} has more than 8 bits a channel (mode {image.mode}): scale it to 8 bits, "
+            "such as (np.asarray(image) / 256).astype(np.uint8) of 16; Image.convert would clip it"
+        )
+    if _is_transparent(image):  # what lies under the transparent pixels would show
         raise BilevelError(
             f"image {path} is transparent in places: what is seen there depends on the background; "
             "flatten it onto one, and save it without an alpha channel"
         )
-    return found
 
 
 def _is_transparent(image: Image) -> bool:

@@ -24,7 +24,7 @@ from bilevel.robustness.data.decoding import decode
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Files that count as images, as for ``ImageFolder``."""
 
-_CACHE_FORMAT = "bilevel images 3"
+_CACHE_FORMAT = "bilevel images 4"
 _PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
 _PART_LIKE = re.compile(r"(train|test)(ing)?|val(id(ation)?)?", re.IGNORECASE)
 
@@ -63,8 +63,8 @@ class ImageTree:
             RGB, ``(N, 3, H, W)``, and the files' checksums.
 
         Raises:
-            BilevelError: An image cannot be decoded or is transparent, or the images differ in
-                size.
+            BilevelError: An image cannot be decoded, has several pages or frames or more than 8
+                bits a channel, or is transparent, or the images differ in size.
         """
         places = cache.cache_files(self.root, side)
         for place in places:

@@ -31,7 +31,7 @@ from bilevel.robustness.networks.speed import (
     recompute_activations,
 )
 from bilevel.robustness.studies.arguments import TrainingArguments
-from bilevel.robustness.studies.table import add_ratios, print_table
+from bilevel.robustness.studies.table import add_ratios, one_answer, print_one_answer, print_table
 from bilevel.robustness.threats.perturbation import NORMS, Perturbation
 from bilevel.robustness.training.methods import EVALUATION_STEP
 from bilevel.robustness.training.progress import Progress
@@ -166,6 +166,7 @@ class Study:
                 "classifier_parameters": sum(p.numel() for p in model.parameters()),
                 "attacker_parameters": sum(p.numel() for p in game.solver.parameters()),
                 **attacked,
+                "one_answer": one_answer(self.data.test)[1],
             }
         )
         self._add_examples(name, about, model, game)
@@ -182,6 +183,7 @@ class Study:
         radius = f"‖δ‖{NORMS[recipe.norm].index} ≤ {recipe.epsilon:g}"
         title = f"{self.args.dataset}, {recipe.model}, {radius}"
         print_table(f"{title}: accuracy on {len(self.data.test)} test images", self.records)
+        print_one_answer(self.data.test, self.records)
         Console().print(f"results, figure and weights are in {self.args.out}")
 
     def _remove_earlier_runs(self) -> None:
