@@ -64,7 +64,8 @@ def _load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.devi
     for name, part in parts.items():
         saved = copy.deepcopy(state[name])  # optimizers of torch write into what they load
         if name in MOVED:
-            saved = tree_map_only(Tensor, lambda tensor: tensor.to(device), saved)
+            # In place: what torch keeps beside the tensors stays there.
+            saved.update(tree_map_only(Tensor, lambda tensor: tensor.to(device), saved))
         if name in ("schedule", "adjoint") and saved.keys() != (own := part.state_dict()).keys():
             raise KeyError(f"the {name} has state {[*own]}, not {[*saved]}")
         part.load_state_dict(saved)

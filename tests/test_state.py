@@ -13,6 +13,7 @@ from bilevel import (
     BilevelError,
     Detached,
     Implicit,
+    Iterative,
     Lookahead,
     Optimistic,
     Parametric,
@@ -20,6 +21,7 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
+from bilevel.updates import CoordinateRNN
 from tests.problems import Saddle, Scalar, image_game, images
 
 
@@ -131,3 +133,13 @@ def test_a_leader_without_parameters_comes_back_too() -> None:
     game.step(None)
     game.load_state_dict(state)
     assert solver.y.item() == pytest.approx(0.2)
+
+
+def test_a_state_of_a_learned_update_with_another_scale() -> None:
+    def game(scale: float) -> Bilevel:
+        leader, follower, _ = image_game()
+        solver = Iterative(CoordinateRNN(scale, hidden=2), 1)
+        return Bilevel(leader, follower, solver, leader_opt=sgd(leader), solver_opt=sgd(solver))
+
+    with pytest.raises(BilevelError, match=r"does not fit \(.* has scale=0\.1, this one 1\.0"):
+        game(1.0).load_state_dict(game(0.1).state_dict())

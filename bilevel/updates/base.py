@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, first_line
 from bilevel.tree import Value, leaves
 
 State = Any
@@ -77,7 +77,7 @@ def given(name: str, value: Value | None) -> Value:
 
 
 def check_types(update: Update, y: Value, error: RuntimeError) -> None:
-    """Raises a clearer error if an update's parameters have another precision than y.
+    """Raises a clearer error if an update cannot compute with the type of a tensor.
 
     Args:
         update: The update.
@@ -85,13 +85,21 @@ def check_types(update: Update, y: Value, error: RuntimeError) -> None:
         error: What torch raised.
 
     Raises:
-        BilevelError: If they have.
+        BilevelError: If the update's parameters have another precision than y, or torch cannot
+            compute with a sparse tensor.
     """
-    own, others = ({leaf.dtype for leaf in group} for group in (update.parameters(), leaves(y)))
-    if own and own.isdisjoint(others) and "dtype" in str(error):
+    name, message = type(update).__name__, str(error)
+    own = {leaf.dtype for leaf in update.parameters() if leaf.is_floating_point()}
+    read = {leaf.dtype.to_real() for leaf in leaves(y)}  # complex numbers are read as real pairs
+    if own and own.isdisjoint(read) and "type" in message:
         raise BilevelError(
-            f"{type(update).__name__} has parameters of type {own.pop()} and y is of type "
-            f"{others.pop()}: it computes with both; call its .to(dtype) before the first step"
+            f"{name} has parameters of type {own.pop()} and y is of type {leaves(y)[0].dtype}: it "
+            f"computes with both; call its .to({read.pop()}) before the first step"
+        ) from error
+    if "sparse" in message.lower():
+        raise BilevelError(
+            f"{name} cannot compute with a sparse tensor ({first_line(error)}): it moves every "
+            "coordinate; where that is the gradient of an embedding, build it with sparse=False"
         ) from error
 
 

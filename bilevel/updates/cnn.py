@@ -59,7 +59,7 @@ class CNN(ImageUpdate):
 
     Raises:
         BilevelError: If an argument is out of range; in the call, if y, the gradient or the
-            context is missing or does not have ``channels`` channels.
+            context is missing, complex or does not have ``channels`` channels.
 
     Example:
         >>> attacker = CNN(channels=3, scale=8 / 255)

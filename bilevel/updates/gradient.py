@@ -75,7 +75,7 @@ class SignGradient(_Step):
         step: η > 0, in units of y (0.007 in the paper's training, for pixels in [0, 1]).
 
     Raises:
-        BilevelError: If ``step`` is not positive and finite.
+        BilevelError: If ``step`` is not positive and finite; in the call, if y is complex.
 
     Example:
         >>> SignGradient(0.5)(torch.zeros(1, 3), torch.tensor([[2.0, -4.0, 0.0]]), None, None)
@@ -86,7 +86,7 @@ class SignGradient(_Step):
 
     def direction(self, gradient: Value) -> Value:
         """+1, -1 or 0, as the gradient's sign."""
-        return tree_map(torch.sign, gradient)
+        return tree_map(_sign, gradient)
 
 
 class NormalizedGradient(_Step):
@@ -165,3 +165,12 @@ class Momentum(Update):
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""
         return f"decay={self.decay}, normalize={self.normalize}"
+
+
+def _sign(gradient: Tensor) -> Tensor:
+    if gradient.is_complex():
+        raise BilevelError(
+            "y is complex: complex numbers have no sign, by which this update steps; give "
+            "updates.NormalizedGradient or updates.Gradient"
+        )
+    return torch.sign(gradient)

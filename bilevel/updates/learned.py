@@ -5,6 +5,9 @@ A learned update adds its network's output to y. Subclasses of these two define 
     ImageUpdate    y' = y + scale · tanh(network + s · d(∇))       y is a batch of images
     VectorUpdate   y' = y + network + η · ∇                        y is a vector
 
+Their state dicts carry the settings that the shapes of the weights do not show, such as the scale,
+and are refused by an update with others.
+
 The skip connection from the gradient is optional, and its factor (s, η) is learned. With it the
 network's last layer is initialised to zero, so that training starts from the hand-designed step; a
 random network would have to learn the gradient's direction first.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +51,12 @@ class LearnedUpdate(Update):
     """
 
     gradient_skip: nn.Parameter | None
+    _settings: tuple[str, ...] = ()  # arguments that change what the weights mean, but no shape
 
     def __init__(self, gradient_skip: float | None) -> None:
         super().__init__()
+        self.register_state_dict_post_hook(_save_settings)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_check_settings)  # type: ignore[no-untyped-call]
         if gradient_skip is None:
             self.gradient_skip = None
         elif math.isfinite(gradient_skip):
@@ -84,6 +90,10 @@ class ImageUpdate(LearnedUpdate):
         direction: The skip's d(∇): its ``"sign"``, or ``"max-abs"`` for ∇ / max|∇|, normalised
             like the network's input.
 
+    Attributes:
+        axes: The number of axes of y: 4, or 5 in a subclass for volumes or video, ``(B, C, D, H,
+            W)``, and 3 in one for sequences, ``(B, C, T)``.
+
     Raises:
         BilevelError: If an argument is out of range.
 
@@ -99,6 +109,9 @@ class ImageUpdate(LearnedUpdate):
         torch.Size([2, 3, 4, 4])
     """
 
+    axes: ClassVar[int] = 4
+    _settings = ("scale", "inputs", "normalize", "direction")
+
     def __init__(
         self,
         channels: int,
@@ -111,7 +124,7 @@ class ImageUpdate(LearnedUpdate):
         super().__init__(gradient_skip)
         self.direction = one_of("direction", direction, DIRECTIONS)
         self.channels = count("channels", channels)
-        self.scale = positive("scale", scale)
+        self.scale = float(positive("scale", scale))
         self.inputs = one_of("inputs", inputs, INPUTS)
         self.normalize = one_of("normalize", normalize, OVER)
         self.needs_gradient = "gradient" in inputs or gradient_skip is not None
@@ -157,10 +170,18 @@ class ImageUpdate(LearnedUpdate):
         update = f"{type(self).__name__}(channels={self.channels})"
         if isinstance(value, dict):
             raise BilevelError(f"{name} is a dict: {update} moves images; use MLP or CoordinateRNN")
+        if value.is_complex():
+            raise BilevelError(f"{name} is complex: {update} reads real images; use CoordinateRNN")
         shape = tuple(value.shape)
-        if value.dim() != 4 or value.shape[1] != self.channels:
+        if value.dim() != self.axes:
             raise BilevelError(
-                f"{name} has shape {shape}: {update} reads (B, {self.channels}, H, W) of y, its "
+                f"{name} has shape {shape}: {update} reads {self.axes} axes, samples and channels "
+                "first; for volumes or sequences write a subclass of ImageUpdate with axes = 5 or "
+                "3, or take CoordinateRNN"
+            )
+        if value.shape[1] != self.channels:
+            raise BilevelError(
+                f"{name} has shape {shape}: {update} reads {self.channels} channels of y, its "
                 "gradient and its context; give the channels that y has, and where the context has "
                 'others inputs=("gradient",)'
             )
@@ -217,3 +238,24 @@ class VectorUpdate(LearnedUpdate):
         if self.gradient_skip is not None:
             move = move + self.gradient_skip * ravel(gradient)
         return tree_map(torch.add, y, unravel(move, like=y)), state
+
+
+def _settings_of(update: LearnedUpdate) -> dict[str, str]:
+    # As text, which torch.load reads with weights_only, whatever the values are.
+    return {name: repr(value) for name, value in vars(update).items() if name in update._settings}
+
+
+def _save_settings(update: LearnedUpdate, _: Any, prefix: str, metadata: Any) -> None:
+    """Notes the settings where torch notes the version of a module, beside the tensors."""
+    metadata["settings"] = _settings_of(update)
+
+
+def _check_settings(update: LearnedUpdate, _: Any, prefix: str, metadata: Any, *more: Any) -> None:
+    """Checks that the weights were saved with these settings, if the state dict says so."""
+    own = _settings_of(update)
+    for name, saved in metadata.get("settings", {}).items():
+        if own.get(name, saved) != saved:
+            raise BilevelError(
+                f"the saved {type(update).__name__} has {name}={saved}, this one {own[name]}: its "
+                f"weights would make other steps here; build it with {name}={saved}"
+            )

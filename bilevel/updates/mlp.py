@@ -111,9 +111,11 @@ class CoordinateMLP(VectorUpdate):
         707
     """
 
+    _settings = ("scale",)
+
     def __init__(self, *, scale: float = 1.0, gradient_skip: float | None = None) -> None:
         super().__init__(gradient_skip)
-        self.scale = positive("scale", scale)
+        self.scale = float(positive("scale", scale))
         last = nn.Linear(16, 1)
         self.network = nn.Sequential(
             nn.Linear(4, 32), nn.PReLU(), nn.Linear(32, 16), nn.PReLU(), last

@@ -42,8 +42,8 @@ class ConvRNN(ImageUpdate):
 
     Raises:
         BilevelError: If an argument is out of range; in the call, if y, the gradient or the
-            context is missing or does not have ``channels`` channels, or the state has another
-            shape.
+            context is missing, complex or does not have ``channels`` channels, or the state has
+            another shape.
 
     Example:
         >>> attacker = ConvRNN(channels=1, scale=0.1, gradient_skip=1.0)
@@ -138,11 +138,13 @@ class CoordinateRNN(VectorUpdate):
         torch.Size([3, 20])
     """
 
+    _settings = ("scale",)
+
     def __init__(
         self, scale: float, *, hidden: int = 20, gradient_skip: float | None = None
     ) -> None:
         super().__init__(gradient_skip)
-        self.scale = positive("scale", scale)
+        self.scale = float(positive("scale", scale))
         self.cell = nn.GRUCell(2, count("hidden", hidden))
         self.last = nn.Linear(hidden, 1)
         self._zero_if_skip(self.last)

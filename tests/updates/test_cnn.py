@@ -207,7 +207,7 @@ X = torch.zeros(2, 3, 4, 4)
     [
         (X, X, None, "the context is None.*FollowerProblem.context.*inputs=.'gradient',."),
         (X, None, X, "the gradient is None.*needs_gradient"),
-        (X, X, X[:, :1], r"context has shape \(2, 1, 4, 4\).*CNN\(channels=3\) reads \(B, 3, H, W"),
+        (X, X, X[:, :1], r"context has shape \(2, 1, 4, 4\).*CNN\(channels=3\) reads 3 channels"),
         (X, X[:, :1], X, r"gradient has shape \(2, 1, 4, 4\).*CNN\(channels=3\)"),
         (X[:, :1], X, X, r"y has shape \(2, 1, 4, 4\).*give the channels"),
         (X[..., 0], X, X, r"y has shape \(2, 3, 4\)"),

@@ -14,11 +14,15 @@ from torch.func import functional_call
 from bilevel import Bilevel, BilevelError, Detached, FollowerProblem, Iterative, ZeroSum, pgm
 from bilevel.updates import (
     CNN,
+    MLP,
+    CoordinateMLP,
     CoordinateRNN,
     Gradient,
     LearnedOptimizer,
     Momentum,
+    NormalizedGradient,
     Optimizer,
+    SignGradient,
     Update,
 )
 
@@ -180,11 +184,46 @@ def test_frozen_parameters_stay() -> None:
     assert moved == [False, False, True, True]
 
 
-def test_an_update_of_another_type() -> None:
+@pytest.mark.parametrize(
+    "update", [CoordinateRNN(0.1), MLP(2)], ids=lambda update: type(update).__name__
+)
+def test_an_update_of_another_type(update: Update) -> None:
     weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
     weight.grad = torch.ones_like(weight)
-    with pytest.raises(BilevelError, match=r"float32 and y is of type torch.float64.*\.to\(dtype"):
-        LearnedOptimizer([weight], CoordinateRNN(0.1)).step()
+    message = r"float32 and y is of type torch\.float64: .*call its \.to\(torch\.float64\)"
+    with pytest.raises(BilevelError, match=message):
+        LearnedOptimizer([weight], update).step()
+
+
+def embedding_step(update: Update, *, sparse: bool) -> torch.Tensor:
+    """The weights of an embedding, which met an index twice, after two steps."""
+    network = nn.Embedding.from_pretrained(torch.ones(4, 2), freeze=False, sparse=sparse)
+    optimizer = LearnedOptimizer(network.parameters(), update)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(torch.tensor([1, 1, 2])).square().sum().backward()
+        optimizer.step()
+    return network.weight.detach()
+
+
+@pytest.mark.parametrize(
+    "update",
+    [CoordinateRNN(0.1), CoordinateMLP(), Optimizer(torch.optim.Adam, lr=0.1)],
+    ids=lambda update: type(update).__name__,
+)
+def test_a_sparse_gradient(update: Update) -> None:
+    with pytest.raises(BilevelError, match=r"cannot compute with a sparse tensor.*sparse=False"):
+        embedding_step(update, sparse=True)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [Gradient(0.1), SignGradient(0.1), Momentum(NormalizedGradient(0.1), 0.9)],
+    ids=lambda update: type(update).__name__,
+)
+def test_a_sparse_gradient_where_torch_can_compute_with_it(update: Update) -> None:
+    dense = embedding_step(update, sparse=False)
+    torch.testing.assert_close(embedding_step(update, sparse=True), dense)
 
 
 def test_it_is_the_optimizer_of_a_player() -> None:

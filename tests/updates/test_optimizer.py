@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from torch.func import functional_call
 
-from bilevel import BilevelError, testing
+from bilevel import BilevelError, FollowerProblem, Iterative, ZeroSum, testing
 from bilevel.updates import Optimizer
 from tests.valleys import F64
 
@@ -160,3 +161,24 @@ def test_an_optimizer_in_place_of_its_class() -> None:
 def test_the_followers_sense_says_which_way(kind) -> None:
     with pytest.raises(BilevelError, match=r'maximize=True would make y worse: .* sense = "max"'):
         Optimizer(kind, lr=0.1, maximize=True)
+
+
+class Lookup(FollowerProblem):
+    """Weights of an embedding whose gradients are sparse."""
+
+    sense = "min"
+
+    def __init__(self) -> None:
+        self.network = torch.nn.Embedding(4, 2, sparse=True)
+
+    def init(self, batch):
+        return {name: p.detach() for name, p in self.network.named_parameters()}
+
+    def objective(self, leader, weights, batch):
+        return functional_call(self.network, weights, (batch,)).square().sum()
+
+
+def test_a_sparse_gradient() -> None:
+    lookup, solver = Lookup(), Iterative(Optimizer(torch.optim.Adam, lr=0.1), 2)
+    with pytest.raises(BilevelError, match=r"Optimizer cannot compute .*sparse.*sparse=False"):
+        solver.solve(lookup, ZeroSum(torch.nn.Identity(), lookup), torch.tensor([1, 2]))
