@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,7 +45,9 @@ class Forward(Pullback):
         limit: The largest number of elements that θ may have.
 
     Raises:
-        BilevelError: In the solve, if θ has more, or the solver cannot be differentiated through.
+        BilevelError: In the solve, if θ has more, or the solver cannot be differentiated through;
+            in the first backward pass, if the solve leads elsewhere when it is repeated, as with
+            the random numbers of a ``torch.Generator`` or numpy.
 
     Example:
         >>> Forward(limit=10)
@@ -55,6 +58,7 @@ class Forward(Pullback):
 
     def __init__(self, *, limit: int = 100) -> None:
         self.limit = count("limit", limit)
+        self._checked = False
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that the solver's steps are differentiable and repeatable, and the limit."""
@@ -86,8 +90,9 @@ class Forward(Pullback):
         # torch.autograd.Function, within which this runs, disables forward mode.
         with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
             theta = {name: forward_ad.make_dual(point, direction)}
+            solve = partial(_answer_and_start, problem.solver)
             try:
-                y = problem.evaluate(theta, problem.solver.answer, kind=ForwardOracle)
+                y, start = problem.evaluate(theta, solve, kind=ForwardOracle)
             except RuntimeError as error:
                 if "forward AD" in str(error) or "ZeroTensor" in str(error):
                     raise BilevelError(
@@ -98,9 +103,30 @@ class Forward(Pullback):
                     ) from error
                 raise
             tangents = [forward_ad.unpack_dual(leaf).tangent for leaf in leaves(y)]
+        if not self._checked:  # once: this waits for the device
+            self._check_repeated(problem.y, y, start)
+            self._checked = True
         pairs = zip(tangents, leaves(v), strict=True)
         terms = [(as_real(t) * as_real(w)).sum() for t, w in pairs if t is not None]
         return torch.stack(terms).sum() if terms else None
+
+    def _check_repeated(self, once: Value, again: Value, start: Value | None) -> None:
+        """Raises if the repeated solve has led elsewhere, by more than rounding."""
+        end, off = ravel(once), ravel(tree_map(torch.sub, once, again))
+        moved = end
+        if start is not None and ravel(start).shape == end.shape:  # a path is longer than its start
+            moved = ravel(tree_map(torch.sub, once, start))
+        rounding = 1e3 * torch.finfo(end.dtype).eps * end.norm()
+        if off.norm() > 1e-2 * moved.norm() + rounding:
+            raise BilevelError(
+                f"{self!r}: the solve led elsewhere when it was repeated, so that the gradient "
+                "would be that of another solve; draw noise and minibatches by torch's global "
+                "random numbers (not from a DataLoader, a Generator or numpy), or take Unrolled()"
+            )
+
+
+def _answer_and_start(solver: Solver, oracle: Oracle) -> tuple[Value, Value | None]:
+    return solver.answer(oracle), oracle.started
 
 
 class ForwardOracle(Oracle):

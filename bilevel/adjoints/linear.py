@@ -188,7 +188,8 @@ def gmres(
 ) -> LinearSolution:
     """Solves A x = b for any A by least squares over a Krylov space (Saad and Schultz, 1986).
 
-    Without restarts, and with every basis vector orthogonalised twice against the others.
+    Without restarts: the memory is a vector for each step. A basis vector that has lost more than
+    a third of its length by orthogonalisation is orthogonalised again (Daniel et al., 1976).
 
     Args:
         product: v to A v, ``(m,)`` both.
@@ -212,32 +213,59 @@ def gmres(
     if norm <= target:
         return LinearSolution(x, residual, smallest, largest, products)
     kind = torch.finfo(b.dtype)
-    basis = (residual / norm)[None]
+    basis = Rows(residual / norm)
     columns: list[Tensor] = []  # of the Hessenberg matrix of A in the basis
     normal = b.new_ones(1)  # orthogonal to them: the least residual is norm / ‖normal‖
     for _ in range(min(steps, len(b))):
-        image = product(basis[-1])
+        image = product(basis.rows[-1])
         products += 1
         if not image.isfinite().all():  # torch.linalg would raise
-            return LinearSolution(x, residual, basis[-1] @ image, largest, products)
-        largest = torch.maximum(largest, image.norm())
+            return LinearSolution(x, residual, basis.rows[-1] @ image, largest, products)
+        length = image.norm()
+        largest = torch.maximum(largest, length)
         column = torch.zeros_like(normal)
         for _ in range(2):
-            part = basis @ image
-            column, image = column + part, image - part @ basis
-        length = image.norm()
+            part = basis.rows @ image
+            column, image = column + part, image - part @ basis.rows
+            before, length = length, image.norm()
+            if length > 0.7 * before:
+                break
         columns.append(torch.cat([column, length[None]]))
         below = length.clamp(min=kind.tiny)
-        basis = torch.cat([basis, image[None] / below])
+        basis.append(image / below)
         normal = torch.cat([normal, -(normal @ column)[None] / below])
         if norm <= target * normal.norm() or length <= kind.eps * largest:
             break
-    projected = torch.stack([pad(c, (0, len(basis) - len(c))) for c in columns], 1)
+    size = len(basis.rows)
+    projected = torch.stack([pad(c, (0, size - len(c))) for c in columns], 1)
     coordinates = pad(norm[None], (0, len(columns)))  # of the residual
     weights = _least_squares(projected, coordinates)
     smallest = torch.linalg.eigvalsh((projected[:-1] + projected[:-1].T) / 2)[0]
-    residual = (coordinates - projected @ weights) @ basis
-    return LinearSolution(x + weights @ basis[:-1], residual, smallest, largest, products)
+    residual = (coordinates - projected @ weights) @ basis.rows
+    return LinearSolution(x + weights @ basis.rows[:-1], residual, smallest, largest, products)
+
+
+class Rows:
+    """The rows of a matrix that grows, without a copy of it for each.
+
+    Args:
+        first: The first row.
+    """
+
+    def __init__(self, first: Tensor) -> None:
+        self.rows = self._memory = first[None]
+
+    def append(self, row: Tensor) -> None:
+        """Adds a row.
+
+        Args:
+            row: The row.
+        """
+        count = len(self.rows)
+        if count == len(self._memory):
+            self._memory = torch.cat([self.rows, torch.empty_like(self.rows)])
+        self._memory[count] = row
+        self.rows = self._memory[: count + 1]
 
 
 def exact(

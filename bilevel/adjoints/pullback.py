@@ -151,6 +151,11 @@ class _Task:
     def pull(self, wanted: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradient of each parameter that is wanted."""
         size = len(leaves(self.history))
+        if any(tensor.is_sparse for tensor in tensors[:size]):
+            raise BilevelError(
+                f"the leader's loss has a sparse gradient in y, of which {self.adjoint!r} makes a "
+                "vector; build the embedding with sparse=False, or take Unrolled()"
+            )
         v = from_leaves(tensors[:size], like=self.history)
         # Detached: its graph leads to this very node.
         y = from_leaves([leaf.detach() for leaf in tensors[-size:]], like=self.history)

@@ -28,8 +28,9 @@ class Sampled(Pullback):
     estimate of vᵀ times the derivative of y* smoothed by a Gaussian of width σ, and so of the
     smoothed loss's gradient only if L is nearly linear in y over those answers: v is that at y*
     itself. Its variance grows with the dimension of θ, and so does the number of samples needed. A
-    sample takes two solves, with the random numbers of the original solve. The statistics are
-    ``residual`` (the estimate's standard error relative to its norm) and ``evaluations``.
+    sample takes two solves, with the random numbers of the original solve if they are torch's
+    global ones; others are noise of the estimate. The statistics are ``residual`` (the estimate's
+    standard error relative to its norm) and ``evaluations``.
 
     Args:
         scale: σ, in units of θ. Perturbed leaders may violate :meth:`LeaderProblem.project`.

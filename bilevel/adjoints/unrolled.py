@@ -85,7 +85,7 @@ class Unrolled(Adjoint):
                 assert isinstance(solver, Iterative)
                 value = self._answer(solver, oracle, leader)
         if torch.is_grad_enabled() and not self._checked:
-            self._check_graph(leader, value)
+            self._check_graph(leader, batch, value)
         evaluations = torch.full((), float(oracle.evaluations), device=leaves(value)[0].device)
         stats = {**oracle.stats(), "evaluations": evaluations}
         return Solution(value, stats, oracle.evaluations)
@@ -141,9 +141,14 @@ class Unrolled(Adjoint):
         if any(tensor.requires_grad for tensor in tensors_in(batch)):
             raise self.batch_error()
 
-    def _check_graph(self, leader: nn.Module, value: Value) -> None:
-        """Warns of the parameters that the answer does not depend on."""
+    def _check_graph(self, leader: nn.Module, batch: Batch, value: Value) -> None:
+        """Warns of the parameters that the answer does not depend on.
+
+        Not inside another follower's objective, whose y in the batch may be all that it reads.
+        """
         self._checked = True
+        if any(tensor.requires_grad for tensor in tensors_in(batch)):
+            return
         names = {id(p): name for name, p in leader.named_parameters() if p.requires_grad}
         unused = names.keys() - _reachable(value, set(names))
         self.warn_unused([name for key, name in names.items() if key in unused])

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bilevel import (
     Adjoint,
+    BilevelError,
     FollowerProblem,
     Forward,
     Implicit,
@@ -61,6 +63,38 @@ def test_sparse_tensors(adjoint: Adjoint, form: Any) -> None:
     expected = gradient(Unrolled(), Smooth(), {"laplacian": laplacian})
     found = gradient(adjoint, Smooth(), {"laplacian": form(laplacian)})
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+class Items(FollowerProblem):
+    """A number for each item, looked up in a table."""
+
+    sense = "min"
+    table = nn.Embedding(5, 1, sparse=True, dtype=F64)
+
+    def init(self, batch: Any) -> dict[str, Tensor]:
+        return {"weight": torch.zeros(5, 1, dtype=F64)}
+
+    def objective(self, leader: Any, y: dict[str, Tensor], batch: Any) -> Tensor:
+        found = functional_call(self.table, y, torch.arange(3))
+        return (found - leader.log.exp()).square().sum() + y["weight"].square().sum()
+
+
+class Found(Log):
+    """The first two numbers are to be large."""
+
+    def loss(self, y: dict[str, Tensor], batch: Any) -> Tensor:
+        return -functional_call(Items.table, y, torch.arange(2)).sum()
+
+
+def test_sparse_gradients_in_y() -> None:
+    leader, solver = Found(), Iterative(Gradient(0.2), 100)
+    solution = Unrolled().solve(solver, Items(), leader, None)
+    (slope,) = torch.autograd.grad(leader.loss(solution.value, None), leader.log)
+    assert slope.item() == pytest.approx(-1.0)  # of −2 · exp(log) / 2
+    for adjoint in ADJOINTS:
+        solution = adjoint.solve(solver, Items(), leader, None)
+        with pytest.raises(BilevelError, match=r"sparse gradient in y, .* with sparse=False"):
+            torch.autograd.grad(leader.loss(solution.value, None), leader.log)
 
 
 class Slopes(FollowerProblem):

@@ -14,10 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilevel import BilevelError, FollowerProblem, Forward, Iterative, LeaderProblem, Unrolled
+from bilevel import (
+    BilevelError,
+    FollowerProblem,
+    Forward,
+    Iterative,
+    LeaderProblem,
+    Oracle,
+    Solver,
+    Unrolled,
+)
 from bilevel.experiment.memory import peak_mib
 from bilevel.updates import Gradient, Update
-from tests.valleys import F64, Numbers, Quadratic, error, hypergradient, valley
+from tests.valleys import F64, Numbers, Quadratic, error, hypergradient, pulled_back, valley
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
@@ -126,6 +135,98 @@ def test_an_update_that_takes_a_gradient_of_its_own() -> None:
     for adjoint in (Forward(), Unrolled()):
         slope, _ = hypergradient(adjoint, solver, Market(), leader, None, v)
         assert error(slope, torch.tensor([-2 / 3], dtype=F64)) < 1e-10
+
+
+class Langevin(Update):
+    """Gradient steps with noise."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> tuple[Tensor, None]:
+        noise = torch.randn(y.shape, dtype=F64, generator=self.generator)
+        return y + 0.05 * gradient + 0.3 * y * noise, None
+
+
+class Sampling(Quadratic):
+    """Of one of the numbers at each step."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def objective(self, leader: Numbers, y: Tensor, batch: Any) -> Tensor:
+        row = torch.randint(len(y), (1,), generator=self.generator)
+        return super().objective(leader, y, batch) + y[row].sum()
+
+
+@pytest.mark.parametrize("noisy", ["update", "objective"])
+def test_a_solve_that_cannot_be_repeated(noisy: str) -> None:
+    """The random numbers of a generator of one's own are not rewound; torch's global ones are."""
+    batch, leader, v = valley(4, 5.0), Numbers(3), torch.ones(4, dtype=F64)
+
+    def slope(adjoint: Forward | Unrolled, generator: torch.Generator | None) -> Tensor:
+        torch.manual_seed(0)
+        update = Langevin(generator) if noisy == "update" else Gradient(0.1)
+        follower = Sampling(generator) if noisy == "objective" else Quadratic()
+        return hypergradient(adjoint, Iterative(update, 8), follower, leader, batch, v)[0]
+
+    assert error(slope(Forward(), None), slope(Unrolled(), None)) < 1e-10
+    with pytest.raises(BilevelError, match=r"led elsewhere when .* repeated.*a Generator or numpy"):
+        slope(Forward(), torch.Generator().manual_seed(0))
+
+
+class Short(Solver):
+    """The points on the first hundredths of the way to θ, with noise relative to the way."""
+
+    def __init__(self, points: int, noise: float) -> None:
+        super().__init__()
+        self.points, self.noise = points, noise
+        self.generator = torch.Generator().manual_seed(0)
+
+    def answer(self, oracle: Oracle) -> Tensor:
+        y = oracle.init()
+        factor = 1 + self.noise * torch.randn((), dtype=F64, generator=self.generator)
+        step = 0.01 * factor * (oracle.leader.theta - y)
+        return torch.cat([y + (k + 1) * step for k in range(self.points)])
+
+
+class Far(FollowerProblem):
+    """min over y of ‖y − θ‖² from 100."""
+
+    sense = "min"
+
+    def init(self, batch: Any) -> Tensor:
+        return torch.full((1, 3), 100, dtype=F64)
+
+    def objective(self, leader: Numbers, y: Tensor, batch: Any) -> Tensor:
+        return (y - leader.theta).square().sum()
+
+
+def test_rounding_is_relative_to_the_way_from_the_start() -> None:
+    """Noise of a thousandth of the way may come from kernels; a tenth is another solve."""
+    leader, v = Numbers(3), torch.ones(1, 3, dtype=F64)
+    slope, _ = hypergradient(Forward(), Short(1, noise=1e-3), Far(), leader, None, v)
+    torch.testing.assert_close(slope, torch.full((3,), 0.01, dtype=F64), rtol=0.01, atol=0)
+    with pytest.raises(BilevelError, match="led elsewhere"):
+        hypergradient(Forward(), Short(1, noise=0.1), Far(), leader, None, v)
+
+
+def test_a_path_that_is_longer_than_its_start() -> None:
+    leader, v = Numbers(3), torch.ones(3, 3, dtype=F64)
+    slope, _ = hypergradient(Forward(), Short(3, noise=0.0), Far(), leader, None, v)
+    torch.testing.assert_close(slope, torch.full((3,), 0.06, dtype=F64))
+
+
+def test_an_answer_by_a_formula_has_no_start() -> None:
+    class Formula(Solver):
+        def answer(self, oracle: Oracle) -> Tensor:
+            return torch.linalg.solve(oracle.batch.h, oracle.batch.b @ oracle.leader.theta)
+
+    batch, leader, v = valley(4, 5.0), Numbers(3), torch.ones(4, dtype=F64)
+    slope, _ = hypergradient(Forward(), Formula(), Quadratic(), leader, batch, v)
+    assert error(slope, pulled_back(batch, v)) < 1e-10
 
 
 def test_forward_mode_for_many_numbers_or_a_solver_with_a_memory() -> None:

@@ -68,9 +68,9 @@ def test_the_curvature_along_the_penalised_solutions() -> None:
 
 def test_the_curvature_of_a_message_is_without_damping() -> None:
     batch = Valley(torch.diag(torch.tensor([1.0, -0.5], dtype=F64)), torch.eye(2, dtype=F64))
-    adjoint = Implicit("exact", damping=0.1)
+    adjoint, v = Implicit("cg", damping=0.1), torch.tensor([0.0, 1.0], dtype=F64)
     with pytest.warns(HypergradientWarning, match=r"by -0\.5\).* above 0\.5,"):
-        hypergradient(adjoint, Known(optimum), Quadratic(), Numbers(2), batch, ONES)
+        hypergradient(adjoint, Known(optimum), Quadratic(), Numbers(2), batch, v)
 
 
 @pytest.mark.parametrize("adjoint", [Unrolled(truncate=2), Unrolled(recompute=2)], ids=str)
