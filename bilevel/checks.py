@@ -134,7 +134,7 @@ def _requires_closure(optimizer: Any) -> bool:
     )
 
 
-def check_form(solver: Solver, follower: FollowerProblem, y: Value, batch: Batch) -> None:
+def check_form(solver: Solver, follower: FollowerProblem, y: Value, batch: Batch) -> Value:
     """Checks that an answer has the form of the follower's start.
 
     Args:
@@ -143,25 +143,32 @@ def check_form(solver: Solver, follower: FollowerProblem, y: Value, batch: Batch
         y: The answer.
         batch: The data.
 
+    Returns:
+        The start.
+
     Raises:
         BilevelError: See :func:`~bilevel.solvers.checks.check_answer`.
     """
     device = leaves(y)[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        start = follower.init(batch)
+        start: Value = follower.init(batch)
     check_answer(solver, y, start)
+    return start
 
 
-def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
-    """Checks that an answer is finite and lies in Y; this synchronises the device.
+def check_feasible(
+    follower: FollowerProblem, y: Value, batch: Batch, what: str = "first answer"
+) -> None:
+    """Checks that a point is finite and lies in Y; this synchronises the device.
 
     Args:
         follower: The problem.
-        y: The answer.
+        y: The point.
         batch: The data.
+        what: What it is.
 
     Raises:
-        NonFiniteError: If the answer is NaN or infinite.
+        NonFiniteError: If the point is NaN or infinite.
         BilevelError: If it lies outside Y.
     """
     with torch.no_grad():
@@ -171,7 +178,7 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
     for leaf, nearest in zip(leaves(y), leaves_like(projected, like=y), strict=True):
         if not leaf.isfinite().all():
             raise NonFiniteError(
-                "the follower's first answer is not finite: the objective, its gradient or the "
+                f"the follower's {what} is not finite: the objective, its gradient or the "
                 "update gave NaN or infinity; check the batch and the update's step"
             )
         if leaf.dtype == torch.bool:
@@ -181,7 +188,7 @@ def check_feasible(follower: FollowerProblem, y: Value, batch: Batch) -> None:
         largest = float(nearest.abs().max()) if leaf.numel() else 0.0
         if not distance <= max(1e-5, 2 * rounding) * max(1.0, largest):  # it may be NaN
             raise BilevelError(
-                f"the follower's first answer lies {distance:.3g} outside Y: "
+                f"the follower's {what} lies {distance:.3g} outside Y: "
                 f"{type(follower).__name__}.project moves it; make project idempotent, let init "
                 "return a point of Y, and end a solver's answer with oracle.project(y)"
             )

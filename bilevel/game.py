@@ -171,7 +171,8 @@ class Bilevel:
         torch.clear_autocast_cache()  # its converted weights are those from before the last move
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
-            checks.check_form(self.solver, self.follower, solution.value, batch)
+            start = checks.check_form(self.solver, self.follower, solution.value, batch)
+            checks.check_feasible(self.follower, start, batch, "start")
             checks.check_feasible(self.follower, solution.value, batch)
             if self.zero_sum and isinstance(self.adjoint, Detached):
                 checks.check_fixed_constraints(self.leader, self.follower, solution.value, batch)

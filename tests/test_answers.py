@@ -262,8 +262,9 @@ def test_a_start_outside_y_is_told_where_to_look() -> None:
         def init(self, batch):
             return torch.ones_like(batch.x)
 
-    with pytest.raises(BilevelError, match="let init return a point of Y"):
-        play(follower=Outside(), solver=pgm(0.1, 0))
+    for steps in (0, 2):  # also where the first step leads into Y
+        with pytest.raises(BilevelError, match=r"start lies .* let init return a point of Y"):
+            play(follower=Outside(), solver=pgm(0.1, steps))
 
 
 def test_a_number_that_the_batch_shares_beside_rows() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import choose
+from bilevel.robustness.attacks.samples import check_gain, choose
 from bilevel.robustness.data.batches import per_sample
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle, Solver
@@ -47,7 +47,7 @@ class APGD(Solver):
 
     Raises:
         BilevelError: If an argument is out of its range; in the solve, if the threat model is no
-            :class:`~bilevel.robustness.Perturbation`.
+            :class:`~bilevel.robustness.Perturbation`, or its loss is one number for all images.
 
     Example:
         >>> from bilevel.robustness import Linf, SolverAttack
@@ -72,6 +72,7 @@ class APGD(Solver):
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""
         best = previous = current = _Point.at(oracle.init(), oracle)
+        check_gain(best.gain, best.y, oracle.batch)
         threat = _ball(oracle.follower)
         rule = threat.ascent(1.0)
         eta = torch.full_like(current.gain, 2 * threat.eps)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from bilevel import Solver, ZeroSum, frozen
 from bilevel.arguments import count, one_of
-from bilevel.errors import BilevelError, NonFiniteError, describe
+from bilevel.errors import BilevelError
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.settings import settings_of, shown
+from bilevel.robustness.attacks.checks import (
+    check_clean,
+    check_labels,
+    check_separate,
+    check_start,
+)
 from bilevel.robustness.attacks.random_sampling import RandomSampling
-from bilevel.robustness.attacks.samples import check_classes
+from bilevel.robustness.attacks.samples import replaced
 from bilevel.robustness.attacks.trajectory import recorded
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import OF_CLASSES, UNTARGETED, Targeted, cross_entropy
@@ -40,11 +46,13 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
         batch: Clean images, with whatever else the follower reads.
 
     Returns:
-        Adversarial images with the same labels.
+        Adversarial images with the same labels and, if the batch is a named tuple, its further
+        fields.
 
     Raises:
-        BilevelError: If the images are not float in [0, 1] or the labels no classes, or the
-            follower does not say which images its y makes.
+        BilevelError: If the images do not suit the threat model, for example are not float in
+            [0, 1], the labels are no classes, or the follower does not say which images its y
+            makes.
         NonFiniteError: If the loss is NaN or infinite where the attack starts.
     """
     if not isinstance(follower, Threat):
@@ -53,42 +61,15 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
             "them; derive it from robustness.Threat and define perturbed(y, batch)"
         )
     follower.check(batch)
+    check_clean(follower, batch)
     classes = type(follower).objective is Threat.objective and follower.loss in OF_CLASSES
-    _check_labels(batch, classes=classes)
+    check_labels(batch, classes=classes)
     with torch.no_grad(), frozen(solver):
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
         loss = solution.stats.get("objective_before")
         if len(batch.x) and loss is not None:
-            _check_start(loss, batch.y if classes else None)
-        return Batch(follower.perturbed(solution.value, batch), batch.y)
-
-
-def _check_labels(batch: Batch | Targeted, *, classes: bool) -> None:
-    """Checks that there are labels, and if the loss reads classes, that they are some."""
-    if not hasattr(batch, "y"):
-        raise BilevelError(
-            f"the batch is {describe(batch)}: an attack reads images and labels by name; give "
-            "robustness.Batch(images, labels)"
-        )
-    if classes:
-        check_classes(batch, "a loss of your own that reads them, Linf(eps, loss=…)")
-
-
-def _check_start(loss: Tensor, classes: Tensor | None) -> None:
-    """Checks the loss where an attack starts, and that no class is negative, in one wait."""
-    finite = loss.isfinite()
-    sound = finite if classes is None else finite & (classes >= 0).all()
-    if sound:
-        return
-    if not finite:
-        raise NonFiniteError(
-            f"the loss is {loss.item()} where the attack starts: it has no gradient to follow, "
-            "and its images would look robust; check the classifier's weights and its logits"
-        )
-    raise BilevelError(
-        "labels are negative, which the cross entropy ignores: those images would not be attacked, "
-        "and look robust; leave them out"
-    )
+            check_start(loss, batch.y if classes else None)
+        return replaced(batch, x=follower.perturbed(solution.value, batch))
 
 
 def for_evaluation(solver: Solver) -> Solver:
@@ -200,7 +181,8 @@ class SolverAttack(Attack):
 
     Raises:
         BilevelError: If ``restarts`` or ``targets`` is not such a number, ``targets`` is given with
-            a loss that has none, or ``keep_broken`` for a y that is not added to the image.
+            a loss that has none, or ``keep_broken`` for a y that is not added to the image; in
+            an attack, if images share one y that the solver would compute for each batch.
 
     Example:
         >>> from bilevel import pgm
@@ -236,10 +218,11 @@ class SolverAttack(Attack):
                 f"targets is {targets} and the loss is {shown(follower.loss)}, which no target "
                 "changes: all tries would be the same; give the threat model loss=targeted_dlr"
             )
-        if keep_broken and not isinstance(follower, Perturbation):
+        if keep_broken and not _adds(follower):
             raise BilevelError(
                 f"keep_broken is given for {type(follower).__name__}: whether a point lies in the "
-                "threat model is known for x + δ only; leave it out, the last point then counts"
+                "threat model is known for x + δ only; leave it out, the last point then counts, "
+                "or restrict δ in project instead of perturbed"
             )
 
     @property
@@ -271,13 +254,16 @@ class SolverAttack(Attack):
         solver = for_evaluation(self.solver)
         # A point that the surrogate misclassifies need not be misclassified by the classifier.
         if self.surrogate is not None or not self.keep_broken:
-            return attack(queried, self.follower, solver, tried).x
-        assert isinstance(self.follower, Perturbation), "checked in __init__"
-        with recorded(model, self.follower, tried) as trajectory:
-            answer = attack(model, self.follower, solver, tried).x
-        return trajectory.broken_or(answer)
+            answer = attack(queried, self.follower, solver, tried).x
+        else:
+            assert isinstance(self.follower, Perturbation), "checked in __init__"
+            with recorded(model, self.follower, tried) as trajectory:
+                answer = attack(model, self.follower, solver, tried).x
+            answer = trajectory.broken_or(answer)
+        check_separate(self.follower, solver, tried)
+        return answer
 
-    def _targeted(self, model: nn.Module, batch: Batch, rank: int) -> Targeted:
+    def _targeted(self, model: nn.Module, batch: Batch, rank: int) -> Any:
         """The batch with each image's wrong class of that rank by its logit, from 0, as target."""
         with torch.no_grad(), frozen(model):
             logits = model(batch.x).scatter(1, batch.y.unsqueeze(1), -torch.inf)
@@ -286,4 +272,10 @@ class SolverAttack(Attack):
                 f"targets is {self.targets} and the classifier has {logits.shape[1]} classes: each "
                 f"target is a wrong class; give targets={logits.shape[1] - 1} at most"
             )
-        return Targeted(batch.x, batch.y, logits.argsort(1, descending=True)[:, rank])
+        return replaced(batch, target=logits.argsort(1, descending=True)[:, rank])
+
+
+def _adds(follower: Threat) -> bool:
+    """Whether y is added to the image."""
+    additive = Perturbation.perturbed
+    return isinstance(follower, Perturbation) and type(follower).perturbed is additive

@@ -13,8 +13,9 @@ from torch.nn.functional import relu
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import choose
+from bilevel.robustness.attacks.samples import check_gain, choose
 from bilevel.robustness.data.batches import per_sample
+from bilevel.robustness.threats.bounds import PIXELS, equal_bounds, interval
 from bilevel.robustness.threats.losses import cross_entropy
 from bilevel.robustness.threats.perturbation import Linf
 from bilevel.solvers import Oracle, Solver
@@ -23,6 +24,7 @@ from bilevel.tree import Value, leaves
 _MIN_TAU = 1 / 256
 _TAU_DECAY = 0.9
 _MIN_LOG10_C, _MAX_LOG10_C = -5, 2
+_SEARCHED = ("clip", "project", "perturbed")  # of Linf, which the search replaces
 _LR, _BETA1, _BETA2, _ADAM_EPS = 5e-3, 0.9, 0.999, 1e-8
 
 
@@ -52,8 +54,8 @@ class CarliniWagner(Solver):
 
     Raises:
         BilevelError: If ``steps`` is out of its range; in the solve, if the threat model is no
-            :class:`~bilevel.robustness.Linf`, its loss is the cross entropy, or values lie outside
-            [0, 1].
+            :class:`~bilevel.robustness.Linf` of images or projects otherwise, or its loss is the
+            cross entropy or one number for all images.
 
     Example:
         >>> from bilevel.robustness import Linf, SolverAttack
@@ -67,8 +69,20 @@ class CarliniWagner(Solver):
         self.steps = count("steps", steps)
 
     def check(self, follower: FollowerProblem) -> None:
-        """Refuses a threat model that is no L∞ ball, and a loss without a sign."""
-        _radius(follower)
+        """Refuses a threat model that is no L∞ ball of images, and a loss without a sign."""
+        threat = _ball(follower)
+        if not equal_bounds(threat.bounds, PIXELS):
+            raise BilevelError(
+                f"the bounds are {interval(threat.bounds)}: CarliniWagner searches among images, "
+                "whose pixels lie in [0, 1]; attack other data with APGD, loss=margin"
+            )
+        own = [name for name in _SEARCHED if getattr(type(threat), name) is not getattr(Linf, name)]
+        if own:
+            raise BilevelError(
+                f"{type(threat).__name__} has a {own[0]} of its own: CarliniWagner searches all "
+                "images x + δ, and would be weak where not all are allowed; attack with APGD, "
+                "loss=margin"
+            )
         if getattr(follower, "loss", None) is cross_entropy:
             raise BilevelError(
                 "CarliniWagner was given the cross entropy: it stops where the loss is positive, "
@@ -77,10 +91,11 @@ class CarliniWagner(Solver):
 
     def answer(self, oracle: Oracle) -> Value:
         """The last successful δ of each image, clipped to Y; zero where there is none."""
-        full, search, eps = oracle, _begin(oracle), _radius(oracle.follower)
+        full, search, eps = oracle, _begin(oracle), _ball(oracle.follower).eps
         last = torch.zeros_like(search.delta)
         while len(search.rows):
             gain, gradients = oracle.gain_and_gradient(search.delta)
+            check_gain(gain, search.delta, oracle.batch)
             (gradient,) = leaves(gradients)
             solved, norm = search.solved(gain), search.delta.abs().flatten(1).amax(1)
             within = (gain > 0) & (norm <= eps)
@@ -156,14 +171,14 @@ class _Search(NamedTuple):
         return relu(self.delta.abs() - per_sample(self.tau, self.delta))
 
 
-def _radius(follower: FollowerProblem) -> float:
-    """ε of the L∞ ball."""
+def _ball(follower: FollowerProblem) -> Linf:
+    """The L∞ ball, to whose ε the search is scaled."""
     if not isinstance(follower, Linf):
         raise BilevelError(
             f"CarliniWagner was given {type(follower).__name__}: its search is scaled to the ε of "
             "an L∞ ball; give Linf or a subclass, or attack with APGD"
         )
-    return follower.eps
+    return follower
 
 
 def _begin(oracle: Oracle) -> _Search:
@@ -174,16 +189,10 @@ def _begin(oracle: Oracle) -> _Search:
             f"images are {delta.dtype}: CarliniWagner counts its steps and halves small numbers, "
             "which half precision rounds away; give float32 images, and autocast in the classifier"
         )
-    image = oracle.batch.x
-    if not ((image >= 0) & (image <= 1)).all():
-        raise BilevelError(
-            "values lie outside [0, 1]: CarliniWagner searches among images, whose pixels lie in "
-            "it; attack signals with APGD, loss=margin"
-        )
     one = delta.new_ones(len(delta))
     return _Search(
         rows=torch.arange(len(delta), device=delta.device),
-        image=image,
+        image=oracle.batch.x,
         delta=delta,
         exp_avg=torch.zeros_like(delta),
         exp_avg_sq=torch.zeros_like(delta),

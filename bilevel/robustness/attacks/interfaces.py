@@ -20,6 +20,7 @@ from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import attack
 from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.bounds import equal_bounds, interval
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
 
@@ -36,7 +37,7 @@ class Adversary:
     It can be combined with torchattacks' own attacks in ``torchattacks.MultiAttack``.
 
     Args:
-        model: The classifier, from images in [0, 1] to logits; it is left as it was.
+        model: The classifier, from the threat model's data to logits; it is left as it was.
         follower: The threat model.
         solver: The attack; a learned one computes in evaluation mode.
 
@@ -55,7 +56,8 @@ class Adversary:
         """Attacks a batch.
 
         Args:
-            images: ``(B, C, H, W)`` float in [0, 1], on the classifier's device.
+            images: ``(B, C, H, W)`` float in [0, 1], or what else the threat model takes, on the
+                classifier's device.
             labels: Their classes, ``(B,)`` int64.
 
         Returns:
@@ -91,7 +93,7 @@ def foolbox_attack(
 
     Returns:
         ``attack(fmodel, images, labels, epsilons=…)``, which returns the raw images, the images
-        clipped to ε, and which of them are adversarial; for models of bounds (0, 1).
+        clipped to ε, and which of them are adversarial; for models of the threat model's bounds.
 
     Raises:
         BilevelError: If foolbox is not installed.
@@ -130,7 +132,7 @@ def foolbox_attack(
             self, model: Model, inputs: Any, criterion: Any, *, epsilon: float, **kwargs: Any
         ) -> Any:
             raise_if_kwargs(kwargs)
-            _check_bounds(model)
+            _check_bounds(model, make_follower(0.0))
             images, restore = astensor_(inputs)
             batch = Batch(images.raw.detach(), _classes(criterion))
             if epsilon > 0:  # the ball is a point at 0, and fgsm(0) is an error
@@ -168,11 +170,15 @@ def _classes(criterion: Any) -> Tensor:
     return labels
 
 
-def _check_bounds(model: Model) -> None:
-    if tuple(model.bounds) != (0, 1):
+def _check_bounds(model: Model, follower: Perturbation) -> None:
+    """Checks that foolbox clips images to the bounds of the threat model."""
+    bounds = (float(model.bounds.lower), float(model.bounds.upper))
+    if not equal_bounds(follower.bounds, bounds):
         raise BilevelError(
-            f"the foolbox model has bounds {tuple(model.bounds)}: the threat model is for pixels "
-            "in [0, 1]; give fmodel.transform_bounds((0, 1)), images and ε likewise"
+            f"the foolbox model has bounds {tuple(model.bounds)} and the threat model "
+            f"{interval(follower.bounds)}: foolbox would reject images that the attack finds; give "
+            "lambda eps: Linf(eps, bounds=fmodel.bounds), or fmodel.transform_bounds((0, 1)), "
+            "images and ε likewise"
         )
 
 

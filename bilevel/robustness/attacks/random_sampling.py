@@ -6,7 +6,7 @@ import torch
 
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
-from bilevel.robustness.attacks.samples import better
+from bilevel.robustness.attacks.samples import better, check_gain
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -22,7 +22,8 @@ class RandomSampling(Solver):
         points: Random points a sample; each costs the batch one forward pass.
 
     Raises:
-        BilevelError: If ``points`` is less than 1, or the follower does not start at random.
+        BilevelError: If ``points`` is less than 1; in the solve, if the follower does not start at
+            random, or its loss is one number for all images.
 
     Example:
         >>> from bilevel.robustness import Linf, SolverAttack
@@ -41,14 +42,17 @@ class RandomSampling(Solver):
         """For each sample the point with the largest gain."""
         (best,) = leaves(oracle.init())
         gain = oracle.gain(best)
-        for number in range(1, self.points):
+        check_gain(gain, best, oracle.batch)
+        repeated = bool(len(best)) and self.points > 1
+        for _ in range(1, self.points):
             (point,) = leaves(oracle.init())
-            if number == 1 and len(point) and torch.equal(point, best):
-                raise BilevelError(
-                    "RandomSampling was given the same point twice: the follower's start is not "
-                    "random; give it a random one, Linf(eps, start=eps)"
-                )
+            repeated = repeated and torch.equal(point, best)
             best, gain = better(oracle, point, best, gain)
+        if repeated:
+            raise BilevelError(
+                "RandomSampling was given the same point each time: the follower's start is not "
+                "random; give it a random one, Linf(eps, start=eps)"
+            )
         oracle.evaluations += self.points
         return best
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError, describe
 from bilevel.robustness.data.batches import Batch, per_sample
+from bilevel.robustness.threats.bounds import clipped, interval
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle
@@ -48,20 +52,62 @@ def better(oracle: Oracle, point: Tensor, best: Tensor, gain: Tensor) -> tuple[T
     return choose(improves, point, best), choose(improves, value, gain)
 
 
-def rounding(dtype: torch.dtype) -> float:
-    """How far rounding may take an adversarial image out of the threat model.
+def check_gain(gain: Tensor, y: Tensor, batch: Any) -> None:
+    """Checks that each image has a gain of its own, by which points are compared.
 
     Args:
-        dtype: The type of the images.
+        gain: The gain at a point.
+        y: The point.
+        batch: The images.
+
+    Raises:
+        BilevelError: If the gain is one number for images that have a y each.
+    """
+    images = getattr(batch, "x", ())  # of a follower of one's own the batch may be anything
+    if gain.dim() == 0 and y.dim() and len(y) == len(images) > 1:
+        raise BilevelError(
+            f"the objective is one number for {len(y)} images: of two points the better one would "
+            "be kept for all images at once; let the loss return one value per image, (B,), "
+            'reduction="none", and of pixels the mean over each image'
+        )
+
+
+def replaced(batch: Any, **fields: Tensor) -> Any:
+    """A batch with other values in some fields.
+
+    Args:
+        batch: A named tuple; of another type only the images and labels are kept.
+        **fields: The fields; those that it lacks are added.
 
     Returns:
-        A few units in the last place of pixels in [0, 1].
+        A named tuple, of the same type if no field is added.
 
     Example:
-        >>> rounding(torch.float32), rounding(torch.float16)
-        (1e-06, 0.0009765625)
+        >>> replaced(Batch(torch.zeros(1), torch.ones(1)), target=torch.ones(1))._fields
+        ('x', 'y', 'target')
     """
-    return max(1e-6, torch.finfo(dtype).eps)
+    if not hasattr(batch, "_fields"):
+        batch = Batch(batch.x, batch.y)
+    if fields.keys() <= set(batch._fields):
+        return batch._replace(**fields)
+    values = batch._asdict() | fields
+    return namedtuple(type(batch).__name__, values)(**values)
+
+
+def rounding(data: Tensor) -> Tensor:
+    """How far rounding may take adversarial data out of the threat model.
+
+    Args:
+        data: The clean data, ``(B, ...)``.
+
+    Returns:
+        For each value a few units in the last place; of values below 1 as of 1.
+
+    Example:
+        >>> rounding(torch.tensor([0.5, 3000.0]))
+        tensor([1.0000e-06, 3.0000e-03])
+    """
+    return max(1e-6, torch.finfo(data.dtype).eps) * data.abs().clamp(min=1)
 
 
 def check_classes(batch: Batch | Targeted, otherwise: str) -> None:
@@ -89,22 +135,23 @@ def check_classes(batch: Batch | Targeted, otherwise: str) -> None:
 
 
 def check_threat(clean: Tensor, adversarial: Tensor, threat: Perturbation) -> None:
-    """Checks that adversarial images lie in the ball around the clean ones and in [0, 1].
+    """Checks that adversarial images lie in the ball around the clean ones and within its bounds.
 
     Args:
-        clean: ``(B, C, H, W)`` in [0, 1].
+        clean: ``(B, C, H, W)`` within the bounds.
         adversarial: What an attack returned for them.
         threat: The ball.
 
     Raises:
         BilevelError: If an image lies outside by more than rounding, or a pixel is NaN.
     """
-    slack = rounding(clean.dtype)
-    norm = threat.norm(adversarial - clean).max().item()
-    rounded = threat.norm(torch.full_like(clean[:1], slack)).item()  # each pixel may be off by it
-    outside = max(0.0, -adversarial.min().item(), adversarial.max().item() - 1)
-    if not (norm <= threat.eps + rounded and outside <= slack):
+    slack = rounding(clean)
+    norm = threat.norm(adversarial - clean)
+    outside = (adversarial - clipped(adversarial, threat.bounds)).abs()
+    # Each pixel may be off by rounding.
+    if not ((norm <= threat.eps + threat.norm(slack)).all() and (outside <= slack).all()):
         raise BilevelError(
-            f"it left the threat model (‖δ‖{threat.index} = {norm:.4g} where ε = {threat.eps:g}, "
-            f"pixels {outside:.2g} outside [0, 1]): give it the ε of the evaluation"
+            f"it left the threat model (‖δ‖{threat.index} = {norm.max():.4g} where ε = "
+            f"{threat.eps:g}, pixels {outside.max():.2g} outside {interval(threat.bounds)}): give "
+            "it the ε of the evaluation"
         )

@@ -9,7 +9,7 @@ import torch
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import better
+from bilevel.robustness.attacks.samples import better, check_gain
 from bilevel.robustness.attacks.square_proposals import L2Proposals, LinfProposals, Proposals
 from bilevel.robustness.threats.perturbation import L2, Linf
 from bilevel.solvers import Oracle, Solver
@@ -50,8 +50,8 @@ class Square(Solver):
 
     Raises:
         BilevelError: If ``queries`` is less than 1; in the solve, if the threat model is no
-            :class:`~bilevel.robustness.Linf` and no :class:`~bilevel.robustness.L2`, or its data
-            are not of shape (B, C, H, W).
+            :class:`~bilevel.robustness.Linf` and no :class:`~bilevel.robustness.L2`, its data
+            are not of shape (B, C, H, W), or its loss is one number for all images.
 
     Example:
         >>> from bilevel.robustness import Linf, SolverAttack
@@ -79,6 +79,7 @@ class Square(Solver):
                 "of shape (B, C, H, W), a signal as an image of one row, or attack with APGD"
             )
         gain = oracle.gain(best)
+        check_gain(gain, best, oracle.batch)
         for query in range(1, self.queries):
             if query == 1:
                 (point,) = leaves(oracle.project(proposals.first(best)))

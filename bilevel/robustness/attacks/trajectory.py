@@ -28,7 +28,7 @@ def recorded(
 
     Args:
         model: The classifier that is attacked.
-        follower: The threat model.
+        follower: The threat model, which adds y to the image.
         batch: Clean images.
 
     Yields:
@@ -77,8 +77,8 @@ class Trajectory:
         if images.shape != batch.x.shape or model.training:
             return
         delta = images - batch.x
-        outside = (self._follower.project(delta, batch) - delta).abs().flatten(1).amax(1)
-        wrong = (logits.argmax(1) != batch.y) & (outside <= rounding(images.dtype))
+        outside = (self._follower.project(delta, batch) - delta).abs() - rounding(batch.x)
+        wrong = (logits.argmax(1) != batch.y) & (outside.flatten(1).amax(1) <= 0)
         self._images = choose(wrong & ~self._broken, images, self._images)
         self._broken |= wrong
 

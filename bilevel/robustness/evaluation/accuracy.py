@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bilevel import BilevelError, NonFiniteError, Solver, distributed, frozen
 from bilevel.errors import describe
 from bilevel.robustness.attacks.attack import attack, for_evaluation
+from bilevel.robustness.attacks.checks import check_separate
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.results import Example
@@ -41,8 +42,9 @@ def correct(
         ``(N,)`` bool on the device of the images.
 
     Raises:
-        BilevelError: If there are no images, only one of follower and solver is given, or the
-            output is not one logit for each class.
+        BilevelError: If there are no images, only one of follower and solver is given, the images
+            of a batch share one y that the solver would compute for each batch, or the output is
+            not one logit for each class.
         NonFiniteError: If a logit is NaN or infinite.
     """
     if (follower is None) != (solver is None):
@@ -82,6 +84,8 @@ def _correct_own(
                 if number == 0:  # a loss would raise anything, on a GPU an assertion of the device
                     check_logits(model(batch.x), batch, images.classes)
                 batch = attack(model, follower, solver, batch)
+                if number == 0:
+                    check_separate(follower, solver, next(batches(images, 2)))
             logits = check_logits(model(batch.x), batch, images.classes)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())

@@ -1,6 +1,8 @@
 """Perturbations of an image, bounded in the L∞ or the L2 norm.
 
 Perturbation    max over δ of loss(f(x + δ))   subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
+
+Data that are no images have bounds of their own in place of [0, 1], or none.
 """
 
 from __future__ import annotations
@@ -16,9 +18,17 @@ from torch.linalg import vector_norm
 
 from bilevel import Iterative, Solver
 from bilevel.arguments import one_of
-from bilevel.errors import BilevelError, describe
+from bilevel.errors import BilevelError
 from bilevel.robustness.data.batches import Batch, per_sample
-from bilevel.robustness.threats.losses import Loss, cross_entropy
+from bilevel.robustness.threats.bounds import (
+    PIXELS,
+    Bounds,
+    checked_bounds,
+    clipped,
+    equal_bounds,
+)
+from bilevel.robustness.threats.checks import check_number, check_reach, check_values
+from bilevel.robustness.threats.losses import Loss, Targeted, cross_entropy
 from bilevel.robustness.threats.threat import Threat
 from bilevel.updates import NormalizedGradient, SignGradient
 
@@ -29,34 +39,43 @@ Norm = Literal["linf", "l2"]
 class Perturbation(Threat):
     """A perturbation δ of an image that maximises the classifier's loss (eq. 3).
 
-    The leader's ``model`` maps images in [0, 1] to logits.
+    The leader's ``model`` maps images in [0, 1] to logits. With other ``bounds`` any float data
+    ``(B, ...)`` take the place of images, such as the rows of a table.
 
     Args:
-        eps: ε, the radius, in units of the pixel range [0, 1].
+        eps: ε, the radius, in units of the data: for images of the pixel range [0, 1].
         start: Radius of the ball from which the initial δ is drawn; 0 for δ = 0. The paper
             evaluates with 1e-4.
         loss: The loss to maximise, a function of the logits; see
             ``bilevel.robustness.threats.losses``.
+        bounds: The lowest and the highest value of the data, to which x + δ is clipped: numbers, or
+            tensors that broadcast over a sample, such as one value per feature. None for none.
+
+    Raises:
+        BilevelError: If a radius is not one number from 0 on, or the bounds are no such pair.
     """
 
     index: ClassVar[str] = ""
     """The norm's index in print, ∞ or ₂."""
 
-    def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
-        for name, radius in (("eps", eps), ("start", start)):
-            try:
-                finite = math.isfinite(radius)
-            except (TypeError, ValueError, RuntimeError) as error:  # of arrays and tensors
-                raise BilevelError(
-                    f"{name} is {describe(radius)}: a threat model has one radius for all images; "
-                    "give a number, and attack the images of each radius in a batch of their own"
-                ) from error
-            if not (finite and radius >= 0):
-                raise BilevelError(
-                    f"{name} is {radius}: a radius is a number from 0 on; the paper's ε is 0.031"
-                )
+    bounds: Bounds | None = PIXELS
+    """The lowest and the highest value of the data."""
+
+    def __init__(
+        self,
+        eps: float,
+        *,
+        start: float = 0.0,
+        loss: Loss = cross_entropy,
+        bounds: Bounds | None = PIXELS,
+    ) -> None:
+        check_number("eps", eps)
+        check_number("start", start)
         self.eps = eps
         self.start = start
+        bounds = checked_bounds(bounds)
+        if not equal_bounds(bounds, PIXELS):  # which ``repr`` need not show
+            self.bounds = bounds
         super().__init__(loss=loss)
 
     @abstractmethod
@@ -122,6 +141,13 @@ class Perturbation(Threat):
         """
         return Iterative(self.ascent(step), steps)
 
+    def check(self, batch: Batch | Targeted) -> None:
+        """Checks that the batch has images in [0, 1]; with other bounds, data within them."""
+        if equal_bounds(self.bounds, PIXELS):
+            super().check(batch)
+        else:
+            check_values(batch, self.bounds)
+
     def init(self, batch: Batch) -> Tensor:
         """Zero, or noise of radius :attr:`start`, projected."""
         if self.start == 0:
@@ -133,8 +159,11 @@ class Perturbation(Threat):
         return batch.x + y
 
     def project(self, y: Tensor, batch: Batch) -> Tensor:
-        """δ projected onto the ball, then x + δ clipped to [0, 1], which stays in the ball."""
-        return (batch.x + self.clip(y)).clamp(0, 1) - batch.x
+        """δ projected onto the ball, then x + δ clipped to the bounds, which stays in the ball."""
+        delta = self.clip(y)
+        if self.bounds is None:
+            return delta
+        return clipped(batch.x + delta, self.bounds) - batch.x
 
 
 class Linf(Perturbation):
@@ -144,25 +173,34 @@ class Linf(Perturbation):
         eps: ε in [0, 1]; 0.031 in the paper (not 8/255).
         start: Radius of the random start.
         loss: The loss to maximise.
+        bounds: The lowest and the highest value of other data, see :class:`Perturbation`.
 
     Raises:
-        BilevelError: If a radius is not one number from 0 on, or ε is above 1.
+        BilevelError: If a radius is not one number from 0 on, the bounds are no such pair, or ε is
+            larger than they are apart.
 
     Example:
         >>> batch = Batch(torch.tensor([[[[0.0, 0.5]]]]), torch.tensor([0]))
         >>> Linf(0.1).project(torch.tensor([[[[-0.3, 0.3]]]]), batch)
         tensor([[[[0.0000, 0.1000]]]])
+        >>> rows = Batch(torch.tensor([[30.0, 3998.0]]), torch.tensor([0]))
+        >>> threat = Linf(5.0, bounds=(0.0, torch.tensor([90.0, 4000.0])))
+        >>> threat.project(torch.tensor([[-9.0, 9.0]]), rows)
+        tensor([[-5.,  2.]])
     """
 
     index = "∞"
 
-    def __init__(self, eps: float, *, start: float = 0.0, loss: Loss = cross_entropy) -> None:
-        super().__init__(eps, start=start, loss=loss)
-        if eps > 1:
-            raise BilevelError(
-                f"eps is {eps}: pixels lie in [0, 1], so ε = 1 allows every image already; "
-                "give ε as a fraction of the pixel range, 8/255 rather than 8"
-            )
+    def __init__(
+        self,
+        eps: float,
+        *,
+        start: float = 0.0,
+        loss: Loss = cross_entropy,
+        bounds: Bounds | None = PIXELS,
+    ) -> None:
+        super().__init__(eps, start=start, loss=loss, bounds=bounds)
+        check_reach(eps, self.bounds)
 
     def clip(self, delta: Tensor) -> Tensor:
         """Π_ε(δ) = sign(δ) ∘ min(abs(δ), ε)."""
@@ -191,6 +229,7 @@ class L2(Perturbation):
         eps: ε; 0.5 is usual for CIFAR-10.
         start: Radius of the random start.
         loss: The loss to maximise.
+        bounds: The lowest and the highest value of other data, see :class:`Perturbation`.
 
     Example:
         >>> batch = Batch(torch.full((1, 1, 1, 2), 0.5), torch.tensor([0]))

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError, NonFiniteError, describe
+from bilevel.errors import BilevelError
 from bilevel.experiment.settings import shown
 from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.speed import at_least_float32
+from bilevel.robustness.threats.checks import check_images
 from bilevel.robustness.threats.losses import OF_CLASSES, Loss, Targeted, cross_entropy
 
 
@@ -53,13 +54,14 @@ class Threat(FollowerProblem):
             batch: Clean images, as a :class:`Batch` or with further fields.
 
         Returns:
-            ``(B, C, H, W)`` in [0, 1].
+            ``(B, C, H, W)`` in [0, 1]; of other data, such as signals, what the model takes.
         """
 
     def check(self, batch: Batch | Targeted) -> None:
         """Checks that the batch has images in [0, 1].
 
-        A threat model of other data, such as signals or the rows of a table, overrides it.
+        A threat model of other data overrides it; of a :class:`Perturbation` it is enough to give
+        their bounds.
         """
         check_images(batch)
 
@@ -90,37 +92,3 @@ def _check_gradient(images: Tensor, output: Tensor) -> None:
             "approximation in the backward pass, or attack such a copy of the classifier, "
             "SolverAttack(…, surrogate=copy)"
         )
-
-
-def check_images(batch: Batch | Targeted) -> None:
-    """Checks images for mistakes that the result of an attack would not show.
-
-    Args:
-        batch: Clean images.
-
-    Raises:
-        BilevelError: If they are not float of shape (B, C, H, W) in [0, 1].
-        NonFiniteError: If a pixel is NaN or infinite.
-    """
-    if not hasattr(batch, "x"):
-        raise BilevelError(
-            f"the batch is {describe(batch)}: a threat model reads images and labels by name; give "
-            "robustness.Batch(images, labels)"
-        )
-    images = batch.x
-    if not images.is_floating_point() or images.ndim != 4:
-        raise BilevelError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
-            "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255"
-        )
-    if images.is_meta or ((images >= 0) & (images <= 1)).all():
-        return
-    if not images.isfinite().all():
-        raise NonFiniteError(
-            "images have pixels that are not finite: no attack moves them; check the data, and "
-            "leave those images out"
-        )
-    raise BilevelError(
-        f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
-        "pixels in [0, 1]; give such images and normalise inside the classifier"
-    )

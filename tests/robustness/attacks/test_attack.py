@@ -86,9 +86,18 @@ def test_an_image_that_was_broken_on_the_way_stays_broken() -> None:
 def test_rounding_takes_no_point_out_of_the_ball(dtype: torch.dtype) -> None:
     """A point at the edge counts in every precision, one that is clearly beyond it in none."""
     batch = Batch((0.9 * torch.rand(500, 1, 2, 2)).to(dtype), torch.ones(500).long())
-    beyond = 0.031 + 3 * rounding(dtype)
+    beyond = 0.031 + 3 * rounding(batch.x).max().item()
     for value, expected in ((0.031, batch.x + 0.031), (beyond, batch.x)):
         attack = SolverAttack("it", Linf(0.031), Visits(value), keep_broken=True)
+        assert torch.equal(attack.perturb(Zeroth(), batch, 0), expected)
+
+
+def test_rounding_grows_with_the_data() -> None:
+    """Of scans around 3000 it is larger than of images; a point at the edge counts all the same."""
+    batch = Batch(3000 + 0.9 * torch.rand(500, 1, 2, 2), torch.ones(500).long())
+    for value, expected in ((0.031, batch.x + 0.031), (0.04, batch.x)):
+        threat = Linf(0.031, bounds=(0.0, 4000.0))
+        attack = SolverAttack("it", threat, Visits(value), keep_broken=True)
         assert torch.equal(attack.perturb(Zeroth(), batch, 0), expected)
 
 
@@ -211,10 +220,17 @@ def test_as_many_targets_as_there_are_wrong_classes(targets: int, problem: str) 
     assert bool(problem) == bool(outcome.problem)
 
 
+def test_a_ball_has_bounds() -> None:
+    clean, threat = torch.full((2, 1, 1, 2), -1.0), Linf(0.5, bounds=(-1, 1))
+    check_threat(clean, clean + 0.5, threat)
+    with pytest.raises(BilevelError, match=r"where ε = 0.5, pixels 0.3 outside \[-1, 1\]"):
+        check_threat(clean, clean - 0.3, threat)
+
+
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.1)])
 def test_every_pixel_may_be_off_by_rounding(threat: Perturbation) -> None:
     clean = torch.full((2, 3, 64, 64), 0.5)
     edge = threat.eps / threat.norm(torch.ones_like(clean))[0].item()
-    check_threat(clean, clean + edge + 0.9 * rounding(clean.dtype), threat)
+    check_threat(clean, clean + edge + 0.9 * rounding(clean), threat)
     with pytest.raises(BilevelError, match=f"‖δ‖{threat.index} = .* where ε = 0.1"):
-        check_threat(clean, clean + edge + 1.5 * rounding(clean.dtype), threat)
+        check_threat(clean, clean + edge + 1.5 * rounding(clean), threat)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, FollowerProblem, Solver, testing
 from bilevel.robustness import APGD, L2, Batch, CarliniWagner, Linf, Square, attack, batches
+from bilevel.robustness.threats.bounds import Bounds
 from bilevel.robustness.threats.losses import margin
 from tests.digits import EPS, trained
 from tests.problems import LinearBox, image_game
@@ -20,11 +21,11 @@ from tests.robustness.attacks.linear import LinearClassifier, greys
 FOLDER = Path(__file__).parents[3] / "applications" / "benchmarks"
 
 
-class Smallest(Linf):
-    """Of radius 0 and without bounds: the search goes on to the smallest perturbation."""
-
-    def clip(self, delta: Tensor) -> Tensor:
-        return delta
+def smallest_ball() -> Linf:
+    """Of radius 0 and unclipped: the search goes on to the smallest perturbation."""
+    threat = Linf(0.0, loss=margin)
+    vars(threat)["clip"] = lambda delta: delta
+    return threat
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_every_image_goes_the_way_that_it_goes_alone(authors: ModuleType, smalle
     model, _, test = trained()
     some = next(batches(test.subset([2, 3, 4]), 3))  # for which τ shrinks more than once
     batch = Batch(some.x.double(), some.y)
-    threat = Smallest(0.0, loss=margin) if smallest else Linf(1.0, loss=margin)
+    threat = smallest_ball() if smallest else Linf(1.0, loss=margin)
     together = attack(model.double(), threat, CarliniWagner(steps=40), batch).x
     alone = authors.one_by_one(model, batch, stop=threat.eps, steps=40)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
@@ -53,7 +54,7 @@ def test_no_perturbation_below_a_grey_level_is_searched_for(authors: ModuleType)
     model = LinearClassifier(torch.randn(1, 4, 4)).double()
     x = 0.5 + 1e-3 * torch.randn(4, 1, 4, 4, dtype=torch.float64)
     batch = Batch(x, model(x).argmax(1))
-    found = attack(model, Smallest(0.0, loss=margin), CarliniWagner(steps=40), batch).x
+    found = attack(model, smallest_ball(), CarliniWagner(steps=40), batch).x
     torch.testing.assert_close(found, authors.one_by_one(model, batch, steps=40), rtol=0, atol=1e-9)
 
 
@@ -62,7 +63,7 @@ def test_any_point_within_the_radius_will_do() -> None:
     model, _, test = trained()
     some = next(batches(test.subset([1]), 1))
     batch = Batch(some.x.double(), some.y)
-    solver, threat = CarliniWagner(steps=40), Smallest(0.0, loss=margin)
+    solver, threat = CarliniWagner(steps=40), smallest_ball()
     smallest = attack(model.double(), threat, solver, batch).x
     eps = 0.97 * (smallest - batch.x).abs().max().item()
     images = attack(model, Linf(eps, loss=margin), solver, batch).x
@@ -140,17 +141,39 @@ def test_images_in_half_precision_are_refused(dtype: torch.dtype) -> None:
         attack(model, Linf(0.1, loss=margin), CarliniWagner(), batch)
 
 
-def test_signals_are_refused() -> None:
-    """Their values lie anywhere: clipped to [0, 1], none would be found within ε."""
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0), (0.0, torch.ones(8))], ids=str)
+def test_other_data_than_images_are_refused(bounds: Bounds | None) -> None:
+    """Clipped to [0, 1], none would be found within ε."""
+    leader, _, batch = image_game()
+    with pytest.raises(BilevelError, match=r"the bounds are .*attack other data with APGD"):
+        CarliniWagner().solve(Linf(0.1, loss=margin, bounds=bounds), leader, batch)
 
-    class Signal(Linf):
-        def check(self, batch: Batch) -> None:
-            pass
 
-    batch = Batch(torch.randn(2, 1, 1, 8), torch.tensor([0, 1]))
-    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 2))
-    with pytest.raises(BilevelError, match=r"outside \[0, 1\]: .*attack signals with APGD"):
-        attack(model, Signal(0.1, loss=margin), CarliniWagner(), batch)
+class Fixed(Linf):
+    """Of which half the pixels may change."""
+
+    def project(self, y: Tensor, batch: Batch) -> Tensor:
+        return super().project(y * (torch.arange(4) < 2), batch)
+
+
+class Halved(Linf):
+    def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
+        return batch.x + y / 2
+
+
+class Darker(Linf):
+    def clip(self, delta: Tensor) -> Tensor:
+        return super().clip(delta).clamp(max=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"), [(Fixed, "project"), (Halved, "perturbed"), (Darker, "clip")]
+)
+def test_a_part_of_the_ball_is_refused(kind: type[Linf], own: str) -> None:
+    """The search would find δ outside of it, whose projections break little."""
+    leader, _, batch = image_game()
+    with pytest.raises(BilevelError, match=f"{kind.__name__} has a {own} of its own: .* with APGD"):
+        CarliniWagner().solve(kind(0.1, loss=margin), leader, batch)
 
 
 def test_bad_arguments() -> None:

@@ -185,6 +185,18 @@ def test_in_foolbox(
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_foolbox_models_of_other_bounds(model: Classifier, batch: Batch) -> None:
+    """Images and ε in units of the bounds: the same images as within [0, 1]."""
+    foolbox = pytest.importorskip("foolbox")
+    unit = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    _, expected, broken = foolbox_attack(Linf, fgsm)(unit, *batch, epsilons=EPS)
+    wide = unit.transform_bounds((-1, 1))
+    attack = foolbox_attack(partial(Linf, bounds=wide.bounds), fgsm)
+    _, found, told = attack(wide, 2 * batch.x - 1, batch.y, epsilons=2 * EPS)
+    assert torch.equal(told, broken)
+    assert (2 * expected - 1 - found).abs().mean() < 1e-3  # a gradient of rounding may turn over
+
+
 def test_foolbox_repeats_a_random_start(model: Classifier, batch: Batch) -> None:
     foolbox = pytest.importorskip("foolbox")
     fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
@@ -197,8 +209,13 @@ def test_what_foolbox_is_refused(model: Classifier, batch: Batch) -> None:
     foolbox = pytest.importorskip("foolbox")
     ours = foolbox_attack(Linf, fgsm)
     bytes_model = foolbox.PyTorchModel(model, bounds=(0, 255), device="cpu")
-    with pytest.raises(BilevelError, match=r"bounds \(0, 255\): .*transform_bounds\(\(0, 1\)\)"):
+    with pytest.raises(
+        BilevelError, match=r"bounds \(0, 255\) and .* \[0, 1\]: .*bounds\(\(0, 1\)\)"
+    ):
         ours(bytes_model, batch.x * 255, batch.y, epsilons=8)
+    other = foolbox_attack(partial(Linf, bounds=None), fgsm)
+    with pytest.raises(BilevelError, match=r"bounds \(0, 255\) and the threat model None: "):
+        other(bytes_model, batch.x * 255, batch.y, epsilons=8)
     run = partial(ours, bytes_model.transform_bounds((0, 1)), batch.x, epsilons=EPS)
     with pytest.raises(BilevelError, match=r"criterion is TargetedMisclassification: .*untargeted"):
         run(foolbox.criteria.TargetedMisclassification(batch.y))

@@ -68,8 +68,24 @@ def test_it_keeps_what_a_game_relies_on() -> None:
 
 def test_a_follower_that_does_not_start_at_random() -> None:
     leader, follower, batch = image_game()
-    with pytest.raises(BilevelError, match=r"same point twice: .* Linf\(eps, start=eps\)"):
+    with pytest.raises(BilevelError, match=r"same point each time: .* Linf\(eps, start=eps\)"):
         RandomSampling(2).solve(follower, leader, batch)
+
+
+def test_starts_that_repeat_by_chance() -> None:
+    """One of two corners: the first draws are equal more often than not."""
+
+    class Corner(Linf):
+        def init(self, batch: Batch) -> Tensor:
+            return next(draws).expand_as(batch.x)
+
+    model, batch = one_pixel(), Batch(torch.full((3, 1, 4, 4), 0.5), torch.zeros(3).long())
+    threat, draws = Corner(EPS, loss=margin), iter(EPS * torch.tensor([-1.0, -1, -1, 1, -1]))
+    answer = attack(model, threat, RandomSampling(5), batch).x - batch.x
+    torch.testing.assert_close(answer, torch.full_like(answer, EPS))
+    draws = iter(-EPS * torch.ones(5))
+    with pytest.raises(BilevelError, match="same point each time"):
+        attack(model, threat, RandomSampling(5), batch)
 
 
 def test_a_batch_without_images() -> None:

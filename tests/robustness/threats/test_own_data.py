@@ -51,9 +51,6 @@ class Masking(Linf):
     def project(self, y: Tensor, batch: Masked) -> Tensor:  # type: ignore[override]
         return super().project(y * batch.mask, Batch(batch.x, batch.y))
 
-    def perturbed(self, y: Tensor, batch: Masked) -> Tensor:  # type: ignore[override]
-        return batch.x + y * batch.mask
-
 
 @pytest.mark.parametrize("keep_broken", [False, True])
 @pytest.mark.parametrize("solver", [pgm(0.1, 3), APGD(steps=3), Square(3)], ids=repr)
@@ -113,16 +110,10 @@ class SignalToNoise(L2):
     """Noise a number of decibels below each signal, as docs/robustness_evaluation.md has it."""
 
     def __init__(self, decibels: float, **settings: Any) -> None:
-        super().__init__(10 ** (-decibels / 20), **settings)
-
-    def check(self, batch: Batch) -> None:
-        """Signals lie anywhere."""
+        super().__init__(10 ** (-decibels / 20), bounds=None, **settings)
 
     def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
         return batch.x + y * batch.x.flatten(1).norm(dim=1)[:, None, None, None]
-
-    def project(self, y: Tensor, batch: Batch) -> Tensor:
-        return self.clip(y)
 
 
 @pytest.mark.parametrize("solver", [L2(0.1).pgm(0.05, 3), APGD(steps=3), Square(3)], ids=repr)

@@ -197,7 +197,7 @@ def test_a_radius_that_is_none(kind: type[Perturbation], name: str, radius: floa
 def test_a_radius_of_each_image(
     kind: type[Perturbation], name: str, radius: Any, told: str
 ) -> None:
-    with pytest.raises(BilevelError, match=f"{name} is {told}: .* each radius in a batch of their"):
+    with pytest.raises(BilevelError, match=f"{name} is {told}: .* divide each feature by its"):
         kind(**{"eps": 0.1, name: radius})
     assert kind(torch.tensor(0.1)).eps == pytest.approx(0.1)
 

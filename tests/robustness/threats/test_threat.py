@@ -49,7 +49,8 @@ class Rotation(Threat):
 
     def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
         angle, right, down = (y * torch.tensor([0.5, 0.4, 0.4])).unbind(1)
-        rows = (angle.cos(), -angle.sin(), right), (angle.sin(), angle.cos(), down)
+        tall = batch.x.shape[2] / batch.x.shape[3]
+        rows = (angle.cos(), -angle.sin() * tall, right), (angle.sin() / tall, angle.cos(), down)
         matrix = torch.stack([torch.stack(row, 1) for row in rows], 1)
         grid = F.affine_grid(matrix, list(batch.x.shape), align_corners=False)
         return F.grid_sample(batch.x, grid, align_corners=False).clamp(0, 1)

@@ -1,0 +1,135 @@
+"""The bounds of the data: the box that x + δ stays in."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import BilevelError, describe
+from bilevel.experiment.settings import shown
+
+Bounds = tuple[float | Tensor, float | Tensor]
+"""The lowest and the highest value of the data: numbers, or tensors that broadcast over a sample,
+such as one value per feature."""
+
+PIXELS: Bounds = (0.0, 1.0)
+"""The bounds of images."""
+
+
+def checked_bounds(bounds: Bounds | None) -> Bounds | None:
+    """Checks bounds.
+
+    Args:
+        bounds: The lowest and the highest value; None for data without bounds.
+
+    Returns:
+        Two floats, or two tensors in double precision if one of the two is a tensor; or None.
+
+    Raises:
+        BilevelError: If they are anything else, or out of order.
+
+    Example:
+        >>> checked_bounds((-1000, 3000))
+        (-1000.0, 3000.0)
+    """
+    if bounds is None:
+        return None
+    try:
+        low, high = map(_double, bounds)
+        ordered = bool((low <= high).all())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BilevelError(
+            f"bounds is {describe(bounds)}: it is the lowest and the highest value of the data; "
+            "give (low, high), numbers or tensors that broadcast over a sample, or None"
+        ) from error
+    if not ordered:
+        raise BilevelError(
+            "bounds are out of order or NaN: no value lies between them; give (low, high) with "
+            "low ≤ high"
+        )
+    return (low, high) if low.dim() or high.dim() else (low.item(), high.item())
+
+
+def _double(bound: float | Tensor) -> Tensor:
+    if isinstance(bound, Tensor):
+        return bound.double()
+    return torch.tensor(bound, dtype=torch.float64, device="cpu")  # whatever the default device
+
+
+def equal_bounds(bounds: Bounds | None, others: Bounds) -> bool:
+    """Whether bounds are two numbers, namely the given ones.
+
+    Args:
+        bounds: As :func:`checked_bounds` returns them.
+        others: Two numbers.
+
+    Returns:
+        False for tensors and None.
+    """
+    if bounds is None or any(isinstance(bound, Tensor) for bound in bounds):
+        return False
+    return bounds == others
+
+
+def interval(bounds: Bounds | None) -> str:
+    """Bounds in print.
+
+    Args:
+        bounds: As :func:`checked_bounds` returns them.
+
+    Returns:
+        One expression.
+
+    Example:
+        >>> interval((0.0, 1.0)), interval(None)
+        ('[0, 1]', 'None')
+    """
+    return "None" if bounds is None else f"[{', '.join(map(_short, bounds))}]"
+
+
+def _short(bound: float | Tensor) -> str:
+    return shown(bound) if isinstance(bound, Tensor) else f"{bound:g}"
+
+
+def width(bounds: Bounds | None) -> float:
+    """The largest change that bounds allow.
+
+    Args:
+        bounds: As :func:`checked_bounds` returns them.
+
+    Returns:
+        The largest difference of the highest and the lowest value; ∞ without bounds.
+
+    Example:
+        >>> width(checked_bounds((0.0, torch.tensor([1.0, 5.0]))))
+        5.0
+    """
+    if bounds is None:
+        return math.inf
+    low, high = bounds
+    gap = high - low
+    return float(gap.max() if isinstance(gap, Tensor) else gap)
+
+
+def clipped(values: Tensor, bounds: Bounds | None) -> Tensor:
+    """The nearest values within bounds.
+
+    Args:
+        values: ``(B, ...)``.
+        bounds: As :func:`checked_bounds` returns them.
+
+    Returns:
+        ``(B, ...)``.
+
+    Example:
+        >>> clipped(torch.tensor([[-2.0, 0.3, 7.0]]), (0.0, 1.0))
+        tensor([[0.0000, 0.3000, 1.0000]])
+    """
+    if bounds is None:
+        return values
+    low, high = bounds
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        return values.clamp(low.to(values), high.to(values))
+    return values.clamp(float(low), float(high))

@@ -1,0 +1,158 @@
+"""Checks of threat models and of their data, for mistakes that a result would not show."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import BilevelError, NonFiniteError, describe
+from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.bounds import PIXELS, Bounds, clipped, equal_bounds, width
+from bilevel.robustness.threats.losses import Targeted
+
+
+def check_number(name: str, radius: float) -> None:
+    """Checks that a radius is one number from 0 on.
+
+    Args:
+        name: Its name.
+        radius: The radius.
+
+    Raises:
+        BilevelError: If it is anything else.
+    """
+    try:
+        finite = math.isfinite(radius)
+    except (TypeError, ValueError, RuntimeError) as error:  # of arrays and tensors
+        raise BilevelError(
+            f"{name} is {describe(radius)}: a threat model has one radius for all images and "
+            "features; give a number, and attack the images of each radius in a batch of their "
+            "own, or divide each feature by its radius"
+        ) from error
+    if not (finite and radius >= 0):
+        raise BilevelError(
+            f"{name} is {radius}: a radius is a number from 0 on; the paper's ε is 0.031"
+        )
+
+
+def check_reach(eps: float, bounds: Bounds | None) -> None:
+    """Checks that a value may not change by more than bounds allow.
+
+    Args:
+        eps: The largest change of a value.
+        bounds: The bounds; None if there are none.
+
+    Raises:
+        BilevelError: If it may.
+    """
+    if eps <= (widest := width(bounds)):
+        return
+    if equal_bounds(bounds, PIXELS):
+        raise BilevelError(
+            f"eps is {eps}: pixels lie in [0, 1], so ε = 1 allows every image already; give ε as a "
+            "fraction of the pixel range, 8/255 rather than 8, or for other data their bounds"
+        )
+    raise BilevelError(
+        f"eps is {eps}: the bounds are {widest:g} apart, so that ε allows all data already; give ε "
+        "in units of the data"
+    )
+
+
+def check_images(batch: Batch | Targeted) -> None:
+    """Checks that data are images.
+
+    Args:
+        batch: Clean images.
+
+    Raises:
+        BilevelError: If they are not float of shape (B, C, H, W) in [0, 1].
+        NonFiniteError: If a pixel is NaN or infinite.
+    """
+    images = _tensor(batch)
+    if not images.is_floating_point() or images.ndim != 4:
+        raise BilevelError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
+            "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255, the rows "
+            "of a table as images of one row"
+        )
+    if images.is_meta or ((images >= 0) & (images <= 1)).all():
+        return
+    _check_finite("images have pixels", images)
+    raise BilevelError(
+        f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
+        "pixels in [0, 1]; give such images and normalise inside the classifier, or give Linf or "
+        "L2 the bounds=(low, high) of other data"
+    )
+
+
+def check_values(batch: Batch | Targeted, bounds: Bounds | None) -> None:
+    """Checks that data of any kind lie within bounds.
+
+    Args:
+        batch: Clean data.
+        bounds: The bounds; None if there are none.
+
+    Raises:
+        BilevelError: If the data are not float of shape (B, ...) within the bounds, or the bounds
+            do not broadcast over a sample.
+        NonFiniteError: If a value is NaN or infinite.
+    """
+    values = _tensor(batch)
+    if not values.is_floating_point() or values.ndim < 2:
+        raise BilevelError(
+            f"data are {values.dtype} of shape {tuple(values.shape)}: an attack moves each value "
+            "by fractions; give float of shape (B, ...)"
+        )
+    if values.is_meta:
+        return
+    _check_finite("data have values", values)
+    if bounds is None:
+        return
+    _check_shapes(bounds, values)
+    outside = (clipped(values, bounds) - values).abs()
+    if outside.any():
+        raise BilevelError(
+            f"data lie up to {outside.max():.3g} outside the threat model's bounds: clipped to "
+            "them, they would move before any attack; give bounds that hold all data, or None"
+        )
+
+
+def _tensor(batch: Batch | Targeted) -> Tensor:
+    """The data of a batch."""
+    if not hasattr(batch, "x"):
+        raise BilevelError(
+            f"the batch is {describe(batch)}: a threat model reads images and labels by name; give "
+            "robustness.Batch(images, labels)"
+        )
+    values: object = batch.x
+    if not isinstance(values, Tensor):
+        raise BilevelError(
+            f"images are {describe(values)}: an attack takes gradients in them; give tensors, "
+            "torch.from_numpy(images), labels likewise"
+        )
+    return values
+
+
+def _check_finite(those: str, values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise NonFiniteError(
+            f"{those} that are not finite: no attack moves them; check the data, and leave those "
+            "samples out"
+        )
+
+
+def _check_shapes(bounds: Bounds, values: Tensor) -> None:
+    sample = values.shape[1:]
+    for shape in (bound.shape for bound in bounds if isinstance(bound, Tensor)):
+        try:
+            fits = torch.broadcast_shapes(shape, sample) == sample
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise BilevelError(
+                f"a bound is of shape {tuple(shape)} and a sample of {tuple(sample)}: bounds "
+                "broadcast over each sample; give one value per feature, (F,), or (C, 1, 1) of "
+                "channels"
+            )
