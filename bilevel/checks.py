@@ -1,4 +1,4 @@
-"""The checks of a game: of its parts when it is built, and of answers and losses in its steps."""
+"""The checks of a game: of its parts when it is built, and of losses in its steps."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from torch import Tensor, nn
 from bilevel.adjoints import Adjoint, Pullback
 from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError, NonFiniteError, describe
-from bilevel.player import trainable_parameters
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem, ZeroSum
+from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Solver
-from bilevel.solvers.checks import check_answer, check_point
-from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
 
 
 def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
@@ -132,96 +129,6 @@ def _requires_closure(optimizer: Any) -> bool:
     return any(
         p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values()
     )
-
-
-def check_form(solver: Solver, follower: FollowerProblem, y: Value, batch: Batch) -> Value:
-    """Checks that an answer has the form of the follower's start.
-
-    Args:
-        solver: The solver.
-        follower: The problem.
-        y: The answer.
-        batch: The data.
-
-    Returns:
-        The start.
-
-    Raises:
-        BilevelError: See :func:`~bilevel.solvers.checks.check_answer`.
-    """
-    device = leaves(y)[0].device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        start: Value = follower.init(batch)
-    check_answer(solver, y, start)
-    return start
-
-
-def check_feasible(
-    follower: FollowerProblem, y: Value, batch: Batch, what: str = "first answer"
-) -> None:
-    """Checks that a point is finite and lies in Y; this synchronises the device.
-
-    Args:
-        follower: The problem.
-        y: The point.
-        batch: The data.
-        what: What it is.
-
-    Raises:
-        NonFiniteError: If the point is NaN or infinite.
-        BilevelError: If it lies outside Y.
-    """
-    with torch.no_grad():
-        y = detach(y)
-        projected = follower.project(tree_map(Tensor.clone, y), batch)  # it may work in place
-    check_point(f"{type(follower).__name__}.project", projected, y)
-    for leaf, nearest in zip(leaves(y), leaves_like(projected, like=y), strict=True):
-        if not leaf.isfinite().all():
-            raise NonFiniteError(
-                f"the follower's {what} is not finite: the objective, its gradient or the "
-                "update gave NaN or infinity; check the batch and the update's step"
-            )
-        if leaf.dtype == torch.bool:
-            leaf, nearest = leaf.int(), nearest.int()
-        distance = float((leaf - nearest).abs().max()) if leaf.numel() else 0.0
-        rounding = torch.finfo(leaf.dtype).eps if leaf.is_floating_point() else 0.0
-        largest = float(nearest.abs().max()) if leaf.numel() else 0.0
-        if not distance <= max(1e-5, 2 * rounding) * max(1.0, largest):  # it may be NaN
-            raise BilevelError(
-                f"the follower's {what} lies {distance:.3g} outside Y: "
-                f"{type(follower).__name__}.project moves it; make project idempotent, let init "
-                "return a point of Y, and end a solver's answer with oracle.project(y)"
-            )
-
-
-def check_fixed_constraints(
-    leader: LeaderProblem, follower: FollowerProblem, y: Value, batch: Batch
-) -> None:
-    """Checks that Y does not depend on the leader, as Danskin's theorem requires.
-
-    Args:
-        leader: The leader.
-        follower: The problem.
-        y: An answer.
-        batch: The data.
-
-    Raises:
-        BilevelError: If it does: the gradient at constant y lacks that of the constraints.
-    """
-    with torch.enable_grad():
-        projected = follower.project(tree_map(Tensor.clone, detach(y)), batch)
-    moving = [leaf for leaf in leaves(projected) if leaf.requires_grad]
-    theta = trainable_parameters(leader)
-    if not moving or not theta:
-        return
-    starts = [torch.ones_like(leaf) for leaf in moving]
-    grads = torch.autograd.grad(moving, theta, starts, allow_unused=True)
-    if any(grad is not None for grad in grads):
-        raise BilevelError(
-            f"{type(follower).__name__}.project depends on the leader's parameters, and Detached() "
-            "has no gradient for constraints that move with them; take Unrolled() or Implicit(), "
-            "or if they are to be constants, detach the parameters in project"
-        )
 
 
 def check_in_place(leader: LeaderProblem, returned: object) -> None:

@@ -12,12 +12,12 @@ from bilevel import checks
 from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
 from bilevel.errors import BilevelError, raise_missing_derivative, raise_missing_field
+from bilevel.first_answer import check_first_answer
 from bilevel.frozen import frozen
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, take_step, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
-from bilevel.shared_answer import check_same_problem
 from bilevel.solvers import Solution, Solver
 from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import Value, detach, leaves
@@ -171,13 +171,7 @@ class Bilevel:
         torch.clear_autocast_cache()  # its converted weights are those from before the last move
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
-            start = checks.check_form(self.solver, self.follower, solution.value, batch)
-            checks.check_feasible(self.follower, start, batch, "start")
-            checks.check_feasible(self.follower, solution.value, batch)
-            if self.zero_sum and isinstance(self.adjoint, Detached):
-                checks.check_fixed_constraints(self.leader, self.follower, solution.value, batch)
-            if self.pool is not None:
-                check_same_problem(self, solution.value, batch)
+            check_first_answer(self, solution.value, batch)
             self._checked = True
         return solution
 

@@ -25,7 +25,7 @@ from bilevel import (
     Unrolled,
     pgm,
 )
-from bilevel.checks import check_feasible
+from bilevel.first_answer import check_feasible
 from bilevel.robustness import Batch
 from bilevel.updates import CNN, MLP, Gradient
 from tests.problems import Nearest, Weights, image_game, images

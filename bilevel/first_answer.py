@@ -1,0 +1,101 @@
+"""What a game checks of its first answer, which waits for the device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bilevel.adjoints import Detached
+from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.player import trainable_parameters
+from bilevel.problem import Batch, FollowerProblem
+from bilevel.shared_answer import check_same_problem
+from bilevel.solvers.checks import check_answer, check_point
+from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
+
+if TYPE_CHECKING:
+    from bilevel.game import Bilevel
+
+
+def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
+    """Checks the form of an answer, that it lies in Y, and that it is the answer to one problem.
+
+    Args:
+        game: The game.
+        y: The answer.
+        batch: The data.
+
+    Raises:
+        BilevelError: If the answer has not the form of the start, one of the two lies outside Y,
+            Y depends on the leader where the adjoint takes the answer for a constant, or processes
+            share a y of different problems.
+        NonFiniteError: If one of the two is NaN or infinite.
+    """
+    device = leaves(y)[0].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        start = game.follower.init(batch)
+    check_answer(game.solver, y, start)
+    check_feasible(game.follower, start, batch, "start")
+    check_feasible(game.follower, y, batch)
+    if game.zero_sum and isinstance(game.adjoint, Detached):
+        _check_fixed_constraints(game, y, batch)
+    if game.pool is not None:
+        check_same_problem(game, y, batch)
+
+
+def check_feasible(
+    follower: FollowerProblem, y: Value, batch: Batch, what: str = "first answer"
+) -> None:
+    """Checks that a point is finite and lies in Y.
+
+    Args:
+        follower: The problem.
+        y: The point.
+        batch: The data.
+        what: What it is.
+
+    Raises:
+        NonFiniteError: If the point is NaN or infinite.
+        BilevelError: If it lies outside Y.
+    """
+    with torch.no_grad():
+        y = detach(y)
+        projected = follower.project(tree_map(Tensor.clone, y), batch)  # it may work in place
+    check_point(f"{type(follower).__name__}.project", projected, y)
+    for leaf, nearest in zip(leaves(y), leaves_like(projected, like=y), strict=True):
+        if not leaf.isfinite().all():
+            raise NonFiniteError(
+                f"the follower's {what} is not finite: the objective, its gradient or the "
+                "update gave NaN or infinity; check the batch and the update's step"
+            )
+        if leaf.dtype == torch.bool:
+            leaf, nearest = leaf.int(), nearest.int()
+        distance = float((leaf - nearest).abs().max()) if leaf.numel() else 0.0
+        rounding = torch.finfo(leaf.dtype).eps if leaf.is_floating_point() else 0.0
+        largest = float(nearest.abs().max()) if leaf.numel() else 0.0
+        if not distance <= max(1e-5, 2 * rounding) * max(1.0, largest):  # it may be NaN
+            raise BilevelError(
+                f"the follower's {what} lies {distance:.3g} outside Y: "
+                f"{type(follower).__name__}.project moves it; make project idempotent, let init "
+                "return a point of Y, and end a solver's answer with oracle.project(y)"
+            )
+
+
+def _check_fixed_constraints(game: Bilevel, y: Value, batch: Batch) -> None:
+    """Checks that Y does not depend on the leader, as Danskin's theorem requires."""
+    with torch.enable_grad():
+        projected = game.follower.project(tree_map(Tensor.clone, detach(y)), batch)
+    moving = [leaf for leaf in leaves(projected) if leaf.requires_grad]
+    theta = trainable_parameters(game.leader)
+    if not moving or not theta:
+        return
+    starts = [torch.ones_like(leaf) for leaf in moving]
+    grads = torch.autograd.grad(moving, theta, starts, allow_unused=True)
+    if any(grad is not None for grad in grads):
+        raise BilevelError(
+            f"{type(game.follower).__name__}.project depends on the leader's parameters, and "
+            "Detached() has no gradient for constraints that move with them; take Unrolled() or "
+            "Implicit(), or if they are to be constants, detach the parameters in project"
+        )
