@@ -139,9 +139,12 @@ def check_in_place(leader: LeaderProblem, returned: object) -> None:
         returned: What its ``project`` returned.
 
     Raises:
-        BilevelError: If it returned something, which would not be used.
+        BilevelError: If it returned something else than a parameter, which would not be used.
     """
-    if returned is not None:
+    if returned is None:
+        return
+    own = {parameter.data_ptr() for parameter in leader.parameters()}
+    if not (isinstance(returned, Tensor) and returned.data_ptr() in own):
         raise BilevelError(
             f"{type(leader).__name__}.project returned {describe(returned)}: a leader projects its "
             "parameters in place, and what it returns is not used; write "

@@ -12,6 +12,7 @@ from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.player import trainable_parameters
 from bilevel.problem import Batch, FollowerProblem
 from bilevel.shared_answer import check_same_problem
+from bilevel.solvers import Iterative
 from bilevel.solvers.checks import check_answer, check_point
 from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
 
@@ -37,7 +38,8 @@ def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         start = game.follower.init(batch)
     check_answer(game.solver, y, start)
-    check_feasible(game.follower, start, batch, "start")
+    if isinstance(game.solver, Iterative):  # others may read its form only
+        check_feasible(game.follower, start, batch, "start")
     check_feasible(game.follower, y, batch)
     if game.zero_sum and isinstance(game.adjoint, Detached):
         _check_fixed_constraints(game, y, batch)
@@ -67,8 +69,8 @@ def check_feasible(
     for leaf, nearest in zip(leaves(y), leaves_like(projected, like=y), strict=True):
         if not leaf.isfinite().all():
             raise NonFiniteError(
-                f"the follower's {what} is not finite: the objective, its gradient or the "
-                "update gave NaN or infinity; check the batch and the update's step"
+                f"the follower's {what} is not finite: init, the objective, its gradient or "
+                "the update gave NaN or infinity; check the batch and the update's step"
             )
         if leaf.dtype == torch.bool:
             leaf, nearest = leaf.int(), nearest.int()
@@ -85,8 +87,11 @@ def check_feasible(
 
 def _check_fixed_constraints(game: Bilevel, y: Value, batch: Batch) -> None:
     """Checks that Y does not depend on the leader, as Danskin's theorem requires."""
-    with torch.enable_grad():
-        projected = game.follower.project(tree_map(Tensor.clone, detach(y)), batch)
+    try:
+        with torch.enable_grad():
+            projected = game.follower.project(tree_map(Tensor.clone, detach(y)), batch)
+    except RuntimeError:  # it computes outside of autograd (numpy)
+        return
     moving = [leaf for leaf in leaves(projected) if leaf.requires_grad]
     theta = trainable_parameters(game.leader)
     if not moving or not theta:

@@ -51,6 +51,9 @@ def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.devic
     try:
         _load(parts, state, device)
         _check_settings(parts, settings)
+    except BilevelError:  # which says itself what does not fit
+        _load(parts, before, device)
+        raise
     except Exception as error:
         _load(parts, before, device)
         raise BilevelError(

@@ -331,6 +331,9 @@ def test_a_leader_is_projected_in_place() -> None:
 
     with pytest.raises(BilevelError, match=r"Fraction\.project returned a Tensor: .* in place"):
         zero_sum_game(Fraction(Scalar(3.0), Saddle())).step(None)
+    Fraction.project = lambda self: self.model.x.clamp_(0, 1)
+    zero_sum_game(leader := Fraction(Scalar(3.0), Saddle())).step(None)
+    assert leader.model.x <= 1
 
 
 def test_constraints_that_move_with_the_leader_are_no_constants() -> None:
@@ -352,6 +355,16 @@ def test_constraints_that_move_with_the_leader_are_no_constants() -> None:
             zero_sum_game(leader, solver=solver, solver_opt=phi).step(None)
     zero_sum_game(leader, adjoint=Unrolled()).step(None)
     assert leader.model.x.item() == pytest.approx(0.5 - 0.1 * (2 * 0.5 - 3))
+
+
+def test_a_projection_by_numpy_has_constants() -> None:
+    class Clipped(Saddle):
+        def project(self, y, batch):
+            return torch.as_tensor(y.numpy().clip(max=self.model.x.numpy()))
+
+    follower = Clipped()
+    follower.model = Scalar(0.5)
+    zero_sum_game(ZeroSum(follower.model, follower)).step(None)
 
 
 def test_complex_numbers_have_no_order() -> None:

@@ -94,13 +94,15 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
         1.01
     """
     leader_lr, follower_lr = step_sizes(lr)
+    rounding = len(jacobian) * torch.finfo(jacobian.dtype).eps
     jacobian = jacobian.cpu().double()  # a cycle differs from convergence by rounding
     sizes = jacobian.new_full((len(jacobian),), follower_lr)
     sizes[:leader_size] = leader_lr
-    matrix, steps = _transition(schedule, -sizes.unsqueeze(1) * jacobian, leader_size)
+    move = -sizes.unsqueeze(1) * jacobian
+    matrix, steps = _transition(schedule, move, leader_size)
     values = torch.linalg.eigvals(matrix)
-    resting = len(jacobian) - int(torch.linalg.matrix_rank(jacobian))  # their eigenvalue is 1
-    if resting == len(jacobian):
+    resting = len(move) - int(torch.linalg.matrix_rank(move, rtol=rounding))  # with eigenvalue 1
+    if resting == len(move):
         return 1.0
     moving = values[(values - 1).abs().argsort()[resting:]]
     return float(moving.abs().max()) ** (1 / steps)

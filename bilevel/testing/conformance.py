@@ -45,7 +45,7 @@ def check_follower(
 
     The start lies in Y; ``project`` gives the nearest point of Y, keeps shapes and is idempotent;
     the objective has the right shape, depends on y and has finite gradients; and a sample's value
-    and projection depend on its own y only.
+    depends on its own y only.
 
     Args:
         follower: The problem under test.
@@ -86,7 +86,7 @@ def check_follower(
             all(leaf.isfinite().all() for leaf in leaves(gradient)),
             f"{name}.objective has a gradient that is not finite at a point of Y",
         )
-        _assert_samples_independent(oracle, far, inside, tolerance)
+        _assert_samples_independent(oracle, inside)
 
 
 @torch.random.fork_rng()
@@ -154,7 +154,10 @@ def _assert_ascends(update: Update, y: Value, gradient: Value, context: Tensor |
         torch.manual_seed(0)  # of an update with noise
         return ravel(tree_map(lambda _, leaf: leaf, y, update(y, slope, context, None)[0]))
 
-    apart = moved(gradient) - moved(tree_map(torch.neg, gradient))
+    end = moved(gradient)
+    if not torch.equal(end, moved(gradient)):
+        return  # its noise is not torch's: nothing to compare
+    apart = end - moved(tree_map(torch.neg, gradient))
     require(
         bool(apart @ ravel(tree_map(lambda _, leaf: leaf, y, gradient)) >= 0),
         f"{type(update).__name__} moves y against the gradient: a step along it improves the "
@@ -254,10 +257,8 @@ def _distance(one: Value, other: Value) -> float:
     return float(ravel(tree_map(torch.sub, one, other)).double().norm())
 
 
-def _assert_samples_independent(
-    oracle: Oracle, far: Value, inside: Value, tolerance: float
-) -> None:
-    """Where the objective gives a value per sample: gradients and projections of some of them."""
+def _assert_samples_independent(oracle: Oracle, inside: Value) -> None:
+    """Where the objective gives a value per sample, as the gradients of some of them show."""
     name = type(oracle.follower).__name__
     point = tree_map(lambda leaf: leaf.detach().requires_grad_(), inside)
     gain = oracle.gain(point)
@@ -274,15 +275,6 @@ def _assert_samples_independent(
                 f"{name}.objective of a sample depends on another sample's y: each sample's value "
                 "must depend on its own y only",
             )
-    alone = tree_map(torch.clone, inside)
-    for leaf, moved in zip(leaves(alone), leaves_like(far, like=alone), strict=True):
-        leaf[:1] = moved[:1]
-    _assert_close(
-        tree_map(lambda leaf: leaf[1:], oracle.project(alone)),
-        tree_map(lambda leaf: leaf[1:], inside),
-        tolerance,
-        f"{name}.project of a sample depends on another sample's y",
-    )
 
 
 def _assert_same_structure(value: Value, like: Value, name: str) -> None:

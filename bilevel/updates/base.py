@@ -90,8 +90,10 @@ def check_types(update: Update, y: Value, error: RuntimeError) -> None:
     """
     name, message = type(update).__name__, str(error)
     own = {leaf.dtype for leaf in update.parameters() if leaf.is_floating_point()}
-    read = {leaf.dtype.to_real() for leaf in leaves(y)}  # complex numbers are read as real pairs
-    if own and own.isdisjoint(read) and "type" in message:
+    # Complex numbers are read as real pairs.
+    moved = [leaf for leaf in leaves(y) if leaf.is_floating_point() or leaf.is_complex()]
+    read = {leaf.dtype.to_real() for leaf in moved}
+    if own and read and own.isdisjoint(read) and "type" in message:
         raise BilevelError(
             f"{name} has parameters of type {own.pop()} and y is of type {leaves(y)[0].dtype}: it "
             f"computes with both; call its .to({read.pop()}) before the first step"

@@ -51,7 +51,6 @@ class LearnedUpdate(Update):
     """
 
     gradient_skip: nn.Parameter | None
-    _settings: tuple[str, ...] = ()  # arguments that change what the weights mean, but no shape
 
     def __init__(self, gradient_skip: float | None) -> None:
         super().__init__()
@@ -66,6 +65,10 @@ class LearnedUpdate(Update):
                 f"gradient_skip is {gradient_skip}: nothing can be learned from there; "
                 "give a finite number, or None for no skip"
             )
+
+    def _settings(self) -> dict[str, object]:
+        """The arguments that change what the weights mean, but no shape."""
+        return {}
 
     def _zero_if_skip(self, last: nn.Conv1d | nn.Conv2d | nn.Linear) -> None:
         """Initialises the network's ``last`` layer to zero if there is a skip."""
@@ -110,7 +113,6 @@ class ImageUpdate(LearnedUpdate):
     """
 
     axes: ClassVar[int] = 4
-    _settings = ("scale", "inputs", "normalize", "direction")
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class ImageUpdate(LearnedUpdate):
         super().__init__(gradient_skip)
         self.direction = one_of("direction", direction, DIRECTIONS)
         self.channels = count("channels", channels)
-        self.scale = float(positive("scale", scale))
+        self.scale = positive("scale", scale)
         self.inputs = one_of("inputs", inputs, INPUTS)
         self.normalize = one_of("normalize", normalize, OVER)
         self.needs_gradient = "gradient" in inputs or gradient_skip is not None
@@ -158,6 +160,14 @@ class ImageUpdate(LearnedUpdate):
             output = output + self.gradient_skip * self._direction(given("gradient", gradient), y)
         # In y's precision: in bfloat16, 1 − tanh² is zero from 3 on, and φ's gradient would vanish.
         return y + self.scale * torch.tanh(output.to(y.dtype)), state
+
+    def _settings(self) -> dict[str, object]:
+        settings: dict[str, object] = {"scale": self.scale, "inputs": self.inputs}
+        if self.needs_gradient:
+            settings["normalize"] = self.normalize
+        if self.gradient_skip is not None:
+            settings["direction"] = self.direction
+        return settings
 
     def _direction(self, gradient: Value, y: Tensor) -> Tensor:
         """d(∇)."""
@@ -240,22 +250,26 @@ class VectorUpdate(LearnedUpdate):
         return tree_map(torch.add, y, unravel(move, like=y)), state
 
 
-def _settings_of(update: LearnedUpdate) -> dict[str, str]:
+def _written(update: LearnedUpdate) -> dict[str, str]:
     # As text, which torch.load reads with weights_only, whatever the values are.
-    return {name: repr(value) for name, value in vars(update).items() if name in update._settings}
+    return {
+        name: repr(value) if isinstance(value, (str, tuple)) else f"{value:.6g}"
+        for name, value in update._settings().items()
+    }
 
 
 def _save_settings(update: LearnedUpdate, _: Any, prefix: str, metadata: Any) -> None:
     """Notes the settings where torch notes the version of a module, beside the tensors."""
-    metadata["settings"] = _settings_of(update)
+    metadata["settings"] = _written(update)
 
 
 def _check_settings(update: LearnedUpdate, _: Any, prefix: str, metadata: Any, *more: Any) -> None:
     """Checks that the weights were saved with these settings, if the state dict says so."""
-    own = _settings_of(update)
-    for name, saved in metadata.get("settings", {}).items():
-        if own.get(name, saved) != saved:
+    own, saved = _written(update), metadata.get("settings", {})
+    for name in own.keys() & saved.keys():
+        if own[name] != saved[name]:
             raise BilevelError(
-                f"the saved {type(update).__name__} has {name}={saved}, this one {own[name]}: its "
-                f"weights would make other steps here; build it with {name}={saved}"
+                f"the saved {type(update).__name__} has {name}={saved[name]}, this one "
+                f"{own[name]}: its weights would make other steps here; build it with "
+                f"{name}={saved[name]}, or load dict(state), the tensors alone"
             )

@@ -111,17 +111,18 @@ class CoordinateMLP(VectorUpdate):
         707
     """
 
-    _settings = ("scale",)
-
     def __init__(self, *, scale: float = 1.0, gradient_skip: float | None = None) -> None:
         super().__init__(gradient_skip)
-        self.scale = float(positive("scale", scale))
+        self.scale = positive("scale", scale)
         last = nn.Linear(16, 1)
         self.network = nn.Sequential(
             nn.Linear(4, 32), nn.PReLU(), nn.Linear(32, 16), nn.PReLU(), last
         )
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+
+    def _settings(self) -> dict[str, object]:
+        return {"scale": self.scale}
 
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
         """The network's output for each coordinate, and the state unchanged."""

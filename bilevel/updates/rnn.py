@@ -138,16 +138,17 @@ class CoordinateRNN(VectorUpdate):
         torch.Size([3, 20])
     """
 
-    _settings = ("scale",)
-
     def __init__(
         self, scale: float, *, hidden: int = 20, gradient_skip: float | None = None
     ) -> None:
         super().__init__(gradient_skip)
-        self.scale = float(positive("scale", scale))
+        self.scale = positive("scale", scale)
         self.cell = nn.GRUCell(2, count("hidden", hidden))
         self.last = nn.Linear(hidden, 1)
         self._zero_if_skip(self.last)
+
+    def _settings(self) -> dict[str, object]:
+        return {"scale": self.scale}
 
     def propose(self, y: Value, gradient: Value, state: State) -> tuple[Tensor, State]:
         """The last layer's output for the new hidden states, which are the next state."""

@@ -211,6 +211,16 @@ def test_the_factor_is_what_is_measured_in_the_end(
     assert radius.log() / steps == pytest.approx(math.log(game.factor(schedule, lr)), abs=6 / steps)
 
 
+def test_flat_directions_are_those_of_a_step_up_to_rounding() -> None:
+    steep = games.Quadratic(torch.zeros(1, 1).double(), mu=1e-9)
+    steep.jacobian = lambda: torch.diag(torch.tensor([1e9, 1e-9], dtype=torch.float64))
+    assert steep.factor(Simultaneous(), (1e-10, 1e8)) == pytest.approx(0.9, rel=1e-9)
+    x = torch.tensor([[1.0, 0.3], [0.2, 0.9], [0.7, 0.1]])
+    steep.jacobian = lambda: x @ x.T / 3  # in float32, of rank 2
+    values = torch.linalg.eigvalsh(x.T @ x / 3)
+    assert steep.factor(Simultaneous(), 1.0) == pytest.approx(1 - values.min().item(), rel=1e-4)
+
+
 def test_each_player_has_a_step_size_of_its_own() -> None:
     """On xy with steps η₁ and η₂ the factor is √(1 + η₁η₂); with curvature they are told apart."""
     factor = games.bilinear().factor(Simultaneous(), (0.2, 0.8))
