@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from bilevel import Solver, ZeroSum, frozen
+from bilevel import Solution, Solver, ZeroSum, frozen
 from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError
 from bilevel.experiment.checkpoint import fingerprint
@@ -19,6 +19,7 @@ from bilevel.robustness.attacks.checks import (
     check_labels,
     check_separate,
     check_start,
+    part_of,
 )
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.samples import replaced
@@ -55,6 +56,27 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
             makes.
         NonFiniteError: If the loss is NaN or infinite where the attack starts.
     """
+    return solved(model, follower, solver, batch)[0]
+
+
+def solved(
+    model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Targeted
+) -> tuple[Batch, Solution]:
+    """What :func:`attack` returns, with the solver's solution.
+
+    Args:
+        model: The classifier, left as it was.
+        follower: The threat model.
+        solver: The attack.
+        batch: Clean images.
+
+    Returns:
+        Adversarial images, and the solution that they are made of.
+
+    Raises:
+        BilevelError: See :func:`attack`.
+        NonFiniteError: Likewise.
+    """
     if not isinstance(follower, Threat):
         raise BilevelError(
             f"{type(follower).__name__} does not say which images its y makes: an attack returns "
@@ -69,7 +91,7 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
         loss = solution.stats.get("objective_before")
         if len(batch.x) and loss is not None:
             check_start(loss, batch.y if classes else None)
-        return replaced(batch, x=follower.perturbed(solution.value, batch))
+        return replaced(batch, x=follower.perturbed(solution.value, batch)), solution
 
 
 def for_evaluation(solver: Solver) -> Solver:
@@ -254,13 +276,14 @@ class SolverAttack(Attack):
         solver = for_evaluation(self.solver)
         # A point that the surrogate misclassifies need not be misclassified by the classifier.
         if self.surrogate is not None or not self.keep_broken:
-            answer = attack(queried, self.follower, solver, tried).x
+            found, solution = solved(queried, self.follower, solver, tried)
+            answer = found.x
         else:
             assert isinstance(self.follower, Perturbation), "checked in __init__"
             with recorded(model, self.follower, tried) as trajectory:
-                answer = attack(model, self.follower, solver, tried).x
-            answer = trajectory.broken_or(answer)
-        check_separate(self.follower, solver, tried)
+                found, solution = solved(model, self.follower, solver, tried)
+            answer = trajectory.broken_or(found.x)
+        check_separate(self.follower, solution, part_of(tried))
         return answer
 
     def _targeted(self, model: nn.Module, batch: Batch, rank: int) -> Any:

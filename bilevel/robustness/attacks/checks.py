@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel import Parametric, Solver
 from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.robustness.attacks.samples import check_classes
 from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.checks import check_within
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.threats.threat import Threat
-from bilevel.tree import leaves
+from bilevel.solvers import Solution
+from bilevel.solvers.selection import select
+from bilevel.tree import leaves, leaves_like
 
 
 def check_labels(batch: Batch | Targeted, *, classes: bool) -> None:
@@ -63,43 +65,59 @@ def check_start(loss: Tensor, classes: Tensor | None) -> None:
 
 
 def check_clean(follower: Threat, batch: Any) -> None:
-    """Checks that δ = 0 lies in the threat model, if its check of the data is one's own.
+    """Checks that data lie within the bounds they are clipped to, if a threat model's check is own.
 
     Args:
         follower: The threat model.
         batch: Clean data.
 
     Raises:
-        BilevelError: If it does not, as where data lie outside the bounds.
+        BilevelError: If they do not.
+        NonFiniteError: If a value is NaN or infinite.
     """
-    if not isinstance(follower, Perturbation) or type(follower).check is Perturbation.check:
+    if not isinstance(follower, Perturbation) or follower.bounds is None:
         return
-    moved = follower.project(torch.zeros_like(batch.x), batch).abs()
-    if moved.any():
-        raise BilevelError(
-            f"{type(follower).__name__}.project moves δ = 0 by {moved.max():.3g}: the clean data "
-            "lie outside the threat model's bounds, [0, 1] unless given; give it the "
-            "bounds=(low, high) of the data, or bounds=None"
-        )
+    kind = type(follower)
+    if kind.check is not Perturbation.check and kind.project is Perturbation.project:
+        check_within(batch.x, follower.bounds)
 
 
-def check_separate(follower: Threat, solver: Solver, batch: Batch) -> None:
+def part_of(batch: Any) -> Any:
+    """The first of several samples, as a batch.
+
+    Args:
+        batch: The samples.
+
+    Returns:
+        The batch; None of a single sample, or if there is no row per sample in all fields.
+    """
+    labels = batch.y
+    if not isinstance(labels, Tensor) or labels.dim() == 0 or len(labels) < 2:
+        return None
+    try:
+        return select(batch, torch.arange(len(labels), device="cpu") == 0)
+    except BilevelError:
+        return None
+
+
+def check_separate(follower: Threat, solution: Solution, other: Any) -> None:
     """Checks that answers do not depend on how images are divided into batches.
 
     Args:
         follower: The threat model.
-        solver: The attack.
-        batch: Two images or more; a single one has a y of its own anyway.
+        solution: The answer to a batch.
+        other: A batch of another number of images; None if there is none, and nothing to check.
 
     Raises:
-        BilevelError: If the images share one y, which the solver computes for each batch.
+        BilevelError: If the images share one y, which the solver has searched for their batch.
     """
-    if isinstance(solver, Parametric):
+    if other is None or not solution.evaluations:
         return
-    device = batch.x.device
+    found = leaves(solution.value)
+    device = found[0].device
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        y = follower.init(batch)
-    if any(leaf.shape[:1] != batch.x.shape[:1] for leaf in leaves(y)):
+        start = leaves_like(follower.init(other), like=solution.value)
+    if any(leaf.shape == own.shape for leaf, own in zip(found, start, strict=True)):
         raise BilevelError(
             f"the images of a batch share one y of {type(follower).__name__}, which the solver "
             "would compute anew for each batch: the accuracy would depend on batch_size; train "

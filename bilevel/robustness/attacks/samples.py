@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError, describe
 from bilevel.robustness.data.batches import Batch, per_sample
-from bilevel.robustness.threats.bounds import clipped, interval
+from bilevel.robustness.threats.bounds import clipped, interval, rounding
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle
@@ -80,7 +80,8 @@ def replaced(batch: Any, **fields: Tensor) -> Any:
         **fields: The fields; those that it lacks are added.
 
     Returns:
-        A named tuple, of the same type if no field is added.
+        A named tuple: of the same type if no field is added, :class:`Targeted` for a
+        :class:`Batch` with targets.
 
     Example:
         >>> replaced(Batch(torch.zeros(1), torch.ones(1)), target=torch.ones(1))._fields
@@ -90,24 +91,10 @@ def replaced(batch: Any, **fields: Tensor) -> Any:
         batch = Batch(batch.x, batch.y)
     if fields.keys() <= set(batch._fields):
         return batch._replace(**fields)
+    if type(batch) is Batch and fields.keys() == {"target"}:
+        return Targeted(*batch, **fields)
     values = batch._asdict() | fields
     return namedtuple(type(batch).__name__, values)(**values)
-
-
-def rounding(data: Tensor) -> Tensor:
-    """How far rounding may take adversarial data out of the threat model.
-
-    Args:
-        data: The clean data, ``(B, ...)``.
-
-    Returns:
-        For each value a few units in the last place; of values below 1 as of 1.
-
-    Example:
-        >>> rounding(torch.tensor([0.5, 3000.0]))
-        tensor([1.0000e-06, 3.0000e-03])
-    """
-    return max(1e-6, torch.finfo(data.dtype).eps) * data.abs().clamp(min=1)
 
 
 def check_classes(batch: Batch | Targeted, otherwise: str) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilevel.robustness.attacks.samples import check_classes, choose, rounding
+from bilevel.robustness.attacks.samples import check_classes, choose
 from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.bounds import rounding
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
 

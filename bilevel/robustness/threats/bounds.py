@@ -54,7 +54,7 @@ def checked_bounds(bounds: Bounds | None) -> Bounds | None:
 
 def _double(bound: float | Tensor) -> Tensor:
     if isinstance(bound, Tensor):
-        return bound.double()
+        return bound.detach().cpu().double().clone()  # not every device has double precision
     return torch.tensor(bound, dtype=torch.float64, device="cpu")  # whatever the default device
 
 
@@ -133,3 +133,59 @@ def clipped(values: Tensor, bounds: Bounds | None) -> Tensor:
     if isinstance(low, Tensor) and isinstance(high, Tensor):
         return values.clamp(low.to(values), high.to(values))
     return values.clamp(float(low), float(high))
+
+
+class Converted:
+    """Bounds in the type and on the device of data, copied there once: a GPU waits for a copy.
+
+    Neither copies nor saved ones hold what was converted, which may lie on this machine's GPU.
+
+    Example:
+        >>> converted, bounds = Converted(), checked_bounds((0.0, torch.tensor([1.0, 5.0])))
+        >>> converted(bounds, torch.zeros(2))
+        (tensor([0., 0.]), tensor([1., 5.]))
+    """
+
+    def __init__(self) -> None:
+        self._source: Bounds = PIXELS
+        self._known: dict[tuple[torch.device, torch.dtype], Bounds] = {}
+
+    def __call__(self, bounds: Bounds | None, like: Tensor) -> Bounds | None:
+        """Converts bounds.
+
+        Args:
+            bounds: As :func:`checked_bounds` returns them.
+            like: Data.
+
+        Returns:
+            The same numbers; two tensors in the type and on the device of ``like``.
+        """
+        if bounds is None or not isinstance(bounds[0], Tensor):
+            return bounds
+        if any(one is not other for one, other in zip(bounds, self._source, strict=True)):
+            self._source, self._known = bounds, {}
+        key = (like.device, like.dtype)
+        if key not in self._known:
+            with torch.inference_mode(False):  # for later attacks that take gradients
+                low, high = (torch.as_tensor(bound).to(like) for bound in bounds)
+            self._known[key] = low, high
+        return self._known[key]
+
+    def __reduce__(self) -> tuple[type[Converted], tuple[()]]:
+        return type(self), ()
+
+
+def rounding(data: Tensor) -> Tensor:
+    """How far rounding may take adversarial data out of the threat model.
+
+    Args:
+        data: The clean data, ``(B, ...)``.
+
+    Returns:
+        For each value a few units in the last place; of values below 1 as of 1.
+
+    Example:
+        >>> rounding(torch.tensor([0.5, 3000.0]))
+        tensor([1.0000e-06, 3.0000e-03])
+    """
+    return max(1e-6, torch.finfo(data.dtype).eps) * data.abs().clamp(min=1)

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.threats.bounds import PIXELS, Bounds, clipped, equal_bounds, width
+from bilevel.robustness.threats.bounds import (
+    PIXELS,
+    Bounds,
+    clipped,
+    equal_bounds,
+    rounding,
+    width,
+)
 from bilevel.robustness.threats.losses import Targeted
+
+_IMAGES = "(B, C, H, W) in [0, 1], bytes divided by 255, the rows of a table as images of one row"
 
 
 def check_number(name: str, radius: float) -> None:
@@ -60,63 +69,62 @@ def check_reach(eps: float, bounds: Bounds | None) -> None:
     )
 
 
-def check_images(batch: Batch | Targeted) -> None:
-    """Checks that data are images.
-
-    Args:
-        batch: Clean images.
-
-    Raises:
-        BilevelError: If they are not float of shape (B, C, H, W) in [0, 1].
-        NonFiniteError: If a pixel is NaN or infinite.
-    """
-    images = _tensor(batch)
-    if not images.is_floating_point() or images.ndim != 4:
-        raise BilevelError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}: an attack moves pixels by "
-            "fractions; give float of shape (B, C, H, W) in [0, 1], bytes divided by 255, the rows "
-            "of a table as images of one row"
-        )
-    if images.is_meta or ((images >= 0) & (images <= 1)).all():
-        return
-    _check_finite("images have pixels", images)
-    raise BilevelError(
-        f"images lie in [{images.min():.9g}, {images.max():.9g}]: the threat model is for "
-        "pixels in [0, 1]; give such images and normalise inside the classifier, or give Linf or "
-        "L2 the bounds=(low, high) of other data"
-    )
-
-
 def check_values(batch: Batch | Targeted, bounds: Bounds | None) -> None:
-    """Checks that data of any kind lie within bounds.
+    """Checks that data suit a threat model.
 
     Args:
-        batch: Clean data.
+        batch: Clean data: images for the bounds of pixels, of any kind for others.
         bounds: The bounds; None if there are none.
 
     Raises:
-        BilevelError: If the data are not float of shape (B, ...) within the bounds, or the bounds
-            do not broadcast over a sample.
+        BilevelError: If the data are not float of shape (B, C, H, W), with other bounds (B, ...),
+            or lie outside the bounds by more than rounding; or if the bounds do not broadcast over
+            a sample.
         NonFiniteError: If a value is NaN or infinite.
     """
-    values = _tensor(batch)
-    if not values.is_floating_point() or values.ndim < 2:
+    values, images = _tensor(batch), equal_bounds(bounds, PIXELS)
+    if not values.is_floating_point() or (values.ndim != 4 if images else values.ndim < 2):
+        kind, form = ("images", _IMAGES) if images else ("data", "(B, ...)")
         raise BilevelError(
-            f"data are {values.dtype} of shape {tuple(values.shape)}: an attack moves each value "
-            "by fractions; give float of shape (B, ...)"
+            f"{kind} are {values.dtype} of shape {tuple(values.shape)}: an attack moves each value "
+            f"by fractions; give float of shape {form}"
         )
-    if values.is_meta:
-        return
-    _check_finite("data have values", values)
-    if bounds is None:
-        return
+    check_within(values, bounds)
+
+
+def check_within(values: Tensor, bounds: Bounds | None) -> None:
+    """Checks that values lie within bounds, in one wait for the device.
+
+    Args:
+        values: Clean data, ``(B, ...)``.
+        bounds: The bounds; None if there are none.
+
+    Raises:
+        BilevelError: If they lie outside by more than rounding, or the bounds do not broadcast over
+            a sample.
+        NonFiniteError: If a value is NaN or infinite.
+    """
     _check_shapes(bounds, values)
-    outside = (clipped(values, bounds) - values).abs()
-    if outside.any():
-        raise BilevelError(
-            f"data lie up to {outside.max():.3g} outside the threat model's bounds: clipped to "
-            "them, they would move before any attack; give bounds that hold all data, or None"
+    nearest = clipped(values, bounds)
+    outside = (values - nearest).abs()
+    if values.is_meta or (outside <= rounding(nearest)).all():  # which NaN is not
+        return
+    images = equal_bounds(bounds, PIXELS)
+    if not values.isfinite().all():
+        raise NonFiniteError(
+            f"{'images have pixels' if images else 'data have values'} that are not finite: no "
+            "attack moves them; check the data, and leave those samples out"
         )
+    if images:
+        raise BilevelError(
+            f"images lie in [{values.min():.9g}, {values.max():.9g}]: the threat model is for "
+            "pixels in [0, 1]; give such images and normalise inside the classifier, or give Linf "
+            "or L2 the bounds=(low, high) of other data"
+        )
+    raise BilevelError(
+        f"data lie up to {outside.max():.3g} outside the threat model's bounds: clipped to them, "
+        "they would move before any attack; give bounds that hold all data, or None"
+    )
 
 
 def _tensor(batch: Batch | Targeted) -> Tensor:
@@ -135,17 +143,9 @@ def _tensor(batch: Batch | Targeted) -> Tensor:
     return values
 
 
-def _check_finite(those: str, values: Tensor) -> None:
-    if not values.isfinite().all():
-        raise NonFiniteError(
-            f"{those} that are not finite: no attack moves them; check the data, and leave those "
-            "samples out"
-        )
-
-
-def _check_shapes(bounds: Bounds, values: Tensor) -> None:
+def _check_shapes(bounds: Bounds | None, values: Tensor) -> None:
     sample = values.shape[1:]
-    for shape in (bound.shape for bound in bounds if isinstance(bound, Tensor)):
+    for shape in (bound.shape for bound in bounds or () if isinstance(bound, Tensor)):
         try:
             fits = torch.broadcast_shapes(shape, sample) == sample
         except RuntimeError:

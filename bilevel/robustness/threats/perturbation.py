@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from bilevel.robustness.data.batches import Batch, per_sample
 from bilevel.robustness.threats.bounds import (
     PIXELS,
     Bounds,
+    Converted,
     checked_bounds,
     clipped,
     equal_bounds,
@@ -58,9 +59,6 @@ class Perturbation(Threat):
     index: ClassVar[str] = ""
     """The norm's index in print, ∞ or ₂."""
 
-    bounds: Bounds | None = PIXELS
-    """The lowest and the highest value of the data."""
-
     def __init__(
         self,
         eps: float,
@@ -73,9 +71,8 @@ class Perturbation(Threat):
         check_number("start", start)
         self.eps = eps
         self.start = start
-        bounds = checked_bounds(bounds)
-        if not equal_bounds(bounds, PIXELS):  # which ``repr`` need not show
-            self.bounds = bounds
+        self.bounds = checked_bounds(bounds)
+        self._converted = Converted()
         super().__init__(loss=loss)
 
     @abstractmethod
@@ -143,10 +140,7 @@ class Perturbation(Threat):
 
     def check(self, batch: Batch | Targeted) -> None:
         """Checks that the batch has images in [0, 1]; with other bounds, data within them."""
-        if equal_bounds(self.bounds, PIXELS):
-            super().check(batch)
-        else:
-            check_values(batch, self.bounds)
+        check_values(batch, self.bounds)
 
     def init(self, batch: Batch) -> Tensor:
         """Zero, or noise of radius :attr:`start`, projected."""
@@ -163,7 +157,15 @@ class Perturbation(Threat):
         delta = self.clip(y)
         if self.bounds is None:
             return delta
-        return clipped(batch.x + delta, self.bounds) - batch.x
+        moved = batch.x + delta
+        return clipped(moved, self._converted(self.bounds, moved)) - batch.x
+
+    def _shown(self) -> dict[str, Any]:
+        """The attributes without the bounds of images, which most threat models have."""
+        shown = super()._shown()
+        if equal_bounds(self.bounds, PIXELS):
+            del shown["bounds"]
+        return shown
 
 
 class Linf(Perturbation):

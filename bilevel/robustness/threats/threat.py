@@ -16,7 +16,8 @@ from bilevel.experiment.settings import shown
 from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.speed import at_least_float32
-from bilevel.robustness.threats.checks import check_images
+from bilevel.robustness.threats.bounds import PIXELS
+from bilevel.robustness.threats.checks import check_values
 from bilevel.robustness.threats.losses import OF_CLASSES, Loss, Targeted, cross_entropy
 
 
@@ -63,7 +64,7 @@ class Threat(FollowerProblem):
         A threat model of other data overrides it; of a :class:`Perturbation` it is enough to give
         their bounds.
         """
-        check_images(batch)
+        check_values(batch, PIXELS)
 
     def context(self, y: Any, batch: Batch) -> Tensor:
         """The perturbed image, the input of the paper's attackers."""
@@ -79,8 +80,12 @@ class Threat(FollowerProblem):
         return self.loss(output, batch)
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={shown(value)}" for name, value in vars(self).items())
+        settings = ", ".join(f"{name}={shown(value)}" for name, value in self._shown().items())
         return f"{type(self).__name__}({settings})"
+
+    def _shown(self) -> dict[str, Any]:
+        """The attributes that ``repr`` shows."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
 def _check_gradient(images: Tensor, output: Tensor) -> None:
