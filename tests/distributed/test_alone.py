@@ -129,3 +129,21 @@ def test_a_line_is_printed_by_the_first_and_where_nobody_can_be_asked(
     for line in ("first", "second", "third"):
         distributed.print_once(line)
     assert capsys.readouterr().err == "first\nthird\n"
+
+
+def test_statistics_count_by_the_images_of_each_process() -> None:
+    """A quarter of the batch was here; the others' mean and variance were 5 and 4."""
+
+    class Others:
+        share = 0.25
+
+        def all_reduce(self, tensors: list[torch.Tensor]) -> None:
+            for own, other in zip(tensors, (5.0, 4.0), strict=True):
+                own += 0.75 * other
+
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean.fill_(1.0)
+    norm.running_var.fill_(8.0)
+    distributed.average_statistics(Others(), [norm])
+    assert norm.running_mean.tolist() == [4.0, 4.0]
+    assert norm.running_var.tolist() == [5.0, 5.0]

@@ -221,6 +221,22 @@ def test_flat_directions_are_those_of_a_step_up_to_rounding() -> None:
     assert steep.factor(Simultaneous(), 1.0) == pytest.approx(1 - values.min().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize(("steps", "alpha"), [(3, 0.5), (2, 0.7), (5, 0.3)])
+def test_a_look_ahead_leaves_the_last_displacement_as_it_is(steps: int, alpha: float) -> None:
+    game, schedule = games.strongly_monotone(0.3), Lookahead(Optimistic(), steps=steps, alpha=alpha)
+    play = games.begin(game, 1.0, 0.5, lr=0.4, schedule=schedule)
+    path = games.trajectory(play, 60 * steps).norm(dim=1)
+    measured = (path[-1] / path[20 * steps]).item() ** (1 / (40 * steps))
+    assert measured == pytest.approx(game.factor(schedule, 0.4), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_each_step_of_the_follower_contracts(count: int) -> None:
+    """Where the players spiral inwards, by the root of the determinant (1 − ημ)^(k + 1)."""
+    factor = games.strongly_monotone(0.5).factor(Alternating(follower_steps=count), 0.2)
+    assert factor == pytest.approx(0.9 ** ((count + 1) / 2), rel=1e-12)
+
+
 def test_each_player_has_a_step_size_of_its_own() -> None:
     """On xy with steps η₁ and η₂ the factor is √(1 + η₁η₂); with curvature they are told apart."""
     factor = games.bilinear().factor(Simultaneous(), (0.2, 0.8))

@@ -34,6 +34,29 @@ def test_it_ends_where_what_was_held_out_grows_no_likelier() -> None:
     assert policy(fresh[0]).log_prob(fresh[1]).mean() > -1.75  # −1.42 is the best there is
 
 
+def test_a_share_of_the_pairs_is_held_out_and_the_others_are_fitted_in_batches() -> None:
+    policy, fitted, held_out = GaussianPolicy(1, 1), [], []
+
+    def note(_, inputs, __) -> None:
+        (fitted if torch.is_grad_enabled() else held_out).append(inputs[0].flatten().tolist())
+
+    policy.register_forward_hook(note)
+    states = torch.arange(10.0)[:, None] / 10
+    clone(policy, states, torch.randn(10, 1), held_out=0.2, batch_size=3, max_epochs=2)
+    assert [len(rows) for rows in fitted] == [3, 3, 2, 3, 3, 2]
+    first, second = held_out[-2:]  # after those of the checks
+    assert len(first) == 2
+    assert first == second
+    for epoch in (fitted[:3], fitted[3:]):
+        pairs = [*first, *(row for rows in epoch for row in rows)]
+        assert sorted(pairs) == states.flatten().tolist()
+
+
+def test_it_ends_after_as_many_epochs_without_improvement_as_it_has_patience() -> None:
+    states, actions = torch.randn(10, 1), torch.randn(10, 1)
+    assert clone(GaussianPolicy(1, 1), states, actions, lr=0.0, patience=3) == 1 + 3
+
+
 def test_one_pair_cannot_be_fitted_and_held_out() -> None:
     with pytest.raises(BilevelError, match="there are 1 pairs"):
         clone(CategoricalPolicy(1, 2), torch.ones(1, 1), torch.ones(1).long())

@@ -65,6 +65,12 @@ def test_episodes_are_whole(shown: Demonstrations) -> None:
     assert again.returns.tolist() == [part.sum() for part in again.rewards.split(200)]
 
 
+def test_episodes_begin_where_the_seed_says() -> None:
+    few, env = demonstrate(ENV, MountainCarExpert(), 2, seed=7), gymnasium.make(ENV)
+    for number, begin in enumerate((0, int(few.lengths[0]))):
+        np.testing.assert_array_equal(few.observations[begin], env.reset(seed=7 + number)[0])
+
+
 def test_the_first_of_them(shown: Demonstrations) -> None:
     few = shown.first(2)
     assert few.lengths.tolist() == shown.lengths[:2].tolist()

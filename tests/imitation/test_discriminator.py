@@ -161,6 +161,15 @@ def test_actions_that_a_task_does_not_have_are_refused() -> None:
             pairs(TASK, torch.zeros(3, 1), torch.tensor([0, missing, 1]))
 
 
+def test_a_start_is_a_copy_and_rewards_have_no_graph() -> None:
+    follower = Discriminator(TASK, reward="survive")
+    y, start = follower.init(None), ravel(follower.init(None))
+    for leaf in y.values():
+        leaf.add_(1.0).requires_grad_()
+    assert torch.equal(ravel(follower.init(None)), start)
+    assert not follower.reward(y, batch_of([2, 1], [1, 1]).rollout).requires_grad
+
+
 def test_weights_are_kept_in_the_ball() -> None:
     follower = Discriminator(TASK, reward="neutral", max_norm=0.5)
     y = {name: torch.randn_like(leaf) for name, leaf in follower.init(None).items()}

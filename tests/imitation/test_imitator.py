@@ -76,14 +76,14 @@ def test_the_loss_is_the_surrogate_of_the_discriminators_rewards() -> None:
 def test_the_value_leaves_the_returns_their_due() -> None:
     """Advantage and value add up to the discounted rewards of an episode, for λ = 1."""
     game, sampler, expert = make()
-    game.leader.gae_lambda = 1.0
+    game.leader.discount, game.leader.gae_lambda = 0.9, 1.0
     batch = ImitationBatch(sampler.collect(3), expert)
     y = game.follower.init(batch)
     earned = game.follower.reward(y, batch.rollout)
     with torch.no_grad():
         last = game.leader.value(batch.rollout.next_observations[-1])
     _, returns = game.leader.advantages_and_returns(y, batch)
-    expected = earned[0] + 0.99 * (earned[1] + 0.99 * (earned[2] + 0.99 * last))
+    expected = earned[0] + 0.9 * (earned[1] + 0.9 * (earned[2] + 0.9 * last))
     torch.testing.assert_close(returns[0], expected)
 
 

@@ -169,6 +169,12 @@ def test_a_player_draws_from_the_policys_distribution(kind, event) -> None:
     assert error.abs().max() < 4
 
 
+@pytest.mark.parametrize(("kind", "event"), KINDS)
+def test_two_players_draw_numbers_of_their_own(kind, event) -> None:
+    policy, states = kind(2, 3), np.zeros((64, 2), np.float32)
+    assert (policy.actor()(states) != policy.actor()(states)).any()
+
+
 def test_a_player_follows_torchs_seed_and_keeps_the_policy_that_it_was() -> None:
     policy, states = CategoricalPolicy(2, 3), torch.randn(64, 2).numpy()
     torch.manual_seed(1)

@@ -103,6 +103,57 @@ def test_the_log_probabilities_are_the_policys() -> None:
     torch.testing.assert_close(rollout.log_probs, expected.detach())
 
 
+class Echo(gymnasium.Env):
+    """Shows the action that it was given, whose range is narrow."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Box(-0.1, 0.2, (2,))
+
+    def reset(self, **_: object) -> tuple[np.ndarray, dict]:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return action.astype(np.float32), 0.0, False, False, {}
+
+
+def test_actions_are_clipped_for_the_environment_only() -> None:
+    gymnasium.register("Echo-v0", Echo)
+    try:
+        policy = GaussianPolicy(2, 2)
+        rollout = Sampler(make_envs("Echo-v0", 3), policy).collect(20)
+    finally:
+        del gymnasium.registry["Echo-v0"]
+    assert rollout.actions.abs().max() > 1
+    torch.testing.assert_close(rollout.next_observations, rollout.actions.clamp(-0.1, 0.2))
+    expected = policy(rollout.observations).log_prob(rollout.actions)
+    torch.testing.assert_close(rollout.log_probs, expected.detach())
+
+
+class Dear(gymnasium.Env):
+    """Two steps an episode; those of the first cost much, all others one."""
+
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space = spaces.Discrete(2)
+    time = 0
+
+    def reset(self, **_: object) -> tuple[np.ndarray, dict]:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, _: object) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.time += 1
+        cost = 1e9 if self.time <= 2 else 1.0
+        return np.zeros(1, np.float32), -cost, self.time % 2 == 0, False, {}
+
+
+def test_a_dear_episode_hides_no_cheap_one_after_it() -> None:
+    gymnasium.register("Dear-v0", Dear)
+    try:
+        rollout = Sampler(make_envs("Dear-v0", 1), CategoricalPolicy(1, 2)).collect(6)
+    finally:
+        del gymnasium.registry["Dear-v0"]
+    assert rollout.returns.tolist() == [-2e9, -2.0, -2.0]
+
+
 class Slicing(Policy):
     """Reads the first coordinate of the states ``(B, n)`` that a policy is promised."""
 

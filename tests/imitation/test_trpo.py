@@ -94,6 +94,20 @@ def test_an_infinite_loss_is_not_improved_by_a_finite_one() -> None:
     assert same_bits(policy, before)
 
 
+def test_a_loss_that_stays_the_same_is_no_improvement() -> None:
+    policy, _, loss = make(CategoricalPolicy)
+    before, optimizer = snapshot(policy), TRPO(policy)
+
+    def closure() -> float:
+        closure_of(policy, loss)()
+        return 1.0
+
+    optimizer.step(closure)
+    assert not optimizer.last.accepted
+    assert optimizer.last.backtracks == 10
+    assert same_bits(policy, before)
+
+
 def test_a_gradient_that_is_not_finite_under_a_finite_loss_gives_no_step() -> None:
     policy, states, _ = make(CategoricalPolicy)
     before, optimizer = snapshot(policy), TRPO(policy)

@@ -68,6 +68,20 @@ def test_the_step_is_the_natural_gradient_of_an_exact_fisher_matrix(kind, dampin
     assert (step - expected).norm() / expected.norm() <= 1e-4
 
 
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+def test_the_residual_of_one_iteration_is_a_share_of_the_gradient(size) -> None:
+    """Along the gradient, as far as it lowers the quadratic form."""
+    policy, states, loss = make(CategoricalPolicy)
+    fisher = exact_fisher(policy, states)
+    fisher += 0.1 * torch.eye(len(fisher), dtype=torch.float64)
+    gradient = row(torch.autograd.grad(size * loss(), list(policy.parameters())))
+    along = fisher @ gradient
+    left = gradient - along * (gradient @ gradient) / (gradient @ along)
+    optimizer = TRPO(policy, cg_steps=1, damping=0.1)
+    optimizer.step(closure_of(policy, lambda: size * loss()))
+    assert optimizer.last.residual == pytest.approx(float(left.norm() / gradient.norm()))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fisher_matrix_is_that_of_the_kl_divergence(kind) -> None:
     """Its second derivative at the old policy: the bound and the direction speak of one thing."""

@@ -52,3 +52,41 @@ def test_advantage_and_value_make_the_return() -> None:
         expected = rewards[t] + 0.9 * expected
         torch.testing.assert_close(returns[t], expected)
         torch.testing.assert_close(advantages[t], expected - value(states[t]).detach())
+
+
+def test_without_lambda_the_return_is_a_reward_and_the_next_value() -> None:
+    value = Value(1)
+    nn.init.ones_(value.network[-1].weight)
+    states, never = torch.randn(5, 2, 1), torch.zeros(4, 2).bool()
+    zero, rewards = torch.zeros(4, 2), torch.randn(4, 2)
+    rollout = Rollout(states[:-1], zero, zero, states[1:], zero, never, never, torch.zeros(0))
+    _, returns = value.advantages_and_returns(rollout, rewards, discount=0.9, gae_lambda=0.0)
+    torch.testing.assert_close(returns, rewards + 0.9 * value(states[1:]).detach())
+
+
+def test_the_explained_variance_is_of_the_deviations_from_the_mean() -> None:
+    value, states = Value(1, hidden=()), torch.randn(200, 1)
+    still, returns = torch.optim.SGD(value.parameters(), lr=0.0), 3 * states[:, 0] + 50
+    nn.init.constant_(value.network[0].weight, 3.0)
+    assert value.fit(still, states, returns).item() == pytest.approx(1, abs=1e-4)
+    nn.init.zeros_(value.network[0].weight)
+    assert value.fit(still, states, returns).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_each_epoch_of_a_fit_takes_a_step_a_batch() -> None:
+    value, sizes = Value(2), []
+
+    def note(_, inputs, __) -> None:
+        if torch.is_grad_enabled():
+            sizes.append(len(inputs[0]))
+
+    value.network.register_forward_hook(note)
+    optimizer = torch.optim.Adam(value.parameters())
+    value.fit(optimizer, torch.randn(7, 2), torch.randn(7), epochs=2, batch_size=3)
+    assert sizes == [3, 3, 1, 3, 3, 1]
+
+
+def test_returns_that_are_all_zero_leave_values_finite() -> None:
+    value, states = Value(2), torch.randn(50, 2)
+    value.fit(torch.optim.Adam(value.parameters()), states, torch.zeros(50))
+    assert value(states).isfinite().all()

@@ -192,9 +192,17 @@ def test_too_few_rows_decide_nothing() -> None:
 
 def test_less_than_three_turns_decide_nothing() -> None:
     t = np.linspace(0, 2 * 2 * math.pi, 200)
-    verdict = classify(np.stack([np.cos(t), np.sin(t)], axis=1))
+    circle = np.stack([np.cos(t), np.sin(t)], axis=1)
+    verdict = classify(circle)
     assert verdict.kind == "undecided"
     assert verdict.needed == pytest.approx(300, rel=0.1)
+    assert classify(circle, stride=4).needed == 4 * verdict.needed
+
+
+def test_a_spiral_that_comes_to_rest_within_three_turns_converges() -> None:
+    t = np.linspace(0, 1.5 * 2 * math.pi, 200)
+    spiral = np.exp(-t / 6)[:, None] * np.stack([np.cos(t), np.sin(t)], axis=1)
+    assert classify(spiral) == Verdict("converging")
 
 
 def test_a_third_of_a_turn_is_none() -> None:

@@ -17,11 +17,15 @@ from bilevel import (
     Alternating,
     Bilevel,
     BilevelError,
+    Extragradient,
+    Lookahead,
     Optimistic,
     Parametric,
+    ProximalPoint,
     Schedule,
     Simultaneous,
     ZeroSum,
+    games,
 )
 from bilevel.monitoring.dynamics import MIN_ROWS
 from bilevel.monitoring.monitor import ROWS, SAMPLED, Monitor
@@ -48,6 +52,22 @@ def watched(game: Bilevel, steps: int) -> Monitor:
         game.step(None)
         monitor.observe()
     return monitor
+
+
+@pytest.mark.parametrize(
+    ("schedule", "named"),
+    [
+        (Simultaneous(), None),
+        (Alternating(), None),
+        (Optimistic(), "Optimistic"),
+        (Lookahead(), "Lookahead"),
+        (ProximalPoint(3), "ProximalPoint"),
+        (Extragradient(), "Extragradient"),
+    ],
+    ids=repr,
+)
+def test_a_schedule_that_damps_is_named(schedule: Schedule, named: str | None) -> None:
+    assert watched(bilinear(schedule, 0.1), 400).verdict().damping == named
 
 
 def test_a_game_is_watched() -> None:
@@ -309,3 +329,12 @@ def test_a_network_in_training_raises_no_alarm(seed: int, momentum: float) -> No
 def test_a_game_of_the_suite_is_played_before_it_is_watched() -> None:
     with pytest.raises(BilevelError, match=r"game is a Bilinear: .* give the Bilevel"):
         Monitor(bilevel.games.bilinear())
+
+
+def test_the_coordinates_that_move_may_come_late() -> None:
+    """Of 400 each player the first 200 rest, which are more than are observed."""
+    matrix = torch.diag((torch.arange(400) >= 200).double())
+    game = games.begin(games.Bilinear(matrix), 1.0, 0.0, lr=0.1, schedule=Alternating())
+    verdict = watched(game, 400).verdict()
+    assert verdict.kind == "cycling"
+    assert verdict.period == pytest.approx(2 * math.pi / 0.1, rel=0.001)

@@ -72,6 +72,8 @@ def test_every_crop_and_mirror_is_equally_likely() -> None:
         share = torch.bincount(row, minlength=values) / row.numel()
         assert share.shape == (values,)
         assert (share - 1 / values).abs().max() < 0.015
+    together = torch.bincount(drawn[0] + 5 * drawn[1] + 25 * drawn[2], minlength=50) / 20_000
+    assert (together - 1 / 50).abs().max() < 0.005
     assert not Augment(padding=2, flip=False).draw(100, np.random.default_rng(0))[2].any()
 
 
@@ -86,6 +88,20 @@ def test_an_epoch_holds_each_image_once_with_its_label(
     labels = torch.cat([batch.y for batch in drawn])
     assert labels.sort().values.tolist() == list(range(count))
     assert torch.equal(torch.cat([batch.x for batch in drawn]), images.images[labels] / 255)
+
+
+@pytest.mark.parametrize("augment", [None, Augment(1)])
+def test_processes_share_the_images_of_each_batch(augment: Augment | None) -> None:
+    """The last batch of eleven images has only three of them."""
+    images = numbered(11)
+    whole = list(shuffled_batches(images, 4, seed=5, epoch=2, augment=augment))
+    halves = [
+        list(shuffled_batches(images, 4, seed=5, epoch=2, augment=augment, share=share))
+        for share in (lambda count: slice(count // 2), lambda count: slice(count // 2, count))
+    ]
+    assert [[len(batch.y) for batch in half] for half in halves] == [[2, 2, 1], [2, 2, 2]]
+    parts = [Batch(*map(torch.cat, zip(*pair, strict=True))) for pair in zip(*halves, strict=True)]
+    assert equal(parts, whole)
 
 
 @pytest.mark.parametrize("augment", [None, Augment(1), Augment(2, flip=False)])

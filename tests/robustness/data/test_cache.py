@@ -43,6 +43,20 @@ def test_a_changed_file_is_seen(tree: Path, decoded: list[Path]) -> None:
     assert {path.parent.parent.name for path in decoded} == {"test"}
 
 
+def test_a_file_of_another_size_is_seen(tree: Path, decoded: list[Path]) -> None:
+    """Also where an archive or a copy has kept the time."""
+    load(tree)
+    decoded.clear()
+    path = tree / "test" / "cat" / "001.png"
+    status = path.stat()
+    with Image.open(path) as image:
+        Image.new("RGB", image.size).save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size != status.st_size
+    load(tree)
+    assert path in decoded
+
+
 def test_a_renamed_file_is_seen(tmp_path: Path) -> None:
     """Bitmaps of one archive may share their size and time: the names alone tell them apart."""
     for index in range(4):

@@ -26,6 +26,23 @@ def test_a_sample_is_stratified() -> None:
         sample(images, 0)
 
 
+def test_a_rare_class_is_not_sampled_more_often_than_its_share() -> None:
+    labels = (torch.arange(100) >= 98).long()
+    images = ImageSet(torch.zeros(100, 1, 1, 1).byte(), labels, ("often", "rarely"))
+    rare = [int(sample(images, size).labels.sum()) for size in (1, 10, 20, 50, 80, 99)]
+    assert rare == [0, 0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 1), (3, 1), (7, 1), (8, 2), (10, 2)])
+def test_a_fifth_of_each_class_is_held_out(count: int, held_out: int) -> None:
+    labels = torch.arange(2).repeat(count)
+    images = ImageSet(torch.zeros(2 * count, 1, 1, 1).byte(), labels, ("a", "b"))
+    sums = np.random.default_rng(0).integers(0, 256, (2 * count, 32), np.uint8)
+    train, test = hold_out_by_content(images, sums)
+    assert test.labels.bincount(minlength=2).tolist() == [held_out] * 2
+    assert train.labels.bincount(minlength=2).tolist() == [count - held_out] * 2
+
+
 def test_test_images_stay_test_images_when_others_come() -> None:
     """At most one image of a class changes sides when the class has one more."""
     pixels = torch.randint(256, (121, 1, 4, 4), dtype=torch.uint8)

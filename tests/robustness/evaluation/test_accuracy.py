@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError, Iterative, NonFiniteError, fgsm, pgm
+from bilevel import BilevelError, Iterative, NonFiniteError, distributed, fgsm, pgm
 from bilevel.robustness import (
     Batch,
     ImageSet,
@@ -113,6 +113,44 @@ def test_a_classifier_that_gives_nan_is_neither_right_nor_wrong(greys: ImageSet)
         accuracy(model, greys)
     with pytest.raises(NonFiniteError, match="the loss is nan where the attack starts"):
         accuracy(model, greys, Linf(0.1), pgm(0.1, 1))
+
+
+class Spoilt(nn.Module):
+    """One of the logits of black images is not finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.flatten(1).mean(1)
+        return torch.stack([mean, torch.where(mean > 0, mean, math.nan)], 1)
+
+
+@pytest.mark.parametrize("position", [0, 5, 9])
+@pytest.mark.parametrize("batch_size", [2, 3, 10])
+def test_a_single_answer_that_is_not_finite_is_enough(position: int, batch_size: int) -> None:
+    pixels = torch.full((10, 1, 1, 1), 128, dtype=torch.uint8)
+    pixels[position] = 0
+    images = ImageSet(pixels, torch.zeros(10).long(), ("a", "b"))
+    with pytest.raises(NonFiniteError, match="logits are not finite"):
+        accuracy(Spoilt(), images, batch_size=batch_size)
+
+
+def test_an_answer_of_another_process_that_is_not_finite(
+    greys: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_another(function) -> list:
+        return [function(), (torch.ones(1).bool(), False)]
+
+    monkeypatch.setattr(distributed, "gather_results", with_another)
+    with pytest.raises(NonFiniteError, match="logits are not finite"):
+        accuracy(Halfspaces(), greys)
+
+
+def test_an_example_is_predicted_in_evaluation_mode() -> None:
+    model, batch = BatchNormNet(dropout=0.5), next(batches(image_set(20), 20))
+    before = copy.deepcopy(model.state_dict())
+    shown = examples("clean", model, Linf(0.1), pgm(0.1, 0), batch, tuple("abc"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    said = model.eval()(torch.stack([one.adversarial for one in shown])).argmax(1).tolist()
+    assert [one.prediction for one in shown] == ["abc"[answer] for answer in said]
 
 
 def test_half_of_an_attack(greys: ImageSet) -> None:

@@ -61,6 +61,26 @@ def test_broken_images_leave_with_the_try_that_breaks_them(images: ImageSet) -> 
         assert not gone & set(attack.seen[attempt])
 
 
+class Drawing(Scripted):
+    """Breaks nothing, and notes a random number for each batch."""
+
+    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
+        self.drawn = [*getattr(self, "drawn", []), torch.rand(()).item()]
+        return batch.x
+
+
+def drawn(images: ImageSet, seed: int) -> list[float]:
+    attacks = [Drawing(name, set()) for name in ("one", "two")]
+    Battery(attacks, eps=EPS, seed=seed, batch_size=10).run(Threshold(), images)
+    return [number for attack in attacks for number in attack.drawn]
+
+
+def test_the_seed_gives_each_attack_and_batch_random_numbers_of_its_own(images: ImageSet) -> None:
+    first, second = drawn(images, seed=0), drawn(images, seed=1)
+    assert len({*first, *second}) == len(first) + len(second) == 2 * 2 * 3
+    assert drawn(images, seed=0) == first
+
+
 @given(st.integers(1, 40))
 def test_the_batch_size_changes_nothing_but_the_batches(batch_size: int) -> None:
     torch.manual_seed(0)
@@ -255,6 +275,22 @@ def test_progress_ends_where_it_was_foreseen(images: ImageSet) -> None:
     assert all(done <= total for done, total in told)
     assert told[-1][0] == told[-1][1]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_what_is_foreseen_is_what_each_attack_will_see(images: ImageSet) -> None:
+    """All 27 images that are right, or those that are left: five break in the second batch."""
+    levels = sorted(near(images, EPS))[:5]
+    attacks = [
+        Scripted("one", set(levels), passes=2.0),
+        Scripted("two", set(), passes=3.0, alone=True),
+        Scripted("three", set(), passes=5.0),
+    ]
+    told: list[tuple[str, float, float]] = []
+    battery = Battery(attacks, eps=EPS, batch_size=9, report=lambda *cost: told.append(cost))
+    battery.run(Threshold(), images)
+    assert told[0] == ("one", 2 * 9, 2 * 27 + 3 * 27 + 5 * 27)
+    assert told[2] == ("one", 2 * 27, 2 * 27 + 3 * 27 + 5 * 22)
+    assert told[-1] == ("three", 245, 245)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -16,6 +16,7 @@ from bilevel.robustness import (
     Curve,
     ImageSet,
     Linf,
+    Norm,
     Splits,
     accuracy,
     correct,
@@ -147,6 +148,28 @@ def test_the_run_ends_where_accuracy_falls_no_longer(
     hundred = greys.subset(range(100))
     curve = accuracy_by_iterations(Brightness(), hundred, 0.2, threshold=threshold)
     assert curve.at[-1] == end
+
+
+def test_a_threshold_of_zero_ends_the_run_where_nothing_falls(greys: ImageSet) -> None:
+    assert accuracy_by_iterations(Brightness(), greys, 0.2, threshold=0.0).at[-1] == 100
+
+
+class Ridge(nn.Module):
+    """Class 0 near one grey; the loss is stationary exactly there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        away = (x.flatten(1).mean(1) - 128 / 255).square()
+        return torch.stack([0.01 - away, away - 0.01], 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_stationary_image_is_left_by_a_random_start(norm: Norm) -> None:
+    pixels = torch.full((10, 1, 2, 2), 128, dtype=torch.uint8)
+    plain = ImageSet(pixels, torch.zeros(10).long(), ("near", "far"))
+    curve = accuracy_by_epsilon(Ridge(), plain, 0.2, norm=norm)
+    assert curve.accuracy[0] == 1
+    assert curve.accuracy[-1] == 0
+    assert accuracy_by_iterations(Ridge(), plain, 0.4, norm=norm).accuracy[-1] == 0
 
 
 @pytest.mark.parametrize(

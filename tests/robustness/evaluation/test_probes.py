@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from bilevel import BilevelError, NonFiniteError, pgm
 from bilevel.robustness import (
     Battery,
+    Finding,
     ImageSet,
     Linf,
     Splits,
     accuracy,
     accuracy_by_epsilon,
+    sample,
     small_cnn,
 )
+from bilevel.robustness.evaluation import probes
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
-from bilevel.robustness.evaluation.probed import Probed
+from bilevel.robustness.evaluation.probed import Probed, change
 from bilevel.robustness.evaluation.probes import (
     beats_one_answer,
     check_classifier,
@@ -119,6 +122,29 @@ def test_one_answer_to_all_images(share: float) -> None:
     finding = beats_one_answer(Probed(always, images))
     figure = f"{share:.1%} right, by one answer {max(share, 1 - share):.1%}"
     assert (finding.ok, finding.figure) == (False, figure)
+
+
+def test_a_change_is_measured_by_the_spread_of_an_ordinary_image() -> None:
+    """One image whose logits are far apart makes no change of another small."""
+    first = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 3.0], [0.0, 1000.0]])
+    second = first.clone()
+    second[0, 0] += 4.0
+    labels, logits = change(first, second)
+    assert labels == 1 / 4
+    assert logits == pytest.approx(4 / 2)
+
+
+def test_as_many_images_are_probed_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def noting(probed: Probed) -> Finding:
+        given.append(probed.images)
+        return beats_one_answer(probed)
+
+    monkeypatch.setattr(probes, "beats_one_answer", noting)
+    images = image_set(50)
+    probe(linear(), images, size=12)
+    assert torch.equal(given[0].images, sample(images, 12).images)
 
 
 @pytest.mark.parametrize("odd", [1, 2, 3])

@@ -151,6 +151,18 @@ def test_nothing_is_wrong_with_a_sound_evaluation() -> None:
         (sound(trained_eps=None), set(), ""),
         (sound(trained_eps=0.1), set(), ""),
         (sound(eps=0.003, trained_eps=None), {RADIUS}, "ε = 0.003"),
+        (  # one grey level is the smallest change of an 8-bit image
+            sound(
+                eps=1 / 255,
+                trained_eps=None,
+                curves=(
+                    Curve("ε", (0, 1 / 255, 2 / 255, 1), (0.9, 0.5, 0.3, 0), N),
+                    sound().curves[1],
+                ),
+            ),
+            set(),
+            "",
+        ),
         (
             sound(
                 eps=0.003,
@@ -325,6 +337,14 @@ def test_the_headline() -> None:
         "3.0 points from 50 to 100 iterations)."
     )
     assert headline(sound()) == f"Not trustworthy: {figure}, because nothing has been checked."
+
+
+def test_attacks_of_one_name_are_counted_one_after_the_other() -> None:
+    spans = [(0, 100), (50, 150), (0, 150)]
+    attacks = tuple(outcome("PGM", "iterative", span) for span in spans)
+    evaluation = sound(outcomes=attacks)
+    assert [evaluation.newly_broken(one) for one in attacks] == [100, 50, 0]
+    assert [evaluation.so_far(one) for one in attacks] == [0.8, 0.75, 0.75]
 
 
 def test_figures_that_must_not_be_quoted() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from bilevel import BilevelError, Iterative
 from bilevel.robustness import (
+    EVALUATION_STEP,
     METHODS,
     TRAINING_STEP,
     Attacker,
@@ -63,6 +64,7 @@ def test_an_untrained_attacker_with_a_skip_climbs_most_steeply(form: str) -> Non
 def test_the_papers_step_of_pgm() -> None:
     assert solver("pgm").steps == 10
     assert solver("pgm").update.step == pytest.approx(0.007)
+    assert pytest.approx(0.003) == EVALUATION_STEP * EPS
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import BilevelError, ZeroSum
+from bilevel import Alternating, BilevelError, Detached, LeaderProblem, ZeroSum
 from bilevel.robustness import (
     RECIPES,
     Attacker,
@@ -21,6 +21,17 @@ from bilevel.robustness import (
     make_game,
     make_solver,
 )
+
+
+class Still(LeaderProblem):
+    """A classifier whose loss is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Linear(1, 1)
+
+    def loss(self, y, batch):
+        return self.model(y).sum()
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -69,6 +80,12 @@ def test_evaluation_takes_batches_of_twice_the_images_and_256_at_most() -> None:
     assert sizes == [2, 128, 256, 256]
 
 
+def test_a_crop_or_a_flip_alone() -> None:
+    assert Recipe(flip=False).augment == Augment(padding=4, flip=False)
+    assert Recipe(padding=0).augment == Augment(padding=0, flip=True)
+    assert Recipe(padding=0, flip=False).augment is None
+
+
 @pytest.mark.parametrize("dataset", RECIPES)
 def test_the_fast_form(dataset: str) -> None:
     recipe = RECIPES[dataset]
@@ -94,6 +111,22 @@ def test_both_networks_have_the_papers_optimizers() -> None:
     sgd, adam = game.leader_opt.defaults, game.solver_opt.defaults
     assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.1, 0.9, 2e-4)
     assert (adam["lr"], adam["betas"], adam["weight_decay"]) == (1e-3, (0.9, 0.999), 2e-4)
+
+
+def test_a_game_has_the_schedule_and_the_adjoint_that_it_is_given() -> None:
+    leader, follower = Still(), Linf(0.1)
+    solver = make_solver("pgm", eps=0.1, channels=1, attacker=Attacker())
+    given = {"schedule": Alternating(follower_steps=3), "adjoint": Detached()}
+    game = make_game(leader, follower, solver, Recipe(), **given)
+    assert (game.schedule.follower_steps, type(game.adjoint)) == (3, Detached)
+
+
+def test_an_attacker_may_cost_more_where_it_is_given_a_larger_share() -> None:
+    with torch.device("meta"):
+        classifier = build_model("resnet18", channels=3, classes=10)
+    attacker, shape = Attacker("wide"), (3, 32, 32)
+    widths = [fitting_width(attacker, classifier, shape, share) for share in (1e-6, 0.1, 1e6)]
+    assert widths == [4, 8, 64]
 
 
 @pytest.mark.parametrize(("model", "width"), [("resnet18", 8), ("wrn-34-10", 32), ("wrn-10-1", 4)])

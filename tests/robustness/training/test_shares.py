@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from bilevel.distributed import job
 from bilevel.robustness.training import shares
@@ -23,3 +24,18 @@ def test_the_images_of_a_batch_count_equally(monkeypatch: pytest.MonkeyPatch, co
             weights[image] += shares.batch_share(count) / len(images)
     assert times == [4 if count < 4 else 1] * count
     assert weights == pytest.approx([1 / count] * count)
+
+
+def test_processes_runs_and_resumed_runs_draw_numbers_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = []
+    for seed, steps, size, rank in [
+        (0, 0, 2, 0), (0, 0, 2, 1), (0, 7, 2, 0), (0, 0, 3, 0), (1, 0, 2, 0), (0, 0, 2, 0),
+    ]:  # fmt: skip
+        monkeypatch.setattr(shares.distributed, "world_size", lambda size=size: size)
+        monkeypatch.setattr(shares.distributed, "rank", lambda rank=rank: rank)
+        shares.seed_process(seed, steps)
+        drawn.append(torch.rand(()).item())
+    assert len(set(drawn)) == 5
+    assert drawn[0] == drawn[-1]

@@ -11,6 +11,8 @@ import torch
 
 from bilevel import BilevelError, ZeroSum
 from bilevel.robustness import (
+    L2,
+    TRAINING_STEP,
     About,
     Attacker,
     Batch,
@@ -23,6 +25,7 @@ from bilevel.robustness import (
     save_weights,
 )
 from bilevel.robustness.training.trained import CLASSIFIER
+from bilevel.updates import NormalizedGradient
 
 ABOUT = {
     "plain": About("plain", "small-cnn", 1, 10, "digits", 0.2),
@@ -83,6 +86,19 @@ def test_the_follower_is_the_one_that_was_played_against() -> None:
     assert isinstance(follower, Interpolation)
     assert (follower.eps, follower.pairing, follower.sense) == (0.2, "next", "max")
     assert ABOUT["two-step-l2l"].follower(0.1).eps == ABOUT["grad-l2l"].follower(0.1).eps == 0.1
+
+
+def test_what_is_trained_in_l2_is_attacked_in_l2() -> None:
+    images = ImageSet(torch.zeros(2, 1, 8, 6).byte(), torch.arange(2), ("a", "b"))
+    about = About.of("pgm", Recipe(norm="l2", epsilon=0.5), images, dataset="folder", image_size=8)
+    assert (about.norm, about.size, about.image_size) == ("l2", (8, 6), 8)
+    assert [(type(f), f.eps) for f in (about.follower(), about.follower(2.0))] == [
+        (L2, 0.5),
+        (L2, 2.0),
+    ]
+    solver = about.solver(pgm_steps=7)
+    assert isinstance(solver.update, NormalizedGradient)
+    assert (solver.steps, solver.update.step) == (7, TRAINING_STEP * 0.5)
 
 
 def test_a_name_of_ones_own(tmp_path: Path) -> None:

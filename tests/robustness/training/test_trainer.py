@@ -15,11 +15,20 @@ import torch
 
 from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simultaneous, pgm
 from bilevel.experiment import checkpoint
-from bilevel.robustness import L2, Linf, Trainer, attack, batches, shuffled_batches
+from bilevel.robustness import (
+    L2,
+    Interpolation,
+    Linf,
+    Trainer,
+    attack,
+    batches,
+    shuffled_batches,
+)
 from bilevel.robustness.training import trainer as module
 from bilevel.robustness.training import validation
 from bilevel.robustness.training.progress import MetricWindows
-from bilevel.updates import NormalizedGradient
+from bilevel.robustness.training.validation import default_attack
+from bilevel.updates import NormalizedGradient, SignGradient
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
 
 
@@ -133,6 +142,13 @@ def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Traine
     batch = next(batches(given.data.validation, 6))
     moved = (attack(game.leader.model, threat, solver, batch).x - batch.x).flatten(1)
     assert torch.allclose(moved.norm(dim=1), torch.tensor(0.05), rtol=0.1)
+
+
+def test_interpolation_is_validated_in_its_ball_by_the_cross_entropy() -> None:
+    threat, solver = default_attack(Interpolation(0.1, layer="trunk"))
+    assert repr(threat) == repr(Linf(0.1))
+    assert isinstance(solver.update, SignGradient)
+    assert (solver.steps, solver.update.step) == (10, pytest.approx(0.1 * 7 / 31))
 
 
 def test_a_follower_whose_ball_is_not_known_brings_its_own_attack(
@@ -261,6 +277,41 @@ def test_a_checkpoint_of_another_game(
     build("pgm").save()
     with pytest.raises(BilevelError, match=f"run.pt is a run with .*{named} = "):
         build("pgm", **change).resume()
+
+
+@pytest.mark.parametrize("one_cycle", [True, False])
+def test_each_step_has_the_recipes_learning_rate(
+    build: Callable[..., Trainer], one_cycle: bool
+) -> None:
+    """Within an epoch, too; here of six steps, with a milestone in the middle of the second."""
+    recipe = replace(RECIPE, one_cycle=one_cycle, milestones=(0.75,))
+    trainer, rates = build("pgm", recipe=recipe), []
+    step = trainer.game.step
+
+    def noting(batch: Any) -> Any:
+        rates.append(trainer.game.leader_opt.param_groups[0]["lr"])
+        return step(batch)
+
+    trainer.game.step = noting
+    trainer.fit()
+    assert rates == pytest.approx([recipe.lr * recipe.lr_factor(n / 6) for n in range(12)])
+    assert [record["lr"] for record in trainer.progress.history] == rates[::6]
+
+
+def test_epochs_are_compared_on_the_images_that_are_held_out(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def noting(model: object, images: object, attack: object, *, batch_size: int) -> Any:
+        given.append(images)
+        return {"validation_clean": 0.5, "validation_robust": 0.5}
+
+    monkeypatch.setattr(module, "validate_model", noting)
+    trainer = build("pgm")
+    trainer.fit()
+    assert len(given) == RECIPE.epochs
+    assert all(images is trainer.data.validation for images in given)
 
 
 def test_a_resumed_run_keeps_its_learning_rate(build: Callable[..., Trainer]) -> None:
