@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from bilevel.errors import BilevelError
@@ -47,7 +48,12 @@ def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.devic
             )
     for name in ("leader", "solver"):
         check_fits(name, parts[name].state_dict(), state[name])
-    before, settings = copy.deepcopy(read(parts)), _settings(parts)
+    # An optimizer of torch puts another state in the place of its own.
+    before = {
+        name: part.state_dict() if isinstance(part, Optimizer) else copy.deepcopy(part.state_dict())
+        for name, part in parts.items()
+    }
+    settings = _settings(parts)
     try:
         _load(parts, state, device)
         _check_settings(parts, settings)
@@ -65,7 +71,9 @@ def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.devic
 
 def _load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.device) -> None:
     for name, part in parts.items():
-        saved = copy.deepcopy(state[name])  # optimizers of torch write into what they load
+        saved = state[name]
+        if name != "leader":  # others write into what they load
+            saved = copy.deepcopy(saved)
         if name in MOVED:
             # In place: what torch keeps beside the tensors stays there.
             saved.update(tree_map_only(Tensor, lambda tensor: tensor.to(device), saved))

@@ -163,7 +163,8 @@ class Implicit(Pullback):
 
         def product(w: Tensor) -> Tensor:
             grads = vjp(residual, leaves(y), unravel(w.flatten(), like=v))
-            return self.damping * w - vector(from_leaves(grads, like=y)).view_as(w)
+            image = vector(from_leaves(grads, like=y)).view_as(w)
+            return self.damping * w - image if self.damping else -image
 
         b, method = vector(v), self.solver or ("cg" if step is None else "gmres")
         # In "train", batch normalisation mixes the samples.

@@ -110,18 +110,18 @@ def conjugate_gradient(
     """
     eps = torch.finfo(b.dtype).eps
     tolerance = eps if tolerance is None else tolerance
-    x, residual, products = _begin(product, b, start)
+    x, residual, products = begin(product, b, start)
     # Python numbers: each step has to branch on two of them anyway.
     square, given = float(residual @ residual), float(b @ b)
     target, immense = tolerance**2 * given, 100 * max(square, given)
     smallest, largest = math.inf, 0.0
-    direction, length = residual, square  # the length squared
-    mean, weight = x, 0.0
+    direction, length = residual.clone(), square  # the length squared
+    mean, weight = x.clone(), 0.0
     for _ in range(steps):
         if square <= target:
             break
         weight += 1 / square
-        mean = torch.lerp(mean, x, 1 / (square * weight))
+        mean.lerp_(x, 1 / (square * weight))
         image = product(direction)
         products += 1
         curvature = float(direction @ image)
@@ -130,8 +130,8 @@ def conjugate_gradient(
         largest = max(largest, abs(ratio))
         if not ratio > eps * largest:  # not positive definite, or not finite
             break
-        x = torch.add(x, direction, alpha=square / curvature)
-        residual = torch.sub(residual, image, alpha=square / curvature)
+        x.add_(direction, alpha=square / curvature)
+        residual.sub_(image, alpha=square / curvature)
         previous, square = square, float(residual @ residual)
         direction = torch.add(residual, direction, alpha=square / previous)
         length = square + (square / previous) ** 2 * length  # the two are orthogonal
@@ -169,17 +169,19 @@ def neumann(
         >>> neumann(lambda v: v / 2, torch.ones(1), steps=50, tolerance=1e-6).value
         tensor([2.0000])
     """
-    x, residual, products = _begin(product, b, start)
+    x, residual, products = begin(product, b, start)
     smallest, largest = _unseen(b)
+    target = tolerance * b.norm()
     for _ in range(steps):
-        if residual.norm() <= tolerance * b.norm():
+        square = residual @ residual
+        if square.sqrt() <= target:
             break
         image = product(residual)
         products += 1
-        ratio = (residual @ image) / (residual @ residual)
+        ratio = (residual @ image) / square
         smallest, largest = torch.minimum(smallest, ratio), torch.maximum(largest, ratio.abs())
-        x = torch.add(x, residual, alpha=size)
-        residual = torch.sub(residual, image, alpha=size)
+        x.add_(residual, alpha=size)
+        residual.sub_(image, alpha=size)
     return LinearSolution(x, residual, smallest, largest, products)
 
 
@@ -207,7 +209,7 @@ def gmres(
         >>> x.round(decimals=4)
         tensor([-2.,  1.])
     """
-    x, residual, products = _begin(product, b, start)
+    x, residual, products = begin(product, b, start)
     smallest, largest = _unseen(b)
     norm, target = residual.norm(), tolerance * b.norm()
     if norm <= target:
@@ -292,26 +294,43 @@ def exact(
     if not matrix.isfinite().all():  # torch.linalg would raise
         nan = b.new_full((), torch.nan)
         return LinearSolution(torch.zeros_like(b), b, nan, nan, len(unit))
-    x = _least_squares(matrix, b)
     values = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)
+    # No singular value is smaller than the smallest of these.
+    regular = values[..., 0] > _rounding(b) * torch.linalg.matrix_norm(matrix)
+    x = torch.linalg.solve(matrix, b) if regular.all() else _least_squares(matrix, b)
     residual = b - (matrix @ x[..., None])[..., 0]
     return LinearSolution(x, residual, values.min(), values.abs().max(), len(unit))
 
 
 def _least_squares(matrix: Tensor, b: Tensor) -> Tensor:
     """The x of the least ‖b − A x‖, and of those the shortest."""
-    # The default cut, eps times the size, takes float32 matrices of condition 1e4 for singular.
-    cut, columns = torch.finfo(b.dtype).eps * math.sqrt(b.shape[-1]), b[..., None]
+    cut, columns = _rounding(b), b[..., None]
     if (torch.linalg.matrix_rank(matrix, rtol=cut) < matrix.shape[-1]).any():
         return (matrix.pinverse(cut) @ columns)[..., 0]
     solution: Tensor = torch.linalg.lstsq(matrix, columns, driver="gels").solution
     return solution[..., 0]
 
 
-def _begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor, int]:
+def _rounding(b: Tensor) -> float:
+    """That of singular values, relative to the largest."""
+    # The usual one, eps times the size, takes float32 matrices of condition 1e4 for singular.
+    return torch.finfo(b.dtype).eps * math.sqrt(b.shape[-1])
+
+
+def begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor, int]:
+    """The initial x and its residual, which a solver changes in place.
+
+    Args:
+        product: v to A v.
+        b: The right-hand side.
+        start: The initial x; zero if None.
+
+    Returns:
+        x, the residual, and the number of products.
+    """
     if start is None:
-        return torch.zeros_like(b), b, 0
-    return start, b - product(start), 1
+        return torch.zeros_like(b), b.clone(), 0
+    return start.clone(), b - product(start), 1
 
 
 def _unseen(b: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.adjoints.linear import LinearSolution, Product
+from bilevel.adjoints.linear import LinearSolution, Product, begin
 
 
 def conjugate_gradient(
@@ -36,19 +36,18 @@ def conjugate_gradient(
         tensor([[1.0000, 1.0000, 1.0000],
                 [0.2500, 0.2500, 0.2500]])
     """
-    x = torch.zeros_like(b) if start is None else start
-    residual, products = (b, 0) if start is None else (b - product(start), 1)
+    x, residual, products = begin(product, b, start)
     square, given = _dot(residual, residual), _dot(b, b)
     target, immense = tolerance**2 * given, 100 * torch.maximum(square, given)
     smallest, largest = torch.full_like(square, torch.inf), torch.zeros_like(square)
-    direction, length = residual, square  # the length squared
-    mean, weight = x, torch.zeros_like(square)
+    direction, length = residual.clone(), square  # the length squared
+    mean, weight = x.clone(), torch.zeros_like(square)
     going = ~(square <= target)  # a row that has ended divides 0 by 0, which is not used
     for _ in range(steps):
         if not going.any():
             break
         weight = weight + 1 / square
-        mean = torch.where(going, torch.lerp(mean, x, 1 / (square * weight)), mean)
+        mean.lerp_(x, torch.where(going, 1 / (square * weight), 0))
         image = product(direction)
         products += 1
         curvature = _dot(direction, image)
@@ -57,11 +56,11 @@ def conjugate_gradient(
         largest = torch.where(going, torch.maximum(largest, ratio.abs()), largest)
         going = going & (ratio > torch.finfo(b.dtype).eps * largest)
         step = torch.where(going, square / curvature, 0)
-        x = torch.addcmul(x, step, direction)
+        x.addcmul_(step, direction)
         residual = torch.where(going, torch.addcmul(residual, step, image, value=-1), residual)
         previous, square = square, _dot(residual, residual)
         rate = torch.where(going, square / previous, 0)
-        direction = torch.addcmul(residual, rate, direction)
+        direction.mul_(rate).add_(residual)
         length = torch.addcmul(square, rate, rate * length)  # the two are orthogonal
         going = going & ~(square <= target)
     lost = square > immense

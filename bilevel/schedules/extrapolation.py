@@ -77,6 +77,7 @@ class ProximalPoint(Simultaneous):
                 offset = torch._foreach_sub(base, players)
                 super().step(game, batch)
                 torch._foreach_add_(players, offset)
+                del offset  # before the next one: of a large leader it is another copy
         except BaseException:  # no extrapolated point is an iterate
             torch._foreach_copy_(players, base)
             raise
@@ -126,7 +127,9 @@ class Optimistic(Simultaneous):
         players = [*named.values()]
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
-        displacement = torch._foreach_sub(players, base)
+        displacement = base  # as w − base, in its memory
+        torch._foreach_neg_(displacement)
+        torch._foreach_add_(displacement, players)
         if _of_same(self._last, named):
             torch._foreach_add_(players, displacement)
             torch._foreach_sub_(players, [*self._last.values()])
