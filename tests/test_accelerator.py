@@ -54,10 +54,16 @@ print(x[x > 0].shape)
 
 
 @pytest.mark.parametrize(
-    ("method", "norm"),
-    [("pgm", "linf"), ("two-step-l2l", "linf"), ("conv-rnn", "linf"), ("grad-l2l", "l2")],
+    ("method", "norm", "bounds"),
+    [
+        ("pgm", "linf", "(0, 1)"),
+        ("pgm", "linf", "(0, torch.ones(8, device='pretend'))"),
+        ("two-step-l2l", "linf", "(0, 1)"),
+        ("conv-rnn", "linf", "(0, 1)"),
+        ("grad-l2l", "l2", "(0, 1)"),
+    ],
 )
-def test_a_step_does_not_wait(method: str, norm: str, tmp_path: Path) -> None:
+def test_a_step_does_not_wait(method: str, norm: str, bounds: str, tmp_path: Path) -> None:
     """Under any schedule, from the second step on: the first one looks at its answer."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -74,7 +80,7 @@ attacker = Attacker(form, width=4, gradient_skip=1.0)
 settings = {{"norm": {norm!r}, "pgm_steps": 2}}
 method = {method!r}.replace("conv-rnn", "two-step-l2l")
 for name, make in SCHEDULES.items():
-    follower = NORMS[{norm!r}](0.1, start=0.01)
+    follower = NORMS[{norm!r}](0.1, start=0.01, bounds={bounds})
     model = build_model("small-cnn", channels=1, classes=10)
     solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, **settings)
     for network in (model, solver):
@@ -142,17 +148,17 @@ print("done")
 
 
 def test_a_random_search_does_not_wait(tmp_path: Path) -> None:
+    """With the cross entropy, whose sign does not say which images are misclassified."""
     script = tmp_path / "script.py"
     script.write_text(
         """
 import torch
 from bilevel import ZeroSum
 from bilevel.robustness import Batch, Linf, Square, build_model
-from bilevel.robustness.threats.losses import margin
 
 model = build_model("small-cnn", channels=1, classes=10).to("pretend").eval()
 batch = Batch(torch.rand(4, 1, 8, 8).to("pretend"), torch.arange(4).to("pretend"))
-follower = Linf(0.1, loss=margin)
+follower = Linf(0.1)
 before = len(torch.pretend.waits), len(torch.pretend.uploads)
 Square(4).solve(follower, ZeroSum(model, follower), batch)
 found = torch.pretend.waits[before[0]:] + torch.pretend.uploads[before[1]:]

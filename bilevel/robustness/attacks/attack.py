@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from bilevel import Solution, Solver, ZeroSum, frozen
+from bilevel import Solver, ZeroSum, frozen
 from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError
 from bilevel.experiment.checkpoint import fingerprint
@@ -17,9 +17,7 @@ from bilevel.experiment.settings import settings_of, shown
 from bilevel.robustness.attacks.checks import (
     check_clean,
     check_labels,
-    check_separate,
     check_start,
-    part_of,
 )
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.samples import replaced
@@ -56,27 +54,6 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
             makes.
         NonFiniteError: If the loss is NaN or infinite where the attack starts.
     """
-    return solved(model, follower, solver, batch)[0]
-
-
-def solved(
-    model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Targeted
-) -> tuple[Batch, Solution]:
-    """What :func:`attack` returns, with the solver's solution.
-
-    Args:
-        model: The classifier, left as it was.
-        follower: The threat model.
-        solver: The attack.
-        batch: Clean images.
-
-    Returns:
-        Adversarial images, and the solution that they are made of.
-
-    Raises:
-        BilevelError: See :func:`attack`.
-        NonFiniteError: Likewise.
-    """
     if not isinstance(follower, Threat):
         raise BilevelError(
             f"{type(follower).__name__} does not say which images its y makes: an attack returns "
@@ -91,7 +68,8 @@ def solved(
         loss = solution.stats.get("objective_before")
         if len(batch.x) and loss is not None:
             check_start(loss, batch.y if classes else None)
-        return replaced(batch, x=follower.perturbed(solution.value, batch)), solution
+        adversarial: Batch = replaced(batch, x=follower.perturbed(solution.value, batch))
+        return adversarial
 
 
 def for_evaluation(solver: Solver) -> Solver:
@@ -203,8 +181,7 @@ class SolverAttack(Attack):
 
     Raises:
         BilevelError: If ``restarts`` or ``targets`` is not such a number, ``targets`` is given with
-            a loss that has none, or ``keep_broken`` for a y that is not added to the image; in
-            an attack, if images share one y that the solver would compute for each batch.
+            a loss that has none, or ``keep_broken`` for a y that is not added to the image.
 
     Example:
         >>> from bilevel import pgm
@@ -276,15 +253,11 @@ class SolverAttack(Attack):
         solver = for_evaluation(self.solver)
         # A point that the surrogate misclassifies need not be misclassified by the classifier.
         if self.surrogate is not None or not self.keep_broken:
-            found, solution = solved(queried, self.follower, solver, tried)
-            answer = found.x
-        else:
-            assert isinstance(self.follower, Perturbation), "checked in __init__"
-            with recorded(model, self.follower, tried) as trajectory:
-                found, solution = solved(model, self.follower, solver, tried)
-            answer = trajectory.broken_or(found.x)
-        check_separate(self.follower, solution, part_of(tried))
-        return answer
+            return attack(queried, self.follower, solver, tried).x
+        assert isinstance(self.follower, Perturbation), "checked in __init__"
+        with recorded(model, self.follower, tried) as trajectory:
+            answer = attack(model, self.follower, solver, tried).x
+        return trajectory.broken_or(answer)
 
     def _targeted(self, model: nn.Module, batch: Batch, rank: int) -> Any:
         """The batch with each image's wrong class of that rank by its logit, from 0, as target."""

@@ -80,8 +80,8 @@ def replaced(batch: Any, **fields: Tensor) -> Any:
         **fields: The fields; those that it lacks are added.
 
     Returns:
-        A named tuple: of the same type if no field is added, :class:`Targeted` for a
-        :class:`Batch` with targets.
+        A named tuple, of the same type if no field is added, and :class:`Targeted` if targets are
+        added to a :class:`Batch`.
 
     Example:
         >>> replaced(Batch(torch.zeros(1), torch.ones(1)), target=torch.ones(1))._fields

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, NonFiniteError, Solver, distributed, frozen
 from bilevel.errors import describe
-from bilevel.robustness.attacks.attack import attack, for_evaluation, solved
-from bilevel.robustness.attacks.checks import check_separate
+from bilevel.robustness.attacks.attack import attack, for_evaluation
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.results import Example
@@ -42,9 +41,8 @@ def correct(
         ``(N,)`` bool on the device of the images.
 
     Raises:
-        BilevelError: If there are no images, only one of follower and solver is given, the images
-            of a batch share one y that the solver would compute for each batch, or the output is
-            not one logit for each class.
+        BilevelError: If there are no images, only one of follower and solver is given, or the
+            output is not one logit for each class.
         NonFiniteError: If a logit is NaN or infinite.
     """
     if (follower is None) != (solver is None):
@@ -83,18 +81,11 @@ def _correct_own(
             if follower is not None and solver is not None:
                 if number == 0:  # a loss would raise anything, on a GPU an assertion of the device
                     check_logits(model(batch.x), batch, images.classes)
-                batch, solution = solved(model, follower, solver, batch)
-                if number == 0:
-                    check_separate(follower, solution, _other(images, batch_size))
+                batch = attack(model, follower, solver, batch)
             logits = check_logits(model(batch.x), batch, images.classes)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())
     return torch.cat(right).cpu(), all(map(bool, finite))
-
-
-def _other(images: ImageSet, batch_size: int) -> Batch | None:
-    """A batch of another size than the first one; None of a single image."""
-    return next(batches(images, 2 if batch_size == 1 else 1)) if len(images) > 1 else None
 
 
 def accuracy(

@@ -25,7 +25,7 @@ def checked_bounds(bounds: Bounds | None) -> Bounds | None:
         bounds: The lowest and the highest value; None for data without bounds.
 
     Returns:
-        Two floats, or two tensors in double precision if one of the two is a tensor; or None.
+        Two floats, or two tensors if one of the two is a tensor; or None.
 
     Raises:
         BilevelError: If they are anything else, or out of order.
@@ -37,8 +37,13 @@ def checked_bounds(bounds: Bounds | None) -> Bounds | None:
     if bounds is None:
         return None
     try:
-        low, high = map(_double, bounds)
-        ordered = bool((low <= high).all())
+        low, high = bounds
+        if any(isinstance(bound, Tensor) for bound in bounds):
+            low, high = (_as_tensor(bound, bounds) for bound in bounds)
+            ordered = bool((low <= high).all())
+        else:
+            low, high = float(low), float(high)
+            ordered = low <= high
     except (TypeError, ValueError, RuntimeError) as error:
         raise BilevelError(
             f"bounds is {describe(bounds)}: it is the lowest and the highest value of the data; "
@@ -49,13 +54,14 @@ def checked_bounds(bounds: Bounds | None) -> Bounds | None:
             "bounds are out of order or NaN: no value lies between them; give (low, high) with "
             "low ≤ high"
         )
-    return (low, high) if low.dim() or high.dim() else (low.item(), high.item())
+    return low, high
 
 
-def _double(bound: float | Tensor) -> Tensor:
-    if isinstance(bound, Tensor):
-        return bound.detach().cpu().double().clone()  # not every device has double precision
-    return torch.tensor(bound, dtype=torch.float64, device="cpu")  # whatever the default device
+def _as_tensor(bound: float | Tensor, bounds: Bounds) -> Tensor:
+    """A bound as a tensor of its own, where the other one is."""
+    like = next(one for one in bounds if isinstance(one, Tensor))
+    found = torch.as_tensor(bound, dtype=torch.promote_types(like.dtype, torch.float16))
+    return found.to(like.device).detach().clone()
 
 
 def equal_bounds(bounds: Bounds | None, others: Bounds) -> bool:
@@ -133,46 +139,6 @@ def clipped(values: Tensor, bounds: Bounds | None) -> Tensor:
     if isinstance(low, Tensor) and isinstance(high, Tensor):
         return values.clamp(low.to(values), high.to(values))
     return values.clamp(float(low), float(high))
-
-
-class Converted:
-    """Bounds in the type and on the device of data, copied there once: a GPU waits for a copy.
-
-    Neither copies nor saved ones hold what was converted, which may lie on this machine's GPU.
-
-    Example:
-        >>> converted, bounds = Converted(), checked_bounds((0.0, torch.tensor([1.0, 5.0])))
-        >>> converted(bounds, torch.zeros(2))
-        (tensor([0., 0.]), tensor([1., 5.]))
-    """
-
-    def __init__(self) -> None:
-        self._source: Bounds = PIXELS
-        self._known: dict[tuple[torch.device, torch.dtype], Bounds] = {}
-
-    def __call__(self, bounds: Bounds | None, like: Tensor) -> Bounds | None:
-        """Converts bounds.
-
-        Args:
-            bounds: As :func:`checked_bounds` returns them.
-            like: Data.
-
-        Returns:
-            The same numbers; two tensors in the type and on the device of ``like``.
-        """
-        if bounds is None or not isinstance(bounds[0], Tensor):
-            return bounds
-        if any(one is not other for one, other in zip(bounds, self._source, strict=True)):
-            self._source, self._known = bounds, {}
-        key = (like.device, like.dtype)
-        if key not in self._known:
-            with torch.inference_mode(False):  # for later attacks that take gradients
-                low, high = (torch.as_tensor(bound).to(like) for bound in bounds)
-            self._known[key] = low, high
-        return self._known[key]
-
-    def __reduce__(self) -> tuple[type[Converted], tuple[()]]:
-        return type(self), ()
 
 
 def rounding(data: Tensor) -> Tensor:

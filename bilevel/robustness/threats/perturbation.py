@@ -23,7 +23,6 @@ from bilevel.robustness.data.batches import Batch, per_sample
 from bilevel.robustness.threats.bounds import (
     PIXELS,
     Bounds,
-    Converted,
     checked_bounds,
     clipped,
     equal_bounds,
@@ -50,7 +49,8 @@ class Perturbation(Threat):
         loss: The loss to maximise, a function of the logits; see
             ``bilevel.robustness.threats.losses``.
         bounds: The lowest and the highest value of the data, to which x + δ is clipped: numbers, or
-            tensors that broadcast over a sample, such as one value per feature. None for none.
+            tensors where the data lie that broadcast over a sample, such as one value per feature.
+            None for none.
 
     Raises:
         BilevelError: If a radius is not one number from 0 on, or the bounds are no such pair.
@@ -72,7 +72,6 @@ class Perturbation(Threat):
         self.eps = eps
         self.start = start
         self.bounds = checked_bounds(bounds)
-        self._converted = Converted()
         super().__init__(loss=loss)
 
     @abstractmethod
@@ -157,8 +156,7 @@ class Perturbation(Threat):
         delta = self.clip(y)
         if self.bounds is None:
             return delta
-        moved = batch.x + delta
-        return clipped(moved, self._converted(self.bounds, moved)) - batch.x
+        return clipped(batch.x + delta, self.bounds) - batch.x
 
     def _shown(self) -> dict[str, Any]:
         """The attributes without the bounds of images, which most threat models have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bilevel
-from bilevel import BilevelError, Parametric, Solver, ZeroSum, pgm
+from bilevel import BilevelError, Oracle, Parametric, Solver, ZeroSum, pgm
 from bilevel.robustness import (
     APGD,
     Batch,
@@ -89,14 +90,9 @@ def test_one_loss_for_one_perturbation(rows: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_one_perturbation_for_each_batch_is_no_accuracy(batch_size: int) -> None:
-    """It would depend on the batch size; of a perturbation trained before it does not."""
+def test_a_perturbation_that_was_trained_before(batch_size: int) -> None:
+    """Its accuracy does not depend on the batch size."""
     some, model, threat = image_set(20), nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Universal()
-    attacked = SolverAttack("PGM", threat, pgm(0.1, 3))
-    with pytest.raises(BilevelError, match=r"share one y of Universal, .* batch_size; train Para"):
-        accuracy(model, some, threat, pgm(0.1, 3), batch_size=batch_size)
-    with pytest.raises(BilevelError, match=r"share one y of Universal"):
-        attacked.perturb(model, Batch(some.images / 255, some.labels), 0)
     solver = Parametric(0.3 * torch.ones(1, 1, 4, 4))
     moved = (some.images / 255 + 0.3).clamp(0, 1)
     expected = (model(moved).argmax(1) == some.labels).float().mean().item()
@@ -108,24 +104,89 @@ def test_one_perturbation_for_each_batch_is_no_accuracy(batch_size: int) -> None
     assert torch.equal(outcome.broken, right & (model(moved).argmax(1) != some.labels))
 
 
-def test_the_check_draws_no_random_numbers() -> None:
-    """Figures of a seed stay what they were."""
+class Stored(Solver):
+    """A perturbation found elsewhere, or what a generator makes of no image."""
 
-    class Noted(Linf):
-        def init(self, batch: Batch) -> Tensor:
-            starts.append(super().init(batch))
-            return starts[-1]
+    def answer(self, oracle: Oracle) -> Tensor:
+        return oracle.project(torch.full_like(oracle.init(), 0.2))
 
-    starts: list[Tensor] = []
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    torch.manual_seed(3)
-    accuracy(model, image_set(9), Noted(0.1, start=0.1), pgm(0.1, 1))
-    told = torch.rand(1)
-    assert len(starts) == 2  # of the attack and of the check
-    torch.manual_seed(3)
-    image_set(9)
-    torch.rand(1, 9, 4, 4)
-    assert torch.equal(torch.rand(1), told)
+
+def test_a_perturbation_that_no_solve_searches_is_the_same_for_every_batch() -> None:
+    some, model, threat = image_set(20), nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Universal()
+    batch = Batch(some.images / 255, some.labels)
+    moved = (batch.x + 0.2).clamp(0, 1)
+    assert torch.equal(SolverAttack("stored", threat, Stored()).perturb(model, batch, 0), moved)
+    expected = (model(moved).argmax(1) == some.labels).float().mean().item()
+    for size in (1, 7, 100):
+        assert accuracy(model, some, threat, Stored(), batch_size=size) == pytest.approx(expected)
+
+
+class OfNodes(Linf):
+    """A change of one part of the data, in a form of its own."""
+
+    def check(self, batch: Any) -> None:
+        pass
+
+    def init(self, batch: Any) -> Tensor:
+        return torch.zeros_like(batch.x["nodes"])
+
+    def perturbed(self, y: Tensor, batch: Any) -> Tensor:
+        return batch.x["nodes"] + y
+
+
+class Coarse(Linf):
+    """A change of 2 × 2 pixels at a time, of data beyond [0, 1]."""
+
+    def check(self, batch: Batch) -> None:
+        pass
+
+    def init(self, batch: Batch) -> Tensor:
+        return batch.x.new_zeros(len(batch.x), 1, 2, 2)
+
+    def project(self, y: Tensor, batch: Batch) -> Tensor:
+        return self.clip(y)
+
+    def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
+        return batch.x + F.interpolate(y, scale_factor=2)
+
+
+def own_loss(logits: Tensor, batch: Batch) -> Tensor:
+    return margin(logits, batch)
+
+
+def test_threat_models_with_data_and_a_y_of_their_own_form() -> None:
+    x, y = images()
+    coarse = SolverAttack("PGM", Coarse(0.1), pgm(0.1, 2))
+    moved = coarse.perturb(classifier(), Batch(5 * x, y), 0) - 5 * x
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(moved, F.interpolate(moved[..., ::2, ::2], scale_factor=2))
+    batch: Any = Batch({"nodes": 5 * x}, y)  # type: ignore[arg-type]
+    nodes = SolverAttack("PGM", OfNodes(0.1, bounds=None, loss=own_loss), pgm(0.1, 2))
+    expected = SolverAttack("PGM", Linf(0.1, bounds=None, loss=own_loss), pgm(0.1, 2))
+    told = expected.perturb(classifier(), Batch(5 * x, y), 0)
+    assert torch.equal(nodes.perturb(classifier(), batch, 0), told)
+
+
+def test_labels_may_be_none() -> None:
+    """Of a loss that reads none."""
+    x, _ = images()
+    threat = Linf(0.1, loss=lambda outputs, batch: outputs.square().sum(1))
+    batch: Any = Batch(x, None)  # type: ignore[arg-type]
+    assert SolverAttack("PGM", threat, pgm(0.1, 2)).perturb(classifier(), batch, 0).shape == x.shape
+
+
+def test_targets_make_a_targeted_batch() -> None:
+    """Which a loss of one's own can tell, and which is saved."""
+    seen: list[Any] = []
+
+    def noting(logits: Tensor, batch: Any) -> Tensor:
+        seen.append(batch)
+        return targeted_dlr(logits, batch)
+
+    tried = SolverAttack("APGD-T", Linf(0.1, loss=noting), APGD(steps=2), targets=2)
+    tried.perturb(classifier(), images(), 1)
+    assert {type(batch) for batch in seen} == {Targeted}
+    assert torch.equal(pickle.loads(pickle.dumps(seen[0])).target, seen[0].target)
 
 
 class Masked(NamedTuple):

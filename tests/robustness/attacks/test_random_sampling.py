@@ -72,6 +72,22 @@ def test_a_follower_that_does_not_start_at_random() -> None:
         RandomSampling(2).solve(follower, leader, batch)
 
 
+@pytest.mark.parametrize("points", [2, 11, 100_000])
+def test_it_complains_before_it_has_drawn_all(points: int) -> None:
+    class Counted(Linf):
+        draws = 0
+
+        def init(self, batch: Batch) -> Tensor:
+            self.draws += 1
+            return super().init(batch)
+
+    leader, _, batch = image_game()
+    follower = Counted(0.1)
+    with pytest.raises(BilevelError, match="same point each time"):
+        RandomSampling(points).solve(follower, leader, batch)
+    assert follower.draws == min(points, 11)
+
+
 def test_starts_that_repeat_by_chance() -> None:
     """One of two corners: the first draws are equal more often than not."""
 

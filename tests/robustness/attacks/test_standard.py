@@ -25,6 +25,7 @@ from bilevel.robustness import (
     Perturbation,
     SolverAttack,
     Square,
+    Targeted,
     Trained,
     attack,
     check_attack,
@@ -179,7 +180,7 @@ class Ranked(nn.Module):
 def test_targets_are_the_likeliest_wrong_classes_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     aims = []
 
-    def spy(model: nn.Module, follower: object, solver: object, batch: Batch) -> Batch:
+    def spy(model: nn.Module, follower: object, solver: object, batch: Targeted) -> Targeted:
         aims.append(batch.target.tolist())
         return batch
 

@@ -221,9 +221,55 @@ class Remembered(Linf):
         assert len(batch.x) > 1
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("make", [float, torch.tensor])
+def test_data_at_their_bounds_but_for_rounding(make: Any, *, own: bool) -> None:
+    """Standardised pixels, with the bounds that mean and deviation give."""
+    pixels = (torch.arange(256).float() / 255).view(4, 1, 8, 8)
+    low, high = ((end - 0.1307) / 0.3081 for end in (0.0, 1.0))
+    batch = Batch((pixels - 0.1307) / 0.3081, torch.arange(4) % 2)
+    assert batch.x.double().max() > high
+    bounds = make(low), make(high)
+    threat = Forgotten(0.5, bounds=bounds) if own else Linf(0.5, bounds=bounds)
+    found = attack(linear(64).float(), threat, pgm(0.25, 3), batch).x
+    assert found.max() <= torch.tensor(high)
+    assert found.min() >= torch.tensor(low)
+    with pytest.raises(BilevelError, match=r"data lie up to .* outside"):
+        attack(linear(64), threat, pgm(0.25, 3), batch._replace(x=batch.x * (1 + 1e-5)))
+
+
+def test_images_at_their_bounds_but_for_rounding() -> None:
+    x = torch.rand(4, 1, 4, 4).double()
+    x[0, 0, 0] = 1 + 1e-7
+    found = attack(linear(16), Linf(0.5), pgm(0.25, 3), Batch(x, torch.arange(4) % 2)).x
+    assert found.max() <= 1
+
+
+def test_bounds_that_are_changed_later() -> None:
+    """They are those of the call."""
+    high = HIGH.clone()
+    threat = Linf(0.5, bounds=(LOW, high))
+    high += 1
+    assert threat.bounds is not None
+    assert torch.equal(threat.bounds[1], HIGH)  # type: ignore[arg-type]
+
+
+class Wide(Linf):
+    bounds = (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", [Linf, Wide])
+def test_bounds_are_those_that_are_given(kind: type[Linf]) -> None:
+    assert kind(0.5, bounds=(0, 1)).bounds == kind(0.5).bounds == (0.0, 1.0)
+    assert kind(0.5, bounds=(-2, 2)).bounds == (-2.0, 2.0)
+    assert "bounds" not in repr(kind(0.5))
+
+
 def test_a_check_of_ones_own_does_not_hide_the_bounds() -> None:
     """The data would be clipped to [0, 1], far outside the ball."""
-    with pytest.raises(BilevelError, match=r"Forgotten.project moves δ = 0 by .* give .* bounds="):
+    with pytest.raises(
+        BilevelError, match=r"images lie in \[-1000, .* give Linf or L2 the bounds="
+    ):
         attack(linear(16), Forgotten(1.0), pgm(0.5, 2), scans())
     for threat in (Forgotten(1.0, bounds=None), Remembered(1.0, bounds=HOUNSFIELD)):
         assert (attack(linear(16), threat, pgm(0.5, 2), scans()).x - scans().x).abs().max() > 0
