@@ -1,7 +1,9 @@
 """Optimizers of ``torch.optim`` as differentiable functions.
 
-Each is one descent step ``(y, grad, state, settings) -> (y', state')`` without in-place operations,
-equal to that of ``torch.optim`` up to rounding, and differentiable where a gradient is 0.
+Each is one descent step ``(y, grad, state, settings) -> (y', state')``, equal to that of
+``torch.optim`` up to rounding, and differentiable where a gradient is 0. It writes into none of its
+arguments; what a step of large tensors costs is its temporaries, so operations are fused where
+torch can.
 
 ``y`` has any shape, and ``grad``, the gradient of what is minimised, has the same. The state is the
 optimizer's state of one tensor, empty at the first step; the settings are the optimizer's
@@ -28,11 +30,11 @@ def sgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tens
     if momentum:
         buffer = grad
         if state:
-            decayed = momentum * state["momentum_buffer"]
-            buffer = decayed + (1 - settings["dampening"]) * grad
+            damped = (1 - settings["dampening"]) * grad if settings["dampening"] else grad
+            buffer = _plus(damped, momentum, state["momentum_buffer"])
         state = {"momentum_buffer": buffer}
-        grad = grad + momentum * buffer if settings["nesterov"] else buffer
-    return y - settings["lr"] * grad, state
+        grad = _plus(grad, momentum, buffer) if settings["nesterov"] else buffer
+    return _plus(y, -settings["lr"], grad), state
 
 
 def adam(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
@@ -50,8 +52,9 @@ def adam(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Ten
         if state:
             square = torch.maximum(state["max_exp_avg_sq"], square)
         new_state["max_exp_avg_sq"] = square
-    denominator = _root(square) / (1 - beta2**step) ** 0.5 + settings["eps"]
-    return y - lr / (1 - beta1**step) * exp_avg / denominator, new_state
+    unbias = (1 - beta2**step) ** 0.5  # on both sides of the fraction, it scales numbers alone
+    size, denominator = lr * unbias / (1 - beta1**step), _root(square) + settings["eps"] * unbias
+    return _plus_ratio(y, -size, exp_avg, denominator), new_state
 
 
 def adamax(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
@@ -63,7 +66,7 @@ def adamax(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[T
     if state:
         exp_inf = torch.maximum(beta2 * state["exp_inf"], exp_inf)
     new_state = {"step": step, "exp_avg": exp_avg, "exp_inf": exp_inf}
-    return y - settings["lr"] / (1 - beta1**step) * exp_avg / exp_inf, new_state
+    return _plus_ratio(y, -settings["lr"] / (1 - beta1**step), exp_avg, exp_inf), new_state
 
 
 def rmsprop(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
@@ -73,12 +76,13 @@ def rmsprop(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[
     new_state, variance = {"square_avg": square}, square
     if settings["centered"]:
         mean = _average(alpha, state.get("grad_avg"), grad)
-        new_state["grad_avg"], variance = mean, square - mean.square()
+        new_state["grad_avg"], variance = mean, square.addcmul(mean, mean, value=-1)
     move = grad / (_root(variance) + settings["eps"])
     if settings["momentum"]:
-        move = settings["momentum"] * state.get("momentum_buffer", 0.0) + move
+        if state:
+            move = _plus(move, settings["momentum"], state["momentum_buffer"])
         new_state["momentum_buffer"] = move
-    return y - settings["lr"] * move, new_state
+    return _plus(y, -settings["lr"], move), new_state
 
 
 def adagrad(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
@@ -87,7 +91,8 @@ def adagrad(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[
     step = state.get("step", 0) + 1
     total = state.get("sum", initial) + grad.square()
     lr = settings["lr"] / (1 + (step - 1) * settings["lr_decay"])
-    return y - lr * grad / (_root(total) + settings["eps"]), {"step": step, "sum": total}
+    y = _plus_ratio(y, -lr, grad, _root(total) + settings["eps"])
+    return y, {"step": step, "sum": total}
 
 
 def adadelta(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
@@ -97,7 +102,7 @@ def adadelta(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple
     square = _average(rho, state.get("square_avg"), grad.square())
     move = (((0.0 if moved is None else moved) + eps) / (square + eps)).sqrt() * grad
     new_state = {"square_avg": square, "acc_delta": _average(rho, moved, move.square())}
-    return y - settings["lr"] * move, new_state
+    return _plus(y, -settings["lr"], move), new_state
 
 
 def asgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tensor, State]:
@@ -105,7 +110,7 @@ def asgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Ten
     grad, lambd = _with_decay(y, grad, settings), settings["lambd"]
     step = state.get("step", 0) + 1
     eta = settings["lr"] / (1 + lambd * settings["lr"] * (step - 1)) ** settings["alpha"]
-    y = y * (1 - lambd * eta) - eta * grad
+    y = _plus(y * (1 - lambd * eta), -eta, grad)
     average = state.get("ax", 0.0)
     average = average + (y - average) / max(1, step - 1 - settings["t0"])
     return y, {"step": step, "ax": average}
@@ -113,7 +118,7 @@ def asgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Ten
 
 def _with_decay(y: Tensor, grad: Tensor, settings: Settings) -> Tensor:
     """The gradient with that of the weight decay."""
-    return grad + settings["weight_decay"] * y if settings["weight_decay"] else grad
+    return _plus(grad, settings["weight_decay"], y) if settings["weight_decay"] else grad
 
 
 def _average(decay: float, average: Tensor | None, value: Tensor) -> Tensor:
@@ -123,4 +128,20 @@ def _average(decay: float, average: Tensor | None, value: Tensor) -> Tensor:
 
 def _root(square: Tensor) -> Tensor:
     """The square root, with derivative 0 at 0, where it has none."""
-    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
+    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt_()  # into what clamp returned
+
+
+def _plus(y: Tensor, factor: float | Tensor, direction: Tensor) -> Tensor:
+    """``y + factor · direction``; in one pass if the factor, which may be learned, is a number."""
+    if isinstance(factor, Tensor):
+        return y + factor * direction
+    return torch.add(y, direction, alpha=factor)
+
+
+def _plus_ratio(
+    y: Tensor, factor: float | Tensor, direction: Tensor, denominator: Tensor
+) -> Tensor:
+    """``y + factor · direction / denominator``, likewise."""
+    if isinstance(factor, Tensor):
+        return y + factor * direction / denominator
+    return torch.addcdiv(y, direction, denominator, value=factor)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bilevel import BilevelError, FollowerProblem, Iterative, ZeroSum, testing
 from bilevel.updates import Optimizer
@@ -131,6 +132,70 @@ def test_the_derivative_of_adam_where_no_gradient_was_met(amsgrad) -> None:
     y, _ = update(torch.zeros(1, dtype=F64), gradient, None, None)
     y.backward()
     assert gradient.grad.item() == pytest.approx(0.1 / 0.5)
+
+
+LINEAR = ["SGD", "Adam", "Adamax", "RMSprop", "Adagrad", "Adadelta"]
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+def test_the_derivative_in_a_learned_rate(kind) -> None:
+    """Along given gradients and without decay, y − y₀ is proportional to it."""
+    rate = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    update, y, state = (
+        Optimizer(getattr(torch.optim, kind), lr=rate),
+        torch.zeros(3, dtype=F64),
+        None,
+    )
+    for gradient in torch.randn(3, 3, dtype=F64):
+        y, state = update(y, gradient, None, state)
+    (slope,) = torch.autograd.grad(y.sum(), rate)
+    torch.testing.assert_close(slope, y.detach().sum() / 0.1)
+
+
+def test_the_derivative_in_a_learned_momentum() -> None:
+    """After two steps y is lr · (g₀ + μ g₀ + g₁)."""
+    momentum = torch.tensor(0.9, dtype=F64, requires_grad=True)
+    update = Optimizer(torch.optim.SGD, lr=0.1, momentum=momentum)
+    first, second = torch.randn(2, 3, dtype=F64)
+    y, state = update(torch.zeros(3, dtype=F64), first, None, None)
+    y, _ = update(y, second, None, state)
+    (slope,) = torch.autograd.grad(y.sum(), momentum)
+    torch.testing.assert_close(slope, 0.1 * first.sum())
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the operations that return a new tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += not operation._schema.is_mutable
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "count"),
+    [
+        (torch.optim.SGD, {}, 2),  # the gradient turned to descend, and y
+        (torch.optim.SGD, {"momentum": 0.9}, 3),  # and the momentum
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, 5),
+        (torch.optim.Adam, {}, 7),  # both moments, g², the root with and without ε
+        (torch.optim.AdamW, {}, 8),  # and y decayed
+        (torch.optim.Adamax, {}, 7),
+        (torch.optim.RMSprop, {}, 7),
+        (torch.optim.RMSprop, {"centered": True, "momentum": 0.9}, 10),
+        (torch.optim.Adagrad, {}, 6),
+        (torch.optim.Adadelta, {}, 11),
+        (torch.optim.ASGD, {}, 6),
+    ],
+)
+def test_what_a_step_allocates(kind, settings, count) -> None:
+    """It is what a step of large tensors costs."""
+    update, g = Optimizer(kind, lr=0.1, **settings), torch.randn(3)
+    y, state = update(torch.zeros(3), g, None, None)
+    with Allocations() as allocations:
+        update(y, g, None, state)
+    assert allocations.count <= count
 
 
 @pytest.mark.parametrize(("kind", "settings"), SETTINGS)
