@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.attacks.samples import better, check_gain
 from bilevel.robustness.attacks.square_proposals import L2Proposals, LinfProposals, Proposals
+from bilevel.robustness.threats.losses import dlr, margin, targeted_dlr
 from bilevel.robustness.threats.perturbation import L2, Linf
+from bilevel.robustness.threats.threat import Threat
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
 _P = 0.8  # the first window's share of the image
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of it, in 10,000 queries
+_SIGNED = (margin, dlr, targeted_dlr)  # losses that are positive only where misclassified
+_EVERY = 10  # queries from one look for misclassified images to the next, which waits
 
 
 class Square(Solver):
@@ -39,14 +45,18 @@ class Square(Solver):
     other numbers of queries the schedule is rescaled. The authors start from the first proposal;
     here it must raise the gain too, so that no sample ends below its start.
 
-    It takes no gradient, so masked gradients do not stop it. The authors maximise the margin.
+    It takes no gradient, so masked gradients do not stop it. The authors maximise the margin, and
+    stop when an image is misclassified. Here images leave the batch when ``margin``, ``dlr`` or
+    ``targeted_dlr`` is positive, which says so; the solver looks at the start and every 10 queries,
+    and then waits for the device. All images get all queries with another loss, which is better on
+    a surrogate, with an objective of your own, or in a batch that cannot be divided.
 
     "Square Attack: a query-efficient black-box adversarial attack via random search", arXiv
     1912.00049, Algorithms 1 to 3.
 
     Args:
-        queries: Evaluated points a sample, the start included; each costs the batch one forward
-            pass.
+        queries: Evaluated points a sample, the start included, at most; each costs the batch, or
+            what is left of it, one forward pass.
 
     Raises:
         BilevelError: If ``queries`` is less than 1; in the solve, if the threat model is no
@@ -71,27 +81,73 @@ class Square(Solver):
     @torch.no_grad()
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""
-        proposals = _proposals(oracle.follower)
-        (best,) = leaves(oracle.init())
-        if best.dim() != 4:
-            raise BilevelError(
-                f"y is of shape {tuple(best.shape)}: Square changes windows of an image; give data "
-                "of shape (B, C, H, W), a signal as an image of one row, or attack with APGD"
-            )
-        gain = oracle.gain(best)
-        check_gain(gain, best, oracle.batch)
+        proposals, stops = _proposals(oracle.follower), _sign_tells(oracle.follower)
+        search = _begin(oracle)
+        answer = search.best.clone()
         for query in range(1, self.queries):
+            if stops and query % _EVERY == 1:
+                answer[search.rows] = search.best
+                search = search.unbroken()
+                if not len(search.rows):
+                    break
             if query == 1:
-                (point,) = leaves(oracle.project(proposals.first(best)))
+                (point,) = leaves(search.oracle.project(proposals.first(search.best)))
             else:
-                point = proposals.windowed(oracle, best, _share(query / self.queries))
-            best, gain = better(oracle, point, best, gain)
-        oracle.evaluations += self.queries
-        return best
+                share = _share(query / self.queries)
+                point = proposals.windowed(search.oracle, search.best, share)
+            search = search.compared(point)
+            oracle.evaluations += 1
+        answer[search.rows] = search.best
+        return answer
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them."""
         return f"queries={self.queries}"
+
+
+class _Search(NamedTuple):
+    """The images that are still attacked; every tensor has one row per image."""
+
+    oracle: Oracle  # of these images
+    rows: Tensor  # position in the full batch
+    best: Tensor
+    gain: Tensor
+
+    def compared(self, point: Tensor) -> _Search:
+        """The search with the new points where they are better."""
+        best, gain = better(self.oracle, point, self.best, self.gain)
+        return self._replace(best=best, gain=gain)
+
+    def unbroken(self) -> _Search:
+        """The search without the images that are misclassified."""
+        active = ~(self.gain > 0)
+        if active.all():
+            return self
+        try:
+            oracle = self.oracle.restricted(active)
+        except BilevelError:  # the batch cannot be divided
+            return self
+        return _Search(oracle, *(part[active] for part in self[1:]))
+
+
+def _begin(oracle: Oracle) -> _Search:
+    """The search at the start of the solve, which is evaluated."""
+    (best,) = leaves(oracle.init())
+    if best.dim() != 4:
+        raise BilevelError(
+            f"y is of shape {tuple(best.shape)}: Square changes windows of an image; give data "
+            "of shape (B, C, H, W), a signal as an image of one row, or attack with APGD"
+        )
+    gain = oracle.gain(best)
+    check_gain(gain, best, oracle.batch)
+    oracle.evaluations += 1
+    return _Search(oracle, torch.arange(len(best), device=best.device), best, gain)
+
+
+def _sign_tells(follower: FollowerProblem) -> bool:
+    """Whether a positive gain says that the image is misclassified."""
+    of_loss = type(follower).objective is Threat.objective
+    return of_loss and getattr(follower, "loss", None) in _SIGNED
 
 
 def _proposals(follower: FollowerProblem) -> Proposals:

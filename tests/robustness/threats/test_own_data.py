@@ -120,7 +120,7 @@ class SignalToNoise(L2):
 def test_a_ratio_of_signal_to_noise(solver: Solver) -> None:
     scales = torch.tensor([1.0, 30.0, 2000.0, 0.01])[:, None, None, None]
     signals = Batch(scales * torch.randn(4, 1, 1, 16), torch.tensor([0, 1, 2, 0]))
-    moved = attack(classifier(), SignalToNoise(20, loss=margin), solver, signals).x
+    moved = attack(classifier(), SignalToNoise(20), solver, signals).x
     noise, power = ((x.flatten(1).norm(dim=1)) for x in (moved - signals.x, signals.x))
     decibels = 20 * (power / noise).log10()  # infinite where Square finds nothing
     assert decibels.min() == pytest.approx(20, rel=1e-3)
