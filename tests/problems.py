@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from bilevel import FollowerProblem, LeaderProblem, ZeroSum
+from bilevel import Bilevel, FollowerProblem, Iterative, LeaderProblem, ZeroSum
 from bilevel.robustness import Batch, Linf
+from bilevel.updates import Gradient
 
 
 class LinearBox(FollowerProblem):
@@ -130,3 +133,10 @@ class Pulled(FollowerProblem):
 
     def objective(self, leader, y, batch):
         return (y - leader.theta).square().sum()
+
+
+def zero_sum_game(leader: ZeroSum, **parts: Any) -> Bilevel:
+    """A game against the leader's follower, by nine gradient steps unless told otherwise."""
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    solver = parts.pop("solver", Iterative(Gradient(0.5), 9))
+    return Bilevel(leader, leader.follower, solver, leader_opt=optimizer, **parts)

@@ -25,7 +25,6 @@ from bilevel import (
     Unrolled,
     pgm,
 )
-from bilevel.first_answer import check_feasible
 from bilevel.robustness import Batch
 from bilevel.updates import CNN, MLP, Gradient
 from tests.problems import Nearest, Weights, image_game, images
@@ -187,30 +186,6 @@ def test_an_answer_outside_y(beyond: float) -> None:
     game = make_game(solver=Outside())
     with pytest.raises(BilevelError, match=r"lies .* outside Y.*oracle.project"):
         game.step(images())
-
-
-def test_an_answer_of_yes_and_no() -> None:
-    class Subset(Nearest):
-        def init(self, batch):
-            return torch.zeros(3, dtype=torch.bool)
-
-        def project(self, y, batch):
-            return y & torch.tensor([True, True, False])
-
-    check_feasible(Subset(), torch.tensor([True, False, False]), None)
-    with pytest.raises(BilevelError, match="lies 1 outside Y"):
-        check_feasible(Subset(), torch.tensor([True, False, True]), None)
-
-
-def test_a_large_answer_is_in_y_but_for_rounding() -> None:
-    class Sphere(Nearest):
-        def project(self, y, batch):
-            return 1e6 * y / y.norm(dim=1, keepdim=True)
-
-    follower = Sphere()
-    y = follower.project(-torch.rand(8, 5) * torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), None)
-    assert not torch.equal(follower.project(y, None), y)
-    check_feasible(follower, y, None)
 
 
 def test_a_nan_on_the_way_to_the_answer() -> None:

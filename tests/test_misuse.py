@@ -39,6 +39,7 @@ from tests.problems import (
     Scalar,
     Weights,
     image_game,
+    zero_sum_game,
 )
 
 
@@ -318,12 +319,6 @@ def test_an_argument_of_the_wrong_kind(make, told) -> None:
         make()
 
 
-def zero_sum_game(leader: ZeroSum, **parts) -> Bilevel:
-    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
-    solver = parts.pop("solver", Iterative(Gradient(0.5), 9))
-    return Bilevel(leader, leader.follower, solver, leader_opt=optimizer, **parts)
-
-
 def test_a_leader_is_projected_in_place() -> None:
     class Fraction(ZeroSum):
         def project(self) -> torch.Tensor:
@@ -334,37 +329,6 @@ def test_a_leader_is_projected_in_place() -> None:
     Fraction.project = lambda self: self.model.x.clamp_(0, 1)
     zero_sum_game(leader := Fraction(Scalar(3.0), Saddle())).step(None)
     assert leader.model.x <= 1
-
-
-def test_constraints_that_move_with_the_leader_are_no_constants() -> None:
-    """Max over y ≤ 2 − x of (x − 1)² + y: the value is (x − 1)² + 2 − x, its slope 2x − 3."""
-
-    class Interdicted(Saddle):
-        def objective(self, leader, y, batch):
-            return (leader.model.x - 1) ** 2 + y
-
-        def project(self, y, batch):
-            return y.minimum(2 - self.model.x)
-
-    follower = Interdicted()
-    follower.model = Scalar(0.5)
-    leader = ZeroSum(follower.model, follower)
-    for solver in (Iterative(Gradient(0.5), 9), Parametric(torch.zeros(()).double())):
-        phi = torch.optim.SGD(solver.parameters(), lr=0.1) if [*solver.parameters()] else None
-        with pytest.raises(BilevelError, match=r"Interdicted\.project depends on the leader's .*"):
-            zero_sum_game(leader, solver=solver, solver_opt=phi).step(None)
-    zero_sum_game(leader, adjoint=Unrolled()).step(None)
-    assert leader.model.x.item() == pytest.approx(0.5 - 0.1 * (2 * 0.5 - 3))
-
-
-def test_a_projection_by_numpy_has_constants() -> None:
-    class Clipped(Saddle):
-        def project(self, y, batch):
-            return torch.as_tensor(y.numpy().clip(max=self.model.x.numpy()))
-
-    follower = Clipped()
-    follower.model = Scalar(0.5)
-    zero_sum_game(ZeroSum(follower.model, follower)).step(None)
 
 
 def test_complex_numbers_have_no_order() -> None:

@@ -17,18 +17,12 @@ from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simulta
 from bilevel.experiment import checkpoint
 from bilevel.robustness import (
     L2,
-    Interpolation,
-    Linf,
     Trainer,
-    attack,
-    batches,
     shuffled_batches,
 )
 from bilevel.robustness.training import trainer as module
 from bilevel.robustness.training import validation
 from bilevel.robustness.training.progress import MetricWindows
-from bilevel.robustness.training.validation import default_attack
-from bilevel.updates import NormalizedGradient, SignGradient
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
 
 
@@ -127,55 +121,6 @@ def test_the_weights_that_validate_best_are_put_back(
     assert progress.best_epoch == best
     assert progress.best == progress.history[best][monitor]
     assert [equal(networks(), epoch) for epoch in weights] == [i == best for i in range(4)]
-
-
-def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Trainer]) -> None:
-    given = build()
-    game = given.game
-    game.follower = L2(0.05)
-    trainer = Trainer(game, given.data, RECIPE, seed=0, path=given.path)
-    threat, solver = trainer.validation_attack
-    assert repr(threat) == "L2(eps=0.05, start=0.0, loss=cross_entropy)"
-    assert isinstance(solver.update, NormalizedGradient)
-    assert (solver.steps, solver.update.step) == (10, pytest.approx(0.05 * 7 / 31))
-    trainer.fit()
-    batch = next(batches(given.data.validation, 6))
-    moved = (attack(game.leader.model, threat, solver, batch).x - batch.x).flatten(1)
-    assert torch.allclose(moved.norm(dim=1), torch.tensor(0.05), rtol=0.1)
-
-
-def test_interpolation_is_validated_in_its_ball_by_the_cross_entropy() -> None:
-    threat, solver = default_attack(Interpolation(0.1, layer="trunk"))
-    assert repr(threat) == repr(Linf(0.1))
-    assert isinstance(solver.update, SignGradient)
-    assert (solver.steps, solver.update.step) == (10, pytest.approx(0.1 * 7 / 31))
-
-
-def test_a_follower_whose_ball_is_not_known_brings_its_own_attack(
-    build: Callable[..., Trainer],
-) -> None:
-    class Mine(Linf):
-        pass
-
-    given = build()
-    given.game.follower = Mine(0.1)
-    make = partial(Trainer, given.game, given.data, RECIPE, seed=0, path=given.path)
-    with pytest.raises(BilevelError, match=r"Mine is neither Linf nor L2: .*validation_attack="):
-        make()
-    own = Mine(0.1), pgm(0.1, 1)
-    assert make(validation_attack=own).validation_attack is own
-
-
-def test_validation_takes_no_more_memory_than_training(
-    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(model: object, images: object, *attack: object, batch_size: int) -> float:
-        assert batch_size == 2 * RECIPE.batch_size
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(validation, "accuracy", full)
-    with pytest.raises(BilevelError, match="out of memory with batches of 8 images"):
-        build().fit()
 
 
 def test_short_epochs_are_not_saved_one_by_one(
@@ -296,22 +241,6 @@ def test_each_step_has_the_recipes_learning_rate(
     trainer.fit()
     assert rates == pytest.approx([recipe.lr * recipe.lr_factor(n / 6) for n in range(12)])
     assert [record["lr"] for record in trainer.progress.history] == rates[::6]
-
-
-def test_epochs_are_compared_on_the_images_that_are_held_out(
-    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = []
-
-    def noting(model: object, images: object, attack: object, *, batch_size: int) -> Any:
-        given.append(images)
-        return {"validation_clean": 0.5, "validation_robust": 0.5}
-
-    monkeypatch.setattr(module, "validate_model", noting)
-    trainer = build("pgm")
-    trainer.fit()
-    assert len(given) == RECIPE.epochs
-    assert all(images is trainer.data.validation for images in given)
 
 
 def test_a_resumed_run_keeps_its_learning_rate(build: Callable[..., Trainer]) -> None:

@@ -1,0 +1,86 @@
+"""What a game checks of its first answer: that it lies in Y, and what Y may depend on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bilevel import Bilevel, BilevelError, Iterative, Parametric, Unrolled, ZeroSum
+from bilevel.first_answer import check_feasible
+from bilevel.updates import Gradient
+from tests.problems import LinearBox, Nearest, Saddle, Scalar, zero_sum_game
+
+
+def test_a_projection_that_is_not_finite() -> None:
+    class Sphere(LinearBox):
+        def project(self, y, batch):
+            return y / y.norm()
+
+    with pytest.raises(BilevelError, match=r"lies nan outside Y: Sphere\.project moves it"):
+        check_feasible(Sphere(), torch.zeros(4), None)
+
+
+def test_a_start_of_which_the_form_is_read_only() -> None:
+    class Blank(Saddle):
+        def init(self, batch):
+            return torch.full((), torch.nan, dtype=torch.float64)
+
+    leader, solver = ZeroSum(Scalar(1.0), Blank()), Parametric(torch.zeros(()).double())
+    theta, phi = (torch.optim.SGD(player.parameters(), lr=0.1) for player in (leader, solver))
+    game = Bilevel(leader, leader.follower, solver, leader_opt=theta, solver_opt=phi)
+    assert game.step(None)["loss"] == 0
+
+
+def test_an_answer_of_yes_and_no() -> None:
+    class Subset(Nearest):
+        def init(self, batch):
+            return torch.zeros(3, dtype=torch.bool)
+
+        def project(self, y, batch):
+            return y & torch.tensor([True, True, False])
+
+    check_feasible(Subset(), torch.tensor([True, False, False]), None)
+    with pytest.raises(BilevelError, match="lies 1 outside Y"):
+        check_feasible(Subset(), torch.tensor([True, False, True]), None)
+
+
+def test_a_large_answer_is_in_y_but_for_rounding() -> None:
+    class Sphere(Nearest):
+        def project(self, y, batch):
+            return 1e6 * y / y.norm(dim=1, keepdim=True)
+
+    follower = Sphere()
+    y = follower.project(-torch.rand(8, 5) * torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]), None)
+    assert not torch.equal(follower.project(y, None), y)
+    check_feasible(follower, y, None)
+
+
+def test_constraints_that_move_with_the_leader_are_no_constants() -> None:
+    """Max over y ≤ 2 − x of (x − 1)² + y: the value is (x − 1)² + 2 − x, its slope 2x − 3."""
+
+    class Interdicted(Saddle):
+        def objective(self, leader, y, batch):
+            return (leader.model.x - 1) ** 2 + y
+
+        def project(self, y, batch):
+            return y.minimum(2 - self.model.x)
+
+    follower = Interdicted()
+    follower.model = Scalar(0.5)
+    leader = ZeroSum(follower.model, follower)
+    for solver in (Iterative(Gradient(0.5), 9), Parametric(torch.zeros(()).double())):
+        phi = torch.optim.SGD(solver.parameters(), lr=0.1) if [*solver.parameters()] else None
+        with pytest.raises(BilevelError, match=r"Interdicted\.project depends on the leader's .*"):
+            zero_sum_game(leader, solver=solver, solver_opt=phi).step(None)
+    zero_sum_game(leader, adjoint=Unrolled()).step(None)
+    assert leader.model.x.item() == pytest.approx(0.5 - 0.1 * (2 * 0.5 - 3))
+
+
+def test_a_projection_by_numpy_has_constants() -> None:
+    class Clipped(Saddle):
+        def project(self, y, batch):
+            return torch.as_tensor(y.numpy().clip(max=self.model.x.numpy()))
+
+    follower = Clipped()
+    follower.model = Scalar(0.5)
+    zero_sum_game(ZeroSum(follower.model, follower)).step(None)
