@@ -30,7 +30,7 @@ def total(y: Tensor) -> Tensor:
     return y.flatten(1).sum(1)
 
 
-FIRST_TWO = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+SECOND = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ FIRST_TWO = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
         ),
         ({"objective": lambda _, f, y, x: total(y).flip(0).cumsum(0)}, "depends on another sample"),
         ({"objective": lambda _, f, y, x: total(y).cumsum(0)}, "depends on another sample"),
-        ({"objective": lambda _, f, y, x: total(y) + total(y)[2] * FIRST_TWO}, "on another sample"),
+        ({"objective": lambda _, f, y, x: total(y) + total(y)[2] * SECOND}, "on another sample"),
         ({"project": lambda _, y, x: y * (y.abs() < 0.5)}, "distance .* where Y has one at .*near"),
         ({"project": lambda _, y, x: y * (0.5 / y.norm().clamp(min=1e-9)).clamp(max=1)}, PASSES),
     ],
