@@ -97,13 +97,14 @@ def in_numpy(network: nn.Sequential) -> Callable[[Array], Array]:
         >>> bool(np.allclose(in_numpy(network)(x.numpy()), network(x).detach(), atol=1e-6))
         True
     """
-    if not is_perceptron(network):
-        layers = ", ".join(type(layer).__name__ for layer in network.children())
+    layers = [*network] if runs(network, nn.Sequential.forward) else []
+    maps = [make(one) for one in layers for kind, make in _IN_NUMPY.items() if runs(one, kind)]
+    if not maps or len(maps) < len(layers):
+        names = ", ".join(type(layer).__name__ for layer in network.children())
         raise BilevelError(
-            f"the network has the layers {layers or 'none'}: in_numpy supports Linear, Tanh and "
-            "Standardize in sequence, without hooks; evaluate other networks in torch"
+            f"the network has the layers {names or 'none'}: in_numpy supports Linear, Tanh and "
+            "Standardize in an nn.Sequential, without hooks; evaluate other networks in torch"
         )
-    maps = [_IN_NUMPY[type(layer).forward](layer) for layer in network]
 
     def forward(x: Array) -> Array:
         for layer in maps:
@@ -113,40 +114,24 @@ def in_numpy(network: nn.Sequential) -> Callable[[Array], Array]:
     return forward
 
 
-def is_perceptron(network: nn.Module) -> bool:
-    """Whether :func:`in_numpy` can evaluate a network.
-
-    Args:
-        network: The network.
-
-    Returns:
-        True if it is a sequence of layers such as :func:`mlp` makes; False with a layer of another
-        kind, of one that defines a ``forward`` of its own, or with hooks, as of
-        ``torch.nn.utils.spectral_norm``.
-    """
-    return (
-        isinstance(network, nn.Sequential)
-        and is_plain(network)
-        and all(is_plain(layer) and type(layer).forward in _IN_NUMPY for layer in network)
-    )
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether a call of a module is the ``forward`` of its class and nothing else.
+def runs(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether a call of a module runs the ``forward`` of that class and nothing else.
 
     Args:
         module: The module.
+        forward: The function, such as ``nn.Linear.forward``.
 
     Returns:
-        False if it has hooks, or a ``forward`` that was assigned to it.
+        False if it has hooks, as of ``torch.nn.utils.spectral_norm``, or another ``forward``.
     """
     hooked = module._forward_hooks or module._forward_pre_hooks
-    return not hooked and "forward" not in vars(module)
+    return type(module).forward is forward and not hooked and "forward" not in vars(module)
 
 
 def _linear(layer: nn.Linear) -> Callable[[Array], Array]:
     # Copies: a snapshot of the weights, row-major for the product.
-    weight, bias = layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy().copy()
+    weight = layer.weight.detach().numpy().T.copy()
+    bias = 0 if layer.bias is None else layer.bias.detach().numpy().copy()
     return lambda x: x @ weight + bias
 
 

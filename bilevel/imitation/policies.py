@@ -9,14 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from bilevel.imitation.networks import (
-    Array,
-    Standardize,
-    in_numpy,
-    is_perceptron,
-    is_plain,
-    mlp,
-)
+from bilevel.errors import BilevelError
+from bilevel.imitation.networks import Array, Standardize, in_numpy, mlp, runs
 
 Actor = Callable[[Array], Array]
 """A map of states ``(B, n)`` to sampled actions."""
@@ -104,9 +98,10 @@ class CategoricalPolicy(Policy):
 
     def actor(self) -> Actor:
         """Samples by the Gumbel-max trick: argmax of the logits plus Gumbel noise."""
-        if not _is_own(self, CategoricalPolicy):
+        network = _in_numpy(self, CategoricalPolicy)
+        if network is None:
             return super().actor()
-        network, generator = in_numpy(self.network), _generator()
+        generator = _generator()
 
         def act(observations: Array) -> Array:
             logits = network(observations)
@@ -156,9 +151,10 @@ class GaussianPolicy(Policy):
 
     def actor(self) -> Actor:
         """Samples μ plus Gaussian noise."""
-        if not _is_own(self, GaussianPolicy):
+        network = _in_numpy(self, GaussianPolicy)
+        if network is None:
             return super().actor()
-        network, generator = in_numpy(self.network), _generator()
+        generator = _generator()
         std = self.log_std.detach().exp().numpy()
 
         def act(observations: Array) -> Array:
@@ -168,15 +164,13 @@ class GaussianPolicy(Policy):
         return act
 
 
-def _is_own(policy: CategoricalPolicy | GaussianPolicy, kind: type[Policy]) -> bool:
-    """Whether the policy samples from the distribution of its kind, by a network for numpy."""
-    return (
-        type(policy).forward is kind.forward
-        and type(policy).act is Policy.act
-        and "act" not in vars(policy)
-        and is_plain(policy)
-        and is_perceptron(policy.network)
-    )
+def _in_numpy(policy: CategoricalPolicy | GaussianPolicy, kind: type[Policy]) -> Actor | None:
+    """The network, if numpy has its layers and the policy samples as those of its kind do."""
+    act = type(policy).act is Policy.act and "act" not in vars(policy)
+    try:
+        return in_numpy(policy.network) if act and runs(policy, kind.forward) else None
+    except BilevelError:
+        return None
 
 
 def _generator() -> np.random.Generator:

@@ -81,3 +81,19 @@ def test_a_spectral_norm_is_evaluated_in_torch_or_as_a_parametrization() -> None
 def test_layers_that_numpy_does_not_evaluate(layer: nn.Module) -> None:
     with pytest.raises(BilevelError, match=f"the layers Linear, {type(layer).__name__}: in_numpy"):
         in_numpy(nn.Sequential(nn.Linear(1, 1), layer))
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 5 * x + super().forward(x)
+
+
+def test_numpy_does_not_evaluate_a_sequence_with_a_forward_of_its_own() -> None:
+    with pytest.raises(BilevelError, match="evaluate other networks in torch"):
+        in_numpy(Residual(nn.Linear(2, 2), nn.Tanh()))
+
+
+def test_numpy_evaluates_layers_without_bias_and_repeated_ones() -> None:
+    tanh, x = nn.Tanh(), torch.randn(5, 3)
+    network = nn.Sequential(nn.Linear(3, 4, bias=False), tanh, nn.Linear(4, 4), tanh)
+    np.testing.assert_allclose(in_numpy(network)(x.numpy()), network(x).detach(), atol=1e-6)

@@ -70,14 +70,28 @@ class Halved(CategoricalPolicy):
         self.network.append(nn.Softplus())
 
 
+class Residual(CategoricalPolicy):
+    """With a network that adds to its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+        self.network = Favouring(*self.network)
+
+
+class Favouring(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) + torch.tensor([0.0, -torch.inf])
+
+
 @pytest.mark.parametrize(
     ("policy", "holds"),
     [
         (Cold(4, 2), lambda actions: (actions == 0).mean() > 0.95),
         (Positive(4, 2), lambda actions: (actions > 0).all()),
         (Halved(), lambda actions: (actions == 0).any() and (actions == 1).any()),
+        (Residual(), lambda actions: (actions == 0).all()),
     ],
-    ids=["cold", "positive", "halved"],
+    ids=["cold", "positive", "halved", "residual"],
 )
 def test_rollouts_sample_from_the_distribution_of_a_subclass(policy, holds) -> None:
     assert holds(policy.actor()(np.zeros((200, 4), dtype=np.float32)))
