@@ -120,6 +120,10 @@ class Sampler:
             if "final_obs" in info:
                 final_observations[t] = info["final_obs"]
         ended = terminated | truncated
+        # Before the checks: the environments have moved also where one fails.
+        self._observation = observations[-1]
+        with np.errstate(invalid="ignore"):  # of rewards that are refused below
+            returns = self._returns(rewards, ended)
         next_observations = observations[1:].copy()
         for t, final in final_observations.items():
             next_observations[t, ended[t]] = np.stack(final[ended[t]])
@@ -131,7 +135,6 @@ class Sampler:
         self._check_finite("observations", observations, next_observations)
         self._check_finite("rewards", rewards)
         self._check_episodes(ended)
-        self._observation = observations[-1]
         return Rollout(
             states,
             taken,
@@ -140,7 +143,7 @@ class Sampler:
             torch.from_numpy(rewards),
             torch.from_numpy(terminated),
             torch.from_numpy(ended),
-            self._returns(rewards, ended),
+            returns,
         )
 
     def _clip(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

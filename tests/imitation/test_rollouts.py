@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import gymnasium
@@ -10,6 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from torch import nn
 from torch.distributions import Independent, Normal
 
 from bilevel import BilevelError
@@ -291,3 +293,14 @@ def test_no_steps_are_refused() -> None:
     sampler = Sampler(make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2))
     with pytest.raises(BilevelError, match=r"steps is 0: .*give 1 or more"):
         sampler.collect(0)
+
+
+def test_a_rollout_after_one_that_was_refused_begins_where_the_environments_are() -> None:
+    envs, policy = make_envs("CartPole-v1", 1), CategoricalPolicy(4, 2)
+    sampler, sound = Sampler(envs, policy), copy.deepcopy(policy.state_dict())
+    nn.init.constant_(policy.network[-1].bias, torch.nan)
+    with pytest.raises(BilevelError, match="are NaN"):
+        sampler.collect(5)
+    policy.load_state_dict(sound)
+    state = torch.tensor(envs.envs[0].unwrapped.state, dtype=torch.float32)
+    assert torch.equal(sampler.collect(1).observations[0, 0], state)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.robustness.attacks.samples import check_classes
 from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.bounds import rounding
 from bilevel.robustness.threats.checks import check_within
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
@@ -74,5 +76,8 @@ def check_clean(follower: Threat, batch: Any) -> None:
     if not isinstance(follower, Perturbation) or follower.bounds is None:
         return
     kind = type(follower)
-    if kind.check is not Perturbation.check and kind.project is Perturbation.project:
+    if kind.check is Perturbation.check or kind.perturbed is not Perturbation.perturbed:
+        return
+    moved = follower.project(torch.zeros_like(batch.x), batch)
+    if (moved.abs() > rounding(batch.x)).any():  # where it does not, the bounds are not in use
         check_within(batch.x, follower.bounds)

@@ -215,6 +215,13 @@ class Forgotten(Linf):
         pass
 
 
+class Masking(Forgotten):
+    """And a projection of its own."""
+
+    def project(self, y: Tensor, batch: Any) -> Tensor:
+        return super().project(0.5 * y, batch)
+
+
 class Remembered(Linf):
     def check(self, batch: Any) -> None:
         super().check(batch)
@@ -265,11 +272,12 @@ def test_bounds_are_those_that_are_given(kind: type[Linf]) -> None:
     assert "bounds" not in repr(kind(0.5))
 
 
-def test_a_check_of_ones_own_does_not_hide_the_bounds() -> None:
+@pytest.mark.parametrize("kind", [Forgotten, Masking])
+def test_a_check_of_ones_own_does_not_hide_the_bounds(kind: type[Linf]) -> None:
     """The data would be clipped to [0, 1], far outside the ball."""
     with pytest.raises(
         BilevelError, match=r"images lie in \[-1000, .* give Linf or L2 the bounds="
     ):
-        attack(linear(16), Forgotten(1.0), pgm(0.5, 2), scans())
-    for threat in (Forgotten(1.0, bounds=None), Remembered(1.0, bounds=HOUNSFIELD)):
+        attack(linear(16), kind(1.0), pgm(0.5, 2), scans())
+    for threat in (kind(1.0, bounds=None), Remembered(1.0, bounds=HOUNSFIELD)):
         assert (attack(linear(16), threat, pgm(0.5, 2), scans()).x - scans().x).abs().max() > 0
