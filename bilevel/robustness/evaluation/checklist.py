@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bilevel.robustness.attacks.attack import Kind, Role
-from bilevel.robustness.evaluation.results import Curve, Evaluation, Finding, Outcome
+from bilevel.robustness.evaluation.results import Curve, Evaluation, Finding, Outcome, finding
 from bilevel.robustness.evaluation.tolerance import exceeds, share, tolerance
 
 
@@ -27,7 +27,7 @@ def _one_step(evaluation: Evaluation) -> Finding:
         f"{one.name} breaks more than {many.name}, though more steps should only help: a sign of "
         "masked gradients. Attack the margin, with restarts."
     )
-    return _finding(item, not exceeds(one.broken, many.broken), figure, good, bad)
+    return finding(item, not exceeds(one.broken, many.broken), figure, good, bad)
 
 
 def _black_box(evaluation: Evaluation) -> Finding:
@@ -66,7 +66,7 @@ def _adds_nothing(
         "masked gradients. Find out what masks them; the worst case is too high."
     )
     ok = not exceeds(missed, none)
-    return _finding(item, ok, f"{share(missed):.1%} of images", good, bad)
+    return finding(item, ok, f"{share(missed):.1%} of images", good, bad)
 
 
 def _unbounded(evaluation: Evaluation) -> Finding:
@@ -82,7 +82,7 @@ def _unbounded(evaluation: Evaluation) -> Finding:
     )
     good = "PGM-10 breaks every image, or all but a few, if any change is allowed."
     ok = not _is_significant(left, curve)
-    return _finding(item, ok, f"{left:.1%} left at ε = {curve.at[-1]:.3g}", good, bad)
+    return finding(item, ok, f"{left:.1%} left at ε = {curve.at[-1]:.3g}", good, bad)
 
 
 def _larger_epsilon(evaluation: Evaluation) -> Finding:
@@ -102,7 +102,7 @@ def _larger_epsilon(evaluation: Evaluation) -> Finding:
         "PGM-10 does not break more at a larger ε: it misses adversarial images within its reach, "
         "a sign of masked gradients."
     )
-    return _finding(item, ok, figure, "PGM-10 breaks more at a larger ε.", bad)
+    return finding(item, ok, figure, "PGM-10 breaks more at a larger ε.", bad)
 
 
 def _converged(evaluation: Evaluation) -> Finding:
@@ -116,7 +116,7 @@ def _converged(evaluation: Evaluation) -> Finding:
     figure = f"falls by {_points(fall)} from {curve.at[half]:g} to {curve.at[-1]:g} iterations"
     bad = f"PGM would break more with more than {curve.at[-1]:g} iterations: give attacks more."
     ok = not _is_significant(fall, curve)
-    return _finding(item, ok, figure, "More iterations do not help.", bad)
+    return finding(item, ok, figure, "More iterations do not help.", bad)
 
 
 def _cross_entropy(evaluation: Evaluation) -> Finding:
@@ -135,7 +135,7 @@ def _cross_entropy(evaluation: Evaluation) -> Finding:
         "entropy's gradient is masked, by very large logits for instance."
     )
     good = f"Attacks on other losses do not leave {pgm.name} far behind."
-    return _finding(item, ok, figure, good, bad)
+    return finding(item, ok, figure, good, bad)
 
 
 def _radius(evaluation: Evaluation) -> Finding:
@@ -158,7 +158,7 @@ def _radius(evaluation: Evaluation) -> Finding:
             good = "No larger ε breaks more either: the size of ε is not the reason."
         if falls_at_all and not _is_significant(fall, curve):
             bad = "Not even 2ε breaks anything: at this ε every classifier looks robust."
-    return _finding(item, not bad, figure, good, bad)
+    return finding(item, not bad, figure, good, bad)
 
 
 def _complete(evaluation: Evaluation) -> Finding:
@@ -167,7 +167,7 @@ def _complete(evaluation: Evaluation) -> Finding:
     figure = f"{len(evaluation.outcomes) - len(missing)} of {len(evaluation.outcomes)}"
     ok = bool(evaluation.outcomes) and not missing
     bad = f"Missing: {'; '.join(missing) or 'all'}."
-    return _finding("every attack gave a figure", ok, figure, "No attack failed.", bad)
+    return finding("every attack gave a figure", ok, figure, "No attack failed.", bad)
 
 
 CHECKLIST = (
@@ -182,10 +182,6 @@ CHECKLIST = (
     _complete,
 )
 """The items, in the order of the report."""
-
-
-def _finding(item: str, ok: bool, figure: str, good: str, bad: str) -> Finding:
-    return Finding(item, ok, figure, good if ok else bad)
 
 
 def _not_measured(item: str, remedy: str) -> Finding:

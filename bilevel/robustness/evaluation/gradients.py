@@ -9,7 +9,7 @@ from bilevel import BilevelError, frozen
 from bilevel.errors import first_line
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.evaluation.probed import Probed
-from bilevel.robustness.evaluation.results import Finding
+from bilevel.robustness.evaluation.results import Finding, finding
 from bilevel.robustness.evaluation.tolerance import share
 from bilevel.robustness.threats.losses import Loss, cross_entropy, margin
 
@@ -27,14 +27,7 @@ _STEP = 1 / 255
 
 
 def has_gradients(probed: Probed) -> Finding:
-    """Whether the cross entropy has an input gradient.
-
-    Args:
-        probed: The classifier and images.
-
-    Returns:
-        The finding, with the share of images whose gradient is zero, underflows or is not finite.
-    """
+    """Whether the cross entropy has an input gradient."""
     gradients = [
         _gradient(probed.model, batch, cross_entropy)[1]
         for batch in batches(probed.images, probed.batch_size)
@@ -43,30 +36,21 @@ def has_gradients(probed: Probed) -> Finding:
     exists = (largest >= torch.finfo(largest.dtype).tiny) & largest.isfinite()
     missing = share(~exists)
     ok = missing <= _MAX_MISSING
-    return Finding(
+    return finding(
         "gradients exist",
         ok,
         f"none at {missing:.1%} of images",
-        "The cross entropy has a gradient to follow."
-        if ok
-        else f"The cross entropy's gradient is zero or not finite at {missing:.1%} of images, "
+        "The cross entropy has a gradient to follow.",
+        f"The cross entropy's gradient is zero or not finite at {missing:.1%} of images, "
         "which FGSM and PGM cannot attack. Look for very large logits (the margin loss is not "
         "affected by them), quantisation, or a detached input.",
     )
 
 
 def gradients_predict(probed: Probed) -> Finding:
-    """Whether the gradient of the margin predicts its change over one sign step.
-
-    The error is the median over the images of abs(Δ − ⟨∇, δ⟩) / ⟨∇, δ⟩, where δ is the step with
-    x + δ clipped to [0, 1], and Δ the change of the margin. The cross entropy would saturate.
-
-    Args:
-        probed: The classifier and images.
-
-    Returns:
-        The finding.
-    """
+    """Whether the gradient of the margin predicts its change over one sign step."""
+    # The error is the median over the images of |Δ − ⟨∇, δ⟩| / ⟨∇, δ⟩, where δ is the step with
+    # x + δ clipped to [0, 1], and Δ the change of the margin. The cross entropy would saturate.
     model, errors = probed.model, []
     for batch in batches(probed.images, probed.batch_size):
         before, gradient = _gradient(model, batch, margin)
@@ -78,13 +62,12 @@ def gradients_predict(probed: Probed) -> Finding:
     # A zero gradient predicts nothing: 0/0. The median, since some images lie next to a kink.
     error = torch.cat(errors).nan_to_num(torch.inf).median().item()
     ok = error <= _MAX_ERROR
-    return Finding(
+    return finding(
         "gradients predict the loss",
         ok,
         f"off by {error:.0%}" if error < 10 else "off by more than tenfold",
-        "The gradient predicts the change of the margin over a step of one grey level."
-        if ok
-        else "The gradient does not predict the change of the margin over a step of one grey "
+        "The gradient predicts the change of the margin over a step of one grey level.",
+        "The gradient does not predict the change of the margin over a step of one grey "
         "level: gradients are masked. Look for quantisation, randomness or oscillation. While the "
         "layer stays this item fails, and the worst case is an upper bound: add attacks without "
         "gradients (square), and through a differentiable approximation of the layer (BPDA), "

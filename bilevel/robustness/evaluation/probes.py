@@ -15,7 +15,7 @@ from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
 from bilevel.robustness.evaluation.probed import Probed, change
 from bilevel.robustness.evaluation.ranges import expects_unit_interval
-from bilevel.robustness.evaluation.results import Finding
+from bilevel.robustness.evaluation.results import Finding, finding
 from bilevel.robustness.evaluation.tolerance import exceeds, share
 
 # How much logits may change, relative to their spread: in a repeated pass only by kernels that sum
@@ -97,83 +97,52 @@ def check_classifier(model: nn.Module, images: ImageSet, *, batch_size: int = 25
 
 
 def beats_one_answer(probed: Probed) -> Finding:
-    """Whether the classifier is right more often than one that always answers the largest class.
-
-    Args:
-        probed: The classifier and images.
-
-    Returns:
-        The finding.
-    """
+    """Whether the classifier is right more often than one that always answers the largest class."""
     labels = probed.images.labels
     right, largest = probed.logits.argmax(1) == labels, labels == labels.mode().values
     ok = exceeds(right, largest)
-    return Finding(
+    return finding(
         "better than one answer to all images",
         ok,
         f"{share(right):.1%} right, by one answer {share(largest):.1%}",
-        "The classifier has learned to tell the images apart."
-        if ok
-        else "Always answering the largest class is right as often, and no attack can break that: "
+        "The classifier has learned to tell the images apart.",
+        "Always answering the largest class is right as often, and no attack can break that: "
         "robustness means nothing here. Train the classifier, or evaluate on other images.",
     )
 
 
 def outputs_logits(probed: Probed) -> Finding:
-    """Whether the output is not a probability distribution, for which attacks are too weak.
-
-    Args:
-        probed: The classifier and images.
-
-    Returns:
-        The finding.
-    """
+    """Whether the output is not a probability distribution, for which attacks are too weak."""
     output = probed.logits
     lowest, off = output.min().item(), (output.sum(1) - 1).abs().max().item()
     ok = lowest < 0 or off > 0.01  # bfloat16 probabilities sum to 1 to two digits
-    return Finding(
+    return finding(
         "output is logits",
         ok,
         f"min {lowest:.2g}, sum off 1 by {off:.2g}",
-        "The output is no probability distribution."
-        if ok
-        else "The classifier returns probabilities, whose cross entropy is nearly flat: attacks "
+        "The output is no probability distribution.",
+        "The classifier returns probabilities, whose cross entropy is nearly flat: attacks "
         "are weaker than they should be. Return the input of the softmax.",
     )
 
 
 def is_deterministic(probed: Probed) -> Finding:
-    """Whether repeated passes give the same logits.
-
-    Args:
-        probed: The classifier and images.
-
-    Returns:
-        The finding.
-    """
+    """Whether repeated passes give the same logits."""
     labels, logits = probed.change_on_repeat
     ok = logits <= _REPEAT_TOLERANCE
-    return Finding(
+    return finding(
         "output is deterministic",
         ok,
         _figure(labels, logits),
-        "Repeated passes give the same output."
-        if ok
-        else "Repeated passes give different outputs: gradients are random as well, and an image "
+        "Repeated passes give the same output.",
+        "Repeated passes give different outputs: gradients are random as well, and an image "
         "that withstands an attack once may not do so twice. Remove the randomness, or attack the "
         "mean over many passes (expectation over transformation).",
     )
 
 
 def is_batch_independent(probed: Probed) -> Finding:
-    """Whether an image's logits do not depend on the other images of its batch.
-
-    Args:
-        probed: The classifier and images.
-
-    Returns:
-        The finding.
-    """
+    """Whether an image's logits do not depend on the other images of its batch."""
     images = probed.images
     reverse = torch.arange(len(images)).flip(0)
     # In pairs rather than alone, since BatchNorm raises on the statistics of a single value; of an
@@ -183,13 +152,12 @@ def is_batch_independent(probed: Probed) -> Finding:
     labels, logits = change(probed.logits, paired[reverse])
     # A change that repetition alone explains does not count.
     ok = logits <= max(_BATCH_TOLERANCE, 3 * probed.change_on_repeat[1])
-    return Finding(
+    return finding(
         "output is independent of the batch",
         ok,
         _figure(labels, logits),
-        "The output for an image does not depend on the rest of its batch."
-        if ok
-        else "The output for an image depends on the rest of its batch, and so does accuracy. Look "
+        "The output for an image does not depend on the rest of its batch.",
+        "The output for an image depends on the rest of its batch, and so does accuracy. Look "
         "for BatchNorm or preprocessing that uses the batch's statistics.",
     )
 

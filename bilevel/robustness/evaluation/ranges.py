@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.probed import Probed
-from bilevel.robustness.evaluation.results import Finding
+from bilevel.robustness.evaluation.results import Finding, finding
 from bilevel.robustness.evaluation.tolerance import exceeds, share
 from bilevel.robustness.networks.classifier import Normalize
 
@@ -21,27 +21,19 @@ _MAX_ODDS_RATIO = 5
 
 
 def expects_unit_interval(probed: Probed) -> Finding:
-    """Whether the classifier is not much more accurate on another range than [0, 1].
-
-    Args:
-        probed: The classifier and images.
-
-    Returns:
-        The finding; it names the best other range.
-    """
+    """Whether the classifier is not much more accurate on another range than [0, 1]."""
     images, unit, others = probed.images, _correct(probed), {}
     for name, normalize in _ranges(images).items():
         model = nn.Sequential(normalize.to(images.images.device), probed.model)
         others[name] = _correct(replace(probed, model=model))
     name, other = max(others.items(), key=lambda item: int(item[1].sum()))
     ok = not exceeds(other, unit) or _odds(other) <= _MAX_ODDS_RATIO * _odds(unit)
-    return Finding(
+    return finding(
         "inputs are in [0, 1]",
         ok,
         f"{share(unit):.1%} in [0, 1], {share(other):.1%} {name}",
-        "On no other range of inputs is the classifier much more accurate."
-        if ok
-        else f"The classifier expects its images {name}, or it has hardly been trained. Normalise "
+        "On no other range of inputs is the classifier much more accurate.",
+        f"The classifier expects its images {name}, or it has hardly been trained. Normalise "
         "inside the model, nn.Sequential(Normalize(…), model), so that attacks see images in "
         "[0, 1]; or train it to the end.",
     )

@@ -79,6 +79,11 @@ class Finding:
     sentence: str
 
 
+def finding(item: str, ok: bool, figure: str, good: str, bad: str) -> Finding:
+    """A finding with one of two sentences: what is said if the property holds, and if not."""
+    return Finding(item, ok, figure, good if ok else bad)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The results for one classifier.
