@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +22,14 @@ from bilevel.experiment import checkpoint
 from bilevel.experiment.settings import settings_of
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
+from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
 from bilevel.robustness.threats.threat import Threat
-from bilevel.robustness.training.progress import MetricWindows, Progress, Window
-from bilevel.robustness.training.rates import scale_rates
+from bilevel.robustness.training.progress import MetricWindows, Progress
 from bilevel.robustness.training.recipe import Recipe
 from bilevel.robustness.training.shares import batch_share, own_images, seed_process
-from bilevel.robustness.training.validation import default_attack, validate_model
+from bilevel.robustness.training.validation import default_attack
 
 WINDOW = 50
 """Steps over which metrics are averaged."""
@@ -197,22 +198,10 @@ class Trainer:
             ) from error
 
     def _train_epoch(self) -> None:
+        """Trains the rest of the epoch; only steps count as its seconds."""
         now = self.progress
         self.game.leader.train()
         self.game.solver.train()
-        for seconds, windows in self._steps():
-            now.elapsed += seconds
-            if now.position < self.steps_per_epoch and self._save_is_due():
-                self.save()
-            for window in windows:
-                self.report(*window)
-
-    def _save_is_due(self) -> bool:
-        return distributed.broadcast(time.monotonic() - self._saved > self.save_every)
-
-    def _steps(self) -> Iterator[tuple[float, list[Window]]]:
-        """Trains the rest of the epoch; yields seconds and metrics, window by window."""
-        now = self.progress
         begun = time.perf_counter()
         for batch in self._batches():
             self._windows.add(self._step(batch))
@@ -220,8 +209,15 @@ class Trainer:
             last = now.position == self.steps_per_epoch
             if last or now.position % WINDOW == 0:
                 windows = self._windows.close(self.game.steps, last=last)
-                yield time.perf_counter() - begun, windows
+                now.elapsed += time.perf_counter() - begun
+                if not last and self._save_is_due():
+                    self.save()
+                for window in windows:
+                    self.report(*window)
                 begun = time.perf_counter()
+
+    def _save_is_due(self) -> bool:
+        return distributed.broadcast(time.monotonic() - self._saved > self.save_every)
 
     def _batches(self) -> Iterator[Batch]:
         """The remaining batches of the epoch."""
@@ -237,7 +233,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         epoch = self.progress.epoch + self.progress.position / self.steps_per_epoch
-        scale_rates(self._leader_opt, self.recipe.lr_factor(epoch))
+        _scale_rates(self._leader_opt, self.recipe.lr_factor(epoch))
         size = self.recipe.batch_size
         if self.game.pool:
             left = len(self.data.train) - self.progress.position * size
@@ -270,9 +266,18 @@ class Trainer:
         return self.averaged.module if self.averaged else self.game.leader
 
     def _validate(self) -> dict[str, float]:
+        """Clean and robust accuracy on the validation images."""
         model, size = self._leader().get_submodule("model"), self.recipe.evaluation_batch_size
-        images, attack = self.data.validation, self.validation_attack
+        measure = partial(accuracy, model, self.data.validation, batch_size=size)
         try:
-            return validate_model(model, images, attack, batch_size=size)
+            with explain_out_of_memory(size):
+                clean, robust = measure(), measure(*self.validation_attack)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.game.steps}: {error}") from error
+        return {"validation_clean": clean, "validation_robust": robust}
+
+
+def _scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets each group's learning rate to a multiple of the one that it was made with."""
+    for group in optimizer.param_groups:  # kept under the key of torch's schedulers
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -1,17 +1,10 @@
-"""Clean and robust accuracy on the validation images."""
+"""The attack under which epochs are compared, unless another is given."""
 
 from __future__ import annotations
-
-from functools import partial
-
-from torch import nn
 
 from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.evaluation.accuracy import accuracy
-from bilevel.robustness.networks.speed import explain_out_of_memory
 from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
@@ -49,26 +42,3 @@ def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
         )
     ball = kind(follower.eps)
     return ball, ball.pgm(TRAINING_STEP * ball.eps, STEPS)
-
-
-def validate_model(
-    model: nn.Module,
-    images: ImageSet,
-    attack: tuple[Threat, Solver],
-    *,
-    batch_size: int,
-) -> dict[str, float]:
-    """Measures clean and robust accuracy.
-
-    Args:
-        model: The classifier, left as it was.
-        images: Held-out images.
-        attack: A threat model and an attack on it.
-        batch_size: Images a batch.
-
-    Returns:
-        ``validation_clean`` and ``validation_robust``, accuracy under the attack.
-    """
-    measure = partial(accuracy, model, images, batch_size=batch_size)
-    with explain_out_of_memory(batch_size):
-        return {"validation_clean": measure(), "validation_robust": measure(*attack)}

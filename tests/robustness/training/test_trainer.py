@@ -21,7 +21,6 @@ from bilevel.robustness import (
     shuffled_batches,
 )
 from bilevel.robustness.training import trainer as module
-from bilevel.robustness.training import validation
 from bilevel.robustness.training.progress import MetricWindows
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
 
@@ -103,7 +102,7 @@ def test_the_weights_that_validate_best_are_put_back(
     """By accuracies that are dictated; of two equal epochs the first is kept."""
     clean, attacked = iter([0.5, 0.9, 0.9, 0.7]), iter([0.4, 0.2, 0.3, 0.4])
     monkeypatch.setattr(
-        validation,
+        module,
         "accuracy",
         lambda model, images, *attack, batch_size: next(attacked if attack else clean),
     )
