@@ -12,7 +12,7 @@ from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.attacks.samples import better, check_gain
-from bilevel.robustness.attacks.square_proposals import L2Proposals, LinfProposals, Proposals
+from bilevel.robustness.attacks.square_proposals import L2Proposals, LinfProposals
 from bilevel.robustness.threats.losses import dlr, margin, targeted_dlr
 from bilevel.robustness.threats.perturbation import L2, Linf
 from bilevel.robustness.threats.threat import Threat
@@ -150,7 +150,7 @@ def _sign_tells(follower: FollowerProblem) -> bool:
     return of_loss and getattr(follower, "loss", None) in _SIGNED
 
 
-def _proposals(follower: FollowerProblem) -> Proposals:
+def _proposals(follower: FollowerProblem) -> LinfProposals | L2Proposals:
     """Those of the follower's norm."""
     if isinstance(follower, Linf):
         return LinfProposals(follower.eps)

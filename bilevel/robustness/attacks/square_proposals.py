@@ -1,13 +1,15 @@
 """The points that the Square Attack proposes, in L∞ and in L2.
 
-first       the first proposal: stripes in L∞, a grid of bumps in L2
-windowed    the others: the best point, changed in a window of each sample
+first(like)                      the first proposal, before its projection: a change like the
+                                 images, (B, C, H, W)
+windowed(oracle, best, share)    the others, points of Y: the best ones so far, changed in a window
+                                 that takes a share p of each image
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,43 +21,11 @@ from bilevel.solvers import Oracle
 from bilevel.tree import leaves
 
 
-class Proposals(ABC):
-    """The proposals within a ball.
-
-    Args:
-        eps: ε of the ball.
-    """
-
-    def __init__(self, eps: float) -> None:
-        self.eps = eps
-
-    @abstractmethod
-    def first(self, like: Tensor) -> Tensor:
-        """The first proposal, before its projection.
-
-        Args:
-            like: ``(B, C, H, W)``.
-
-        Returns:
-            Perturbations of that shape.
-        """
-
-    @abstractmethod
-    def windowed(self, oracle: Oracle, best: Tensor, share: float) -> Tensor:
-        """The best points with a change in a window.
-
-        Args:
-            oracle: The problem, which projects.
-            best: The best points so far, ``(B, C, H, W)``.
-            share: p, the share of the image that the window takes.
-
-        Returns:
-            New points of Y.
-        """
-
-
-class LinfProposals(Proposals):
+@dataclass(frozen=True)
+class LinfProposals:
     """Vertical stripes of ±ε, then windows of ±ε (Algorithm 2)."""
+
+    eps: float
 
     def first(self, like: Tensor) -> Tensor:
         """±ε, drawn for each channel and column."""
@@ -72,8 +42,11 @@ class LinfProposals(Proposals):
         return choose((point == best).flatten(1).all(1), opposite, point)
 
 
-class L2Proposals(Proposals):
+@dataclass(frozen=True)
+class L2Proposals:
     """A grid of bumps, then the mass of two windows gathered in one of them (Algorithm 3)."""
+
+    eps: float
 
     def first(self, like: Tensor) -> Tensor:
         """Bumps in a 5 × 5 grid, their signs drawn for each channel; of norm ε together."""
