@@ -124,17 +124,16 @@ def run_one(
     folder = make_folder(out / setting.name)
     policy = trainer.leader.policy
     about = {name: str(value) for name, value in asdict(setting).items()}
-    about["expert"] = checkpoint.fingerprint(states, actions)
-    if resume:
-        _check_finished(folder, about, iterations)
+    about["demonstrations"] = checkpoint.fingerprint(states, actions)
+    rows = _resume(trainer, folder, about, iterations) if resume else []
     if setting.method == "bc":
         begun = time.perf_counter()
         clone(policy, states, actions)
         curves, seconds = {}, time.perf_counter() - begun
     else:
-        curves = _train(trainer, setting, iterations, folder, resume, progress)
+        curves = _train(trainer, setting, about, iterations, folder, rows, progress)
         seconds = curves.pop("seconds").mean().item()
-        about["iterations"] = str(iterations)
+        about = {**about, "iterations": str(iterations)}
     save_weights(folder / "policy.safetensors", policy, about)
     progress(setting.name, iterations)
     returns = evaluate(policy, setting.env)
@@ -150,16 +149,13 @@ def evaluate(policy: Policy, env: str) -> Tensor:
 def _train(
     trainer: Trainer,
     setting: Setting,
+    about: dict[str, str],
     iterations: int,
     folder: Path,
-    resume: bool,
+    rows: list[dict[str, float]],
     progress: Progress,
 ) -> dict[str, Tensor]:
-    """The curves of all iterations, including those before a resume."""
-    rows: list[dict[str, float]] = []
-    path = folder / "checkpoint.pt"
-    if resume and path.exists():
-        rows = _resume(trainer, setting, iterations, path)
+    """The curves of all iterations, including those before a resume, whose rows are given."""
     with writing(folder):
         writer = SummaryWriter(folder / "tensorboard", purge_step=len(rows))
     while trainer.iteration < iterations:
@@ -173,50 +169,34 @@ def _train(
                 if not math.isnan(value):
                     writer.add_scalar(name, value, trainer.iteration)
         if trainer.iteration % CHECKPOINT_EVERY == 0:
-            run = {"setting": asdict(setting), "expert": trainer.expert, "rows": rows}
-            checkpoint.save(path, run | trainer.state_dict())
+            state = {"about": about, "rows": rows, **trainer.state_dict()}
+            checkpoint.save(folder / "checkpoint.pt", state)
         progress(setting.name, trainer.iteration)
     with writing(folder):
         writer.close()
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
-def _check_finished(folder: Path, about: dict[str, str], iterations: int) -> None:
-    """Checks a finished run that is too short for a checkpoint: it is run anew, longer."""
-    path = folder / "policy.safetensors"
-    if not path.exists() or (folder / "checkpoint.pt").exists():
-        return
-    saved = read_about(path)
-    done, expert = int(saved.pop("iterations", 0)), saved.pop("expert", None)
-    checkpoint.check_settings(path, saved, {k: v for k, v in about.items() if k != "expert"})
-    _check_demonstrations(path, expert == about["expert"])
-    _check_iterations(path, done, iterations)
-
-
 def _resume(
-    trainer: Trainer, setting: Setting, iterations: int, path: Path
+    trainer: Trainer, folder: Path, about: dict[str, str], iterations: int
 ) -> list[dict[str, float]]:
-    state = checkpoint.load(path)
-    checkpoint.check_settings(path, state["setting"], asdict(setting))
-    same = "expert" in state and torch.equal(state["expert"], trainer.expert)
-    _check_demonstrations(path, same)
-    rows: list[dict[str, float]] = state["rows"]
-    _check_iterations(path, len(rows), iterations)
-    trainer.load_state_dict(state)
-    return rows
-
-
-def _check_demonstrations(path: Path, same: bool) -> None:
-    if not same:
-        raise BilevelError(
-            f"{path} was run with other demonstrations: it cannot be resumed; give the same "
-            "--expert, --demonstrations and --every, or another --out"
-        )
-
-
-def _check_iterations(path: Path, done: int, iterations: int) -> None:
+    """Loads the checkpoint of the same run, and returns its rows; none if it has no checkpoint."""
+    path, rows = folder / "checkpoint.pt", []
+    if path.exists():
+        state = checkpoint.load(path)
+        saved, rows = state.get("about", {}), state["rows"]
+        done = len(rows)
+    elif (path := folder / "policy.safetensors").exists():  # it was short, and is run anew
+        saved = read_about(path)
+        done = int(saved.pop("iterations", 0))
+    else:
+        return rows
+    checkpoint.check_settings(path, saved, about)
     if done > iterations:
         raise BilevelError(
             f"{path} has run {done} iterations already, and {iterations} are requested: give "
             f"--iterations {done} or more, or another --out"
         )
+    if rows:
+        trainer.load_state_dict(state)
+    return rows

@@ -86,7 +86,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     )
     for demonstrations in (["--demonstrations", 1], ["--every", 2]):
         other = call(module, *one, *demonstrations, "--resume", "--out", tmp_path / "parts")
-        assert "was run with other demonstrations" in one_line(other)
+        assert "is a run with demonstrations = " in one_line(other)
 
 
 def test_a_finished_run_without_a_checkpoint_is_resumed_as_it_was_begun(
@@ -100,8 +100,8 @@ def test_a_finished_run_without_a_checkpoint_is_resumed_as_it_was_begun(
     for arguments, told in (
         (["--max-kl", 0.02], "is a run with max_kl = 0.01, this one has max_kl = 0.02"),
         (["--iterations", 1], "has run 2 iterations already, and 1 are requested"),
-        (["--demonstrations", 1], "was run with other demonstrations"),
-        (["--demonstrations", 1, "--method", "bc"], "was run with other demonstrations"),
+        (["--demonstrations", 1], "is a run with demonstrations = "),
+        (["--demonstrations", 1, "--method", "bc"], "is a run with demonstrations = "),
     ):
         ended = call(module, *one, "--iterations", 2, "--resume", *arguments)
         assert told in one_line(ended)
