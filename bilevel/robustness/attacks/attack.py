@@ -21,7 +21,7 @@ from bilevel.robustness.attacks.checks import (
 )
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.samples import replaced
-from bilevel.robustness.attacks.trajectory import recorded
+from bilevel.robustness.attacks.trajectory import Trajectory
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import OF_CLASSES, UNTARGETED, Targeted, cross_entropy
 from bilevel.robustness.threats.perturbation import Perturbation
@@ -255,7 +255,7 @@ class SolverAttack(Attack):
         if self.surrogate is not None or not self.keep_broken:
             return attack(queried, self.follower, solver, tried).x
         assert isinstance(self.follower, Perturbation), "checked in __init__"
-        with recorded(model, self.follower, tried) as trajectory:
+        with Trajectory(model, self.follower, tried) as trajectory:
             answer = attack(model, self.follower, solver, tried).x
         return trajectory.broken_or(answer)
 

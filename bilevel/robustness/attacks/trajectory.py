@@ -7,8 +7,6 @@ points too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,58 +19,40 @@ from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
 
 
-@contextmanager
-def recorded(
-    model: nn.Module, follower: Perturbation, batch: Batch | Targeted
-) -> Iterator[Trajectory]:
-    """Within the block, the misclassified points among the classifier's inputs are recorded.
-
-    Args:
-        model: The classifier that is attacked.
-        follower: The threat model, which adds y to the image.
-        batch: Clean images.
-
-    Yields:
-        The record; it stays empty for a ``ScriptModule``, which takes no hooks.
-    """
-    trajectory = Trajectory(follower, batch)
-    if isinstance(model, torch.jit.ScriptModule):
-        yield trajectory
-        return
-    handle = model.register_forward_hook(trajectory.record)
-    try:
-        yield trajectory
-    finally:
-        handle.remove()
-
-
 class Trajectory:
-    """For each image the first queried point inside the threat model that is misclassified.
+    """Within a block, the first misclassified point of each image among a classifier's inputs.
 
     Args:
-        follower: The threat model.
+        model: The classifier that is attacked; of a ``ScriptModule``, which takes no hooks, nothing
+            is recorded.
+        follower: The threat model, which adds y to the image; points outside do not count.
         batch: Clean images.
 
     Raises:
         BilevelError: If the labels are no classes.
     """
 
-    def __init__(self, follower: Perturbation, batch: Batch | Targeted) -> None:
+    def __init__(self, model: nn.Module, follower: Perturbation, batch: Batch | Targeted) -> None:
         check_classes(batch, "leave keep_broken out, which asks for misclassified images")
+        self._model = model
         self._follower = follower
         self._batch: Any = batch
         self._images = batch.x
         self._broken = torch.zeros_like(batch.y, dtype=torch.bool)
 
-    @torch.no_grad()
-    def record(self, model: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
-        """A forward hook of the classifier.
+    def __enter__(self) -> Trajectory:
+        """Begins to record."""
+        scripted = isinstance(self._model, torch.jit.ScriptModule)
+        self._hook = None if scripted else self._model.register_forward_hook(self._record)
+        return self
 
-        Args:
-            model: The classifier.
-            inputs: The images of this forward pass.
-            logits: Its output.
-        """
+    def __exit__(self, *_: object) -> None:
+        """Ends it."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    @torch.no_grad()
+    def _record(self, model: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
         (images,), batch = inputs, self._batch
         # A solver may query a part of the batch, or in training mode: these passes do not count.
         if images.shape != batch.x.shape or model.training:
@@ -84,12 +64,5 @@ class Trajectory:
         self._broken |= wrong
 
     def broken_or(self, answer: Tensor) -> Tensor:
-        """The recorded points.
-
-        Args:
-            answer: The attack's last point, ``(B, C, H, W)``.
-
-        Returns:
-            For each image the first point that broke it, or the last point if none did.
-        """
+        """For each image the first point that broke it, or the given one where none did."""
         return choose(self._broken, self._images, answer)
