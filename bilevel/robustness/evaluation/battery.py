@@ -24,6 +24,7 @@ from bilevel import distributed, frozen
 from bilevel.arguments import count, one_of
 from bilevel.experiment import checkpoint
 from bilevel.experiment.checkpoint import fingerprint
+from bilevel.experiment.settings import settings_of
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.samples import check_threat
 from bilevel.robustness.data.batches import Batch, batches
@@ -227,6 +228,7 @@ class Battery:
     def _config(self, model: nn.Module, images: ImageSet) -> dict[str, object]:
         return {
             "classifier": fingerprint(model),
+            "settings of the classifier": settings_of(model),
             "images": fingerprint(images.images, images.labels),
             "attacks": [attack.settings for attack in self.attacks],
             "alone": [attack.name for attack in self.attacks if attack.alone],

@@ -29,7 +29,7 @@ from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.progress import MetricWindows, Progress
 from bilevel.robustness.training.recipe import Recipe
 from bilevel.robustness.training.shares import batch_share, own_images, seed_process
-from bilevel.robustness.training.validation import default_attack
+from bilevel.robustness.training.validation import check_radius_stays, default_attack
 
 WINDOW = 50
 """Steps over which metrics are averaged."""
@@ -99,6 +99,7 @@ class Trainer:
         self.seed = seed
         self.path = Path(path)
         self.monitor = one_of("monitor", monitor, ("validation_robust", "validation_clean"))
+        self._in_followers_ball = validation_attack is None
         self.validation_attack = validation_attack or default_attack(game.follower)
         self.precision = precision
         self.config = {**(config or {}), **asdict(recipe), **self._settings()}
@@ -122,7 +123,7 @@ class Trainer:
         """What a run is made of, apart from the recipe; a resumed one must share it."""
         splits = (self.data.train, self.data.validation)
         tensors = [values for split in splits for values in (split.images, split.labels)]
-        parts = ("follower", "solver", "schedule", "adjoint")
+        parts = ("leader", "follower", "solver", "schedule", "adjoint")
         return {
             "seed": self.seed,
             "precision": self.precision,
@@ -200,8 +201,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Trains the rest of the epoch; only steps count as its seconds."""
         now = self.progress
-        self.game.leader.train()
-        self.game.solver.train()
+        _set_training(self.game.leader)
+        _set_training(self.game.solver)
         begun = time.perf_counter()
         for batch in self._batches():
             self._windows.add(self._step(batch))
@@ -267,6 +268,8 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Clean and robust accuracy on the validation images."""
+        if self._in_followers_ball:
+            check_radius_stays(self.game.follower, self.validation_attack[0])
         model, size = self._leader().get_submodule("model"), self.recipe.evaluation_batch_size
         measure = partial(accuracy, model, self.data.validation, batch_size=size)
         try:
@@ -275,6 +278,21 @@ class Trainer:
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.game.steps}: {error}") from error
         return {"validation_clean": clean, "validation_robust": robust}
+
+
+def _set_training(module: nn.Module) -> None:
+    """Sets training mode, except in frozen parts that the user has set to eval mode.
+
+    Such as the BatchNorm layers of a pretrained network, whose statistics are to stay.
+    """
+    frozen_parts = [
+        part
+        for part in module.modules()
+        if not part.training and {p.requires_grad for p in part.parameters()} == {False}
+    ]
+    module.train()
+    for part in frozen_parts:
+        part.eval()
 
 
 def _scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

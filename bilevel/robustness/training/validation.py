@@ -42,3 +42,22 @@ def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
         )
     ball = kind(follower.eps)
     return ball, ball.pgm(TRAINING_STEP * ball.eps, STEPS)
+
+
+def check_radius_stays(follower: FollowerProblem, threat: Threat) -> None:
+    """Checks that the ball of :func:`default_attack` is still the follower's.
+
+    Args:
+        follower: The follower of the game.
+        threat: The ball when the training began.
+
+    Raises:
+        BilevelError: If the follower's ε has changed since.
+    """
+    now, then = (getattr(one, "eps", None) for one in (follower, threat))
+    if now != then:
+        raise BilevelError(
+            f"the follower's eps was {then} when the trainer was made and is {now} now: epochs are "
+            "compared by accuracy under one attack; give validation_attack=(threat model, attack) "
+            "with the eps of the last epoch"
+        )

@@ -132,6 +132,24 @@ def test_another_classifier_or_other_images_are_not_resumed(
         battery.run(Scaled(1.0), changed, resume=True)
 
 
+class Rounding(Threshold):
+    """Without weights: right on the same images as any other of its kind."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+
+
+def test_a_classifier_with_other_settings_is_not_resumed(images: ImageSet, tmp_path: Path) -> None:
+    battery = Battery([Scripted("one", set())], eps=EPS, path=tmp_path / "battery.pt")
+    for model in (Rounding(2), nn.Sequential(Rounding(2))):
+        battery.run(model, images)
+        battery.run(model, images, resume=True)
+        model.get_submodule("0" if isinstance(model, nn.Sequential) else "").levels = 255
+        with pytest.raises(OtherRunError, match="is a run with settings of the classifier = "):
+            battery.run(model, images, resume=True)
+
+
 def test_another_attacker_of_the_same_kind_is_not_resumed(images: ImageSet, tmp_path: Path) -> None:
     path = tmp_path / "battery.pt"
     for seed, error in ((0, nullcontext()), (1, pytest.raises(BilevelError, match="attacks"))):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simultaneous, pgm
 from bilevel.experiment import checkpoint
@@ -291,3 +292,30 @@ def test_while_a_checkpoint_waits_for_the_device_it_trains(
     monkeypatch.setattr(trainer._windows, "check", lambda: 5.0)
     trainer.save()
     assert trainer.progress.elapsed == 5
+
+
+def test_frozen_parts_in_eval_mode_stay_so(build: Callable[..., Trainer]) -> None:
+    """As the statistics of a pretrained network; a part that learns is put into training mode."""
+    trainer = build("pgm")
+    leader = trainer.game.leader.eval()
+    norms = [part for part in leader.modules() if isinstance(part, nn.BatchNorm2d)]
+    means = [norm.requires_grad_(False).running_mean.clone() for norm in norms]
+    trainer.fit()
+    assert norms
+    assert all(
+        torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, means, strict=True)
+    )
+    assert {part for part in leader.modules() if not part.training} == set(norms)
+
+
+def test_a_leader_with_other_settings_is_not_resumed(build: Callable[..., Trainer]) -> None:
+    given = build("pgm")
+
+    def weighted(weight: float) -> Trainer:
+        given.game.leader.weight = weight
+        return Trainer(given.game, given.data, RECIPE, seed=0, path=given.path)
+
+    weighted(6.0).save()
+    weighted(6.0).resume()
+    with pytest.raises(BilevelError, match=r"is a run with leader = "):
+        weighted(1.0).resume()
