@@ -52,6 +52,25 @@ def raise_missing_field(error: AttributeError | KeyError, problem: object, batch
         ) from error
 
 
+def raise_constant(error: RuntimeError, problem: object) -> None:
+    """Raises a clearer error if a loss differentiates at a constant; does nothing for other errors.
+
+    Args:
+        error: The error of the loss or the objective.
+        problem: The problem whose method it is.
+
+    Raises:
+        BilevelError: If it takes a gradient in what does not require one.
+    """
+    if "does not require grad" in str(error):
+        raise BilevelError(
+            f"{type(problem).__name__} takes a gradient in something that does not require one "
+            f"({first_line(error)}): while one player moves, the other's variables are constants; "
+            "compute with copies that require it, w.detach().requires_grad_(), and inside "
+            "torch.enable_grad()"
+        ) from error
+
+
 def first_line(error: Exception) -> str:
     r"""An error's message, without what torch adds to it on further lines.
 

@@ -11,7 +11,12 @@ from torch import Tensor
 from bilevel import checks
 from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
-from bilevel.errors import BilevelError, raise_missing_derivative, raise_missing_field
+from bilevel.errors import (
+    BilevelError,
+    raise_constant,
+    raise_missing_derivative,
+    raise_missing_field,
+)
 from bilevel.first_answer import check_first_answer
 from bilevel.frozen import frozen
 from bilevel.parameters import Parameters
@@ -20,7 +25,7 @@ from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
 from bilevel.solvers.checks import check_repeatable
-from bilevel.tree import Value, detach, leaves
+from bilevel.tree import Value, detach, leaves, tree_map
 
 if TYPE_CHECKING:
     from bilevel.distributed import Pool
@@ -198,7 +203,9 @@ class Bilevel:
         """Like :meth:`move_leader`; the first evaluation also fills the gradients of ``phi``."""
         losses: list[Tensor] = []
         if isinstance(self.adjoint, Detached) and not phi:
-            y = detach(y)  # its graph leads to φ only
+            # φ itself, whose gradient is not needed; an answer with a graph may be that of a
+            # schedule that differentiates by an adjoint of its own.
+            y = tree_map(lambda leaf: leaf.detach() if leaf.is_leaf else leaf, y)
 
         def closure() -> Tensor:
             with torch.enable_grad():  # which optimizers switch off around their step
@@ -226,6 +233,9 @@ class Bilevel:
             return self.leader.loss(y, batch)
         except (AttributeError, KeyError) as error:
             raise_missing_field(error, self.leader, batch)
+            raise
+        except RuntimeError as error:
+            raise_constant(error, self.leader)
             raise
 
     def _solve_again(self, y: Value, batch: Batch) -> Value:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from bilevel.arguments import instance_of
-from bilevel.errors import BilevelError, raise_missing_field
+from bilevel.errors import BilevelError, raise_constant, raise_missing_field
 from bilevel.tree import Value, leaves
 
 Batch = Any
@@ -187,11 +187,15 @@ class FollowerProblem(ABC):
             BilevelError: If the objective's shape or the batch is wrong.
             AttributeError: If another object lacks an attribute.
             KeyError: If another object lacks a key.
+            RuntimeError: If the objective fails otherwise.
         """
         try:  # a context manager would cost as much as a small tensor operation, at each step
             value = self.objective(leader, y, batch)
         except (AttributeError, KeyError) as error:
             raise_missing_field(error, self, batch)
+            raise
+        except RuntimeError as error:
+            raise_constant(error, self)
             raise
         if not isinstance(value, Tensor):
             raise BilevelError(

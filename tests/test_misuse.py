@@ -345,3 +345,22 @@ def test_complex_numbers_have_no_order() -> None:
 
     with pytest.raises(BilevelError, match=r"leader's loss is complex: .* real part"):
         zero_sum_game(Imaginary(Scalar(1.0), Saddle()), adjoint=Detached()).step(None)
+
+
+def test_a_gradient_in_the_variables_of_the_other_player() -> None:
+    class Matching(ZeroSum):
+        def loss(self, y, batch):
+            value = super().loss(y, batch)
+            return torch.autograd.grad(value, y, create_graph=True)[0].square()
+
+    class Consensus(Saddle):
+        def objective(self, leader, y, batch):
+            value = super().objective(leader, y, batch)
+            return torch.autograd.grad(value, leader.model.x, create_graph=True)[0].square()
+
+    told = r"while one player moves, .* are constants; .*\.detach\(\)\.requires_grad_\(\)"
+    with pytest.raises(BilevelError, match=f"Matching takes a gradient .* {told}"):
+        zero_sum_game(Matching(Scalar(1.0), Saddle()), adjoint=Detached()).step(None)
+    follower = Consensus()
+    with pytest.raises(BilevelError, match=f"Consensus takes a gradient .* {told}"):
+        zero_sum_game(ZeroSum(Scalar(1.0), follower), schedule=Alternating()).step(None)

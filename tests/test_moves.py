@@ -325,3 +325,52 @@ def test_gradients_may_be_clipped_between_closure_and_step() -> None:
     Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer).step(batch)
     after = torch.cat([p.detach().flatten() for p in leader.parameters()])
     assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+class Toward(FollowerProblem):
+    """min over y of (y − θ)²."""
+
+    sense = "min"
+
+    def init(self, batch: None) -> Tensor:
+        return torch.zeros(())
+
+    def objective(self, leader: Distance, y: Tensor, batch: None) -> Tensor:
+        return (y - leader.theta).square()
+
+
+class Ahead(bilevel.Schedule):
+    """The leader moves through a step that the follower would take."""
+
+    def step(self, game: Bilevel, batch: None) -> dict[str, Tensor]:
+        solver = Iterative(Gradient(0.25), 1)
+        ahead = Unrolled().solve(solver, game.follower, game.leader, batch)
+        loss = game.move_leader(ahead.value, batch)
+        game.move_solver(game.solve(batch).value, batch)
+        return game.metrics(loss, ahead)
+
+
+class Distance(LeaderProblem):
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(1.0))
+
+    def loss(self, y: Tensor, batch: None) -> Tensor:
+        return (y - 3).square() + 0 * self.theta
+
+
+def test_a_schedule_may_differentiate_by_an_adjoint_of_its_own() -> None:
+    """y₁ = y₀ − 2 · 0.25 (y₀ − θ) = θ / 2, so that the gradient is 2 (θ / 2 − 3) / 2."""
+    leader, solver = Distance(), bilevel.Parametric(torch.zeros(()))
+    game = Bilevel(
+        leader,
+        Toward(),
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.0),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.5),
+        adjoint=bilevel.Detached(),
+        schedule=Ahead(),
+    )
+    game.step(None)
+    assert leader.theta.grad.item() == -2.5
+    assert solver.y.item() == 1.0

@@ -164,7 +164,7 @@ def check_steps(adjoint: Adjoint, solver: Solver) -> None:
     Raises:
         BilevelError: If it has none.
     """
-    if isinstance(solver, Parametric):
+    if type(solver).answer is Parametric.answer:
         raise BilevelError(
             f"{adjoint!r} cannot differentiate {type(solver).__name__}: its answer is moved by an "
             "optimizer and not computed from θ; take Implicit(), or Iterative as the solver"

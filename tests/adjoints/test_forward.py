@@ -59,7 +59,7 @@ class Given(Quadratic):
             lambda y, theta: torch.cdist(positive(y, theta), positive(theta, theta)).sum(),
             marks=pytest.mark.skipif(
                 TorchVersion(torch.__version__) < "2.14",
-                reason="older torch differentiates it once",
+                reason="older torch cannot",
             ),
         ),
     ],

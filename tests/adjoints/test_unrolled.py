@@ -314,6 +314,22 @@ def test_an_answer_that_is_not_computed_from_theta(adjoint) -> None:
         adjoint.solve(Parametric(torch.zeros(3)), Quadratic(), Numbers(3), valley(3, 2.0))
 
 
+def test_parameters_that_an_answer_goes_on_from() -> None:
+    """One step from y₀, so that the derivative in θ is that of the step."""
+
+    class Ahead(Parametric):
+        def answer(self, oracle):
+            start = super().answer(oracle)
+            return start + 0.1 * oracle.gradient(start)
+
+    leader, batch, v = Numbers(3), valley(3, 2.0), torch.randn(3, dtype=F64)
+    found, like = (
+        hypergradient(Unrolled(), solver, Quadratic(), leader, batch, v)[0]
+        for solver in (Ahead(torch.zeros(3, dtype=F64)), Iterative(Gradient(0.1), 1))
+    )
+    assert error(found, like) < 1e-12
+
+
 @pytest.mark.parametrize("settings", [{"truncate": 0}, {"truncate": 2.5}, {"recompute": -1}])
 def test_no_number_of_steps(settings) -> None:
     with pytest.raises(BilevelError, match=r"is a whole number from 1 on; give 1, 2"):

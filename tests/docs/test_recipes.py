@@ -229,3 +229,33 @@ def test_a_gradient_penalty_is_evaluated_without_gradients_too(tmp_path) -> None
     )
     slopes = torch.func.vmap(torch.func.grad(lambda x: critic(x)[0]))(batch["real"])
     torch.testing.assert_close(penalized, plain - 5 * slopes.norm(dim=1).square().mean())
+
+
+class Reversed(torch.autograd.Function):
+    """A gradient-reversal layer (Ganin et al., 2016)."""
+
+    @staticmethod
+    def forward(ctx, features):
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -0.1 * gradient
+
+
+def test_domain_adaptation_is_gradient_reversal(tmp_path) -> None:
+    names = follow(example(tmp_path), "A network as the follower: GANs")
+    follow(names, "Gradient reversal: domain adaptation")
+    model, judge, game = (names[name] for name in ("adapted", "domains", "adaptation"))
+    parts = nn.ModuleList([*model.model.values(), judge.network])
+    features, classes, domains = by_hand = copy.deepcopy(parts)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    for _ in range(3):
+        x, y = torch.randn(32, 5), torch.randint(2, (16,))
+        game.step({"x": x, "y": y, "domain": names["domain"]})
+        found = features(x)
+        loss = F.cross_entropy(classes(found[:16]), y)
+        optimizer.zero_grad()
+        (loss + F.cross_entropy(domains(Reversed.apply(found)), names["domain"])).backward()
+        optimizer.step()
+    torch.testing.assert_close(flat(parts), flat(by_hand))
