@@ -82,21 +82,10 @@ class Adjoint(Described, ABC):
         """
         topic = message.partition(":")[0]
         unread = isinstance(condition, Tensor) and not condition.is_cpu
-        if self.has_warned(topic) or unread or not condition:
+        if topic in self._warned or unread or not condition:
             return
         self._warned = {*self._warned, topic}
         warnings.warn(f"{self!r}: {message}", HypergradientWarning, stacklevel=2)
-
-    def has_warned(self, topic: str) -> bool:
-        """Whether :meth:`warn_once` has warned of a topic.
-
-        Args:
-            topic: The part of the message before the colon.
-
-        Returns:
-            True if so.
-        """
-        return topic in self._warned
 
     def warn_unused(self, names: list[str]) -> None:
         """Warns once of the leader's parameters on which the follower's answer does not depend.

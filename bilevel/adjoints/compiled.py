@@ -40,8 +40,7 @@ class CompiledOracle(Oracle):
                     "derivatives inside of it by torch.func.grad); "
                     "or leave out compile=True"
                 ) from error
-            check_point(step, moved, y)
-            y = moved
+            y = check_point(step, moved, y)
             if seen is not None:
                 self.record(*seen)
         return y, state

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bilevel.adjoints.condition import epsilon
 from bilevel.adjoints.linear import LinearSolution
+from bilevel.adjoints.solved import SolvedProblem
+
+if TYPE_CHECKING:
+    from bilevel.adjoints.implicit import Implicit
 
 # Unless a tolerance was given, a system counts as solved if its residual is at most this part of v.
 SOLVED = 1e-6
@@ -19,44 +29,42 @@ _SINGULAR = (
 )
 
 
-def trouble_with(
+def check_system(
+    adjoint: Implicit,
+    problem: SolvedProblem,
     solution: LinearSolution,
-    residual: float,
-    eps: float,
+    b: Tensor,
     *,
-    method: str,
     symmetric: bool,
-    damping: float,
-    tolerance: float | None,
-) -> str | None:
-    """What a linear solve tells against the gradient.
+) -> None:
+    """Warns if the linear system is indefinite, singular, not solved or badly conditioned.
 
     Args:
-        solution: The solution of (−∂F/∂y + damping) w = v.
-        residual: Its norm, relative to that of v.
-        eps: The relative rounding of a product.
-        method: The linear solver.
+        adjoint: The adjoint, which warns.
+        problem: The problem, to whose statistics this adds.
+        solution: The solution w of (−∂F/∂y + damping) w = b.
+        b: The right-hand side.
         symmetric: Whether F is a gradient, so that its derivative is symmetric.
-        damping: See :class:`~bilevel.Implicit`.
-        tolerance: The tolerance that was given; None for the default.
-
-    Returns:
-        The message of a warning; None if all is well.
     """
-    curvature, flat = float(solution.curvature), solution.flat(eps)
-    unsolved = not residual <= solved_at(tolerance, eps)
-    mixed = solution.value.dim() > 1
+    scale, eps = b.norm(), epsilon(problem.y)
+    residual = solution.residual.norm() / torch.where(scale > 0, scale, 1)  # of v = 0, its own
+    problem.record(residual=residual, curvature=solution.curvature - adjoint.damping)
+    unsolved = not float(residual) <= solved_at(adjoint.tolerance, eps)
+    curvature, flat, message = float(solution.curvature), solution.flat(eps), ""
+    mixed = _MIXED if b.dim() > 1 else ""
     if symmetric and curvature < -flat:
-        return _indefinite(curvature - damping, method, mixed)
-    if symmetric and curvature <= flat:
-        return _SINGULAR if unsolved else None
-    if unsolved:
-        return (
+        message = _indefinite(curvature - adjoint.damping, adjoint.solver) + mixed
+    elif symmetric and curvature <= flat:
+        message = _SINGULAR if unsolved else ""
+    elif unsolved:
+        message = (
             f"linear system not solved: its residual is {residual:.3g} of v after "
             f"{solution.products} products, and the gradient's error up to the condition number "
-            "times that; raise max_steps, give damping, or take another solver" + _MIXED * mixed
+            f"times that; raise max_steps, give damping, or take another solver{mixed}"
         )
-    return _inaccurate(solution) if symmetric and tolerance is None else None
+    elif symmetric and adjoint.tolerance is None:
+        message = _inaccurate(solution)
+    adjoint.warn_once(bool(message), message)
 
 
 def solved_at(tolerance: float | None, eps: float) -> float:
@@ -72,21 +80,21 @@ def solved_at(tolerance: float | None, eps: float) -> float:
     return max(SOLVED if tolerance is None else tolerance, eps**0.5)
 
 
-def _indefinite(curvature: float, method: str, mixed: bool) -> str:
+def _indefinite(curvature: float, method: str | None) -> str:
     # The others solve an indefinite system as it is: damping would only make the gradient wrong.
-    damped = f", give damping above {-curvature:.3g}" if method == "cg" else ""
+    damped = f", give damping above {-curvature:.3g}" if method in (None, "cg") else ""
     return (
         "negative curvature: along some direction the follower's objective curves the wrong way at "
         f"its answer (by {curvature:.3g}), so y* is not its optimum; solve it further{damped}, or "
         "take Unrolled(), which assumes no optimum; if y* is meant to be a saddle point, give "
-        "fixed_point=updates.Gradient(1.0)" + _MIXED * mixed
+        "fixed_point=updates.Gradient(1.0)"
     )
 
 
-def _inaccurate(solution: LinearSolution) -> str | None:
+def _inaccurate(solution: LinearSolution) -> str:
     error = float(solution.residual.norm() / solution.curvature / solution.value.norm())
     if not error > ACCURATE:
-        return None
+        return ""
     return (
         "the linear system is badly conditioned: by its residual and the smallest curvature met, "
         f"its solution may be off by {error:.2g} of its norm or more, and the gradient with it; "

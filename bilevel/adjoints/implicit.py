@@ -18,7 +18,7 @@ from bilevel.adjoints.condition import (
     vector,
     vjp,
 )
-from bilevel.adjoints.diagnostics import SOLVED, solved_at, trouble_with
+from bilevel.adjoints.diagnostics import SOLVED, check_system, solved_at
 from bilevel.adjoints.pullback import Gradients, Pullback
 from bilevel.adjoints.solved import SolvedProblem, is_constrained
 from bilevel.adjoints.unrolled import check_differentiable
@@ -173,7 +173,7 @@ class Implicit(Pullback):
         solution = self._solve(method, product, b, step_size(step))
         problem.stats["evaluations"] += solution.products
         problem.record(stationarity=vector(residual).norm(), **stats)
-        self._check_system(problem, solution, b, method=method, symmetric=step is None)
+        check_system(self, problem, solution, b, symmetric=step is None)
         self._check_optimal(problem, step, residual, solution)
         grads = vjp(residual, list(theta.values()), unravel(solution.value.flatten(), like=v))
         return dict(zip(theta, grads, strict=True))
@@ -185,7 +185,7 @@ class Implicit(Pullback):
         solve = SOLVERS[method] if b.dim() == 1 else BY_SAMPLE[method]
         if method == "neumann":
             solve = partial(linear.neumann, size=size)
-        kept = self._kept
+        kept = self._kept if self.warm_start else None  # a loaded state may hold one
         start = kept.to(b).view_as(b) if kept is not None and kept.numel() == b.numel() else None
         tolerance = self.tolerance
         if tolerance is None:
@@ -208,31 +208,6 @@ class Implicit(Pullback):
             return own
         return own or Gradient(1.0) if is_constrained(follower) else None
 
-    def _check_system(
-        self,
-        problem: SolvedProblem,
-        solution: linear.LinearSolution,
-        b: Tensor,
-        *,
-        method: Method,
-        symmetric: bool,
-    ) -> None:
-        """Warns if the linear system is indefinite, singular, not solved or badly conditioned."""
-        scale = b.norm()
-        residual = solution.residual.norm() / torch.where(scale > 0, scale, 1)  # of v = 0, its own
-        problem.record(residual=residual, curvature=solution.curvature - self.damping)
-        message = trouble_with(
-            solution,
-            float(residual),
-            epsilon(problem.y),
-            method=method,
-            symmetric=symmetric,
-            damping=self.damping,
-            tolerance=self.tolerance,
-        )
-        if message is not None:
-            self.warn_once(True, message)
-
     def _check_optimal(
         self,
         problem: SolvedProblem,
@@ -243,15 +218,15 @@ class Implicit(Pullback):
         """Warns if the condition does not hold at the answer, or holds far from the optimum too."""
         y, eps = vector(problem.y), epsilon(problem.y)
         norm, tiny = vector(residual).norm(), torch.finfo(y.dtype).tiny
-        rounding, limit = 100 * eps * solution.largest * y.norm(), STATIONARY
-        if self.fixed_point is None and reads_no_gradient(problem.solver):
-            # A fixed point of such steps may be near a zero of the gradient without being one.
-            limit = solved_at(self.tolerance, eps)
-            if norm <= rounding:
-                return
+        rounding = 100 * eps * solution.largest * y.norm()
+        # A fixed point of steps that read no gradient may be near a zero of it without being one.
+        other = self.fixed_point is None and reads_no_gradient(problem.solver)
+        limit = solved_at(self.tolerance, eps) if other else STATIONARY
+        if other and norm <= rounding:
+            return
         # Before a warning that of this problem: another one may have had another scale.
         fresh = self._scale is None or norm / self._scale > limit
-        if fresh and not self.has_warned(_NOT_STATIONARY):
+        if fresh and _NOT_STATIONARY not in self._warned:
             with torch.no_grad():
                 start, *_ = problem.evaluate({}, lambda own: residual_of(own, step, own.init()))
             scale = vector(start).norm()

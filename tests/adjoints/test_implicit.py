@@ -173,6 +173,22 @@ def test_a_warm_start_spends_fewer_products_and_is_remembered() -> None:
     assert error(slope, pulled_back(other, v)) < 1e-8
 
 
+@pytest.mark.filterwarnings("ignore:.*not solved")
+def test_a_solution_that_was_kept_is_no_start_without_a_warm_start() -> None:
+    batch, leader, v = valley(20, 10.0), Numbers(3), torch.randn(20, dtype=F64)
+    warm, loaded, fresh = (
+        Implicit("neumann", max_steps=2, warm_start=warm, fixed_point=Gradient(0.1))
+        for warm in (True, False, False)
+    )
+    hypergradient(warm, Known(optimum), Quadratic(), leader, batch, 100 * v)
+    loaded.load_state_dict(warm.state_dict())
+    slopes = [
+        hypergradient(adjoint, Known(optimum), Quadratic(), leader, batch, v)[0]
+        for adjoint in (loaded, fresh)
+    ]
+    assert torch.equal(*slopes)
+
+
 # Bad input.
 
 

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, FollowerProblem, Iterative, Oracle, ZeroSum
-from bilevel.updates import CNN, Gradient, Momentum, Optimizer, SignGradient, Update
-from tests.problems import image_game
+from bilevel.updates import (
+    CNN,
+    MLP,
+    CoordinateRNN,
+    Gradient,
+    Momentum,
+    Optimizer,
+    SignGradient,
+    Update,
+)
+from tests.problems import Weights, image_game
 
 
 class Pair(NamedTuple):
@@ -199,3 +208,34 @@ def test_the_context_is_computed_for_updates_that_read_it(update: Update, reads:
     follower.context = lambda y, batch: (seen.append(y), context(y, batch))[1]
     Iterative(update, 3).solve(follower, leader, batch)
     assert len(seen) == (3 if reads else 0)
+
+
+class Reversed(FollowerProblem):
+    """min of (a − 1)² + 100 (b − 2)²; the projection gives the names in another order than init."""
+
+    sense = "min"
+
+    def init(self, batch):
+        return {"a": torch.zeros(2), "b": torch.zeros(2)}
+
+    def objective(self, leader, y, batch):
+        return ((y["a"] - 1) ** 2 + 100 * (y["b"] - 2) ** 2).sum()
+
+    def project(self, y, batch):
+        return {name: y[name].clamp(-9, 9) for name in reversed(y)}
+
+
+class Kept(Reversed):
+    def project(self, y, batch):
+        return {name: leaf.clamp(-9, 9) for name, leaf in y.items()}
+
+
+@pytest.mark.parametrize(
+    "update",
+    [Optimizer(torch.optim.Adam, lr=0.1), CoordinateRNN(0.1), MLP(4)],
+    ids=lambda update: type(update).__name__,
+)
+def test_a_state_goes_with_the_names_whatever_their_order(update: Update) -> None:
+    """The optimizer's and the recurrent network's state go by position, as do an MLP's weights."""
+    answers = [Iterative(update, 4).solve(f, Weights(1), None).value for f in (Kept(), Reversed())]
+    torch.testing.assert_close(*answers, rtol=0, atol=0)
