@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bilevel.errors import BilevelError, describe
-from bilevel.tree import Value, is_value, leaves, leaves_like, same_structure
+from bilevel.tree import Value, from_leaves, is_value, leaves, leaves_like, same_structure
 
 if TYPE_CHECKING:
     from bilevel.solvers.base import Solver
 
 
-def check_point(source: str, found: Value, y: Value) -> None:
+def check_point(source: str, found: Value, y: Value) -> Value:
     """Checks that what an update or a projection returned is of the kind and the shapes of y.
 
     Args:
         source: The name of the update or the projection.
         found: What it returned.
         y: The point that it was given.
+
+    Returns:
+        It, its names in y's order: the state of an update may go by their position.
 
     Raises:
         BilevelError: If it is not.
@@ -33,6 +36,7 @@ def check_point(source: str, found: Value, y: Value) -> None:
                 f"{source} returned shape {tuple(leaf.shape)} for a tensor of shape "
                 f"{tuple(own.shape)}: a point of Y has the shapes that init gives; return those"
             )
+    return from_leaves(leaves_like(found, like=y), like=y)
 
 
 def check_answer(solver: Solver, y: Any, start: Value | None) -> None:

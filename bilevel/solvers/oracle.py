@@ -181,8 +181,7 @@ class Oracle:
                     f"{type(update).__name__} returned a {type(moved).__name__}: an update gives "
                     "the moved variable and its state for the next step; return y, state"
                 )
-            check_point(type(update).__name__, moved[0], y)
-            y, state = self.project(moved[0]), moved[1]
+            y, state = self.project(check_point(type(update).__name__, moved[0], y)), moved[1]
         return y, state
 
     def evaluate(self, y: Value) -> None:
@@ -263,9 +262,9 @@ class Oracle:
                 other shapes.
         """
         nearest = self.follower.project(y, self.batch)
-        if nearest is not y:
-            check_point(f"{type(self.follower).__name__}.project", nearest, y)
-        return nearest
+        if nearest is y:
+            return y
+        return check_point(f"{type(self.follower).__name__}.project", nearest, y)
 
     def of(self, follower: FollowerProblem) -> Oracle:
         """The oracle of another problem, for the same leader and batch, as differentiable.
