@@ -12,7 +12,6 @@ from bilevel import checks
 from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
 from bilevel.errors import (
-    BilevelError,
     raise_constant,
     raise_missing_derivative,
     raise_missing_field,
@@ -221,11 +220,6 @@ class Bilevel:
             return loss
 
         take_step(self.leader_opt, self.leader, closure)
-        if not losses:
-            raise BilevelError(
-                f"{type(self.leader_opt).__name__}.step did not call its closure, which computes "
-                "the leader's loss and gradients: call it, as the optimizers of torch.optim do"
-            )
         return losses[0]
 
     def _leader_loss(self, y: Value, batch: Batch) -> Tensor:

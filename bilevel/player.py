@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+from bilevel.errors import BilevelError
 
 
 class Optimizer(Protocol):
@@ -72,44 +72,33 @@ def take_step(
 ) -> None:
     """Takes one step of a player's optimizer; without one, only evaluates the closure.
 
+    The closure is evaluated before the step, and its first call returns that loss unless the
+    parameters have moved or lost their gradients. So what reads ``.grad`` before it calls the
+    closure sees the gradient of this step, not of the last one: step pre-hooks (gradient clipping),
+    sharpness-aware optimizers.
+
     Args:
         optimizer: The optimizer.
         player: The module whose parameters it moves.
         closure: Computes the loss, fills ``.grad`` and returns the loss.
+
+    Raises:
+        BilevelError: If the optimizer does not call the closure.
     """
+    first = [closure()]
     if optimizer is None:
-        closure()
-    elif _has_pre_hooks(optimizer):
-        # Such a hook runs before the closure is called; it must see this step's gradient, not the
-        # last one's (gradient clipping).
-        optimizer.step(_evaluated(closure, trainable_parameters(player)))
-    else:
-        optimizer.step(closure)
-
-
-def _has_pre_hooks(optimizer: object) -> bool:
-    """Whether an optimizer has step pre-hooks, or one that it wraps as its ``optimizer``."""
-    while optimizer is not None and not getattr(optimizer, "_optimizer_step_pre_hooks", None):
-        optimizer = getattr(optimizer, "optimizer", None)
-    return optimizer is not None or bool(_global_optimizer_pre_hooks)
-
-
-def _evaluated(closure: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Callable[[], Tensor]:
-    """Evaluates the closure now; its first call returns that loss, unless parameters moved."""
-    losses = [closure()]
-    versions = [parameter._version for parameter in parameters]
+        return
+    parameters = trainable_parameters(player)
+    before = [(parameter._version, parameter.grad is None) for parameter in parameters]
 
     def again() -> Tensor:
-        if losses and versions == [parameter._version for parameter in parameters]:
-            return losses.pop()
-        if losses:
-            losses.clear()
-            warnings.warn(
-                "the optimizer moves the parameters before it evaluates the loss: its step "
-                "pre-hooks saw another gradient than that of its step; clip gradients elsewhere, "
-                "such as in a subclass of the optimizer",
-                stacklevel=2,
-            )
-        return closure()
+        now = [(parameter._version, parameter.grad is None) for parameter in parameters]
+        loss = first.pop() if first else None
+        return loss if loss is not None and now == before else closure()
 
-    return again
+    optimizer.step(again)
+    if first:
+        raise BilevelError(
+            f"{type(optimizer).__name__}.step did not call its closure, which computes the loss "
+            "and gradients: call it, as the optimizers of torch.optim do"
+        )

@@ -50,6 +50,14 @@ def test_a_hook_sees_the_gradient_of_its_step(every: bool) -> None:
     hook.remove()
 
 
+class Clearing(torch.optim.SGD):
+    """Clears the gradients before it evaluates."""
+
+    def step(self, closure):
+        self.zero_grad()
+        return super().step(closure)
+
+
 class Twice(torch.optim.SGD):
     """Evaluates twice at the same point."""
 
@@ -154,6 +162,17 @@ def test_no_grad_around_a_step_changes_nothing(adjoint) -> None:
             game.step(Batch(torch.ones(2, 4), torch.zeros(2)))
         results.append(leader.w.detach().clone())
     assert torch.equal(*results)
+
+
+def test_an_optimizer_that_clears_the_gradients_before_it_evaluates() -> None:
+    moved = []
+    for kind in (torch.optim.SGD, Clearing):
+        torch.manual_seed(0)
+        leader, follower, batch = image_game()
+        game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=kind(leader.parameters(), lr=0.1))
+        game.step(batch)
+        moved.append(flat(leader))
+    assert torch.equal(*moved)
 
 
 def test_an_optimizer_that_moves_first_is_not_given_the_gradient_from_before() -> None:

@@ -260,23 +260,6 @@ def test_a_leader_that_evaluates_several_times_in_a_step() -> None:
     assert game.step(batch)["loss"] < first
 
 
-@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
-def test_a_leader_that_is_not_differentiated_through_the_answer_gets_a_constant(schedule) -> None:
-    """So that the solver's graph is not kept during the leader's passes."""
-
-    class Other(ZeroSum):
-        def loss(self, y, batch):
-            seen.append(y.requires_grad)
-            return self.model(batch.x + y).square().mean()
-
-    seen: list[bool] = []
-    zero_sum, follower, batch = image_game()
-    leader, solver = Other(zero_sum.model, follower), Iterative(CNN(1, 0.1, width=4), 1)
-    game = sgd_game(leader, follower, solver, 0.1, schedule=schedule, adjoint=Detached())
-    game.step(batch)
-    assert seen == [False]
-
-
 def test_settings_out_of_range() -> None:
     with pytest.raises(BilevelError, match=r"follower_steps is 0.*give 1, 2"):
         Alternating(follower_steps=0)
