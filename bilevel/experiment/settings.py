@@ -30,7 +30,7 @@ def settings_of(part: object) -> str:
     """
     parts = part.modules() if isinstance(part, nn.Module) else [part]
     # Batch normalisation is another class in a job of several processes.
-    return "; ".join(_attributes(one) for one in parts if not isinstance(one, _BatchNorm))
+    return "; ".join(attributes_of(one) for one in parts if not isinstance(one, _BatchNorm))
 
 
 def shown(value: object) -> str:
@@ -70,7 +70,19 @@ def _code(function: FunctionType) -> str:
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
-def _attributes(part: object) -> str:
+def attributes_of(part: object) -> str:
+    """The settings of an object itself, without those of its submodules.
+
+    Args:
+        part: Any object.
+
+    Returns:
+        Its type, and the values of its public attributes, also of those of its class.
+
+    Example:
+        >>> attributes_of(nn.Sequential(nn.Dropout(0.1)))
+        'Sequential()'
+    """
     kinds = [kind for kind in reversed(type(part).__mro__) if kind not in (object, nn.Module)]
     values = {
         name: value

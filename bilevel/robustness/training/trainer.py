@@ -19,7 +19,7 @@ from bilevel.arguments import instance_of, one_of
 from bilevel.cuda_graphs import CapturedStep
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment import checkpoint
-from bilevel.experiment.settings import settings_of
+from bilevel.experiment.settings import attributes_of, settings_of
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
 from bilevel.robustness.evaluation.accuracy import accuracy
@@ -123,13 +123,14 @@ class Trainer:
         """What a run is made of, apart from the recipe; a resumed one must share it."""
         splits = (self.data.train, self.data.validation)
         tensors = [values for split in splits for values in (split.images, split.labels)]
-        parts = ("leader", "follower", "solver", "schedule", "adjoint")
+        parts = ("follower", "solver", "schedule", "adjoint")
         return {
             "seed": self.seed,
             "precision": self.precision,
             "monitor": self.monitor,
             "checksum of images": checkpoint.fingerprint(*tensors),
             "validation attack": "; ".join(map(settings_of, self.validation_attack)),
+            "leader": attributes_of(self.game.leader),  # its network is known by its weights
             **{name: settings_of(getattr(self.game, name)) for name in parts},
         }
 
