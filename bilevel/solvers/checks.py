@@ -20,7 +20,7 @@ def check_point(source: str, found: Value, y: Value) -> Value:
         y: The point that it was given.
 
     Returns:
-        It, its names in y's order: the state of an update may go by their position.
+        It, its names in y's order, since the state of an update may go by their position.
 
     Raises:
         BilevelError: If it is not.
