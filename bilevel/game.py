@@ -206,9 +206,8 @@ class Bilevel:
             # schedule that differentiates by an adjoint of its own.
             y = tree_map(lambda leaf: leaf.detach() if leaf.is_leaf else leaf, y)
 
-        def closure() -> Tensor:
+        def evaluate(theta: list[Tensor]) -> Tensor:
             with torch.enable_grad():  # which optimizers switch off around their step
-                theta = zero_grad(self.leader)
                 loss = self._leader_loss(self._solve_again(y, batch) if losses else y, batch)
                 moved = theta if losses else theta + phi
                 checks.check_loss("the leader's loss", loss, self.steps, moves=bool(moved))
@@ -219,7 +218,7 @@ class Bilevel:
             losses.append(loss)
             return loss
 
-        take_step(self.leader_opt, self.leader, closure)
+        take_step(self.leader_opt, self.leader, evaluate)
         return losses[0]
 
     def _leader_loss(self, y: Value, batch: Batch) -> Tensor:

@@ -68,35 +68,36 @@ def zero_grad(player: nn.Module) -> list[Tensor]:
 
 
 def take_step(
-    optimizer: Optimizer | None, player: nn.Module, closure: Callable[[], Tensor]
+    optimizer: Optimizer | None, player: nn.Module, evaluate: Callable[[list[Tensor]], Tensor]
 ) -> None:
-    """Takes one step of a player's optimizer; without one, only evaluates the closure.
+    """Takes one step of a player's optimizer; without one, only evaluates the loss.
 
-    The closure is evaluated before the step, and its first call returns that loss unless the
-    parameters have moved or lost their gradients. So what reads ``.grad`` before it calls the
-    closure sees the gradient of this step, not of the last one: step pre-hooks (gradient clipping),
-    sharpness-aware optimizers.
+    The loss is evaluated before the step, and the first call of the optimizer's closure returns it
+    unless the parameters have moved or lost their gradients. So what reads ``.grad`` before it
+    calls the closure sees the gradient of this step, not of the last one: step pre-hooks (gradient
+    clipping), sharpness-aware optimizers.
 
     Args:
         optimizer: The optimizer.
         player: The module whose parameters it moves.
-        closure: Computes the loss, fills ``.grad`` and returns the loss.
+        evaluate: Computes the loss, fills ``.grad`` of the given trainable parameters, which is
+            None, and returns the loss.
 
     Raises:
         BilevelError: If the optimizer does not call the closure.
     """
-    first = [closure()]
+    parameters = zero_grad(player)
+    first = [evaluate(parameters)]
     if optimizer is None:
         return
-    parameters = trainable_parameters(player)
     before = [(parameter._version, parameter.grad is None) for parameter in parameters]
 
-    def again() -> Tensor:
+    def closure() -> Tensor:
         now = [(parameter._version, parameter.grad is None) for parameter in parameters]
         loss = first.pop() if first else None
-        return loss if loss is not None and now == before else closure()
+        return loss if loss is not None and now == before else evaluate(zero_grad(player))
 
-    optimizer.step(again)
+    optimizer.step(closure)
     if first:
         raise BilevelError(
             f"{type(optimizer).__name__}.step did not call its closure, which computes the loss "
