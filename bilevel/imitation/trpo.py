@@ -172,7 +172,7 @@ class TRPO(torch.optim.Optimizer):
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Inputs]:
         """The closure's result, and the inputs on which it evaluated the policy."""
         result, calls = self._record(closure)
-        if not calls:  # a game that shows its gradient to step pre-hooks has evaluated it already
+        if not calls:  # a game evaluates the loss before the step, and the closure returns that
             parameters = self.param_groups[0]["params"]
             gradients = [parameter.grad for parameter in parameters]  # as the hooks left them
             _, calls = self._record(closure)
