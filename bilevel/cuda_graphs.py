@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path
 
 from bilevel import distributed
-from bilevel.errors import BilevelError, describe
+from bilevel.errors import BilevelError, describe, first_line
 from bilevel.game import Bilevel
 from bilevel.problem import Batch
 
@@ -163,8 +163,8 @@ class CapturedStep:
         except RuntimeError as error:
             reason = error.__context__ or error  # ending a capture that has failed fails as well
             raise BilevelError(
-                f"a step cannot be captured in a CUDA graph ({reason}): something in it waits for "
-                "the device; give optimizers fused=True, or leave CUDA graphs out"
+                f"a step cannot be captured in a CUDA graph ({first_line(reason)}): something in "
+                "it waits for the device; give optimizers fused=True, or leave CUDA graphs out"
             ) from error
         self.game.steps = steps
         return graph

@@ -71,7 +71,7 @@ def raise_constant(error: RuntimeError, problem: object) -> None:
         ) from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     r"""An error's message, without what torch adds to it on further lines.
 
     Args:

@@ -139,7 +139,8 @@ def _check(name: str, args: Any, kwargs: Any, tensors: list[Tensor], far: bool) 
     if uploading:
         uploads.append(_line())
     if Graph.open and (waiting or uploading):
-        raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
+        reason = f"{name}: operation not permitted when stream is capturing"
+        raise RuntimeError(f"{reason}\nKernel errors might be reported at some other call.")
     if mixed and name not in MIXING:
         raise RuntimeError(f"{name}: expected all tensors to be on the same device")
     generator = kwargs.get("generator")

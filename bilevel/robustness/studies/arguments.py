@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from bilevel import distributed
+from bilevel import Lookahead, Optimistic, Schedule, distributed
 from bilevel.errors import BilevelError
 from bilevel.experiment.checkpoint import fingerprint
 from bilevel.robustness.data.images import Splits, sample
@@ -122,9 +122,10 @@ class TrainingArguments:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the networks, which takes a minute before the first step. auto does so on a GPU, but
     not for digits and fashion-mnist, --smoke, or --sync-batchnorm in many processes."""
-    cuda_graphs: bool = False
-    """Replay each training step as one CUDA graph, which pays where a GPU waits for Python, as with
-    small networks; takes the memory of a step for itself."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Replay each training step as one CUDA graph, so that the GPU does not wait for Python; takes
+    the memory of a step for itself. auto does so on a GPU in one process, but not for networks of
+    your own, or with the schedules optimistic and lookahead."""
     recompute: bool = False
     """Activation checkpointing in the classifier: less memory, more time."""
     channels_last: bool = True
@@ -181,6 +182,22 @@ class TrainingArguments:
         # Communication in batch normalisation would break the graph at each layer.
         shared = self.sync_batchnorm and distributed.world_size() > 1
         return device.type == "cuda" and not quick and not shared
+
+    def captures(self, device: torch.device, schedule: Schedule) -> bool:
+        """Whether training steps are captured in a CUDA graph.
+
+        Args:
+            device: The device that computes them.
+            schedule: Under which they are taken.
+
+        Returns:
+            The choice of ``cuda_graphs``; for ``"auto"``, whether it is known to be possible.
+        """
+        if self.cuda_graphs != "auto":
+            return self.cuda_graphs == "on"
+        # A graph would not repeat what a network of one's own may do in Python.
+        known = ":" not in self.recipe().model and not isinstance(schedule, Optimistic | Lookahead)
+        return device.type == "cuda" and distributed.world_size() == 1 and known
 
     def load(self, device: torch.device) -> Splits:
         """The images.

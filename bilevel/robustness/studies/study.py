@@ -71,7 +71,7 @@ class Study:
         codes = {"code": experiment.code(), "network": code_of(self.recipe.model)}
         distributed.check_consistent({**asdict(args), **codes})
         self.device = experiment.pick_device(args.device)
-        if args.cuda_graphs:
+        if args.cuda_graphs == "on":
             check_cuda_graphs(self.device)
         self._precision: Precision = (
             default_precision(self.device) if args.precision == "auto" else args.precision
@@ -206,7 +206,7 @@ class Study:
                 seed=self.args.seed,
                 monitor="validation_clean" if about.method == "plain" else "validation_robust",
                 precision=self._precision,
-                cuda_graphs=self.args.cuda_graphs,
+                cuda_graphs=self.args.captures(self.device, game.schedule),
                 path=folder / "checkpoint.pt",
                 config={"method": name, "dataset": about.dataset, **sizes, **config}
                 | {"sync_batchnorm": self.args.sync_batchnorm}

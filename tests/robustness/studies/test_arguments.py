@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel import BilevelError, distributed
+from bilevel import (
+    Alternating,
+    BilevelError,
+    Lookahead,
+    Optimistic,
+    Schedule,
+    Simultaneous,
+    distributed,
+)
 from bilevel.experiment import commandline
 from bilevel.robustness import Augment
 from bilevel.robustness.studies.arguments import TrainingArguments
@@ -55,6 +63,32 @@ def test_networks_are_compiled_where_that_is_worth_its_while(
     args = replace(TrainingArguments(dataset="cifar10"), **given)
     assert args.compiles(CUDA) == compiles
     assert args.compiles(CPU) == (args.compile == "on")
+
+
+@pytest.mark.parametrize(
+    ("given", "schedule", "processes", "captures"),
+    [
+        ({}, Simultaneous(), 1, True),
+        ({"smoke": True}, Alternating(), 1, True),
+        ({}, Optimistic(), 1, False),
+        ({}, Lookahead(), 1, False),
+        ({}, Simultaneous(), 2, False),
+        ({"model": "mine:network"}, Simultaneous(), 1, False),
+        ({"model": "mine:network", "cuda_graphs": "on"}, Optimistic(), 2, True),
+        ({"cuda_graphs": "off"}, Simultaneous(), 1, False),
+    ],
+)
+def test_steps_are_captured_where_that_is_known_to_be_possible(
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    schedule: Schedule,
+    processes: int,
+    captures: bool,
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    args = replace(TrainingArguments(dataset="cifar10"), **given)
+    assert args.captures(CUDA, schedule) == captures
+    assert args.captures(CPU, schedule) == (args.cuda_graphs == "on")
 
 
 @pytest.mark.parametrize(
