@@ -15,7 +15,8 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from suite.tables import PAPER, PAPER_PGM20, runs_of, time_to_pgm
+from suite.runs import named, over_seeds, runs_of, time_to_pgm
+from suite.tables import PAPER, PAPER_PGM20
 from tabulated.reading import read
 
 from bilevel import BilevelError
@@ -110,37 +111,50 @@ def main(args: Args) -> None:
 def draw(axes: Axes, panel: Panel) -> None:
     """One panel: hollow markers are published figures, filled ones were measured here."""
     ours = measured(panel)
-    for point in (*panel.points, *ours):
-        color = OURS if point.ours else INK
-        fill = OURS if point.ours else "white"
-        axes.scatter(point.time, point.accuracy, s=36, zorder=3, facecolor=fill, edgecolor=color)
-        late = point.time > 0.8  # its name would leave the panel
-        axes.annotate(
-            point.name,
-            (point.time, point.accuracy),
-            textcoords="offset points",
-            xytext=(14, 6) if late else (4, -11),
-            ha="right" if late else "left",
-            color=color,
-            fontsize=8,
-        )
+    points = sorted((*panel.points, *ours), key=lambda point: point.accuracy)
     for name, accuracy in panel.limits:
         axes.axhline(accuracy, color=MUTED, linewidth=0.8, linestyle=":")
         axes.text(0.02, accuracy, name, color=MUTED, fontsize=7, va="bottom")
     axes.set_title(panel.title, loc="left", fontsize=9)
     axes.set_xlabel("training time ÷ PGM-10" + ("" if ours else "\n(ours: not measured)"))
     axes.set_ylabel(f"accuracy, % ({panel.attack})")
-    top = max(one.accuracy for one in (*panel.points, *ours, Point("", 0, 10)))
+    top = max(one.accuracy for one in (*points, Point("", 0, 10)))
     axes.set_xlim(0, 1.2)
     axes.set_ylim(-0.1 * top, 1.1 * top)
+    axes.figure.draw_without_rendering()  # lays out, so that it is known where names overlap
+    for point in points:
+        color = OURS if point.ours else INK
+        fill = OURS if point.ours else "white"
+        axes.scatter(point.time, point.accuracy, s=36, zorder=3, facecolor=fill, edgecolor=color)
+        annotate(axes, point, color)
+
+
+def annotate(axes: Axes, point: Point, color: str) -> None:
+    """A point's name, where there is no other name yet."""
+    taken = [text.get_window_extent() for text in axes.texts]
+    late = point.time > 0.8  # to the right its name would leave the panel
+    name = axes.annotate(
+        point.name,
+        (point.time, point.accuracy),
+        xytext=(0, 0),
+        textcoords="offset points",
+        ha="right" if late else "left",
+        color=color,
+        fontsize=8,
+    )
+    for height in (-11, 6, -22, 17):
+        name.set_position((14 if late else 4, height))
+        if not any(name.get_window_extent().overlaps(box) for box in taken):
+            break
 
 
 def measured(panel: Panel) -> list[Point]:
     """Our results for the panel's model, where PGM-10 was trained in the same way."""
-    runs = [one for one in runs_of(read(panel.folder)) if one["model"] == panel.model]
+    found = [one for one in runs_of(read(panel.folder)) if one["model"] == panel.model]
+    runs = over_seeds(found)
     times = [(one, time_to_pgm(one, runs)) for one in runs]
     return [
-        Point(one["method"], time, 100 * one[panel.key], ours=True)
+        Point(named(one), time, 100 * one[panel.key], ours=True)
         for one, time in times
         if time is not None
     ]

@@ -166,22 +166,21 @@ def time_steps(part: Steps, device: torch.device, clock: Clock) -> list[Record]:
 
 def train(args: Args, part: Run, images: Splits, device: torch.device, clock: Clock) -> Job:
     """A training run by the fast recipe."""
-    recipe = fast(replace(RECIPES[dataset(args)], model=part.model))
+    recipe = fast(replace(RECIPES[dataset(args)], model=part.model, attacker=part.attacker))
     epochs = args.epochs if args.epochs is not None else part.epochs
     precision = part.precision or default_precision(device)
-    name = part.method + (f", {part.precision}" if part.precision else "")
     training = Training(
         part.method,
         replace(recipe, epochs=recipe.epochs if epochs is None else epochs),
         dataset(args),
         precision=precision,
-        compiled=part.compiled,
-        seed=args.seed,
-        folder=args.out / part.model / name.replace(", ", "-"),
+        fast=part.fast,
+        seed=args.seed + part.seed,
+        folder=args.out / part.model / part.name.replace(", ", "-").replace(" ", "-"),
         attack_minutes=part.minutes,
     )
     run = partial(training.run, images, clock)
-    return Job(f"training {part.model}, {name}", run, part.minutes)
+    return Job(f"training {part.model}, {part.name}", run, part.minutes)
 
 
 def dataset(args: Args) -> Dataset:

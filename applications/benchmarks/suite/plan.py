@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bilevel.alias import ScheduleName
 from bilevel.robustness.networks.speed import Precision
+from bilevel.robustness.training.methods import Form, is_learned
 from suite.steps import Size
 
 Way = tuple[Precision, bool, bool]
@@ -41,17 +43,28 @@ class Run:
         model: The classifier.
         method: How its follower is solved.
         epochs: None for the recipe's.
+        seed: Added to that of the command line.
+        attacker: The learned solver's network.
         precision: In which it trains; None for the device's.
-        compiled: Whether its networks are.
+        fast: Whether its networks are compiled and its steps captured in a CUDA graph.
         minutes: That it may take on a GPU before it can be interrupted, and its attacks.
     """
 
     model: str
     method: str
     epochs: int | None = None
+    seed: int = 0
+    attacker: Form = "wide"
     precision: Precision | None = None
-    compiled: bool = False
+    fast: bool = False
     minutes: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What tells it from other runs."""
+        attacker = self.attacker if is_learned(self.method) and self.attacker != "wide" else ""
+        seed = f"seed {self.seed}" if self.seed else ""
+        return ", ".join(filter(None, (self.method, attacker, self.precision, seed)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class Scale:
     @property
     def compiled(self) -> bool:
         """Whether a training run is compiled."""
-        return any(isinstance(part, Run) and part.compiled for part in self.parts)
+        return any(isinstance(part, Run) and part.fast for part in self.parts)
 
 
 BF16, FLOAT32, TF32 = (Way((name, False, False)) for name in ("bf16", "float32", "tf32"))
@@ -82,31 +95,32 @@ WRN, RESNET = Size("wrn-34-10", 64, 128), Size("resnet18", None, 128)
 ONE: tuple[ScheduleName, ...] = ("simultaneous",)
 
 
-def _resnet(method: str, precision: Precision | None = None) -> Run:
-    return Run("resnet18", method, 20, precision, compiled=True, minutes=2.0)
+_resnet = partial(Run, "resnet18", epochs=15, fast=True, minutes=2.0)
 
 
-# The first nine serve the targets, and are meant for half an hour; the rest completes the tables.
+# The first eight serve the targets; the rest completes the tables.
 FULL = Scale(
     parts=(
-        Steps(WRN, (BF16_COMPILED,), ONE, minutes=5.0),
-        Steps(WRN, (FLOAT32,), minutes=3.5),
+        Steps(WRN, (FLOAT32,), rounds=3, minutes=3.0),
+        Steps(WRN, (BF16_GRAPH, BF16_COMPILED), ONE, minutes=2.5),
         _resnet("two-step-l2l"),
         _resnet("pgm"),
-        Steps(WRN, (TF32,), ONE, minutes=2.0),
-        Steps(RESNET, (BF16_COMPILED,), ONE, minutes=2.5),
+        _resnet("two-step-l2l", attacker="two-layer"),
         _resnet("grad-l2l"),
         _resnet("plain"),
-        _resnet("two-step-l2l", "float32"),
-        Steps(WRN, (BF16_GRAPH,), ONE, minutes=4.0),
-        Steps(RESNET, (FLOAT32,), minutes=1.5),
-        Steps(RESNET, (BF16_GRAPH,), ONE, minutes=2.5),
-        Steps(WRN, (BF16,), minutes=2.5),
-        Steps(RESNET, (BF16,), minutes=1.5),
+        Steps(WRN, (TF32,), ONE, minutes=1.0),
+        _resnet("two-step-l2l", precision="float32"),
+        _resnet("two-step-l2l", seed=1),
+        _resnet("pgm", seed=1),
+        _resnet("two-step-l2l", attacker="two-layer", seed=1),
+        Steps(RESNET, (BF16_GRAPH, BF16_COMPILED), ONE, minutes=2.5),
+        Steps(RESNET, (BF16,), minutes=1.0),
+        Steps(WRN, (BF16,), minutes=1.0),
+        Steps(RESNET, (FLOAT32,), rounds=3, minutes=1.5),
         Steps(WRN, (TF32_COMPILED,), ONE, minutes=5.0),
-        Steps(WRN, (FLOAT32_COMPILED,), ONE, minutes=5.0),
+        Steps(WRN, (FLOAT32_COMPILED,), ONE, rounds=3, minutes=5.0),
         *(
-            Run("wrn-34-10", method, 15, compiled=True, minutes=4.0)
+            Run("wrn-34-10", method, 15, fast=True, minutes=4.0)
             for method in ("two-step-l2l", "pgm", "grad-l2l", "plain")
         ),
     ),
@@ -127,7 +141,7 @@ SMALL = Scale(
 
 DIGITS = replace(
     SMALL,
-    parts=(SMALL.parts[0], *(Run("small-cnn", method) for method in METHODS)),
+    parts=(SMALL.parts[0], *(Run("small-cnn", one, attacker="two-layer") for one in METHODS)),
     images=(None, None, None),
 )
 """On a processor, without."""
@@ -135,7 +149,7 @@ DIGITS = replace(
 SMOKE = Scale(
     parts=(
         Steps(Size("wrn-10-1", None, 4), (BF16,), rounds=1),
-        *(Run("small-cnn", method, 1) for method in METHODS),
+        *(Run("small-cnn", method, 1, attacker="two-layer") for method in METHODS),
     ),
     images=(128, 32, 16),
 )
@@ -144,7 +158,7 @@ SMOKE = Scale(
 SMOKE_GPU = Scale(
     parts=(
         Steps(Size("wrn-10-1", None, 32), (BF16_COMPILED, BF16_GRAPH, TF32), ONE, rounds=1),
-        Run("wrn-10-1", "two-step-l2l", 1, compiled=True),
+        Run("wrn-10-1", "two-step-l2l", 1, fast=True),
         Run("wrn-10-1", "plain", 1),
     ),
     images=(512, 64, 64),

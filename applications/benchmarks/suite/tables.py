@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).parents[2]))  # where the paper's tables are
 
 from reproduce_lib.paper import TABLE_2, TABLE_3
 
 from bilevel.experiment.tables import cell, markdown
+from suite.runs import Record, Target, reached_by_runs, runs_of, trained
 from suite.steps import METHODS, way
-
-Record = Mapping[str, Any]
 
 PAPER = {name: seconds / TABLE_3["cifar10"]["pgm"] for name, seconds in TABLE_3["cifar10"].items()}
 """Table 3 as ratios: an epoch of WRN-34-10 on CIFAR-10, divided by PGM-10's."""
@@ -24,7 +22,7 @@ PAPER_PGM20 = {
 }
 """Accuracies under PGM-20 of the same classifiers, in per cent."""
 
-FAST: dict[str, object] = {"precision": "bf16", "compiled": True}
+FAST: dict[str, object] = {"precision": "bf16", "compiled": True, "graphs": True}
 """What a GPU trains in unless told otherwise."""
 
 UNKNOWN = "not measured"
@@ -54,11 +52,6 @@ def steps_of(records: Iterable[Record]) -> list[Record]:
     return [one for one in records if "flops_per_second" in one and "method" in one]
 
 
-def runs_of(records: Iterable[Record]) -> list[Record]:
-    """The records of training runs."""
-    return [one for one in records if "worst_case" in one]
-
-
 def cost(steps: Sequence[Record]) -> str:
     """Seconds, ratio to PGM-10, arithmetic and memory of a step."""
     rows = []
@@ -81,35 +74,6 @@ def cost(steps: Sequence[Record]) -> str:
     return markdown([*titles, "TFLOP/s", "peak, MiB"], rows)
 
 
-def trained(runs: Sequence[Record]) -> str:
-    """What classifiers withstand, beside the seconds that it took to train them."""
-    attacks = {
-        "clean": "clean",
-        "pgm20": "PGM-20",
-        "pgm100": "PGM-100",
-        "left_after_apgdce": "… and APGD-CE",
-        "worst_case": "… and APGD-T",
-    }
-    rows = [
-        [
-            one["method"],
-            way(one["precision"], one["compiled"]),
-            *(f"{100 * one[key]:.2f}" for key in attacks),
-            f"{one['seconds']:.1f}",
-            cell(time_to_pgm(one, runs)),
-        ]
-        for one in runs
-    ]
-    return markdown(["method", "precision", *attacks.values(), "training, s", "÷ PGM-10"], rows)
-
-
-def time_to_pgm(run: Record, runs: Sequence[Record]) -> float | None:
-    """The training time divided by that of PGM-10 for the same network in the same way."""
-    alike = {key: run[key] for key in ("model", "precision", "compiled")} | {"method": "pgm"}
-    pgm = next((one for one in runs if alike.items() <= one.items()), None)
-    return run["seconds"] / pgm["seconds"] if pgm else None
-
-
 def table_3(cpu: Sequence[Record], gpu: Sequence[Record], *, counted: bool = True) -> str:
     """The paper's Table 3 as ratios to PGM-10, what was counted, and what was measured."""
     ours = Steps(cpu, "wrn-34-10")
@@ -120,7 +84,7 @@ def table_3(cpu: Sequence[Record], gpu: Sequence[Record], *, counted: bool = Tru
         "one pass, counted": ours.to_pgm("step"),
         "one pass, CPU": ours.times(),
         "one pass, CPU, bf16": ours.times(precision="bf16"),
-        "one pass, GPU, bf16, compiled": Steps(gpu, "wrn-34-10").times(**FAST),
+        "one pass, GPU": Steps(gpu, "wrn-34-10").times(**FAST),
     }
     if not counted:
         columns = {title: column for title, column in columns.items() if "counted" not in title}
@@ -143,10 +107,6 @@ def targets(records: Sequence[Record]) -> str:
     return markdown(["figure", "target", "measured"], rows)
 
 
-Target = tuple[str, str, float | None]
-"""A figure, what is aimed at, and what was measured."""
-
-
 def reached(records: Sequence[Record]) -> Iterator[Target]:
     """Each figure, its target, and its value where it was measured."""
     yield from reached_by_steps(records)
@@ -157,39 +117,23 @@ def reached_by_steps(records: Sequence[Record]) -> Iterator[Target]:
     """Of the cost of a step beside WRN-34-10."""
     steps = Steps(records, "wrn-34-10")
     for precision in ("float32", "tf32", "bf16"):
-        kind = {"precision": precision, "compiled": precision == "bf16"}
+        fast = precision == "bf16"
+        kind = {"precision": precision, "compiled": fast, "graphs": fast}
         for method, aim in (("grad-l2l", "≤ 0.27"), ("two-step-l2l", "≤ 0.40")):
             title = f"{method} ÷ pgm, wrn-34-10, {way(*kind.values())}"
             yield title, aim, steps.times(**kind).get(method)
+        kind["graphs"] = False  # in which memory is not seen
         title = f"memory of two-step-l2l ÷ pgm, wrn-34-10, {way(*kind.values())}"
         yield title, "≤ 1.6", steps.to_pgm("peak_mib", **kind).get("two-step-l2l")
     ours = steps.find(method="two-step-l2l", **FAST)
     authors = steps.find(method="two-step-l2l", schedule="alternating")
-    title = "two-step-l2l, wrn-34-10: bf16 compiled ÷ float32 alternating"
+    title = f"two-step-l2l, wrn-34-10: {way(**FAST)} ÷ float32 alternating"
     yield title, "≤ 0.15", ours["seconds"] / authors["seconds"] if ours and authors else None
     rates = (one for one in records if one["job"] == "matrix rates" and "precision" in one)
     rate = next((one for one in rates if one["precision"] == "bf16"), None)
     plain = steps.find(method="plain", **FAST)
     share = plain["flops_per_second"] / rate["flops_per_second"] if plain and rate else None
-    yield "plain wrn-34-10, bf16 compiled, share of the matrix rate", "≥ 0.45", share
-
-
-def reached_by_runs(records: Sequence[Record]) -> Iterator[Target]:
-    """Of what ResNet-18 withstands, and how long it took to learn it."""
-    runs = {
-        (one["method"], one["precision"]): one
-        for one in runs_of(records)
-        if one["model"] == "resnet18" and one["compiled"]
-    }
-    learned, pgm = runs.get(("two-step-l2l", "bf16")), runs.get(("pgm", "bf16"))
-    exact = runs.get(("two-step-l2l", "float32"))
-    gain = learned["worst_case"] - pgm["worst_case"] if learned and pgm else None
-    yield "worst case of two-step-l2l − pgm, resnet18", "≥ 0", gain
-    ratio = time_to_pgm(learned, [pgm]) if learned and pgm else None
-    yield "training time of two-step-l2l ÷ pgm, resnet18", "≤ 0.45", ratio
-    for key, what in (("clean", "clean accuracy"), ("worst_case", "worst case")):
-        change = abs(learned[key] - exact[key]) if learned and exact else None
-        yield f"{what} of two-step-l2l, resnet18: bf16 − float32", "≤ 0.005", change
+    yield f"plain wrn-34-10, {way(**FAST)}, share of the matrix rate", "≥ 0.45", share
 
 
 class Steps:

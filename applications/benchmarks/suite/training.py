@@ -44,7 +44,7 @@ class Training:
         recipe: How, and which classifier.
         dataset: What the images come from.
         precision: That it trains in.
-        compiled: Whether its networks are.
+        fast: Whether its networks are compiled and its steps captured in a CUDA graph.
         seed: Of everything.
         folder: Of its checkpoints.
         attack_minutes: What must be left of a stage for the attacks to begin.
@@ -54,7 +54,7 @@ class Training:
     recipe: Recipe
     dataset: Dataset
     precision: Precision
-    compiled: bool
+    fast: bool
     seed: int
     folder: Path
     attack_minutes: float = 0.0
@@ -77,9 +77,11 @@ class Training:
                 "dataset": self.dataset,
                 "precision": self.precision,
                 "compiled": all(map(is_compiled, [model, *learned(game.solver)])),
+                "graphs": self.fast,
                 "seed": self.seed,
                 "epochs": self.recipe.epochs,
                 "best_epoch": progress.best_epoch,
+                "attacker": about.attacker.form if about.learned else None,
                 "attacker_width": about.attacker.width if about.learned else None,
                 "seconds": median(progress.seconds) * self.recipe.epochs,
                 "seconds_with_compilation": sum(progress.seconds),
@@ -93,7 +95,7 @@ class Training:
         model, solver = about.classifier(), about.solver(self.recipe.pgm_steps)
         for network in (model, *learned(solver)):
             network.to(device, memory_format=torch.channels_last)
-            if self.compiled:
+            if self.fast:
                 compile_network(network)
         follower = Linf(about.epsilon)
         return make_game(ZeroSum(model, follower), follower, solver, self.recipe)
@@ -115,6 +117,7 @@ class Training:
             path=self.folder / "checkpoint.pt",
             config=config,
             precision=self.precision,
+            cuda_graphs=self.fast,
             monitor="validation_clean" if self.method == "plain" else "validation_robust",
             report=report,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from suite import tables
-from suite.steps import way
+from suite.runs import runs_of, trained
+from suite.steps import METHODS, way
 
 from bilevel.experiment.tables import cell, markdown
 from tabulated.reading import read
@@ -52,6 +53,34 @@ def memory() -> str:
     return markdown(["method", "float32", "÷ PGM-10", "bf16", "÷ PGM-10"], rows)
 
 
+def gpu(model: str) -> str:
+    """Milliseconds of a step on a GPU, the slowest way first, and the ratio to PGM-10's."""
+    steps = tables.Steps(read("gpu_suite"), model)
+    learned = [one for one in steps.records if one["method"] == "two-step-l2l"]
+    columns = {}
+    for one in sorted(learned, key=lambda one: -one["seconds"]):
+        kind = {key: one[key] for key in ("schedule", "precision", "compiled", "graphs")}
+        both = "alternating, " if one["schedule"] == "alternating" else ""
+        title = both + way(one["precision"], one["compiled"], one["graphs"])
+        columns[title] = {method: steps.find(method=method, **kind) for method in METHODS}
+    rows = [
+        [
+            method,
+            *(
+                f"{1e3 * one['seconds']:.1f} ({one['ratio_to_pgm']:.2f})" if one else "–"
+                for one in (column[method] for column in columns.values())
+            ),
+        ]
+        for method in METHODS
+    ]
+    return markdown(["method", *columns], rows)
+
+
+def gpu_training() -> str:
+    """Training runs on a GPU."""
+    return trained(runs_of(read("gpu_suite")))
+
+
 def targets() -> str:
     """What is aimed at on a GPU, and what was reached."""
     return tables.targets(read("gpu_suite"))
@@ -59,4 +88,4 @@ def targets() -> str:
 
 def small_training() -> str:
     """The small version of the GPU's training runs."""
-    return tables.trained(tables.runs_of(read("gpu_suite-small")))
+    return trained(runs_of(read("gpu_suite-small")))
