@@ -166,12 +166,12 @@ def time_steps(part: Steps, device: torch.device, clock: Clock) -> list[Record]:
 
 def train(args: Args, part: Run, images: Splits, device: torch.device, clock: Clock) -> Job:
     """A training run by the fast recipe."""
-    recipe = fast(replace(RECIPES[dataset(args)], model=part.model, attacker=part.attacker))
+    recipe = fast(replace(RECIPES[dataset(args)], model=part.model))
     epochs = args.epochs if args.epochs is not None else part.epochs
     precision = part.precision or default_precision(device)
     training = Training(
         part.method,
-        replace(recipe, epochs=recipe.epochs if epochs is None else epochs),
+        replace(recipe, attacker=part.attacker, epochs=recipe.epochs if epochs is None else epochs),
         dataset(args),
         precision=precision,
         fast=part.fast,

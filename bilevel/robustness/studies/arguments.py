@@ -83,10 +83,11 @@ class TrainingArguments:
     """small-cnn, resnet18, wrn-DEPTH-WIDTH such as wrn-34-10, or MODULE:FUNCTION for a network of
     your own, FUNCTION(channels=..., classes=...) from images in [0, 1] to logits."""
     attacker: Form | None = None
-    """The attacker's network: wide is the paper's Table 1, slim its Table 5."""
+    """The attacker's network: wide is the paper's Table 1, slim its Table 5, two-layer the one of
+    --fast."""
     attacker_width: int | None = None
-    """Channels of the attacker's first layer; scale it with the classifier, as --fast does by
-    default."""
+    """Channels of the attacker's first layer; scale it with the classifier, as --fast does unless
+    it is given."""
     normalize: Over = "sample"
     """Divide gradients by each image's maximum, or by the batch's, as in the authors' code."""
     gradient_skip: float | None = None

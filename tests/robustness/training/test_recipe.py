@@ -96,11 +96,12 @@ def test_the_fast_form(dataset: str) -> None:
     mean = quick.lr * sum(quick.lr_factor(step / 100) for step in steps) / len(steps)
     assert mean == pytest.approx(recipe.lr, rel=0.05)
     small = recipe.model == "small-cnn"
-    assert (quick.ema, quick.gradient_skip) == (0.995, 2.0)
+    assert (quick.ema, quick.gradient_skip, quick.attacker) == (0.995, 2.0, "two-layer")
     assert quick.weight_decay == (recipe.weight_decay if small else 5e-4)
     assert quick.attacker_width == (recipe.attacker_width if small else None)
     assert replace(quick, **{name: getattr(recipe, name) for name in (
-        "epochs", "one_cycle", "lr", "weight_decay", "ema", "attacker_width", "gradient_skip",
+        "epochs", "one_cycle", "lr", "weight_decay", "ema", "attacker", "attacker_width",
+        "gradient_skip",
     )}) == recipe  # fmt: skip
 
 
