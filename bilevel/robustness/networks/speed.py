@@ -197,6 +197,6 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
             raise  # torch raises no class of its own where a processor's memory ends
         raise BilevelError(
             f"out of memory with batches of {batch_size} images: activations take most of it; give "
-            "--recompute, with which --resume goes on, or begin again with a smaller --batch-size "
-            "or --precision bf16"
+            "--recompute or --cuda-graphs off, with which --resume goes on, or begin again with a "
+            "smaller --batch-size or --precision bf16"
         ) from error
