@@ -58,7 +58,7 @@ def trained(runs: Sequence[Record]) -> str:
     rows = [
         [
             named(one),
-            way_of(one),
+            one["precision"],
             str(one["seeds"]),
             *(accuracy(one, key) for key in ACCURACIES),
             f"{one['seconds']:.1f}",
