@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parents[2] / "applications" / "benchmarks")
@@ -46,3 +49,12 @@ def test_what_was_not_measured_leaves_its_column_to_no_other(
 def test_the_frontier_is_drawn_from_the_results(tmp_path: Path) -> None:
     frontier.main(frontier.Args(out=tmp_path / "frontier.png"))
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("panel", frontier.PANELS, ids=lambda panel: panel.model)
+def test_names_in_the_frontier_do_not_overlap(panel: Any) -> None:
+    axes = Figure(figsize=(3.2, 3.6), layout="constrained").subplots()
+    frontier.draw(axes, panel)
+    names = [text.get_window_extent() for text in axes.texts]
+    assert len(names) > 3
+    assert not any(a.overlaps(b) for a, b in combinations(names, 2))
