@@ -76,6 +76,7 @@ class CapturedStep:
         check_cuda_graphs(self._device)
         self._gpu = torch.get_device_module(self._device)
         self._pool = pool
+        self._side = self._gpu.Stream()  # one, since memory that was freed stays with its stream
         self._kind: Any = None
         self._taken = 0
         self._graph: Any = None
@@ -119,7 +120,7 @@ class CapturedStep:
 
     def _warm_up(self, batch: Batch) -> dict[str, Tensor]:
         """A step on a stream of its own, as torch asks for; the last one shows what it replaces."""
-        current, side = self._gpu.current_stream(), self._gpu.Stream()
+        current, side = self._gpu.current_stream(), self._side
         before = self._places()
         side.wait_stream(current)
         with self._gpu.stream(side):
@@ -147,7 +148,8 @@ class CapturedStep:
             raise BilevelError(
                 f"a step under {self.game.schedule!r} changes the state {moved[0]} on the host, or "
                 "puts it into new memory, which a CUDA graph does not repeat; give optimizers "
-                "fused=True, a schedule without memory, or leave CUDA graphs out"
+                "fused=True, a schedule without memory, or leave CUDA graphs out (applications: "
+                "--cuda-graphs off)"
             )
 
     def _capture(self, batch: Batch) -> Any:
@@ -162,9 +164,12 @@ class CapturedStep:
             raise
         except RuntimeError as error:
             reason = error.__context__ or error  # ending a capture that has failed fails as well
+            if isinstance(reason, torch.OutOfMemoryError | KeyboardInterrupt):
+                raise reason from None
             raise BilevelError(
                 f"a step cannot be captured in a CUDA graph ({first_line(reason)}): something in "
-                "it waits for the device; give optimizers fused=True, or leave CUDA graphs out"
+                "it waits for the device; give optimizers fused=True, or leave CUDA graphs out "
+                "(applications: --cuda-graphs off)"
             ) from error
         self.game.steps = steps
         return graph

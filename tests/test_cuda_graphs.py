@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +37,30 @@ def test_tensors_in_other_objects_would_not_be_copied(monkeypatch: pytest.Monkey
     step = CapturedStep(games.begin(games.bilinear(), 1.0, 1.0, lr=0.1))
     with pytest.raises(BilevelError, match="the batch holds a SimpleNamespace"):
         step((torch.zeros(2), SimpleNamespace(x=torch.zeros(2))))
+
+
+@pytest.mark.parametrize("reason", [torch.OutOfMemoryError("no memory"), KeyboardInterrupt()])
+def test_what_ended_a_capture_is_told(
+    monkeypatch: pytest.MonkeyPatch, reason: BaseException
+) -> None:
+    """Though ending a broken capture raises another error."""
+
+    @contextmanager
+    def broken(graph: object, pool: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("the capture is invalid")
+
+    def step(batch: object) -> None:
+        raise reason
+
+    monkeypatch.setattr(torch.cpu, "CUDAGraph", object, raising=False)
+    monkeypatch.setattr(torch.cpu, "graph", broken, raising=False)
+    captured = CapturedStep(games.begin(games.bilinear(), 1.0, 1.0, lr=0.1))
+    monkeypatch.setattr(captured.game, "step", step)
+    with pytest.raises(type(reason)):
+        captured._capture(())
 
 
 GAMES = """

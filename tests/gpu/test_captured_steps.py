@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def train(game: Any, device: torch.device, *, captured: bool) -> list[dict[str, float]]:
+    torch.manual_seed(1)
     step, metrics = CapturedStep(game) if captured else game.step, []
     for k in range(14):
         momentum = 0.5 if k == 12 else 0.9
@@ -47,14 +49,14 @@ def test_captured_steps_are_the_same_steps(
     method: str, schedule: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    plain, captured = (image_game(device, method, schedule) for _ in range(2))
+    """Bit for bit, with dropout, random starts and rates that change."""
+    made = partial(image_game, device, method, schedule, dropout=0.2, start=0.05)
+    plain, captured = made(), made()
     with computing("float32", device):
         expected = train(plain, device, captured=False)
         found = train(captured, device, captured=True)
-    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-6), k
-    states = [tensors(game) for game in (captured, plain)]
-    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-6)
+    assert found == expected
+    assert all(map(torch.equal, tensors(captured), tensors(plain)))
 
 
 @pytest.mark.parametrize(("dropout", "start"), [(0.5, 0.0), (0.0, 0.05), (0.0, 0.0)])

@@ -98,7 +98,7 @@ ONE: tuple[ScheduleName, ...] = ("simultaneous",)
 _resnet = partial(Run, "resnet18", epochs=15, fast=True, minutes=2.0)
 
 
-# The first eight serve the targets; the rest completes the tables.
+# The targets need no more than the first nine; the rest completes the tables.
 FULL = Scale(
     parts=(
         Steps(WRN, (FLOAT32,), rounds=3, minutes=3.0),

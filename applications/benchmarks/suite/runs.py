@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import sub, truediv
 from statistics import fmean
 from typing import Any
 
@@ -47,9 +48,9 @@ def named(run: Record) -> str:
     return run["method"] + (f", {attacker}" if attacker else "")
 
 
-def way_of(run: Record) -> str:
+def way_of(record: Record) -> str:
     """How it computed."""
-    return way(run["precision"], run["compiled"], run.get("graphs", False))
+    return way(record["precision"], record["compiled"], record.get("graphs", False))
 
 
 def trained(runs: Sequence[Record]) -> str:
@@ -90,13 +91,13 @@ def reached_by_runs(records: Sequence[Record]) -> Iterator[Target]:
     pgm = chosen(runs, "pgm", "bf16")
     for attacker in ("wide", "two-layer"):
         learned = chosen(runs, f"two-step-l2l, {attacker}", "bf16")
-        gain = paired(learned, pgm, lambda a, b: a["worst_case"] - b["worst_case"])
+        gain = paired("worst_case", learned, pgm, sub)
         yield f"worst case of two-step-l2l, {attacker} attacker, − pgm, resnet18", "≥ 0", gain
-        ratio = paired(learned, pgm, lambda a, b: a["seconds"] / b["seconds"])
+        ratio = paired("seconds", learned, pgm, truediv)
         yield f"training time of the same ÷ pgm, {attacker} attacker", "≤ 0.45", ratio
     rounded, exact = (chosen(runs, "two-step-l2l, wide", one) for one in ("bf16", "float32"))
     for key, what in (("clean", "clean accuracy"), ("worst_case", "worst case")):
-        change = paired(rounded, exact, lambda a, b, key=key: abs(a[key] - b[key]))  # type: ignore[misc]
+        change = paired(key, rounded, exact, lambda a, b: abs(a - b))
         yield f"{what} of two-step-l2l, resnet18: bf16 − float32", "≤ 0.005", change
 
 
@@ -106,11 +107,11 @@ def chosen(runs: Iterable[Record], which: str, precision: str) -> list[Record]:
 
 
 def paired(
-    these: Iterable[Record],
+    key: str,
+    these: Sequence[Record],
     those: Sequence[Record],
-    compare: Callable[[Record, Record], float],
+    compare: Callable[[float, float], float],
 ) -> float | None:
-    """The mean over the seeds of both."""
-    pairs = ((a, b) for a in these for b in those if a["seed"] == b["seed"])
-    found = [compare(a, b) for a, b in pairs]
+    """How a figure differs, the mean over the seeds of both."""
+    found = [compare(a[key], b[key]) for a in these for b in those if a["seed"] == b["seed"]]
     return fmean(found) if found else None

@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # where the paper's tables are
 from reproduce_lib.paper import TABLE_2, TABLE_3
 
 from bilevel.experiment.tables import cell, markdown
-from suite.runs import Record, Target, reached_by_runs, runs_of, trained
+from suite.runs import Record, Target, reached_by_runs, runs_of, trained, way_of
 from suite.steps import METHODS, way
 
 PAPER = {name: seconds / TABLE_3["cifar10"]["pgm"] for name, seconds in TABLE_3["cifar10"].items()}
@@ -61,7 +61,7 @@ def cost(steps: Sequence[Record]) -> str:
             [
                 one["method"],
                 one["schedule"],
-                way(one["precision"], one["compiled"], one["graphs"]),
+                way_of(one),
                 METHODS[one["method"]] if single else "",
                 f"{one['step_in_classifier_forwards']:.2f}",
                 f"{1e3 * one['seconds']:.1f}",

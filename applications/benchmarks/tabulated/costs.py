@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from suite import tables
-from suite.runs import runs_of, trained
+from suite.runs import Record, runs_of, trained, way_of
 from suite.steps import METHODS, way
 
 from bilevel.experiment.tables import cell, markdown
@@ -55,25 +55,24 @@ def memory() -> str:
 
 def gpu(model: str) -> str:
     """Milliseconds of a step on a GPU, the slowest way first, and the ratio to PGM-10's."""
-    steps = tables.Steps(read("gpu_suite"), model)
-    learned = [one for one in steps.records if one["method"] == "two-step-l2l"]
-    columns = {}
-    for one in sorted(learned, key=lambda one: -one["seconds"]):
-        kind = {key: one[key] for key in ("schedule", "precision", "compiled", "graphs")}
+    columns: dict[str, dict[str, Record]] = {}
+    steps = tables.Steps(read("gpu_suite"), model).records
+    for one in sorted(steps, key=lambda one: (one["method"] != "two-step-l2l", -one["seconds"])):
         both = "alternating, " if one["schedule"] == "alternating" else ""
-        title = both + way(one["precision"], one["compiled"], one["graphs"])
-        columns[title] = {method: steps.find(method=method, **kind) for method in METHODS}
+        columns.setdefault(both + way_of(one), {})[one["method"]] = one
     rows = [
-        [
-            method,
-            *(
-                f"{1e3 * one['seconds']:.1f} ({one['ratio_to_pgm']:.2f})" if one else "–"
-                for one in (column[method] for column in columns.values())
-            ),
-        ]
+        [method, *(time_of(column.get(method)) for column in columns.values())]
         for method in METHODS
     ]
     return markdown(["method", *columns], rows)
+
+
+def time_of(step: Record | None) -> str:
+    """Milliseconds, and in brackets the ratio to PGM-10's where that was measured."""
+    if step is None:
+        return "–"
+    ratio = f" ({step['ratio_to_pgm']:.2f})" if "ratio_to_pgm" in step else ""
+    return f"{1e3 * step['seconds']:.1f}{ratio}"
 
 
 def gpu_training() -> str:

@@ -77,8 +77,8 @@ class TrainingArguments:
     """Attack this many test images only."""
 
     fast: bool = False
-    """Half of the recipe's epochs, at most 30: one-cycle learning rate, averaged weights, an
-    attacker whose width is scaled to the classifier."""
+    """Half of the recipe's epochs, at most 30: one-cycle learning rate, averaged weights, a
+    two-layer attacker."""
     model: str | None = None
     """small-cnn, resnet18, wrn-DEPTH-WIDTH such as wrn-34-10, or MODULE:FUNCTION for a network of
     your own, FUNCTION(channels=..., classes=...) from images in [0, 1] to logits."""
@@ -125,8 +125,9 @@ class TrainingArguments:
     not for digits and fashion-mnist, --smoke, or --sync-batchnorm in many processes."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Replay each training step as one CUDA graph, so that the GPU does not wait for Python; takes
-    the memory of a step for itself. auto does so on a GPU in one process, but not for networks of
-    your own, or with the schedules optimistic and lookahead."""
+    the memory of a step for itself. auto does so on a GPU in one process from torch 2.10 on, but
+    not for networks of your own, with --recompute, or with the schedules optimistic and lookahead.
+    """
     recompute: bool = False
     """Activation checkpointing in the classifier: less memory, more time."""
     channels_last: bool = True
@@ -198,7 +199,9 @@ class TrainingArguments:
             return self.cuda_graphs == "on"
         # A graph would not repeat what a network of one's own may do in Python.
         known = ":" not in self.recipe().model and not isinstance(schedule, Optimistic | Lookahead)
-        return device.type == "cuda" and distributed.world_size() == 1 and known
+        # Before torch 2.10 checkpointed layers, as the wide attacker has, could not be captured.
+        able = torch.__version__ >= "2.10" and distributed.world_size() == 1
+        return device.type == "cuda" and able and known and not self.recompute  # for less memory
 
     def load(self, device: torch.device) -> Splits:
         """The images.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from bilevel import (
     Alternating,
@@ -74,6 +75,7 @@ def test_networks_are_compiled_where_that_is_worth_its_while(
         ({}, Lookahead(), 1, False),
         ({}, Simultaneous(), 2, False),
         ({"model": "mine:network"}, Simultaneous(), 1, False),
+        ({"recompute": True}, Simultaneous(), 1, False),
         ({"model": "mine:network", "cuda_graphs": "on"}, Optimistic(), 2, True),
         ({"cuda_graphs": "off"}, Simultaneous(), 1, False),
     ],
@@ -86,9 +88,12 @@ def test_steps_are_captured_where_that_is_known_to_be_possible(
     captures: bool,
 ) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.10.0"))
     args = replace(TrainingArguments(dataset="cifar10"), **given)
     assert args.captures(CUDA, schedule) == captures
     assert args.captures(CPU, schedule) == (args.cuda_graphs == "on")
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1"))
+    assert args.captures(CUDA, schedule) == (args.cuda_graphs == "on")
 
 
 @pytest.mark.parametrize(
