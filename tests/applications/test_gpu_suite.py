@@ -269,7 +269,7 @@ def test_a_gpu_asks_for_images(suite: Suite, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(script, "measure", lambda *given: given[-1]("a case"))
     with pytest.raises(suite("ledger").StageOver):
         script.time_steps(plan.FULL.parts[0], CPU, over)
-    script.time_steps(plan.SMALL.parts[0], CPU, over)  # a processor's parts are not cut short
+    script.time_steps(plan.SMALL.parts[-1], CPU, over)  # a processor's parts are not cut short
     args.smoke = True
     assert script.fitting_scale(args, torch.device("cuda")) is plan.SMOKE_GPU
 

@@ -132,8 +132,9 @@ METHODS = ("two-step-l2l", "pgm", "grad-l2l", "plain")
 
 SMALL = Scale(
     parts=(
+        *(Run("wrn-10-1", method, 10, attacker="two-layer") for method in METHODS),
+        Run("wrn-10-1", "two-step-l2l", 10),
         Steps(Size("wrn-16-2", None, 32), (FLOAT32, BF16), rounds=6),
-        *(Run("wrn-10-1", method, 10) for method in METHODS),
     ),
     images=(8000, 500, 1000),
 )
@@ -141,7 +142,7 @@ SMALL = Scale(
 
 DIGITS = replace(
     SMALL,
-    parts=(SMALL.parts[0], *(Run("small-cnn", one, attacker="two-layer") for one in METHODS)),
+    parts=(*(Run("small-cnn", one, attacker="two-layer") for one in METHODS), SMALL.parts[-1]),
     images=(None, None, None),
 )
 """On a processor, without."""
