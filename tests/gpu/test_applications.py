@@ -20,9 +20,8 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def run(*command: object) -> str:
-    """What it prints."""
-    ended = subprocess.run(
+def ended(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
         env=ENVIRONMENT,
@@ -31,8 +30,12 @@ def run(*command: object) -> str:
         check=False,
         timeout=400,
     )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+
+
+def run(*command: object) -> None:
+    """Runs what is to succeed."""
+    process = ended(*command)
+    assert process.returncode == 0, process.stderr
 
 
 def results(out: Path, device: torch.device) -> list[dict[str, Any]]:
@@ -76,18 +79,10 @@ def test_two_processes_that_share_one_gpu_are_refused(tmp_path: Path) -> None:
         pytest.skip("more than one GPU")
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+        port = str(free.getsockname()[1])
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
     command += ["applications/adv_training.py", "--smoke", "--device", "cuda"]
-    ended = subprocess.run(
-        [sys.executable, *command, "--out", str(tmp_path)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert ended.returncode != 0
+    process = ended(*command, "--out", tmp_path)
+    assert process.returncode != 0
     told = "error: 2 processes share 1 GPU: each needs one of its own; give torchrun"
-    assert ended.stderr.count(told) == 1, ended.stderr
+    assert process.stderr.count(told) == 1, process.stderr
