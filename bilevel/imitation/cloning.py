@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.frozen import frozen
 from bilevel.imitation.policies import Policy
 
 
@@ -32,7 +33,8 @@ def clone(
     deterministic expert; ``max_epochs`` stops it there.
 
     Args:
-        policy: The policy to fit; ends with the weights that were best on the held-out pairs.
+        policy: The policy to fit, in the mode that it is in, on held-out pairs in evaluation mode;
+            ends with the weights that were best there.
         observations: The expert's, ``(B, n)``.
         actions: The expert's, ``(B,)`` or ``(B, m)``.
         lr: Adam's learning rate.
@@ -46,8 +48,9 @@ def clone(
         The number of epochs.
 
     Raises:
-        BilevelError: If there are fewer than two pairs, the actions' shape is not the policy's, a
-            discrete action is none of the policy's, or ``held_out`` is out of range.
+        BilevelError: If there are fewer than two pairs, the observations' dtype or the actions'
+            shape is not the policy's, a discrete action is none of the policy's, or ``held_out`` is
+            out of range.
         NonFiniteError: If the likelihood is NaN or infinite, at first or later.
 
     Example:
@@ -67,7 +70,8 @@ def clone(
             f"held_out is {held_out}: some pairs are fitted and others held out; give a number "
             "between 0 and 1, such as 0.3"
         )
-    _check_actions(policy, observations, actions)
+    with frozen(policy):
+        _check_actions(policy, observations, actions)
     order = torch.randperm(len(observations))
     split = min(max(1, round(held_out * len(order))), len(order) - 1)
     validation, training = order[:split], order[split:]
@@ -85,7 +89,7 @@ def clone(
             loss(rows).backward()
             optimizer.step()
         epochs += 1
-        with torch.no_grad():
+        with frozen(policy), torch.no_grad():
             validation_loss = loss(validation).item()
         if not math.isfinite(validation_loss):
             raise NonFiniteError(
@@ -101,6 +105,12 @@ def clone(
 
 @torch.no_grad()
 def _check_actions(policy: Policy, observations: Tensor, actions: Tensor) -> None:
+    dtypes = {parameter.dtype for parameter in policy.parameters()}
+    if dtypes and observations.dtype not in dtypes:
+        raise BilevelError(
+            f"the observations are {observations.dtype} and the policy is {dtypes.pop()}: both "
+            "need one dtype; give observations.float(), or policy.double()"
+        )
     distribution = policy(observations[:2])  # two suffice for the shape
     shape = (len(observations), *distribution.batch_shape[1:], *distribution.event_shape)
     if actions.shape != shape:

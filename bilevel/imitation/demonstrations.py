@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -112,21 +113,21 @@ def demonstrate(
     """
     if episodes < 1:
         raise BilevelError(f"episodes is {episodes}: there is nothing to imitate; give 1 or more")
-    envs = make_envs(env, episodes)
-    sampler = Sampler(envs, expert, seed=seed)
-    parts = [sampler.collect(1)]
-    while not torch.cat([part.ended for part in parts]).any(0).all():
-        played = sum(len(part.ended) for part in parts)
-        if played >= max_steps:
-            raise BilevelError(
-                f"an episode of {env} is not over after {max_steps} steps: only whole episodes are "
-                "recorded; give it a shorter time limit (gymnasium.register's max_episode_steps, "
-                "or TimeLimit), or raise max_steps"
-            )
-        parts.append(sampler.collect(min(50, max_steps - played)))
-    names = ("observations", "actions", "rewards", "next_observations", "terminated", "ended")
-    columns = [torch.cat([getattr(part, name) for part in parts]) for name in names]
-    columns[1] = Task.of(envs).clip(columns[1])
+    with closing(make_envs(env, episodes)) as envs:
+        sampler = Sampler(envs, expert, seed=seed)
+        parts = [sampler.collect(1)]
+        while not torch.cat([part.ended for part in parts]).any(0).all():
+            played = sum(len(part.ended) for part in parts)
+            if played >= max_steps:
+                raise BilevelError(
+                    f"an episode of {env} is not over after {max_steps} steps: only whole episodes "
+                    "are recorded; give it a shorter time limit (gymnasium.register's "
+                    "max_episode_steps, or TimeLimit), or raise max_steps"
+                )
+            parts.append(sampler.collect(min(50, max_steps - played)))
+        names = ("observations", "actions", "rewards", "next_observations", "terminated", "ended")
+        columns = [torch.cat([getattr(part, name) for part in parts]) for name in names]
+        columns[1] = Task.of(envs).clip(columns[1])
     lengths = columns.pop().int().argmax(0) + 1
     last, terminated = (part[lengths - 1, torch.arange(episodes)] for part in columns[3:])
     by_step = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -108,14 +109,22 @@ def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
     """
     import gymnasium
     from gymnasium.vector import AutoresetMode
+    from gymnasium.wrappers import TransformObservation
 
     if count < 1:
         raise BilevelError(f"count is {count}: at least one environment is needed; give 1 or more")
-    # The sampler copies the observations, and makes the checks that it relies on.
+    # The sampler copies the observations, and makes the checks that it relies on. But a reset
+    # within the step would overwrite the last observation of one that returns its own array.
     mode = {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False}
+    copied = partial(TransformObservation, func=np.copy, observation_space=None)
     try:
         envs = gymnasium.make_vec(
-            name, count, vectorization_mode="sync", vector_kwargs=mode, disable_env_checker=True
+            name,
+            count,
+            vectorization_mode="sync",
+            vector_kwargs=mode,
+            wrappers=[copied],
+            disable_env_checker=True,
         )
     except gymnasium.error.UnregisteredEnv as error:
         near = difflib.get_close_matches(name, gymnasium.registry, n=3)

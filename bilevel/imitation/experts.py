@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -62,21 +63,21 @@ def train_expert(
         BilevelError: If there is no such environment.
     """
     torch.manual_seed(seed)
-    envs = make_envs(env, environments)
-    task = Task.of(envs)
-    policy, value = task.policy(), Value(task.observations)
-    optimizer = TRPO(policy)
-    value_opt = torch.optim.Adam(value.parameters(), lr=1e-3, fused=True)
-    # N environments use the seeds s, …, s + N − 1.
-    sampler = Sampler(envs, policy, seed=seed * environments)
-    for iteration in range(iterations):
-        rollout = sampler.collect(-(-steps // environments))
-        advantages, returns = value.advantages_and_returns(
-            rollout, rollout.rewards, discount=discount, gae_lambda=gae_lambda
-        )
-        trpo_step(policy, optimizer, rollout, advantages)
-        value.fit(value_opt, rollout.observations.flatten(0, 1), returns.flatten())
-        callback(iteration, rollout.returns)
+    with closing(make_envs(env, environments)) as envs:
+        task = Task.of(envs)
+        policy, value = task.policy(), Value(task.observations)
+        optimizer = TRPO(policy)
+        value_opt = torch.optim.Adam(value.parameters(), lr=1e-3, fused=True)
+        # N environments use the seeds s, …, s + N − 1.
+        sampler = Sampler(envs, policy, seed=seed * environments)
+        for iteration in range(iterations):
+            rollout = sampler.collect(-(-steps // environments))
+            advantages, returns = value.advantages_and_returns(
+                rollout, rollout.rewards, discount=discount, gae_lambda=gae_lambda
+            )
+            trpo_step(policy, optimizer, rollout, advantages)
+            value.fit(value_opt, rollout.observations.flatten(0, 1), returns.flatten())
+            callback(iteration, rollout.returns)
     return policy
 
 

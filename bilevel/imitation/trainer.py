@@ -90,8 +90,7 @@ class Trainer:
         explained_variance = self.leader.value.fit(
             self.value_opt, rollout.observations.flatten(0, 1), self.leader.returns.flatten()
         )
-        with torch.no_grad():
-            objective = follower.objective(self.leader, y, batch)
+        objective = follower.objective(self.leader, y, batch)  # a penalty may need its gradient
         return {
             "return": rollout.returns.mean().item() if len(rollout.returns) else math.nan,
             "episodes": float(len(rollout.returns)),

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from bilevel.adjoints.linear import conjugate_gradient
 from bilevel.errors import BilevelError, NonFiniteError
@@ -150,11 +152,12 @@ class TRPO(torch.optim.Optimizer):
             The loss before the step.
 
         Raises:
-            BilevelError: If the loss does not evaluate the policy exactly once, or the policy
-                returns another distribution.
+            BilevelError: If the loss does not evaluate the policy exactly once, the policy returns
+                another distribution, or a layer of it is not deterministic.
         """
         settings = self.param_groups[0]
         self.last = TrustRegionStep()
+        _check_deterministic(self.policy)
         result, inputs = self._evaluate(closure)
         loss, region = _to_float(result), TrustRegion(self.policy, inputs)
         gradient = region.gradient()
@@ -234,3 +237,13 @@ def _trial_loss(closure: Callable[[], Any]) -> float:
             return _to_float(closure())
     except NonFiniteError:
         return math.inf
+
+
+def _check_deterministic(policy: nn.Module) -> None:
+    for name, layer in policy.named_modules():
+        if layer.training and isinstance(layer, _DropoutNd | _BatchNorm):
+            raise BilevelError(
+                f"{name or 'the policy'}, a {type(layer).__name__}, is in training mode: each "
+                "evaluation of the policy would give another distribution, and its KL would mean "
+                "nothing; call policy.eval()"
+            )

@@ -128,3 +128,18 @@ def test_actions_at_the_bounds_of_a_squashed_policy_are_refused() -> None:
     with pytest.raises(NonFiniteError, match=told):
         clone(Squashed(1, 1), states, actions)
     assert clone(Squashed(1, 1), states, actions.clamp(-0.999, 0.999), max_epochs=3) == 3
+
+
+def test_held_out_pairs_leave_running_statistics() -> None:
+    norm = torch.nn.BatchNorm1d(1)
+    policy = CategoricalPolicy(1, 2, inputs=norm)
+    states = torch.tensor([[1.0], [-1.0]]).repeat(10, 1)
+    clone(policy, states, (states[:, 0] > 0).long(), batch_size=7, max_epochs=1)
+    assert norm.num_batches_tracked == 2  # of 14 pairs
+    assert policy.training
+
+
+def test_pairs_of_another_dtype_are_refused() -> None:
+    states, actions = torch.zeros(4, 1, dtype=torch.float64), torch.zeros(4).long()
+    with pytest.raises(BilevelError, match=r"are torch.float64 .* is torch.float32: .*\.float"):
+        clone(CategoricalPolicy(1, 2), states, actions)

@@ -12,7 +12,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from bilevel import BilevelError
-from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Task, make_envs
+from bilevel.imitation import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    Sampler,
+    Task,
+    demonstrate,
+    make_envs,
+)
 
 
 class Switches(gymnasium.Env):
@@ -47,6 +54,24 @@ class Grid(Switches):
     action_space = spaces.Box(-1, 1, (2, 2))
 
 
+class Clock(FromOne):
+    """Counts its steps in the array that it shows."""
+
+    observation_space = spaces.Box(0, 9, (1,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.time = np.zeros(1, np.float32)
+
+    def reset(self, **_: object) -> tuple[np.ndarray, dict]:
+        self.time[:] = 0
+        return self.time, {}
+
+    def step(self, action: object) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.time += 1
+        return self.time, 1.0, False, bool(self.time == 3), {}
+
+
 class Notches(Switches):
     """Moved in whole steps."""
 
@@ -55,7 +80,7 @@ class Notches(Switches):
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    kinds = (Switches, FromOne, Images, Bits, Grid, Notches)
+    kinds = (Switches, FromOne, Images, Bits, Grid, Notches, Clock)
     for kind in kinds:
         gymnasium.register(f"{kind.__name__}-v0", kind)
     yield
@@ -67,6 +92,14 @@ def test_they_start_anew_in_the_step_in_which_they_end() -> None:
     envs = make_envs("CartPole-v1", 3)
     assert envs.num_envs == 3
     assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+
+def test_the_last_observation_is_not_that_of_the_reset() -> None:
+    """Though the environment shows one array, which its reset overwrites within the step."""
+    rollout = Sampler(make_envs("Clock-v0", 1), CategoricalPolicy(1, 2)).collect(6)
+    assert rollout.observations.flatten().tolist() == [0, 1, 2, 0, 1, 2]
+    assert rollout.next_observations.flatten().tolist() == [1, 2, 3, 1, 2, 3]
+    assert demonstrate("Clock-v0", CategoricalPolicy(1, 2), 2).last.tolist() == [[3], [3]]
 
 
 def test_a_task_is_read_off_the_spaces_and_makes_policies() -> None:

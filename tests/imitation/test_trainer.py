@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
@@ -68,6 +69,20 @@ def make(kind: str, discriminator: type[Discriminator] = Discriminator) -> Train
     )
     sampler = Sampler(envs, leader.policy, seed=1)
     return Trainer(game, sampler, expert, steps=250)
+
+
+class Smooth(Discriminator):
+    """Penalises the slope of its logits (Gulrajani et al., 2017)."""
+
+    def objective(self, leader, y, batch):
+        expert = batch.expert.clone().requires_grad_()
+        logits = self.logits(y, expert).sum()
+        (slope,) = torch.autograd.grad(logits, expert, create_graph=True)
+        return super().objective(leader, y, batch) - slope.square().mean()
+
+
+def test_a_penalty_may_need_a_gradient() -> None:
+    assert math.isfinite(make("gail", Smooth).iterate()["objective"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from bilevel import BilevelError, NonFiniteError
@@ -251,3 +251,22 @@ def test_a_loss_that_does_not_evaluate_the_policy_once_is_refused(times) -> None
     assert not optimizer.last.accepted
     assert same_bits(policy, before)
     assert not policy._forward_hooks
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(1)])
+def test_a_policy_that_is_not_deterministic_is_refused(layer: nn.Module) -> None:
+    policy, states = CategoricalPolicy(1, 2, hidden=(), inputs=layer), torch.randn(8, 1)
+    optimizer = TRPO(policy)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = -policy(states).probs[:, 0].mean()
+        loss.backward()
+        return loss
+
+    told = f"network.0, a {type(layer).__name__}, is in training mode: .*call policy.eval"
+    with pytest.raises(BilevelError, match=told):
+        optimizer.step(closure)
+    policy.eval()
+    optimizer.step(closure)
+    assert optimizer.last.accepted
