@@ -20,6 +20,9 @@ from bilevel.updates.base import State
 from bilevel.updates.learned import Direction, ImageUpdate, Inputs, VectorUpdate
 from bilevel.updates.normalize import Over, max_abs
 
+ROWS = 8192
+"""Coordinates that a processor computes at a time, so that what lies between stays in its cache."""
+
 
 class ConvRNN(ImageUpdate):
     """A recurrent attacker: ``y' = y + scale · tanh(last(h'))``, ``h' = cell([context, ∇], h)``.
@@ -154,8 +157,15 @@ class CoordinateRNN(VectorUpdate):
         """The last layer's output for the new hidden states, which are the next state."""
         features = _log_sign(ravel(max_abs(gradient)))
         h = _hidden_state(state, features, (len(features), self.cell.hidden_size))
-        h = self.cell(features, h)
+        h = self._next(features, h)
         return self.scale * self.last(h).squeeze(-1), h
+
+    def _next(self, features: Tensor, h: Tensor) -> Tensor:
+        """The cell's new hidden states: the rows are independent of each other."""
+        if features.device.type != "cpu" or len(features) <= ROWS:
+            return self.cell(features, h)
+        parts = zip(features.split(ROWS), h.split(ROWS), strict=True)
+        return torch.cat([self.cell(*part) for part in parts])
 
 
 def _log_sign(gradient: Tensor) -> Tensor:

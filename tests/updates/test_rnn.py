@@ -132,6 +132,23 @@ def test_coordinate_rnn_is_its_formula():
         torch.testing.assert_close(y[0, i], 1 + 0.1 * update.last(memory)[0, 0])
 
 
+def test_coordinate_rnn_computes_many_coordinates_in_parts(monkeypatch):
+    update, sizes = CoordinateRNN(scale=0.1, gradient_skip=0.5), []
+    update.cell.register_forward_hook(lambda *call: sizes.append(len(call[2])))
+    y, gradients = {"w": torch.randn(5, 6)}, [torch.randn(5, 6) for _ in range(2)]
+    found = []
+    for rows in (30, 7):
+        monkeypatch.setattr("bilevel.updates.rnn.ROWS", rows)
+        given = [gradient.clone().requires_grad_() for gradient in gradients]
+        moved, state = update(y, {"w": given[0]}, None, None)
+        moved, state = update(moved, {"w": given[1]}, None, state)
+        slopes = torch.autograd.grad(moved["w"].square().sum(), [*given, *update.parameters()])
+        found.append([moved["w"].detach(), state.detach(), *slopes])
+    assert sizes == 2 * [30] + 2 * [7, 7, 7, 7, 2]
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole)
+
+
 def test_coordinate_rnn_treats_all_coordinates_alike():
     y, gradient, order = torch.randn(1, 6), torch.randn(1, 6), torch.randperm(6)
     update = CoordinateRNN(0.1, hidden=3)
