@@ -120,7 +120,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(f"accuracy, % ({panel.attack})")
     top = max(one.accuracy for one in (*points, Point("", 0, 10)))
     axes.set_xlim(0, 1.2)
-    axes.set_ylim(-0.1 * top, 1.1 * top)
+    axes.set_ylim(-0.1 * top, 1.2 * top)
     axes.figure.draw_without_rendering()  # lays out, so that it is known where names overlap
     for point in points:
         color = OURS if point.ours else INK
