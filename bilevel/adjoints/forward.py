@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from bilevel.adjoints.pullback import Gradients, Pullback
+from bilevel.adjoints.continued import Continued
+from bilevel.adjoints.pullback import Gradients
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import Unrolled, check_steps
 from bilevel.arguments import count
@@ -17,7 +20,6 @@ from bilevel.errors import BilevelError, first_line
 from bilevel.parameters import lent
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
-from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import (
     Value,
     as_real,
@@ -30,8 +32,11 @@ from bilevel.tree import (
 )
 from bilevel.updates.base import State, Update
 
+Tangents = list[Tensor | None]
+"""Derivatives, along one direction of θ, of the tensors that a solver has kept."""
 
-class Forward(Pullback):
+
+class Forward(Continued):
     r"""Forward-mode differentiation through the solver's steps (Franceschi et al., 2017).
 
     .. math:: \frac{dy_{k+1}}{dθ_i} = \frac{∂T}{∂y}\frac{dy_k}{dθ_i} + \frac{∂T}{∂θ_i}
@@ -41,13 +46,17 @@ class Forward(Pullback):
     leaders of a few (a learning rate, a weight decay). φ is trained as with
     :class:`~bilevel.Detached`, through the points and not through the gradients.
 
+    With a warm-started solver the derivative goes on where that of the last solve has ended (their
+    RTHO): solves of a few steps have the gradient of all steps since the start, taken at the θ of
+    their time. It takes a copy of y, and of the update's state, for each element of θ.
+
     Args:
         limit: The largest number of elements that θ may have.
 
     Raises:
-        BilevelError: In the solve, if θ has more, or the solver cannot be differentiated through;
-            in the first backward pass, if the solve leads elsewhere when it is repeated, as with
-            the random numbers of a ``torch.Generator`` or numpy.
+        BilevelError: In the solve, if θ has more, or the solver cannot be run again or
+            differentiated through; in the first backward pass, if the solve leads elsewhere when it
+            is repeated, as with the random numbers of a ``torch.Generator`` or numpy.
 
     Example:
         >>> Forward(limit=10)
@@ -62,6 +71,7 @@ class Forward(Pullback):
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that the solver's steps are differentiable and repeatable, and the limit."""
+        super().check(solver, follower, leader)
         check_steps(self, solver)
         size = sum(p.numel() for p in leader.parameters() if p.requires_grad)
         if size > self.limit:
@@ -69,30 +79,36 @@ class Forward(Pullback):
                 f"{self!r} would solve {size} times: forward mode takes a solve for each element "
                 "of the leader's parameters; take Unrolled(recompute=True), or raise the limit"
             )
-        use = f"{self!r} solves again for each element of the leader's parameters"
-        check_repeatable(solver, use)
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves once for each element of θ, and multiplies the derivative of y* by v."""
         grads: Gradients = {}
+        started, ended = self.known_at_start(problem) or {}, {}
         for name in problem.wanted:
             point = problem.theta[name]
             units = torch.eye(len(ravel(point))).to(ravel(point))
-            products = [self._product(problem, v, name, unit) for unit in units]
-            known = [product for product in products if product is not None]
+            starts = started.get(name) or [None] * len(units)
+            pairs = [
+                self._product(problem, v, name, *one) for one in zip(units, starts, strict=True)
+            ]
+            known = [product for product, _ in pairs if product is not None]
             grads[name] = leaves(unravel(torch.stack(known), like=point))[0] if known else None
+            ended[name] = [tangents for _, tangents in pairs]
+        self.keep(problem, ended)
         return grads
 
-    def _product(self, problem: SolvedProblem, v: Value, name: str, unit: Tensor) -> Tensor | None:
-        """vᵀ dy/dθ along a unit vector; None if y does not depend on the parameter."""
+    def _product(
+        self, problem: SolvedProblem, v: Value, name: str, unit: Tensor, start: Tangents | None
+    ) -> tuple[Tensor | None, Tangents]:
+        """vᵀ dy/dθ along a unit vector, None if it does not move y, and that of what is kept."""
         point = problem.theta[name]
         (direction,) = leaves(unravel(unit, like=point))
         # torch.autograd.Function, within which this runs, disables forward mode.
         with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
             theta = {name: forward_ad.make_dual(point, direction)}
-            solve = partial(_answer_and_start, problem.solver)
+            solve = partial(_answer, problem, _with_tangents(problem.start, start))
             try:
-                y, start = problem.evaluate(theta, solve, kind=ForwardOracle)
+                y, end, began = problem.evaluate(theta, solve, kind=ForwardOracle)
             except RuntimeError as error:
                 if "forward AD" in str(error) or "ZeroTensor" in str(error):
                     raise BilevelError(
@@ -102,13 +118,13 @@ class Forward(Pullback):
                         "Unrolled(recompute=True)"
                     ) from error
                 raise
-            tangents = [forward_ad.unpack_dual(leaf).tangent for leaf in leaves(y)]
+            tangents, ended = ([*map(_tangent, tree)] for tree in (leaves(y), tree_leaves(end)))
         if not self._checked:  # once: this waits for the device
-            self._check_repeated(problem.y, y, start)
+            self._check_repeated(problem.y, y, began)
             self._checked = True
         pairs = zip(tangents, leaves(v), strict=True)
         terms = [(as_real(t) * as_real(w)).sum() for t, w in pairs if t is not None]
-        return torch.stack(terms).sum() if terms else None
+        return torch.stack(terms).sum() if terms else None, ended
 
     def _check_repeated(self, once: Value, again: Value, start: Value | None) -> None:
         """Raises if the repeated solve has led elsewhere, by more than rounding."""
@@ -125,8 +141,24 @@ class Forward(Pullback):
             )
 
 
-def _answer_and_start(solver: Solver, oracle: Oracle) -> tuple[Value, Value | None]:
-    return solver.answer(oracle), oracle.started
+def _answer(problem: SolvedProblem, start: Any, oracle: Oracle) -> tuple[Value, Any, Value | None]:
+    """The answer, what a warm-started solver keeps of it, and the point where it began."""
+    y, end = problem.from_start(start, partial(problem.solver.answer, oracle))
+    return y, end, oracle.started
+
+
+def _tangent(leaf: Any) -> Tensor | None:
+    return forward_ad.unpack_dual(leaf).tangent if isinstance(leaf, Tensor) else None
+
+
+def _with_tangents(kept: Any, tangents: Tangents | None) -> Any:
+    """What a solver has kept, with these derivatives."""
+    if tangents is None:
+        return kept
+    parts, spec = tree_flatten(kept)
+    pairs = zip(parts, tangents, strict=True)
+    duals = [part if t is None else forward_ad.make_dual(part, t) for part, t in pairs]
+    return tree_unflatten(duals, spec)
 
 
 class ForwardOracle(Oracle):

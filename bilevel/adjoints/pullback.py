@@ -118,6 +118,7 @@ class _Task:
         self.data = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in data]
         self.spec = spec
         self.snapshot: Snapshot
+        self.kept: tuple[Any, Any]
         self.stats: dict[str, Tensor]
         self.history: Value
         self.solves = 0
@@ -137,8 +138,9 @@ class _Task:
         solver, follower, leader = self.parts
         theta, batch = self.split(inputs)
         with lent(leader, theta), torch.set_grad_enabled(self.recording):
-            self.snapshot = Snapshot(leader, solver)
+            self.snapshot, start = Snapshot(leader, solver), _kept(solver)
             solution = solver.solve(follower, leader, batch, evaluate=False)
+        self.kept = start, _kept(solver)
         self.solves += 1
         self.evaluations += solution.evaluations
         self.history = solution.value
@@ -163,12 +165,19 @@ class _Task:
         names = tuple(name for name, want in zip(self.names, wanted, strict=True) if want)
         if not (self.adjoint.pulls_zero or any(leaf.any() for leaf in leaves(v))):
             return tuple(torch.zeros_like(theta[name]) for name in names)
-        problem = SolvedProblem(*self.parts, batch, theta, y, names, self.snapshot, self.stats)
+        problem = SolvedProblem(
+            *self.parts, batch, theta, y, names, self.snapshot, self.stats, *self.kept
+        )
         grads = self.adjoint.pull(problem, v)
         like = {name: theta[name] for name in names}
         _check_gradients(self.adjoint, grads, like)
         self.adjoint.warn_unused([name for name in names if grads[name] is None])
         return tuple(leaves(from_leaves([grads[name] for name in names], like=like)))
+
+
+def _kept(solver: Solver) -> Any:
+    """What a warm-started solver goes on from."""
+    return None if solver.repeatable else getattr(solver, "kept", None)
 
 
 def _check_gradients(adjoint: Pullback, found: Gradients, wanted: Parameters) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from bilevel.adjoints.pullback import Gradients, Pullback
+from bilevel.adjoints.continued import Continued
+from bilevel.adjoints.pullback import Gradients
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.arguments import count, positive
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Parametric, Solver
-from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import Value, leaves, ravel, unravel
 
 # The standard error, relative to the estimate's norm, above which to warn; of pure noise it is 1.
 NOISE = 0.7
 
 
-class Sampled(Pullback):
+class Sampled(Continued):
     r"""Antithetic evolution strategies over θ (Nesterov and Spokoiny, 2017; Salimans et al., 2017).
 
     .. math:: \Bigl(\frac{dy^*}{dθ}\Bigr)^{\!T} v \approx \frac{1}{n} \sum_{i=1}^n
@@ -32,13 +32,18 @@ class Sampled(Pullback):
     global ones; others are noise of the estimate. The statistics are ``residual`` (the estimate's
     standard error relative to its norm) and ``evaluations``.
 
+    With a warm-started solver each solve of a sample goes on where its last one has ended, and u_i
+    outside of the bracket is the sum of what the sample has drawn since the start (persistent
+    evolution strategies, PES; Vicol et al., 2021): solves of a few steps have the gradient of all
+    steps, at a variance that grows with their number. It takes two copies of y for each sample.
+
     Args:
         scale: σ, in units of θ. Perturbed leaders may violate :meth:`LeaderProblem.project`.
         samples: n.
 
     Raises:
-        BilevelError: If an argument is out of range; in the solve, if the solver starts from its
-            last answer.
+        BilevelError: If an argument is out of range; in the solve, if the solver cannot be run
+            again.
 
     Example:
         >>> Sampled(0.01, samples=64)
@@ -57,22 +62,25 @@ class Sampled(Pullback):
                 "optimizer moves it, so it is the same for every sample; take Implicit(), or "
                 "Iterative as the solver"
             )
-        check_repeatable(solver, f"{self!r} solves for other leaders")
+        super().check(solver, follower, leader)
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves at perturbations of θ, in antithetic pairs."""
         theta = {name: problem.theta[name] for name in problem.wanted}
         point, weights = ravel(theta), ravel(v)
         total, squares = torch.zeros_like(point), point.new_zeros(())
-        for _ in range(self.samples):
+        starts = [(torch.zeros_like(point), [problem.start] * 2)] * self.samples
+        ended = []
+        for drawn, pair in self.known_at_start(problem) or starts:
             u = torch.randn_like(point)
-            up, down = (
-                ravel(problem.solve(unravel(point + side * self.scale * u, like=theta)))
-                for side in (1, -1)
-            )
-            slope = weights @ (up - down) / (2 * self.scale)
-            total = torch.addcmul(total, slope, u)
-            squares = squares + slope.square() * (u @ u)
+            sides = [unravel(point + side * self.scale * u, like=theta) for side in (1, -1)]
+            (up, above), (down, below) = map(problem.solve, sides, pair)
+            drawn = drawn + u
+            ended.append((drawn, [above, below]))
+            slope = weights @ (ravel(up) - ravel(down)) / (2 * self.scale)
+            total = torch.addcmul(total, slope, drawn)
+            squares = squares + slope.square() * (drawn @ drawn)
+        self.keep(problem, ended)
         mean, n = total / self.samples, self.samples
         norm = mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)  # 0 if no answer moves
         variance = (squares / n - mean.square().sum()).clamp(min=0) / (n - 1)  # of the mean

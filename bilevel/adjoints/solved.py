@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -45,6 +46,8 @@ class SolvedProblem:
         wanted: The names of the parameters whose gradients are required.
         snapshot: The state of leader and solver before the solve.
         stats: The solution's statistics, to which :meth:`record` adds.
+        start: What a warm-started solver has started from, its ``kept``; None at a new start.
+        end: What it has kept of the answer; None if it keeps nothing.
     """
 
     solver: Solver
@@ -56,6 +59,8 @@ class SolvedProblem:
     wanted: tuple[str, ...]
     snapshot: Snapshot
     stats: dict[str, Tensor]
+    start: Any = None
+    end: Any = None
 
     def evaluate(
         self,
@@ -86,20 +91,42 @@ class SolvedProblem:
         self.stats["evaluations"] += oracle.evaluations
         return result
 
-    def solve(self, theta: Any) -> Value:
+    def solve(self, theta: Any, start: Any = None) -> tuple[Value, Any]:
         """Solves the problem again for other leader parameters, with the same random numbers.
 
         Args:
             theta: The parameters, by name; those that are missing are as in the solve.
+            start: See :meth:`from_start`.
 
         Returns:
-            The solution, a constant.
+            The solution, a constant, and what a warm-started solver keeps of it.
         """
         given = {**self.theta, **theta}
+        parts = self.follower, self.leader, self.batch
         with self.snapshot.restored(), torch.no_grad(), lent(self.leader, given):
-            solution = self.solver.solve(self.follower, self.leader, self.batch, evaluate=False)
+            solve = partial(self.solver.solve, *parts, evaluate=False)
+            solution, end = self.from_start(start, solve)
         self.stats["evaluations"] += solution.evaluations
-        return solution.value
+        return solution.value, end
+
+    def from_start(self, start: Any, solve: Callable[[], _T]) -> tuple[_T, Any]:
+        """Runs a warm-started solver from another point than its last answer, which it keeps.
+
+        Args:
+            start: The point, as the solver keeps it; None for a new start.
+            solve: Runs the solver.
+
+        Returns:
+            What ``solve`` returned, and what the solver has kept then.
+        """
+        solver: Any = self.solver
+        if solver.repeatable:
+            return solve(), None
+        before, solver.kept = solver.kept, start
+        try:
+            return solve(), solver.kept
+        finally:
+            solver.kept = before
 
     def record(self, **stats: Tensor) -> None:
         """Adds to the solution's statistics.

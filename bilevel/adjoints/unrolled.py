@@ -29,9 +29,9 @@ class Unrolled(Adjoint):
     .. math:: \frac{dy_{k+1}}{dθ} = \frac{∂T}{∂y}\frac{dy_k}{dθ} + \frac{∂T}{∂θ}, \qquad
               y_{k+1} = T(y_k, θ)
 
-    Exact for the answer that the solver gives, converged or not; φ is trained through the
-    gradients too. By default every step's intermediate values are saved. The objective must be
-    twice differentiable.
+    Exact for the answer that the solver gives, converged or not; of a warm-started solver it counts
+    the last solve's steps alone. φ is trained through the gradients too. By default every step's
+    intermediate values are saved. The objective must be twice differentiable.
 
     Args:
         truncate: Differentiate through this many last steps only (Shaban et al., 2019); None for

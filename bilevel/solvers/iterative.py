@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map_only
 
 from bilevel.arguments import count, instance_of
@@ -84,7 +85,7 @@ class Iterative(Solver):
             state: The update's state there.
         """
         if self.warm_start:
-            self.kept = tree_map_only(Tensor, Tensor.detach, (y, state))
+            self.kept = tree_map_only(Tensor, _without_graph, (y, state))
 
     def start(self, oracle: Oracle) -> tuple[Value, State]:
         """The start of a solve.
@@ -141,3 +142,10 @@ class Iterative(Solver):
             The settings apart from the update.
         """
         return f"steps={self.steps}" + (", warm_start=True" if self.warm_start else "")
+
+
+def _without_graph(tensor: Tensor) -> Tensor:
+    """The tensor, detached; its forward derivative stays, with which ``Forward`` goes on."""
+    tangent = forward_ad.unpack_dual(tensor).tangent
+    constant = tensor.detach()
+    return constant if tangent is None else forward_ad.make_dual(constant, tangent)

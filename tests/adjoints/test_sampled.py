@@ -146,16 +146,11 @@ def test_an_estimate_that_says_little() -> None:
         hypergradient(*given)
 
 
-def test_settings_out_of_range_and_a_solver_with_a_memory() -> None:
+def test_settings_out_of_range_and_a_solver_without_steps() -> None:
     with pytest.raises(BilevelError, match=r"scale is 0.0: it is positive"):
         Sampled(0.0)
     with pytest.raises(BilevelError, match=r"samples is 1.*give 2, 3"):
         Sampled(0.1, samples=1)
-    solver = Iterative(Gradient(0.1), 2, warm_start=True)
-    with pytest.raises(
-        BilevelError, match="starts from its last answer at each solve: give it warm_start"
-    ):
-        Sampled(0.1).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
     given = Parametric(torch.zeros(3, dtype=F64)), Quadratic(), Numbers(3), valley(3, 2.0)
     with pytest.raises(BilevelError, match=r"answer of Parametric.*take Implicit\(\)"):
         Sampled(0.1).solve(*given)

@@ -25,7 +25,10 @@ def run(text: str, names: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_recipes_of_a_page(page: Path, tmp_path: Path) -> None:
-    run(page.read_text(), example(tmp_path))
+    names = example(tmp_path)
+    if page.stem == "recipes_learning":  # which continues the page on solvers
+        run((DOCS / "recipes_solvers.md").read_text(), names)
+    run(page.read_text(), names)
 
 
 def test_the_verdict_is_that_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:

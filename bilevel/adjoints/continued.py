@@ -1,0 +1,84 @@
+"""Adjoints that run the solve again; with a warm-started solver their derivative goes on with it.
+
+Such a solver goes on from its last answer, which depends on θ already. A derivative that begins
+anew with each solve leaves that out, and favours what pays off at once (Wu et al., 2018).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from bilevel.adjoints.pullback import Pullback
+from bilevel.adjoints.solved import SolvedProblem
+from bilevel.problem import FollowerProblem, LeaderProblem
+from bilevel.solvers import Iterative, Solver
+from bilevel.solvers.checks import check_repeatable
+
+
+class Continued(Pullback):
+    """An adjoint that keeps what it knows of the answer from which the next solve goes on.
+
+    That is dropped where the next solve starts elsewhere: anew (``solver.kept = None``), or from
+    the answer of a solve that no backward pass has followed.
+    """
+
+    _end: Any = None
+    _known: Any = None
+
+    def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
+        """Checks that the solver can be run again from where it has started."""
+        if not isinstance(solver, Iterative):
+            check_repeatable(solver, f"{self!r} solves again for other leaders")
+        self.pulls_zero = not solver.repeatable
+
+    def known_at_start(self, problem: SolvedProblem) -> Any:
+        """What is known of the point from which a solve has started.
+
+        Args:
+            problem: The problem.
+
+        Returns:
+            What :meth:`keep` was given for the solve that has ended there; None if none has.
+        """
+        if problem.start is None:
+            return None
+        known = self._known if _same(self._end, problem.start) else None
+        self.warn_once(
+            known is None,
+            "the derivative of the start is not known: the solver goes on from an answer that no "
+            "backward pass has followed, so that the gradient counts the steps since; take a "
+            "backward pass after each solve, and evaluate with a copy of the solver",
+        )
+        return known
+
+    def keep(self, problem: SolvedProblem, known: Any) -> None:
+        """Keeps what is known of the point at which a solve has ended.
+
+        Args:
+            problem: The problem.
+            known: Tensors in lists, tuples and dicts.
+        """
+        if problem.end is not None:
+            self._end, self._known = problem.end, known
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last answer of a warm-started solver, and what is known of it."""
+        return {"end": self._end, "known": self._known}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Loads what :meth:`state_dict` returned."""
+        self._end, self._known = state["end"], state["known"]
+
+
+def _same(end: Any, start: Any) -> bool:
+    """Whether two kept answers are the same; those of a checkpoint are copies."""
+    pairs = zip(_tensors(end), _tensors(start), strict=False)
+    return end is not None and all(a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in pairs)
+
+
+def _tensors(kept: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]
