@@ -6,7 +6,9 @@ import inspect
 import math
 import operator
 from collections.abc import Collection, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from bilevel.errors import BilevelError, describe, raise_unknown
 
@@ -41,7 +43,7 @@ def count(name: str, value: int, *, least: int = 1) -> int:
     return operator.index(value)
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: Any) -> float:
     """Checks that ``value`` is greater than 0 and finite.
 
     Args:
@@ -54,13 +56,19 @@ def positive(name: str, value: float) -> float:
     Raises:
         BilevelError: If it is 0, negative, infinite or NaN, or no number.
     """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise BilevelError(
+            f"{name} is {describe(value)} that is trained: it is a constant here; give a number, "
+            "and read one that is trained from the leader, in an update of your own"
+        )
     try:
         in_range = bool(0 < value < math.inf)
     except (TypeError, ValueError, RuntimeError) as error:  # of arrays, tensors and text
         raise BilevelError(f"{name} is {describe(value)}: it is one number; give one") from error
     if not in_range:
         raise BilevelError(f"{name} is {value}: it is positive and finite; give a {name} above 0")
-    return value
+    number: float = value
+    return number
 
 
 def one_of(name: str, value: T, options: Collection[T]) -> T:

@@ -14,7 +14,7 @@ from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
-from bilevel.solvers import Solver
+from bilevel.solvers import Parametric, Solver
 
 
 def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
@@ -73,12 +73,27 @@ def check_parts(
             "through the answer, and the leader has none; leave the adjoint out, or give "
             "Detached() or Unrolled(), which train the solver"
         )
+    _check_frozen(solver, adjoint)
     shared = [name for name, parameter in solver.named_parameters() if id(parameter) in theta]
     if shared:
         raise BilevelError(
             f"the solver's {shared[0]} is the leader's too: each player would undo the other's "
             "step; do not register parts of one player as modules of the other (a leader finds a "
             "discriminator through its follower, which is no module)"
+        )
+
+
+def _check_frozen(solver: Solver, adjoint: Adjoint | None) -> None:
+    """Refuses frozen parameters in an answer, all of which an adjoint takes for the optimum."""
+    if not (isinstance(solver, Parametric) and isinstance(adjoint, Pullback)):
+        return
+    trained = {name: p.requires_grad for name, p in solver.named_parameters()}
+    if len({*trained.values()}) > 1:
+        raise BilevelError(
+            f"Parametric's {min(trained, key=trained.__getitem__)} is frozen "
+            f"(requires_grad=False): {adjoint!r} would take it for a part of the optimum; give "
+            "Parametric({n: p for n, p in network.named_parameters() if p.requires_grad}), and "
+            "let init return the same"
         )
 
 
@@ -94,6 +109,12 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
         BilevelError: If it is missing for trainable parameters, has parameters of others, or
             maximises.
     """
+    if isinstance(optimizer, torch.optim.lr_scheduler.LRScheduler):
+        raise BilevelError(
+            f"{player}_opt is a scheduler of learning rates, {describe(optimizer)}: the game steps "
+            "the optimizer and you the scheduler; give the optimizer, and call scheduler.step() "
+            "after game.step(batch)"
+        )
     if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "step")):
         raise BilevelError(
             f"{player}_opt is {describe(optimizer)}: it takes an object with step(closure); give "
@@ -183,14 +204,14 @@ def _no_gradient(term: str) -> str:
     )
 
 
-def check_loss(term: str, loss: Tensor, step: int, *, moves: bool) -> None:
+def check_loss(term: str, loss: Tensor, step: int, moved: list[Tensor]) -> None:
     """Checks that a loss is a finite scalar with a gradient.
 
     Args:
         term: The name of the loss.
         loss: The loss.
         step: The number of the step.
-        moves: Whether a player moves along its gradient.
+        moved: The parameters that move along its gradient.
 
     Raises:
         BilevelError: If it is not a scalar, or has no gradient to move along.
@@ -205,10 +226,14 @@ def check_loss(term: str, loss: Tensor, step: int, *, moves: bool) -> None:
         )
     if loss.is_complex():
         raise BilevelError(f"{term} is complex: return its real part, .real, or abs()")
-    if moves and not loss.requires_grad:
+    if moved and not loss.requires_grad:
         raise BilevelError(_no_gradient(term))
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        cause, remedy = "training has diverged, or the batch is empty or not finite", ""
+        if any(parameter.isnan().any() for parameter in moved):  # as after a step along a NaN
+            cause = "parameters are NaN: the last step's gradient was, or training has diverged"
+            remedy = "keep sqrt, log and norms off 0, where their derivatives are infinite, "
         raise NonFiniteError(
-            f"step {step}: {term} is {loss.item()}: training has diverged, or the batch is empty "
-            "or not finite; lower the learning rate, or go back to the last checkpoint"
+            f"step {step}: {term} is {loss.item()}: {cause}; {remedy}lower the learning rate, or "
+            "go back to the last checkpoint"
         )

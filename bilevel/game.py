@@ -210,7 +210,7 @@ class Bilevel:
             with torch.enable_grad():  # which optimizers switch off around their step
                 loss = self._leader_loss(self._solve_again(y, batch) if losses else y, batch)
                 moved = theta if losses else theta + phi
-                checks.check_loss("the leader's loss", loss, self.steps, moves=bool(moved))
+                checks.check_loss("the leader's loss", loss, self.steps, moved)
                 loss = self._backward(loss, moved)
             if not losses:
                 checks.check_gradients("the leader's loss", theta)
@@ -267,7 +267,7 @@ class Bilevel:
             return None
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
-            checks.check_loss("the follower's objective", loss, self.steps, moves=True)
+            checks.check_loss("the follower's objective", loss, self.steps, phi)
             loss = self._backward(loss, phi, retain_graph=not isinstance(self.adjoint, Detached))
         return -self.follower.sign * loss
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from bilevel.errors import BilevelError
+from bilevel.graph import check_not_held
 from bilevel.parameters import lent
 from bilevel.snapshot import ModuleState, Snapshot
 from bilevel.tree import Value
@@ -65,8 +66,9 @@ def recomputed(
         modules: The modules that they read.
         y: The point before the first step.
         state: The update's state there.
-        check: Whether the backward pass raises an error if it is led elsewhere; this keeps the
-            point after the last step, and synchronises the device.
+        check: Whether the backward pass raises an error if it is led elsewhere, or the steps hold
+            a parameter themselves; this keeps the point after the last step, and synchronises the
+            device.
 
     Returns:
         The point after the last step, and the state there.
@@ -84,17 +86,19 @@ def recomputed(
 
     tensors = [leaf for leaf in start if isinstance(leaf, Tensor)]
     module, snapshot = nn.ModuleList(modules), Snapshot(*modules)
-    parameters = dict(module.named_parameters())
-    names = tuple(parameters)
+    own = dict(module.named_parameters())
 
     def rerun(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         # The saved parameters: functional_call may have lent them for the forward pass only.
-        saved = dict(zip(names, parameters, strict=True))
+        saved = dict(zip(own, parameters, strict=True))
         with snapshot.restored(), lent(module, saved):
-            return run(tensors)
+            outputs = run(tensors)
+        if check:
+            check_not_held("recompute", outputs, {n.partition(".")[2]: p for n, p in own.items()})
+        return outputs
 
-    sizes = len(tensors), len(tensors) + len(parameters)
-    outputs = iter(_Recomputed.apply(run, rerun, sizes, check, *tensors, *parameters.values()))
+    sizes = len(tensors), len(tensors) + len(own)
+    outputs = iter(_Recomputed.apply(run, rerun, sizes, check, *tensors, *own.values()))
     end = [next(outputs) if constant is None else constant[0] for constant in structure[0]]
     return tree_unflatten(end, structure[1])
 

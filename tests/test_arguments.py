@@ -48,6 +48,12 @@ def test_a_number_of_things_is_a_whole_number(make: Callable[[Any], Any]) -> Non
     assert repr(make(np.int64(8))) == repr(make(8))
 
 
+def test_a_step_is_no_parameter() -> None:
+    assert Gradient(torch.tensor(0.5))(torch.zeros(1), torch.ones(1), None, None)[0].item() == 0.5
+    with pytest.raises(BilevelError, match=r"Parameter that is trained: .* read one .* leader"):
+        Gradient(torch.nn.Parameter(torch.tensor(0.5)))
+
+
 @pytest.mark.parametrize("step", [torch.ones(2), np.ones(2), "0.1", None], ids=repr)
 def test_a_step_is_one_number(step: Any) -> None:
     with pytest.raises(BilevelError, match=r"step is .*: it is one number; give one"):

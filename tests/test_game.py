@@ -16,6 +16,7 @@ from bilevel import (
     Bilevel,
     BilevelError,
     Detached,
+    FollowerProblem,
     Iterative,
     MetricLog,
     NonFiniteError,
@@ -23,6 +24,7 @@ from bilevel import (
     Simultaneous,
     Solver,
     Unrolled,
+    ZeroSum,
     pgm,
 )
 from bilevel.robustness import Batch
@@ -215,6 +217,27 @@ def test_a_loss_that_becomes_nan_moves_nobody(schedule, term) -> None:
     for old, part in zip(before, (game.leader, game.solver), strict=True):
         for name, parameter in part.named_parameters():
             assert torch.equal(old[name], parameter), name
+
+
+def test_a_step_along_a_gradient_that_is_nan_is_named_after_it() -> None:
+    """The loss √0 is finite and its derivative is not, so that the step makes θ NaN."""
+
+    class Root(FollowerProblem):
+        sense = "max"
+
+        def init(self, batch):
+            return torch.zeros(1)
+
+        def objective(self, leader, y, batch):
+            return (leader.model.weight.sum() * y).square().sum().sqrt() * 0
+
+    follower, model = Root(), nn.Linear(1, 1, bias=False)
+    leader = ZeroSum(model, follower)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, follower, pgm(0.1, 0), leader_opt=optimizer)
+    game.step(None)
+    with pytest.raises(NonFiniteError, match=r"step 1: .* parameters are NaN: .* sqrt, log and no"):
+        game.step(None)
 
 
 def test_metrics_that_are_nan_are_named_with_their_step() -> None:

@@ -107,6 +107,13 @@ def test_no_player_climbs() -> None:
         Bilevel(leader, follower, solver, leader_opt=None, solver_opt=optimizer)
 
 
+def test_a_scheduler_is_no_optimizer() -> None:
+    leader, follower, _ = image_game()
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(leader.parameters(), lr=0.1), 1)
+    with pytest.raises(BilevelError, match=r"leader_opt is a scheduler .*, a StepLR: .* call sche"):
+        Bilevel(leader, follower, pgm(0.1, 1), leader_opt=scheduler)
+
+
 @pytest.mark.parametrize(
     ("update", "kind"),
     [

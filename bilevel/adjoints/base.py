@@ -97,10 +97,10 @@ class Adjoint(Described, ABC):
         self.warn_once(
             bool(names),
             f"the follower ignores the leader's {few}: nothing of its answer depends on them, so "
-            "their gradient through y* is 0; if that is not meant, read them in "
-            f"FollowerProblem.objective, without detach(), and {self.unused_remedy}; if they are "
-            "there and the objective is piecewise linear (a quantile, a hinge), smooth it, or "
-            "differentiate a solver with a formula by Unrolled()",
+            "their gradient through y* is 0; if that is not meant, read them from the leader that "
+            f"FollowerProblem.objective is given, without detach(), and {self.unused_remedy}; if "
+            "they are there and the objective is piecewise linear (a quantile, a hinge), smooth "
+            "it, or differentiate a solver with a formula by Unrolled()",
         )
 
 

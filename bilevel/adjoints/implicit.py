@@ -25,7 +25,7 @@ from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.solvers import Iterative, Solver
+from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, from_leaves, leaves, tree_map, unravel
 from bilevel.updates.base import Update
 from bilevel.updates.gradient import Gradient
@@ -57,6 +57,7 @@ STATIONARY = 1e-2
 FAR = 3e-2
 
 _NOT_STATIONARY = "the follower is not stationary at its answer"
+_ILL_CONDITIONED = "the follower is badly conditioned"
 
 
 class Implicit(Pullback):
@@ -228,11 +229,14 @@ class Implicit(Pullback):
         fresh = self._scale is None or norm / self._scale > limit
         if fresh and _NOT_STATIONARY not in self._warned:
             with torch.no_grad():
-                start, *_ = problem.evaluate({}, lambda own: residual_of(own, step, own.init()))
-            scale = vector(start).norm()
+                start = problem.evaluate({}, Oracle.init)
+                there, *_ = problem.evaluate({}, lambda own: residual_of(own, step, start))
+            scale = vector(there).norm()
             if scale <= rounding:
                 return  # the start is optimal up to rounding: nothing to compare with
-            self._scale = scale
+            # The weights of a Parametric network may be their own start: the distance tells alone.
+            itself = torch.equal(vector(start), y)
+            self._scale = torch.full_like(scale, torch.inf) if itself else scale
         if self._scale is None:
             return
         ratio = float(norm / self._scale)
@@ -244,9 +248,10 @@ class Implicit(Pullback):
             f"at the start, and the implicit gradient is exact at an optimum only; {remedy}",
         )
         curved = float(solution.curvature) > solution.flat(eps)
+        topic = _ILL_CONDITIONED if self._scale.isfinite() else _NOT_STATIONARY
         self.warn_once(
             ratio <= limit and distance > FAR and curved,
-            f"the follower is badly conditioned: by its gradient and the smallest curvature met, "
+            f"{topic}: by its gradient and the smallest curvature met, "
             f"its answer may be off by {distance:.2g} of its norm, and the implicit gradient is "
             f"exact at an optimum only; {remedy}",
         )

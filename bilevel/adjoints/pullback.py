@@ -20,6 +20,7 @@ from bilevel.adjoints.base import Adjoint
 from bilevel.adjoints.batches import tensors_in
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.errors import BilevelError, describe
+from bilevel.graph import check_not_held
 from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.snapshot import Snapshot
@@ -46,6 +47,8 @@ class Pullback(Adjoint):
     """
 
     pulls_zero: bool = False
+
+    _held_none: bool = False
 
     @abstractmethod
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
@@ -87,6 +90,9 @@ class Pullback(Adjoint):
         tensors = [_Constant.apply(self, tensor) for tensor in tensors]
         value = from_leaves(_Answer.apply(task, *theta.values(), *tensors), like=task.history)
         if any(leaf.requires_grad for leaf in leaves(task.history)):
+            if not self._held_none:
+                check_not_held(repr(self), leaves(task.history), theta)
+                self._held_none = True
             if task.solves > 1:
                 raise BilevelError(
                     f"{type(solver).__name__} is trained and solved under vmap: its gradients "

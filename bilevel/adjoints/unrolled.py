@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from bilevel.adjoints.compiled import CompiledOracle
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
+from bilevel.graph import reached
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.recompute import recomputed
 from bilevel.solvers import Iterative, Parametric, Solution, Solver
@@ -149,9 +149,9 @@ class Unrolled(Adjoint):
         self._checked = True
         if any(tensor.requires_grad for tensor in tensors_in(batch)):
             return
-        names = {id(p): name for name, p in leader.named_parameters() if p.requires_grad}
-        unused = names.keys() - _reachable(value, set(names))
-        self.warn_unused([name for key, name in names.items() if key in unused])
+        theta = {name: p for name, p in leader.named_parameters() if p.requires_grad}
+        used = reached(leaves(value), theta)
+        self.warn_unused([name for name in theta if name not in used])
 
 
 def check_steps(adjoint: Adjoint, solver: Solver) -> None:
@@ -189,17 +189,3 @@ def check_differentiable(update: Update) -> None:
             "or NormalizedGradient, or an adjoint that does not differentiate through the step: "
             "Implicit() or Sampled()"
         )
-
-
-def _reachable(value: Value, wanted: set[int]) -> set[int]:
-    """The ids of those wanted leaf tensors that the graph of a value leads to."""
-    found: set[int] = set()
-    seen: set[Any] = set()
-    stack = [leaf.grad_fn for leaf in leaves(value) if leaf.grad_fn is not None]
-    while stack and found != wanted:
-        node = stack.pop()
-        found |= {id(getattr(node, "variable", None))} & wanted
-        fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return found

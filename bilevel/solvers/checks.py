@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from bilevel.errors import BilevelError, describe
 from bilevel.tree import Value, from_leaves, is_value, leaves, leaves_like, same_structure
@@ -37,6 +40,33 @@ def check_point(source: str, found: Value, y: Value) -> Value:
                 f"{tuple(own.shape)}: a point of Y has the shapes that init gives; return those"
             )
     return from_leaves(leaves_like(found, like=y), like=y)
+
+
+def check_start(follower: str, y: object) -> None:
+    """Checks that the start of a solve is a point that may move.
+
+    Args:
+        follower: The name of the follower.
+        y: Its start.
+
+    Raises:
+        BilevelError: If it is no tensor or dict of tensors, or holds frozen parameters beside
+            others, all of which the solve would move.
+    """
+    if not is_value(y):
+        raise BilevelError(
+            f"{follower}.init returned {describe(y)}: y is a tensor or a dict of tensors; return "
+            "{name: tensor}, without further dicts in it"
+        )
+    if isinstance(y, Mapping):
+        weights = {n: w.requires_grad for n, w in y.items() if isinstance(w, nn.Parameter)}
+        if len({*weights.values()}) > 1:
+            frozen = min(weights, key=weights.__getitem__)
+            raise BilevelError(
+                f"{follower}.init returned {frozen}, which is frozen (requires_grad=False): the "
+                "solve would move it too; return {n: p for n, p in network.named_parameters() if "
+                "p.requires_grad}, of which functional_call needs no more, or detach them all"
+            )
 
 
 def check_answer(solver: Solver, y: Any, start: Value | None) -> None:

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError, describe, raise_missing_field
+from bilevel.errors import BilevelError, raise_missing_field
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
-from bilevel.solvers.checks import check_floating, check_point
+from bilevel.solvers.checks import check_floating, check_point, check_start
 from bilevel.solvers.selection import select
 from bilevel.tree import (
     Value,
     detach,
     from_leaves,
-    is_value,
     leaves,
     norms,
     requiring_grad,
@@ -68,7 +67,7 @@ class Oracle:
 
         Raises:
             BilevelError: If the batch lacks a field that the follower reads, or the start is no
-                tensor or dict of tensors.
+                tensor or dict of tensors, or one with frozen parameters.
             AttributeError: If another object lacks an attribute.
             KeyError: If another object lacks a key.
         """
@@ -77,11 +76,7 @@ class Oracle:
         except (AttributeError, KeyError) as error:
             raise_missing_field(error, self.follower, self.batch)
             raise
-        if not is_value(self.started):
-            raise BilevelError(
-                f"{type(self.follower).__name__}.init returned {describe(self.started)}: y is a "
-                "tensor or a dict of tensors; return {name: tensor}, without further dicts in it"
-            )
+        check_start(type(self.follower).__name__, self.started)
         return self.started
 
     def gradient(self, y: Value) -> Any:

@@ -66,6 +66,11 @@ def check_adjoint(
             move: Any = unravel(h * unit, like=point)
             with torch.no_grad():
                 rise = loss({name: point + move}) - loss({name: point - move})
+            require(
+                bool((rise - actual).isfinite()),
+                f"{adjoint!r}: the loss or the gradient of {name} is not finite: the solve "
+                "diverges, or something is divided by 0; check its steps",
+            )
             error = float((rise / (2 * h) - actual).abs())
             require(
                 error <= allowed,

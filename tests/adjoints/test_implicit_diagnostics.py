@@ -264,6 +264,30 @@ def test_a_badly_conditioned_follower(seed: int, steps: int, trusted: bool) -> N
     assert told == ([] if trusted else [" the follower is badly conditioned"])
 
 
+@pytest.mark.parametrize("steps", [1, 400])
+def test_weights_that_are_their_own_start(steps: int) -> None:
+    """Once trained there is nothing to warn of, although they are as far as at the start."""
+
+    class Own(Shrunk):
+        def init(self, batch: Tensor) -> Tensor:
+            return solver.y.detach()
+
+    leader, batch = Decay(), torch.ones(3, dtype=F64)
+    solver = Parametric(2 * torch.ones(3, dtype=F64))
+    optimizer = torch.optim.SGD(solver.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        Shrunk().objective(leader, solver.y, batch).sum().backward(inputs=[solver.y])
+        optimizer.step()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        y = Implicit().solve(solver, Own(), leader, batch).value
+        leader.loss(y, batch).backward()
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == (steps == 1)
+    assert all("not stationary at its answer: by its gradient" in line for line in told)
+
+
 def test_an_answer_that_is_trained_has_no_more_steps_to_take() -> None:
     leader, batch = Decay(), torch.ones(3, dtype=F64)
     y = Implicit().solve(Parametric(torch.zeros(3, dtype=F64)), Shrunk(), leader, batch).value

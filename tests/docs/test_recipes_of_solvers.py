@@ -180,3 +180,21 @@ def test_a_leader_that_is_the_threshold(tmp_path) -> None:
         (slope,) = torch.autograd.grad(leader.loss(solution.value, batch), leader.log_penalty)
         slopes.append(slope)
     torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*the follower ignores:bilevel.HypergradientWarning")
+def test_a_deep_equilibrium(tmp_path) -> None:
+    names = follow(example(tmp_path), "A layer that is a fixed point: deep equilibrium models")
+    game, deep = names["equilibrium"], names["deep"]
+    batch = {"x": torch.randn(20, 5), "y": torch.arange(20) % 3}
+    z = torch.zeros(20, 16)
+    for _ in range(60):  # by hand, through all steps
+        z = deep.layer(z, batch["x"])
+    expected = torch.autograd.grad(deep.loss(z, batch), [*deep.parameters()])
+    loss = deep.loss(game.solve(batch).value, batch)
+    for found, slope in zip(torch.autograd.grad(loss, [*deep.parameters()]), expected, strict=True):
+        torch.testing.assert_close(found, slope, rtol=1e-3, atol=1e-5)
+    before = game.step(batch)["loss"]
+    for _ in range(60):
+        after = game.step(batch)["loss"]
+    assert after < 0.95 * before

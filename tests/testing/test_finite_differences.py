@@ -89,6 +89,12 @@ def test_what_is_wrong_is_named(adjoint: Adjoint, steps: int) -> None:
         testing.check_adjoint(adjoint, solver, Soft(), Shift(), torch.randn(3, dtype=F64))
 
 
+def test_a_solve_that_diverges_is_named() -> None:
+    solver = Iterative(Gradient(1e3), 400)
+    with pytest.raises(AssertionError, match=r"gradient of matrix is not finite: the solve diverg"):
+        testing.check_adjoint(Unrolled(), solver, Soft(), Shift(), torch.randn(3, dtype=F64))
+
+
 def test_an_objective_of_lower_precision_needs_longer_differences() -> None:
     torch.manual_seed(0)
     solver, batch = Iterative(Gradient(0.5), 60), torch.randn(3, dtype=F64)

@@ -1,0 +1,60 @@
+"""What the graph of autograd leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bilevel.errors import BilevelError
+
+
+def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The names of those leaf tensors that the graph of some values leads to.
+
+    Args:
+        values: Any tensors.
+        wanted: The leaf tensors, by name.
+
+    Returns:
+        The names, in the order of ``wanted``.
+
+    Example:
+        >>> import torch
+        >>> a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+        >>> reached([a.exp().sin()], {"a": a, "b": b})
+        ['a']
+    """
+    ids = {id(tensor) for tensor in wanted.values()}
+    found = ids & {id(value) for value in values}
+    seen: set[Any] = set()
+    stack = [value.grad_fn for value in values if value.grad_fn is not None]
+    while stack and found != ids:
+        node = stack.pop()
+        found |= ids & {id(getattr(node, "variable", None))}
+        fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return [name for name, tensor in wanted.items() if id(tensor) in found]
+
+
+def check_not_held(adjoint: str, values: Sequence[Tensor], theta: Mapping[str, Tensor]) -> None:
+    """Checks that a solve for other tensors in the place of θ has not read θ itself.
+
+    Args:
+        adjoint: What has put others in its place.
+        values: What was computed.
+        theta: θ, by name.
+
+    Raises:
+        BilevelError: If their graph leads to θ, which a part of the game must hold then.
+    """
+    if held := reached(values, theta):
+        raise BilevelError(
+            f"{adjoint} computes with other tensors in the place of the leader's parameters, but "
+            f"{held[0]} itself is read: an update or the follower holds it, as in "
+            "Optimizer(SGD, lr=leader.lr), and its gradient would be wrong; hold the leader and "
+            "read leader.lr in each step (recipe: a step size that the leader learns), or take "
+            "Unrolled()"
+        )

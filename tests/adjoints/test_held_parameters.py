@@ -1,0 +1,86 @@
+"""Parts that hold a parameter of the leader's themselves, where the leader is lent others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel import (
+    Adjoint,
+    BilevelError,
+    FollowerProblem,
+    Forward,
+    HypergradientWarning,
+    Implicit,
+    Iterative,
+    LeaderProblem,
+    Penalty,
+    Sampled,
+    Unrolled,
+)
+from bilevel.updates import Gradient, Optimizer
+from tests.valleys import F64
+
+OTHERS = (Unrolled(recompute=True), Forward(), Implicit(), Penalty(100.0), Sampled(0.01))
+
+
+class Rate(LeaderProblem):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(0.1, dtype=F64))
+
+    def loss(self, y: Tensor, batch: None) -> Tensor:
+        return y
+
+
+class One(FollowerProblem):
+    """½(y − 1)², with ½ w y² for a weight that it holds."""
+
+    sense = "min"
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        self.weight = weight
+
+    def init(self, batch: None) -> Tensor:
+        return torch.zeros((), dtype=F64)
+
+    def objective(self, leader: Rate, y: Tensor, batch: None) -> Tensor:
+        held = 0.0 if self.weight is None else self.weight * y.square()
+        return ((y - 1).square() + held) / 2
+
+
+def test_unrolled_reads_what_is_held() -> None:
+    """Y = 1 − (1 − η)³, so dy/dη = 3(1 − η)²."""
+    leader = Rate()
+    solver = Iterative(Optimizer(torch.optim.SGD, lr=leader.rate), 3)
+    Unrolled().solve(solver, One(), leader, None).value.backward()
+    assert leader.rate.grad is not None
+    assert leader.rate.grad.item() == pytest.approx(3 * 0.9**2)
+
+
+@pytest.mark.parametrize("adjoint", OTHERS, ids=repr)
+def test_others_refuse_an_update_that_holds_it(adjoint: Adjoint) -> None:
+    leader = Rate()
+    solver = Iterative(Optimizer(torch.optim.SGD, lr=leader.rate), 3)
+    with pytest.raises(BilevelError, match=r"but rate itself is read: .* hold the leader and read"):
+        adjoint.solve(solver, One(), leader, None).value.backward()
+
+
+def test_recomputed_steps_refuse_a_follower_that_holds_it() -> None:
+    leader = Rate()
+    value = (
+        Unrolled(recompute=True)
+        .solve(Iterative(Gradient(0.1), 3), One(leader.rate), leader, None)
+        .value
+    )
+    with pytest.raises(BilevelError, match=r"recompute computes .* but rate itself is read"):
+        value.backward()
+
+
+@pytest.mark.parametrize("adjoint", OTHERS[1:], ids=repr)
+def test_others_warn_of_a_follower_that_holds_it(adjoint: Adjoint) -> None:
+    leader = Rate()
+    solver = Iterative(Gradient(0.5), 40)
+    with pytest.warns(HypergradientWarning, match="the follower ignores the leader's rate"):
+        adjoint.solve(solver, One(leader.rate), leader, None).value.backward()
