@@ -32,6 +32,7 @@ from torch import Tensor
 from bilevel import BilevelError, experiment
 from bilevel.arguments import choices, count, positive
 from bilevel.experiment import ProgressBar, commandline
+from bilevel.experiment.files import claim
 from bilevel.experiment.tables import write_markdown
 from bilevel.experiment.weights import load_weights
 from bilevel.imitation import Demonstrations, Discriminator, Task, make_envs
@@ -110,6 +111,7 @@ def main(args: Args) -> None:
         args = replace(args, **small, jobs=min(args.jobs, 1))
     settings = plan_runs(args)
     check(args, settings)
+    claim(args.out)
     with ProgressBar("gail") as bar:
         experts = {env: find_expert(args, env, bar) for env in dict.fromkeys(args.env)}
         pairs = {

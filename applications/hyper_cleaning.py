@@ -30,6 +30,7 @@ from hyper_cleaning_lib.trainer import WeightTrainer
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.arguments import choices, count, positive
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 from bilevel.experiment.tables import Table, cell
 from bilevel.experiment.weights import save_weights
 
@@ -117,6 +118,7 @@ def main(args: Args) -> None:
         download=args.download,
     ).to(device)
     records = baselines(args, data)
+    claim(args.out)
     learned = {}
     for name in names:
         trainer = learn(args, name, data)

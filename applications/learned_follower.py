@@ -26,11 +26,11 @@ from learned_follower_lib.training import TrainingConfig, train
 from learned_follower_lib.updates import GradientDifference, ScaledGRU
 from torch import Tensor
 
-from bilevel import experiment
+from bilevel import BilevelError, experiment
 from bilevel.arguments import count, positive
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import check_settings
-from bilevel.experiment.files import make_folder
+from bilevel.experiment.files import claim
 from bilevel.experiment.tables import Table
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 
@@ -71,7 +71,7 @@ def main(args: Args) -> None:
         largest = {"horizon": 2, "iterations": 5, "batch": 4, "seeds": 2, "games": 8}
         args = replace(args, **{name: min(n, getattr(args, name)) for name, n in largest.items()})
     device = experiment.pick_device(args.device)
-    make_folder(args.out)
+    claim(args.out)
     with device:
         records = compare(args)
     about = experiment.environment(device)
@@ -108,6 +108,8 @@ def check(args: Args) -> None:
         count(name, getattr(args, name))
     count("batch", args.batch, least=2)  # games of both kinds
     count("seed", args.seed, least=0)
+    if args.resume and not args.out.exists():
+        raise BilevelError(f"there is no folder {args.out} to resume from: leave out --resume")
 
 
 def follower(args: Args, seed: int) -> ScaledGRU:

@@ -35,6 +35,7 @@ from bilevel import BilevelError, experiment
 from bilevel.alias import SCHEDULES
 from bilevel.arguments import choices, count
 from bilevel.experiment import ProgressBar, commandline
+from bilevel.experiment.files import claim
 from bilevel.experiment.tables import Table, write_markdown
 from bilevel.games import Game
 
@@ -136,6 +137,7 @@ def play_all(
                     progress = partial(advance, bar, setting.title, total, done)
                     predicted = games[setting.game].factor(SCHEDULES[schedule](), setting.step)
                     run = play(on_device[setting.game], setting, schedule, predicted, progress)
+                    claim(args.out)
                     run.save(path)
                 played[setting].append(run)
                 done += setting.steps

@@ -28,6 +28,7 @@ import bilevel
 from bilevel import experiment
 from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 from bilevel.experiment.tables import Table, cell
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.updates import Gradient
@@ -100,6 +101,7 @@ def main(args: Args) -> None:
     if args.smoke:
         args.iterations = min(args.iterations, 20)
     device = experiment.pick_device(args.device)
+    claim(args.out)
     records, rows = [], []
     for method in args.method:
         leader, follower = learn(args, method, device)

@@ -30,6 +30,7 @@ from bilevel import experiment
 from bilevel.arguments import choices
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import OtherRunError, check_settings
+from bilevel.experiment.files import claim
 from bilevel.experiment.tables import write_markdown
 
 
@@ -69,6 +70,7 @@ def main(args: Args) -> None:
     out = args.out / (f"{args.scale}-trial" if args.smoke else args.scale)
     if not args.resume:
         shutil.rmtree(out, ignore_errors=True)
+    claim(out)
     trained = train_missing(args, scale, out)
     Console().rule("attacking")
     evaluate(args, scale, out)

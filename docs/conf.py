@@ -6,6 +6,8 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
+from sphinx.ext import autosummary
+
 sys.path.insert(0, str(Path(__file__).parent / "ext"))
 
 project = "bilevel"
@@ -28,6 +30,9 @@ exclude_patterns = ["_build", "tutorials"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "bilevel"
+
+# A summary ends with its sentence, and not within it.
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "Eq.", "Fig.", "Sec.", "Alg.", "Table.")
 
 # Attributes are described in the class docstring; entries of their own would describe them twice.
 napoleon_use_ivar = True

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from suite.runs import named, over_seeds, runs_of, time_to_pgm
 from suite.tables import PAPER, PAPER_PGM20
@@ -23,7 +24,16 @@ from bilevel import BilevelError
 from bilevel.experiment import commandline
 from bilevel.experiment.style import COLORS, INK, MUTED, STYLE, save_png
 
-OURS = COLORS[0]
+MARKERS = {
+    "plain": "X",
+    "pgm": "o",
+    "naive-l2l": "P",
+    "grad-l2l": "^",
+    "two-step-l2l": "s",
+    "NU-AT": "D",
+    "PGD-AT": "v",
+}
+"""By method; a wide attacker has a colour of its own."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,8 @@ PANELS = (
         (("PGD-AT, AutoAttack", 52.7), ("TRADES-AWP, AutoAttack", 56.17)),
     ),
     Panel(
-        "CIFAR-10, ResNet-18",
-        "AutoAttack",
+        "CIFAR-10 (ours JPEG-75), ResNet-18",
+        "AutoAttack; ours PGM-100, APGD",
         (
             Point("NU-AT", 0.42, 50.10),
             Point("PGD-AT, averaged", 1.0, 50.49),
@@ -102,50 +112,48 @@ def main(args: Args) -> None:
     if args.out.suffix != ".png":
         raise BilevelError(f"--out {args.out} is no PNG file: give a name that ends in .png")
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+        drawn = {}
         for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-            draw(axes, panel)
+            drawn |= draw(axes, panel)
+        names = sorted(drawn, key=lambda name: ("published" in name, name))
+        figure.legend(
+            [drawn[name] for name in names], names, loc="outside lower center", ncols=4, fontsize=8
+        )
         save_png(args.out, figure)
 
 
-def draw(axes: Axes, panel: Panel) -> None:
-    """One panel: hollow markers are published figures, filled ones were measured here."""
+def draw(axes: Axes, panel: Panel) -> dict[str, PathCollection]:
+    """One panel: hollow markers are published figures, filled ones were measured here.
+
+    Returns:
+        The markers, by their names in the legend.
+    """
     ours = measured(panel)
-    points = sorted((*panel.points, *ours), key=lambda point: point.accuracy)
+    points = (*panel.points, *ours)
     for name, accuracy in panel.limits:
         axes.axhline(accuracy, color=MUTED, linewidth=0.8, linestyle=":")
         axes.text(0.02, accuracy, name, color=MUTED, fontsize=7, va="bottom")
     axes.set_title(panel.title, loc="left", fontsize=9)
     axes.set_xlabel("training time ÷ PGM-10" + ("" if ours else "\n(ours: not measured)"))
-    axes.set_ylabel(f"accuracy, % ({panel.attack})")
+    axes.set_ylabel(f"accuracy, %\n({panel.attack})")
     top = max(one.accuracy for one in (*points, Point("", 0, 10)))
-    axes.set_xlim(0, 1.2)
-    axes.set_ylim(-0.1 * top, 1.2 * top)
-    axes.figure.draw_without_rendering()  # lays out, so that it is known where names overlap
+    axes.set_xlim(0, 1.1)
+    axes.set_ylim(-0.05 * top, 1.15 * top)
+    drawn = {}
     for point in points:
-        color = OURS if point.ours else INK
-        fill = OURS if point.ours else "white"
-        axes.scatter(point.time, point.accuracy, s=36, zorder=3, facecolor=fill, edgecolor=color)
-        annotate(axes, point, color)
-
-
-def annotate(axes: Axes, point: Point, color: str) -> None:
-    """A point's name, where there is no other name yet."""
-    taken = [text.get_window_extent() for text in axes.texts]
-    late = point.time > 0.8  # to the right its name would leave the panel
-    name = axes.annotate(
-        point.name,
-        (point.time, point.accuracy),
-        xytext=(0, 0),
-        textcoords="offset points",
-        ha="right" if late else "left",
-        color=color,
-        fontsize=8,
-    )
-    for height in (-11, 6, -22, 17):
-        name.set_position((14 if late else 4, height))
-        if not any(name.get_window_extent().overlaps(box) for box in taken):
-            break
+        method, _, attacker = point.name.partition(", ")
+        color = COLORS[attacker == "wide"] if point.ours else INK
+        drawn[f"{point.name} ({'ours' if point.ours else 'published'})"] = axes.scatter(
+            point.time,
+            point.accuracy,
+            s=40,
+            marker=MARKERS[method],
+            facecolor=color if point.ours else "none",
+            edgecolor=color,
+            zorder=3,
+        )
+    return drawn
 
 
 def measured(panel: Panel) -> list[Point]:

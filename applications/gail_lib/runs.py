@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +91,29 @@ def run_all(
 
 @contextlib.contextmanager
 def _workers(jobs: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
-    """Processes for the runs, and the queue of their progress; an interrupt ends them all."""
+    """Processes for the runs, and the queue of their progress; they end with this process."""
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
+    manager = SyncManager(ctx=context)
+    manager.start(_end_with_parent)
+    with manager, ProcessPoolExecutor(jobs, context, _end_with_parent) as pool:
         try:
             yield pool, manager.Queue()
         except KeyboardInterrupt:  # else they would go on, and this process wait for them
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed: it would train on, beside a resumed run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _ProgressQueue:

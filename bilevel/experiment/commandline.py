@@ -90,9 +90,7 @@ def run(
         distributed.print_once(f"error: {line}")
         status = 2
     except KeyboardInterrupt as interrupt:
-        distributed.print_once(
-            "stopped; the same command with --resume goes on from the last checkpoint"
-        )
+        distributed.print_once("stopped; the same command with --resume goes on from what is saved")
         status = 128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that no flush fails

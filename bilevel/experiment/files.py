@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from bilevel.errors import BilevelError
+
+_CLAIMED: set[Path] = set()
+"""The folders that this process has claimed."""
 
 
 def make_folder(path: Path) -> Path:
@@ -34,14 +40,17 @@ def make_folder(path: Path) -> Path:
 def claim(folder: Path) -> None:
     """Keeps a folder for this process, until it ends in whatever way.
 
-    Where the system has no file locks, nothing is checked.
+    Where the system has no file locks, only its results are checked.
 
     Args:
         folder: The folder; it is created.
 
     Raises:
-        BilevelError: If another process has claimed it.
+        BilevelError: If another process has claimed it, or it holds another application's results.
     """
+    _check_results(folder / "results.json")
+    if folder.absolute() in _CLAIMED:
+        return
     try:
         import fcntl
     except ImportError:  # Windows
@@ -49,7 +58,8 @@ def claim(folder: Path) -> None:
     with writing(folder):  # open, and so locked, until the process ends
         file = os.open(make_folder(folder) / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: it may claim it again
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _CLAIMED.add(folder.absolute())
     except (BlockingIOError, PermissionError) as error:
         raise BilevelError(
             f"another run writes to {folder}: their results would be mixed up; give another --out, "
@@ -57,6 +67,19 @@ def claim(folder: Path) -> None:
         ) from error
     except OSError:  # a file system without locks
         return
+
+
+def _check_results(path: Path) -> None:
+    """Raises if results that are there were written by another application."""
+    own = application = Path(sys.argv[0]).name
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):  # other files
+        command = json.loads(path.read_text(encoding="utf-8"))["environment"]["command"]
+        application = Path(shlex.split(command)[1]).name
+    if application != own:
+        raise BilevelError(
+            f"{path.parent} holds the results of {application}: they would be replaced; give "
+            "another --out"
+        )
 
 
 @contextlib.contextmanager

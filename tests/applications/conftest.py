@@ -104,7 +104,9 @@ def refused(run: Callable[..., Ended]) -> Callable[..., str]:
 def finished(app: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of such a run."""
     out = tmp_path_factory.mktemp("finished")
-    app.main(app.Args(method=("plain",), epochs=1, **SIZES, out=out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["adv_training.py"])  # by which the results are known
+        app.main(app.Args(method=("plain",), epochs=1, **SIZES, out=out))
     return out
 
 

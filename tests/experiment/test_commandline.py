@@ -156,7 +156,7 @@ def test_a_stopped_application_says_how_to_go_on(
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
-    line = "stopped; the same command with --resume goes on from the last checkpoint\n"
+    line = "stopped; the same command with --resume goes on from what is saved\n"
     assert capsys.readouterr().err == line
 
 

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from bilevel import BilevelError
+from bilevel import BilevelError, experiment
 from bilevel.experiment.files import atomic_write, claim
 
 
@@ -46,6 +47,19 @@ def test_two_processes_that_write_one_file_leave_it_whole(
         assert path.read_text() == "of another process"
     assert path.read_text() == "mine"
     assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"environment": {"command": "python"}}'])
+def test_a_folder_with_results_of_another_application(tmp_path: Path, text: str) -> None:
+    environment = experiment.environment(torch.device("cpu"))
+    path = experiment.write_results(tmp_path, {}, environment, [])
+    claim(tmp_path)
+    other = {**environment, "command": "python 'my applications/train.py' --out runs"}
+    experiment.write_results(tmp_path, {}, other, [])
+    with pytest.raises(BilevelError, match=r"holds the results of train\.py: .* another --out"):
+        claim(tmp_path)
+    path.write_text(text)  # of something else
+    claim(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file locks")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from bilevel.robustness.data.cache import Bytes, Decoded
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_T = TypeVar("_T")
 _CHUNK = 256  # images per task of the thread pool, whose overhead is then negligible
 
 
@@ -43,28 +45,47 @@ def decode(paths: list[Path], side: int | None = None) -> Decoded:
     images = np.empty((len(paths), *first.shape), np.uint8)
     sums = np.empty((len(paths), 32), np.uint8)
 
-    def decode_chunk(begin: int) -> None:
+    def decode_one(index: int, path: Path) -> None:
+        content = _content(path)
+        image = pixels(content, path, side)
+        if image.shape != first.shape:
+            raise BilevelError(
+                f"images differ in size: {paths[0]} is {_size(first)} and {path} is "
+                f"{_size(image)} pixels; bring all images to one size, as image_size "
+                "(--image-size) does by scaling and cropping them"
+            )
+        images[index] = image
+        sums[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+
+    def decode_chunk(begin: int) -> list[tuple[Path, BilevelError]]:
+        errors = []
         for index, path in enumerate(paths[begin : begin + _CHUNK], start=begin):
-            content = _content(path)
-            image = pixels(content, path, side)
-            if image.shape != first.shape:
-                raise BilevelError(
-                    f"images differ in size: {paths[0]} is {_size(first)} and {path} is "
-                    f"{_size(image)} pixels; bring all images to one size, as image_size "
-                    "(--image-size) does by scaling and cropping them"
-                )
-            images[index] = image
-            sums[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+            try:
+                decode_one(index, path)
+            except BilevelError as error:
+                errors.append((path, error))
+        return errors
 
     begins = range(0, len(paths), _CHUNK)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         title = f"Decoding {len(paths)} images"
-        for _ in _with_progress_bar(pool.map(decode_chunk, begins), len(begins), title):
-            pass
+        chunks = _with_progress_bar(pool.map(decode_chunk, begins), len(begins), title)
+        errors = list(itertools.chain.from_iterable(chunks))
+    _raise_first(errors)
     return Decoded(images, sums)
 
 
-def _with_progress_bar(parts: Iterator[None], total: int, title: str) -> Iterable[None]:
+def _raise_first(errors: list[tuple[Path, BilevelError]]) -> None:
+    """Raises the first error, with the names of a few other files that have one."""
+    if not errors:
+        return
+    (_, first), *others = errors
+    names = ", ".join(str(path) for path, _ in others[:5])
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    raise BilevelError(f"{first} (there are errors in {names}{more} too)" if others else str(first))
+
+
+def _with_progress_bar(parts: Iterator[_T], total: int, title: str) -> Iterable[_T]:
     """The parts, with a progress bar on a terminal if rich is installed."""
     try:
         from rich.console import Console
@@ -131,7 +152,7 @@ def pixels(content: bytes, path: Path, side: int | None) -> Bytes:
         BilevelError: It cannot be decoded, has several pages or frames or more than 8 bits a
             channel, or is transparent.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -143,6 +164,9 @@ def pixels(content: bytes, path: Path, side: int | None) -> Bytes:
             return np.asarray(rgb).transpose(2, 0, 1)
     except BilevelError:
         raise
+    except UnidentifiedImageError as error:
+        found = "is no image of a type that Pillow knows" if content else "is empty"
+        raise BilevelError(f"image {path} {found}: repair it or remove it") from error
     except Exception as error:  # decoders raise more kinds than Pillow documents
         raise BilevelError(
             f"image {path} cannot be decoded: {error}; repair it or remove it"

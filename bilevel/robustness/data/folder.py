@@ -1,7 +1,8 @@
 """A folder of images, one subfolder per class, decoded once into a cache.
 
 It reads what ``torchvision.datasets.ImageFolder`` reads, in the same order and with the same
-labels, hidden folders aside, but needs Pillow alone, and its errors name the file.
+labels, but needs Pillow alone, leaves out what systems hide in folders (names that begin with a
+dot, ``__MACOSX``), reads a folder once that links lead to again, and its errors name the file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import re
 import unicodedata
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,7 +182,7 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
                 "put images in it or remove it"
             )
         for file in members:
-            status = os.stat(os.path.join(root, file))
+            status = _status(root / file)
             entry = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(entry.encode(errors="surrogatepass"))  # names need not be UTF-8
         files += members
@@ -198,7 +200,7 @@ def _class_folders(root: Path) -> dict[str, list[str]]:
     """The folders of each class. Some systems write an umlaut as a letter and two dots."""
     folders: dict[str, list[str]] = {}
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
-        if entry.is_dir() and not entry.name.startswith("."):
+        if entry.is_dir() and not _is_hidden(entry.name):
             folders.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry.name)
     return folders
 
@@ -207,19 +209,41 @@ def _image_files(root: Path, name: str) -> list[str]:
     """The images anywhere in a class folder, relative to ``root``, in ``ImageFolder``'s order."""
     files: list[str] = []
     others: list[str] = []
-    for place, _, names in sorted(os.walk(root / name, followlinks=True)):
+    for place, names in sorted(_folders_below(root / name)):
         inside = os.path.relpath(place, root)
-        if any(part.startswith(".") for part in Path(inside).parts):
-            continue
         for file in sorted(names):
             known = file.lower().endswith(EXTENSIONS)
             (files if known else others).append(os.path.join(inside, file))
-    unread = [file for file in others if not os.path.basename(file).startswith(".")]
-    if files and unread:
+    if files and others:
         warnings.warn(
-            f"{len(unread)} of {len(files) + len(unread)} files in {root / name} are no images of "
-            f"a known type, such as {unread[0]}: they are not read; convert them to PNG, or remove "
+            f"{len(others)} of {len(files) + len(others)} files in {root / name} are no images of "
+            f"a known type, such as {others[0]}: they are not read; convert them to PNG, or remove "
             "them",
             stacklevel=2,
         )
     return files
+
+
+def _folders_below(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """The folder and those below it, each once, with the names of their files."""
+    seen = set()
+    for place, inner, names in os.walk(top, followlinks=True):
+        here = os.path.realpath(place)
+        inner[:] = [] if here in seen else [name for name in inner if not _is_hidden(name)]
+        if here not in seen:
+            yield place, [name for name in names if not _is_hidden(name)]
+        seen.add(here)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _status(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        kind = "is a link to a missing file" if file.is_symlink() else "cannot be read"
+        raise BilevelError(
+            f"image {file} {kind} ({error.strerror}): restore it, or remove it"
+        ) from error

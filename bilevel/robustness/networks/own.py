@@ -38,7 +38,8 @@ def build_own(name: str, **arguments: Any) -> nn.Module:
     """The classifier that a function returns.
 
     Args:
-        name: ``MODULE:FUNCTION``, of a module in the current folder or of an installed one.
+        name: ``MODULE:FUNCTION``, of a module in the current folder or of an installed one; without
+            arguments it may be a network.
         arguments: What the function is called with.
 
     Returns:
@@ -53,6 +54,13 @@ def build_own(name: str, **arguments: Any) -> nn.Module:
         Linear(in_features=3, out_features=2, bias=True)
     """
     _, make = _imported(name)
+    if isinstance(make, nn.Module):
+        if not arguments:
+            return make
+        raise BilevelError(
+            f"{name} is a network: training builds one for each method; give a function that "
+            "returns a new one, called with channels and classes"
+        )
     try:
         inspect.signature(make).bind(**arguments)
     except TypeError as error:

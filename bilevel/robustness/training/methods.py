@@ -38,9 +38,11 @@ METHODS = (
 )
 """The methods of Table 2; ``K-step-l2l`` and ``K-step-grad-only-l2l`` take any number K."""
 
-# The paper's step sizes, 0.007 in training and 0.003 in evaluation, as shares of its ε = 0.031.
 TRAINING_STEP = 0.007 / 0.031
+"""The paper's step size in training, as a share of its ε."""
+
 EVALUATION_STEP = 0.003 / 0.031
+"""The paper's step size in evaluation, as a share of its ε."""
 
 Form = Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"]
 """An attacker's network: a form of :class:`~bilevel.updates.CNN`, or the recurrent one."""

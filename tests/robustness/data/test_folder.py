@@ -48,11 +48,13 @@ def test_a_folder_is_read_as_image_folder_reads_it(
 
 def test_hidden_folders_are_no_classes_and_hidden_files_no_news(tree: Path) -> None:
     write_image(tree / "train" / ".checkpoints" / "x.png", 1)
+    write_image(tree / "train" / "__MACOSX" / "x.png", 1)
     (tree / "train" / "cat" / ".DS_Store").write_text("")
     before = len(folder.find_trees(tree)["train"].files)
     write_image(tree / "train" / "cat" / ".thumbnails" / "x.png", 1)
+    (tree / "train" / "cat" / "._x.png").write_text("what macOS keeps beside x.png")
     assert len(folder.find_trees(tree)["train"].files) == before
-    assert ".checkpoints" not in folder.find_trees(tree)["train"].classes
+    assert folder.find_trees(tree)["train"].classes == ("cat", "dog")
 
 
 def test_a_folder_is_read_without_a_bar_where_rich_is_missing(
@@ -198,9 +200,31 @@ def test_a_part_without_any_image(tree: Path) -> None:
 def test_a_corrupt_image_is_named(tree: Path, damage: str) -> None:
     path = tree / "train" / "dog" / "004.png"
     path.write_bytes({"empty": b"", "cut": path.read_bytes()[:-30], "text": b"hello"}[damage])
-    with pytest.raises(BilevelError, match=f"image {path} cannot be decoded: .*remove it"):
+    told = {"empty": "is empty", "cut": "cannot be decoded: .*", "text": "is no image of a type .*"}
+    with pytest.raises(BilevelError, match=f"image {path} {told[damage]}[:;] repair it or remove"):
         load(tree)
     assert not (tree / "train" / ".bilevel-cache.npz").exists()
+
+
+def test_all_corrupt_images_are_named_at_once(tree: Path) -> None:
+    paths = [tree / "train" / "dog" / f"{number:03}.png" for number in range(1, 8)]
+    for path in paths:
+        path.write_bytes(b"")
+    named = ", ".join(map(str, paths[1:6]))
+    with pytest.raises(
+        BilevelError, match=f"image {paths[0]} is empty: .*errors in {named} and 1 more too"
+    ):
+        load(tree)
+
+
+def test_links_that_lead_nowhere_or_back(tree: Path) -> None:
+    files = folder.find_trees(tree)["train"].files
+    (tree / "train" / "cat" / "again").symlink_to(tree / "train" / "cat")
+    assert folder.find_trees(tree)["train"].files == files
+    link = tree / "train" / "cat" / "lost.png"
+    link.symlink_to("nowhere.png")
+    with pytest.raises(BilevelError, match=f"image {link} is a link to a missing file .*restore"):
+        load(tree)
 
 
 def test_sixteen_bits_are_refused_rather_than_cut(tree: Path) -> None:

@@ -29,6 +29,8 @@ def mlp(channels, classes):
 
 def text(channels, classes):
     return "a network"
+
+net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 """
 
 
@@ -66,6 +68,13 @@ def test_a_classifier_of_either_kind() -> None:
     kit = build_classifier("small-cnn", channels=3, classes=7)
     assert isinstance(kit, Classifier)
     assert kit(torch.rand(2, 3, 8, 8)).shape == (2, 7)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_network_is_evaluated_and_not_trained() -> None:
+    assert build_own("own_networks:net")(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+    with pytest.raises(BilevelError, match=r"net is a network: .* give a function that returns"):
+        build_classifier("own_networks:net", channels=1, classes=3)
 
 
 @pytest.mark.usefixtures("folder")
