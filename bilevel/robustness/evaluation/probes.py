@@ -106,8 +106,9 @@ def beats_one_answer(probed: Probed) -> Finding:
         ok,
         f"{share(right):.1%} right, by one answer {share(largest):.1%}",
         "The classifier has learned to tell the images apart.",
-        "Always answering the largest class is right as often, and no attack can break that: "
-        "robustness means nothing here. Train the classifier, or evaluate on other images.",
+        "Always answering the largest class is right as often, as far as so many images tell, and "
+        "no attack can break that: robustness means nothing here. Train the classifier, or "
+        "evaluate on more images, or others.",
     )
 
 
