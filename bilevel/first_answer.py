@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +37,7 @@ def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
     """
     device = leaves(y)[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        start = game.follower.init(batch)
+        start = copy.copy(game.follower).init(batch)  # which may keep what it draws
     check_answer(game.solver, y, start)
     if isinstance(game.solver, Iterative):  # others may read its form only
         check_feasible(game.follower, start, batch, "start")

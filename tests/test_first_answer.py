@@ -7,6 +7,7 @@ import torch
 
 from bilevel import Bilevel, BilevelError, Iterative, Parametric, Unrolled, ZeroSum
 from bilevel.first_answer import check_feasible
+from bilevel.robustness import Batch
 from bilevel.updates import Gradient
 from tests.problems import LinearBox, Nearest, Saddle, Scalar, zero_sum_game
 
@@ -84,3 +85,24 @@ def test_a_projection_by_numpy_has_constants() -> None:
     follower = Clipped()
     follower.model = Scalar(0.5)
     zero_sum_game(ZeroSum(follower.model, follower)).step(None)
+
+
+def test_a_start_that_keeps_what_it_draws() -> None:
+    """The leader moves on the noise that the follower was solved with, in the first step too."""
+
+    class Noisy(LinearBox):
+        def init(self, batch):
+            self.noise = torch.randn(())
+            return super().init(batch)
+
+        def objective(self, leader, y, batch):
+            seen.append(self.noise.item())
+            return super().objective(leader, y, batch)
+
+    follower, seen = Noisy(), []
+    leader = ZeroSum(torch.nn.Linear(2, 1), follower)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, follower, Iterative(Gradient(0.1), 2), leader_opt=optimizer)
+    game.step(Batch(torch.rand(3, 2), torch.zeros(3)))
+    assert len(seen) == 3
+    assert len(set(seen)) == 1

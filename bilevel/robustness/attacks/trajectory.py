@@ -22,6 +22,9 @@ from bilevel.robustness.threats.perturbation import Perturbation
 class Trajectory:
     """Within a block, the first misclassified point of each image among a classifier's inputs.
 
+    Calls that do not return logits of one tensor of images are not looked at. What returns features
+    may be taken for logits all the same, so that in the end each point is classified once more.
+
     Args:
         model: The classifier that is attacked; of a ``ScriptModule``, which takes no hooks, nothing
             is recorded.
@@ -43,7 +46,10 @@ class Trajectory:
     def __enter__(self) -> Trajectory:
         """Begins to record."""
         scripted = isinstance(self._model, torch.jit.ScriptModule)
-        self._hook = None if scripted else self._model.register_forward_hook(self._record)
+        record = self._record
+        self._hook = (
+            None if scripted else self._model.register_forward_hook(record, with_kwargs=True)
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,10 +58,12 @@ class Trajectory:
             self._hook.remove()
 
     @torch.no_grad()
-    def _record(self, model: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
-        (images,), batch = inputs, self._batch
+    def _record(self, model: nn.Module, inputs: Any, named: dict[str, Any], logits: object) -> None:
+        images, batch = inputs[0] if len(inputs) == 1 and not named else None, self._batch
         # A solver may query a part of the batch, or in training mode: these passes do not count.
-        if images.shape != batch.x.shape or model.training:
+        if not isinstance(images, Tensor) or images.shape != batch.x.shape or model.training:
+            return
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
             return
         delta = images - batch.x
         outside = (self._follower.project(delta, batch) - delta).abs() - rounding(batch.x)
@@ -65,4 +73,8 @@ class Trajectory:
 
     def broken_or(self, answer: Tensor) -> Tensor:
         """For each image the first point that broke it, or the given one where none did."""
-        return choose(self._broken, self._images, answer)
+        if not self._broken.any():
+            return answer
+        with torch.no_grad():
+            wrong = self._model(self._images).argmax(1) != self._batch.y
+        return choose(self._broken & wrong, self._images, answer)

@@ -234,3 +234,16 @@ def test_every_pixel_may_be_off_by_rounding(threat: Perturbation) -> None:
     check_threat(clean, clean + edge + 0.9 * rounding(clean), threat)
     with pytest.raises(BilevelError, match=f"‖δ‖{threat.index} = .* where ε = 0.1"):
         check_threat(clean, clean + edge + 1.5 * rounding(clean), threat)
+
+
+def test_a_norm_that_counts_pixels() -> None:
+    class L0(Linf):
+        def norm(self, delta: Tensor) -> Tensor:
+            return (delta != 0).flatten(1).sum(1).float()
+
+    clean, threat = torch.full((2, 1, 2, 2), 0.5), L0(1.0)
+    one = torch.zeros_like(clean)
+    one[:, 0, 0, 0] = 0.4
+    check_threat(clean, clean + one + 0.9 * rounding(clean), threat)
+    with pytest.raises(BilevelError, match="it left the threat model"):
+        check_threat(clean, clean + one + 0.1, threat)
