@@ -248,7 +248,7 @@ def settings_of(
     if eps is None and not about.epsilon:
         raise BilevelError(
             f"there is no epsilon, and it is not known what {target.name} was trained for: give "
-            "--epsilon, 0.031 in L∞ or 0.5 in L2 (--norm l2) for CIFAR-10"
+            "--epsilon, for CIFAR-10 0.031, 0.5 with --norm l2, 12 with l1"
         )
     if eps is None and norm != about.norm:
         raise BilevelError(

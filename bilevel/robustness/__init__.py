@@ -50,8 +50,10 @@ from bilevel.robustness.networks.speed import (
     recompute_activations,
 )
 from bilevel.robustness.threats.interpolation import InterpolatedLabels, Interpolation
+from bilevel.robustness.threats.l1 import L1
 from bilevel.robustness.threats.losses import Targeted, cross_entropy, dlr, margin, targeted_dlr
-from bilevel.robustness.threats.perturbation import L2, NORMS, Linf, Norm, Perturbation
+from bilevel.robustness.threats.norms import NORMS, Norm
+from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.methods import (
     EVALUATION_STEP,
@@ -72,6 +74,7 @@ __all__ = [
     "APGD",
     "EMA",
     "EVALUATION_STEP",
+    "L1",
     "L2",
     "METHODS",
     "NORMS",

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import bilevel
 from bilevel import games, updates
-from bilevel.robustness import L2, Batch, Linf
+from bilevel.robustness import L1, L2, Batch, Linf
 
 PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
-NAMES = {**vars(updates), **vars(bilevel), "Linf": Linf, "L2": L2}
+NAMES = {**vars(updates), **vars(bilevel), "Linf": Linf, "L2": L2, "L1": L1}
 
 
 def rows(section: str) -> list[Any]:

@@ -28,8 +28,9 @@ class APGD(Solver):
         z &= \Pi_Y(y_k + \eta\,d(\nabla q(y_k))) \\
         y_{k+1} &= \Pi_Y(y_k + \alpha (z - y_k) + (1 - \alpha)(y_k - y_{k-1})), \quad \alpha = 0.75
 
-    d(g) is sign(g) in L∞ and g / ‖g‖₂ in L2. Each sample has its own η, initially twice the
-    follower's ε. At the checkpoints w_j = ⌈p_j N⌉, with p_1 = 0.22 and
+    d(g) is the unit step of the norm: sign(g) in L∞, g / ‖g‖₂ in L2, and in L1 the signs of a few
+    large slopes, whose number Croce & Hein (2021) adapt. Each sample has its own η, initially twice
+    the follower's ε. At the checkpoints w_j = ⌈p_j N⌉, with p_1 = 0.22 and
     p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), η is halved and the sample restarts from its
     best point if, since the last checkpoint, less than a fraction ρ of the steps increased the
     objective, or neither η nor the best objective changed.
@@ -81,7 +82,8 @@ class APGD(Solver):
             increases = torch.zeros_like(current.gain)
             for k in range(begin, end):
                 alpha = _ALPHA if k > 0 else 1.0
-                (direction,) = leaves(rule.direction(current.gradient))
+                nowhere, context = torch.zeros_like(current.y), oracle.context(current.y)
+                direction, _ = rule(nowhere, current.gradient, context, None)
                 y = _next(oracle, current, previous, per_sample(eta, direction) * direction, alpha)
                 previous, current = current, _Point.at(y, oracle)
                 best = current.where(current.gain > best.gain, best)

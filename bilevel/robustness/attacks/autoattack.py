@@ -11,9 +11,9 @@ from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.external import ExternalAttack
 from bilevel.robustness.attacks.settings import AttackSettings
-from bilevel.robustness.threats.perturbation import Norm
+from bilevel.robustness.threats.norms import Norm
 
-_NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}  # as the package names them
+_NORMS: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # as the package names them
 
 
 def autoattack(settings: AttackSettings) -> list[Attack]:

@@ -21,6 +21,7 @@ from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import attack
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.bounds import equal_bounds, interval
+from bilevel.robustness.threats.l1 import L1
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
 
@@ -184,12 +185,12 @@ def _check_bounds(model: Model, follower: Perturbation) -> None:
 
 def _distance(follower: Perturbation) -> Distance:
     """The distance in foolbox of the threat model."""
-    from foolbox.distances import l2, linf
+    from foolbox.distances import l1, l2, linf
 
-    for threat, distance in ((Linf, linf), (L2, l2)):
+    for threat, distance in ((Linf, linf), (L2, l2), (L1, l1)):
         if isinstance(follower, threat):
             return distance
     raise BilevelError(
-        f"{type(follower).__name__} is neither Linf nor L2: foolbox clips what an attack returns "
-        "to one of these balls; give a subclass of theirs"
+        f"{type(follower).__name__} is none of Linf, L2 and L1: foolbox clips what an attack "
+        "returns to one of these balls; give a subclass of theirs"
     )

@@ -11,7 +11,8 @@ from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.threats.losses import Loss, cross_entropy
-from bilevel.robustness.threats.perturbation import NORMS, Norm, Perturbation, check_radius
+from bilevel.robustness.threats.norms import NORMS, Norm, check_radius
+from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.training.trained import Trained
 
 
@@ -34,7 +35,7 @@ class AttackSettings:
         alone: Names of further attacks to run on every correctly classified image, so that they
             have an accuracy of their own; FGSM, PGM, ``own`` and ``transfer`` always are.
         seed: Seed of AutoAttack.
-        norm: The norm of the threat model, ``"linf"`` or ``"l2"``.
+        norm: The norm of the threat model, ``"linf"``, ``"l2"`` or ``"l1"``.
 
     Raises:
         BilevelError: If a number is out of its range.

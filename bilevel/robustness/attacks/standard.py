@@ -9,7 +9,8 @@ from torch import nn
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.named import attacks_named
 from bilevel.robustness.attacks.settings import AttackSettings
-from bilevel.robustness.threats.perturbation import L2, NORMS, Linf, Norm
+from bilevel.robustness.threats.norms import NORMS, Norm
+from bilevel.robustness.threats.perturbation import L2, Linf
 
 STANDARD = (
     "fgsm",
@@ -42,7 +43,7 @@ def standard_attacks(
         classes: Number of classes.
         restarts: Random starts of PGM and APGD.
         surrogates: Classifiers by name, for transfer attacks.
-        norm: The norm of the threat model, ``"linf"`` or ``"l2"``.
+        norm: The norm of the threat model, ``"linf"``, ``"l2"`` or ``"l1"``.
 
     Returns:
         The attacks of :data:`STANDARD`; without Square in a norm that it does not know.
@@ -61,8 +62,7 @@ def standard_attacks(
     settings = AttackSettings(
         eps, classes, restarts=restarts, surrogates=surrogates or {}, norm=norm
     )
-    known = issubclass(NORMS[norm], Linf | L2)
-    return make_attacks([name for name in STANDARD if known or name != "square"], settings)
+    return make_attacks(STANDARD, settings)
 
 
 def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]:
@@ -70,7 +70,8 @@ def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]
 
     Args:
         names: Of fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw, random,
-            square, own, fresh, transfer and autoattack; :data:`STANDARD` is the default battery.
+            square, own, fresh, transfer and autoattack; :data:`STANDARD` is the default battery,
+            of which Square is left out in a norm that it does not know.
         settings: Their settings.
 
     Returns:
@@ -80,6 +81,8 @@ def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]
     Raises:
         BilevelError: If there is no attack of that name.
     """
+    if tuple(names) == STANDARD and not issubclass(NORMS[settings.norm], Linf | L2):
+        names = [name for name in names if name != "square"]
     attacks = []
     for name in names:
         for attack in attacks_named(name, settings):

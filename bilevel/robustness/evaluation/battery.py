@@ -32,7 +32,7 @@ from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Outcome
-from bilevel.robustness.threats.perturbation import NORMS, Norm
+from bilevel.robustness.threats.norms import NORMS, Norm
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Battery:
     Args:
         attacks: The attacks, cheap ones first.
         eps: ε of the ball that no attack may leave.
-        norm: Its norm, ``"linf"`` or ``"l2"``.
+        norm: Its norm, ``"linf"``, ``"l2"`` or ``"l1"``.
         seed: Seed of the attacks' random numbers; each attack and each batch has a stream of its
             own.
         batch_size: Images a batch.

@@ -17,7 +17,7 @@ from bilevel.robustness.evaluation.plots import inline_svg, plot_curves
 from bilevel.robustness.evaluation.results import Evaluation, Example
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
 from bilevel.robustness.figures import draw_attacks, plot_attacks
-from bilevel.robustness.threats.perturbation import NORMS
+from bilevel.robustness.threats.norms import NORMS
 
 
 def write_report(

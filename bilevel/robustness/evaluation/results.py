@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bilevel.robustness.attacks.attack import Kind, Role
 from bilevel.robustness.evaluation.tolerance import share
-from bilevel.robustness.threats.perturbation import NORMS, Norm
+from bilevel.robustness.threats.norms import NORMS, Norm
 
 
 @dataclass(frozen=True)

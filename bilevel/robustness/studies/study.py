@@ -32,7 +32,8 @@ from bilevel.robustness.networks.speed import (
 )
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, one_answer, print_one_answer, print_table
-from bilevel.robustness.threats.perturbation import NORMS, Perturbation
+from bilevel.robustness.threats.norms import NORMS
+from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.training.methods import EVALUATION_STEP
 from bilevel.robustness.training.progress import Progress
 from bilevel.robustness.training.trained import About, save_trained

@@ -1,4 +1,4 @@
-"""Perturbations of an image, bounded in the L∞ or the L2 norm.
+"""Perturbations of an image, bounded in a norm: L∞ or L2.
 
 Perturbation    max over δ of loss(f(x + δ))   subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
 
@@ -7,9 +7,8 @@ Data that are no images have bounds of their own in place of [0, 1], or none.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,6 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from bilevel import Iterative, Solver
-from bilevel.arguments import one_of
-from bilevel.errors import BilevelError
 from bilevel.robustness.data.batches import Batch, per_sample
 from bilevel.robustness.threats.bounds import (
     PIXELS,
@@ -30,10 +27,7 @@ from bilevel.robustness.threats.bounds import (
 from bilevel.robustness.threats.checks import check_number, check_reach, check_values
 from bilevel.robustness.threats.losses import Loss, Targeted, cross_entropy
 from bilevel.robustness.threats.threat import Threat
-from bilevel.updates import NormalizedGradient, SignGradient
-
-Norm = Literal["linf", "l2"]
-"""The norm of a threat model, as the command line names it."""
+from bilevel.updates import NormalizedGradient, SignGradient, Update
 
 
 class Perturbation(Threat):
@@ -57,7 +51,7 @@ class Perturbation(Threat):
     """
 
     index: ClassVar[str] = ""
-    """The norm's index in print, ∞ or ₂."""
+    """The norm's index in print, such as ∞."""
 
     def __init__(
         self,
@@ -108,8 +102,10 @@ class Perturbation(Threat):
         """
 
     @abstractmethod
-    def ascent(self, step: float) -> SignGradient | NormalizedGradient:
+    def ascent(self, step: float) -> Update:
         """The step rule that climbs a linear function most steeply in this norm.
+
+        Its context is x + δ, so that it may leave out what the bounds stop.
 
         Args:
             step: η, the length of a step in this norm.
@@ -259,29 +255,3 @@ class L2(Perturbation):
     def ascent(self, step: float) -> NormalizedGradient:
         """Along the gradient."""
         return NormalizedGradient(step)
-
-
-NORMS: dict[Norm, type[Perturbation]] = {"linf": Linf, "l2": L2}
-"""The threat models by the names of their norms."""
-
-
-def check_radius(eps: float, norm: Norm) -> None:
-    """Checks the radius of a threat model that leaves an adversary some room.
-
-    Args:
-        eps: ε.
-        norm: The name of the norm.
-
-    Raises:
-        BilevelError: If there is no such norm, or ε is 0 or out of its range.
-    """
-    one_of("norm", norm, tuple(NORMS))
-    room = 0 < eps <= 1 if norm == "linf" else 0 < eps < math.inf
-    if not room:
-        usual = (
-            "≤ 1, 8/255 = 0.031 rather than 8" if norm == "linf" else "< ∞, say 0.5 for CIFAR-10"
-        )
-        raise BilevelError(
-            f"epsilon is {eps}: an adversary needs room, in units of the pixel range; give 0 < "
-            f"epsilon {usual} (the method plain trains without an adversary)"
-        )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bilevel import Iterative, Solver
 from bilevel.errors import raise_unknown
-from bilevel.robustness.threats.perturbation import NORMS, Norm
+from bilevel.robustness.threats.norms import NORMS, Norm
 from bilevel.updates import CNN, ConvRNN, Update
 from bilevel.updates.learned import Inputs
 from bilevel.updates.normalize import Over

@@ -11,7 +11,7 @@ from bilevel import Adjoint, Bilevel, FollowerProblem, LeaderProblem, Schedule, 
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.batches import Augment
-from bilevel.robustness.threats.perturbation import Norm, check_radius
+from bilevel.robustness.threats.norms import Norm, check_radius
 from bilevel.robustness.training.methods import Form
 
 
@@ -23,7 +23,7 @@ class Recipe:
         model: Name of the classifier, see :func:`~bilevel.robustness.build_model`, or a function
             ``MODULE:FUNCTION`` that is called with ``channels`` and ``classes``.
         epsilon: ε of the threat model, in units of the pixel range.
-        norm: The norm that it bounds: ``"linf"`` as in the paper, or ``"l2"``.
+        norm: The norm that it bounds: ``"linf"`` as in the paper, ``"l2"`` or ``"l1"``.
         pgm_steps: Steps of the ``pgm`` method.
         epochs: Passes over the training set.
         batch_size: Images a step.

@@ -17,7 +17,8 @@ from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.networks.own import build_classifier, is_own
 from bilevel.robustness.threats.interpolation import Interpolation
-from bilevel.robustness.threats.perturbation import NORMS, Norm, Perturbation
+from bilevel.robustness.threats.norms import NORMS, Norm
+from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.training.methods import Attacker, fitting_width, is_learned, make_solver
 from bilevel.robustness.training.recipe import Recipe
 from bilevel.updates.normalize import Over

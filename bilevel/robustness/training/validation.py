@@ -6,6 +6,7 @@ from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.threats.interpolation import Interpolation
+from bilevel.robustness.threats.l1 import L1
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.methods import TRAINING_STEP
@@ -13,7 +14,7 @@ from bilevel.robustness.training.methods import TRAINING_STEP
 STEPS = 10
 
 # The ball of a follower; a subclass of one may mean another set.
-_BALLS: dict[type, type[Perturbation]] = {Linf: Linf, L2: L2, Interpolation: Linf}
+_BALLS: dict[type, type[Perturbation]] = {Linf: Linf, L2: L2, L1: L1, Interpolation: Linf}
 
 
 def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
@@ -36,9 +37,9 @@ def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
     kind = _BALLS.get(type(follower))
     if kind is None or not isinstance(follower, Perturbation):
         raise BilevelError(
-            f"{type(follower).__name__} is neither Linf nor L2: epochs are compared by accuracy "
-            "under attack, within the adversary's reach; give validation_attack=(threat model, "
-            "attack)"
+            f"{type(follower).__name__} is none of Linf, L2 and L1: epochs are compared by "
+            "accuracy under attack, within the adversary's reach; give validation_attack=(threat "
+            "model, attack)"
         )
     ball = kind(follower.eps)
     return ball, ball.pgm(TRAINING_STEP * ball.eps, STEPS)

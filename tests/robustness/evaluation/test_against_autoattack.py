@@ -10,7 +10,7 @@ from bilevel.robustness import AttackSettings, Battery, Norm, Splits, make_attac
 COUNT = 60
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.7)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.7), ("l1", 4.0)])
 def test_the_worst_case_is_autoattacks(
     robust_model: nn.Module, digits: Splits, norm: Norm, eps: float
 ) -> None:

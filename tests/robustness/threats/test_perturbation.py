@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bilevel import BilevelError, ZeroSum
 from bilevel.robustness import L2, Batch, Linf, Perturbation
-from bilevel.robustness.threats.perturbation import check_radius
+from bilevel.robustness.threats.norms import check_radius
 from tests.problems import BatchNormNet, images
 
 TINY = 1e-6  # rounding of numbers up to 1 in float32
@@ -50,7 +50,7 @@ def test_no_step_of_a_length_climbs_a_linear_function_more(kind: type[Perturbati
         (math.nan, "linf", "epsilon is nan"),
         (-1.0, "l2", "epsilon is -1.0: .* 0 < epsilon < ∞, say 0.5"),
         (math.inf, "l2", "epsilon is inf"),
-        (0.5, "l1", "norm is 'l1': .* 'linf', 'l2'"),
+        (0.5, "l0", "norm is 'l0': .* 'linf', 'l2', 'l1'"),
     ],
 )
 def test_a_radius_leaves_room(eps: float, norm: Any, message: str) -> None:

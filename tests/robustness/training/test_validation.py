@@ -54,7 +54,9 @@ def test_a_follower_whose_ball_is_not_known_brings_its_own_attack(
     given = build()
     given.game.follower = Mine(0.1)
     make = partial(Trainer, given.game, given.data, RECIPE, seed=0, path=given.path)
-    with pytest.raises(BilevelError, match=r"Mine is neither Linf nor L2: .*validation_attack="):
+    with pytest.raises(
+        BilevelError, match=r"Mine is none of Linf, L2 and L1: .*validation_attack="
+    ):
         make()
     own = Mine(0.1), pgm(0.1, 1)
     assert make(validation_attack=own).validation_attack is own
