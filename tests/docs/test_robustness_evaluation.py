@@ -90,4 +90,5 @@ def test_a_target_of_ones_own() -> None:
     y, t = model(x).argmax(1), torch.randint(3, (20,))
     given = {"model": model, "x": x, "y": y, "t": t, "eps": 0.5, "F": F, "Linf": Linf, "pgm": pgm}
     found = run("from bilevel.robustness import Targeted, attack\n", given)["adversarial"]
-    assert (model(found).argmax(1) == t).float().mean() > 0.9
+    reached = (model(found).argmax(1) == t).float().mean()
+    assert reached > (y == t).float().mean() + 0.3

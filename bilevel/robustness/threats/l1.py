@@ -86,7 +86,7 @@ class L1(Perturbation):
         """‖δ‖₁."""
         return delta.abs().flatten(1).sum(1)
 
-    def ascent(self, step: float) -> SparseSign:
+    def ascent(self, step: float) -> Update:
         """Along the signs of the largest slopes."""
         return SparseSign(step, self.bounds)
 
