@@ -34,7 +34,7 @@ DIGITS = RECIPES["digits"]
         ("--attacker-width 0", "attacker_width is 0: .*give 1, 2"),
         ("--norm l2", "norm is l2 and there is no epsilon: .*give --epsilon, 0.5 for CIFAR-10"),
         ("--norm l2 --epsilon 0", "epsilon is 0.0: .*give 0 < epsilon < ∞, say 0.5"),
-        ("--norm l1", "invalid choice 'l1' for argument '--norm'.*'linf', 'l2'"),
+        ("--norm l0", "invalid choice 'l0' for argument '--norm'.*'linf', 'l2', 'l1'"),
         ("--padding -1", "padding is -1: .*give 0 or more"),
         ("--milestones 30 60", "milestones are .30.0, 60.0.: .*give numbers in .0, 1."),
         ("--fast --milestones 0.5", "milestones are given with --fast, .*leave out one of them"),
