@@ -61,7 +61,7 @@ def main(args: Args) -> None:
     if args.norm != "linf" and args.epsilon is None:
         raise BilevelError(
             f"norm is {args.norm} and there is no epsilon: those of the recipes are for linf; give "
-            "--epsilon, for CIFAR-10 or digits 0.5 or 0.7 in l2, 12 or 3 in l1"
+            "--epsilon, 0.5 in l2 or 12 in l1 for CIFAR-10"
         )
     study = Study(args, args.method)
     for method in args.method:

@@ -32,7 +32,7 @@ DIGITS = RECIPES["digits"]
         ("--batch-size 0", "batch_size is 0: .*give 1, 2"),
         ("--pgm-steps 0", "pgm_steps is 0: .*give 1, 2"),
         ("--attacker-width 0", "attacker_width is 0: .*give 1, 2"),
-        ("--norm l2", "norm is l2 and there is no epsilon: .*give --epsilon, 0.5 for CIFAR-10"),
+        ("--norm l2", "norm is l2 and there is no epsilon: .*give --epsilon, 0.5 in l2 or 12 in"),
         ("--norm l2 --epsilon 0", "epsilon is 0.0: .*give 0 < epsilon < ∞, say 0.5"),
         ("--norm l0", "invalid choice 'l0' for argument '--norm'.*'linf', 'l2', 'l1'"),
         ("--padding -1", "padding is -1: .*give 0 or more"),
