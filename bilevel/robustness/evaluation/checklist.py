@@ -36,8 +36,8 @@ def _black_box(evaluation: Evaluation) -> Finding:
     # Masked gradients hide much more than random points find: these alone show nothing.
     if all(outcome.role == "random sampling" for outcome in black_box):
         black_box = []
-    item, attacks = "black-box attacks add nothing", "square or transfer"
-    return _adds_nothing(item, evaluation, black_box, attacks)
+    attacks = "square or transfer" if evaluation.norm in ("linf", "l2") else "transfer"
+    return _adds_nothing("black-box attacks add nothing", evaluation, black_box, attacks)
 
 
 def _random_sampling(evaluation: Evaluation) -> Finding:

@@ -96,7 +96,7 @@ class Evaluation:
         outcomes: The attacks in the order in which they were run.
         curves: Accuracy against ε and against iterations, if asked for.
         findings: The checklist.
-        norm: The norm of the threat model, ``"linf"`` or ``"l2"``.
+        norm: The norm of the threat model, ``"linf"``, ``"l2"`` or ``"l1"``.
         threat: The threat model in words, if it is no ball, such as ``"rotations up to 30°"``.
     """
 

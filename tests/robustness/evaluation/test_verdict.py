@@ -252,6 +252,7 @@ def test_names_decide_nothing() -> None:
         ),
         (without("noise"), {RANDOM}, "random"),
         (without("FGSM on pgm-1"), {BLACK_BOX}, "add square or transfer"),
+        (replace(without("FGSM on pgm-1"), norm="l1"), {BLACK_BOX}, "add transfer to"),
         (without("noise", "FGSM on pgm-1"), {BLACK_BOX, RANDOM}, "transfer"),
         (sound(curves=sound().curves[:1]), {CONVERGED}, "curve against iterations"),
         (
