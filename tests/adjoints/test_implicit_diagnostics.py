@@ -264,7 +264,7 @@ def test_a_badly_conditioned_follower(seed: int, steps: int, trusted: bool) -> N
     assert told == ([] if trusted else [" the follower is badly conditioned"])
 
 
-@pytest.mark.parametrize("steps", [1, 400])
+@pytest.mark.parametrize("steps", [1, 60, 400])
 def test_weights_that_are_their_own_start(steps: int) -> None:
     """Once trained there is nothing to warn of, although they are as far as at the start."""
 
