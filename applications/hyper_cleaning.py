@@ -117,8 +117,8 @@ def main(args: Args) -> None:
         validation_size=args.validation_size,
         download=args.download,
     ).to(device)
-    records = baselines(args, data)
     claim(args.out)
+    records = baselines(args, data)
     learned = {}
     for name in names:
         trainer = learn(args, name, data)

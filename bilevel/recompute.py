@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from bilevel.autograd_graph import check_not_held
 from bilevel.errors import BilevelError
-from bilevel.graph import check_not_held
 from bilevel.parameters import lent
 from bilevel.snapshot import ModuleState, Snapshot
 from bilevel.tree import Value

@@ -6,6 +6,7 @@ anew with each solve leaves that out, and favours what pays off at once (Wu et a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ class Continued(Pullback):
     """An adjoint that keeps what it knows of the answer from which the next solve goes on.
 
     That is dropped where the next solve starts elsewhere: anew (``solver.kept = None``), or from
-    the answer of a solve that no backward pass has followed.
+    the answer of a solve that no backward pass has followed, and where other parameters train.
     """
 
     _end: Any = None
     _known: Any = None
+    _wanted: Sequence[str] = ()
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that the solver can be run again from where it has started."""
@@ -46,12 +48,14 @@ class Continued(Pullback):
         """
         if problem.start is None:
             return None
-        known = self._known if _same(self._end, problem.start) else None
+        same = [*self._wanted] == [*problem.wanted] and _same(self._end, problem.start)
+        known = self._known if same else None
         self.warn_once(
             known is None,
             "the derivative of the start is not known: the solver goes on from an answer that no "
-            "backward pass has followed, so that the gradient counts the steps since; take a "
-            "backward pass after each solve, and evaluate with a copy of the solver",
+            "backward pass of the same parameters has followed, so that the gradient counts the "
+            "steps since; take a backward pass after each solve, and evaluate with a copy of the "
+            "solver",
         )
         return known
 
@@ -63,21 +67,23 @@ class Continued(Pullback):
             known: Tensors in lists, tuples and dicts.
         """
         if problem.end is not None:
-            self._end, self._known = problem.end, known
+            self._end, self._known, self._wanted = problem.end, known, problem.wanted
 
     def state_dict(self) -> dict[str, Any]:
         """The last answer of a warm-started solver, and what is known of it."""
-        return {"end": self._end, "known": self._known}
+        return {"end": self._end, "known": self._known, "wanted": [*self._wanted]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned."""
-        self._end, self._known = state["end"], state["known"]
+        self._end, self._known, self._wanted = state["end"], state["known"], state["wanted"]
 
 
 def _same(end: Any, start: Any) -> bool:
     """Whether two kept answers are the same; those of a checkpoint are copies."""
-    pairs = zip(_tensors(end), _tensors(start), strict=False)
-    return end is not None and all(a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in pairs)
+    before, now = _tensors(end), _tensors(start)
+    if end is None or [one.shape for one in before] != [one.shape for one in now]:
+        return False
+    return all(torch.equal(a, b.to(a)) for a, b in zip(before, now, strict=True))
 
 
 def _tensors(kept: Any) -> list[Tensor]:

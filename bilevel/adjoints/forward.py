@@ -83,11 +83,11 @@ class Forward(Continued):
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves once for each element of θ, and multiplies the derivative of y* by v."""
         grads: Gradients = {}
-        started, ended = self.known_at_start(problem) or {}, {}
+        started, ended = self.known_at_start(problem), {}
         for name in problem.wanted:
             point = problem.theta[name]
             units = torch.eye(len(ravel(point))).to(ravel(point))
-            starts = started.get(name) or [None] * len(units)
+            starts = started[name] if started else [None] * len(units)
             pairs = [
                 self._product(problem, v, name, *one) for one in zip(units, starts, strict=True)
             ]

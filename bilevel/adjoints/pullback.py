@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from bilevel.adjoints.base import Adjoint
 from bilevel.adjoints.batches import tensors_in
 from bilevel.adjoints.solved import SolvedProblem
+from bilevel.autograd_graph import check_not_held
 from bilevel.errors import BilevelError, describe
-from bilevel.graph import check_not_held
 from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.snapshot import Snapshot

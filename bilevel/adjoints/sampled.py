@@ -81,7 +81,8 @@ class Sampled(Continued):
             total = torch.addcmul(total, slope, drawn)
             squares = squares + slope.square() * (drawn @ drawn)
         self.keep(problem, ended)
-        mean, n = total / self.samples, self.samples
+        n = len(ended)  # a loaded state may hold another number
+        mean = total / n
         norm = mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)  # 0 if no answer moves
         variance = (squares / n - mean.square().sum()).clamp(min=0) / (n - 1)  # of the mean
         residual = variance.sqrt() / norm

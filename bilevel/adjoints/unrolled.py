@@ -12,9 +12,9 @@ from bilevel.adjoints.base import Adjoint
 from bilevel.adjoints.batches import tensors_in
 from bilevel.adjoints.compiled import CompiledOracle
 from bilevel.arguments import count
+from bilevel.autograd_graph import reached
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
-from bilevel.graph import reached
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.recompute import recomputed
 from bilevel.solvers import Iterative, Parametric, Solution, Solver

@@ -199,6 +199,40 @@ def test_a_resumed_game_goes_on_as_if_it_had_not_stopped(adjoint: Adjoint, tmp_p
     assert not torch.equal(game.leader.theta, anew.leader.theta)
 
 
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+def test_a_state_of_another_number_of_samples_is_a_mean_over_these() -> None:
+    batch, leader, v = valley(4, 5.0), Numbers(3), torch.ones(4, dtype=F64)
+    adjoint, solver = Sampled(0.1, samples=4), Iterative(Gradient(0.1), 2, warm_start=True)
+    hypergradient(adjoint, solver, Quadratic(), leader, batch, v)
+    kept, other, slopes = solver.kept, Sampled(0.1, samples=8), []
+    other.load_state_dict(adjoint.state_dict())
+    for one in (adjoint, other):
+        torch.manual_seed(1)
+        solver.kept = kept
+        slopes.append(hypergradient(one, solver, Quadratic(), leader, batch, v)[0])
+    assert torch.equal(*slopes)
+
+
+@pytest.mark.parametrize("adjoint", [Forward(), Sampled(0.1, samples=100)], ids=repr)
+def test_the_derivative_ends_where_other_parameters_train(adjoint: Adjoint) -> None:
+    batch, v = valley(4, 5.0), torch.ones(4, dtype=F64)
+
+    class Two(Numbers):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=F64), requires_grad=False)
+
+    class Scaled(Quadratic):
+        def objective(self, leader: Any, y: Any, batch: Any) -> Tensor:
+            return leader.scale * super().objective(leader, y, batch)
+
+    leader, solver = Two(), Iterative(Gradient(0.1), 2, warm_start=True)
+    hypergradient(adjoint, solver, Scaled(), leader, batch, v)
+    leader.scale.requires_grad_(True)
+    with pytest.warns(HypergradientWarning, match="no backward pass of the same parameters"):
+        hypergradient(adjoint, solver, Scaled(), leader, batch, v)
+
+
 @pytest.mark.parametrize("adjoint", [Forward(), Sampled(0.1)], ids=repr)
 def test_a_solver_with_a_memory_of_its_own(adjoint: Adjoint) -> None:
     class Remembers(Solver):

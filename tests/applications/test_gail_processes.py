@@ -1,0 +1,88 @@
+"""The processes of `applications/gail.py`: what they compute, and that none outlives the run."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SMALL = ["--steps", 320, "--environments", 4, "--demonstrations", 2]
+
+
+@pytest.fixture
+def module(applications: Callable[[str], ModuleType]) -> ModuleType:
+    return applications("gail")
+
+
+def test_runs_side_by_side_are_those_one_after_the_other(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    base = [*SMALL, "--method", "gail", "--seeds", 2, "--iterations", 2]
+    for jobs in (1, 2):
+        out = tmp_path / str(jobs)
+        ended = call(module, *base, "--jobs", jobs, "--out", out)
+        assert (ended.status, ended.err) == (0, "")
+    one, two = ((tmp_path / jobs / "curves.csv").read_text() for jobs in "12")
+    assert one == two
+    assert len(one.splitlines()) == 1 + 2 * 2
+
+
+def test_an_interrupt_ends_the_other_processes(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """As SIGTERM does, which this process alone gets: thousands of iterations are left."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr("gail.ProgressBar.show", interrupt)
+    base = [*SMALL, "--method", "gail", "--seeds", 2, "--iterations", 5000, "--jobs", 2]
+    assert call(module, *base, "--out", tmp_path).status == 130
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads the table of processes")
+def test_a_kill_ends_the_other_processes(tmp_path: Path) -> None:
+    """Even one that this process cannot notice: the workers and the manager see that it is gone."""
+    command = [sys.executable, Path(__file__).parents[2] / "applications" / "gail.py", *SMALL]
+    command += ["--method", "gail", "--seeds", 2, "--iterations", 100_000, "--jobs", 2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OF_TEST": str(tmp_path)}
+    with subprocess.Popen([*map(str, command), "--out", str(tmp_path)], env=environment) as process:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("*/*/tensorboard"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert len(_with_variable("OF_TEST", str(tmp_path))) >= 4
+        process.kill()
+    while _with_variable("OF_TEST", str(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _with_variable("OF_TEST", str(tmp_path))
+
+
+def _with_variable(name: str, value: str) -> list[str]:
+    """The processes that were started with a variable in their environment."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{name}={value}".encode() in (place / "environ").read_bytes().split(b"\0"):
+                found.append(place.name)
+    return found
+
+
+def test_one_run_needs_no_other_process(
+    module: ModuleType, call: Callable[..., Any], applications: Any, tmp_path: Path,
+    monkeypatch: Any,
+) -> None:  # fmt: skip
+    monkeypatch.delattr(applications("gail_lib.runs"), "ProcessPoolExecutor")
+    cloned = [*SMALL, "--method", "bc", "--every", 20, "--jobs", 2, "--out", tmp_path]
+    assert call(module, *cloned).status == 0
