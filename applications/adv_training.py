@@ -42,8 +42,8 @@ class Args(TrainingArguments):
     """plain, fgsm, pgm, naive-l2l, grad-l2l, two-step-l2l, grad-only-l2l, two-step-grad-only-l2l,
     or K-step-l2l for any K; several are trained one after the other."""
     norm: Norm = "linf"
-    """The norm of the perturbations; l2 and l1 need an --epsilon, since those of the recipes are for
-    linf as in the paper. For CIFAR-10 0.5 and 12 are usual."""
+    """The norm of the perturbations; l2 and l1 need an --epsilon, since those of the recipes are
+    for linf as in the paper. For CIFAR-10 0.5 and 12 are usual."""
     pgm_steps: int | None = None
     """Steps of the pgm method (PGD); 10 in the paper."""
     schedule: ScheduleName = "simultaneous"
