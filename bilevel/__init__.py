@@ -56,12 +56,15 @@ from bilevel.monitoring import Monitor, Verdict
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import (
     Alternating,
+    CompetitiveGradient,
+    Consensus,
     Extragradient,
     Lookahead,
     Optimistic,
     ProximalPoint,
     Schedule,
     Simultaneous,
+    SymplecticAdjustment,
 )
 from bilevel.solvers import Iterative, Oracle, Parametric, Solution, Solver
 from bilevel.updates import Update
@@ -73,6 +76,8 @@ __all__ = [
     "Alternating",
     "Bilevel",
     "BilevelError",
+    "CompetitiveGradient",
+    "Consensus",
     "Detached",
     "Extragradient",
     "FollowerProblem",
@@ -96,6 +101,7 @@ __all__ = [
     "Simultaneous",
     "Solution",
     "Solver",
+    "SymplecticAdjustment",
     "Unrolled",
     "Update",
     "Verdict",

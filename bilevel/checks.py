@@ -1,9 +1,8 @@
-"""The checks of a game: of its parts when it is built, and of losses in its steps."""
+"""The checks of a game's parts, when it is built."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from bilevel.adjoints import Adjoint, Pullback
 from bilevel.arguments import instance_of
-from bilevel.errors import BilevelError, NonFiniteError, describe
+from bilevel.errors import BilevelError, describe
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Parametric, Solver
@@ -170,70 +169,4 @@ def check_in_place(leader: LeaderProblem, returned: object) -> None:
             f"{type(leader).__name__}.project returned {describe(returned)}: a leader projects its "
             "parameters in place, and what it returns is not used; write "
             "self.w.copy_(self.w.clamp(0, 1)), say, and return nothing"
-        )
-
-
-def check_gradients(term: str, parameters: list[Tensor]) -> None:
-    """Checks that a backward pass has reached some parameter.
-
-    The loss may have a gradient in the other player's parameters only.
-
-    Args:
-        term: The name of the loss.
-        parameters: The parameters that move along its gradient.
-
-    Raises:
-        BilevelError: If there are parameters and none has a gradient.
-    """
-    if parameters and all(parameter.grad is None for parameter in parameters):
-        raise BilevelError(_no_gradient(term))
-
-
-def _no_gradient(term: str) -> str:
-    if torch.is_inference_mode_enabled():
-        return f"{term} has no gradient in torch.inference_mode(): train outside of it"
-    remedy = {
-        "the leader's loss": "compute it from them, without detach or no_grad, and if it depends "
-        "on them through y* alone, give the game an adjoint other than Detached()",
-        "the follower's objective": "let the solver compute its answer from them, in one step at "
-        "least, without detach or no_grad",
-    }
-    return (
-        f"{term} does not depend on the parameters that it trains: there is no gradient to move "
-        f"along; {remedy[term]}"
-    )
-
-
-def check_loss(term: str, loss: Tensor, step: int, moved: list[Tensor]) -> None:
-    """Checks that a loss is a finite scalar with a gradient.
-
-    Args:
-        term: The name of the loss.
-        loss: The loss.
-        step: The number of the step.
-        moved: The parameters that move along its gradient.
-
-    Raises:
-        BilevelError: If it is not a scalar, or has no gradient to move along.
-        NonFiniteError: If it is NaN or infinite; on the CPU only, without synchronisation.
-    """
-    if not isinstance(loss, Tensor):
-        raise BilevelError(f"{term} is a {type(loss).__name__}: return a scalar tensor")
-    if loss.numel() != 1:
-        raise BilevelError(
-            f"{term} has shape {tuple(loss.shape)}: a player moves along the gradient of one "
-            "number; return a scalar, such as the mean over the batch"
-        )
-    if loss.is_complex():
-        raise BilevelError(f"{term} is complex: return its real part, .real, or abs()")
-    if moved and not loss.requires_grad:
-        raise BilevelError(_no_gradient(term))
-    if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-        cause, remedy = "training has diverged, or the batch is empty or not finite", ""
-        if any(parameter.isnan().any() for parameter in moved):  # as after a step along a NaN
-            cause = "parameters are NaN: the last step's gradient was, or training has diverged"
-            remedy = "keep sqrt, log and norms off 0, where their derivatives are infinite, "
-        raise NonFiniteError(
-            f"step {step}: {term} is {loss.item()}: {cause}; {remedy}lower the learning rate, or "
-            "go back to the last checkpoint"
         )

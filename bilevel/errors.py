@@ -87,12 +87,12 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
 
 
-def raise_missing_derivative(error: RuntimeError, adjoint: object) -> None:
+def raise_missing_derivative(error: RuntimeError, part: object) -> None:
     """Raises a clearer error if torch lacks a second derivative; does nothing for other errors.
 
     Args:
         error: The error of a backward pass.
-        adjoint: The adjoint, which differentiates the follower's gradient.
+        part: The adjoint or the schedule that differentiates a gradient.
 
     Raises:
         BilevelError: If it is one of a second derivative.
@@ -100,11 +100,11 @@ def raise_missing_derivative(error: RuntimeError, adjoint: object) -> None:
     message = str(error)
     if any(sign in message for sign in _NO_SECOND_DERIVATIVE):
         raise BilevelError(
-            f"{adjoint!r} differentiates the follower's gradient, and torch cannot "
+            f"{part!r} differentiates a gradient, and torch cannot "
             f"({first_line(error)}): the objective has an operation without second derivative; for "
             "attention use torch.nn.attention.sdpa_kernel(SDPBackend.MATH), for recurrent networks "
             "torch.backends.cudnn.flags(enabled=False), leave networks uncompiled, or take an "
-            "adjoint with first derivatives only, such as Penalty"
+            "adjoint (Penalty) or schedule (Extragradient) with first derivatives only"
         ) from error
 
 

@@ -18,6 +18,7 @@ from bilevel.errors import (
 )
 from bilevel.first_answer import check_first_answer
 from bilevel.frozen import frozen
+from bilevel.losses import check_gradients, check_loss
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, take_step, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
@@ -208,20 +209,35 @@ class Bilevel:
 
         def evaluate(theta: list[Tensor]) -> Tensor:
             with torch.enable_grad():  # which optimizers switch off around their step
-                loss = self._leader_loss(self._solve_again(y, batch) if losses else y, batch)
+                loss = self.leader_loss(self._solve_again(y, batch) if losses else y, batch)
                 moved = theta if losses else theta + phi
-                checks.check_loss("the leader's loss", loss, self.steps, moved)
+                check_loss("the leader's loss", loss, self.steps, moved)
                 loss = self._backward(loss, moved)
             if not losses:
-                checks.check_gradients("the leader's loss", theta)
-                checks.check_gradients("the follower's objective", phi)
+                check_gradients("the leader's loss", [p.grad for p in theta])
+                check_gradients("the follower's objective", [p.grad for p in phi])
             losses.append(loss)
             return loss
 
         take_step(self.leader_opt, self.leader, evaluate)
         return losses[0]
 
-    def _leader_loss(self, y: Value, batch: Batch) -> Tensor:
+    def leader_loss(self, y: Value, batch: Batch) -> Tensor:
+        """The leader's loss, with errors that explain a wrong batch.
+
+        Args:
+            y: The answer.
+            batch: The data.
+
+        Returns:
+            L(θ, y) with its graph.
+
+        Raises:
+            BilevelError: If the batch is wrong.
+            AttributeError: If another object lacks an attribute.
+            KeyError: If another object lacks a key.
+            RuntimeError: If the loss fails otherwise.
+        """
         try:
             return self.leader.loss(y, batch)
         except (AttributeError, KeyError) as error:
@@ -267,7 +283,7 @@ class Bilevel:
             return None
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
-            checks.check_loss("the follower's objective", loss, self.steps, phi)
+            check_loss("the follower's objective", loss, self.steps, phi)
             loss = self._backward(loss, phi, retain_graph=not isinstance(self.adjoint, Detached))
         return -self.follower.sign * loss
 

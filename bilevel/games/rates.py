@@ -10,6 +10,9 @@ factor per step of the distance to w*:
     Extragradient       I + D + D²
     Optimistic          w ← w + 2Dw − d,  d ← Dw
     Lookahead           (1 − α) I + α Aᵏ              with the inner schedule's A, for k steps
+    Consensus           I − H (I + γ Jᵀ) J
+    SymplecticAdjustment  I − H (I + λ (Jᵀ − J)/2) J  without alignment
+    CompetitiveGradient   I − H (I + J_× H)⁻¹ J
 """
 
 from __future__ import annotations
@@ -24,18 +27,32 @@ from torch import Tensor
 from bilevel.errors import BilevelError
 from bilevel.schedules import (
     Alternating,
+    CompetitiveGradient,
+    Consensus,
+    Corrected,
     Extragradient,
     Lookahead,
     Optimistic,
     ProximalPoint,
     Schedule,
     Simultaneous,
+    SymplecticAdjustment,
 )
 
 Rate = float | Sequence[float]
 """A step size for both players, or the leader's and the follower's."""
 
-KNOWN = (Simultaneous, Alternating, ProximalPoint, Extragradient, Optimistic, Lookahead)
+KNOWN = (
+    Simultaneous,
+    Alternating,
+    ProximalPoint,
+    Extragradient,
+    Optimistic,
+    Lookahead,
+    Consensus,
+    SymplecticAdjustment,
+    CompetitiveGradient,
+)
 """The schedules with a rate; their subclasses may step otherwise and have none."""
 
 
@@ -98,11 +115,11 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
     jacobian = jacobian.cpu().double()  # a cycle differs from convergence by rounding
     sizes = jacobian.new_full((len(jacobian),), follower_lr)
     sizes[:leader_size] = leader_lr
-    move = -sizes.unsqueeze(1) * jacobian
-    matrix, steps = _transition(schedule, move, leader_size)
+    matrix, steps = _transition(schedule, jacobian, sizes, leader_size)
     values = torch.linalg.eigvals(matrix)
-    resting = len(move) - int(torch.linalg.matrix_rank(move, rtol=rounding))  # with eigenvalue 1
-    if resting == len(move):
+    moved = sizes.unsqueeze(1) * jacobian
+    resting = len(moved) - int(torch.linalg.matrix_rank(moved, rtol=rounding))  # with eigenvalue 1
+    if resting == len(moved):
         return 1.0
     moving = values[(values - 1).abs().argsort()[resting:]]
     return float(moving.abs().max()) ** (1 / steps)
@@ -131,15 +148,21 @@ def best_step(predicted: Callable[[float], float], scale: float) -> float | None
     return float(f"{best:.9g}") if predicted(best) < 1 - 1e-12 else None
 
 
-def _transition(schedule: Schedule, move: Tensor, leader_size: int) -> tuple[Tensor, int]:
+def _transition(
+    schedule: Schedule, jacobian: Tensor, sizes: Tensor, leader_size: int
+) -> tuple[Tensor, int]:
     """The matrix of a step, or of the k steps of Lookahead, and the number of steps."""
     nested = isinstance(schedule, Lookahead) and isinstance(schedule.inner, Lookahead)
-    if type(schedule) not in KNOWN or nested:
+    aligned = isinstance(schedule, SymplecticAdjustment) and schedule.align
+    if type(schedule) not in KNOWN or nested or aligned:
         raise BilevelError(
             f"the rate of {schedule!r} is not known: bilevel.games.rates has no linear theory for "
             "it; measure it"
         )
-    eye = torch.eye(len(move), dtype=move.dtype)
+    eye = torch.eye(len(jacobian), dtype=jacobian.dtype)
+    if isinstance(schedule, Corrected):
+        jacobian = _corrected(schedule, jacobian, sizes, leader_size)
+    move = -sizes.unsqueeze(1) * jacobian
     if isinstance(schedule, Optimistic):  # on w and the last displacement
         return torch.cat([torch.hstack([eye + 2 * move, -eye]), torch.hstack([move, 0 * eye])]), 1
     if isinstance(schedule, ProximalPoint):
@@ -148,7 +171,7 @@ def _transition(schedule: Schedule, move: Tensor, leader_size: int) -> tuple[Ten
             matrix = eye + move @ matrix
         return matrix, 1
     if isinstance(schedule, Lookahead):
-        inner, _ = _transition(schedule.inner, move, leader_size)
+        inner, _ = _transition(schedule.inner, jacobian, sizes, leader_size)
         matrix = torch.linalg.matrix_power(inner, schedule.steps)
         matrix[: len(move)] *= schedule.alpha
         matrix[: len(move), : len(move)] += (1 - schedule.alpha) * eye
@@ -158,6 +181,17 @@ def _transition(schedule: Schedule, move: Tensor, leader_size: int) -> tuple[Ten
         leader, follower = eye + leads * move, eye + (1 - leads) * move
         return torch.linalg.matrix_power(follower, schedule.follower_steps) @ leader, 1
     return eye + move, 1
+
+
+def _corrected(schedule: Schedule, jacobian: Tensor, sizes: Tensor, leader_size: int) -> Tensor:
+    """The Jacobian of the corrected field."""
+    if isinstance(schedule, Consensus):
+        return jacobian + schedule.gamma * jacobian.T @ jacobian
+    if isinstance(schedule, SymplecticAdjustment):
+        return jacobian + schedule.size * (jacobian.T - jacobian) @ jacobian / 2
+    led = torch.arange(len(jacobian)) < leader_size
+    across = jacobian * (led.unsqueeze(1) != led)
+    return torch.linalg.solve(torch.eye(len(sizes)).to(sizes) + across * sizes, jacobian)
 
 
 def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:

@@ -15,7 +15,7 @@ from bilevel.errors import BilevelError
 from bilevel.game import Bilevel
 from bilevel.monitoring.dynamics import Verdict, classify, combine
 from bilevel.player import trainable_parameters
-from bilevel.schedules import Lookahead, Optimistic, ProximalPoint
+from bilevel.schedules import Corrected, Lookahead, Optimistic, ProximalPoint
 from bilevel.tree import as_real
 
 SAMPLED = 128
@@ -82,7 +82,7 @@ class Monitor:
         self._scale = torch.cat([_scale(*pair) for pair in zip(players, chosen, strict=True)])
         self._records = [self._empty()]
         self._steps = 0
-        damps = isinstance(game.schedule, (ProximalPoint, Optimistic, Lookahead))
+        damps = isinstance(game.schedule, (ProximalPoint, Optimistic, Lookahead, Corrected))
         self._damping = type(game.schedule).__name__ if damps else None
 
     def observe(self) -> None:

@@ -6,19 +6,33 @@
     Extragradient   two of those iterations
     Optimistic      Simultaneous plus the change of its step since the last one
     Lookahead       k steps of any schedule, then part of the way back
+    Consensus, SymplecticAdjustment, CompetitiveGradient
+                    Simultaneous along gradients that second derivatives correct
 
-The last four converge in games in which the first two cycle.
+All but the first two converge in games in which those two cycle.
 """
 
 from bilevel.schedules.base import Alternating, Schedule, Simultaneous
+from bilevel.schedules.corrected import (
+    CompetitiveGradient,
+    Consensus,
+    Corrected,
+    SymplecticAdjustment,
+)
 from bilevel.schedules.extrapolation import Extragradient, Lookahead, Optimistic, ProximalPoint
+from bilevel.schedules.field import Field
 
 __all__ = [
     "Alternating",
+    "CompetitiveGradient",
+    "Consensus",
+    "Corrected",
     "Extragradient",
+    "Field",
     "Lookahead",
     "Optimistic",
     "ProximalPoint",
     "Schedule",
     "Simultaneous",
+    "SymplecticAdjustment",
 ]

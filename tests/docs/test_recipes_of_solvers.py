@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import bilevel
+from bilevel import games
 from tests.recipes import example, follow
 
 
@@ -198,3 +199,12 @@ def test_a_deep_equilibrium(tmp_path) -> None:
     for _ in range(60):
         after = game.step(batch)["loss"]
     assert after < 0.95 * before
+
+
+def test_a_schedule_that_reads_second_derivatives(tmp_path) -> None:
+    """On xy it moves as extragradient steps do: (I − ηJ) J = J + η I, as J² = −I."""
+    looking = follow(example(tmp_path), "A schedule that reads second derivatives")["looking"]
+    twin = games.begin(games.bilinear(), 1.0, 0.5, lr=0.5, schedule=bilevel.Extragradient())
+    end = games.trajectory(twin, 100)[-1]
+    torch.testing.assert_close(games.position(looking), end)
+    assert 0 < end.norm() < 1e-4

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from bilevel import (
     Alternating,
     BilevelError,
+    CompetitiveGradient,
+    Consensus,
     Extragradient,
     Lookahead,
     Optimistic,
     ProximalPoint,
     Schedule,
     Simultaneous,
+    SymplecticAdjustment,
     games,
 )
 from bilevel.games import rates
@@ -34,6 +37,10 @@ SCHEDULES = [
     Lookahead(steps=4, alpha=0.6),
     Lookahead(Optimistic(), steps=3),
     Lookahead(Alternating(), steps=2, alpha=1.0),
+    Consensus(0.4),
+    SymplecticAdjustment(0.7, align=False),
+    CompetitiveGradient(tolerance=1e-14),
+    Lookahead(Consensus(0.2), steps=2),
 ]
 BILINEAR = {
     "simultaneous": (Simultaneous(), lambda s: math.sqrt(1 + s**2), (0.01, 0.1, 0.5)),
@@ -44,8 +51,15 @@ BILINEAR = {
         lambda s: math.sqrt((1 + math.sqrt(1 - 4 * s**2)) / 2),
         (0.05, 0.2, 0.4),
     ),
+    "consensus": (Consensus(0.4), lambda s: math.hypot(1 - 0.4 * s, s), (0.05, 0.2, 0.4)),
+    "symplectic": (
+        SymplecticAdjustment(0.4, align=False),
+        lambda s: math.hypot(1 - 0.4 * s, s),
+        (0.05, 0.2),
+    ),
+    "competitive": (CompetitiveGradient(), lambda s: 1 / math.sqrt(1 + s**2), (0.05, 0.2, 3.0)),
 }
-"""√(1 + η²), √(1 − η² + η⁴), 1/√(1 + η²), √((1 + √(1 − 4η²))/2)."""
+"""√(1 + η²), √(1 − η² + η⁴), 1/√(1 + η²), √((1 + √(1 − 4η²))/2), √((1 − ηγ)² + η²)."""
 
 
 def radii(
@@ -162,16 +176,17 @@ def test_any_quadratic_game_goes_as_its_matrix_says(
     start = torch.cat(star) + 1
     play = games.begin(game, start[:3], start[3:], lr=(step, other), schedule=schedule)
     path = games.trajectory(play, 12).numpy() - torch.cat(star).numpy()
-    move = -np.diag([step] * 3 + [other] * 2) @ jacobian
-    for expected, seen in zip(by_hand(schedule, move, path[0], 12), path, strict=True):
+    sizes = np.array([step] * 3 + [other] * 2)
+    for expected, seen in zip(by_hand(schedule, jacobian, sizes, path[0]), path, strict=True):
         np.testing.assert_allclose(seen, expected, atol=1e-10)
 
 
-def by_hand(schedule: Schedule, move: np.ndarray, start: np.ndarray, steps: int) -> list:
-    """The positions, one formula a schedule."""
+def by_hand(schedule: Schedule, jacobian: np.ndarray, sizes: np.ndarray, start: np.ndarray) -> list:
+    """The positions in 12 steps, one formula a schedule."""
+    move = -np.diag(sizes) @ jacobian
     path, last, anchor = [start], move @ start, start
     inner = schedule.inner if isinstance(schedule, Lookahead) else schedule
-    for count in range(1, steps + 1):
+    for count in range(1, 13):
         w = path[-1]
         match inner:
             case Optimistic():
@@ -187,6 +202,16 @@ def by_hand(schedule: Schedule, move: np.ndarray, start: np.ndarray, steps: int)
                 w = w + np.r_[np.ones(3), np.zeros(2)] * (move @ w)
                 for _ in range(inner.follower_steps):
                     w = w + np.r_[np.zeros(3), np.ones(2)] * (move @ w)
+            case Consensus():
+                w = w + move @ w - sizes * (inner.gamma * jacobian.T @ jacobian @ w)
+            case SymplecticAdjustment():
+                w = w + move @ w - sizes * (inner.size * (jacobian.T - jacobian) / 2 @ jacobian @ w)
+            case CompetitiveGradient():
+                f, b, c = jacobian @ w, jacobian[:3, 3:], jacobian[3:, :3]
+                (s,), (t,) = {*sizes[:3]}, {*sizes[3:]}
+                x = np.linalg.solve(np.eye(3) - t * s * b @ c, f[:3] - t * b @ f[3:])
+                y = np.linalg.solve(np.eye(2) - t * s * c @ b, f[3:] - s * c @ f[:3])
+                w = w - sizes * np.r_[x, y]
             case _:
                 w = w + move @ w
         if isinstance(schedule, Lookahead) and count % schedule.steps == 0:

@@ -1,0 +1,76 @@
+"""Checks of the losses that the players descend, and of their gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import BilevelError, NonFiniteError
+
+
+def check_gradients(term: str, gradients: list[Tensor | None]) -> None:
+    """Checks that a backward pass has reached some parameter.
+
+    The loss may have a gradient in the other player's parameters only.
+
+    Args:
+        term: The name of the loss.
+        gradients: Those of the parameters that move along them.
+
+    Raises:
+        BilevelError: If there are parameters and none has a gradient.
+    """
+    if gradients and all(gradient is None for gradient in gradients):
+        raise BilevelError(_no_gradient(term))
+
+
+def _no_gradient(term: str) -> str:
+    if torch.is_inference_mode_enabled():
+        return f"{term} has no gradient in torch.inference_mode(): train outside of it"
+    remedy = {
+        "the leader's loss": "compute it from them, without detach or no_grad, and if it depends "
+        "on them through y* alone, give the game an adjoint other than Detached()",
+        "the follower's objective": "let the solver compute its answer from them, in one step at "
+        "least, without detach or no_grad",
+    }
+    return (
+        f"{term} does not depend on the parameters that it trains: there is no gradient to move "
+        f"along; {remedy[term]}"
+    )
+
+
+def check_loss(term: str, loss: Tensor, step: int, moved: list[Tensor]) -> None:
+    """Checks that a loss is a finite scalar with a gradient.
+
+    Args:
+        term: The name of the loss.
+        loss: The loss.
+        step: The number of the step.
+        moved: The parameters that move along its gradient.
+
+    Raises:
+        BilevelError: If it is not a scalar, or has no gradient to move along.
+        NonFiniteError: If it is NaN or infinite; on the CPU only, without synchronisation.
+    """
+    if not isinstance(loss, Tensor):
+        raise BilevelError(f"{term} is a {type(loss).__name__}: return a scalar tensor")
+    if loss.numel() != 1:
+        raise BilevelError(
+            f"{term} has shape {tuple(loss.shape)}: a player moves along the gradient of one "
+            "number; return a scalar, such as the mean over the batch"
+        )
+    if loss.is_complex():
+        raise BilevelError(f"{term} is complex: return its real part, .real, or abs()")
+    if moved and not loss.requires_grad:
+        raise BilevelError(_no_gradient(term))
+    if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        cause, remedy = "training has diverged, or the batch is empty or not finite", ""
+        if any(parameter.isnan().any() for parameter in moved):  # as after a step along a NaN
+            cause = "parameters are NaN: the last step's gradient was, or training has diverged"
+            remedy = "keep sqrt, log and norms off 0, where their derivatives are infinite, "
+        raise NonFiniteError(
+            f"step {step}: {term} is {loss.item()}: {cause}; {remedy}lower the learning rate, or "
+            "go back to the last checkpoint"
+        )

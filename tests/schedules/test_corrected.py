@@ -1,0 +1,356 @@
+"""Consensus, SymplecticAdjustment, CompetitiveGradient: against dense Jacobians, in any game."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import grad, jacrev
+
+from bilevel import (
+    Bilevel,
+    BilevelError,
+    CompetitiveGradient,
+    Consensus,
+    Detached,
+    FollowerProblem,
+    Iterative,
+    LeaderProblem,
+    Parametric,
+    Schedule,
+    Simultaneous,
+    SymplecticAdjustment,
+    Unrolled,
+    ZeroSum,
+    games,
+    pgm,
+)
+from bilevel.games import Game
+from bilevel.updates import CNN
+from tests.problems import image_game
+from tests.schedules.critics import critic_game, state
+
+F64 = torch.float64
+CORRECTIONS: dict[str, Callable[[], Schedule]] = {
+    "consensus": lambda: Consensus(0.3),
+    "symplectic": lambda: SymplecticAdjustment(0.7),
+    "competitive": lambda: CompetitiveGradient(tolerance=1e-12),
+}
+
+
+def by_hand(schedule: Schedule, f: Tensor, j: Tensor, led: int, lr: float) -> Tensor:
+    """G by a dense Jacobian."""
+    if isinstance(schedule, Consensus):
+        return f + schedule.gamma * j.T @ f
+    if isinstance(schedule, SymplecticAdjustment):
+        adjustment, slope = (j.T - j) @ f / 2, j.T @ f
+        sign = torch.sign((f @ slope) * (adjustment @ slope) / len(f) + 0.1)
+        return f + schedule.size * sign * adjustment
+    leads = torch.arange(len(f)) < led
+    across = j * (leads[:, None] != leads)
+    return torch.linalg.solve(torch.eye(len(f), dtype=f.dtype) + lr * across, f)
+
+
+def loss(x: Tensor, y: Tensor, batch: Tensor) -> Tensor:
+    return (x @ batch @ y).sin() + x.square().sum() * y[0].exp()
+
+
+def objective(x: Tensor, y: Tensor, batch: Tensor) -> Tensor:
+    return (y.square() * x[:2].cos()).sum() + (x @ batch @ y).tanh()
+
+
+class Chooser(LeaderProblem):
+    """Nobody minimises what the other maximises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([0.3, -0.8, 0.5], dtype=F64))
+        self.aside = nn.Parameter(torch.ones(2))  # that no loss reads
+
+    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+        return loss(self.x, y, batch)
+
+
+class Reply(FollowerProblem):
+    sense = "min"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros(2, dtype=F64)
+
+    def objective(self, leader: Chooser, y: Tensor, batch: Tensor) -> Tensor:
+        return objective(leader.x, y, batch)
+
+
+def general_game(schedule: Schedule, **parts) -> Bilevel:
+    leader, solver = Chooser(), Parametric(torch.tensor([0.4, -0.2], dtype=F64))
+    chosen = {
+        "leader_opt": torch.optim.SGD(leader.parameters(), lr=0.1, weight_decay=0.5),
+        "solver_opt": torch.optim.SGD(solver.parameters(), lr=0.1),
+        "adjoint": Detached(),
+        **parts,
+    }
+    return Bilevel(leader, Reply(), solver, schedule=schedule, **chosen)
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_game_that_is_not_zero_sum(name: str) -> None:
+    game = general_game(CORRECTIONS[name]())
+    for seed in range(5):
+        batch = torch.randn(3, 2, generator=torch.Generator().manual_seed(seed)).double()
+        w = torch.cat([game.leader.x, game.solver.y]).detach()
+
+        def field(w: Tensor, batch: Tensor = batch) -> Tensor:
+            x, y = w[:3], w[3:]
+            return torch.cat([grad(loss)(x, y, batch), grad(objective, argnums=1)(x, y, batch)])
+
+        g = by_hand(game.schedule, field(w), jacrev(field)(w), 3, 0.1)
+        metrics = game.step(batch)
+        decay = 0.5 * torch.cat([w[:3], torch.zeros(2)])
+        found = torch.cat([game.leader.x, game.solver.y]).detach()
+        torch.testing.assert_close(found, w - 0.1 * (g + decay), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(metrics["loss"], loss(w[:3], w[3:], batch))
+        torch.testing.assert_close(metrics["objective_after"], objective(w[:3], w[3:], batch))
+    assert torch.equal(game.leader.aside, torch.ones(2))  # not moved by weight decay either
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+        (torch.optim.Adam, {"lr": 0.05, "betas": (0.5, 0.9)}),
+    ],
+    ids=["momentum", "Adam"],
+)
+def test_networks_in_a_zero_sum_game(name: str, optimizer, options) -> None:
+    """A twin's optimizers are given the corrected gradients by hand."""
+    game = critic_game(CORRECTIONS[name](), optimizer, **options)
+    twin = critic_game(Simultaneous(), optimizer, **options)
+    players = [*twin.leader.parameters(), *twin.solver.parameters()]
+    led = sum(p.numel() for p in twin.leader.parameters())
+    for seed in range(4):
+        batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+
+        def field(w: Tensor, batch: Tensor = batch) -> Tensor:
+            names = [*twin.trained_parameters()]
+            pieces = w.split([p.numel() for p in players])
+            parts = {
+                n: piece.view_as(p) for n, piece, p in zip(names, pieces, players, strict=True)
+            }
+
+            def value(parts: dict[str, Tensor]) -> Tensor:
+                weight, bias = parts["leader.model.weight"], parts["leader.model.bias"]
+                scores = torch.tanh(batch @ weight.T + bias) @ parts["solver.y.weight"].T
+                scores = scores + parts["solver.y.bias"]
+                decay = parts["solver.y.weight"].square().sum() / 4
+                return (scores.sin().sum(1) - decay).mean()
+
+            slopes = grad(value)(parts)
+            signs = [1 if n.startswith("leader") else -1 for n in names]
+            return torch.cat([s * slopes[n].flatten() for s, n in zip(signs, names, strict=True)])
+
+        w = torch.cat([p.detach().flatten() for p in players])
+        g = by_hand(game.schedule, field(w), jacrev(field)(w), led, options["lr"])
+        for p, piece in zip(players, g.split([p.numel() for p in players]), strict=True):
+            p.grad = piece.view_as(p)
+        twin.leader_opt.step()
+        twin.solver_opt.step()
+        game.step(batch)
+        torch.testing.assert_close(state(game), state(twin), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_learned_attacker(name: str) -> None:
+    """Its second derivatives exist, and the leader's statistics move once."""
+    torch.manual_seed(0)
+    leader, follower, batch = image_game()
+    solver = Iterative(CNN(1, 0.1, width=4), 2)
+    game = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.01),
+        solver_opt=torch.optim.Adam(solver.parameters()),
+        schedule=CORRECTIONS[name](),
+    )
+    before = state(game)
+    first = game.step(batch)["loss"]
+    assert first.isfinite()
+    counts = [value for name, value in leader.named_buffers() if name.endswith("batches_tracked")]
+    assert counts == [1] * len(counts) != []
+    for _ in range(5):
+        game.step(batch)
+    assert all(p.isfinite().all() for p in state(game))
+    assert not all(map(torch.equal, before, state(game)))
+
+
+class Pulled(Game):
+    """A quadratic of both players: ½ xᵀ S x − ½ yᵀ T y + xᵀ A y, by its coefficients."""
+
+    def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+        s, t, a = coefficients
+        return s * x @ x / 2 - t * y @ y / 2 + a * x @ y
+
+
+def pulled(s: float, t: float, a: float) -> Game:
+    origin = torch.zeros(1, dtype=F64)
+    return Pulled((origin, origin), *(torch.tensor(c, dtype=F64) for c in (s, t, a)))
+
+
+def test_alignment_repels_from_unstable_points() -> None:
+    """At s = t = −1 both players leave the origin, to which λ > 0 would draw them."""
+    ends = {}
+    for align in (True, False):
+        schedule = SymplecticAdjustment(1.0, align=align)
+        play = games.begin(pulled(-1.0, -1.0, 10.0), 1.0, 1.0, lr=0.005, schedule=schedule)
+        ends[align] = games.trajectory(play, 40)[-1].norm()
+    assert ends[False] < 0.1
+    assert ends[True] > 10
+
+
+def test_games_without_rotation_and_without_a_bond() -> None:
+    """Nothing is adjusted where J is symmetric, nor answered where nobody feels the other."""
+    paths = {}
+    for schedule in (Simultaneous(), SymplecticAdjustment(), CompetitiveGradient()):
+        play = games.begin(pulled(1.0, 0.5, 0.0), 1.0, 1.0, lr=0.1, schedule=schedule)
+        paths[repr(schedule)] = games.trajectory(play, 10)
+    plain, *others = paths.values()
+    for other in others:
+        torch.testing.assert_close(other, plain)
+
+
+def test_losses_without_second_derivatives_are_not_corrected() -> None:
+    """Of a bilinear loss that is cut off from the other player, F is a constant."""
+
+    class Steep(Game):
+        def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+            return x.sum() - 2 * y.sum()
+
+    origin = torch.zeros(1, dtype=F64)
+    for make in CORRECTIONS.values():
+        play = games.begin(Steep((origin, origin)), 0.0, 0.0, lr=0.1, schedule=make())
+        torch.testing.assert_close(games.trajectory(play, 1)[-1].tolist(), [-0.1, -0.2])
+
+
+def test_the_residual_tells_an_unfinished_solve() -> None:
+    """At η = 3 one iteration of two: ‖F − G − η J_× G‖ for the best multiple G of F."""
+    play = games.begin(games.bilinear(), 1.0, 0.5, lr=3.0, schedule=CompetitiveGradient(1))
+    assert play.step(None)["residual"].item() == pytest.approx((9 / 10) ** 0.5)
+    play = games.begin(games.bilinear(), 1.0, 0.5, lr=3.0, schedule=CompetitiveGradient(2))
+    assert play.step(None)["residual"].item() < 1e-12
+
+
+def test_rates_are_read_in_each_step() -> None:
+    play = games.begin(games.bilinear(), 1.0, 0.0, lr=0.1, schedule=CompetitiveGradient())
+    for optimizer in (play.leader_opt, play.solver_opt):
+        optimizer.param_groups[0]["lr"] = 1.0
+    assert games.trajectory(play, 1)[-1].norm().item() == pytest.approx(0.5**0.5)
+
+
+class Rateless(torch.optim.SGD):
+    def __init__(self, parameters) -> None:
+        super().__init__(parameters, lr=0.1)
+        del self.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_parts_that_do_not_fit(name: str) -> None:
+    schedule, batch = CORRECTIONS[name](), torch.ones(3, 2, dtype=F64)
+    with pytest.raises(BilevelError, match=r"take Detached\(\)"):
+        general_game(schedule, adjoint=Unrolled())
+    leader, follower, _ = image_game()
+    sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
+    with pytest.raises(BilevelError, match="one is not trained"):
+        Bilevel(leader, follower, pgm(0.1, 2), leader_opt=sgd, schedule=schedule)
+    game = general_game(schedule)
+    game.leader_opt = torch.optim.LBFGS([game.leader.x], max_iter=3)
+    with pytest.raises(BilevelError, match="LBFGS asks for another"):
+        game.step(batch)
+    game = general_game(schedule)
+    game.pool = object()
+    with pytest.raises(BilevelError, match="over processes"):
+        game.step(batch)
+
+
+def test_an_optimizer_without_rates() -> None:
+    leader, solver = Chooser(), Parametric(torch.zeros(2, dtype=F64))
+    parts = leader, Reply(), solver
+    opts = {
+        "leader_opt": Rateless(leader.parameters()),
+        "solver_opt": torch.optim.SGD(solver.parameters(), lr=0.1),
+        "adjoint": Detached(),
+    }
+    Bilevel(*parts, **opts, schedule=Consensus(0.1))  # reads no rate
+    with pytest.raises(BilevelError, match="Rateless has none"):
+        Bilevel(*parts, **opts, schedule=CompetitiveGradient())
+
+
+class Attending(FollowerProblem):
+    sense = "max"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros(())
+
+    def objective(self, leader: ZeroSum, y: Tensor, batch: Tensor) -> Tensor:
+        q = leader.model(batch).view(1, 1, 4, 4)
+        return nn.functional.scaled_dot_product_attention(q, y + q, q).mean()
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_an_operation_without_second_derivative(name: str) -> None:
+    follower, solver = Attending(), Parametric(torch.ones(()))
+    leader = ZeroSum(nn.Linear(4, 4), follower)
+    game = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+        schedule=CORRECTIONS[name](),
+    )
+    with pytest.raises(BilevelError, match=r"sdpa_kernel.*schedule \(Extragradient\)"):
+        game.step(torch.ones(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Consensus(0.0), "gamma is 0.0"),
+        (lambda: SymplecticAdjustment(-1.0), "size is -1.0"),
+        (lambda: CompetitiveGradient(0), "max_steps is 0"),
+        (lambda: CompetitiveGradient(tolerance=0.0), "tolerance is 0.0"),
+    ],
+)
+def test_settings_out_of_range(make: Callable[[], Schedule], message: str) -> None:
+    with pytest.raises(BilevelError, match=message):
+        make()
+
+
+class Aside(FollowerProblem):
+    """Its objective reads neither player."""
+
+    sense = "max"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros(2)
+
+    def objective(self, leader: ZeroSum, y: Tensor, batch: Tensor) -> Tensor:
+        return batch.sum()
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_loss_of_neither_player(name: str) -> None:
+    follower, solver = Aside(), Parametric(torch.ones(2))
+    leader = ZeroSum(nn.Linear(2, 1), follower)
+    game = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+        schedule=CORRECTIONS[name](),
+    )
+    with pytest.raises(BilevelError, match="the leader's loss does not depend"):
+        game.step(torch.ones(2, requires_grad=True))
