@@ -114,6 +114,32 @@ _NO_SECOND_DERIVATIVE = (
 )
 
 
+def raise_inference_only(error: RuntimeError, problem: object) -> None:
+    """Raises a clearer error where a network in evaluation mode has no gradient in its input.
+
+    Args:
+        error: The error of a backward pass.
+        problem: The follower's problem.
+
+    Raises:
+        BilevelError: If it is one of such a network.
+    """
+    if any(sign in str(error) for sign in _INFERENCE_ONLY):
+        raise BilevelError(
+            f"{type(problem).__name__}.objective has no gradient in y where the leader is in "
+            f"evaluation mode ({first_line(error)}): give the solver leader_mode='train', or turn "
+            "the kernels for inference off by torch.backends.mha.set_fastpath_enabled(False) "
+            "(attention) or torch.backends.cudnn.flags(enabled=False) (recurrent networks)"
+        ) from error
+
+
+_INFERENCE_ONLY = (
+    "_transformer_encoder_layer_fwd",
+    "_native_multi_head_attention",
+    "cudnn RNN backward can only be called in training mode",
+)
+
+
 def raise_unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> NoReturn:
     """Raises the error for a name that does not exist, with the most similar one.
 

@@ -24,15 +24,39 @@ _COMPILES = torch.__version__ >= "2.9"
 """Before, layers that were compiled with their recomputation updated running statistics twice."""
 
 
-def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
-    """``layers(input)``, of which only the input is saved for the backward pass.
+def kept(module: nn.Module) -> Callable[[], tuple[Any, Any]]:
+    """A ``context_fn`` of ``torch.utils.checkpoint``: layers are computed again as they were first.
+
+    The backward pass of an adjoint runs after the solve, when the leader is in its own mode again
+    and a network of ``functional_call`` has its own weights back. Without this, layers that compute
+    again do so there: the gradient is another one, without an error, and running statistics move.
+
+    Args:
+        module: The network, or the part of it that is computed again.
+
+    Returns:
+        For ``checkpoint(layers, …, use_reentrant=False, context_fn=kept(layers))``, and for
+        ``gradient_checkpointing_enable({"use_reentrant": False, "context_fn": kept(network)})`` of
+        transformers.
+
+    Example:
+        >>> net = nn.Sequential(nn.Tanh(), nn.Linear(2, 2))
+        >>> x = torch.rand(1, 2, requires_grad=True)
+        >>> checkpoint(net, x, use_reentrant=False, context_fn=kept(net)).sum().backward()
+    """
+    return lambda: (nullcontext(), ModuleState(module))
+
+
+def checkpointed(layers: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``layers(*args, **kwargs)``, of which only the arguments are saved for the backward pass.
 
     The backward pass computes the layers again. Under ``torch.func``, which does not support that,
     and in compiled networks before torch 2.9, everything is saved.
 
     Args:
         layers: The layers; running statistics are updated once, by the first computation.
-        input: Their input.
+        *args: Their arguments.
+        **kwargs: Likewise.
 
     Returns:
         Their output.
@@ -44,13 +68,10 @@ def checkpointed(layers: nn.Module, input: Tensor) -> Tensor:
     compiling = torch.compiler.is_compiling()
     transformed = torch._C._are_functorch_transforms_active()
     if not torch.is_grad_enabled() or transformed or (compiling and not _COMPILES):
-        output: Tensor = layers(input)
-    elif compiling:  # traced once, in the mode that it is called in
-        output = checkpoint(layers, input, use_reentrant=False)
-    else:
-        contexts = nullcontext(), ModuleState(layers)
-        output = checkpoint(layers, input, use_reentrant=False, context_fn=lambda: contexts)
-    return output
+        return layers(*args, **kwargs)
+    if compiling:  # traced once, in the mode that it is called in
+        return checkpoint(layers, *args, use_reentrant=False, **kwargs)
+    return checkpoint(layers, *args, use_reentrant=False, context_fn=kept(layers), **kwargs)
 
 
 def recomputed(

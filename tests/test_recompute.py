@@ -8,9 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from bilevel.recompute import checkpointed
-from bilevel.updates import CNN
+from bilevel import FollowerProblem, Implicit, Iterative, LeaderProblem, Unrolled
+from bilevel.recompute import checkpointed, kept
+from bilevel.updates import CNN, Gradient
 from bilevel.updates.cnn import ResBlock
 
 
@@ -22,7 +24,7 @@ def layers() -> nn.Sequential:
 X = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def kept(run: Callable[[], Tensor]) -> int:
+def saved_bytes(run: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass."""
     found: dict[int, int] = {}
 
@@ -96,7 +98,7 @@ def test_under_transforms(transform: Callable[..., Callable[[Tensor], Tensor]]) 
 
 def test_a_block_of_an_attacker_keeps_a_third() -> None:
     block, x = ResBlock(8, 8), torch.randn(2, 8, 16, 16, requires_grad=True)
-    assert kept(lambda: block(x)) < 0.4 * kept(lambda: block.residual(x))
+    assert saved_bytes(lambda: block(x)) < 0.4 * saved_bytes(lambda: block.residual(x))
 
 
 def test_an_attacker_is_one_graph_for_a_compiler() -> None:
@@ -116,4 +118,83 @@ def test_an_attacker_is_one_graph_for_a_compiler() -> None:
 def test_a_compiler_keeps_as_little() -> None:
     block, x = ResBlock(8, 8), torch.randn(2, 8, 16, 16, requires_grad=True)
     compiled = torch.compile(block, backend="aot_eager")
-    assert kept(lambda: compiled(x)) < 0.6 * kept(lambda: block.residual(x))
+    assert saved_bytes(lambda: compiled(x)) < 0.6 * saved_bytes(lambda: block.residual(x))
+
+
+def test_layers_of_several_arguments() -> None:
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True).double()
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    padded = torch.tensor([[False, False, True], [False, False, False]])
+    outputs = []
+    for run in (
+        lambda *args, **kwargs: layer(*args, **kwargs),
+        lambda *a, **k: checkpointed(layer, *a, **k),
+    ):
+        torch.manual_seed(0)  # of dropout
+        layer.zero_grad()
+        output = run(x, src_key_padding_mask=padded)
+        output.square().sum().backward()
+        outputs.append((output, layer.linear1.weight.grad.clone()))
+    assert all(map(torch.equal, *outputs))
+
+
+class Noise(nn.Module):
+    """As of NEFTune: in training only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x) if self.training else x
+
+
+class Frugal(nn.Module):
+    """Computes its body again in the backward pass, by torch's own function."""
+
+    def __init__(self, *extra: nn.Module, frugal: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 8), *extra, nn.Tanh(), nn.Linear(8, 2)).double()
+        self.frugal = frugal
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.frugal:
+            return self.body(x)
+        return checkpoint(self.body, x, use_reentrant=False, context_fn=kept(self.body))
+
+
+class Attack(FollowerProblem):
+    sense = "max"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros_like(batch)
+
+    def objective(self, leader: Learner, y: Tensor, batch: Tensor) -> Tensor:
+        return leader.model(batch + y).square().sum(1) - 5 * y.square().sum(1)
+
+
+class Learner(LeaderProblem):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+        return (y.tanh() * batch).mean()
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Implicit()], ids=repr)
+@pytest.mark.parametrize(
+    ("extra", "mode"),
+    [(Noise, "eval"), (lambda: nn.BatchNorm1d(8), "train")],
+    ids=["noise", "norm"],
+)
+def test_a_leader_that_computes_its_layers_again(adjoint, extra, mode) -> None:
+    """In the mode and with the statistics of the solve, which is over by then."""
+    found = []
+    for frugal in (False, True):
+        torch.manual_seed(0)
+        leader = Learner(Frugal(extra(), frugal=frugal))
+        batch = torch.randn(6, 3, dtype=torch.float64)
+        solver = Iterative(Gradient(0.1), 20, leader_mode=mode)
+        answer = adjoint.solve(solver, Attack(), leader, batch).value
+        leader.loss(answer, batch).backward()
+        found.append([p.grad for p in leader.parameters()])
+        assert all(buffer.sum() in (0, 8) for buffer in leader.buffers())  # never moved
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

@@ -58,6 +58,12 @@ def check_start(follower: str, y: object) -> None:
             f"{follower}.init returned {describe(y)}: y is a tensor or a dict of tensors; return "
             "{name: tensor}, without further dicts in it"
         )
+    tensors: Any = y.values() if isinstance(y, Mapping) else [y]
+    if any(leaf.is_nested for leaf in tensors):
+        raise BilevelError(
+            f"{follower}.init returned a nested tensor, which has no norms and few operations: pad "
+            "the samples to one length, and set what is padded to 0 in project"
+        )
     if isinstance(y, Mapping):
         weights = {n: w.requires_grad for n, w in y.items() if isinstance(w, nn.Parameter)}
         if len({*weights.values()}) > 1:

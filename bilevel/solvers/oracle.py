@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError, raise_missing_field
+from bilevel.errors import BilevelError, raise_inference_only, raise_missing_field
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.checks import check_floating, check_point, check_start
 from bilevel.solvers.selection import select
@@ -121,9 +121,13 @@ class Oracle:
             signs = torch.full_like(value, self.follower.sign)
             grads: tuple[Tensor | None, ...] = ()
             if value.requires_grad:
-                grads = torch.autograd.grad(
-                    value, leaves(point), signs, create_graph=create_graph, allow_unused=True
-                )
+                try:
+                    grads = torch.autograd.grad(
+                        value, leaves(point), signs, create_graph=create_graph, allow_unused=True
+                    )
+                except RuntimeError as error:
+                    raise_inference_only(error, self.follower)
+                    raise
             if all(grad is None for grad in grads):
                 raise BilevelError(
                     f"{type(self.follower).__name__}.objective does not depend on y: its gradient "

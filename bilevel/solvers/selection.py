@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from copy import copy
+
 from torch import Tensor
 
 from bilevel.errors import BilevelError
@@ -12,7 +15,7 @@ def select(batch: Batch, chosen: Tensor) -> Batch:
     """The chosen samples of a batch.
 
     Args:
-        batch: A tensor, or a tuple, list or dict of tensors, with a row per sample.
+        batch: A tensor, or a tuple, list or mapping of tensors, with a row per sample.
         chosen: A mask, ``(B,)`` bool.
 
     Returns:
@@ -23,8 +26,10 @@ def select(batch: Batch, chosen: Tensor) -> Batch:
     """
     if isinstance(batch, Tensor) and batch.shape[:1] == chosen.shape:
         return batch[chosen]
-    if isinstance(batch, dict):
-        return {name: select(part, chosen) for name, part in batch.items()}
+    if isinstance(batch, MutableMapping):  # such as transformers.BatchEncoding, no dict
+        some = copy(batch)
+        some.update({name: select(part, chosen) for name, part in batch.items()})
+        return some
     if isinstance(batch, tuple | list):
         parts = [select(part, chosen) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any, NamedTuple
 
 import pytest
@@ -41,7 +42,7 @@ class Product(FollowerProblem):
     def x(self, batch: Any) -> Tensor:
         if isinstance(batch, Tensor):
             return batch
-        return batch["x"] if isinstance(batch, dict) else batch[0]
+        return batch["x"] if isinstance(batch, dict | UserDict) else batch[0]
 
 
 def oracle(batch: Any) -> Oracle:
@@ -61,8 +62,9 @@ CHOSEN = torch.tensor([True, False, False, True])
         Pair(X, LABELS),
         {"x": X, "y": LABELS},
         {"x": X, "more": (LABELS, Pair(X, LABELS))},
+        UserDict(x=X, y=LABELS),
     ],
-    ids=["tensor", "tuple", "list", "named tuple", "dict", "nested"],
+    ids=["tensor", "tuple", "list", "named tuple", "dict", "nested", "user dict"],
 )
 def test_it_answers_for_the_chosen_samples(batch: Any) -> None:
     whole = oracle(batch)
@@ -239,3 +241,36 @@ def test_a_state_goes_with_the_names_whatever_their_order(update: Update) -> Non
     """The optimizer's and the recurrent network's state go by position, as do an MLP's weights."""
     answers = [Iterative(update, 4).solve(f, Weights(1), None).value for f in (Kept(), Reversed())]
     torch.testing.assert_close(*answers, rtol=0, atol=0)
+
+
+class Masked(FollowerProblem):
+    """y is an attention mask, so that nothing that torch looks at requires a gradient."""
+
+    sense = "max"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros(2, 5)
+
+    def objective(self, leader: ZeroSum, y: Tensor, batch: Tensor) -> Tensor:
+        mask = y[:, None, None, :].expand(-1, 2, 5, 5).reshape(-1, 5, 5)
+        return leader.model(batch, src_mask=mask).mean(1).square().sum(1)
+
+
+def test_kernels_for_inference_have_no_gradient() -> None:
+    follower = Masked()
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    leader, batch = ZeroSum(layer, follower), torch.randn(2, 5, 8)
+    with pytest.raises(BilevelError, match=r"leader_mode='train'.*set_fastpath_enabled"):
+        Iterative(Gradient(0.1), 1).solve(follower, leader, batch)
+    Iterative(Gradient(0.1), 1, leader_mode="train").solve(follower, leader, batch)
+
+
+class Ragged(Masked):
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+
+def test_a_start_of_ragged_samples() -> None:
+    follower = Ragged()
+    with pytest.raises(BilevelError, match=r"nested tensor.*pad the samples"):
+        Oracle(follower, ZeroSum(nn.Identity(), follower), torch.ones(2)).init()
