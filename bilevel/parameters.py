@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from bilevel.snapshot import with_certainty
+
 Parameters = dict[str, Tensor]
 """A module's parameters, by name."""
 
@@ -26,10 +28,14 @@ def lent(module: nn.Module, given: Parameters) -> Iterator[None]:
     others = {own[name]: tensor for name, tensor in given.items()}  # a tied one has several places
     held = [(part._parameters, dict(part._parameters)) for part in module.modules()]
     places = [(now, name, p) for now, kept in held for name, p in kept.items() if p in others]
+
+    def take_back() -> None:
+        for now, name, parameter in places:
+            now[name] = parameter
+
     try:
         for now, name, parameter in places:
             now[name] = others[parameter]  # type: ignore[assignment]
         yield
     finally:
-        for now, name, parameter in places:
-            now[name] = parameter
+        with_certainty(take_back)

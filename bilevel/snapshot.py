@@ -6,7 +6,7 @@ running statistics have moved on, and other random numbers have been drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,7 +43,10 @@ class ModuleState:
             self.buffers = [(now, _copies(kept)) for now, kept in self.buffers]
 
     def restore(self) -> None:
-        """Puts the module back into this state."""
+        """Puts the module back into this state, also where Ctrl+C falls into that."""
+        with_certainty(self._restore)
+
+    def _restore(self) -> None:
         for part, flag in self.flags:
             if part.training != flag and type(part).train is not nn.Module.train:
                 part.train(flag)  # it may do more: merge weights, clear a cache
@@ -69,8 +72,12 @@ class ModuleState:
     def __enter__(self) -> None:
         """Puts the module into this state, with copies of the buffers."""
         self._before = ModuleState(self.module)
-        self.restore()
-        self.use_buffer_copies()
+        try:
+            self._restore()
+            self.use_buffer_copies()
+        except BaseException:
+            self._before.restore()
+            raise
 
     def __exit__(self, *_: object) -> None:
         """Puts the module back into the state before the block."""
@@ -86,6 +93,21 @@ def _put(tensors: Mapping[str, Tensor | None], held: MutableMapping[str, Any]) -
     for name, tensor in tensors.items():
         if name not in held or held[name] is not tensor:
             held[name] = tensor
+
+
+def with_certainty(undo: Callable[[], None]) -> None:
+    """Undoes a change of a module; an interrupt of that is raised after it.
+
+    A notebook goes on after Ctrl+C, and would train a leader that has stayed frozen.
+
+    Args:
+        undo: Undoes it, and may be called again.
+    """
+    try:
+        undo()
+    except BaseException:
+        undo()
+        raise
 
 
 class Snapshot:

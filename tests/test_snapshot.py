@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
 from torch import nn
 
+from bilevel import Adjoint, Bilevel, Detached, Implicit, Iterative, Unrolled
+from bilevel.robustness import Batch
 from bilevel.snapshot import Snapshot
+from bilevel.updates import Gradient
 from tests import accelerator
+from tests.problems import Nearest, Weights
 
 
 def test_a_block_sees_the_state_as_it_was_and_leaves_it_as_it_is() -> None:
@@ -73,3 +79,45 @@ print(now[-1].item())
 """
     )
     assert accelerator.run(script)[0].split() == ["1", "2"]
+
+
+class Interrupt:
+    """Ctrl+C at the n-th line of the functions that restore a module."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Interrupt:
+        if event == "line" and frame.f_code.co_name in ("_restore", "take_back", "_put"):
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+@pytest.mark.parametrize("adjoint", [Detached(), Implicit(), Unrolled(recompute=True)], ids=repr)
+def test_an_interrupt_leaves_no_leader_frozen(adjoint: Adjoint) -> None:
+    """A notebook goes on after it."""
+    leader = Weights(3)
+    leader.norm = nn.BatchNorm1d(3)  # with buffers
+    sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
+    solver = Iterative(Gradient(0.5), 2)
+    game = Bilevel(leader, Nearest(), solver, leader_opt=sgd, adjoint=adjoint)
+    batch = Batch(torch.ones(4, 3), torch.zeros(4))
+    own, lines, before = [*leader.parameters()], 0, sys.gettrace()
+    while True:
+        lines += 1
+        sys.settrace(Interrupt(lines))
+        try:
+            game.step(batch)
+        except KeyboardInterrupt:
+            assert leader.training
+            assert [*map(id, leader.parameters())] == [*map(id, own)]
+            assert all(parameter.requires_grad for parameter in own)
+        else:
+            break
+        finally:
+            sys.settrace(before)
+    assert lines > 20
