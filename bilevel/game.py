@@ -87,11 +87,12 @@ class Bilevel:
         checks.check_parts(leader, follower, solver, adjoint, schedule, zero_sum=self.zero_sum)
         checks.check_optimizer("leader", leader, leader_opt)
         checks.check_optimizer("solver", solver, solver_opt)
-        self.leader = leader
-        self.follower = follower
-        self.solver = solver
-        self.leader_opt = leader_opt
-        self.solver_opt = solver_opt
+        # Of any type: those of one's own have attributes of their own.
+        self.leader: Any = leader
+        self.follower: Any = follower
+        self.solver: Any = solver
+        self.leader_opt: Any = leader_opt
+        self.solver_opt: Any = solver_opt
         # Copies, but what they refer to of the other parts is these parts: the solver's update, the
         # leader in an update of one's own.
         shared: dict[int, Any] = {id(follower): follower}
@@ -158,7 +159,7 @@ class Bilevel:
 
     def _project_leader(self) -> None:
         with torch.no_grad():
-            returned: object = self.leader.project()  # type: ignore[func-returns-value]
+            returned: object = self.leader.project()
             checks.check_in_place(self.leader, returned)
 
     def solve(self, batch: Batch) -> Solution:

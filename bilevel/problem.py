@@ -40,7 +40,7 @@ class LeaderProblem(nn.Module, ABC):
     """
 
     @abstractmethod
-    def loss(self, y: Any, batch: Batch) -> Tensor:
+    def loss(self, y: Any, batch: Batch, /) -> Tensor:
         """L(θ, y), which the leader minimises.
 
         Args:
@@ -86,7 +86,7 @@ class FollowerProblem(ABC):
     sense: Sense
 
     @abstractmethod
-    def init(self, batch: Batch) -> Value:
+    def init(self, batch: Batch, /) -> Any:
         """The point at which a solve starts.
 
         Args:
@@ -101,7 +101,7 @@ class FollowerProblem(ABC):
         """
 
     @abstractmethod
-    def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
+    def objective(self, leader: Any, y: Any, batch: Batch, /) -> Tensor:
         """q(θ, y), with its own sign.
 
         Args:
@@ -114,7 +114,7 @@ class FollowerProblem(ABC):
             does not depend on the other samples; a scalar if the batch shares one y.
         """
 
-    def project(self, y: Any, batch: Batch) -> Value:
+    def project(self, y: Any, batch: Batch, /) -> Value:
         """The point of Y nearest to ``y``; by default Y is the whole space.
 
         Adjoints differentiate it: a projection that bisects or iterates on ``y.detach()`` ends with
@@ -130,7 +130,7 @@ class FollowerProblem(ABC):
         unchanged: Value = y
         return unchanged
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch, /) -> None:
         """Checks that the data suit the problem; by default any do.
 
         A game calls it before its first solve, so that it may wait for the device.
@@ -142,7 +142,7 @@ class FollowerProblem(ABC):
             BilevelError: If they do not, in an override.
         """
 
-    def context(self, y: Any, batch: Batch) -> Any:
+    def context(self, y: Any, batch: Batch, /) -> Any:
         """What updates read in addition to the gradient: A(x, y) in the paper.
 
         Args:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import bilevel
+from bilevel.adjoints import SolvedProblem
+from bilevel.schedules import Corrected, Field
 from bilevel.solvers import Oracle
 
 
@@ -60,13 +62,59 @@ class Near(bilevel.FollowerProblem):
         return y.clamp(0, 1)
 
 
+class Weights(bilevel.FollowerProblem):
+    """y under a name of its own, and the parameters of a network."""
+
+    sense = "max"
+
+    def init(self, data: Data) -> dict[str, nn.Parameter]:
+        return dict(nn.Linear(2, 1).named_parameters())
+
+    def objective(self, leader: Total, weights: dict[str, Tensor], data: Data) -> Tensor:
+        return (data.x @ weights["weight"].T).mean() * leader.log_penalty.exp()
+
+    def project(self, weights: dict[str, Tensor], data: Data) -> dict[str, Tensor]:
+        return weights
+
+
 class Total(bilevel.LeaderProblem):
-    """A leader."""
+    """A leader with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_penalty = nn.Parameter(torch.zeros(()))
 
     def loss(self, y: Tensor, batch: Data) -> Tensor:
         return y.sum()
 
 
+class Formula(bilevel.Solver):
+    """Reads the leader's parameter."""
+
+    def answer(self, oracle: Oracle) -> Tensor:
+        penalty: Tensor = oracle.leader.log_penalty.exp()
+        return penalty * oracle.batch.x
+
+
+class Constant(bilevel.Pullback):
+    """An adjoint of one's own."""
+
+    def pull(self, problem: SolvedProblem, v: Tensor) -> dict[str, Tensor]:
+        return {name: v.sum() * problem.theta[name] for name in problem.wanted}
+
+
+class LookAhead(Corrected):
+    """A schedule of one's own."""
+
+    def correct(self, field: Field, game: bilevel.Bilevel, metrics: dict[str, Tensor]) -> Tensor:
+        return field.value - field.across(field.value)
+
+
 def both(tensors: bilevel.Bilevel, dicts: bilevel.Bilevel, batch: Data) -> Tensor:
-    """Reads answers."""
-    return tensors.solve(batch).value.mean() + dicts.solve(batch).value["weight"].mean()
+    """Reads answers and parameters, and schedules learning rates."""
+    torch.optim.lr_scheduler.CosineAnnealingLR(tensors.leader_opt, 10)
+    tensors.solver_opt.register_step_pre_hook(lambda *_: None)
+    penalty: Tensor = tensors.leader.log_penalty.exp()
+    kept: Tensor = dicts.solver.kept[0]["weight"]
+    answers = tensors.solve(batch).value.mean() + dicts.solve(batch).value["weight"].mean()
+    return penalty * kept.mean() + answers

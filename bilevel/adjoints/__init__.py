@@ -21,6 +21,7 @@ from bilevel.adjoints.implicit import Implicit
 from bilevel.adjoints.penalty import Penalty
 from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.sampled import Sampled
+from bilevel.adjoints.solved import SolvedProblem
 from bilevel.adjoints.unrolled import Unrolled
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "Penalty",
     "Pullback",
     "Sampled",
+    "SolvedProblem",
     "Unrolled",
 ]

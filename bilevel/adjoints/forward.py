@@ -82,7 +82,7 @@ class Forward(Continued):
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves once for each element of θ, and multiplies the derivative of y* by v."""
-        grads: Gradients = {}
+        grads: dict[str, Tensor | None] = {}
         started, ended = self.known_at_start(problem), {}
         for name in problem.wanted:
             point = problem.theta[name]

@@ -9,7 +9,7 @@ transforms of ``torch.func``.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solution, Solver
 from bilevel.tree import Value, from_leaves, leaves, tree_map
 
-Gradients = dict[str, Tensor | None]
+Gradients = Mapping[str, Tensor | None]
 
 
 class Pullback(Adjoint):
@@ -51,7 +51,7 @@ class Pullback(Adjoint):
     _held_none: bool = False
 
     @abstractmethod
-    def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
+    def pull(self, problem: SolvedProblem, v: Any) -> Gradients:
         """The product (dy*/dθ)ᵀ v.
 
         Args:

@@ -249,7 +249,7 @@ def _learning_rates(game: Bilevel) -> dict[Tensor, float | Tensor]:
     return {
         parameter: group["lr"]
         for optimizer in (game.leader_opt, game.solver_opt)
-        for group in optimizer.param_groups  # type: ignore[union-attr]
+        for group in optimizer.param_groups
         for parameter in group["params"]
     }
 
@@ -273,5 +273,4 @@ def _move(game: Bilevel, gradients: Slopes, loss: Tensor) -> None:
 
     fill(zero_grad(game.solver))
     take_step(game.leader_opt, game.leader, evaluate)
-    assert game.solver_opt is not None  # by Corrected.check
     game.solver_opt.step()

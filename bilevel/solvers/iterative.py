@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -64,7 +65,7 @@ class Iterative(Solver):
         self.update = instance_of("update", update, Update, remedy)
         self.steps = count("steps", steps, least=0)
         self.warm_start = warm_start
-        self.kept: tuple[Value, State] | None = None
+        self.kept: Any = None
 
     @property
     def repeatable(self) -> bool:

@@ -49,8 +49,8 @@ class Oracle:
         *,
         differentiable: bool = False,
     ) -> None:
-        self.follower = follower
-        self.leader = leader
+        self.follower: Any = follower
+        self.leader: Any = leader
         self.batch = batch
         self._differentiable = differentiable
         self.evaluations = 0

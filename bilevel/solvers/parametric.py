@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class Parametric(Solver):
     ) -> None:
         super().__init__(leader_mode=leader_mode)
         _check_start(y)
-        self.y: nn.Parameter | nn.ParameterDict | nn.Module
+        self.y: Any  # a parameter, a dict of them, or a network
         if isinstance(y, nn.Module):
             self.y = y
         elif isinstance(y, Tensor):

@@ -8,8 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import TYPE_CHECKING
 
 from bilevel.experiment.files import atomic_write
 from bilevel.experiment.style import save_png
@@ -18,6 +17,9 @@ from bilevel.robustness.evaluation.results import Evaluation, Example
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
 from bilevel.robustness.figures import draw_attacks, plot_attacks
 from bilevel.robustness.threats.norms import NORMS
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def write_report(
@@ -112,9 +114,11 @@ def _images(one: Evaluation, examples: Sequence[Example]) -> str:
 
 def _environment(suffix: str) -> Environment:
     """The template environment of a suffix; it escapes all values."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
         autoescape=suffix == "html",
         finalize=_escape_markdown if suffix == "md" else None,
         trim_blocks=True,
