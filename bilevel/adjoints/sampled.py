@@ -92,6 +92,6 @@ class Sampled(Continued):
             "too few samples: the estimate's standard error is nearly as large as the estimate; "
             "give more samples, or a leader of fewer parameters",
         )
-        if squares.is_cpu and not squares:
+        if squares.is_cpu and not squares and weights.any():
             self.warn_unused([*theta])
         return dict(zip(theta, leaves(unravel(mean, like=theta)), strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilevel import (
     Adjoint,
@@ -245,3 +245,48 @@ def test_a_solver_with_a_memory_of_its_own(adjoint: Adjoint) -> None:
 
     with pytest.raises(BilevelError, match="starts from its last answer at each solve"):
         adjoint.solve(Remembers(), Quadratic(), Numbers(3), valley(3, 2.0))
+
+
+class Scaled(Quadratic):
+    def objective(self, leader: Any, y: Any, batch: Any) -> Tensor:
+        return leader.scale * super().objective(leader, y, batch)
+
+
+@pytest.mark.parametrize("adjoint", [Forward(), Sampled(0.1, samples=100)], ids=repr)
+def test_what_is_known_is_of_the_parameters_that_are_trained(adjoint: Adjoint) -> None:
+    batch, v, leader = valley(4, 5.0), torch.ones(4, dtype=F64), Numbers(3)
+    leader.scale = nn.Parameter(torch.ones((), dtype=F64))
+    solver = Iterative(Gradient(0.1), 2, warm_start=True)
+    value = adjoint.solve(solver, Scaled(), leader, batch).value
+    torch.autograd.grad(value, [*leader.parameters()], v)
+    leader.scale.requires_grad_(False)
+    with pytest.warns(HypergradientWarning, match="no backward pass of the same parameters"):
+        hypergradient(adjoint, solver, Scaled(), leader, batch, v)
+
+
+class Idle(Quadratic):
+    """A part of its answer does not move."""
+
+    def init(self, batch: Any) -> Any:
+        return {"idle": torch.ones(1, dtype=F64), "y": super().init(batch)}
+
+    def objective(self, leader: Any, y: Any, batch: Any) -> Tensor:
+        return super().objective(leader, y["y"], batch)
+
+
+def test_a_start_is_known_if_all_of_its_parts_are() -> None:
+    batch, leader, adjoint = valley(4, 5.0), Numbers(3), Forward()
+    given = Iterative(Gradient(0.1), 3, warm_start=True), Idle(), leader, batch
+    v = {"idle": torch.zeros(1, dtype=F64), "y": torch.ones(4, dtype=F64)}
+    hypergradient(adjoint, *given, v)
+    adjoint.solve(*given)  # without a backward pass
+    with pytest.warns(HypergradientWarning, match="start is not known"):
+        hypergradient(adjoint, *given, v)
+
+
+def test_a_loss_that_is_flat_says_nothing_of_the_follower() -> None:
+    given = Iterative(Gradient(0.1), 3, warm_start=True), Quadratic(), Numbers(3), valley(4, 5.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slope, _ = hypergradient(Sampled(0.1, samples=100), *given, torch.zeros(4, dtype=F64))
+    assert not slope.any()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from bilevel import (
@@ -240,3 +240,30 @@ def test_forward_mode_for_many_numbers() -> None:
     solver = Iterative(Gradient(0.1), 2)
     with pytest.raises(BilevelError, match=r"would solve 3 times.*take Unrolled\(recompute=True\)"):
         Forward(limit=2).solve(solver, Quadratic(), Numbers(3), valley(3, 2.0))
+
+
+class Many(Numbers):
+    def __init__(self, numbers: int) -> None:
+        super().__init__(3)
+        self.more = nn.Parameter(torch.ones(numbers - 3, dtype=F64))
+
+
+def test_the_limit_counts_what_is_trained() -> None:
+    solver, follower, batch = Iterative(Gradient(0.1), 1), Quadratic(), valley(3, 2.0)
+    Forward().solve(solver, follower, Many(100), batch)
+    with pytest.raises(BilevelError, match="would solve 101 times"):
+        Forward().solve(solver, follower, Many(101), batch)
+    leader = Many(101)
+    leader.more.requires_grad_(False)
+    Forward(limit=3).solve(solver, follower, leader, batch)
+
+
+class Pair(Far):
+    def init(self, batch):
+        return torch.full((2, 3), 100, dtype=F64)
+
+
+def test_a_path_from_a_start_of_two_rows() -> None:
+    v = torch.ones(6, 3, dtype=F64)
+    slope, _ = hypergradient(Forward(), Short(3, noise=0.0), Pair(), Numbers(3), None, v)
+    torch.testing.assert_close(slope, torch.full((3,), 0.12, dtype=F64))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bilevel import HypergradientWarning, Implicit, Iterative, Parametric, Solver, Unrolled
 from bilevel.solvers import Oracle
 from bilevel.tree import Value
-from bilevel.updates import Gradient
+from bilevel.updates import Gradient, Update
 from tests.valleys import (
     F64,
     Decay,
@@ -293,3 +293,38 @@ def test_an_answer_that_is_trained_has_no_more_steps_to_take() -> None:
     y = Implicit().solve(Parametric(torch.zeros(3, dtype=F64)), Shrunk(), leader, batch).value
     with pytest.warns(HypergradientWarning, match="let the leader be slower than solver_opt"):
         leader.loss(y, batch).backward()
+
+
+ONES = torch.ones(3, dtype=F64)
+ROUND = Valley(torch.eye(3, dtype=F64), torch.ones(3, 3, dtype=F64))
+
+
+def test_a_solve_that_is_stopped_at_a_sixteenth_of_the_way() -> None:
+    given = Iterative(Gradient(0.5), 4), Quadratic(), Numbers(3), ROUND, ONES
+    with pytest.warns(HypergradientWarning, match=r"not stationary at its answer: .* is 0.062 of"):
+        hypergradient(Implicit(), *given)
+
+
+class Toward(Update):
+    """Halfway to the optimum, without the gradient."""
+
+    needs_gradient = False
+
+    def __init__(self, leader: Numbers) -> None:
+        super().__init__()
+        self.leaders = [leader]  # not registered
+
+    def forward(self, y, gradient, context, state):
+        return (y + ROUND.b @ self.leaders[0].theta) / 2, state
+
+
+def test_a_fixed_point_is_not_asked_for_more_than_a_step() -> None:
+    """Twelve steps leave 2⁻¹² of the way, which is converged."""
+    leader = Numbers(3)
+    update = Toward(leader)
+    adjoint = Implicit(fixed_point=update)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = Iterative(update, 12), Quadratic(), leader, ROUND, ONES
+        slope, _ = hypergradient(adjoint, *given)
+    assert error(slope, pulled_back(ROUND, ONES)) < 1e-6

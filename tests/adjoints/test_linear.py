@@ -236,3 +236,14 @@ def test_every_product_is_counted_where_the_mean_is_taken() -> None:
         return scales * v
 
     assert conjugate_gradient(product, torch.ones(2, dtype=F64), 1).products == len(calls) == 2
+
+
+def test_what_is_not_finite_is_seen_at_once() -> None:
+    found = conjugate_gradient(lambda v: v * torch.nan, torch.ones(3), steps=5)
+    assert found.curvature.isnan()
+    assert found.products == 1
+    assert not found.value.any()
+
+
+def test_the_largest_quotient_is_one_of_size() -> None:
+    assert neumann(lambda v: -v, torch.ones(3), 2, tolerance=0.0).largest == 1

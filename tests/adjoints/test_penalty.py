@@ -28,6 +28,7 @@ from tests.valleys import (
     Known,
     Numbers,
     Quadratic,
+    Valley,
     error,
     hypergradient,
     optimum,
@@ -191,3 +192,63 @@ def test_settings_out_of_range() -> None:
         Penalty(0.0)
     with pytest.raises(BilevelError, match=r"steps is 0.*give 1, 2"):
         Penalty(1.0, steps=0)
+
+
+ONES = torch.ones(3, dtype=F64)
+ROUND = Valley(torch.eye(3, dtype=F64), torch.ones(3, 3, dtype=F64))
+
+
+def test_solves_that_have_converged_as_far_as_is_needed() -> None:
+    """The last step of eight is 0.03 of an eighth of the way, which is no reason to warn."""
+    adjoint = Penalty(10.0, update=Gradient(0.5), steps=8)
+    _, solution = hypergradient(adjoint, Known(optimum), Quadratic(), Numbers(3), ROUND, ONES)
+    assert solution.stats["residual"].item() == pytest.approx(8 * 0.5**8, rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+@pytest.mark.parametrize("v", [1.0, -1.0])
+def test_the_residual_is_of_the_solve_that_is_further_off(v: float) -> None:
+    """At y* the box stops one of the two; the other is not solved in three steps."""
+    leader, batch = Numbers(1), torch.full((1, 1), 2.0, dtype=F64)  # θx = 1
+    solver = Known(lambda leader, batch: leader.theta * batch)
+    adjoint = Penalty(10.0, update=Gradient(0.1), steps=3)
+    given = solver, Boxed(), leader, batch, torch.full((1, 1), v, dtype=F64)
+    assert hypergradient(adjoint, *given)[1].stats["residual"] > 0.5
+
+
+class Jump(Update):
+    """To the optimum, whatever the objective."""
+
+    needs_gradient = False
+
+    def __init__(self, leader: LeaderProblem) -> None:
+        super().__init__()
+        self.leaders = [leader]  # not registered
+
+    def forward(self, y, gradient, context, state):
+        return optimum(self.leaders[0], ROUND), state
+
+
+def test_an_update_of_its_own() -> None:
+    leader = Numbers(3)
+    adjoint = Penalty(10.0, update=Gradient(0.5), steps=30)
+    slope, _ = hypergradient(adjoint, Iterative(Jump(leader), 1), Quadratic(), leader, ROUND, ONES)
+    assert error(slope, pulled_back(ROUND, ONES)) < 1e-6
+    with pytest.raises(BilevelError, match="Known has none"):  # no number of steps
+        Penalty(10.0, update=Gradient(0.5)).solve(Known(optimum), Quadratic(), leader, ROUND)
+
+
+class Contextual(Update):
+    def forward(self, y, gradient, context, state):
+        return y + 0.5 * (gradient + 0 * context), state
+
+
+class Seen(Quadratic):
+    def context(self, y, batch):
+        return y
+
+
+def test_an_update_that_reads_the_context() -> None:
+    solver = Iterative(Contextual(), 40)
+    slope, _ = hypergradient(Penalty(10.0), solver, Seen(), Numbers(3), ROUND, ONES)
+    assert error(slope, pulled_back(ROUND, ONES)) < 1e-6

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.func import vmap
 
 from bilevel import (
     FollowerProblem,
@@ -16,7 +18,17 @@ from bilevel import (
     Unrolled,
 )
 from bilevel.updates import Gradient
-from tests.valleys import F64, Known, Numbers, Quadratic, Valley, hypergradient, optimum, valley
+from tests.valleys import (
+    F64,
+    Known,
+    Numbers,
+    Quadratic,
+    Valley,
+    exactly,
+    hypergradient,
+    optimum,
+    valley,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
 ONES = torch.ones(2, dtype=F64)
@@ -118,3 +130,36 @@ def test_an_objective_that_is_linear_in_a_part_of_y(adjoint) -> None:
     value = adjoint.solve(Iterative(Gradient(0.3), 2), Partly(), leader, None).value
     (value["a"].sum() + value["b"].sum()).backward()
     assert leader.theta.grad.item() == pytest.approx(2 * (1 - 0.4**2))
+
+
+@pytest.mark.parametrize(
+    "adjoint", [Unrolled(), Implicit(), Penalty(10.0), Forward(), Sampled(0.1)], ids=repr
+)
+def test_the_statistics_of_the_solve_are_told(adjoint) -> None:
+    batch, solver = valley(3, 2.0), Iterative(Gradient(0.1), 5)
+    own = solver.solve(Quadratic(), Numbers(3), batch, evaluate=False).stats
+    stats = adjoint.solve(solver, Quadratic(), Numbers(3), batch).stats
+    for name in ("objective_before", "gradient_norm"):
+        torch.testing.assert_close(stats[name], own[name])
+
+
+def test_problems_that_are_solved_together_are_counted_together() -> None:
+    batch, leader, solver, found = valley(3, 2.0), Numbers(3), Iterative(Gradient(0.1), 5), []
+
+    def answer(b: Tensor) -> Tensor:
+        found.append(exactly().solve(solver, Quadratic(), leader, Valley(batch.h, b)))
+        return found[0].value
+
+    vmap(answer)(torch.stack([batch.b] * 3))
+    assert found[0].evaluations == 15
+
+
+def test_problems_along_any_dimension() -> None:
+    batch, leader, solver = valley(3, 2.0), Numbers(3), Iterative(Gradient(0.3), 200)
+
+    def answer(b: Tensor) -> Tensor:
+        return exactly().solve(solver, Quadratic(), leader, Valley(batch.h, b)).value
+
+    stacked = torch.stack([batch.b, 2 * batch.b], 1)
+    found = vmap(answer, in_dims=1)(stacked)
+    torch.testing.assert_close(found, vmap(answer)(stacked.transpose(0, 1)))

@@ -10,10 +10,11 @@ from bilevel import (
     Bilevel,
     Iterative,
     Unrolled,
+    ZeroSum,
 )
 from bilevel.robustness import Batch
 from bilevel.updates import Gradient
-from tests.problems import Nearest, Weights
+from tests.problems import Nearest, Saddle, Scalar, Weights
 
 
 def test_the_solver_is_in_evaluation_mode_however_often_the_leader_evaluates() -> None:
@@ -41,3 +42,12 @@ def test_the_solver_is_in_evaluation_mode_however_often_the_leader_evaluates() -
     game.step(Batch(torch.rand(4, 3), torch.zeros(4)))
     assert len(update.modes) > 3
     assert update.modes == [False] * (len(update.modes) - 1) + [True]  # its own move comes last
+
+
+def test_a_warm_start_that_is_not_trained_is_solved_once_a_step() -> None:
+    leader = ZeroSum(Scalar(1.0), Saddle())
+    solver = Iterative(Gradient(0.5), 1, warm_start=True)
+    sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, leader.follower, solver, leader_opt=sgd, schedule=Alternating())
+    game.step(None)
+    assert solver.kept[0].item() == 0.5

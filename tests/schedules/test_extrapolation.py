@@ -18,15 +18,17 @@ from bilevel import (
     LeaderProblem,
     Lookahead,
     Optimistic,
+    Parametric,
     ProximalPoint,
     Schedule,
     Simultaneous,
+    ZeroSum,
     pgm,
 )
 from bilevel.games import Game, begin, trajectory
 from bilevel.robustness import Batch
 from bilevel.updates import CNN, Gradient
-from tests.problems import Nearest, Weights, image_game
+from tests.problems import Nearest, Saddle, Scalar, Weights, image_game
 from tests.schedules.critics import combine, critic_game, state
 
 MAKERS: dict[str, Callable[[], Schedule]] = {
@@ -286,3 +288,27 @@ def test_one_schedule_may_be_given_to_two_games() -> None:
 def test_settings_out_of_range(make: Callable[[], Schedule], message: str) -> None:
     with pytest.raises(BilevelError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_what_stops_a_step_leaves_the_players_where_they_were(kind: type[BaseException]) -> None:
+    class Stops(Saddle):
+        def objective(self, leader, y, batch):
+            if y.detach().item() != 1:  # at the extrapolated point
+                raise kind
+            return super().objective(leader, y, batch)
+
+    leader = ZeroSum(Scalar(1.0), Stops())
+    solver = Parametric(torch.ones((), dtype=torch.float64))
+    opts = [torch.optim.SGD(player.parameters(), lr=0.1) for player in (leader, solver)]
+    game = Bilevel(
+        leader,
+        leader.follower,
+        solver,
+        leader_opt=opts[0],
+        solver_opt=opts[1],
+        schedule=Extragradient(),
+    )
+    with pytest.raises(kind):
+        game.step(None)
+    assert (leader.model.x.item(), solver.y.item()) == (1.0, 1.0)

@@ -78,6 +78,13 @@ def test_momentum_is_mi_fgsm():
     np.testing.assert_allclose(state[0].numpy(), moment, rtol=1e-5)
 
 
+def test_momentum_may_grow():
+    update, y, state = Momentum(Gradient(1.0), 2.0), torch.zeros(1), None
+    for _ in range(2):
+        y, state = update(y, torch.ones(1), None, state)
+    assert y.item() == 1 + 3
+
+
 def test_momentum_sums_a_dict_geometrically():
     update, y, state = Momentum(Gradient(1.0), 0.5), {"w": torch.zeros(2)}, None
     for _ in range(3):

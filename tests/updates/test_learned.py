@@ -19,6 +19,7 @@ from bilevel.updates.learned import ImageUpdate
 OTHERS = [
     (CoordinateRNN(0.1), lambda: CoordinateRNN(1.0), "scale=0.1"),
     (CoordinateMLP(), lambda: CoordinateMLP(scale=0.1), "scale=1"),
+    (CoordinateMLP(scale=0.11), lambda: CoordinateMLP(scale=0.12), "scale=0.11"),
     (ConvRNN(1, 0.1, hidden=2), lambda: ConvRNN(1, 0.2, hidden=2), "scale=0.1"),
     (CNN(1, 0.1, width=2), lambda: CNN(1, 0.2, width=2), "scale=0.1"),
     (

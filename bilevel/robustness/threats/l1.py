@@ -74,11 +74,11 @@ class L1(Perturbation):
 
     def noise(self, like: Tensor) -> Tensor:
         """Uniform in the ball of radius :attr:`start`."""
-        size = like[0].numel()
+        size = math.prod(like.shape[1:])
         # Of d + 1 exponential numbers, d over the sum of all are uniform in the simplex.
         parts = torch.empty(len(like), size + 1, dtype=like.dtype, device=like.device)
         parts = parts.exponential_()
-        signs = torch.randint(2, (len(like), size), device=like.device) * 2 - 1
+        signs = torch.randint(2, (len(like), size), device=like.device).to(like.dtype) * 2 - 1
         point = self.start * signs * parts[:, 1:] / parts.sum(1, keepdim=True)
         return point.view_as(like)
 

@@ -157,3 +157,45 @@ def test_data_of_any_shape() -> None:
     found = Adversary(model, threat, threat.pgm(10.0, 10))(rows, torch.zeros(3).long())
     assert (threat.norm(found - rows) <= 50.01).all()
     assert ((found - rows) @ model.slopes > 0.9 * 50 * model.slopes.abs().max()).all()
+
+
+def test_the_signs_of_noise_are_independent() -> None:
+    torch.manual_seed(0)
+    noise = L1(1.0, start=1.0).noise(torch.empty(4000, 1, 2, 2)).flatten(1)
+    assert (noise[:, 0].sign() * noise[:, 1].sign()).mean().abs() < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, F64])
+def test_noise_is_of_the_type_of_the_data(dtype: torch.dtype) -> None:
+    threat = L1(5.0, start=5.0)
+    assert threat.noise(torch.zeros(0, 3, dtype=dtype)).shape == (0, 3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).to(dtype)
+    x = torch.rand(4, 3, 4, 4, dtype=dtype)
+    moved = Adversary(model, threat, threat.pgm(1.0, 3))(x, torch.arange(4) % 3)
+    assert moved.dtype == dtype
+
+
+def test_settings_of_sparse_steps() -> None:
+    assert not L1(1.0).ascent(0.1).differentiable
+    with pytest.raises(BilevelError, match=r"step is 0.0"):
+        L1(1.0).ascent(0.0)
+
+
+def test_a_long_step_moves_all_values() -> None:
+    x = torch.zeros(1, 4)
+    moved, _ = SparseSign(6.0)(x, torch.tensor([[4.0, 3.0, 2.0, 1.0]]), x, None)
+    assert moved.tolist() == [[1.5] * 4]
+
+
+@pytest.mark.parametrize("point", [[0.5, 0.5, 0.1], [0.02, -0.1, 0.05]], ids=["outside", "inside"])
+def test_the_derivative_where_the_bounds_stop_some(point: list[float]) -> None:
+    batch = Batch(torch.tensor([[0.9, 0.9, 0.5]], dtype=F64), torch.zeros(1).long())
+    y = torch.tensor([point], dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y: L1(0.6).project(y, batch), (y,))
+
+
+def test_the_derivative_of_many_values_that_are_rounded() -> None:
+    torch.manual_seed(0)
+    batch = Batch(torch.rand(3, 100, dtype=F64), torch.zeros(3).long())
+    delta = (0.3 * torch.randn(3, 100, dtype=F64)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda y: L1(12.0).project(y, batch), (delta,))

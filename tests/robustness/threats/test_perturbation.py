@@ -58,7 +58,8 @@ def test_a_radius_leaves_room(eps: float, norm: Any, message: str) -> None:
         check_radius(eps, norm)
 
 
-def test_an_l2_ball_may_be_larger_than_the_pixel_range() -> None:
+def test_a_ball_may_be_as_large_as_the_pixel_range_and_in_l2_larger() -> None:
+    check_radius(1.0, "linf")
     check_radius(3.0, "l2")
 
 
