@@ -85,3 +85,26 @@ def test_the_training_of_a_network_is_differentiated_and_goes_on(training) -> No
     again = bilevel.Iterative(training, 3, warm_start=True)
     again.load_state_dict(windows.state_dict())
     torch.testing.assert_close(again.solve(follower, leader, TASK).value, whole)
+
+
+def test_features_that_are_computed_once(tmp_path) -> None:
+    """ANIL by hand, with one pass of the body for each part of the task."""
+    names = follow(example(tmp_path), "Features that are computed once")
+    game, body = names["anil"], names["body"].body
+    batch = {part: torch.randn(10, 8) for part in ("support", "query")}
+    batch |= {f"{part} labels": torch.arange(10) % 5 for part in ("support", "query")}
+    support, query = body(batch["support"]), body(batch["query"])
+    weight = torch.zeros(5, 32, requires_grad=True)
+    for _ in range(5):
+        loss = F.cross_entropy(F.linear(support, weight), batch["support labels"])
+        (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
+        weight = weight - 0.5 * slope
+    loss = F.cross_entropy(F.linear(query, weight), batch["query labels"])
+    expected = torch.autograd.grad(loss, [*body.parameters()])
+    passes: list[int] = []
+    body.register_forward_hook(lambda *_: passes.append(1))
+    metrics = game.step(batch)
+    assert len(passes) == 2
+    torch.testing.assert_close(metrics["loss"], loss.detach())
+    for parameter, slope in zip(body.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, slope)
