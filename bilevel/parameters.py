@@ -19,13 +19,15 @@ def lent(module: nn.Module, given: Parameters) -> Iterator[None]:
 
     Args:
         module: The module.
-        given: The parameters, by name; those that are missing are the module's own.
+        given: The parameters, by name; those that are missing are the module's own, and other names
+            are passed over.
 
     Yields:
         Nothing.
     """
     own = dict(module.named_parameters())
-    others = {own[name]: tensor for name, tensor in given.items()}  # a tied one has several places
+    # A tied one has several places.
+    others = {own[name]: tensor for name, tensor in given.items() if name in own}
     held = [(part._parameters, dict(part._parameters)) for part in module.modules()]
     places = [(now, name, p) for now, kept in held for name, p in kept.items() if p in others]
 

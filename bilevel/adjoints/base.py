@@ -69,7 +69,7 @@ class Adjoint(Described, ABC):
         return BilevelError(
             f"the batch requires gradients: {self!r} gives those of the leader's parameters only; "
             "compute the batch inside objective and loss (for slopes in x, at "
-            "x.detach().requires_grad_() there), or take Unrolled()"
+            "x.detach().requires_grad_() there), or take Unrolled() or Implicit()"
         )
 
     def warn_once(self, condition: bool | Tensor, message: str) -> None:

@@ -12,8 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from bilevel.adjoints.continued import Continued
-from bilevel.adjoints.pullback import Gradients
-from bilevel.adjoints.solved import SolvedProblem
+from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.adjoints.unrolled import Unrolled, check_steps
 from bilevel.arguments import count
 from bilevel.errors import BilevelError, first_line

@@ -19,8 +19,8 @@ from bilevel.adjoints.condition import (
     vjp,
 )
 from bilevel.adjoints.diagnostics import SOLVED, check_system, solved_at
-from bilevel.adjoints.pullback import Gradients, Pullback
-from bilevel.adjoints.solved import SolvedProblem, is_constrained
+from bilevel.adjoints.pullback import Pullback
+from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.errors import BilevelError
@@ -109,6 +109,8 @@ class Implicit(Pullback):
         >>> Implicit(solver="neumann", max_steps=50)
         Implicit(solver='neumann', max_steps=50)
     """
+
+    reaches_batch = True
 
     def __init__(
         self,

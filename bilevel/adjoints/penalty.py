@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.adjoints.pullback import Gradients, Pullback
-from bilevel.adjoints.solved import SolvedProblem, is_constrained
+from bilevel.adjoints.pullback import Pullback
+from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
 from bilevel.arguments import count, instance_of, positive
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
@@ -51,6 +51,8 @@ class Penalty(Pullback):
         >>> Penalty(1e3)
         Penalty(1000.0)
     """
+
+    reaches_batch = True
 
     def __init__(
         self, strength: float, *, update: Update | None = None, steps: int | None = None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from bilevel.adjoints.continued import Continued
-from bilevel.adjoints.pullback import Gradients
-from bilevel.adjoints.solved import SolvedProblem
+from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.arguments import count, positive
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem

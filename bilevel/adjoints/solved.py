@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +18,9 @@ from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value
 
 _T = TypeVar("_T")
+
+Gradients = Mapping[str, Tensor | None]
+"""Gradients by name; None where nothing depends on the tensor."""
 
 
 def is_constrained(follower: FollowerProblem) -> bool:
@@ -41,13 +44,15 @@ class SolvedProblem:
         follower: The problem.
         leader: The leader; :meth:`evaluate` gives it the parameters and the mode of the solve.
         batch: The data.
-        theta: The leader's parameters, by name.
+        theta: The leader's parameters, by name, and tensors of the batch whose gradients are
+            required: ``batch[0]``, ….
         y: y*.
-        wanted: The names of the parameters whose gradients are required.
+        wanted: The names of those whose gradients are required.
         snapshot: The state of leader and solver before the solve.
         stats: The solution's statistics, to which :meth:`record` adds.
         start: What a warm-started solver has started from, its ``kept``; None at a new start.
         end: What it has kept of the answer; None if it keeps nothing.
+        feed: Puts the batch's tensors of ``theta`` in their places in it; None if it has none.
     """
 
     solver: Solver
@@ -61,6 +66,7 @@ class SolvedProblem:
     stats: dict[str, Tensor]
     start: Any = None
     end: Any = None
+    feed: Callable[[Parameters], Batch] | None = None
 
     def evaluate(
         self,
@@ -70,10 +76,10 @@ class SolvedProblem:
         *,
         kind: type[Oracle] = Oracle,
     ) -> _T:
-        """Calls a function of the problem's oracle as in the solve, for other leader parameters.
+        """Calls a function of the problem's oracle as in the solve, for another θ.
 
         Args:
-            theta: The parameters, by name; those that are missing are as in the solve.
+            theta: The tensors, by name; those that are missing are as in the solve.
             function: Called with a differentiable oracle.
             follower: Another problem, to evaluate instead of this one.
             kind: The class of the oracle.
@@ -81,10 +87,12 @@ class SolvedProblem:
         Returns:
             What ``function`` returned.
         """
-        oracle = kind(follower or self.follower, self.leader, self.batch, differentiable=True)
+        given = {**self.theta, **theta}
+        batch = self.feed(given) if self.feed else self.batch
+        oracle = kind(follower or self.follower, self.leader, batch, differentiable=True)
         with (
             self.snapshot.restored(),
-            lent(self.leader, {**self.theta, **theta}),
+            lent(self.leader, given),
             frozen(self.leader, self.solver.leader_mode, differentiable=True),
         ):
             result = function(oracle)

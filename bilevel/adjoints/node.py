@@ -1,0 +1,282 @@
+"""The node of autograd's graph that is the answer of a :class:`~bilevel.adjoints.Pullback`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_unflatten
+
+from bilevel.adjoints.solved import Gradients, SolvedProblem
+from bilevel.errors import BilevelError, describe
+from bilevel.parameters import Parameters, lent
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.snapshot import Snapshot
+from bilevel.solvers import Solver
+from bilevel.tree import Value, from_leaves, leaves
+
+if TYPE_CHECKING:
+    from bilevel.adjoints.pullback import Pullback
+
+
+class Task:
+    """The part of a solve that is not a tensor, and so hidden from transforms.
+
+    Args:
+        adjoint: The adjoint.
+        solver: The solver.
+        follower: The follower's problem.
+        leader: The leader.
+        names: The names of its parameters.
+        data: The leaves of the batch.
+        spec: Its structure.
+    """
+
+    def __init__(
+        self,
+        adjoint: Pullback,
+        solver: Solver,
+        follower: FollowerProblem,
+        leader: LeaderProblem,
+        names: tuple[str, ...],
+        data: list[Any],
+        spec: Any,
+    ) -> None:
+        self.adjoint = adjoint
+        self.parts = solver, follower, leader
+        self.data = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in data]
+        self.spec = spec
+        reached = range(self.data.count(None) if adjoint.reaches_batch else 0)
+        self.own, self.names = names, (*names, *(f"batch[{number}]" for number in reached))
+        self.snapshot: Snapshot
+        self.kept: tuple[Any, Any]
+        self.stats: dict[str, Tensor]
+        self.history: Value
+        self.solves = 0
+        self.evaluations = 0
+        self.recording = torch.is_grad_enabled()
+
+    def split(self, inputs: Sequence[Tensor]) -> tuple[Parameters, Batch]:
+        """All that may be differentiated, by name, and the batch.
+
+        Args:
+            inputs: The leader's parameters and the tensors of the batch.
+
+        Returns:
+            Both.
+        """
+        # Detached: functional_call may pass non-leaf tensors, whose requires_grad cannot be set.
+        given = {n: p.detach() for n, p in zip(self.own, inputs, strict=False)}
+        tensors = [t.detach().requires_grad_(t.requires_grad) for t in inputs[len(given) :]]
+        fed = dict(zip(self.names[len(given) :], tensors, strict=False))
+        return given | fed, self._batch(tensors)
+
+    def feed(self, given: Parameters) -> Batch:
+        """The batch with its tensors by name.
+
+        Args:
+            given: The tensors, by name, among others.
+
+        Returns:
+            The batch.
+        """
+        return self._batch([given[name] for name in self.names[len(self.own) :]])
+
+    def _batch(self, tensors: Iterable[Tensor]) -> Batch:
+        tensors = iter(tensors)
+        data = [next(tensors) if constant is None else constant[0] for constant in self.data]
+        return tree_unflatten(data, self.spec)
+
+    def solve(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Solves.
+
+        Args:
+            inputs: See :meth:`split`.
+
+        Returns:
+            The answer's tensors.
+        """
+        solver, follower, leader = self.parts
+        theta, batch = self.split(inputs)
+        with lent(leader, theta), torch.set_grad_enabled(self.recording):
+            self.snapshot, start = Snapshot(leader, solver), _kept(solver)
+            solution = solver.solve(follower, leader, batch, evaluate=False)
+        self.kept = start, _kept(solver)
+        self.solves += 1
+        self.evaluations += solution.evaluations
+        self.history = solution.value
+        device = leaves(solution.value)[0].device
+        # y may be bfloat16; unlike torch.tensor, torch.full does not wait for the device.
+        evaluations = torch.full((), float(solution.evaluations), device=device)
+        self.stats = {**solution.stats, "evaluations": evaluations}
+        return tuple(leaf.detach().clone() for leaf in leaves(solution.value))
+
+    def pull(self, wanted: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The gradient of each tensor that is wanted.
+
+        Args:
+            wanted: Whether it is, in the order of the inputs.
+            tensors: v, the inputs and y*.
+
+        Returns:
+            The gradients.
+
+        Raises:
+            BilevelError: If v is sparse, or a gradient is missing or has a wrong shape.
+        """
+        size = len(leaves(self.history))
+        if any(tensor.is_sparse for tensor in tensors[:size]):
+            raise BilevelError(
+                f"the leader's loss has a sparse gradient in y, of which {self.adjoint!r} makes a "
+                "vector; build the embedding with sparse=False, or take Unrolled()"
+            )
+        v = from_leaves(tensors[:size], like=self.history)
+        # Detached: its graph leads to this very node.
+        y = from_leaves([leaf.detach() for leaf in tensors[-size:]], like=self.history)
+        theta, batch = self.split(tensors[size:-size])
+        names = tuple(name for name, want in zip(self.names, wanted, strict=True) if want)
+        if not (self.adjoint.pulls_zero or any(leaf.any() for leaf in leaves(v))):
+            return tuple(torch.zeros_like(theta[name]) for name in names)
+        outside = not {*names} <= {*self.own}
+        feed = self.feed if outside else None
+        problem = SolvedProblem(
+            *self.parts, batch, theta, y, names, self.snapshot, self.stats, *self.kept, feed
+        )
+        grads = self.adjoint.pull(problem, v)
+        like = {name: theta[name] for name in names}
+        _check_gradients(self.adjoint, grads, like)
+        if not outside:  # else features of the batch may be all that y* depends on
+            self.adjoint.warn_unused([name for name in names if grads[name] is None])
+        return tuple(leaves(from_leaves([grads[name] for name in names], like=like)))
+
+
+def _kept(solver: Solver) -> Any:
+    """What a warm-started solver goes on from."""
+    return None if solver.repeatable else getattr(solver, "kept", None)
+
+
+def constant(adjoint: Pullback, tensor: Tensor) -> Tensor:
+    """A tensor of the batch whose gradient is an error where it is required.
+
+    Args:
+        adjoint: What is asked for it.
+        tensor: The tensor.
+
+    Returns:
+        The same values.
+    """
+    same: Tensor = _Constant.apply(adjoint, tensor)
+    return same
+
+
+def answer(task: Task, tensors: Sequence[Tensor]) -> Value:
+    """Solves.
+
+    Args:
+        task: The rest of the solve.
+        tensors: The leader's parameters and the tensors of the batch.
+
+    Returns:
+        y*, whose gradient in them is that of the adjoint.
+    """
+    return from_leaves(_Answer.apply(task, *tensors), like=task.history)
+
+
+def _check_gradients(adjoint: Pullback, found: Gradients, wanted: Parameters) -> None:
+    """Checks that there is a gradient, or None, in the shape of each parameter that is wanted."""
+    if not isinstance(found, dict) or not found.keys() >= wanted.keys():
+        raise BilevelError(
+            f"{type(adjoint).__name__}.pull returned {describe(found)}: it gives the gradient of "
+            f"each parameter in problem.wanted; return a dict of {[*wanted]}"
+        )
+    for name, parameter in wanted.items():
+        gradient = found[name]
+        if gradient is not None and gradient.shape != parameter.shape:
+            raise BilevelError(
+                f"{type(adjoint).__name__}.pull returned shape {tuple(gradient.shape)} for {name} "
+                f"of shape {tuple(parameter.shape)}: a gradient has its parameter's shape; sum "
+                "over the others"
+            )
+
+
+class _Constant(torch.autograd.Function):
+    """A tensor of the batch, as a node that autograd visits only if its gradient is required.
+
+    ``_Answer`` cannot tell: its ``needs_input_grad`` is fixed in the forward pass.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(adjoint: Pullback, tensor: Tensor) -> Tensor:
+        return tensor.detach()  # a view of it, also of a sparse tensor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.adjoint = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        raise ctx.adjoint.batch_error()
+
+
+class _Answer(torch.autograd.Function):
+    """Maps θ and the batch to y*."""
+
+    @staticmethod
+    def forward(task: Task, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return task.solve(inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        ctx.task = inputs[0]
+        ctx.save_for_backward(*inputs[1:], *output)
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1 : 1 + len(ctx.task.names)]
+        found = iter(_Pull.apply(ctx.task, wanted, *v, *ctx.saved_tensors) if any(wanted) else ())
+        grads = [next(found) if want else None for want in wanted]
+        return None, *grads, *(None for _ in ctx.needs_input_grad[1 + len(wanted) :])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, task: Task, *inputs: Tensor) -> Any:
+        return _map(info, in_dims[1:], inputs, lambda row: _Answer.apply(task, *row))
+
+
+class _Pull(torch.autograd.Function):
+    """Maps v, with θ, the batch and y*, to (dy*/dθ)ᵀ v."""
+
+    @staticmethod
+    def forward(task: Task, wanted: Sequence[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return task.pull(wanted, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.adjoint = inputs[0].adjoint
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise BilevelError(
+            f"{ctx.adjoint!r} gives first derivatives only: its gradient cannot be differentiated "
+            "again; leave out create_graph=True, or take Unrolled()"
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, task: Task, wanted: Any, *tensors: Tensor) -> Any:
+        return _map(info, in_dims[2:], tensors, lambda row: _Pull.apply(task, wanted, *row))
+
+
+def _map(
+    info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor], function: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The rule for ``vmap``: a loop, since solves branch on the values of tensors."""
+    pairs = list(zip(tensors, in_dims, strict=True))
+    rows = [
+        function([t if dim is None else t.select(dim, i) for t, dim in pairs])
+        for i in range(info.batch_size)
+    ]
+    stacked = tuple(torch.stack(column) for column in zip(*rows, strict=True))
+    return stacked, (0,) * len(stacked)
