@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from functools import wraps
+from typing import NamedTuple, ParamSpec, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+P = ParamSpec("P")
 Product = Callable[[Tensor], Tensor]
 """v to A v, in the shape of b both: ``(m,)``, or ``(rows, n)`` where each row has its own A."""
 
@@ -185,6 +187,21 @@ def neumann(
     return LinearSolution(x, residual, smallest, largest, products)
 
 
+def _in_full_precision(solve: Callable[P, LinearSolution]) -> Callable[P, LinearSolution]:
+    """Without autocast, which rounds products of matrices."""
+
+    @wraps(solve)
+    def solved(*args: P.args, **kwargs: P.kwargs) -> LinearSolution:
+        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return solve(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return solve(*args, **kwargs)
+
+    return solved
+
+
+@_in_full_precision
 def gmres(
     product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
 ) -> LinearSolution:
@@ -238,13 +255,14 @@ def gmres(
         normal = torch.cat([normal, -(normal @ column)[None] / below])
         if norm <= target * normal.norm() or length <= kind.eps * largest:
             break
-    size = len(basis.rows)
-    projected = torch.stack([pad(c, (0, size - len(c))) for c in columns], 1)
-    coordinates = pad(norm[None], (0, len(columns)))  # of the residual
+    size, precise = len(basis.rows), torch.promote_types(b.dtype, torch.float32)
+    projected = torch.stack([pad(c, (0, size - len(c))) for c in columns], 1).to(precise)
+    coordinates = pad(norm[None], (0, len(columns))).to(precise)  # of the residual
     weights = _least_squares(projected, coordinates)
-    smallest = torch.linalg.eigvalsh((projected[:-1] + projected[:-1].T) / 2)[0]
-    residual = (coordinates - projected @ weights) @ basis.rows
-    return LinearSolution(x + weights @ basis.rows[:-1], residual, smallest, largest, products)
+    smallest = torch.linalg.eigvalsh((projected[:-1] + projected[:-1].T) / 2)[0].to(b)
+    residual = (coordinates - projected @ weights).to(b) @ basis.rows
+    x = x + weights.to(b) @ basis.rows[:-1]
+    return LinearSolution(x, residual, smallest, largest, products)
 
 
 class Rows:
@@ -270,6 +288,7 @@ class Rows:
         self.rows = self._memory[: count + 1]
 
 
+@_in_full_precision
 def exact(
     product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
 ) -> LinearSolution:

@@ -134,7 +134,7 @@ def best_step(predicted: Callable[[float], float], scale: float) -> float | None
 
     Returns:
         The step size, searched between 1e-8 and 1e2 in units of ``1/scale``; None if the players
-        converge at none.
+        converge at none, infinity if the best is at that end.
 
     Example:
         >>> best_step(lambda step: abs(1 - 4 * step), scale=4.0)
@@ -143,6 +143,8 @@ def best_step(predicted: Callable[[float], float], scale: float) -> float | None
     grid = torch.logspace(-8, 2, 1001, dtype=torch.float64) / scale
     values = [predicted(float(step)) for step in grid]
     at = min(range(len(values)), key=values.__getitem__)
+    if at == len(grid) - 1 and values[at] < values[at - 1]:  # the larger the better
+        return math.inf
     low, high = float(grid[max(at - 1, 0)]), float(grid[min(at + 1, len(grid) - 1)])
     best = _golden_section(predicted, low, high)
     return float(f"{best:.9g}") if predicted(best) < 1 - 1e-12 else None
@@ -188,7 +190,7 @@ def _corrected(schedule: Schedule, jacobian: Tensor, sizes: Tensor, leader_size:
     if isinstance(schedule, Consensus):
         return jacobian + schedule.gamma * jacobian.T @ jacobian
     if isinstance(schedule, SymplecticAdjustment):
-        return jacobian + schedule.size * (jacobian.T - jacobian) @ jacobian / 2
+        return jacobian + schedule.strength * (jacobian.T - jacobian) @ jacobian / 2
     led = torch.arange(len(jacobian)) < leader_size
     across = jacobian * (led.unsqueeze(1) != led)
     return torch.linalg.solve(torch.eye(len(sizes)).to(sizes) + across * sizes, jacobian)

@@ -29,7 +29,7 @@ from bilevel.player import take_step, trainable_parameters, zero_grad
 from bilevel.problem import Batch
 from bilevel.schedules.base import Schedule
 from bilevel.schedules.field import Field, Slopes
-from bilevel.tree import Value
+from bilevel.tree import Value, as_real
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
@@ -40,7 +40,7 @@ class Corrected(Schedule):
 
     Both players are trained, by optimizers that evaluate once a step. Second derivatives are those
     of autograd: the gradients that a solver's own steps read count as constants, as in
-    :class:`~bilevel.Detached`.
+    :class:`~bilevel.Detached`. The metric ``field_norm`` is ‖F‖.
     """
 
     @abstractmethod
@@ -81,12 +81,20 @@ class Corrected(Schedule):
         try:
             loss, objective, field = _differentiate(game, solution.value, batch)
             metrics = game.metrics(loss, solution, objective)
-            with torch.no_grad():
-                gradients = field.split(self.correct(field, game, metrics))
+            metrics["field_norm"] = field.value.norm()
+            # Without autocast, which would round the products of vectors.
+            with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
+                corrected = self.correct(field, game, metrics)
         except RuntimeError as error:
             raise_missing_derivative(error, self)
             raise
-        _move(game, gradients, loss)
+        if not (isinstance(corrected, Tensor) and corrected.shape == field.value.shape):
+            raise BilevelError(
+                f"{type(self).__name__}.correct returned a {type(corrected).__name__}: it returns "
+                f"one vector of {len(field.value)} numbers, as field.value; field.flat makes it of "
+                "tensors"
+            )
+        _move(game, field.split(corrected), loss)
         return metrics
 
 
@@ -129,11 +137,11 @@ class SymplecticAdjustment(Corrected):
     parameters, where ∇H = Jᵀ F is the gradient of ‖F‖²/2: the adjustment attracts to stable points
     and repels from unstable ones. On f(x, y) = xy it is :class:`Consensus`.
 
-    A step costs about 6 of :class:`~bilevel.Simultaneous`.
+    A step costs about 5 of :class:`~bilevel.Simultaneous`.
 
     Args:
-        size: λ.
-        align: Whether to choose the sign.
+        strength: λ.
+        align: Whether to choose the sign; the metric ``sign`` is that of the step.
 
     Raises:
         BilevelError: As in :class:`Consensus`.
@@ -143,8 +151,8 @@ class SymplecticAdjustment(Corrected):
         SymplecticAdjustment()
     """
 
-    def __init__(self, size: float = 1.0, *, align: bool = True) -> None:
-        self.size = positive("size", size)
+    def __init__(self, strength: float = 1.0, *, align: bool = True) -> None:
+        self.strength = positive("strength", strength)
         self.align = align
 
     def correct(self, field: Field, game: Bilevel, metrics: dict[str, Tensor]) -> Tensor:
@@ -153,8 +161,9 @@ class SymplecticAdjustment(Corrected):
         adjustment = (slope - field.product(field.value)) / 2
         if self.align:
             score = (field.value @ slope) * (adjustment @ slope) / len(slope) + 0.1
-            adjustment = adjustment * score.sign()
-        return field.value + self.size * adjustment
+            metrics["sign"] = score.sign()
+            adjustment = adjustment * metrics["sign"]
+        return field.value + self.strength * adjustment
 
 
 class CompetitiveGradient(Corrected):
@@ -170,7 +179,7 @@ class CompetitiveGradient(Corrected):
     each other.
 
     A step costs about 3 of :class:`~bilevel.Simultaneous`, and 1 to 2 more for each iteration of
-    GMRES, which keeps a copy of the players and waits for the device; their number grows with
+    GMRES, which keeps a copy of the leader and waits for the device; their number grows with
     η ‖J_×‖. The metric ``residual`` is that of the system, ‖F − (I + J_× η) G‖ / ‖F‖.
 
     Args:
@@ -202,56 +211,62 @@ class CompetitiveGradient(Corrected):
                 )
 
     def correct(self, field: Field, game: Bilevel, metrics: dict[str, Tensor]) -> Tensor:
-        """The G with (I + J_× η) G = F."""
-        rates = _learning_rates(game)
+        """The G with (I + J_× η) G = F; the follower's part follows from the leader's."""
+        sizes = field.led, len(field.value) - field.led
+        (f, g), (alpha, beta) = field.value.split(sizes), _learning_rates(game, field).split(sizes)
 
-        def product(v: Tensor) -> Tensor:
-            moves = [rates.get(w, 0.0) * part for w, part in field.split(v).items()]
-            return v + field.across(field.flat(moves))
+        def product(u: Tensor) -> Tensor:
+            return u - field.to_leader(beta * field.to_follower(alpha * u))
 
-        solution = gmres(product, field.value, self.max_steps, tolerance=self.tolerance)
-        norm = field.value.norm().clamp(min=torch.finfo(field.value.dtype).tiny)
-        metrics["residual"] = solution.residual.norm() / norm
-        return solution.value
+        b = f - field.to_leader(beta * g)
+        solution = gmres(product, b, self.max_steps, tolerance=self.tolerance)
+        norm = field.value.norm().clamp(min=torch.finfo(f.dtype).tiny)
+        metrics["residual"] = residual = solution.residual.norm() / norm
+        led = torch.where(residual.isfinite(), solution.value, torch.nan)  # as F is, or J
+        return torch.cat([led, g - field.to_follower(alpha * led)])
 
 
 def _differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None, Field]:
     """The leader's loss, the follower's objective, and the field."""
-    theta: list[Tensor] = [*trainable_parameters(game.leader)]
-    phi: list[Tensor] = [*trainable_parameters(game.solver)]
-    objective = None
+    theta, phi = trainable_parameters(game.leader), trainable_parameters(game.solver)
     loss = game.leader_loss(y, batch)
-    check_loss("the leader's loss", loss, game.steps, theta)
-    if game.zero_sum:  # one pass for both
-        found = _gradients(loss, theta + phi)
-        led, followed = found[: len(theta)], [f if f is None else -f for f in found[len(theta) :]]
-    else:
+    check_loss("the leader's loss", loss, game.steps, [*theta, *phi])
+    slopes = costs = _slopes(loss, [*theta, *phi])
+    objective = None
+    if not game.zero_sum:
         with frozen(game.leader, game.solver.leader_mode, differentiable=True):
             cost = -game.follower.gain(game.leader, y, batch).mean()
-        check_loss("the follower's objective", cost, game.steps, phi)
-        objective = -game.follower.sign * cost.detach()
-        led, followed = _gradients(loss, theta), _gradients(cost, phi)
-    check_gradients("the leader's loss", led)
-    check_gradients("the follower's objective", followed)
-    return loss.detach(), objective, Field(_used(theta, led), _used(phi, followed))
+        check_loss("the follower's objective", cost, game.steps, [*theta, *phi])
+        costs, objective = _slopes(cost, [*theta, *phi]), -game.follower.sign * cost.detach()
+    check_gradients("the leader's loss", [slopes.get(p) for p in theta])
+    check_gradients("the follower's objective", [costs.get(p) for p in phi])
+    field = Field(
+        # Without those that their player's loss does not read, which optimizers leave alone.
+        [p for p in theta if p in slopes],
+        [p for p in phi if p in costs],
+        slopes,
+        None if game.zero_sum else costs,
+    )
+    return loss.detach(), objective, field
 
 
-def _gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor | None]:
-    return [*torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)]
+def _slopes(loss: Tensor, parameters: list[Tensor]) -> Slopes:
+    found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    slopes = {p: slope for p, slope in zip(parameters, found, strict=True) if slope is not None}
+    if any(slope.is_sparse for slope in slopes.values()):
+        raise BilevelError(
+            "a loss has a sparse gradient, of which no vector is made: build the embedding with "
+            "sparse=False, or take Extragradient() or Optimistic()"
+        )
+    return slopes
 
 
-def _used(parameters: list[Tensor], gradients: list[Tensor | None]) -> Slopes:
-    """Without those that the loss does not read, which optimizers leave alone."""
-    return {p: g for p, g in zip(parameters, gradients, strict=True) if g is not None}
-
-
-def _learning_rates(game: Bilevel) -> dict[Tensor, float | Tensor]:
-    return {
-        parameter: group["lr"]
-        for optimizer in (game.leader_opt, game.solver_opt)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
+def _learning_rates(game: Bilevel, field: Field) -> Tensor:
+    """η of each coordinate; 0 where no optimizer moves it."""
+    groups = [group for opt in (game.leader_opt, game.solver_opt) for group in opt.param_groups]
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    sizes = [(w, as_real(w).numel()) for w in field.parameters]
+    return torch.cat([field.value.new_ones(n) * rates.get(w, 0.0) for w, n in sizes])
 
 
 def _move(game: Bilevel, gradients: Slopes, loss: Tensor) -> None:

@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from bilevel.tree import leaves, ravel, unravel
+from bilevel.tree import as_real, leaves, ravel, unravel
 
 Slopes = dict[Tensor, Tensor]
 """The gradients of parameters."""
 
 
 class Field:
-    r"""F(w) = (∇_θ L, −∇_φ q) at a point w = (θ, φ), and its Jacobian J = ∂F/∂w.
+    r"""F(w) = (∇_θ L, ∇_φ C) at a point w = (θ, φ), and products with its Jacobian J = ∂F/∂w.
 
-    Both players descend along F. Vectors are flat, ``(n,)``, in the order of the parameters;
-    products with J cost backward passes, and J is never formed.
+    The leader descends its loss L and the follower its cost C, the mean of −q where it maximises q.
+    Vectors are flat, ``(n,)``, with the leader's coordinates first. A product is a backward pass or
+    two through the gradients of both losses in both players; J is never formed.
 
     Args:
-        theta: The leader's parameters, and F's part of each with its graph.
-        phi: The solver's, likewise.
+        theta: The leader's parameters.
+        phi: The solver's parameters.
+        loss: ∇L with its graph, for θ and φ; a parameter that is missing has slope 0.
+        cost: ∇C, likewise; None in a zero-sum game, where C = −L.
 
     Attributes:
         value: F without its graph.
+        cross: (∇_θ C, ∇_φ L), the slopes of each player's loss that the other controls.
+        parameters: θ and φ.
+        led: The number of the leader's coordinates.
 
     Example:
         >>> x, y = torch.ones(1, requires_grad=True), torch.full((1,), 3.0, requires_grad=True)
         >>> slopes = torch.autograd.grad((x * y).sum(), [x, y], create_graph=True)
-        >>> field = Field({x: slopes[0]}, {y: -slopes[1]})
+        >>> field = Field([x], [y], dict(zip([x, y], slopes)))
         >>> field.value, field.product(field.value), field.transposed(field.value)
         (tensor([ 3., -1.]), tensor([-1., -3.]), tensor([1., 3.]))
     """
 
-    def __init__(self, theta: Slopes, phi: Slopes) -> None:
-        self._w = [*theta, *phi]
-        self._slopes = [*theta.values(), *phi.values()]
-        self._led = len(theta)
-        self.value = self.flat(self._slopes).detach()
+    def __init__(
+        self,
+        theta: Sequence[Tensor],
+        phi: Sequence[Tensor],
+        loss: Slopes,
+        cost: Slopes | None = None,
+    ) -> None:
+        self.parameters, self._size, self._zero_sum = [*theta, *phi], len(theta), cost is None
+        self._loss = _in_order(loss, self.parameters)
+        self._cost = [-s for s in self._loss] if cost is None else _in_order(cost, self.parameters)
+        self.value = self.flat(self._loss[: self._size] + self._cost[self._size :]).detach()
+        self.cross = self.flat(self._cost[: self._size] + self._loss[self._size :]).detach()
+        self.led = sum(as_real(parameter).numel() for parameter in theta)
 
     def flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """A vector of tensors in the shapes of the parameters.
@@ -50,7 +63,7 @@ class Field:
         Returns:
             ``(n,)``.
         """
-        return ravel({str(number): tensor for number, tensor in enumerate(tensors)})
+        return _flat(tensors)
 
     def split(self, v: Tensor) -> Slopes:
         """The inverse of :meth:`flat`.
@@ -61,22 +74,10 @@ class Field:
         Returns:
             A tensor for each parameter.
         """
-        like = {str(number): w.detach() for number, w in enumerate(self._w)}
-        return dict(zip(self._w, leaves(unravel(v, like)), strict=True))
-
-    def transposed(self, v: Tensor) -> Tensor:
-        """Jᵀ v, by one backward pass.
-
-        Args:
-            v: ``(n,)``.
-
-        Returns:
-            ``(n,)``.
-        """
-        return self.flat(_pull(self._slopes, self._w, self._parts(v)))
+        return dict(zip(self.parameters, _split(v, self.parameters), strict=True))
 
     def product(self, v: Tensor) -> Tensor:
-        """J v, by a backward pass through that of Jᵀ u, which is linear in u.
+        """J v.
 
         Args:
             v: ``(n,)``.
@@ -84,10 +85,39 @@ class Field:
         Returns:
             ``(n,)``.
         """
-        return self.flat(_pull(self._transposed, self._u, self._parts(v)))
+        theta, phi = self.parameters[: self._size], self.parameters[self._size :]
+        parts = _split(v, self.parameters)
+        if self._zero_sum:  # one pass for both
+            found = _pull(self._loss, self.parameters, parts)
+            return _flat([*found[: self._size], *(-part for part in found[self._size :])])
+        return _flat(_pull(self._loss, theta, parts) + _pull(self._cost, phi, parts))
+
+    def transposed(self, v: Tensor) -> Tensor:
+        """Jᵀ v.
+
+        Args:
+            v: ``(n,)``.
+
+        Returns:
+            ``(n,)``.
+        """
+        slopes = self._loss[: self._size] + self._cost[self._size :]
+        return _flat(_pull(slopes, self.parameters, _split(v, self.parameters)))
 
     def across(self, v: Tensor) -> Tensor:
-        """J v without the blocks of a player with itself: what the other's move does to F.
+        """J_× v, where J_× is J without the blocks of a player with itself.
+
+        Args:
+            v: ``(n,)``.
+
+        Returns:
+            ``(n,)``: how a move of one player changes the other's gradient.
+        """
+        moved, other = v[: self.led], v[self.led :]
+        return torch.cat([self.to_leader(other), self.to_follower(moved)])
+
+    def across_transposed(self, v: Tensor) -> Tensor:
+        """J_×ᵀ v.
 
         Args:
             v: ``(n,)``.
@@ -95,41 +125,55 @@ class Field:
         Returns:
             ``(n,)``.
         """
-        return self.flat(_pull(self._transposed_across, self._u, self._parts(v)))
+        theta, phi = self.parameters[: self._size], self.parameters[self._size :]
+        parts = _split(v, self.parameters)
+        led = _pull(self._cost[self._size :], theta, parts[self._size :])
+        return _flat(led + _pull(self._loss[: self._size], phi, parts[: self._size]))
 
-    def _parts(self, v: Tensor) -> list[Tensor]:
-        return [*self.split(v).values()]
+    def to_leader(self, v: Tensor) -> Tensor:
+        """∂(∇_θ L)/∂φ v.
 
-    @cached_property
-    def _u(self) -> list[Tensor]:
-        return [torch.zeros_like(w).requires_grad_() for w in self._w]
+        Args:
+            v: A move of the follower, ``(n − led,)``.
 
-    @cached_property
-    def _transposed(self) -> list[Tensor]:
-        return _pull(self._slopes, self._w, self._u, create_graph=True)
+        Returns:
+            ``(led,)``: how it changes the leader's gradient.
+        """
+        theta, phi = self.parameters[: self._size], self.parameters[self._size :]
+        return _flat(_pull(self._loss[self._size :], theta, _split(v, phi)))
 
-    @cached_property
-    def _transposed_across(self) -> list[Tensor]:
-        k, w, f, u = self._led, self._w, self._slopes, self._u
-        theta = _pull(f[k:], w[:k], u[k:], create_graph=True)
-        return theta + _pull(f[:k], w[k:], u[:k], create_graph=True)
+    def to_follower(self, v: Tensor) -> Tensor:
+        """∂(∇_φ C)/∂θ v.
+
+        Args:
+            v: A move of the leader, ``(led,)``.
+
+        Returns:
+            ``(n − led,)``: how it changes the follower's gradient.
+        """
+        theta, phi = self.parameters[: self._size], self.parameters[self._size :]
+        return _flat(_pull(self._cost[: self._size], phi, _split(v, theta)))
 
 
-def _pull(
-    outputs: list[Tensor], inputs: list[Tensor], v: list[Tensor], *, create_graph: bool = False
-) -> list[Tensor]:
-    """vᵀ ∂outputs/∂inputs; constant outputs have derivative zero."""
-    moving = [
-        (output, part) for output, part in zip(outputs, v, strict=True) if output.requires_grad
-    ]
-    if not moving or not inputs:
+def _in_order(slopes: Slopes, parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [slopes[w] if w in slopes else torch.zeros_like(w) for w in parameters]
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return ravel({str(number): tensor for number, tensor in enumerate(tensors)})
+
+
+def _split(v: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    return leaves(unravel(v, {str(number): w.detach() for number, w in enumerate(like)}))
+
+
+def _pull(outputs: Sequence[Tensor], inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of ⟨outputs, v⟩ in the inputs; constant outputs have derivative zero."""
+    moving = [pair for pair in zip(outputs, v, strict=True) if pair[0].requires_grad]
+    if not moving:
         return [torch.zeros_like(leaf) for leaf in inputs]
+    values, weights = zip(*moving, strict=True)
     found = torch.autograd.grad(
-        [output for output, _ in moving],
-        inputs,
-        [part for _, part in moving],
-        retain_graph=True,
-        create_graph=create_graph,
-        materialize_grads=True,
+        values, [*inputs], weights, retain_graph=True, materialize_grads=True
     )
     return [*found]

@@ -208,3 +208,66 @@ def test_a_schedule_that_reads_second_derivatives(tmp_path) -> None:
     end = games.trajectory(twin, 100)[-1]
     torch.testing.assert_close(games.position(looking), end)
     assert 0 < end.norm() < 1e-4
+
+
+class Other(bilevel.FollowerProblem):
+    """A player whose cost is no function of the other's."""
+
+    sense = "min"
+
+    def __init__(self, costs) -> None:
+        self.costs = costs
+
+    def init(self, batch):
+        return torch.zeros(3, dtype=torch.float64)
+
+    def objective(self, leader, y, batch):
+        return self.costs(leader.x, y)[1]
+
+
+class One(bilevel.LeaderProblem):
+    def __init__(self, costs) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([0.5, -0.3], dtype=torch.float64))
+        self.costs = costs
+
+    def loss(self, y, batch):
+        return self.costs(self.x, y)[0]
+
+
+def test_a_schedule_that_shapes_the_others_step(tmp_path) -> None:
+    """To first order, the slope of each player's loss after the other's step."""
+    names = follow(example(tmp_path), "A schedule that reads second derivatives")
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 2, 3, dtype=torch.float64)
+    eta = 1e-5
+
+    def costs(x, y):
+        return (x @ a @ y).sin() + x.square().sum(), (x @ b @ y).cos() + y.square().sum()
+
+    leader = One(costs)
+    solver = bilevel.Parametric(torch.tensor([0.2, 0.4, -0.6], dtype=torch.float64))
+    x, y = (p.detach().clone() for p in (leader.x, solver.y))
+    opts = [torch.optim.SGD(player.parameters(), lr=1.0) for player in (leader, solver)]
+    game = bilevel.Bilevel(
+        leader,
+        Other(costs),
+        solver,
+        leader_opt=opts[0],
+        solver_opt=opts[1],
+        adjoint=bilevel.Detached(),
+        schedule=names["LOLA"](eta),
+    )
+    game.step(None)
+
+    def after(x, y, own):
+        """The cost of a player where the other has moved."""
+        if own == 0:
+            return costs(x, y - eta * torch.func.grad(lambda y: costs(x, y)[1])(y))[0]
+        return costs(x - eta * torch.func.grad(lambda x: costs(x, y)[0])(x), y)[1]
+
+    for own, moved in enumerate([x - leader.x, y - solver.y]):
+        plain = torch.func.grad(lambda x, y, own=own: costs(x, y)[own], argnums=own)(x, y)
+        expected = torch.func.grad(after, argnums=own)(x, y, own)
+        torch.testing.assert_close(moved.detach(), expected, rtol=0, atol=1e-8)
+        assert (plain - expected).norm() > 1e-6

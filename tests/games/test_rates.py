@@ -205,7 +205,11 @@ def by_hand(schedule: Schedule, jacobian: np.ndarray, sizes: np.ndarray, start: 
             case Consensus():
                 w = w + move @ w - sizes * (inner.gamma * jacobian.T @ jacobian @ w)
             case SymplecticAdjustment():
-                w = w + move @ w - sizes * (inner.size * (jacobian.T - jacobian) / 2 @ jacobian @ w)
+                w = (
+                    w
+                    + move @ w
+                    - sizes * (inner.strength * (jacobian.T - jacobian) / 2 @ jacobian @ w)
+                )
             case CompetitiveGradient():
                 f, b, c = jacobian @ w, jacobian[:3, 3:], jacobian[3:, :3]
                 (s,), (t,) = {*sizes[:3]}, {*sizes[3:]}

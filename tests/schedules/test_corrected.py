@@ -18,6 +18,7 @@ from bilevel import (
     FollowerProblem,
     Iterative,
     LeaderProblem,
+    NonFiniteError,
     Parametric,
     Schedule,
     Simultaneous,
@@ -28,6 +29,7 @@ from bilevel import (
     pgm,
 )
 from bilevel.games import Game
+from bilevel.schedules import Corrected, Field
 from bilevel.updates import CNN
 from tests.problems import image_game
 from tests.schedules.critics import critic_game, state
@@ -47,7 +49,7 @@ def by_hand(schedule: Schedule, f: Tensor, j: Tensor, led: int, lr: float) -> Te
     if isinstance(schedule, SymplecticAdjustment):
         adjustment, slope = (j.T - j) @ f / 2, j.T @ f
         sign = torch.sign((f @ slope) * (adjustment @ slope) / len(f) + 0.1)
-        return f + schedule.size * sign * adjustment
+        return f + schedule.strength * sign * adjustment
     leads = torch.arange(len(f)) < led
     across = j * (leads[:, None] != leads)
     return torch.linalg.solve(torch.eye(len(f), dtype=f.dtype) + lr * across, f)
@@ -235,11 +237,130 @@ def test_losses_without_second_derivatives_are_not_corrected() -> None:
 
 
 def test_the_residual_tells_an_unfinished_solve() -> None:
-    """At η = 3 one iteration of two: ‖F − G − η J_× G‖ for the best multiple G of F."""
-    play = games.begin(games.bilinear(), 1.0, 0.5, lr=3.0, schedule=CompetitiveGradient(1))
-    assert play.step(None)["residual"].item() == pytest.approx((9 / 10) ** 0.5)
-    play = games.begin(games.bilinear(), 1.0, 0.5, lr=3.0, schedule=CompetitiveGradient(2))
-    assert play.step(None)["residual"].item() < 1e-12
+    """For x one iteration of two: ‖b − c M b‖, with M = I + η² A Aᵀ and b = η A Aᵀ x."""
+    game = games.Bilinear(torch.diag(torch.tensor([1.0, 2.0], dtype=F64)))
+    residuals = []
+    for steps in (1, 2):
+        schedule = CompetitiveGradient(steps, tolerance=1e-14)
+        play = games.begin(game, 1.0, 0.0, lr=3.0, schedule=schedule)
+        residuals.append(play.step(None)["residual"].item())
+    b = torch.tensor([3.0, 12.0], dtype=F64)
+    image = torch.tensor([10.0, 37.0], dtype=F64) * b
+    left = b - (b @ image) / (image @ image) * image
+    assert residuals[0] == pytest.approx(left.norm().item() / 5**0.5)
+    assert residuals[1] < 1e-14
+
+
+def test_what_is_not_finite_shows_in_the_next_step() -> None:
+    class Root(Game):
+        def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
+            return (x.square().sum().sqrt() * y).sum()
+
+    origin = torch.zeros(1, dtype=F64)
+    for make in CORRECTIONS.values():
+        play = games.begin(Root((origin, origin)), 0.0, 0.3, lr=0.1, schedule=make())
+        play.step(None)
+        with pytest.raises(NonFiniteError, match="parameters are NaN"):
+            play.step(None)
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_autocast_and_half_precision(name: str) -> None:
+    """Autocast does not touch the vectors of a step, in which nothing else is rounded by it."""
+    torch.manual_seed(0)
+    game = games.Bilinear(torch.diag(torch.linspace(0.1, 3, 50)))
+    start, ends = torch.randn(2, 50), []
+    for enabled in (False, True):
+        play = games.begin(game, *start, lr=0.5, schedule=CORRECTIONS[name]())
+        play.follower.value = lambda x, y, a: (a.diag() * x * y).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            play.step(None)
+        ends.append(games.position(play))
+    torch.testing.assert_close(*ends)
+    half = games.Bilinear(torch.eye(3, dtype=torch.bfloat16))
+    assert (
+        games.trajectory(games.begin(half, 1.0, 0.5, lr=0.1, schedule=CORRECTIONS[name]()), 2)
+        .isfinite()
+        .all()
+    )
+
+
+def test_metrics_of_a_step() -> None:
+    play = games.begin(
+        pulled(-1.0, -1.0, 10.0), 1.0, 1.0, lr=0.005, schedule=SymplecticAdjustment()
+    )
+    metrics = play.step(None)
+    assert metrics["sign"] == -1
+    assert metrics["field_norm"].item() == pytest.approx((9**2 + 11**2) ** 0.5)
+
+
+def test_what_a_correction_of_ones_own_returns_is_checked() -> None:
+    class Parts(Corrected):
+        def correct(self, field, game, metrics):
+            return field.split(field.value)
+
+    with pytest.raises(BilevelError, match=r"Parts.correct returned a dict.* field.flat"):
+        games.begin(games.bilinear(), 1.0, 0.5, lr=0.1, schedule=Parts()).step(None)
+
+
+class Spy(Corrected):
+    """Simultaneous steps, of which the products with v are kept."""
+
+    def __init__(self, v: Tensor) -> None:
+        self.v, self.found = v, []
+
+    def correct(self, field: Field, game: Bilevel, metrics: dict[str, Tensor]) -> Tensor:
+        v = self.v
+        self.found += [field.value, field.cross, field.product(v), field.transposed(v)]
+        self.found += [field.across(v), field.across_transposed(v)]
+        self.found += [field.to_leader(v[3:]), field.to_follower(v[:3])]
+        return field.value
+
+
+def test_products_of_a_field() -> None:
+    """Those between the players, and what each controls of the other's loss."""
+    v, batch = torch.randn(5, dtype=F64), torch.randn(3, 2, dtype=F64)
+    game = general_game(Spy(v))
+    w = torch.cat([game.leader.x, game.solver.y]).detach()
+    game.step(batch)
+
+    def both(w: Tensor) -> tuple[Tensor, Tensor]:
+        slopes = (grad(f, argnums=(0, 1))(w[:3], w[3:], batch) for f in (loss, objective))
+        (a, b), (c, d) = slopes
+        return torch.cat([a, d]), torch.cat([c, b])
+
+    value, cross = both(w)
+    j = jacrev(lambda w: both(w)[0])(w)
+    across = (1 - torch.block_diag(torch.ones(3, 3), torch.ones(2, 2))) * j
+    expected = [value, cross, j @ v, j.T @ v, across @ v, across.T @ v]
+    expected += [j[:3, 3:] @ v[3:], j[3:, :3] @ v[:3]]
+    torch.testing.assert_close(game.schedule.found, expected)
+
+
+class Rows(FollowerProblem):
+    sense = "max"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros(3)
+
+    def objective(self, leader: ZeroSum, y: Tensor, batch: Tensor) -> Tensor:
+        return (leader.model(batch) * y).sum().sin()
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_sparse_gradients(name: str) -> None:
+    follower, solver = Rows(), Parametric(torch.ones(3))
+    leader = ZeroSum(nn.Embedding(5, 3, sparse=True), follower)
+    game = Bilevel(
+        leader,
+        follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+        schedule=CORRECTIONS[name](),
+    )
+    with pytest.raises(BilevelError, match="sparse=False"):
+        game.step(torch.arange(2))
 
 
 def test_rates_are_read_in_each_step() -> None:
@@ -318,7 +439,7 @@ def test_an_operation_without_second_derivative(name: str) -> None:
     ("make", "message"),
     [
         (lambda: Consensus(0.0), "gamma is 0.0"),
-        (lambda: SymplecticAdjustment(-1.0), "size is -1.0"),
+        (lambda: SymplecticAdjustment(-1.0), "strength is -1.0"),
         (lambda: CompetitiveGradient(0), "max_steps is 0"),
         (lambda: CompetitiveGradient(tolerance=0.0), "tolerance is 0.0"),
     ],
