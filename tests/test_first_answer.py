@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bilevel import Bilevel, BilevelError, Iterative, Parametric, Unrolled, ZeroSum
+from bilevel import Bilevel, BilevelError, Iterative, NonFiniteError, Parametric, Unrolled, ZeroSum
 from bilevel.first_answer import check_feasible
 from bilevel.robustness import Batch
 from bilevel.updates import Gradient
@@ -106,3 +106,33 @@ def test_a_start_that_keeps_what_it_draws() -> None:
     game.step(Batch(torch.rand(3, 2), torch.zeros(3)))
     assert len(seen) == 3
     assert len(set(seen)) == 1
+
+
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
+def test_an_answer_that_is_not_finite(number: float) -> None:
+    with pytest.raises(NonFiniteError, match="the follower's first answer is not finite"):
+        check_feasible(Nearest(), torch.tensor([0.0, number]), None)
+
+
+def test_an_answer_of_zero_is_in_y_but_for_rounding() -> None:
+    """Relative to the answer no rounding would be small enough."""
+
+    class Half(Nearest):
+        def project(self, y, batch):
+            return y.clamp(min=0)
+
+    check_feasible(Half(), torch.tensor([-5e-6]), None)
+    with pytest.raises(BilevelError, match="lies 2e-05 outside Y"):
+        check_feasible(Half(), torch.tensor([-2e-5]), None)
+
+
+def test_constraints_of_a_third_party_beside_a_frozen_leader() -> None:
+    class Bounded(Saddle):
+        bound = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
+        def project(self, y, batch):
+            return y.minimum(self.bound)
+
+    follower = Bounded()
+    leader = ZeroSum(Scalar(0.5), follower).requires_grad_(False)
+    assert zero_sum_game(leader).step(None)["loss"] == 0.5 * 1.0

@@ -312,3 +312,31 @@ def test_a_leader_that_only_its_answer_depends_on_needs_an_adjoint() -> None:
         game(Detached(), Answer(3)).step(batch)
     game(Unrolled(), Answer(3)).step(batch)
     game(Detached(), Answer(3).requires_grad_(False)).step(batch)
+
+
+def test_a_leader_whose_loss_is_a_plain_number_is_refused() -> None:
+    class Plain(Weights):
+        def loss(self, y, batch):
+            return super().loss(y, batch).item()
+
+    leader = Plain(3)
+    sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, Nearest(), pgm(0.1, 1), leader_opt=sgd, adjoint=Detached())
+    with pytest.raises(BilevelError, match="the leader's loss is a float: return a scalar tensor"):
+        game.step(Batch(torch.ones(2, 3), torch.zeros(2)))
+
+
+def test_one_parameter_that_is_nan_is_told_as_the_cause() -> None:
+    class Two(Weights):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.scale = nn.Parameter(torch.tensor(torch.nan))
+
+        def loss(self, y, batch):
+            return self.scale * super().loss(y, batch)
+
+    leader = Two()
+    sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, Nearest(), pgm(0.1, 1), leader_opt=sgd, adjoint=Detached())
+    with pytest.raises(NonFiniteError, match=r"step 0: .* parameters are NaN"):
+        game.step(Batch(torch.ones(2, 3), torch.zeros(2)))

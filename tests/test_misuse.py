@@ -371,3 +371,13 @@ def test_a_gradient_in_the_variables_of_the_other_player() -> None:
     follower = Consensus()
     with pytest.raises(BilevelError, match=f"Consensus takes a gradient .* {told}"):
         zero_sum_game(ZeroSum(Scalar(1.0), follower), schedule=Alternating()).step(None)
+
+
+def test_no_part_of_a_player_climbs() -> None:
+    """As multipliers would, in a group of their own."""
+    leader, follower, _ = image_game()
+    first, *others = leader.parameters()
+    groups = [{"params": [first], "maximize": True}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    with pytest.raises(BilevelError, match=r"leader_opt has maximize=True: .* leave maximize out"):
+        Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)

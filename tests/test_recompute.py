@@ -198,3 +198,17 @@ def test_a_leader_that_computes_its_layers_again(adjoint, extra, mode) -> None:
         assert all(buffer.sum() in (0, 8) for buffer in leader.buffers())  # never moved
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_keeps_the_state_is_made_once_for_all_passes() -> None:
+    """As for transformers, before the network is put into the mode that it is called in."""
+    plain, again = layers(), layers()
+    keep = kept(again)
+    for network in (plain, again):
+        network.eval()
+    outputs = plain(X), checkpoint(again, X, use_reentrant=False, context_fn=keep)
+    for network, output in zip((plain, again), outputs, strict=True):
+        network.train()
+        output.pow(2).sum().backward()
+    assert torch.equal(plain[2].weight.grad, again[2].weight.grad)
+    assert again[0].num_batches_tracked == 0

@@ -143,3 +143,27 @@ def test_a_state_of_a_learned_update_with_another_scale() -> None:
 
     with pytest.raises(BilevelError, match=r"the saved CoordinateRNN has scale=0\.1, this one 1:"):
         game(1.0).load_state_dict(game(0.1).state_dict())
+
+
+def test_a_state_without_its_number_of_steps_changes_nothing() -> None:
+    leader, follower, _ = image_game()
+    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader))
+    game.step(images())
+    state = copy.deepcopy(game.state_dict())
+    del state["steps"]
+    game.step(images())
+    before = copy.deepcopy(leader.state_dict())
+    with pytest.raises(BilevelError, match="the state has no 'steps'"):
+        game.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in leader.state_dict().items())
+    assert game.steps == 2
+
+
+def test_a_state_from_before_the_rates_were_scheduled() -> None:
+    leader, follower, _ = image_game()
+    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader, lr=0.5))
+    state = copy.deepcopy(game.state_dict())
+    torch.optim.lr_scheduler.StepLR(game.leader_opt, 1)
+    game.leader_opt.param_groups[0]["lr"] = 0.1
+    game.load_state_dict(state)
+    assert game.leader_opt.param_groups[0]["lr"] == 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bilevel.tree import norms, ravel, requiring_grad, unravel
+from bilevel.tree import Value, as_real, norms, ravel, requiring_grad, same_structure, unravel
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e3])  # their squares are no numbers of half precision
@@ -40,3 +40,25 @@ def test_a_point_of_a_graph_is_not_the_tensor_that_was_given() -> None:
     given = torch.zeros(2)
     assert requiring_grad(given).requires_grad
     assert not given.requires_grad
+
+
+ONE = torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("y", "same"),
+    [
+        ({"b": ONE, "a": ONE}, True),
+        ({"a": ONE, "b": ONE, "c": ONE}, False),
+        ({"a": ONE}, False),
+        (ONE, False),
+        (None, False),
+    ],
+)
+def test_the_same_names_and_no_others_are_the_same_structure(y: Value, same: bool) -> None:
+    assert same_structure(y, {"a": ONE, "b": ONE}) is same
+
+
+def test_a_conjugate_is_a_pair_of_real_numbers_too() -> None:
+    """Torch keeps conjugates lazily, and has no view of those."""
+    assert as_real(torch.tensor([1 + 2j]).conj()).tolist() == [[1.0, -2.0]]

@@ -134,7 +134,8 @@ def fingerprint(*parts: nn.Module | Tensor) -> str:
         values = part.state_dict().values() if isinstance(part, nn.Module) else (part,)
         for value in values:
             if isinstance(value, Tensor):  # a module's extra state may be anything
-                data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                plain = value.detach().cpu().resolve_conj().contiguous()
+                data = plain.reshape(-1).view(torch.uint8)
                 crc = zlib.crc32(data.numpy().data, crc)
     return f"{crc:08x}"
 

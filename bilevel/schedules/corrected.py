@@ -22,6 +22,7 @@ from torch import Tensor
 from bilevel.adjoints.base import Detached
 from bilevel.adjoints.linear import gmres
 from bilevel.arguments import count, positive
+from bilevel.distributed.job import world_size
 from bilevel.errors import BilevelError, raise_missing_derivative
 from bilevel.frozen import frozen
 from bilevel.losses import check_gradients, check_loss
@@ -72,7 +73,7 @@ class Corrected(Schedule):
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Moves both players once along the corrected field, on one solve."""
-        if game.pool is not None:
+        if game.pool is not None and world_size() > 1:
             raise BilevelError(
                 f"{self!r} does not sum its products with the Jacobian over processes: train in "
                 "one, or take Extragradient() or Optimistic()"
@@ -229,23 +230,24 @@ class CompetitiveGradient(Corrected):
 def _differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None, Field]:
     """The leader's loss, the follower's objective, and the field."""
     theta, phi = trainable_parameters(game.leader), trainable_parameters(game.solver)
-    loss = game.leader_loss(y, batch)
-    check_loss("the leader's loss", loss, game.steps, [*theta, *phi])
-    slopes = costs = _slopes(loss, [*theta, *phi])
-    objective = None
-    if not game.zero_sum:
+    costs, objective = None, None
+    if not game.zero_sum:  # first, since the leader's pass moves its running statistics
         with frozen(game.leader, game.solver.leader_mode, differentiable=True):
             cost = -game.follower.gain(game.leader, y, batch).mean()
         check_loss("the follower's objective", cost, game.steps, [*theta, *phi])
         costs, objective = _slopes(cost, [*theta, *phi]), -game.follower.sign * cost.detach()
+    loss = game.leader_loss(y, batch)
+    check_loss("the leader's loss", loss, game.steps, [*theta, *phi])
+    slopes = _slopes(loss, [*theta, *phi])
+    own = slopes if costs is None else costs
     check_gradients("the leader's loss", [slopes.get(p) for p in theta])
-    check_gradients("the follower's objective", [costs.get(p) for p in phi])
+    check_gradients("the follower's objective", [own.get(p) for p in phi])
     field = Field(
         # Without those that their player's loss does not read, which optimizers leave alone.
         [p for p in theta if p in slopes],
-        [p for p in phi if p in costs],
+        [p for p in phi if p in own],
         slopes,
-        None if game.zero_sum else costs,
+        costs,
     )
     return loss.detach(), objective, field
 

@@ -140,7 +140,7 @@ class Field:
             ``(led,)``: how it changes the leader's gradient.
         """
         theta, phi = self.parameters[: self._size], self.parameters[self._size :]
-        return _flat(_pull(self._loss[self._size :], theta, _split(v, phi)))
+        return self._joined(_pull(self._loss[self._size :], theta, _split(v, phi)))
 
     def to_follower(self, v: Tensor) -> Tensor:
         """∂(∇_φ C)/∂θ v.
@@ -152,7 +152,10 @@ class Field:
             ``(n − led,)``: how it changes the follower's gradient.
         """
         theta, phi = self.parameters[: self._size], self.parameters[self._size :]
-        return _flat(_pull(self._cost[: self._size], phi, _split(v, theta)))
+        return self._joined(_pull(self._cost[: self._size], phi, _split(v, theta)))
+
+    def _joined(self, tensors: Sequence[Tensor]) -> Tensor:
+        return _flat(tensors) if tensors else self.value.new_zeros(0)  # a player may be frozen
 
 
 def _in_order(slopes: Slopes, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -170,7 +173,7 @@ def _split(v: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 def _pull(outputs: Sequence[Tensor], inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of ⟨outputs, v⟩ in the inputs; constant outputs have derivative zero."""
     moving = [pair for pair in zip(outputs, v, strict=True) if pair[0].requires_grad]
-    if not moving:
+    if not (moving and inputs):
         return [torch.zeros_like(leaf) for leaf in inputs]
     values, weights = zip(*moving, strict=True)
     found = torch.autograd.grad(

@@ -120,7 +120,7 @@ def check_update(
         gradient = tree_map(torch.randn_like, y)
     result = update(y, gradient, context, None)
     require(
-        (type(result), len(result)) == (tuple, 2),
+        type(result) is tuple and len(result) == 2,
         f"{name} returns a {type(result).__name__} where it must return y and its state, a pair",
     )
     moved, state = result

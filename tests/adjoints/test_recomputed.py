@@ -113,3 +113,22 @@ def test_second_derivatives_are_refused(recompute) -> None:
     (slope,) = torch.autograd.grad(y.square().sum(), leader.theta, create_graph=True)
     with pytest.raises(BilevelError, match="first derivatives only"):
         torch.autograd.grad(slope.square().sum(), leader.theta)
+
+
+def test_steps_that_led_elsewhere_are_told_however_large_the_answer_is() -> None:
+    class Far(Quadratic):
+        """Short steps from a point that is far away, each along another slope."""
+
+        calls = 0
+
+        def init(self, batch):
+            return torch.full_like(super().init(batch), 1e4)
+
+        def objective(self, leader, y, batch):
+            self.calls += 1
+            return self.calls * y.sum() + leader.theta.sum()
+
+    leader, solver = Numbers(3), Iterative(Gradient(0.1), 4)
+    y = Unrolled(recompute=2).solve(solver, Far(), leader, valley(3, 2.0)).value
+    with pytest.raises(BilevelError, match="recompute: the steps led elsewhere"):
+        y.sum().backward()

@@ -186,3 +186,17 @@ def test_the_check_leaves_no_trace() -> None:
         game.step(torch.rand(6, 1, 4, 4))
         states.append({**leader.state_dict(), "random": torch.get_rng_state()})
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_all_processes_decide_alike_by_the_gradient_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This one lies at one end; those at both ends are further apart than either from the first."""
+    apart = torch.tensor([0.7e-3, 0.0, 0.0])
+    found = iter([torch.zeros(3), apart])
+
+    def gather(value: Tensor) -> list[Tensor]:
+        step = next(found)
+        return [value - step, value, value - 2 * step]
+
+    check(monkeypatch, gather, torch.tensor([1.0, 1.5, 1.0]))

@@ -156,3 +156,10 @@ def test_two_processes_clean_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ended = jobs.launch("-c", run)
     assert [end.status for end in ended] == [0, 0], ended
     torch.testing.assert_close(torch.load("cleaning.pt"), alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("two")
+def test_a_part_stays_what_it_was_when_it_is_summed() -> None:
+    part = torch.tensor([3.0, 4.0])
+    assert summed(part).tolist() == [6.0, 8.0]
+    assert part.tolist() == [3.0, 4.0]

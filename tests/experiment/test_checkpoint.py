@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bilevel import BilevelError
+from bilevel import BilevelError, distributed
 from bilevel.experiment import checkpoint
 from bilevel.experiment.files import atomic_write, make_folder
 
@@ -129,3 +129,9 @@ def test_settings_that_differ_are_all_named(tmp_path: Path) -> None:
         checkpoint.check_settings(tmp_path / "run.pt", saved, given)
     theirs = "seed = 0, width = None, note = …"
     assert f"{theirs}, this one has seed = 1, width = 8, note = None: " in str(told.value)
+
+
+def test_the_first_process_alone_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    checkpoint.save(tmp_path / "run.pt", {"epoch": 1})
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,3 +176,42 @@ def test_a_handler_of_ones_own_stays() -> None:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert heard == [signal.SIGTERM]
+
+
+@dataclass
+class Wider(Explained):
+    width: int = 200
+    """How wide a poster is."""
+
+
+def test_help_of_an_argument_is_that_of_the_class_that_has_it_last(
+    parse: Parse,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert parse("--help", Wider) == 0
+    text = capsys.readouterr().out
+    assert "How wide a poster is." in text
+    assert "How wide a page is" not in text
+
+
+def test_a_thread_that_fails_is_told_unless_it_only_fails_to_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorBoard's writer raises its error in the main thread too."""
+    told: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # which run replaces
+    monkeypatch.setattr(threading, "__excepthook__", lambda failure: told.append(failure.exc_type))
+
+    def main(args: Args) -> None:
+        for error in (OSError("disk full"), ValueError("a mistake")):
+            thread = threading.Thread(target=raises, args=(error,))
+            thread.start()
+            thread.join()
+
+    with pytest.raises(SystemExit):
+        commandline.run(main, Args, lambda arguments: arguments())
+    assert told == [ValueError]
+
+
+def raises(error: Exception) -> None:
+    raise error

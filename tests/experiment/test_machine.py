@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bilevel import experiment
+from bilevel import BilevelError, experiment
 from bilevel.experiment import machine
 
 
@@ -86,3 +86,15 @@ def test_the_checksum_is_of_library_application_and_torch(
     (tmp_path / "other.py").write_text("of no concern")
     assert experiment.code() == seen[-1]
     assert all(len(bytes.fromhex(checksum)) == 8 for checksum in seen)
+
+
+@pytest.mark.parametrize("kind", [AssertionError, RuntimeError])
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    """A torch without CUDA raises the one, a machine without a GPU the other."""
+
+    def empty(*_: object, **__: object) -> None:
+        raise kind("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(BilevelError, match=r"'cuda' is not available \(Torch not .*--device auto"):
+        experiment.pick_device("cuda")

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bilevel.experiment import Journal, ProgressBar
 
@@ -50,3 +51,32 @@ def test_a_bar_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monkey
         journal.report(50, {"loss": 2.5})
         journal._bar._bar.refresh()
         assert screen.getvalue().rstrip().endswith("loss 2.500")
+
+
+def test_a_bar_leaves_the_screen_to_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it is shown, the cursor is hidden and a thread draws it again."""
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("rich._console", None)  # which remembers whether it was interactive
+    with ProgressBar("pgm") as bar:
+        assert bar.visible
+        assert screen.getvalue().count("\x1b[?25l") == 1
+    assert screen.getvalue().count("\x1b[?25h") == 1
+
+
+def test_a_part_that_goes_on_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar("pgm") as bar:
+        for part, done in (("clean", 1), ("clean", 2), ("attacked", 3), ("attacked", 4)):
+            bar.show(part, done, 4)
+    assert capsys.readouterr().out == "pgm: clean\npgm: attacked\n"
+
+
+def test_a_curve_has_a_point_for_each_report_at_its_step(tmp_path: Path) -> None:
+    with Journal("pgm", tmp_path) as journal:
+        journal.report(10, {"loss": 2.5})
+        journal.report(20, {"loss": 1.5})
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(point.step, point.value) for point in curves.Scalars("loss")] == [(10, 2.5), (20, 1.5)]

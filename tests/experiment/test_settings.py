@@ -47,3 +47,18 @@ def test_large_tensors_and_closures_are_shown_by_what_they_hold() -> None:
 
 def test_addresses_are_left_out() -> None:
     assert shown(object()) == shown(object()) == "<object object>"
+
+
+def test_settings_that_a_layer_tells_in_its_representation_count() -> None:
+    """As that of nn.Linear, whose bias is no public attribute."""
+    assert settings_of(nn.Linear(2, 2)) != settings_of(nn.Linear(2, 2, bias=False))
+
+
+def test_settings_of_a_class_count_whatever_their_type() -> None:
+    def of(**attributes: object) -> str:
+        return settings_of(type("Attack", (), attributes)())
+
+    first = {"norm": "linf", "sizes": (1, 2), "mask": torch.ones(2), "steps": 3}
+    others = {"norm": "l2", "sizes": (1, 3), "mask": torch.zeros(2), "steps": 4}
+    texts = {of(**first), *(of(**{**first, name: other}) for name, other in others.items())}
+    assert len(texts) == 5

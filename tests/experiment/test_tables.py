@@ -36,3 +36,8 @@ def test_cells() -> None:
     assert mean_std([-1.0, -3.0], 1) == "−2.0 ± 1.4"
     assert mean_std([2.0, 2.0], 1) == mean_std([2.0], 1) == "2.0"
     assert mean_std([], 1) == "–"
+
+
+def test_numbers_that_are_lacking_leave_a_column_of_numbers() -> None:
+    rows = [["pgm", "0.5", ""], ["plain", "not measured", "2"], ["none", "–", "3"]]
+    assert markdown("abc", rows).splitlines()[1] == "| --- | ---: | ---: |"

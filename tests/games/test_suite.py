@@ -25,6 +25,7 @@ from bilevel import (
     games,
     testing,
 )
+from bilevel.games import bilinear, stack
 from bilevel.updates import Gradient
 
 SCHEDULES = [
@@ -273,3 +274,14 @@ def test_a_game_is_played_for_one_number() -> None:
     for one in (game, games.stack([game, game])):
         with pytest.raises(BilevelError, match="gradients need one number"):
             games.begin(one, 1.0, 1.0, lr=0.1).step(None)
+
+
+def test_stacked_games_have_no_common_jacobian() -> None:
+    stacked = stack([bilinear(1.0), bilinear(2.0)])
+    for ask in (
+        stacked.jacobian,
+        lambda: stacked.factor(Simultaneous(), 0.1),
+        lambda: stacked.best_step(Simultaneous()),
+    ):
+        with pytest.raises(BilevelError, match="2 stacked games have different Jacobians"):
+            ask()

@@ -143,3 +143,16 @@ def test_pairs_of_another_dtype_are_refused() -> None:
     states, actions = torch.zeros(4, 1, dtype=torch.float64), torch.zeros(4).long()
     with pytest.raises(BilevelError, match=r"are torch.float64 .* is torch.float32: .*\.float"):
         clone(CategoricalPolicy(1, 2), states, actions)
+
+
+def test_one_pair_at_least_is_held_out() -> None:
+    policy, states = CategoricalPolicy(1, 2), torch.tensor([[1.0], [-1.0]]).repeat(5, 1)
+    epochs = clone(policy, states, (states[:, 0] > 0).long(), held_out=0.01, max_epochs=3)
+    assert epochs == 3
+
+
+def test_three_in_ten_pairs_are_held_out() -> None:
+    policy, states, sizes = CategoricalPolicy(1, 2), torch.randn(10, 1), []
+    policy.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    clone(policy, states, (states[:, 0] > 0).long(), max_epochs=1)
+    assert sizes[-2:] == [7, 3]

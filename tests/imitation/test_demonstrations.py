@@ -250,3 +250,20 @@ def test_an_episode_without_an_end_is_told() -> None:
     assert demonstrate("Pendulum-v1", GaussianPolicy(3, 1), 1, max_steps=200).lengths == 200
     with pytest.raises(BilevelError, match="Pendulum-v1 is not over after 170 steps"):
         demonstrate("Pendulum-v1", GaussianPolicy(3, 1), 1, max_steps=170)
+
+
+@pytest.mark.parametrize("name", ["observations", "rewards", "last"])
+def test_numbers_without_end_are_refused(tmp_path: Path, name: str) -> None:
+    shown = demonstrate("MountainCar-v0", MountainCarExpert(), 1)
+    part = getattr(shown, name).clone()
+    part[-1] = torch.inf
+    save_demonstrations(tmp_path / "shown.npz", shown._replace(**{name: part}))
+    with pytest.raises(BilevelError, match="holds NaN or infinity"):
+        load_demonstrations(tmp_path / "shown.npz", "MountainCar-v0")
+
+
+@pytest.mark.parametrize("episodes", [-1, 0, 3])
+def test_episodes_that_are_not_there(episodes: int) -> None:
+    shown = demonstrate("MountainCar-v0", MountainCarExpert(), 2)
+    with pytest.raises(BilevelError, match=f"{episodes} demonstrations are requested and 2 are"):
+        shown.first(episodes)

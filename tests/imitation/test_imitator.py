@@ -146,3 +146,17 @@ def test_one_action_has_no_spread() -> None:
     alone = Sampler(make_envs(ENV, 1), game.leader.policy).collect(1)
     with pytest.raises(BilevelError, match=r"the rollout has 1 actions: .*play more"):
         game.step(ImitationBatch(alone, expert))
+
+
+def test_advantages_follow_a_value_function_whose_scale_stays() -> None:
+    game, sampler, expert = make()
+    leader, batch = game.leader, ImitationBatch(sampler.collect(30), expert)
+    y = game.follower.init(batch)
+    leader.loss(y, batch)
+    before = leader.returns
+    with torch.no_grad():
+        leader.value.network[-1].bias.add_(1)
+    leader.loss(y, batch)
+    _, returns = leader.advantages_and_returns(y, batch)
+    assert torch.equal(leader.returns, returns)
+    assert not torch.equal(leader.returns, before)

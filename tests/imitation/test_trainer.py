@@ -248,3 +248,11 @@ def test_no_steps_are_no_iteration() -> None:
     trainer.steps = 0
     with pytest.raises(BilevelError, match="steps is 0: there is nothing to play"):
         trainer.iterate()
+
+
+def test_where_no_episode_ended_there_is_no_return() -> None:
+    trainer = make("gail")
+    trainer.steps = 5
+    told = trainer.iterate()
+    assert math.isnan(told["return"])
+    assert told["episodes"] == 0

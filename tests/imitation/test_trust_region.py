@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import (
+    AffineTransform,
     Bernoulli,
     Categorical,
     Distribution,
@@ -189,3 +190,43 @@ def test_an_action_that_is_ruled_out_stays_so() -> None:
     optimizer.step(closure_of(policy, lambda: policy(states).probs[:, 0].mean()))
     assert optimizer.last.accepted
     assert not policy(states).probs[:, 2].any()
+
+
+def test_states_may_come_in_a_rollouts_two_dimensions() -> None:
+    """The mean over them is that over all, and so is the step."""
+    states, steps = torch.randn(5, 4, 3), []
+    for given in (states, states.flatten(0, 1)):
+        torch.manual_seed(0)
+        policy = GaussianPolicy(3, 2)
+        optimizer = TRPO(policy, damping=0.1)
+
+        def closure(policy=policy, optimizer=optimizer, given=given) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = policy(given).mean.sin().mean() + policy.log_std.sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        steps.append([parameter.detach() for parameter in policy.parameters()])
+    torch.testing.assert_close(*steps)
+
+
+def test_transforms_may_be_nested() -> None:
+    class Squashed(GaussianPolicy):
+        def forward(self, observations: torch.Tensor) -> TransformedDistribution:
+            squashed = TransformedDistribution(super().forward(observations), TanhTransform())
+            return TransformedDistribution(squashed, AffineTransform(0.0, 2.0, event_dim=1))
+
+    policy, states = Squashed(3, 2), torch.randn(5, 3)
+    with torch.no_grad():
+        actions = policy(states).sample()
+    optimizer = TRPO(policy)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = -policy(states).log_prob(actions).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert optimizer.last.accepted

@@ -226,3 +226,11 @@ def test_a_cycle_is_seen_beside_large_numbers_that_rest() -> None:
     verdict = classify(circle)
     assert verdict.kind == "cycling"
     assert verdict.radius == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_cycle_as_small_as_rounding_is_none() -> None:
+    """From end to end it is more than the rounding of float32, but not from its centre."""
+    resting = torch.full((200, 3), 0.3)
+    resting[::2] += 8e-7
+    assert classify(resting) == Verdict("converging")
+    assert classify(resting.double()).kind == "cycling"

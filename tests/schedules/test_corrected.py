@@ -14,10 +14,8 @@ from bilevel import (
     BilevelError,
     CompetitiveGradient,
     Consensus,
-    Detached,
     FollowerProblem,
     Iterative,
-    LeaderProblem,
     NonFiniteError,
     Parametric,
     Schedule,
@@ -28,18 +26,13 @@ from bilevel import (
     games,
     pgm,
 )
+from bilevel.distributed import Pool
 from bilevel.games import Game
-from bilevel.schedules import Corrected, Field
+from bilevel.schedules import Corrected
 from bilevel.updates import CNN
 from tests.problems import image_game
 from tests.schedules.critics import critic_game, state
-
-F64 = torch.float64
-CORRECTIONS: dict[str, Callable[[], Schedule]] = {
-    "consensus": lambda: Consensus(0.3),
-    "symplectic": lambda: SymplecticAdjustment(0.7),
-    "competitive": lambda: CompetitiveGradient(tolerance=1e-12),
-}
+from tests.schedules.general import CORRECTIONS, F64, general_game, loss, objective
 
 
 def by_hand(schedule: Schedule, f: Tensor, j: Tensor, led: int, lr: float) -> Tensor:
@@ -53,47 +46,6 @@ def by_hand(schedule: Schedule, f: Tensor, j: Tensor, led: int, lr: float) -> Te
     leads = torch.arange(len(f)) < led
     across = j * (leads[:, None] != leads)
     return torch.linalg.solve(torch.eye(len(f), dtype=f.dtype) + lr * across, f)
-
-
-def loss(x: Tensor, y: Tensor, batch: Tensor) -> Tensor:
-    return (x @ batch @ y).sin() + x.square().sum() * y[0].exp()
-
-
-def objective(x: Tensor, y: Tensor, batch: Tensor) -> Tensor:
-    return (y.square() * x[:2].cos()).sum() + (x @ batch @ y).tanh()
-
-
-class Chooser(LeaderProblem):
-    """Nobody minimises what the other maximises."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.x = nn.Parameter(torch.tensor([0.3, -0.8, 0.5], dtype=F64))
-        self.aside = nn.Parameter(torch.ones(2))  # that no loss reads
-
-    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
-        return loss(self.x, y, batch)
-
-
-class Reply(FollowerProblem):
-    sense = "min"
-
-    def init(self, batch: Tensor) -> Tensor:
-        return torch.zeros(2, dtype=F64)
-
-    def objective(self, leader: Chooser, y: Tensor, batch: Tensor) -> Tensor:
-        return objective(leader.x, y, batch)
-
-
-def general_game(schedule: Schedule, **parts) -> Bilevel:
-    leader, solver = Chooser(), Parametric(torch.tensor([0.4, -0.2], dtype=F64))
-    chosen = {
-        "leader_opt": torch.optim.SGD(leader.parameters(), lr=0.1, weight_decay=0.5),
-        "solver_opt": torch.optim.SGD(solver.parameters(), lr=0.1),
-        "adjoint": Detached(),
-        **parts,
-    }
-    return Bilevel(leader, Reply(), solver, schedule=schedule, **chosen)
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)
@@ -303,40 +255,6 @@ def test_what_a_correction_of_ones_own_returns_is_checked() -> None:
         games.begin(games.bilinear(), 1.0, 0.5, lr=0.1, schedule=Parts()).step(None)
 
 
-class Spy(Corrected):
-    """Simultaneous steps, of which the products with v are kept."""
-
-    def __init__(self, v: Tensor) -> None:
-        self.v, self.found = v, []
-
-    def correct(self, field: Field, game: Bilevel, metrics: dict[str, Tensor]) -> Tensor:
-        v = self.v
-        self.found += [field.value, field.cross, field.product(v), field.transposed(v)]
-        self.found += [field.across(v), field.across_transposed(v)]
-        self.found += [field.to_leader(v[3:]), field.to_follower(v[:3])]
-        return field.value
-
-
-def test_products_of_a_field() -> None:
-    """Those between the players, and what each controls of the other's loss."""
-    v, batch = torch.randn(5, dtype=F64), torch.randn(3, 2, dtype=F64)
-    game = general_game(Spy(v))
-    w = torch.cat([game.leader.x, game.solver.y]).detach()
-    game.step(batch)
-
-    def both(w: Tensor) -> tuple[Tensor, Tensor]:
-        slopes = (grad(f, argnums=(0, 1))(w[:3], w[3:], batch) for f in (loss, objective))
-        (a, b), (c, d) = slopes
-        return torch.cat([a, d]), torch.cat([c, b])
-
-    value, cross = both(w)
-    j = jacrev(lambda w: both(w)[0])(w)
-    across = (1 - torch.block_diag(torch.ones(3, 3), torch.ones(2, 2))) * j
-    expected = [value, cross, j @ v, j.T @ v, across @ v, across.T @ v]
-    expected += [j[:3, 3:] @ v[3:], j[3:, :3] @ v[:3]]
-    torch.testing.assert_close(game.schedule.found, expected)
-
-
 class Rows(FollowerProblem):
     sense = "max"
 
@@ -370,14 +288,8 @@ def test_rates_are_read_in_each_step() -> None:
     assert games.trajectory(play, 1)[-1].norm().item() == pytest.approx(0.5**0.5)
 
 
-class Rateless(torch.optim.SGD):
-    def __init__(self, parameters) -> None:
-        super().__init__(parameters, lr=0.1)
-        del self.param_groups[0]["lr"]
-
-
 @pytest.mark.parametrize("name", CORRECTIONS)
-def test_parts_that_do_not_fit(name: str) -> None:
+def test_parts_that_do_not_fit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule, batch = CORRECTIONS[name](), torch.ones(3, 2, dtype=F64)
     with pytest.raises(BilevelError, match=r"take Detached\(\)"):
         general_game(schedule, adjoint=Unrolled())
@@ -390,22 +302,11 @@ def test_parts_that_do_not_fit(name: str) -> None:
     with pytest.raises(BilevelError, match="LBFGS asks for another"):
         game.step(batch)
     game = general_game(schedule)
-    game.pool = object()
+    game.pool = Pool()
+    game.step(batch)  # there is one process
+    monkeypatch.setattr("bilevel.schedules.corrected.world_size", lambda: 2)
     with pytest.raises(BilevelError, match="over processes"):
         game.step(batch)
-
-
-def test_an_optimizer_without_rates() -> None:
-    leader, solver = Chooser(), Parametric(torch.zeros(2, dtype=F64))
-    parts = leader, Reply(), solver
-    opts = {
-        "leader_opt": Rateless(leader.parameters()),
-        "solver_opt": torch.optim.SGD(solver.parameters(), lr=0.1),
-        "adjoint": Detached(),
-    }
-    Bilevel(*parts, **opts, schedule=Consensus(0.1))  # reads no rate
-    with pytest.raises(BilevelError, match="Rateless has none"):
-        Bilevel(*parts, **opts, schedule=CompetitiveGradient())
 
 
 class Attending(FollowerProblem):

@@ -272,3 +272,95 @@ def test_a_check_leaves_the_random_numbers_as_they_come() -> None:
     torch.manual_seed(5)
     check_solver(pgm(0.1, 2), follower, leader, batch)
     assert torch.equal(torch.rand(3), expected)
+
+
+class WithNothing(FollowerProblem):
+    """A part of its y has no elements, as a layer without outputs."""
+
+    sense = "max"
+
+    def init(self, batch: Any) -> dict[str, Tensor]:
+        return {"all": torch.zeros(3), "none": torch.zeros(0)}
+
+    def objective(self, leader: Any, y: dict[str, Tensor], batch: Any) -> Tensor:
+        return y["all"].sum() + y["none"].sum()
+
+
+def test_a_part_without_elements_is_where_it_should_be() -> None:
+    leader, _, batch = image_game()
+    check_follower(WithNothing(), leader, batch)
+
+
+def test_the_direction_of_an_update_with_noise_that_can_be_rewound() -> None:
+    class Stumbling(Update):
+        def forward(self, y: Tensor, gradient: Any, context: Any, state: Any) -> Any:
+            return y - gradient + torch.randn_like(y), state
+
+    with pytest.raises(AssertionError, match="Stumbling moves y against the gradient"):
+        check_update(Stumbling(), torch.randn(2, 3))
+
+
+class Counting(Solver):
+    """Its answer moves a little with each solve, and its state dict does not tell how far."""
+
+    solves = 0
+
+    def answer(self, oracle: Oracle) -> Tensor:
+        self.solves += 1
+        return oracle.project(oracle.init() + 1e-6 * self.solves)
+
+
+def test_a_state_dict_that_lacks_little_lacks_something() -> None:
+    leader, follower, batch = image_game()
+    with pytest.raises(AssertionError, match="Counting's state dict lacks something"):
+        check_solver(Counting(), follower, leader, batch)
+
+
+def test_all_checks_leave_the_random_numbers_as_they_come() -> None:
+    leader, follower, batch = image_game()
+    for check in (
+        lambda: check_follower(follower, leader, batch),
+        lambda: check_update(Gradient(0.1), torch.zeros(2, 3)),
+    ):
+        state = torch.get_rng_state()
+        check()
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_gradient_is_no_place_to_compute_in() -> None:
+    class Doubling(Update):
+        def forward(self, y: Tensor, gradient: Any, context: Any, state: Any) -> Any:
+            return y + gradient.mul_(2), state
+
+    with pytest.raises(AssertionError, match="Doubling modifies its arguments"):
+        check_update(Doubling(), torch.zeros(3))
+
+
+class Ball(FollowerProblem):
+    """Of radius ½ around zero, in numbers of which a sphere holds few."""
+
+    sense = "max"
+
+    def init(self, batch: Any) -> Tensor:
+        return torch.zeros(16, 50, dtype=torch.bfloat16)
+
+    def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
+        return y.sum(1)
+
+    def project(self, y: Tensor, batch: Any) -> Tensor:
+        return y * (0.5 / y.norm(dim=1, keepdim=True).clamp(min=1e-3)).clamp(max=1)
+
+
+def test_a_projection_may_be_off_by_rounding() -> None:
+    leader, _, batch = image_game()
+    check_follower(Ball(), leader, batch)
+
+
+def test_what_the_library_refuses_is_violated_too() -> None:
+    class Named(Counting):
+        def answer(self, oracle: Oracle) -> Any:
+            return {"y": oracle.init()}
+
+    leader, follower, batch = image_game()
+    with pytest.raises(AssertionError, match="Named"):
+        check_solver(Named(), follower, leader, batch)

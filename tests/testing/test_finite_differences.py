@@ -141,3 +141,12 @@ def test_a_step_across_kinks_shows_what_they_add(adjoint: Adjoint) -> None:
         testing.check_adjoint(
             adjoint, solver, Median(), leader, (x, target), tolerance=0.2, step=0.1
         )
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+def test_errors_are_measured_by_the_largest_element_of_all_parameters() -> None:
+    """One that nothing reads has a gradient of zero, of which nothing is a part."""
+    leader = Shift()
+    leader.aside = nn.Parameter(torch.ones(2, dtype=F64))
+    batch = torch.randn(3, dtype=F64)
+    testing.check_adjoint(Unrolled(), Iterative(Gradient(0.5), 60), Soft(), leader, batch)

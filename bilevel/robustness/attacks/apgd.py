@@ -75,8 +75,9 @@ class APGD(Solver):
         best = previous = current = _Point.at(oracle.init(), oracle)
         check_gain(best.gain, best.y, oracle.batch)
         threat = _ball(oracle.follower)
-        rule = threat.ascent(1.0)
-        eta = torch.full_like(current.gain, 2 * threat.eps)
+        unit = threat.eps or 1.0  # in L1 a step is spread by its length
+        rule = threat.ascent(unit)
+        eta = torch.full_like(current.gain, 2 * threat.eps / unit)
         kept, best_gain = torch.ones_like(current.gain, dtype=torch.bool), best.gain
         for begin, end in pairwise(_checkpoints(self.steps)):
             increases = torch.zeros_like(current.gain)

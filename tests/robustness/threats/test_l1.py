@@ -199,3 +199,24 @@ def test_the_derivative_of_many_values_that_are_rounded() -> None:
     batch = Batch(torch.rand(3, 100, dtype=F64), torch.zeros(3).long())
     delta = (0.3 * torch.randn(3, 100, dtype=F64)).requires_grad_()
     assert torch.autograd.gradcheck(lambda y: L1(12.0).project(y, batch), (delta,))
+
+
+@pytest.mark.parametrize(("size", "eps"), [(200, 20.0), (100, 5.0)])
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_auto_pgd_finds_the_optimum_of_a_linear_function(size, eps, start) -> None:
+    """A knapsack: the largest slopes are moved to the bounds, until the budget is spent."""
+    torch.manual_seed(0)
+    slopes = torch.randn(size)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(size, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([0 * slopes, slopes]))
+    x, y = torch.rand(10, 1, 1, size), torch.zeros(10, dtype=torch.long)
+    room = torch.where(slopes > 0, 1 - x.flatten(1), x.flatten(1))
+    value, order = slopes.abs().sort(descending=True)
+    room = room[:, order]
+    spent = torch.minimum((eps - (room.cumsum(1) - room)).clamp(min=0), room)
+    threat = L1(eps, start=start * eps, loss=lambda logits, batch: logits[:, 1])
+    found = attack(model, threat, APGD(), Batch(x, y)).x
+    risen = (model(found) - model(x))[:, 1] / (spent * value).sum(1)
+    assert risen.mean() > 0.99
+    assert risen.max() < 1 + 1e-4

@@ -1,0 +1,18 @@
+"""The results of a run, as a file that any program reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bilevel.experiment import write_results
+
+
+def test_what_json_lacks_is_written_as_text(tmp_path: Path) -> None:
+    config = {"out": Path("runs"), "limit": None, "sizes": (1, 2)}
+    path = write_results(tmp_path / "new", config, {"torch": "2"}, ({"loss": 0.5},))
+    assert json.loads(path.read_text()) == {
+        "config": {"out": "runs", "limit": None, "sizes": [1, 2]},
+        "environment": {"torch": "2"},
+        "results": [{"loss": 0.5}],
+    }
