@@ -51,7 +51,14 @@ from bilevel.robustness.networks.speed import (
 )
 from bilevel.robustness.threats.interpolation import InterpolatedLabels, Interpolation
 from bilevel.robustness.threats.l1 import L1
-from bilevel.robustness.threats.losses import Targeted, cross_entropy, dlr, margin, targeted_dlr
+from bilevel.robustness.threats.losses import (
+    Targeted,
+    cross_entropy,
+    dlr,
+    margin,
+    targeted_dlr,
+    targeted_margin,
+)
 from bilevel.robustness.threats.norms import NORMS, Norm
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
@@ -165,6 +172,7 @@ __all__ = [
     "small_cnn",
     "standard_attacks",
     "targeted_dlr",
+    "targeted_margin",
     "wide_resnet",
     "write_report",
 ]

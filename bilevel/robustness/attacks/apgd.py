@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -72,7 +73,7 @@ class APGD(Solver):
 
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""
-        best = previous = current = _Point.at(oracle.init(), oracle)
+        best = previous = current = started = _Point.at(oracle.init(), oracle)
         check_gain(best.gain, best.y, oracle.batch)
         threat = _ball(oracle.follower)
         unit = threat.eps or 1.0  # in L1 a step is spread by its length
@@ -93,6 +94,7 @@ class APGD(Solver):
             eta = choose(halve, eta / 2, eta)
             current = best.where(halve, current)
             kept, best_gain = ~halve, best.gain
+        _check_together(oracle, best, started)
         return best.y
 
     def extra_repr(self) -> str:
@@ -116,6 +118,20 @@ class _Point(NamedTuple):
     def where(self, mask: Tensor, other: _Point) -> _Point:
         """This point for the samples in the mask, the other one for the rest."""
         return _Point._make(map(partial(choose, mask), self, other))
+
+
+def _check_together(oracle: Oracle, best: _Point, started: _Point) -> None:
+    """Warns if the best points of all samples, of different iterations, are not as good at once."""
+    once, again = oracle.gain(best.y), oracle.gain(best.y)
+    lost, noise = (best.gain - once).mean(), (once - again).abs().mean()
+    if lost > 0.05 * (best.gain - started.gain).mean() + 10 * noise:
+        warnings.warn(
+            f"APGD: {type(oracle.follower).__name__}.objective of a sample depends on the others "
+            "(a graph, batch normalisation in training mode), and the best points of each are "
+            "worse together: give one y for all, (1, …), with an objective of shape (1,), or "
+            "attack with pgm(step, steps)",
+            stacklevel=2,
+        )
 
 
 def _ball(follower: FollowerProblem) -> Perturbation:

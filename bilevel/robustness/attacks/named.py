@@ -30,7 +30,15 @@ from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.attacks.square import Square
-from bilevel.robustness.threats.losses import LOSSES, Loss, cross_entropy, dlr, margin, targeted_dlr
+from bilevel.robustness.threats.losses import (
+    LOSSES,
+    Loss,
+    cross_entropy,
+    dlr,
+    margin,
+    targeted_dlr,
+    targeted_margin,
+)
 from bilevel.robustness.training.methods import (
     EVALUATION_STEP,
     TRAINING_STEP,
@@ -115,10 +123,11 @@ def _apgd(name: str, loss: Loss, settings: AttackSettings, targets: int = 0) -> 
 
 
 def _apgd_t(settings: AttackSettings) -> list[Attack]:
-    """Targeted if there are the four classes that the targeted loss needs, else on the margin."""
-    if settings.classes < 4:
+    """Targeted, by the logits' ratio if there are the four classes that it needs."""
+    if settings.classes < 3:
         return _apgd("APGD-margin", margin, settings)
-    return _apgd("APGD-T", targeted_dlr, settings, targets=min(9, settings.classes - 1))
+    loss = targeted_dlr if settings.classes > 3 else targeted_margin
+    return _apgd("APGD-T", loss, settings, targets=min(9, settings.classes - 1))
 
 
 def _cw(settings: AttackSettings) -> list[Attack]:

@@ -13,7 +13,7 @@ from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
 from bilevel.robustness.attacks.samples import better, check_gain
 from bilevel.robustness.attacks.square_proposals import L2Proposals, LinfProposals
-from bilevel.robustness.threats.losses import dlr, margin, targeted_dlr
+from bilevel.robustness.threats.losses import dlr, margin, targeted_dlr, targeted_margin
 from bilevel.robustness.threats.perturbation import L2, Linf
 from bilevel.robustness.threats.threat import Threat
 from bilevel.solvers import Oracle, Solver
@@ -21,7 +21,12 @@ from bilevel.tree import Value, leaves
 
 _P = 0.8  # the first window's share of the image
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of it, in 10,000 queries
-_SIGNED = (margin, dlr, targeted_dlr)  # losses that are positive only where misclassified
+_SIGNED = (
+    margin,
+    dlr,
+    targeted_dlr,
+    targeted_margin,
+)  # losses that are positive only where misclassified
 _EVERY = 10  # queries from one look for misclassified images to the next, which waits
 
 

@@ -113,21 +113,41 @@ def targeted_dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         >>> targeted_dlr(torch.tensor([[4.0, 2.0, 1.0, 1.0]]), batch).item()
         -0.6666666865348816
     """
+    gap, top = targeted_margin(logits, batch), _largest(logits, 4)
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
+
+
+def targeted_margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
+    """The logit of the class ``batch.target`` minus that of the label.
+
+    Args:
+        logits: ``(B, K)``.
+        batch: What they are the logits of, with targets.
+
+    Returns:
+        One value a sample, ``(B,)``, positive where the target beats the label.
+
+    Raises:
+        BilevelError: If the batch has no targets.
+
+    Example:
+        >>> batch = Targeted(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]))
+        >>> targeted_margin(torch.tensor([[3.0, 1.0, 2.0]]), batch).item()
+        -2.0
+    """
     target = getattr(batch, "target", None)
     if target is None:
         raise BilevelError(
-            "targeted_dlr got a batch without targets: it moves toward one class; give "
+            "a targeted loss got a batch without targets: it moves toward one class; give "
             "Targeted(x, y, target)"
         )
-    top = _largest(logits, 4)
-    gap = _logit(logits, target) - _logit(logits, batch.y)
-    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
+    return _logit(logits, target) - _logit(logits, batch.y)
 
 
 UNTARGETED: tuple[Loss, ...] = (cross_entropy, margin, dlr)
 """The losses here that read no target."""
 
-OF_CLASSES: tuple[Loss, ...] = (*UNTARGETED, targeted_dlr)
+OF_CLASSES: tuple[Loss, ...] = (*UNTARGETED, targeted_dlr, targeted_margin)
 """The losses here, whose labels are classes; one of your own may have others."""
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilevel import BilevelError, Oracle, ZeroSum, testing
 from bilevel.robustness import (
@@ -21,6 +22,7 @@ from bilevel.robustness import (
     Linf,
     Perturbation,
     SolverAttack,
+    attack,
     batches,
 )
 from bilevel.robustness.attacks.apgd import _checkpoints
@@ -261,3 +263,44 @@ def test_the_number_of_steps_may_be_one_of_numpy() -> None:
 def test_the_checkpoints_of_the_authors_code() -> None:
     assert _checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 100]
     assert _checkpoints(10) == [0, 3, 5, 6, 7, 8, 9, 10]
+
+
+class Graph(Linf):
+    """Each node reads its neighbours' features, too."""
+
+    def __init__(self, edges: Tensor) -> None:
+        super().__init__(0.3, bounds=None)
+        self.edges = edges
+
+    def objective(self, leader: ZeroSum, delta: Tensor, batch: Batch) -> Tensor:
+        first, last = leader.model
+        hidden = first(self.edges @ (batch.x + delta)).relu()
+        return F.cross_entropy(last(self.edges @ hidden), batch.y, reduction="none")
+
+
+class Noisy(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) + 0.5 * torch.randn(len(x), 3)
+
+
+def test_samples_that_depend_on_each_other() -> None:
+    """The best features of each node are of different iterations, and worse together."""
+    torch.manual_seed(0)
+    labels = torch.randint(3, (40,))
+    edges = (torch.rand(40, 40) < 0.1).float() + torch.eye(40)
+    threat = Graph(edges / edges.sum(1, keepdim=True))
+    batch = Batch(torch.randn(40, 8) + F.one_hot(labels, 8), labels)
+    network = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 3))
+    leader, adam = ZeroSum(network, threat), torch.optim.Adam(network.parameters(), 0.03)
+    for _ in range(100):
+        adam.zero_grad()
+        leader.loss(torch.zeros_like(batch.x), batch).backward()
+        adam.step()
+    with pytest.warns(UserWarning, match=r"Graph.objective of a sample depends on the others"):
+        attack(network, threat, APGD(steps=30), batch)
+    # No warning of independent samples, or of noise.
+    attack(Noisy(network), Linf(0.3, bounds=None), APGD(steps=30), batch)

@@ -16,6 +16,7 @@ from bilevel.robustness.threats.losses import (
     dlr,
     margin,
     targeted_dlr,
+    targeted_margin,
 )
 
 BOTH = pytest.mark.parametrize(("threat", "eps"), [(Linf, 0.1), (L2, 0.5)])
@@ -49,7 +50,7 @@ def attacked(model: Noting, follower: Perturbation, batch: Any) -> Solution:
 
 
 @BOTH
-@pytest.mark.parametrize("loss", [margin, dlr, targeted_dlr])
+@pytest.mark.parametrize("loss", [margin, dlr, targeted_dlr, targeted_margin])
 def test_images_leave_once_they_are_misclassified(
     threat: type[Perturbation], eps: float, loss: Loss
 ) -> None:

@@ -33,7 +33,13 @@ from bilevel.robustness import (
     standard_attacks,
 )
 from bilevel.robustness.attacks.fresh import FreshAttack
-from bilevel.robustness.threats.losses import cross_entropy, dlr, margin, targeted_dlr
+from bilevel.robustness.threats.losses import (
+    cross_entropy,
+    dlr,
+    margin,
+    targeted_dlr,
+    targeted_margin,
+)
 from bilevel.updates import CNN, NormalizedGradient, SignGradient
 from tests.images import image_set
 
@@ -126,12 +132,20 @@ def test_the_default_battery_in_a_norm_of_ones_own(monkeypatch: pytest.MonkeyPat
     assert not [outcome.problem for outcome in outcomes if outcome.problem]
 
 
-NAMES = ["FGSM", "PGM-20", "PGM-20 margin", "APGD-CE", "APGD-margin", "random 100"]
+NAMES = ["FGSM", "PGM-20", "PGM-20 margin", "APGD-CE", "APGD-T", "random 100"]
 
 
-def test_few_classes_have_no_targets() -> None:
-    made = only("apgd-t", classes=3)
-    assert (made.name, made.follower.loss, made.targets) == ("APGD-margin", margin, 0)
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (2, ("APGD-margin", margin, 0)),
+        (3, ("APGD-T", targeted_margin, 2)),
+        (4, ("APGD-T", targeted_dlr, 3)),
+    ],
+)
+def test_targets_of_few_classes(classes: int, expected: tuple) -> None:
+    made = only("apgd-t", classes=classes)
+    assert (made.name, made.follower.loss, made.targets) == expected
 
 
 def test_what_sees_every_image_for_its_own_figure() -> None:
