@@ -111,7 +111,7 @@ class Field:
             v: ``(n,)``.
 
         Returns:
-            ``(n,)``: how a move of one player changes the other's gradient.
+            ``(n,)``, how a move of one player changes the other's gradient.
         """
         moved, other = v[: self.led], v[self.led :]
         return torch.cat([self.to_leader(other), self.to_follower(moved)])
@@ -137,7 +137,7 @@ class Field:
             v: A move of the follower, ``(n − led,)``.
 
         Returns:
-            ``(led,)``: how it changes the leader's gradient.
+            ``(led,)``, how it changes the leader's gradient.
         """
         theta, phi = self.parameters[: self._size], self.parameters[self._size :]
         return self._joined(_pull(self._loss[self._size :], theta, _split(v, phi)))
@@ -149,7 +149,7 @@ class Field:
             v: A move of the leader, ``(led,)``.
 
         Returns:
-            ``(n − led,)``: how it changes the follower's gradient.
+            ``(n − led,)``, how it changes the follower's gradient.
         """
         theta, phi = self.parameters[: self._size], self.parameters[self._size :]
         return self._joined(_pull(self._cost[: self._size], phi, _split(v, theta)))

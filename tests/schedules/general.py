@@ -16,7 +16,9 @@ from bilevel import (
     LeaderProblem,
     Parametric,
     Schedule,
+    Solver,
     SymplecticAdjustment,
+    ZeroSum,
 )
 
 F64 = torch.float64
@@ -57,12 +59,21 @@ class Reply(FollowerProblem):
         return objective(leader.x, y, batch)
 
 
-def general_game(schedule: Schedule, **parts) -> Bilevel:
-    leader, solver = Chooser(), Parametric(torch.tensor([0.4, -0.2], dtype=F64))
+def descending(
+    leader: LeaderProblem, follower: FollowerProblem, solver: Solver, schedule: Schedule, **parts
+) -> Bilevel:
+    """A game whose players take gradient steps of 0.1."""
+    zero_sum = isinstance(leader, ZeroSum)
     chosen = {
-        "leader_opt": torch.optim.SGD(leader.parameters(), lr=0.1, weight_decay=0.5),
+        "leader_opt": torch.optim.SGD(leader.parameters(), lr=0.1),
         "solver_opt": torch.optim.SGD(solver.parameters(), lr=0.1),
-        "adjoint": Detached(),
+        "adjoint": None if zero_sum else Detached(),
         **parts,
     }
-    return Bilevel(leader, Reply(), solver, schedule=schedule, **chosen)
+    return Bilevel(leader, follower, solver, schedule=schedule, **chosen)
+
+
+def general_game(schedule: Schedule, **parts) -> Bilevel:
+    leader, solver = Chooser(), Parametric(torch.tensor([0.4, -0.2], dtype=F64))
+    decaying = torch.optim.SGD(leader.parameters(), lr=0.1, weight_decay=0.5)
+    return descending(leader, Reply(), solver, schedule, **{"leader_opt": decaying, **parts})

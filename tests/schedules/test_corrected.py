@@ -32,7 +32,7 @@ from bilevel.schedules import Corrected
 from bilevel.updates import CNN
 from tests.problems import image_game
 from tests.schedules.critics import critic_game, state
-from tests.schedules.general import CORRECTIONS, F64, general_game, loss, objective
+from tests.schedules.general import CORRECTIONS, F64, descending, general_game, loss, objective
 
 
 def by_hand(schedule: Schedule, f: Tensor, j: Tensor, led: int, lr: float) -> Tensor:
@@ -269,14 +269,7 @@ class Rows(FollowerProblem):
 def test_sparse_gradients(name: str) -> None:
     follower, solver = Rows(), Parametric(torch.ones(3))
     leader = ZeroSum(nn.Embedding(5, 3, sparse=True), follower)
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        schedule=CORRECTIONS[name](),
-    )
+    game = descending(leader, follower, solver, CORRECTIONS[name]())
     with pytest.raises(BilevelError, match="sparse=False"):
         game.step(torch.arange(2))
 
@@ -324,14 +317,7 @@ class Attending(FollowerProblem):
 def test_an_operation_without_second_derivative(name: str) -> None:
     follower, solver = Attending(), Parametric(torch.ones(()))
     leader = ZeroSum(nn.Linear(4, 4), follower)
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        schedule=CORRECTIONS[name](),
-    )
+    game = descending(leader, follower, solver, CORRECTIONS[name]())
     with pytest.raises(BilevelError, match=r"sdpa_kernel.*schedule \(Extragradient\)"):
         game.step(torch.ones(4, 4))
 
@@ -366,13 +352,6 @@ class Aside(FollowerProblem):
 def test_a_loss_of_neither_player(name: str) -> None:
     follower, solver = Aside(), Parametric(torch.ones(2))
     leader = ZeroSum(nn.Linear(2, 1), follower)
-    game = Bilevel(
-        leader,
-        follower,
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        schedule=CORRECTIONS[name](),
-    )
+    game = descending(leader, follower, solver, CORRECTIONS[name]())
     with pytest.raises(BilevelError, match="the leader's loss does not depend"):
         game.step(torch.ones(2, requires_grad=True))

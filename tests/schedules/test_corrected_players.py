@@ -21,7 +21,7 @@ from bilevel import (
     games,
 )
 from tests.schedules.critics import critic_game, state
-from tests.schedules.general import CORRECTIONS, F64, Chooser, Reply, general_game
+from tests.schedules.general import CORRECTIONS, F64, Chooser, Reply, descending, general_game
 
 
 class Normed(LeaderProblem):
@@ -54,18 +54,22 @@ class Shifting(FollowerProblem):
 def test_the_follower_meets_the_leader_in_the_mode_of_the_solve(name: str, mode) -> None:
     """And the leader's statistics move with its own loss alone."""
     leader, solver = Normed(), Parametric(torch.ones(2, dtype=F64), leader_mode=mode)
-    game = Bilevel(
-        leader,
-        Shifting(),
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        adjoint=Detached(),
-        schedule=CORRECTIONS[name](),
-    )
+    game = descending(leader, Shifting(), solver, CORRECTIONS[name]())
     game.step(torch.randn(8, 2, dtype=F64))
     assert set(game.follower.modes) == {mode == "train"}
     assert leader.net[0].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_the_follower_meets_the_statistics_of_before_the_leaders_loss(name: str) -> None:
+    """As in simultaneous steps."""
+    found, batch = [], torch.randn(8, 2, dtype=F64)
+    for schedule in (Simultaneous(), CORRECTIONS[name]()):
+        torch.manual_seed(0)
+        leader, solver = Normed(), Parametric(torch.ones(2, dtype=F64))
+        game = descending(leader, Shifting(), solver, schedule)
+        found.append(game.step(batch)["objective_after"])
+    torch.testing.assert_close(*found)
 
 
 class Offset(Chooser):
@@ -82,15 +86,7 @@ class Offset(Chooser):
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_a_parameter_that_the_loss_is_linear_in_takes_its_own_step(name: str) -> None:
     leader, solver = Offset(), Parametric(torch.tensor([0.4, -0.2], dtype=F64))
-    game = Bilevel(
-        leader,
-        Reply(),
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        adjoint=Detached(),
-        schedule=CORRECTIONS[name](),
-    )
+    game = descending(leader, Reply(), solver, CORRECTIONS[name]())
     game.step(torch.ones(3, 2, dtype=F64))
     assert leader.offset.item() == pytest.approx(1 - 0.1 * 2)
 
@@ -201,15 +197,7 @@ def test_an_objective_that_reads_the_leader_alone_is_refused(name: str) -> None:
             return leader.x.sum()
 
     leader, solver = Chooser(), Parametric(torch.ones(2, dtype=F64))
-    game = Bilevel(
-        leader,
-        Deaf(),
-        solver,
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
-        adjoint=Detached(),
-        schedule=CORRECTIONS[name](),
-    )
+    game = descending(leader, Deaf(), solver, CORRECTIONS[name]())
     with pytest.raises(BilevelError, match="the follower's objective does not depend on the par"):
         game.step(torch.ones(3, 2, dtype=F64))
 
