@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,8 +71,9 @@ def checkpointed(layers: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled() or transformed or (compiling and not _COMPILES):
         return layers(*args, **kwargs)
     if compiling:  # traced once, in the mode that it is called in
-        return checkpoint(layers, *args, use_reentrant=False, **kwargs)
-    return checkpoint(layers, *args, use_reentrant=False, context_fn=kept(layers), **kwargs)
+        return checkpoint(partial(layers, **kwargs), *args, use_reentrant=False)
+    run = partial(layers, **kwargs)  # checkpoint has arguments of its own
+    return checkpoint(run, *args, use_reentrant=False, context_fn=kept(layers))
 
 
 def recomputed(

@@ -212,3 +212,13 @@ def test_what_keeps_the_state_is_made_once_for_all_passes() -> None:
         output.pow(2).sum().backward()
     assert torch.equal(plain[2].weight.grad, again[2].weight.grad)
     assert again[0].num_batches_tracked == 0
+
+
+class Debugged(nn.Linear):
+    def forward(self, x: Tensor, *, debug: bool) -> Tensor:
+        return super().forward(x) if debug else x
+
+
+def test_arguments_that_torchs_own_function_has_too() -> None:
+    layer, x = Debugged(3, 3).double(), torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(checkpointed(layer, x, debug=True), layer(x, debug=True))

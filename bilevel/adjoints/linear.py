@@ -14,13 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import NamedTuple, ParamSpec, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-P = ParamSpec("P")
 Product = Callable[[Tensor], Tensor]
 """v to A v, in the shape of b both: ``(m,)``, or ``(rows, n)`` where each row has its own A."""
 
@@ -55,6 +54,9 @@ class LinearSolution(NamedTuple):
         return eps * math.sqrt(self.value.shape[-1]) * float(self.largest)
 
 
+Solve = TypeVar("Solve", bound=Callable[..., LinearSolution])
+
+
 class LinearSolver(Protocol):
     """The interface of the solvers."""
 
@@ -75,6 +77,20 @@ class LinearSolver(Protocol):
         """
 
 
+def _in_full_precision(solve: Solve) -> Solve:
+    """Without autocast, which rounds products of vectors and matrices."""
+
+    @wraps(solve)
+    def solved(product: Product, b: Tensor, *args: Any, **kwargs: Any) -> LinearSolution:
+        if not torch.is_autocast_enabled(b.device.type):
+            return solve(product, b, *args, **kwargs)
+        with torch.autocast(b.device.type, enabled=False):
+            return solve(product, b, *args, **kwargs)
+
+    return cast(Solve, solved)
+
+
+@_in_full_precision
 def conjugate_gradient(
     product: Product,
     b: Tensor,
@@ -142,6 +158,7 @@ def conjugate_gradient(
     return LinearSolution(x, residual, b.new_tensor(smallest), b.new_tensor(largest), products)
 
 
+@_in_full_precision
 def neumann(
     product: Product,
     b: Tensor,
@@ -185,20 +202,6 @@ def neumann(
         x.add_(residual, alpha=size)
         residual.sub_(image, alpha=size)
     return LinearSolution(x, residual, smallest, largest, products)
-
-
-def _in_full_precision(solve: Callable[P, LinearSolution]) -> Callable[P, LinearSolution]:
-    """Without autocast, which rounds products of matrices."""
-
-    @wraps(solve)
-    def solved(*args: P.args, **kwargs: P.kwargs) -> LinearSolution:
-        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
-        if not torch.is_autocast_enabled(device):
-            return solve(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
-            return solve(*args, **kwargs)
-
-    return solved
 
 
 @_in_full_precision

@@ -56,7 +56,12 @@ class Task:
         self.history: Value
         self.solves = 0
         self.evaluations = 0
-        self.recording = torch.is_grad_enabled()
+        # A graph is for φ, and once for the check that nothing else is trained. Where the batch has
+        # one too, the iterates of every solve would hang on it.
+        learned = any(parameter.requires_grad for parameter in solver.parameters())
+        led = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in data)
+        needed = learned or not led or not adjoint.held_none
+        self.recording = torch.is_grad_enabled() and needed
 
     def split(self, inputs: Sequence[Tensor]) -> tuple[Parameters, Batch]:
         """All that may be differentiated, by name, and the batch.

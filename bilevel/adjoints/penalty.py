@@ -62,7 +62,7 @@ class Penalty(Pullback):
         self.strength = positive("strength", strength)
         self.update = update
         self.steps = None if steps is None else count("steps", steps)
-        self._checked = False
+        self._checked: set[str] = set()
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that there are steps to solve the perturbed problems with."""
@@ -87,9 +87,9 @@ class Penalty(Pullback):
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves both perturbed problems, and takes the difference of the costs' gradients."""
-        if not self._checked:
+        if not {*problem.wanted} <= self._checked:
             self._check_constraints(problem)
-            self._checked = True
+            self._checked |= {*problem.wanted}
         (plus, residual), (minus, other) = (self._perturbed(problem, v, sign) for sign in (1, -1))
         moved = tree_map(lambda _, a, b: a - b, v, minus, plus)  # in v's order of names
         difference = ravel(moved) * self.strength / 2
@@ -119,8 +119,8 @@ class Penalty(Pullback):
         if any(leaf.requires_grad for leaf in leaves(point)):
             raise BilevelError(
                 f"{self!r}: {type(problem.follower).__name__}.project depends on the leader's "
-                "parameters, and a difference of objectives does not see constraints that move "
-                "with them; take Implicit() or Unrolled()"
+                "parameters, or tensors of the batch, and a difference of objectives does not see "
+                "constraints that move with them; take Implicit() or Unrolled()"
             )
 
     def _perturbed(self, problem: SolvedProblem, v: Value, sign: int) -> tuple[Value, Tensor]:

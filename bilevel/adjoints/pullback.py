@@ -40,6 +40,7 @@ class Pullback(Adjoint):
         reaches_batch: Whether :meth:`pull` gives the gradients of tensors of the batch too, which
             are then in ``problem.theta`` and ``problem.wanted`` by the names ``batch[0]``, …: of
             features that the leader has computed from the data.
+        held_none: Whether a solve has shown that no part of the game holds θ itself.
         pulls_zero: Whether :meth:`pull` is called where v = 0 too: for one that updates what it
             keeps from one pull to the next.
     """
@@ -47,7 +48,7 @@ class Pullback(Adjoint):
     reaches_batch: ClassVar[bool] = False
     pulls_zero: bool = False
 
-    _held_none: bool = False
+    held_none: bool = False
 
     @abstractmethod
     def pull(self, problem: SolvedProblem, v: Any) -> Gradients:
@@ -99,9 +100,9 @@ class Pullback(Adjoint):
         tensors += [constant(self, tensor) for tensor in closed if tensor.requires_grad]
         value = answer(task, [*theta.values(), *tensors])
         connected = any(leaf.requires_grad for leaf in leaves(task.history))
-        if connected and not self._held_none:
+        if connected and not self.held_none:
             check_not_held(repr(self), leaves(task.history), theta)
-            self._held_none = True
+            self.held_none = True
         if connected and any(parameter.requires_grad for parameter in solver.parameters()):
             if task.solves > 1:
                 raise BilevelError(

@@ -110,7 +110,8 @@ class SolvedProblem:
             The solution, a constant, and what a warm-started solver keeps of it.
         """
         given = {**self.theta, **theta}
-        parts = self.follower, self.leader, self.batch
+        batch = self.feed(given) if self.feed else self.batch
+        parts = self.follower, self.leader, batch
         with self.snapshot.restored(), torch.no_grad(), lent(self.leader, given):
             solve = partial(self.solver.solve, *parts, evaluate=False)
             solution, end = self.from_start(start, solve)

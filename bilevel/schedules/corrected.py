@@ -41,7 +41,8 @@ class Corrected(Schedule):
 
     Both players are trained, by optimizers that evaluate once a step. Second derivatives are those
     of autograd: the gradients that a solver's own steps read count as constants, as in
-    :class:`~bilevel.Detached`. The metric ``field_norm`` is ‖F‖.
+    :class:`~bilevel.Detached`. Hooks of the parameters run in the products with J too: clip in step
+    pre-hooks of the optimizers. The metric ``field_norm`` is ‖F‖.
     """
 
     @abstractmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections import UserDict
+from collections.abc import Mapping
 from copy import copy
 
 from torch import Tensor
@@ -26,9 +27,12 @@ def select(batch: Batch, chosen: Tensor) -> Batch:
     """
     if isinstance(batch, Tensor) and batch.shape[:1] == chosen.shape:
         return batch[chosen]
-    if isinstance(batch, MutableMapping):  # such as transformers.BatchEncoding, no dict
-        some = copy(batch)
-        some.update({name: select(part, chosen) for name, part in batch.items()})
+    if isinstance(batch, Mapping):
+        rows = {name: select(part, chosen) for name, part in batch.items()}
+        if not isinstance(batch, dict | UserDict):  # of others a copy may share its members
+            return rows
+        some = copy(batch)  # of its own kind, such as transformers.BatchEncoding
+        some.update(rows)
         return some
     if isinstance(batch, tuple | list):
         parts = [select(part, chosen) for part in batch]

@@ -247,3 +247,12 @@ def test_what_is_not_finite_is_seen_at_once() -> None:
 
 def test_the_largest_quotient_is_one_of_size() -> None:
     assert neumann(lambda v: -v, torch.ones(3), 2, tolerance=0.0).largest == 1
+
+
+@pytest.mark.parametrize("solve", [conjugate_gradient, gmres, neumann, exact])
+def test_autocast_rounds_nothing(solve) -> None:
+    """In float16 squares of large vectors would overflow."""
+    scales, b = torch.linspace(0.5, 1.5, 8), torch.full((8,), 100.0)
+    with torch.autocast("cpu", torch.float16):
+        found = solve(lambda v: scales * v, b=b, steps=60, tolerance=1e-6, start=None)
+    torch.testing.assert_close(found.value, b / scales, rtol=1e-4, atol=0)

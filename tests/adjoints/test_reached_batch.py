@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +21,7 @@ from bilevel import (
     Iterative,
     LeaderProblem,
     Penalty,
+    Pullback,
     Simultaneous,
     Unrolled,
 )
@@ -176,3 +179,62 @@ def test_a_constant_answer_gives_the_features_no_gradient() -> None:
     leader, x = Log(), data()
     y = Detached().solve(SOLVER, Curved(), leader, x).value
     assert not y.requires_grad
+
+
+class Capped(Curved):
+    """At most the data: a bound that moves with them."""
+
+    def project(self, y: Tensor, batch: Any) -> Tensor:
+        return torch.minimum(y, first(batch))
+
+
+def test_constraints_are_checked_for_what_is_asked_anew() -> None:
+    adjoint, leader = Penalty(1e4), Log()
+    adjoint.solve(SOLVER, Capped(), leader, data().detach()).value.sum().backward()
+    with pytest.raises(BilevelError, match="or tensors of the batch"):
+        gradients(adjoint, Capped(), data(), lambda x: x)
+
+
+class Differences(Pullback):
+    """Of two solves, for each number of the batch."""
+
+    reaches_batch = True
+
+    def pull(self, problem, v):
+        name, found = problem.wanted[-1], []
+        point = problem.theta[name].detach()
+        for unit in torch.eye(point.numel(), dtype=F64).view(-1, *point.shape):
+            ends = [problem.solve({name: point + side * 1e-5 * unit})[0] for side in (1, -1)]
+            found.append((v * (ends[0] - ends[1])).sum() / 2e-5)
+        grads = dict.fromkeys(problem.wanted)
+        return {**grads, name: torch.stack(found).view_as(point)}
+
+
+def test_solves_for_other_data() -> None:
+    leader, x = Log(), data()
+    leader.log.requires_grad_(False)
+    (expected,) = torch.autograd.grad(Unrolled().solve(SOLVER, Curved(), leader, x).value.sum(), x)
+    (found,) = torch.autograd.grad(Differences().solve(SOLVER, Curved(), leader, x).value.sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def alive(adjoint: Adjoint, x: Tensor) -> int:
+    """The number of tensors that an answer's graph keeps."""
+    saved: list[weakref.ref[Tensor]] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        answer = adjoint.solve(SOLVER, Clipped(), Log(), x).value
+    gc.collect()
+    assert answer.requires_grad
+    return sum(tensor() is not None for tensor in saved)
+
+
+def test_the_graph_of_a_solve_is_not_kept() -> None:
+    """Projections that read the data would hang each iterate on the last one."""
+    adjoint = Implicit()
+    alive(adjoint, data())  # in which it is checked that nothing else is trained
+    assert alive(adjoint, data()) <= alive(adjoint, data().detach()) + 1 < 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
+from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import BilevelError, FollowerProblem, Iterative, Oracle, ZeroSum
+from bilevel.solvers.selection import select
 from bilevel.updates import (
     CNN,
     MLP,
@@ -274,3 +276,32 @@ def test_a_start_of_ragged_samples() -> None:
     follower = Ragged()
     with pytest.raises(BilevelError, match=r"nested tensor.*pad the samples"):
         Oracle(follower, ZeroSum(nn.Identity(), follower), torch.ones(2)).init()
+
+
+class Wrapped(MutableMapping):
+    """Its copies share their members."""
+
+    def __init__(self, **members: Tensor) -> None:
+        self.members = members
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.members[name]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.members[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.members[name]
+
+    def __iter__(self):
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
+def test_a_batch_is_left_as_it_is() -> None:
+    batch = Wrapped(x=X, y=LABELS)
+    some = select(batch, CHOSEN)
+    assert some["x"].shape == (2, 3)
+    assert batch["x"] is X

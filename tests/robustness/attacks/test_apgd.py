@@ -304,3 +304,12 @@ def test_samples_that_depend_on_each_other() -> None:
         attack(network, threat, APGD(steps=30), batch)
     # No warning of independent samples, or of noise.
     attack(Noisy(network), Linf(0.3, bounds=None), APGD(steps=30), batch)
+
+
+def test_kernels_that_round_otherwise_without_gradients() -> None:
+    """Attention in evaluation mode, at a radius at which nothing is gained."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3))
+    batch = Batch(torch.randn(3, 5, 8), torch.arange(3))
+    attack(network, Linf(0.0, bounds=None), APGD(steps=5), batch)
