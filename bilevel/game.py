@@ -18,7 +18,7 @@ from bilevel.errors import (
 )
 from bilevel.first_answer import check_first_answer
 from bilevel.frozen import frozen
-from bilevel.losses import check_gradients, check_loss
+from bilevel.loss_checks import check_gradients, check_loss
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, take_step, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem

@@ -47,6 +47,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "learned follower": minmax.learned_follower,
     "monitor": lambda: minmax.monitor(read("monitor")),
     "cost of a schedule": lambda: minmax.schedules(read("schedules"), games=1000),
+    "cost between networks": lambda: minmax.network_games(read("network_games")),
     "ten demonstrations": imitation.ten_demonstrations,
     "one demonstration": imitation.one_demonstration,
     "updaters": imitation.updaters,

@@ -25,7 +25,7 @@ from bilevel.arguments import count, positive
 from bilevel.distributed.job import world_size
 from bilevel.errors import BilevelError, raise_missing_derivative
 from bilevel.frozen import frozen
-from bilevel.losses import check_gradients, check_loss
+from bilevel.loss_checks import check_gradients, check_loss
 from bilevel.player import take_step, trainable_parameters, zero_grad
 from bilevel.problem import Batch
 from bilevel.schedules.base import Schedule
@@ -107,7 +107,7 @@ class Consensus(Corrected):
         = w - \eta\,(F + \tfrac{\gamma}{2} \nabla \|F\|^2)
 
     On f(x, y) = xy it contracts by √((1 − ηγ)² + η²). It is drawn to all points where F = 0,
-    equilibria or not. A step costs about 3 of :class:`~bilevel.Simultaneous`.
+    equilibria or not. A step costs 2 to 3 of :class:`~bilevel.Simultaneous`.
 
     Args:
         gamma: γ.
@@ -139,7 +139,7 @@ class SymplecticAdjustment(Corrected):
     parameters, where ∇H = Jᵀ F is the gradient of ‖F‖²/2: the adjustment attracts to stable points
     and repels from unstable ones. On f(x, y) = xy it is :class:`Consensus`.
 
-    A step costs about 5 of :class:`~bilevel.Simultaneous`.
+    A step costs 3 to 5 of :class:`~bilevel.Simultaneous`.
 
     Args:
         strength: λ.
@@ -180,7 +180,7 @@ class CompetitiveGradient(Corrected):
     in each step. Of others than plain SGD the steps differ from those that the players expect of
     each other.
 
-    A step costs about 3 of :class:`~bilevel.Simultaneous`, and 1 to 2 more for each iteration of
+    A step costs about 3 of :class:`~bilevel.Simultaneous`, and 1 more for each iteration of
     GMRES, which keeps a copy of the leader and waits for the device; their number grows with
     η ‖J_×‖. The metric ``residual`` is that of the system, ‖F − (I + J_× η) G‖ / ‖F‖.
 

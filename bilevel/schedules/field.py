@@ -28,7 +28,6 @@ class Field:
 
     Attributes:
         value: F without its graph.
-        cross: (∇_θ C, ∇_φ L), the slopes of each player's loss that the other controls.
         parameters: θ and φ.
         led: The number of the leader's coordinates.
 
@@ -51,8 +50,12 @@ class Field:
         self._loss = _in_order(loss, self.parameters)
         self._cost = [-s for s in self._loss] if cost is None else _in_order(cost, self.parameters)
         self.value = self.flat(self._loss[: self._size] + self._cost[self._size :]).detach()
-        self.cross = self.flat(self._cost[: self._size] + self._loss[self._size :]).detach()
         self.led = sum(as_real(parameter).numel() for parameter in theta)
+
+    @property
+    def cross(self) -> Tensor:
+        """(∇_θ C, ∇_φ L), the slopes of each player's loss that the other controls."""
+        return self.flat(self._cost[: self._size] + self._loss[self._size :]).detach()
 
     def flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """A vector of tensors in the shapes of the parameters.

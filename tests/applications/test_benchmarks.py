@@ -15,6 +15,7 @@ from tests.applications.conftest import Suite, write
 
 TABLES = {
     "monitor": "monitor",
+    "network_games": "cost between networks",
     "schedules": "cost of a schedule",
     "through_the_attacker": "through the attacker",
 }

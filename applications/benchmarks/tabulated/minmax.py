@@ -80,3 +80,17 @@ def schedules(records: Sequence[Record], games: int) -> str:
     titles = "by hand, µs", "bilevel, µs", "÷ by hand", "cooper 1.0.1, µs"
     stacked = f"speed-up per game with {games:,} stacked games"
     return markdown(["schedule", *titles, stacked], rows)
+
+
+def network_games(records: Sequence[Record]) -> str:
+    """A step between two networks beside a simultaneous one."""
+    widths = dict.fromkeys(one["width"] for one in records)
+    cells = {(one["schedule"], one["width"]): one["÷ simultaneous"] for one in records}
+    rows = [
+        [
+            name.replace("proximal-point", "proximal point, 5 iterations"),
+            *(f"{cells[name, width]:.2f}" for width in widths),
+        ]
+        for name in dict.fromkeys(one["schedule"] for one in records)
+    ]
+    return markdown(["schedule", *(f"width {width}" for width in widths)], rows)
