@@ -21,12 +21,8 @@ from bilevel.tree import Value, leaves
 
 _P = 0.8  # the first window's share of the image
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of it, in 10,000 queries
-_SIGNED = (
-    margin,
-    dlr,
-    targeted_dlr,
-    targeted_margin,
-)  # losses that are positive only where misclassified
+# Losses that are positive only where misclassified.
+_SIGNED = (margin, dlr, targeted_dlr, targeted_margin)
 _EVERY = 10  # queries from one look for misclassified images to the next, which waits
 
 
