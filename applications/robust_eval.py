@@ -63,8 +63,9 @@ class Args:
     """Import the module that a classifier.safetensors names, of a network of your own (--model
     MODULE:FUNCTION in training)."""
     attack: tuple[str, ...] = STANDARD
-    """Run in the order given: fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw
-    (linf only), random, square, own, fresh, transfer, autoattack (of the package pyautoattack)."""
+    """Run in the order given: fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t,
+    longer (a spot check: 300 steps), cw (linf only), random, square, own, fresh, transfer,
+    autoattack (of the package pyautoattack)."""
     surrogate: tuple[str, ...] = ()
     """Folders of classifiers whose adversarial images are tried on the others (transfer)."""
     norm: Norm | None = None

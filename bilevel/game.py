@@ -361,12 +361,14 @@ class Bilevel:
         return metrics if objective is None else {**metrics, "objective_after": objective}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both players, optimizers, schedule and adjoint, and the step count.
+        """The state of players, optimizers, schedule and adjoint, and the step count.
+
+        Of the follower the networks that it holds: the running statistics that solves move.
 
         Returns:
             Tensors and plain values, for ``torch.save`` and ``torch.load(weights_only=True)``.
         """
-        return {**game_state.read(self._parts()), "steps": self.steps}
+        return {**game_state.read(self), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads a state; if it does not fit, raises and leaves the game as it was.
@@ -377,17 +379,5 @@ class Bilevel:
         Raises:
             BilevelError: If it is the state of another game.
         """
-        device = next((p.device for p in self.leader.parameters()), torch.device("cpu"))
-        game_state.load(self._parts(), state, device)
+        game_state.load(self, state)
         self.steps = state["steps"]
-
-    def _parts(self) -> dict[str, Any]:
-        parts = {
-            "leader": self.leader,
-            "solver": self.solver,
-            "leader_opt": self.leader_opt,
-            "solver_opt": self.solver_opt,
-            "schedule": self.schedule,
-            "adjoint": self.adjoint,
-        }
-        return {name: part for name, part in parts.items() if part is not None}

@@ -240,6 +240,20 @@ class FollowerProblem(ABC):
         )
 
 
+def networks_of(follower: FollowerProblem) -> list[nn.Module]:
+    """The networks that a follower computes with, whose running statistics its solves move.
+
+    Args:
+        follower: The problem.
+
+    Returns:
+        Its attributes that are modules, or the follower itself if it is one.
+    """
+    if isinstance(follower, nn.Module):
+        return [follower]
+    return [value for value in vars(follower).values() if isinstance(value, nn.Module)]
+
+
 class ZeroSum(LeaderProblem):
     r"""A leader that minimises what its follower maximises.
 

@@ -77,7 +77,13 @@ def checkpointed(layers: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def recomputed(
-    steps: Steps, modules: Sequence[nn.Module], y: Value, state: State, *, check: bool = False
+    steps: Steps,
+    modules: Sequence[nn.Module],
+    networks: Sequence[nn.Module],
+    y: Value,
+    state: State,
+    *,
+    check: bool = False,
 ) -> Any:
     """``steps(y, state)``, of which only the arguments are saved for the backward pass.
 
@@ -86,7 +92,8 @@ def recomputed(
 
     Args:
         steps: Some steps of a solve.
-        modules: The modules that they read.
+        modules: The modules whose parameters receive gradients.
+        networks: Others that they compute with, whose state they may move.
         y: The point before the first step.
         state: The update's state there.
         check: Whether the backward pass raises an error if it is led elsewhere, or the steps hold
@@ -108,7 +115,7 @@ def recomputed(
         return tuple(leaf for leaf in end if isinstance(leaf, Tensor))
 
     tensors = [leaf for leaf in start if isinstance(leaf, Tensor)]
-    module, snapshot = nn.ModuleList(modules), Snapshot(*modules)
+    module, snapshot = nn.ModuleList(modules), Snapshot(*modules, *networks)
     own = dict(module.named_parameters())
 
     def rerun(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -4,50 +4,56 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from bilevel.errors import BilevelError
+from bilevel.problem import networks_of
+
+if TYPE_CHECKING:
+    from bilevel.game import Bilevel
 
 MOVED = ("solver", "schedule", "adjoint")
 """Parts whose state holds tensors that are not parameters: loading must move them to the device."""
 
 
-def read(parts: Mapping[str, Any]) -> dict[str, Any]:
+def read(game: Bilevel) -> dict[str, Any]:
     """The state of each part.
 
     Args:
-        parts: Objects with a ``state_dict``, by name.
+        game: The game.
 
     Returns:
-        Tensors and plain values.
+        Tensors and plain values, by the part's name.
     """
-    return {name: part.state_dict() for name, part in parts.items()}
+    return {name: part.state_dict() for name, part in _parts(game).items()}
 
 
-def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.device) -> None:
+def load(game: Bilevel, state: Mapping[str, Any]) -> None:
     """Loads each part's state; if one does not fit, raises and leaves all as they were.
 
     Args:
-        parts: The parts, by name.
-        state: What :func:`read` returned for such parts, and the number of steps.
-        device: The game's device.
+        game: The game.
+        state: What :func:`read` returned for a game of such parts, and the number of steps.
 
     Raises:
         BilevelError: If it is the state of another game.
     """
+    parts = _parts(game)
+    device = next((p.device for p in game.leader.parameters()), torch.device("cpu"))
     for name in (*parts, "steps"):
         if name not in state:
             raise BilevelError(
                 f"the state has no {name!r}: it was written by a game of other parts; build "
                 "the game as it was when the state was saved"
             )
-    for name in ("leader", "solver"):
-        check_fits(name, parts[name].state_dict(), state[name])
+    for name in ("leader", "solver", "follower"):
+        if name in parts:
+            check_fits(name, parts[name].state_dict(), state[name])
     # An optimizer of torch puts another state in the place of its own.
     before = {
         name: part.state_dict() if isinstance(part, Optimizer) else copy.deepcopy(part.state_dict())
@@ -67,6 +73,22 @@ def load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.devic
             "with another schedule, adjoint or optimizer; build the game as it was when the state "
             "was saved"
         ) from error
+
+
+def _parts(game: Bilevel) -> dict[str, Any]:
+    """What has a state, by name; of the follower its networks that are no player's."""
+    players = {*game.leader.modules(), *game.solver.modules()}
+    networks = [network for network in networks_of(game.follower) if network not in players]
+    parts = {
+        "leader": game.leader,
+        "solver": game.solver,
+        "follower": nn.ModuleList(networks) if networks else None,
+        "leader_opt": game.leader_opt,
+        "solver_opt": game.solver_opt,
+        "schedule": game.schedule,
+        "adjoint": game.adjoint,
+    }
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.device) -> None:

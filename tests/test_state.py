@@ -7,21 +7,28 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from bilevel import (
+    Adjoint,
     Bilevel,
     BilevelError,
     Detached,
+    FollowerProblem,
+    Forward,
     Implicit,
     Iterative,
+    LeaderProblem,
     Lookahead,
     Optimistic,
     Parametric,
+    Penalty,
     Simultaneous,
+    Unrolled,
     ZeroSum,
     pgm,
 )
-from bilevel.updates import CoordinateRNN
+from bilevel.updates import CoordinateRNN, Gradient
 from tests.problems import Saddle, Scalar, image_game, images
 
 
@@ -167,3 +174,79 @@ def test_a_state_from_before_the_rates_were_scheduled() -> None:
     game.leader_opt.param_groups[0]["lr"] = 0.1
     game.load_state_dict(state)
     assert game.leader_opt.param_groups[0]["lr"] == 0.5
+
+
+class Discriminating(FollowerProblem):
+    """A discriminator whose batch normalisation runs in training mode while it is solved."""
+
+    sense = "min"
+
+    def __init__(self) -> None:
+        self.network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+
+    def init(self, batch):
+        return {name: p.detach() for name, p in self.network.named_parameters()}
+
+    def logits(self, leader, y, batch):
+        return functional_call(self.network, y, (leader.w * batch,))
+
+    def objective(self, leader, y, batch):
+        decay = sum(leaf.square().sum() for leaf in y.values())
+        return self.logits(leader, y, batch).exp().mean() + decay
+
+
+class Fooling(LeaderProblem):
+    def __init__(self, follower: Discriminating) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        object.__setattr__(self, "follower", follower)
+
+    def loss(self, y, batch):
+        return self.follower.logits(self, y, batch).mean()
+
+
+def discriminating_game(adjoint: Adjoint) -> Bilevel:
+    follower = Discriminating()
+    leader = Fooling(follower)
+    solver = Iterative(Gradient(0.01), 4, warm_start=not isinstance(adjoint, Penalty))
+    return Bilevel(leader, follower, solver, leader_opt=sgd(leader), adjoint=adjoint)
+
+
+ADJOINTS = (Detached(), Unrolled(recompute=2), Implicit(max_steps=2), Penalty(10.0), Forward())
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=repr)
+def test_running_statistics_of_the_follower_are_those_of_its_solves(adjoint) -> None:
+    """Four steps and the leader's loss; a backward pass that computes again moves none."""
+    game = discriminating_game(adjoint)
+    game.step(torch.randn(8, 3, dtype=torch.float64))
+    assert game.follower.network[1].num_batches_tracked.item() == 5
+
+
+def test_running_statistics_of_the_follower_come_back() -> None:
+    batches = torch.randn(4, 8, 3, dtype=torch.float64)
+    game, other = (discriminating_game(Detached()) for _ in range(2))
+    for batch in batches[:2]:
+        game.step(batch)
+    other.load_state_dict(copy.deepcopy(game.state_dict()))
+    for batch in batches[2:]:
+        assert torch.equal(game.step(batch)["loss"], other.step(batch)["loss"])
+    for one, two in zip(*(g.follower.network.buffers() for g in (game, other)), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_state_of_a_follower_with_another_network_changes_nothing() -> None:
+    game, other = (discriminating_game(Detached()) for _ in range(2))
+    other.follower.network = nn.Linear(3, 1).double()
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(BilevelError, match="the saved follower is of another architecture"):
+        other.load_state_dict(game.state_dict())
+    assert torch.equal(other.leader.w, before["leader"]["w"])
+
+
+def test_a_network_of_the_leader_that_the_follower_holds_is_saved_once() -> None:
+    leader, follower, _ = image_game()
+    follower.features = leader.model
+    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader))
+    assert "follower" not in game.state_dict()

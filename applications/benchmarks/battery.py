@@ -68,7 +68,7 @@ def main(args: Args) -> None:
     images = sample(data.test, args.test_size).to(device)
     eps = target.about.epsilon
     make = partial(AttackSettings, eps, target.about.classes, trained=target)
-    settings = make(alone=args.attack)
+    settings = make(alone=tuple(name for name in args.attack if name != "longer"))
     measured = partial(cost, model=target.model, images=images, eps=eps)
     records = [
         {"attack": attack, "how": "alone", **spent}

@@ -75,7 +75,7 @@ class Scale:
 
 
 BATTERY = ("fgsm", "pgm-20", "own", "transfer", "pgm-100", "pgm-20-margin", "pgm-100-margin")
-BATTERY += ("apgd-ce", "apgd-t", "random")
+BATTERY += ("apgd-ce", "apgd-t", "longer", "random")
 ALONE = ("pgm-20-margin", "pgm-100-margin", "random")
 CW_ROWS = {
     cell.row

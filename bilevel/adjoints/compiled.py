@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -54,12 +55,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _call_compiled(*args: Any) -> Any:
-    try:
+    with suppress(torch._dynamo.exc.FailOnRecompileLimitHit):
         return _compiled_step()(*args)
-    except torch._dynamo.exc.FailOnRecompileLimitHit:
-        # torch keeps a few graphs, one for each learning rate and the like: forget those.
-        _compiled_step.cache_clear()
-        return _compiled_step()(*args)
+    # torch keeps a few graphs, one for each learning rate and the like: forget those. Not while the
+    # error is handled, which would be the reason of any other.
+    _compiled_step.cache_clear()
+    return _compiled_step()(*args)
 
 
 @cache

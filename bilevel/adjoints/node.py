@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_unflatten
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.errors import BilevelError, describe
 from bilevel.parameters import Parameters, lent
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solver
 from bilevel.tree import Value, from_leaves, leaves
@@ -106,7 +106,7 @@ class Task:
         solver, follower, leader = self.parts
         theta, batch = self.split(inputs)
         with lent(leader, theta), torch.set_grad_enabled(self.recording):
-            self.snapshot, start = Snapshot(leader, solver), _kept(solver)
+            self.snapshot, start = Snapshot(leader, solver, *networks_of(follower)), _kept(solver)
             solution = solver.solve(follower, leader, batch, evaluate=False)
         self.kept = start, _kept(solver)
         self.solves += 1
@@ -129,13 +129,20 @@ class Task:
             The gradients.
 
         Raises:
-            BilevelError: If v is sparse, or a gradient is missing or has a wrong shape.
+            BilevelError: If v is sparse or several at once, or a gradient is missing or has a wrong
+                shape.
         """
         size = len(leaves(self.history))
         if any(tensor.is_sparse for tensor in tensors[:size]):
             raise BilevelError(
                 f"the leader's loss has a sparse gradient in y, of which {self.adjoint!r} makes a "
                 "vector; build the embedding with sparse=False, or take Unrolled()"
+            )
+        if any(map(torch._C._functorch.is_legacy_batchedtensor, tensors[:size])):
+            raise BilevelError(
+                f"{self.adjoint!r} was given several gradients in y at once (is_grads_batched, "
+                "vectorize): it follows one after the other; loop over them, or take "
+                "torch.func.jacrev"
             )
         v = from_leaves(tensors[:size], like=self.history)
         # Detached: its graph leads to this very node.

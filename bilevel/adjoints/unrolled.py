@@ -15,7 +15,7 @@ from bilevel.arguments import count
 from bilevel.autograd_graph import reached
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.recompute import recomputed
 from bilevel.solvers import Iterative, Parametric, Solution, Solver
 from bilevel.solvers.oracle import Oracle
@@ -118,7 +118,8 @@ class Unrolled(Adjoint):
             steps = partial(oracle.advance, solver.update, steps=min(size, kept - done))
             if self.recompute:
                 first = not self._checked
-                y, state = recomputed(steps, (leader, solver), y, state, check=first)
+                networks = networks_of(oracle.follower)
+                y, state = recomputed(steps, (leader, solver), networks, y, state, check=first)
             else:
                 y, state = steps(y, state)
         solver.keep(y, state)

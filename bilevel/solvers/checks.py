@@ -117,10 +117,13 @@ def check_floating(follower: str, y: Value, error: RuntimeError) -> None:
     """
     kinds = {leaf.dtype for leaf in leaves(y) if not leaf.is_floating_point()}
     if kinds:
+        example = "torch.zeros(batch.x.shape)"
+        if isinstance(y, Mapping):
+            example = "the named_parameters() of a network, without its buffers"
         raise BilevelError(
             f"y, which {follower}.init starts, has numbers of type {kinds.pop()}: it moves along a "
-            "gradient; return floating point, such as torch.zeros(batch.x.shape), or use an update "
-            "with needs_gradient = False"
+            f"gradient; return floating point, such as {example}, or use an update with "
+            "needs_gradient = False"
         ) from error
 
 

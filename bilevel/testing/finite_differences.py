@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilevel.adjoints import Adjoint
 from bilevel.parameters import Parameters, lent
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solver
 from bilevel.testing.requirement import require
@@ -37,7 +37,8 @@ def check_adjoint(
         follower: The problem.
         leader: The leader, which is left as it was.
         batch: The data.
-        tolerance: The largest error allowed, relative to the gradient's largest element.
+        tolerance: The largest error allowed, relative to the largest element of the gradient of
+            each parameter.
         step: The step of the differences. The default is the cube root of the machine epsilon of
             θ, 6e-6 in float64. Where the objective computes in lower precision than θ, as networks
             do that normalise in float32, differences over so short a step are noise: give 1e-2.
@@ -45,7 +46,7 @@ def check_adjoint(
     Raises:
         AssertionError: If an error is larger, with the name of the parameter.
     """
-    snapshot = Snapshot(leader, solver)
+    snapshot = Snapshot(leader, solver, *networks_of(follower))
     theta: Parameters = {n: p for n, p in leader.named_parameters() if p.requires_grad}
     require(
         bool(theta),
@@ -56,12 +57,14 @@ def check_adjoint(
         with snapshot.restored(), lent(leader, given):  # with the same random numbers each time
             return leader.loss(adjoint.solve(solver, follower, leader, batch).value, batch)
 
-    found = torch.autograd.grad(loss({}), list(theta.values()), allow_unused=True)
+    here = loss({})
+    found = torch.autograd.grad(here, list(theta.values()), allow_unused=True)
     grads = leaves(from_leaves(found, like=theta))
-    allowed = tolerance * max(float(grad.abs().max()) for grad in grads)
     for (name, parameter), grad in zip(theta.items(), grads, strict=True):
-        point, slopes = parameter.detach(), ravel(grad)
-        h = step or torch.finfo(parameter.dtype).eps ** (1 / 3)
+        point, slopes, eps = parameter.detach(), ravel(grad), torch.finfo(parameter.dtype).eps
+        h = step or eps ** (1 / 3)
+        rounding = 100 * eps * float(here.detach().abs()) / h
+        allowed = tolerance * float(grad.abs().max()) + rounding
         for unit, actual in zip(torch.eye(len(slopes)).to(slopes), slopes, strict=True):
             move: Any = unravel(h * unit, like=point)
             with torch.no_grad():

@@ -27,10 +27,11 @@ def sgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tens
     """A step of :class:`torch.optim.SGD`."""
     grad = _with_decay(y, grad, settings)
     momentum = settings["momentum"]
-    if momentum:
+    if _is_set(momentum):
         buffer = grad
         if state:
-            damped = (1 - settings["dampening"]) * grad if settings["dampening"] else grad
+            dampening = settings["dampening"]
+            damped = (1 - dampening) * grad if _is_set(dampening) else grad
             buffer = _plus(damped, momentum, state["momentum_buffer"])
         state = {"momentum_buffer": buffer}
         grad = _plus(grad, momentum, buffer) if settings["nesterov"] else buffer
@@ -78,7 +79,7 @@ def rmsprop(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[
         mean = _average(alpha, state.get("grad_avg"), grad)
         new_state["grad_avg"], variance = mean, square.addcmul(mean, mean, value=-1)
     move = grad / (_root(variance) + settings["eps"])
-    if settings["momentum"]:
+    if _is_set(settings["momentum"]):
         if state:
             move = _plus(move, settings["momentum"], state["momentum_buffer"])
         new_state["momentum_buffer"] = move
@@ -118,7 +119,13 @@ def asgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Ten
 
 def _with_decay(y: Tensor, grad: Tensor, settings: Settings) -> Tensor:
     """The gradient with that of the weight decay."""
-    return _plus(grad, settings["weight_decay"], y) if settings["weight_decay"] else grad
+    decay = settings["weight_decay"]
+    return _plus(grad, decay, y) if _is_set(decay) else grad
+
+
+def _is_set(setting: float | Tensor) -> bool:
+    """Whether a setting is in use; one that is learned is also where it is 0."""
+    return isinstance(setting, Tensor) or setting != 0
 
 
 def _average(decay: float, average: Tensor | None, value: Tensor) -> Tensor:

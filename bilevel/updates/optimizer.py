@@ -43,6 +43,9 @@ class Optimizer(Update):
         optimizer: A class of ``torch.optim``.
         **settings: Its arguments: ``lr=0.1``.
 
+    Attributes:
+        settings: They may be changed between solves: ``update.settings["lr"] *= 0.5``.
+
     Raises:
         BilevelError: If there is no differentiable version of it, or ``maximize`` is set.
 
@@ -88,9 +91,9 @@ class Optimizer(Update):
         """Takes one step, with the negative gradient, since optimizers descend."""
         grads = leaves_like(given("gradient", gradient), like=y)
         states = ({},) * len(grads) if state is None else state
-        step = STEPS[self.optimizer]
+        step, settings = STEPS[self.optimizer], self._defaults | self.settings
         stepped = [
-            step(as_real(leaf), -as_real(grad), leaf_state, self._defaults)
+            step(as_real(leaf), -as_real(grad), leaf_state, settings)
             for leaf, grad, leaf_state in zip(leaves(y), grads, states, strict=True)
         ]
         points, states = zip(*stepped, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -96,6 +96,22 @@ def test_more_settings_are_compiled_than_torch_keeps(compiled) -> None:
             a.solve(solver, Boxed(), Numbers(2), batch).value for a in (compiled, Unrolled())
         )
         assert torch.equal(y, like)
+
+
+def test_the_reason_is_not_that_torch_had_compiled_too_many(monkeypatch) -> None:
+    failures = [
+        torch._dynamo.exc.FailOnRecompileLimitHit("too many"),
+        torch._dynamo.exc.Unsupported("it branches"),
+    ]
+
+    def step(*args):
+        raise failures.pop(0)
+
+    compiled_step = lru_cache(lambda: step)
+    monkeypatch.setattr(compiled_adjoint, "_compiled_step", compiled_step)
+    batch = torch.ones(1, 2, dtype=F64)
+    with pytest.raises(BilevelError, match=r"cannot be compiled \(it branches"):
+        Unrolled(compile=True).solve(Iterative(Gradient(0.1), 2), Boxed(), Numbers(2), batch)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -188,6 +188,14 @@ def test_vmap_solves_for_many_leaders_and_batches() -> None:
     torch.testing.assert_close(jacobians, torch.linalg.solve(stacked.h, stacked.b))
 
 
+def test_several_gradients_of_torchs_older_kind_are_refused() -> None:
+    leader, batch = Numbers(3), valley(2, 2.0)
+    solution = Implicit().solve(Iterative(Gradient(0.5), 50), Quadratic(), leader, batch)
+    units, theta = torch.eye(2, dtype=F64), [*leader.parameters()]
+    with pytest.raises(BilevelError, match=r"several gradients in y at once .*jacrev"):
+        torch.autograd.grad(solution.value, theta, units, is_grads_batched=True)
+
+
 def test_a_trained_solver_is_refused_under_vmap() -> None:
     batch, leader = valley(3, 2.0), Numbers(3)
     solver = Parametric(torch.zeros(3, dtype=F64))

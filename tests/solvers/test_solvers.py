@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 
 from bilevel import (
     BilevelError,
@@ -23,7 +24,16 @@ from bilevel import (
     testing,
 )
 from bilevel.robustness import L2, Batch, Linf
-from bilevel.updates import CNN, MLP, ConvRNN, CoordinateRNN, Gradient, Momentum, SignGradient
+from bilevel.updates import (
+    CNN,
+    MLP,
+    ConvRNN,
+    CoordinateRNN,
+    Gradient,
+    Momentum,
+    SignGradient,
+    Update,
+)
 from tests.problems import BatchNormNet, LinearBox, Nearest, Saddle, Weights, image_game, images
 
 
@@ -251,6 +261,30 @@ def test_a_projection_in_place_leaves_earlier_answers_alone() -> None:
 # Bad input.
 
 
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_an_update_in_place_leaves_the_start_alone(needs_gradient: bool) -> None:
+    """Which may be the weights of a network."""
+
+    class InPlace(Update):
+        def forward(self, y, gradient, context, state):
+            return y.add_(1.0 if gradient is None else gradient), state
+
+    class Held(Nearest):
+        held = torch.zeros(2, 3)
+
+        def init(self, batch):
+            return self.held
+
+    update = InPlace()
+    update.needs_gradient = needs_gradient
+    batch = Batch(torch.full((2, 3), 0.25), None)
+    solution = Iterative(update, 3).solve(Held(), Weights(3), batch)
+    assert torch.equal(Held.held, torch.zeros(2, 3))
+    start = Iterative(update, 0).solve(Held(), Weights(3), batch).stats["objective_after"]
+    assert torch.equal(solution.stats["objective_before"], start)
+    assert not torch.equal(solution.stats["objective_after"], start)
+
+
 def test_steps_below_zero() -> None:
     with pytest.raises(BilevelError, match=r"steps is -1.*give 0, 1"):
         Iterative(SignGradient(0.1), -1)
@@ -313,6 +347,20 @@ def test_an_objective_that_ignores_y() -> None:
     follower.objective = lambda leader, y, batch: leader.model(batch.x + y.detach()).sum(1)
     with pytest.raises(BilevelError, match=r"does not depend on y.*detach"):
         pgm(0.1, 1).solve(follower, leader, batch)
+
+
+def test_the_buffers_of_a_network_are_no_start() -> None:
+    network = nn.BatchNorm1d(2)
+
+    class Fit(Saddle):
+        def init(self, batch):
+            return network.state_dict()
+
+        def objective(self, leader, y, batch):
+            return functional_call(network.eval(), y, (torch.ones(2, 2),)).sum()
+
+    with pytest.raises(BilevelError, match=r"torch\.int64: .* named_parameters\(\) of a network"):
+        Iterative(Gradient(0.1), 1).solve(Fit(), Weights(2), None)
 
 
 def test_a_sense_that_is_none() -> None:

@@ -58,6 +58,37 @@ class Rounded(Soft):
         return F.softplus(y).sum() + (y - target).square().sum() / 2
 
 
+class Mixed(LeaderProblem):
+    """One parameter has a gradient 10⁷ times that of the other, which acts through y* alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(1.0, dtype=F64))
+        self.decay = nn.Parameter(torch.tensor(1.0, dtype=F64))
+
+    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+        return 1e4 * self.rate**2 + 1e-3 * y.sum()
+
+
+class Followed(FollowerProblem):
+    """min over y of (y − decay)², where the rate plays no part."""
+
+    sense = "min"
+
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.zeros(1, dtype=F64)
+
+    def objective(self, leader: Mixed, y: Tensor, batch: Tensor) -> Tensor:
+        return (y - leader.decay - 0 * leader.rate).square().sum()
+
+
+def test_a_small_gradient_is_checked_beside_a_large_one() -> None:
+    solver, parts = Iterative(Gradient(0.5), 1), (Followed(), Mixed(), torch.empty(0))
+    testing.check_adjoint(Unrolled(), solver, *parts)
+    with pytest.raises(AssertionError, match=r"the gradient of decay is off by 0\.001"):
+        testing.check_adjoint(Detached(), solver, *parts)
+
+
 @pytest.mark.parametrize(
     ("adjoint", "update"),
     [

@@ -163,6 +163,41 @@ def test_the_derivative_in_a_learned_momentum() -> None:
     torch.testing.assert_close(slope, 0.1 * first.sum())
 
 
+LEARNED = [
+    ("SGD", {}, "weight_decay"),
+    ("SGD", {}, "momentum"),
+    ("SGD", {"momentum": 0.5}, "dampening"),
+    ("Adam", {}, "weight_decay"),
+    ("RMSprop", {}, "momentum"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "name"), LEARNED)
+def test_a_setting_that_is_learned_has_a_derivative_where_it_is_0(kind, settings, name) -> None:
+    """That of the steps that torch.optim takes near it, to which a leader may clamp it."""
+    y, gradients = torch.randn(3, dtype=F64), torch.randn(3, 3, dtype=F64)
+
+    def moved(setting: torch.Tensor) -> torch.Tensor:
+        update = Optimizer(getattr(torch.optim, kind), lr=0.1, **settings, **{name: setting})
+        point, state = y, None
+        for gradient in gradients:
+            point, state = update(point, gradient, None, state)
+        return point.sum()
+
+    setting = torch.zeros((), dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(moved(setting), setting)
+    rise = moved(torch.tensor(1e-6, dtype=F64)) - moved(torch.tensor(0.0, dtype=F64))
+    assert slope.item() == pytest.approx(rise.item() / 1e-6, rel=1e-4)
+    assert abs(slope) > 1e-3
+
+
+def test_settings_may_be_changed_between_solves() -> None:
+    update, y = Optimizer(torch.optim.SGD, lr=1.0, momentum=0.9), torch.zeros(2)
+    update.settings["lr"] = 0.1
+    assert torch.equal(update(y, torch.ones(2), None, None)[0], torch.full((2,), 0.1))
+    assert repr(update) == "Optimizer(SGD, lr=0.1, momentum=0.9)"
+
+
 class Allocations(TorchDispatchMode):
     """Counts the operations that return a new tensor."""
 

@@ -30,9 +30,10 @@ from bilevel.robustness.threats.threat import Threat
 Kind = Literal["one-step", "iterative", "black-box"]
 """What an attack uses of the attacked classifier: one gradient, many, or none."""
 
-Role = Literal["", "cross entropy", "random sampling"]
+Role = Literal["", "cross entropy", "random sampling", "spot check"]
 """How the checklist treats an attack, besides its kind: as hand-designed ascent on the cross
-entropy, as uniform sampling of the ball, or as neither."""
+entropy, as uniform sampling of the ball, as a longer attack on a sample of the images, or as none
+of these."""
 
 
 def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Targeted) -> Batch:
@@ -95,18 +96,28 @@ class Attack(ABC):
             its own, and not only on the images that no earlier attack has broken.
         passes: Expected cost of an image in forward passes, a backward pass counting as two; for
             the progress bar.
+        sample: The number of images that it is run on at most, drawn at random: a spot check by an
+            attack that is too long for all of them. None for all.
 
     Raises:
-        BilevelError: If there is no such kind.
+        BilevelError: If there is no such kind, or ``sample`` is below 1 or given with ``alone``.
     """
 
     def __init__(
-        self, name: str, *, kind: Kind = "iterative", alone: bool = False, passes: float = 1.0
+        self,
+        name: str,
+        *,
+        kind: Kind = "iterative",
+        alone: bool = False,
+        passes: float = 1.0,
+        sample: int | None = None,
     ) -> None:
         self.name = name
         self.kind: Kind = one_of("kind", kind, get_args(Kind))
         self.alone = alone
         self.passes = passes
+        self.sample = None if sample is None else count("sample", sample)
+        check_alone(self)
 
     @property
     def tries(self) -> int:
@@ -122,9 +133,9 @@ class Attack(ABC):
         """How the checklist treats it.
 
         Returns:
-            The role; empty by default.
+            ``"spot check"`` of an attack on a sample; otherwise empty, by default.
         """
-        return ""
+        return "" if self.sample is None else "spot check"
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -159,6 +170,15 @@ class Attack(ABC):
         return f"{type(self).__name__}({self.name!r})"
 
 
+def check_alone(attack: Attack) -> None:
+    """Refuses an attack on a sample that is to have an accuracy of its own."""
+    if attack.alone and attack.sample is not None:
+        raise BilevelError(
+            f"{attack.name} is run on a sample of {attack.sample} images: it has no accuracy of "
+            "its own; take it out of alone"
+        )
+
+
 class SolverAttack(Attack):
     """A solver used as an attack: hand-designed or learned, white-box or transferred.
 
@@ -178,6 +198,7 @@ class SolverAttack(Attack):
         kind: See :class:`Attack`.
         alone: Likewise.
         passes: Likewise.
+        sample: Likewise.
 
     Raises:
         BilevelError: If ``restarts`` or ``targets`` is not such a number, ``targets`` is given with
@@ -203,8 +224,9 @@ class SolverAttack(Attack):
         kind: Kind = "iterative",
         alone: bool = False,
         passes: float = 1.0,
+        sample: int | None = None,
     ) -> None:
-        super().__init__(name, kind=kind, alone=alone, passes=passes)
+        super().__init__(name, kind=kind, alone=alone, passes=passes, sample=sample)
         self.follower = follower
         self.solver = solver
         self.restarts = count("restarts", restarts)
@@ -231,7 +253,9 @@ class SolverAttack(Attack):
 
     @property
     def role(self) -> Role:
-        """Derived from the solver and the objective, not from the name."""
+        """Derived from the sample, the solver and the objective, not from the name."""
+        if self.sample is not None:
+            return super().role
         if isinstance(self.solver, RandomSampling):
             return "random sampling"
         learned = any(True for _ in self.solver.parameters())

@@ -5,6 +5,8 @@ pgm-K                    K steps on the cross entropy, as the paper runs them (S
 pgm-K-margin, pgm-K-dlr  the same on another loss
 apgd-ce, apgd-dlr        Auto-PGD; with random restarts
 apgd-t                   Auto-PGD toward each of the nine most likely wrong classes
+longer                   apgd-t with three times the steps, on 100 images and for the most likely
+                         class: a spot check whether it had steps enough
 cw                       Carlini & Wagner, in L∞ only
 random                   uniform points of the ball
 square                   the Square Attack
@@ -108,26 +110,41 @@ def _fgsm(settings: AttackSettings) -> list[Attack]:
     return [SolverAttack("FGSM", threat, solver, kind="one-step", alone=True, passes=3)]
 
 
-def _apgd(name: str, loss: Loss, settings: AttackSettings, targets: int = 0) -> list[Attack]:
+def _apgd(
+    name: str,
+    loss: Loss,
+    settings: AttackSettings,
+    *,
+    targets: int = 0,
+    steps: int = 100,
+    sample: int | None = None,
+) -> list[Attack]:
     return [
         SolverAttack(
             name,
             settings.ball(start=settings.eps, loss=loss),
-            APGD(),
+            APGD(steps=steps),
             restarts=settings.restarts,
             targets=targets,
             keep_broken=True,
-            passes=303 * (targets or settings.restarts),
+            passes=3 * (steps + 1) * (targets or settings.restarts),
+            sample=sample,
         )
     ]
 
 
-def _apgd_t(settings: AttackSettings) -> list[Attack]:
+def _apgd_t(
+    settings: AttackSettings, *, most: int = 9, steps: int = 100, sample: int | None = None
+) -> list[Attack]:
     """Targeted, by the logits' ratio if there are the four classes that it needs."""
-    if settings.classes < 3:
-        return _apgd("APGD-margin", margin, settings)
-    loss = targeted_dlr if settings.classes > 3 else targeted_margin
-    return _apgd("APGD-T", loss, settings, targets=min(9, settings.classes - 1))
+    name, loss, targets = "APGD-T", targeted_dlr, min(most, settings.classes - 1)
+    if settings.classes == 3:
+        loss = targeted_margin
+    elif settings.classes < 3:
+        name, loss, targets = "APGD-margin", margin, 0
+    if sample is not None:
+        name += f" {steps} steps"
+    return _apgd(name, loss, settings, targets=targets, steps=steps, sample=sample)
 
 
 def _cw(settings: AttackSettings) -> list[Attack]:
@@ -206,6 +223,7 @@ _ATTACKS: dict[str, Callable[[AttackSettings], list[Attack]]] = {
     "apgd-ce": partial(_apgd, "APGD-CE", cross_entropy),
     "apgd-dlr": partial(_apgd, "APGD-DLR", dlr),
     "apgd-t": _apgd_t,
+    "longer": partial(_apgd_t, most=1, steps=300, sample=100),
     "cw": _cw,
     "random": _random,
     "own": _own,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from bilevel.robustness.attacks.attack import Attack
+from bilevel.robustness.attacks.attack import Attack, check_alone
 from bilevel.robustness.attacks.named import attacks_named
 from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.threats.norms import NORMS, Norm
@@ -20,6 +20,7 @@ STANDARD = (
     "pgm-20-margin",
     "apgd-ce",
     "apgd-t",
+    "longer",
     "random",
     "square",
 )
@@ -56,6 +57,7 @@ def standard_attacks(
         PGM-20 margin
         APGD-CE
         APGD-T
+        APGD-T 300 steps
         random 100
         Square 300
     """
@@ -69,9 +71,9 @@ def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]
     """Makes attacks by name.
 
     Args:
-        names: Of fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, cw, random,
-            square, own, fresh, transfer and autoattack; :data:`STANDARD` is the default battery,
-            of which Square is left out in a norm that it does not know.
+        names: Of fgsm, pgm-K, pgm-K-margin, pgm-K-dlr, apgd-ce, apgd-dlr, apgd-t, longer, cw,
+            random, square, own, fresh, transfer and autoattack; :data:`STANDARD` is the default
+            battery, of which Square is left out in a norm that it does not know.
         settings: Their settings.
 
     Returns:
@@ -79,7 +81,8 @@ def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]
         (``transfer``).
 
     Raises:
-        BilevelError: If there is no attack of that name.
+        BilevelError: If there is no attack of that name, or one that is run on a sample is to have
+            an accuracy of its own.
     """
     if tuple(names) == STANDARD and not issubclass(NORMS[settings.norm], Linf | L2):
         names = [name for name in names if name != "square"]
@@ -87,5 +90,6 @@ def make_attacks(names: Sequence[str], settings: AttackSettings) -> list[Attack]
     for name in names:
         for attack in attacks_named(name, settings):
             attack.alone = attack.alone or name in settings.alone
+            check_alone(attack)
             attacks.append(attack)
     return attacks

@@ -145,7 +145,8 @@ class Battery:
             for position, attack in enumerate(self.attacks):
                 if position == len(state.works):
                     alive = state.right if attack.alone else state.survivors()
-                    state.works.append(_Progress(alive.clone(), torch.zeros_like(alive)))
+                    drawn = _sampled(alive, attack.sample, _seed(self.seed, position))
+                    state.works.append(_Progress(drawn, torch.zeros_like(alive)))
                 if not state.works[position].finished:
                     self._run(position, model, images, state)
         return state.right, tuple(
@@ -211,7 +212,10 @@ class Battery:
             checkpoint.save(self.path, asdict(state))
         right, left = int(state.right.sum()), int(state.survivors().sum())
         spent = [a.passes * p.done for a, p in zip(self.attacks, state.works, strict=False)]
-        ahead = [a.passes * (right if a.alone else left) for a in self.attacks[position + 1 :]]
+        ahead = [
+            a.passes * (right if a.alone else min(left, a.sample or left))
+            for a in self.attacks[position + 1 :]
+        ]
         attack, progress = self.attacks[position], state.works[position]
         rest = 0 if progress.finished else int(progress.attacked.sum()) - progress.done
         self.report(attack.name, sum(spent), sum(spent) + attack.passes * rest + sum(ahead))
@@ -232,6 +236,7 @@ class Battery:
             "images": fingerprint(images.images, images.labels),
             "attacks": [attack.settings for attack in self.attacks],
             "alone": [attack.name for attack in self.attacks if attack.alone],
+            "samples": [attack.sample for attack in self.attacks],
             "norm": type(self.ball).__name__,
             "epsilon": self.ball.eps,
             "seed": self.seed,
@@ -246,6 +251,13 @@ def _noting_problem(progress: _Progress) -> Iterator[None]:
         yield
     except Exception as error:
         progress.problem = problem_of(error)
+
+
+def _sampled(images: Tensor, size: int | None, seed: int) -> Tensor:
+    """All of some images, ``(N,)`` bool, or as many of them as given, drawn at random."""
+    rows = images.nonzero().squeeze(1)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros_like(images).index_fill(0, rows[order[:size]], True)
 
 
 def _misclassified(model: nn.Module, batch: Batch) -> Tensor:

@@ -119,6 +119,27 @@ def _converged(evaluation: Evaluation) -> Finding:
     return finding(item, ok, figure, "More iterations do not help.", bad)
 
 
+def _longer(evaluation: Evaluation) -> Finding:
+    """The longest attack, on a sample of the images that others leave, breaks next to none."""
+    item = "longer attacks add nothing"
+    check = next((o for o in _completed(evaluation, "iterative") if o.role == "spot check"), None)
+    if check is None:
+        return _not_measured(item, "add longer to the attacks, after the others that iterate")
+    tried, broken = int(check.attacked.sum()), int(check.broken.sum())
+    if not tried:
+        return finding(item, True, "no image is left", "Shorter attacks break every image.", "")
+    # Each image of the sample stands for several that it was drawn from.
+    stands_for = (evaluation.so_far(check) + share(check.broken)) / tried
+    added = broken * stands_for
+    ok = added <= tolerance(added, round(1 / stands_for))
+    figure = f"{broken} of {tried} broken, as much as {_points(added)}"
+    bad = (
+        f"{check.name} breaks images that shorter attacks leave: they have not converged, and the "
+        "worst case is too high. Give them more steps."
+    )
+    return finding(item, ok, figure, f"{check.name} breaks next to nothing more.", bad)
+
+
 def _cross_entropy(evaluation: Evaluation) -> Finding:
     """PGM on the cross entropy breaks a tenth at least of what all white-box attacks break."""
     item = "cross entropy can be followed"
@@ -177,6 +198,7 @@ CHECKLIST = (
     _unbounded,
     _larger_epsilon,
     _converged,
+    _longer,
     _cross_entropy,
     _radius,
     _complete,

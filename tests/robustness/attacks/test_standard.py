@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, Iterative, NonFiniteError
 from bilevel.robustness import (
+    APGD,
     EVALUATION_STEP,
     L2,
     NORMS,
@@ -89,6 +90,26 @@ def test_apgd_starts_anywhere_in_the_ball(name: str, loss: object, tries: int) -
     assert (made.follower.start, made.follower.loss, made.tries) == (EPS, loss, tries)
 
 
+@pytest.mark.parametrize(("classes", "tries"), [(10, 1), (3, 1), (2, 5)])
+def test_the_spot_check_is_the_targeted_attack_with_three_times_the_steps(
+    classes: int, tries: int
+) -> None:
+    long, short = (only(name, classes=classes, restarts=5) for name in ("longer", "apgd-t"))
+    assert isinstance(long.solver, APGD)
+    assert isinstance(short.solver, APGD)
+    assert long.solver.steps == 3 * short.solver.steps
+    assert (long.follower.loss, long.follower.start) == (short.follower.loss, short.follower.start)
+    assert (long.name, long.sample) == (f"{short.name} 300 steps", 100)
+    assert (long.role, short.role, long.tries) == ("spot check", "", tries)
+    assert long.passes == 903 * tries
+    assert STANDARD.index("apgd-t") < STANDARD.index("longer") < STANDARD.index("square")
+
+
+def test_a_spot_check_is_not_run_on_every_image() -> None:
+    with pytest.raises(BilevelError, match="APGD-T 300 steps is run on a sample of 100"):
+        only("longer", alone=("longer",))
+
+
 def test_square_is_the_papers_on_the_margin() -> None:
     made = only("square", queries=7)
     assert (made.name, made.kind, made.role, made.alone) == ("Square 7", "black-box", "", False)
@@ -132,7 +153,7 @@ def test_the_default_battery_in_a_norm_of_ones_own(monkeypatch: pytest.MonkeyPat
     assert not [outcome.problem for outcome in outcomes if outcome.problem]
 
 
-NAMES = ["FGSM", "PGM-20", "PGM-20 margin", "APGD-CE", "APGD-T", "random 100"]
+NAMES = ["FGSM", "PGM-20", "PGM-20 margin", "APGD-CE", "APGD-T", "APGD-T 300 steps", "random 100"]
 
 
 @pytest.mark.parametrize(
@@ -289,7 +310,7 @@ def test_the_default_battery_needs_nothing_but_epsilon_and_the_classes() -> None
     )
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     _, outcomes = Battery(standard_attacks(0.1, 3), eps=0.1).run(model, images)
-    assert [outcome.problem for outcome in outcomes] == [""] * 7  # neither own nor transfer
+    assert [outcome.problem for outcome in outcomes] == [""] * 8  # neither own nor transfer
 
 
 @pytest.mark.parametrize(("classes", "parts"), [(10, 4), (5, 4), (3, 3), (2, 3)])

@@ -6,5 +6,6 @@ ONE_STEP, BLACK_BOX, RANDOM = (
     "random sampling adds nothing",
 )
 UNBOUNDED, LARGER = "unbounded attacks break everything", "a larger ε breaks more"
-CONVERGED, CROSS_ENTROPY = "PGM has converged", "cross entropy can be followed"
+CONVERGED, LONGER = "PGM has converged", "longer attacks add nothing"
+CROSS_ENTROPY = "cross entropy can be followed"
 RADIUS, COMPLETE = "ε is large enough", "every attack gave a figure"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class Threshold(nn.Module):
 class Scripted(Attack):
     """Breaks the images whose grey level is in a list, and notes which ones it was given."""
 
-    def __init__(self, name: str, breaks: set[int], *, tries: int = 1, **settings: bool) -> None:
+    def __init__(self, name: str, breaks: set[int], *, tries: int = 1, **settings: Any) -> None:
         super().__init__(name, **settings)
         self.breaks = breaks
         self._tries = tries

@@ -51,6 +51,38 @@ def test_an_attack_alone_sees_every_image_that_is_right(images: ImageSet) -> Non
     assert torch.equal(outcomes[0].broken, outcomes[1].broken)
 
 
+def test_a_spot_check_sees_some_of_what_is_left(images: ImageSet) -> None:
+    """Drawn at random, by the seed alone."""
+
+    def seen(seed: int) -> set[int]:
+        check = Scripted("longer", set(), sample=5)
+        attacks = [Scripted("first", set(range(0, 60, 2))), check, Scripted("last", set())]
+        _, (first, drawn, last) = Battery(attacks, eps=EPS, seed=seed).run(Threshold(), images)
+        left = first.attacked & ~first.broken
+        assert int(drawn.attacked.sum()) == 5 < int(left.sum())
+        assert not (drawn.attacked & ~left).any()
+        assert torch.equal(last.attacked, left)
+        assert (drawn.role, last.role) == ("spot check", "")
+        return set(drawn.attacked.nonzero().flatten().tolist())
+
+    draws = [seen(seed) for seed in (0, 0, 1, 2)]
+    assert draws[0] == draws[1]
+    assert len({frozenset(draw) for draw in draws}) == 3
+
+
+def test_a_spot_check_of_more_images_than_are_left_sees_them_all(images: ImageSet) -> None:
+    attacks = [Scripted("first", {1, 2}), Scripted("longer", set(), sample=10**6)]
+    _, (first, check) = Battery(attacks, eps=EPS).run(Threshold(), images)
+    assert torch.equal(check.attacked, first.attacked & ~first.broken)
+
+
+def test_a_spot_check_has_no_accuracy_of_its_own() -> None:
+    with pytest.raises(BilevelError, match="sample of 5 images: it has no accuracy of its own"):
+        Scripted("longer", set(), sample=5, alone=True)
+    with pytest.raises(BilevelError, match="sample is 0"):
+        Scripted("longer", set(), sample=0)
+
+
 def test_broken_images_leave_with_the_try_that_breaks_them(images: ImageSet) -> None:
     levels = near(images, EPS)
     attack = Scripted("one", levels, tries=3)
@@ -284,13 +316,14 @@ def test_what_is_foreseen_is_what_each_attack_will_see(images: ImageSet) -> None
         Scripted("one", set(levels), passes=2.0),
         Scripted("two", set(), passes=3.0, alone=True),
         Scripted("three", set(), passes=5.0),
+        Scripted("four", set(), passes=7.0, sample=6),
     ]
     told: list[tuple[str, float, float]] = []
     battery = Battery(attacks, eps=EPS, batch_size=9, report=lambda *cost: told.append(cost))
     battery.run(Threshold(), images)
-    assert told[0] == ("one", 2 * 9, 2 * 27 + 3 * 27 + 5 * 27)
-    assert told[2] == ("one", 2 * 27, 2 * 27 + 3 * 27 + 5 * 22)
-    assert told[-1] == ("three", 245, 245)
+    assert told[0] == ("one", 2 * 9, 2 * 27 + 3 * 27 + 5 * 27 + 7 * 6)
+    assert told[2] == ("one", 2 * 27, 2 * 27 + 3 * 27 + 5 * 22 + 7 * 6)
+    assert told[-1] == ("four", 287, 287)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

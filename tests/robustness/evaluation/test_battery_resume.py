@@ -97,6 +97,7 @@ def test_what_an_attack_prepares_depends_on_the_seed_alone(images: ImageSet) -> 
         ({"seed": 1}, "seed"),
         ({"attacks": [Scripted("other", set())]}, "attacks"),
         ({"attacks": [Scripted("one", set(), alone=True)]}, "alone"),
+        ({"attacks": [Scripted("one", set(), sample=9)]}, "samples"),
     ],
 )
 def test_another_evaluation_is_not_resumed(

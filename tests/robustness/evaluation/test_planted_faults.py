@@ -34,6 +34,7 @@ from tests.robustness.evaluation.items import (
     BLACK_BOX,
     CROSS_ENTROPY,
     LARGER,
+    LONGER,
     RADIUS,
     RANDOM,
     UNBOUNDED,
@@ -48,6 +49,15 @@ def attacked(
     broken = right & ~correct(model, data, follower, solver)
     role = SolverAttack(name, follower, solver).role
     return Outcome(name, kind, right, broken, 1.0, role=role)
+
+
+def spot_check(
+    model: nn.Module, data: ImageSet, follower: Perturbation, others: tuple[Outcome, ...]
+) -> Outcome:
+    """Three times the steps of the others, on what they leave."""
+    left = correct(model, data) & ~torch.stack([other.broken for other in others]).any(0)
+    broken = left & ~correct(model, data, follower, pgm(EVALUATION_STEP * follower.eps, 60))
+    return Outcome("PGM-60 margin", "iterative", left, broken, 1.0, role="spot check")
 
 
 def evaluate(
@@ -65,17 +75,13 @@ def evaluate(
     ]
     few = sample(data, 100, seed=seed)
     curves = (accuracy_by_epsilon(model, few, eps), accuracy_by_iterations(model, few, eps))
-    evaluation = Evaluation(
-        "digits",
-        eps,
-        trained_eps,
-        right=correct(model, data),
-        outcomes=tuple(
-            attacked(name, kind, model, data, follower, solver)
-            for name, kind, follower, solver in attacks
-        ),
-        curves=curves,
+    outcomes = tuple(
+        attacked(name, kind, model, data, follower, solver)
+        for name, kind, follower, solver in attacks
     )
+    check = spot_check(model, data, attacks[2][2], outcomes[:3])
+    outcomes, right = (*outcomes, check), correct(model, data)
+    evaluation = Evaluation("digits", eps, trained_eps, right, outcomes, curves)
     return replace(evaluation, findings=judge(evaluation, probe(model, data)))
 
 
@@ -105,8 +111,8 @@ def test_a_planted_fault_is_named(
     model = Faulty(robust_model, FAULTS[fault])
     found = evaluate(model, digits.test, eps=robust_eps, trained_eps=robust_eps)
     failed = {finding.item for finding in found.findings if not finding.ok}
-    # Whether the random starts of the margin attack break rounded logits is chance.
-    assert items <= failed <= items | {CROSS_ENTROPY}
+    # Whether the random starts of the margin attacks break rounded logits is chance.
+    assert items <= failed <= items | {CROSS_ENTROPY, LONGER}
     assert headline(found).startswith("Not trustworthy: ")
     assert all(item in headline(found) for item in items)
 
@@ -149,4 +155,4 @@ def test_a_wrong_epsilon_is_named(
     """Smaller than in training, or so small that nothing breaks."""
     found = evaluate(robust_model, digits.test, eps=eps, trained_eps=trained_eps)
     assert [finding.item for finding in found.findings if not finding.ok] == [RADIUS]
-    assert headline(found).endswith(f"{RADIUS} ({found.findings[14].figure}).")
+    assert headline(found).endswith(f"{RADIUS} ({found.findings[15].figure}).")

@@ -24,6 +24,7 @@ from tests.robustness.evaluation.items import (
     CONVERGED,
     CROSS_ENTROPY,
     LARGER,
+    LONGER,
     ONE_STEP,
     RADIUS,
     RANDOM,
@@ -58,6 +59,10 @@ def sampling(*broken: tuple[int, int], attacked: Tensor = RIGHT) -> Outcome:
     return outcome("noise", "black-box", *broken, attacked=attacked, role="random sampling")
 
 
+def longer(*broken: tuple[int, int], attacked: Tensor) -> Outcome:
+    return outcome("300 steps", "iterative", *broken, attacked=attacked, role="spot check")
+
+
 def sound(**changes: object) -> Evaluation:
     """What is seen of a robust classifier."""
     evaluation = Evaluation(
@@ -70,6 +75,7 @@ def sound(**changes: object) -> Evaluation:
             ascent("PGM-20", (0, 302)),
             ascent("PGM-100", (0, 305)),
             outcome("PGM-100 margin", "iterative", (305, 315), attacked=images((305, 900))),
+            longer(attacked=images((315, 415))),
             outcome("FGSM on pgm-1", "black-box", (0, 100)),
             sampling((315, 320), attacked=images((315, 900))),
         ),
@@ -110,7 +116,7 @@ def with_curve(quantity: str, *accuracy: float) -> Evaluation:
 def test_nothing_is_wrong_with_a_sound_evaluation() -> None:
     findings = judge(sound(), [])
     assert [finding for finding in findings if not finding.ok] == []
-    assert len({finding.item for finding in findings}) == len(findings) == 9
+    assert len({finding.item for finding in findings}) == len(findings) == 10
     assert all(finding.figure and finding.sentence.endswith(".") for finding in findings)
 
 
@@ -144,6 +150,12 @@ def test_nothing_is_wrong_with_a_sound_evaluation() -> None:
             "falls by 3.0 points from 50 to 100 iterations",
         ),
         (with_curve("iterations", 0.88, 0.6, 0.5, 0.4, 0.39), set(), ""),
+        (
+            with_outcome("300 steps", (315, 320)),
+            {LONGER},
+            "5 of 100 broken, as much as 2.9 points",
+        ),
+        (with_outcome("300 steps", (315, 318)), set(), ""),
         (with_curve("ε", 0.9, 0.9, 0.89, 0.889, 0.0), {RADIUS}, "falls by 1.1 points"),
         (sound(trained_eps=0.3), {RADIUS}, "ε = 0.2"),
         (sound(trained_eps=0.22), {RADIUS}, "ε = 0.2"),
@@ -193,6 +205,7 @@ def test_a_cross_entropy_that_finds_nothing() -> None:
             outcome("FGSM", "one-step", (0, found)),
             ascent("PGM-100", (0, found)),
             replace(margin_attack, attacked=right & ~images((0, found))),
+            longer(attacked=none),
             outcome("Square", "black-box", attacked=none),
             sampling(attacked=none),
         )
@@ -221,7 +234,8 @@ def test_a_black_box_attack_that_came_first_has_checked_nothing() -> None:
     attacked = images((400, 900))
     margin_attack = outcome("PGM-100 margin", "iterative", (400, 500), attacked=attacked)
     square = outcome("Square", "black-box", attacked=attacked)
-    first = sound(outcomes=(sampling((0, 400)), square, margin_attack))
+    spot_check = longer(attacked=images((500, 600)))
+    first = sound(outcomes=(sampling((0, 400)), square, margin_attack, spot_check))
     for item in (RANDOM, BLACK_BOX):
         assert failed(first)[item].figure == "not measured"
         assert "run pgm-100 before them" in failed(first)[item].sentence
@@ -245,9 +259,10 @@ def test_names_decide_nothing() -> None:
     [
         (without("FGSM"), {ONE_STEP}, "fgsm"),
         (without("PGM-20", "PGM-100"), {ONE_STEP, CROSS_ENTROPY}, "pgm-100"),
+        (without("300 steps"), {LONGER}, "add longer to the attacks"),
         (
-            without("PGM-20", "PGM-100", "PGM-100 margin"),
-            {ONE_STEP, CROSS_ENTROPY, BLACK_BOX, RANDOM},
+            without("PGM-20", "PGM-100", "PGM-100 margin", "300 steps"),
+            {ONE_STEP, CROSS_ENTROPY, BLACK_BOX, RANDOM, LONGER},
             "pgm-100 before",
         ),
         (without("noise"), {RANDOM}, "random"),
@@ -271,7 +286,11 @@ def test_names_decide_nothing() -> None:
             {CONVERGED},
             "Not checked: out of luck.",
         ),
-        (sound(outcomes=()), {ONE_STEP, BLACK_BOX, RANDOM, CROSS_ENTROPY, COMPLETE}, "pgm-100"),
+        (
+            sound(outcomes=()),
+            {ONE_STEP, BLACK_BOX, RANDOM, LONGER, CROSS_ENTROPY, COMPLETE},
+            "pgm-100",
+        ),
     ],
 )
 def test_what_is_not_measured_is_not_trusted(
@@ -288,7 +307,7 @@ def test_an_attack_without_a_figure_is_named() -> None:
     problem = replace(outcome("CW", "iterative"), problem="the loss became NaN")
     findings = failed(sound(outcomes=(*sound().outcomes, problem)))
     assert set(findings) == {COMPLETE}
-    assert findings[COMPLETE].figure == "6 of 7"
+    assert findings[COMPLETE].figure == "7 of 8"
     assert "CW (the loss became NaN)" in findings[COMPLETE].sentence
 
 
@@ -309,6 +328,23 @@ def test_the_tolerance() -> None:
     assert math.isclose(tolerance(0.04, 400), 0.02)
 
 
+def test_a_spot_check_speaks_for_the_images_that_it_was_drawn_from() -> None:
+    """Of few survivors a larger share may break than of many: it is the same share of all."""
+    few = images((860, 900))
+    margin_attack = outcome("margin", "iterative", (0, 860))
+
+    def evaluation(broken: int) -> Evaluation:
+        check = longer((860, 860 + broken), attacked=few)
+        return sound(outcomes=(*sound().outcomes[:3], margin_attack, check, *sound().outcomes[5:]))
+
+    assert LONGER not in failed(evaluation(19))
+    assert failed(evaluation(21))[LONGER].figure == "21 of 40 broken, as much as 2.1 points"
+    none = longer(attacked=images())
+    nothing_left = sound(outcomes=(outcome("all", "iterative", (0, 900)), none))
+    (found,) = (one for one in judge(nothing_left, []) if one.item == LONGER)
+    assert (found.ok, found.figure) == (True, "no image is left")
+
+
 def test_few_images_make_no_verdict() -> None:
     """The same shares on 50 images are chance."""
     rows = torch.arange(50)
@@ -325,7 +361,7 @@ def test_probes_come_first() -> None:
     probed = [Finding("gradients exist", False, "none at 90.0% of images", "They are zero.")]
     findings = judge(sound(), probed)
     assert findings[0] is probed[0]
-    assert len(findings) == 10
+    assert len(findings) == 11
 
 
 def test_the_headline() -> None:
@@ -334,7 +370,7 @@ def test_the_headline() -> None:
     assert headline(trusted) == f"Trustworthy: {figure}."
     wrong = with_curve("iterations", 0.88, 0.65, 0.62, 0.6, 0.57)
     assert headline(replace(wrong, findings=judge(wrong, []))) == (
-        f"Not trustworthy: {figure}, because 1 of 9 checks failed: PGM has converged (falls by "
+        f"Not trustworthy: {figure}, because 1 of 10 checks failed: PGM has converged (falls by "
         "3.0 points from 50 to 100 iterations)."
     )
     assert headline(sound()) == f"Not trustworthy: {figure}, because nothing has been checked."
