@@ -24,6 +24,7 @@ from limit_cycles_lib.figures import draw_overview, draw_paper, draw_setting
 from limit_cycles_lib.play import Run, format_factor, play
 from limit_cycles_lib.settings import (
     OVERVIEW,
+    SCHEDULES,
     SETTINGS,
     Setting,
     make_game,
@@ -31,8 +32,7 @@ from limit_cycles_lib.settings import (
     shortened,
 )
 
-from bilevel import BilevelError, experiment
-from bilevel.alias import SCHEDULES
+from bilevel import BilevelError, alias, experiment
 from bilevel.arguments import choices, count
 from bilevel.experiment import ProgressBar, commandline
 from bilevel.experiment.files import claim
@@ -46,8 +46,9 @@ class Args:
 
     game: tuple[str, ...] = tuple(SETTINGS)
     """bilinear, matrix, monotone, forsaken, dirac-gan, simplex."""
-    schedule: tuple[str, ...] = tuple(SCHEDULES)
-    """simultaneous, alternating, extragradient, optimistic, proximal-point, lookahead."""
+    schedule: tuple[str, ...] = tuple(alias.SCHEDULES)
+    """simultaneous, alternating, extragradient, optimistic, proximal-point, lookahead; and of those
+    that read second derivatives consensus, symplectic-adjustment, competitive-gradient."""
     step: tuple[float, ...] = ()
     """Step sizes of both players; by default each game's own."""
     start: tuple[float, float] | None = None

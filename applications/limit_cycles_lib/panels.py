@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from bilevel.alias import SCHEDULES
 from bilevel.experiment.style import COLORS, INK
 from bilevel.games import Game
 from limit_cycles_lib.play import Run
+from limit_cycles_lib.settings import SCHEDULES
 
-COLOR = dict(zip(SCHEDULES, COLORS, strict=False))
+COLOR = dict(zip(SCHEDULES, COLORS, strict=True))
 """Colour of each schedule."""
 
 FIELD = "#c9ced5"

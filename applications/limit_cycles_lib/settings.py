@@ -10,10 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel import Bilevel, BilevelError, games
-from bilevel.alias import SCHEDULES
+from bilevel import (
+    Bilevel,
+    BilevelError,
+    CompetitiveGradient,
+    Consensus,
+    Schedule,
+    SymplecticAdjustment,
+    alias,
+    games,
+)
 from bilevel.arguments import count
 from bilevel.games import Game, rates
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    **alias.SCHEDULES,
+    "consensus": lambda: Consensus(0.5),
+    "symplectic-adjustment": lambda: SymplecticAdjustment(align=False),
+    "competitive-gradient": CompetitiveGradient,
+}
+"""Constructors of the schedules by name; the last three read second derivatives."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ SCHEDULES = (
     "optimistic",
     "proximal-point",
     "lookahead",
+    "consensus",
+    "symplectic-adjustment",
+    "competitive-gradient",
 )
 
 
