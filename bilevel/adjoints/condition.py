@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bilevel import updates
 from bilevel.adjoints.solved import is_constrained
 from bilevel.solvers import Iterative, Oracle, Parametric, Solver
 from bilevel.tree import Value, leaves, ravel, tree_map
@@ -86,7 +87,13 @@ def remedy_for(solver: Solver, fixed_point: Update | None) -> str:
             "proximal step's): give fixed_point=update, or take Unrolled()"
         )
     if isinstance(solver, Iterative):
-        return "solve with more steps, or take Unrolled(), which is exact for any answer"
+        further = "solve with more steps, or take Unrolled(), which is exact for any answer"
+        if type(solver.update) in vars(updates).values():
+            return further
+        return (
+            "if the solver's update is at its fixed point (a multiplicative step's, on a simplex), "
+            f"give fixed_point=update; else {further}"
+        )
     return "solve it further or, if the objective has kinks (L1), give fixed_point=a proximal step"
 
 

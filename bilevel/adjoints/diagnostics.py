@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints.condition import epsilon
-from bilevel.adjoints.linear import LinearSolution
 from bilevel.adjoints.solved import SolvedProblem
+from bilevel.adjoints.system import LinearSolution
 
 if TYPE_CHECKING:
     from bilevel.adjoints.implicit import Implicit
@@ -21,12 +21,6 @@ SOLVED = 1e-6
 ACCURATE = 1e-2
 
 _MIXED = '; if a sample\'s objective depends on others, solver="gmres"'
-
-_SINGULAR = (
-    "singular system: along some direction the follower's objective is flat at its answer, so y* "
-    "is not unique and has no derivative there; make the follower's objective strictly convex "
-    '(weight decay), take solver="gmres", which leaves that direction out, or give damping'
-)
 
 
 def check_system(
@@ -50,12 +44,13 @@ def check_system(
     residual = solution.residual.norm() / torch.where(scale > 0, scale, 1)  # of v = 0, its own
     problem.record(residual=residual, curvature=solution.curvature - adjoint.damping)
     unsolved = not float(residual) <= solved_at(adjoint.tolerance, eps)
-    curvature, flat, message = float(solution.curvature), solution.flat(eps), ""
+    curvature, rounding, message = float(solution.curvature), solution.flat(eps), ""
     mixed = _MIXED if b.dim() > 1 else ""
-    if symmetric and curvature < -flat:
+    if symmetric and curvature < -4 * rounding:  # those of GMRES add up
         message = _indefinite(curvature - adjoint.damping, adjoint.solver) + mixed
-    elif symmetric and curvature <= flat:
-        message = _SINGULAR if unsolved else ""
+    elif solution.singular or (symmetric and curvature <= rounding):
+        by_cg = symmetric and adjoint.solver in (None, "cg")
+        message = _singular(by_cg=by_cg) if unsolved else ""
     elif unsolved:
         message = (
             f"linear system not solved: its residual is {residual:.3g} of v after "
@@ -88,6 +83,15 @@ def _indefinite(curvature: float, method: str | None) -> str:
         f"its answer (by {curvature:.3g}), so y* is not its optimum; solve it further{damped}, or "
         "take Unrolled(), which assumes no optimum; if y* is meant to be a saddle point, give "
         "fixed_point=updates.Gradient(1.0)"
+    )
+
+
+def _singular(*, by_cg: bool) -> str:
+    gmres = 'take solver="gmres", which leaves that direction out, ' if by_cg else ""
+    return (
+        "singular system: along some direction the follower is flat at its answer, so y* is not "
+        "unique and has no derivative there; make the follower's objective strictly convex (weight "
+        f"decay), {gmres}or give damping"
     )
 
 

@@ -21,6 +21,7 @@ from bilevel.adjoints.condition import (
 from bilevel.adjoints.diagnostics import SOLVED, check_system, solved_at
 from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
+from bilevel.adjoints.system import LinearSolution, LinearSolver, Product
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.errors import BilevelError
@@ -33,7 +34,7 @@ from bilevel.updates.gradient import Gradient
 Method = Literal["cg", "neumann", "gmres", "exact"]
 """How the linear system is solved."""
 
-SOLVERS: dict[Method, linear.LinearSolver] = {
+SOLVERS: dict[Method, LinearSolver] = {
     "cg": linear.conjugate_gradient,
     "neumann": linear.neumann,
     "gmres": linear.gmres,
@@ -41,7 +42,7 @@ SOLVERS: dict[Method, linear.LinearSolver] = {
 }
 
 # Those that solve a system for each sample at once.
-BY_SAMPLE: dict[Method, linear.LinearSolver] = {
+BY_SAMPLE: dict[Method, LinearSolver] = {
     "cg": rows.conjugate_gradient,
     "exact": linear.exact,
 }
@@ -52,8 +53,8 @@ PRECISE = 1e-12
 
 # An answer counts as optimal if its residual is at most this part of the start's.
 STATIONARY = 1e-2
-# And if its distance from the optimum, estimated by ‖F‖ over the smallest curvature met, is at most
-# this part of its norm.
+# And if its distance from the optimum, estimated by ‖F‖ over the smallest singular value met, is at
+# most this part of its norm.
 FAR = 3e-2
 
 _NOT_STATIONARY = "the follower is not stationary at its answer"
@@ -79,9 +80,9 @@ class Implicit(Pullback):
     Exact for an exact answer, however it was computed, in the memory of one gradient. Each product
     costs about two gradient evaluations. The statistics are ``residual`` (of the linear system,
     relative to v; of one system by ``"cg"`` as it would be without rounding), ``curvature`` (the
-    smallest met, without damping: y* is no strict optimum if it is 0 or less), ``stationarity``
-    (‖F‖), ``gradient_norm`` at the answer where F is the gradient, and ``evaluations`` (gradients
-    of the objective and products with its second derivatives).
+    smallest met, without damping: where F is the gradient, y* is no strict optimum if it is 0 or
+    less), ``stationarity`` (‖F‖), ``gradient_norm`` at the answer where F is the gradient, and
+    ``evaluations`` (gradients of the objective and products with its second derivatives).
 
     Args:
         solver: ``"cg"`` for a strict optimum; ``"gmres"`` for any F; ``"neumann"`` adds terms of
@@ -181,9 +182,7 @@ class Implicit(Pullback):
         grads = vjp(residual, list(theta.values()), unravel(solution.value.flatten(), like=v))
         return dict(zip(theta, grads, strict=True))
 
-    def _solve(
-        self, method: Method, product: linear.Product, b: Tensor, size: float
-    ) -> linear.LinearSolution:
+    def _solve(self, method: Method, product: Product, b: Tensor, size: float) -> LinearSolution:
         """Solves the linear system; where b has a row for each sample, that of each."""
         solve = SOLVERS[method] if b.dim() == 1 else BY_SAMPLE[method]
         if method == "neumann":
@@ -216,7 +215,7 @@ class Implicit(Pullback):
         problem: SolvedProblem,
         step: Update | None,
         residual: Value,
-        solution: linear.LinearSolution,
+        solution: LinearSolution,
     ) -> None:
         """Warns if the condition does not hold at the answer, or holds far from the optimum too."""
         y, eps = vector(problem.y), epsilon(problem.y)
@@ -242,20 +241,20 @@ class Implicit(Pullback):
         if self._scale is None:
             return
         ratio = float(norm / self._scale)
-        distance = float(norm / (solution.curvature - self.damping) / y.norm().clamp(min=tiny))
+        distance = float(norm / (solution.sigma - self.damping) / y.norm().clamp(min=tiny))
         remedy = remedy_for(problem.solver, self.fixed_point)
         self.warn_once(
             ratio > limit,
             f"{_NOT_STATIONARY}: the residual of its optimality condition is {ratio:.2g} of that "
             f"at the start, and the implicit gradient is exact at an optimum only; {remedy}",
         )
-        curved = float(solution.curvature) > solution.flat(eps)
+        known = float(solution.sigma) > solution.flat(eps)
         topic = _ILL_CONDITIONED if self._scale.isfinite() else _NOT_STATIONARY
         self.warn_once(
-            ratio <= limit and distance > FAR and curved,
-            f"{topic}: by its gradient and the smallest curvature met, "
-            f"its answer may be off by {distance:.2g} of its norm, and the implicit gradient is "
-            f"exact at an optimum only; {remedy}",
+            ratio <= limit and distance > FAR and known,
+            f"{topic}: by the residual of its optimality condition and the smallest singular value "
+            f"met, its answer may be off by {distance:.2g} of its norm, and the implicit gradient "
+            f"is exact at an optimum only; {remedy}",
         )
 
     def state_dict(self) -> dict[str, Any]:

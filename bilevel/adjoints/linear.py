@@ -12,85 +12,15 @@ Each reports diagnostics of its answer, and none raises if A does not meet its a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-Product = Callable[[Tensor], Tensor]
-"""v to A v, in the shape of b both: ``(m,)``, or ``(rows, n)`` where each row has its own A."""
+from bilevel.adjoints.system import LinearSolution, Product, begin, in_full_precision, rounding
 
 
-class LinearSolution(NamedTuple):
-    """A solution of A x = b, and what the solver learned about A.
-
-    Args:
-        value: x, in the shape of b.
-        residual: b − A x, likewise.
-        curvature: The smallest Rayleigh quotient vᵀAv / vᵀv met, a scalar; 0 or less where a
-            symmetric A is not positive definite.
-        largest: The largest one in absolute value, to compare the smallest with.
-        products: The number of products with A.
-    """
-
-    value: Tensor
-    residual: Tensor
-    curvature: Tensor
-    largest: Tensor
-    products: int
-
-    def flat(self, eps: float) -> float:
-        """The curvature up to which a direction is flat.
-
-        Args:
-            eps: The relative rounding of a product.
-
-        Returns:
-            The rounding of a curvature.
-        """
-        return eps * math.sqrt(self.value.shape[-1]) * float(self.largest)
-
-
-Solve = TypeVar("Solve", bound=Callable[..., LinearSolution])
-
-
-class LinearSolver(Protocol):
-    """The interface of the solvers."""
-
-    def __call__(
-        self, product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None
-    ) -> LinearSolution:
-        """Solves A x = b.
-
-        Args:
-            product: v to A v.
-            b: ``(m,)``.
-            steps: The largest number of steps.
-            tolerance: The solve ends when the residual's norm is at most this times b's.
-            start: The initial x, ``(m,)``; zero if None.
-
-        Returns:
-            The solution.
-        """
-
-
-def _in_full_precision(solve: Solve) -> Solve:
-    """Without autocast, which rounds products of vectors and matrices."""
-
-    @wraps(solve)
-    def solved(product: Product, b: Tensor, *args: Any, **kwargs: Any) -> LinearSolution:
-        if not torch.is_autocast_enabled(b.device.type):
-            return solve(product, b, *args, **kwargs)
-        with torch.autocast(b.device.type, enabled=False):
-            return solve(product, b, *args, **kwargs)
-
-    return cast(Solve, solved)
-
-
-@_in_full_precision
+@in_full_precision
 def conjugate_gradient(
     product: Product,
     b: Tensor,
@@ -106,10 +36,10 @@ def conjugate_gradient(
     .. math:: \|x_k - x\|_A \le 2 \Bigl(\frac{\sqrt κ - 1}{\sqrt κ + 1}\Bigr)^k \|x_0 - x\|_A
 
     At a direction along which A is not positive it stops: the ``curvature`` that it reports is
-    then 0 up to rounding, or negative (or not finite, if A is not). Before, the iterates may have
-    grown without bound: if the last residual is over ten times b and the first one, x is their
-    mean, weighted by 1/‖r‖², which minimises the residual as :func:`gmres` does (Zhou and Walker,
-    1994), for another product.
+    then 0 up to rounding, or negative (or not finite, if A is not). If it does, or if the last
+    residual is over ten times b and the first one, as iterates before such a direction may grow
+    without bound, x is their mean, weighted by 1/‖r‖², which minimises the residual as
+    :func:`gmres` does (Zhou and Walker, 1994), for another product.
 
     Args:
         product: v to A v, ``(m,)`` both.
@@ -127,7 +57,7 @@ def conjugate_gradient(
         tensor([1., 1.])
     """
     eps = torch.finfo(b.dtype).eps
-    tolerance = eps if tolerance is None else tolerance
+    tolerance, cut = eps if tolerance is None else tolerance, rounding(eps, len(b))
     x, residual, products = begin(product, b, start)
     # Python numbers: each step has to branch on two of them anyway.
     square, given = float(residual @ residual), float(b @ b)
@@ -146,19 +76,20 @@ def conjugate_gradient(
         ratio = curvature / length
         smallest = smallest if ratio >= smallest else ratio  # keeps NaN
         largest = max(largest, abs(ratio))
-        if not ratio > eps * largest:  # not positive definite, or not finite
+        if not ratio > cut * largest:  # not positive definite, or not finite
             break
         x.add_(direction, alpha=square / curvature)
         residual.sub_(image, alpha=square / curvature)
         previous, square = square, float(residual @ residual)
         direction = torch.add(residual, direction, alpha=square / previous)
         length = square + (square / previous) ** 2 * length  # the two are orthogonal
-    if square > immense:
+    if square > immense or smallest <= cut * largest:
         x, residual, products = mean, b - product(mean), products + 1
-    return LinearSolution(x, residual, b.new_tensor(smallest), b.new_tensor(largest), products)
+    least = b.new_tensor(smallest)
+    return LinearSolution(x, residual, least, b.new_tensor(largest), least, products)
 
 
-@_in_full_precision
+@in_full_precision
 def neumann(
     product: Product,
     b: Tensor,
@@ -190,7 +121,7 @@ def neumann(
     """
     x, residual, products = begin(product, b, start)
     smallest, largest = _unseen(b)
-    target = tolerance * b.norm()
+    sigma, target = smallest, tolerance * b.norm()
     for _ in range(steps):
         square = residual @ residual
         if square.sqrt() <= target:
@@ -199,12 +130,13 @@ def neumann(
         products += 1
         ratio = (residual @ image) / square
         smallest, largest = torch.minimum(smallest, ratio), torch.maximum(largest, ratio.abs())
+        sigma = torch.minimum(sigma, image.norm() / square.sqrt())
         x.add_(residual, alpha=size)
         residual.sub_(image, alpha=size)
-    return LinearSolution(x, residual, smallest, largest, products)
+    return LinearSolution(x, residual, smallest, largest, sigma, products)
 
 
-@_in_full_precision
+@in_full_precision
 def gmres(
     product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
 ) -> LinearSolution:
@@ -233,7 +165,7 @@ def gmres(
     smallest, largest = _unseen(b)
     norm, target = residual.norm(), tolerance * b.norm()
     if norm <= target:
-        return LinearSolution(x, residual, smallest, largest, products)
+        return LinearSolution(x, residual, smallest, largest, smallest, products)
     kind = torch.finfo(b.dtype)
     basis = Rows(residual / norm)
     columns: list[Tensor] = []  # of the Hessenberg matrix of A in the basis
@@ -242,7 +174,8 @@ def gmres(
         image = product(basis.rows[-1])
         products += 1
         if not image.isfinite().all():  # torch.linalg would raise
-            return LinearSolution(x, residual, basis.rows[-1] @ image, largest, products)
+            nan = basis.rows[-1] @ image
+            return LinearSolution(x, residual, nan, largest, nan, products)
         length = image.norm()
         largest = torch.maximum(largest, length)
         column = torch.zeros_like(normal)
@@ -261,11 +194,11 @@ def gmres(
     size, precise = len(basis.rows), torch.promote_types(b.dtype, torch.float32)
     projected = torch.stack([pad(c, (0, size - len(c))) for c in columns], 1).to(precise)
     coordinates = pad(norm[None], (0, len(columns))).to(precise)  # of the residual
-    weights = _least_squares(projected, coordinates)
+    weights, sigma, singular = _least_squares(projected, coordinates)
     smallest = torch.linalg.eigvalsh((projected[:-1] + projected[:-1].T) / 2)[0].to(b)
     residual = (coordinates - projected @ weights).to(b) @ basis.rows
     x = x + weights.to(b) @ basis.rows[:-1]
-    return LinearSolution(x, residual, smallest, largest, products)
+    return LinearSolution(x, residual, smallest, largest, sigma.to(b), products, singular)
 
 
 class Rows:
@@ -291,7 +224,7 @@ class Rows:
         self.rows = self._memory[: count + 1]
 
 
-@_in_full_precision
+@in_full_precision
 def exact(
     product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
 ) -> LinearSolution:
@@ -315,44 +248,32 @@ def exact(
     matrix = torch.stack([product(column.expand_as(b)) for column in unit], dim=-1)
     if not matrix.isfinite().all():  # torch.linalg would raise
         nan = b.new_full((), torch.nan)
-        return LinearSolution(torch.zeros_like(b), b, nan, nan, len(unit))
+        return LinearSolution(torch.zeros_like(b), b, nan, nan, nan, len(unit))
     values = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)
+    curvature, largest = values.min(), values.abs().max()
     # No singular value is smaller than the smallest of these.
-    regular = values[..., 0] > _rounding(b) * torch.linalg.matrix_norm(matrix)
-    x = torch.linalg.solve(matrix, b) if regular.all() else _least_squares(matrix, b)
+    if (values[..., 0] > _cut(b) * torch.linalg.matrix_norm(matrix)).all():
+        x, sigma, singular = torch.linalg.solve(matrix, b), curvature, False
+    else:
+        x, sigma, singular = _least_squares(matrix, b)
     residual = b - (matrix @ x[..., None])[..., 0]
-    return LinearSolution(x, residual, values.min(), values.abs().max(), len(unit))
+    return LinearSolution(x, residual, curvature, largest, sigma, len(unit), singular)
 
 
-def _least_squares(matrix: Tensor, b: Tensor) -> Tensor:
-    """The x of the least ‖b − A x‖, and of those the shortest."""
-    cut, columns = _rounding(b), b[..., None]
-    if (torch.linalg.matrix_rank(matrix, rtol=cut) < matrix.shape[-1]).any():
-        return (matrix.pinverse(cut) @ columns)[..., 0]
-    solution: Tensor = torch.linalg.lstsq(matrix, columns, driver="gels").solution
-    return solution[..., 0]
+def _least_squares(matrix: Tensor, b: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """The x of the least ‖b − A x‖, and of those the shortest; see LinearSolution for the rest."""
+    cut, columns = _cut(b), b[..., None]
+    values = torch.linalg.svdvals(matrix)
+    regular = values > cut * values[..., :1]
+    if regular.all():
+        x = torch.linalg.lstsq(matrix, columns, driver="gels").solution
+    else:
+        x = matrix.pinverse(cut) @ columns
+    return x[..., 0], torch.where(regular, values, torch.inf).min(), not regular.all()
 
 
-def _rounding(b: Tensor) -> float:
-    """That of singular values, relative to the largest."""
-    # The usual one, eps times the size, takes float32 matrices of condition 1e4 for singular.
-    return torch.finfo(b.dtype).eps * math.sqrt(b.shape[-1])
-
-
-def begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor, int]:
-    """The initial x and its residual, which a solver changes in place.
-
-    Args:
-        product: v to A v.
-        b: The right-hand side.
-        start: The initial x; zero if None.
-
-    Returns:
-        x, the residual, and the number of products.
-    """
-    if start is None:
-        return torch.zeros_like(b), b.clone(), 0
-    return start.clone(), b - product(start), 1
+def _cut(b: Tensor) -> float:
+    return rounding(torch.finfo(b.dtype).eps, b.shape[-1])
 
 
 def _unseen(b: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.adjoints.linear import LinearSolution, Product, begin
+from bilevel.adjoints.system import LinearSolution, Product, begin, rounding
 
 
 def conjugate_gradient(
@@ -40,6 +40,7 @@ def conjugate_gradient(
     square, given = _dot(residual, residual), _dot(b, b)
     target, immense = tolerance**2 * given, 100 * torch.maximum(square, given)
     smallest, largest = torch.full_like(square, torch.inf), torch.zeros_like(square)
+    cut = rounding(torch.finfo(b.dtype).eps, b.shape[1])
     direction, length = residual.clone(), square  # the length squared
     mean, weight = x.clone(), torch.zeros_like(square)
     going = ~(square <= target)  # a row that has ended divides 0 by 0, which is not used
@@ -54,7 +55,7 @@ def conjugate_gradient(
         ratio = curvature / length
         smallest = torch.where(going, torch.minimum(smallest, ratio), smallest)  # keeps NaN
         largest = torch.where(going, torch.maximum(largest, ratio.abs()), largest)
-        going = going & (ratio > torch.finfo(b.dtype).eps * largest)
+        going = going & (ratio > cut * largest)
         step = torch.where(going, square / curvature, 0)
         x.addcmul_(step, direction)
         residual = torch.where(going, torch.addcmul(residual, step, image, value=-1), residual)
@@ -63,11 +64,12 @@ def conjugate_gradient(
         direction.mul_(rate).add_(residual)
         length = torch.addcmul(square, rate, rate * length)  # the two are orthogonal
         going = going & ~(square <= target)
-    lost = square > immense
+    lost = (square > immense) | (smallest <= cut * largest)
     if lost.any():
         x = torch.where(lost, mean, x)
         residual, products = b - product(x), products + 1
-    return LinearSolution(x, residual, smallest.min(), largest.max(), products)
+    least = smallest.min()
+    return LinearSolution(x, residual, least, largest.max(), least, products)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

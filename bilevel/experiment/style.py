@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 INK, MUTED, LINE, BAD = "#1c2024", "#60666e", "#dfe2e6", "#b3261e"
 """Colours of text, secondary text, thin lines, and what is wrong."""
 
-COLORS = ("#2f7ed8", "#d97706", "#12936f", "#a855c7", "#d6456b", "#7c8a12", "#0e93a8", "#8d6e63", "#3f51b5")
+COLORS = (
+    *("#2f7ed8", "#d97706", "#12936f", "#a855c7", "#d6456b"),
+    *("#7c8a12", "#0e93a8", "#8d6e63", "#3f51b5"),
+)
 """Of the lines of a plot, readable on white and on black."""
 
 STROKES = ("-", "--", ":")

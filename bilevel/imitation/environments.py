@@ -46,15 +46,20 @@ class Task(NamedTuple):
         """The task of given environments.
 
         Args:
-            envs: As made by :func:`make_envs`.
+            envs: As made by :func:`make_envs`, or of your own.
 
         Returns:
             The task.
+
+        Raises:
+            BilevelError: If the observations are not vectors, or the actions neither ``Discrete``
+                nor vectors of a floating dtype.
         """
         observation: Any = envs.single_observation_space
-        (n,) = observation.shape
         action: Any = envs.single_action_space
         name = envs.spec.id if envs.spec else ""
+        _check_spaces(name or "the environment", observation, action)
+        (n,) = observation.shape
         if hasattr(action, "n"):
             return cls(name, n, int(action.n), discrete=True)
         low, high = (tuple(bound.tolist()) for bound in (action.low, action.high))
@@ -135,8 +140,13 @@ def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
         raise BilevelError(
             f"{name} cannot be made: {error}; install what it needs, or choose another"
         ) from error
-    observation, action = envs.single_observation_space, envs.single_action_space
-    spaces = gymnasium.spaces
+    Task.of(envs)  # checks the spaces
+    return envs
+
+
+def _check_spaces(name: str, observation: Any, action: Any) -> None:
+    from gymnasium import spaces
+
     if not (isinstance(observation, spaces.Box) and len(observation.shape) == 1):
         raise BilevelError(
             f"{name} has observations {observation}: policies read vectors; choose an "
@@ -159,4 +169,3 @@ def make_envs(name: str, count: int) -> VectorEnv[Any, Any, Any]:
             f"{name} has actions {action}: policies choose one of n actions or a vector; choose an "
             "environment with Discrete or Box actions, or wrap it"
         )
-    return envs

@@ -10,7 +10,8 @@ from bilevel.imitation.discriminator import Discriminator, ImitationBatch, Weigh
 from bilevel.imitation.policies import Policy
 from bilevel.imitation.rollouts import Rollout
 from bilevel.imitation.values import Value
-from bilevel.problem import LeaderProblem
+from bilevel.problem import LeaderProblem, networks_of
+from bilevel.snapshot import Snapshot
 
 
 def surrogate(policy: Policy, rollout: Rollout, advantages: Tensor) -> Tensor:
@@ -67,7 +68,12 @@ class Imitator(LeaderProblem):
 
     Attributes:
         discriminator_weights: y of the last evaluation of the loss, detached; empty before.
+        discriminator_state: The follower's networks as they were when they gave the rewards for
+            it: their mode, their running statistics, and the random numbers.
         returns: The targets of the value function for it, ``(T, N)``.
+
+    Raises:
+        BilevelError: If policy and value function share a parameter that is trained.
     """
 
     def __init__(
@@ -80,12 +86,14 @@ class Imitator(LeaderProblem):
         gae_lambda: float = 0.98,
     ) -> None:
         super().__init__()
+        _check_apart(policy, value)
         self.policy = policy
         self.value = value
         self.follower = follower
         self.discount = discount
         self.gae_lambda = gae_lambda
         self.discriminator_weights: Weights = {}
+        self.discriminator_state = Snapshot()
         self.returns = self._advantages = torch.empty(0, 0)
         # What the advantages are of: a batch, and copies of y and of V's tensors.
         self._batch: ImitationBatch | None = None
@@ -98,6 +106,7 @@ class Imitator(LeaderProblem):
         if batch is not self._batch or not all(map(torch.equal, met, self._met)):
             self._batch, self._met = batch, [tensor.detach().clone() for tensor in met]
             self.discriminator_weights = dict(zip(y, self._met, strict=False))
+            self.discriminator_state = Snapshot(*networks_of(self.follower))
             self._advantages, self.returns = self.advantages_and_returns(
                 self.discriminator_weights, batch
             )
@@ -116,4 +125,15 @@ class Imitator(LeaderProblem):
         rewards = self.follower.reward(y, batch.rollout)
         return self.value.advantages_and_returns(
             batch.rollout, rewards, discount=self.discount, gae_lambda=self.gae_lambda
+        )
+
+
+def _check_apart(policy: Policy, value: Value) -> None:
+    trained = {id(p): name for name, p in policy.named_parameters() if p.requires_grad}
+    shared = [trained[id(p)] for p in value.parameters() if id(p) in trained]
+    if shared:
+        raise BilevelError(
+            f"the policy's {shared[0]} is the value function's too: a step of the policy would "
+            "change the advantages that it improves, and a fit of V the policy; give each a "
+            "network of its own, or freeze what they share by requires_grad_(False)"
         )

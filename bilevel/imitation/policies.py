@@ -20,10 +20,10 @@ class Policy(nn.Module):
     """A distribution over actions for each state; a subclass defines :meth:`forward`."""
 
     def forward(self, observations: Tensor) -> Distribution:
-        """π(· | s).
+        """π(· | s), which depends on nothing but s and the weights.
 
         Args:
-            observations: ``(B, n)``.
+            observations: ``(B, n)``, of one step or of all steps of a rollout.
 
         Returns:
             The distribution over actions, of batch shape ``(B,)``.

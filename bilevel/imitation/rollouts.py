@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import BilevelError
+from bilevel.imitation.environments import Task
 from bilevel.imitation.policies import Policy
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Sampler:
             from torch's generator.
 
     Raises:
-        BilevelError: If the environments are not reset in the step in which an episode ends.
+        BilevelError: If the environments are not reset in the step in which an episode ends, or
+            :meth:`Task.of` refuses their spaces.
 
     Example:
         >>> from bilevel.imitation import CategoricalPolicy, make_envs
@@ -70,9 +72,10 @@ class Sampler:
             )
         self.envs = envs
         self.policy = policy
-        self._name = envs.spec.id if envs.spec else "the environment"
+        task = Task.of(envs)
+        self._name = task.env or "the environment"
         space: Any = envs.single_action_space
-        self._range = (space.low, space.high) if hasattr(space, "low") else None
+        self._range = None if task.discrete else (space.low, space.high)
         self.restart(seed)
 
     def restart(self, seed: int) -> None:
@@ -97,7 +100,7 @@ class Sampler:
         Raises:
             BilevelError: If ``steps`` is not positive, the policy is not on the CPU in float32,
                 its actions are not the environments' or it gives NaN, or an environment returns
-                NaN or infinity or ends at each step.
+                NaN or infinity, ends at each step, or ends an episode without ``final_obs``.
         """
         if steps < 1:
             raise BilevelError(f"steps is {steps}: there is nothing to play; give 1 or more")
@@ -117,8 +120,8 @@ class Sampler:
                 self._clip(action)
             )
             actions.append(action)
-            if "final_obs" in info:
-                final_observations[t] = info["final_obs"]
+            if "final_obs" in info and (over := terminated[t] | truncated[t]).any():
+                final_observations[t] = np.stack(info["final_obs"][over])  # the array may be reused
         ended = terminated | truncated
         # Before the checks: the environments have moved also where one fails.
         self._observation = observations[-1]
@@ -126,7 +129,7 @@ class Sampler:
             returns = self._returns(rewards, ended)
         next_observations = observations[1:].copy()
         for t, final in final_observations.items():
-            next_observations[t, ended[t]] = np.stack(final[ended[t]])
+            next_observations[t, ended[t]] = final
         states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(np.stack(actions))
         with torch.no_grad():
             log_probs = self.policy(states.flatten(0, 1)).log_prob(taken.flatten(0, 1))
@@ -134,7 +137,7 @@ class Sampler:
         self._check_nan(states, taken, log_probs)
         self._check_finite("observations", observations, next_observations)
         self._check_finite("rewards", rewards)
-        self._check_episodes(ended)
+        self._check_episodes(ended, final_observations)
         return Rollout(
             states,
             taken,
@@ -194,7 +197,12 @@ class Sampler:
                 "it; check the environment, or wrap it so that the episode ends before"
             )
 
-    def _check_episodes(self, ended: np.ndarray[Any, Any]) -> None:
+    def _check_episodes(self, ended: np.ndarray[Any, Any], final: dict[int, Any]) -> None:
+        if len(final) < ended.any(1).sum():
+            raise BilevelError(
+                f"{self._name} ended an episode without info['final_obs']: its last observation "
+                "would be that of the reset; return it from step, as AutoresetMode.SAME_STEP has it"
+            )
         if len(ended) > 1 and ended.all():
             raise BilevelError(
                 f"{self._name} ends at each step: there is no behaviour to learn, only a first "

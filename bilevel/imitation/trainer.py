@@ -90,12 +90,14 @@ class Trainer:
         explained_variance = self.leader.value.fit(
             self.value_opt, rollout.observations.flatten(0, 1), self.leader.returns.flatten()
         )
-        objective = follower.objective(self.leader, y, batch)  # a penalty may need its gradient
+        with self.leader.discriminator_state.restored():
+            objective = follower.objective(self.leader, y, batch)  # a penalty may need its gradient
+            accuracy = follower.accuracy(y, batch)
         return {
             "return": rollout.returns.mean().item() if len(rollout.returns) else math.nan,
             "episodes": float(len(rollout.returns)),
             "objective": objective.item(),
-            "accuracy": follower.accuracy(y, batch).item(),
+            "accuracy": accuracy.item(),
             "norm": ravel(y).norm().item(),
             "kl": self.leader_opt.last.kl,
             "explained_variance": explained_variance.item(),

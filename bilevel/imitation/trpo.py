@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -68,7 +69,8 @@ class TRPO(torch.optim.Optimizer):
     Args:
         policy: Returns a ``Categorical``, or ``Independent(Normal, 1)``, possibly under fixed
             transforms (a tanh-squashed Gaussian). Parameters that do not require gradients are not
-            changed. It must be deterministic: dropout and batch normalisation in evaluation mode.
+            changed. It must be a function of the observations, without a state or noise: dropout
+            and batch normalisation in evaluation mode, history in the observations.
         max_kl: δ, in nats, averaged over the states.
         damping: λ, absolute: added to the diagonal of F, as in Schulman's code.
         cg_steps: Maximum number of conjugate gradient iterations.
@@ -81,7 +83,7 @@ class TRPO(torch.optim.Optimizer):
     Raises:
         BilevelError: If an argument is out of range or no parameter requires gradients; in a step,
             if the loss does not evaluate the policy exactly once, or the policy returns another
-            distribution.
+            distribution, or keeps a state.
 
     Example:
         A bandit with two arms, of which the second pays:
@@ -153,13 +155,14 @@ class TRPO(torch.optim.Optimizer):
 
         Raises:
             BilevelError: If the loss does not evaluate the policy exactly once, the policy returns
-                another distribution, or a layer of it is not deterministic.
+                another distribution, a layer of it is not deterministic, or it keeps a state.
         """
         settings = self.param_groups[0]
         self.last = TrustRegionStep()
         _check_deterministic(self.policy)
-        result, inputs = self._evaluate(closure)
+        result, inputs, distribution = self._evaluate(closure)
         loss, region = _to_float(result), TrustRegion(self.policy, inputs)
+        region.check_stateless(distribution)
         gradient = region.gradient()
         direction, remainder, *_ = conjugate_gradient(
             region.fisher(settings["damping"]), gradient, settings["cg_steps"]
@@ -172,8 +175,8 @@ class TRPO(torch.optim.Optimizer):
         self.last = self.last._replace(residual=float(remainder.norm() / gradient.norm()))
         return result
 
-    def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Inputs]:
-        """The closure's result, and the inputs on which it evaluated the policy."""
+    def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Inputs, Distribution]:
+        """The closure's result, and the inputs and the output of its evaluation of the policy."""
         result, calls = self._record(closure)
         if not calls:  # a game evaluates the loss before the step, and the closure returns that
             parameters = self.param_groups[0]["params"]
@@ -187,15 +190,17 @@ class TRPO(torch.optim.Optimizer):
                 "batch of states; call policy(observations) once, with gradients, and use its "
                 "distribution for every term"
             )
-        return result, calls[0]
+        return result, *calls[0]
 
-    def _record(self, closure: Callable[[], Any]) -> tuple[Any, list[Inputs]]:
-        """The closure's result, and the inputs of each evaluation of the policy in it."""
-        calls: list[Inputs] = []
+    def _record(self, closure: Callable[[], Any]) -> tuple[Any, list[tuple[Inputs, Distribution]]]:
+        """The closure's result, and the inputs and output of each evaluation of the policy."""
+        calls: list[tuple[Inputs, Distribution]] = []
 
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
+        def hook(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Distribution
+        ) -> None:
             if torch.is_grad_enabled():
-                calls.append((args, kwargs))
+                calls.append(((args, kwargs), output))
 
         handle = self.policy.register_forward_hook(hook, with_kwargs=True)
         try:

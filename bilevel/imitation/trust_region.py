@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch.distributions import (
 )
 from torch.func import functional_call, vjp
 
-from bilevel.adjoints.linear import Product
+from bilevel.adjoints.system import Product
 from bilevel.errors import BilevelError
 from bilevel.parameters import Parameters
 from bilevel.tree import ravel, tree_map, unravel
@@ -36,6 +37,7 @@ class TrustRegion:
         self.policy, self.inputs = policy, inputs
         self.trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
         self.old_parameters = {name: parameter.clone() for name, parameter in self.trained.items()}
+        self._old_buffers = {name: buffer.clone() for name, buffer in policy.named_buffers()}
         # Evaluated on the clones: the closure's result may share memory with the parameters.
         self.old_distribution = self.distribution(self.old_parameters)
 
@@ -50,6 +52,32 @@ class TrustRegion:
         """
         result: Distribution = functional_call(self.policy, parameters, *self.inputs)
         return result
+
+    def check_stateless(self, distribution: Distribution) -> None:
+        """Checks that the policy depends on nothing but its parameters and inputs.
+
+        Args:
+            distribution: Of an evaluation before this region's, with the same ones.
+
+        Raises:
+            BilevelError: If this region's is another one, or has changed a buffer.
+        """
+        changed = [
+            f"its buffer {name}"
+            for name, buffer in self.policy.named_buffers()
+            if name not in self._old_buffers or not torch.equal(buffer, self._old_buffers[name])
+        ]
+        before, now = (_fisher_coordinates(d)[0] for d in (distribution, self.old_distribution))
+        same = partial(torch.allclose, rtol=1e-4, atol=1e-5, equal_nan=True)  # up to rounding
+        if not all(map(same, before, now)):
+            changed.append("its distribution")
+        if changed:
+            raise BilevelError(
+                f"evaluating the policy again changes {changed[0]}: it keeps a state or draws "
+                "noise, and its ratios and KL would mean nothing; put history into the "
+                "observations (gymnasium.wrappers.FrameStackObservation), freeze running "
+                "normalisers, or call policy.eval()"
+            )
 
     def gradient(self) -> Tensor:
         """The gradient of the loss; zero for parameters that it does not depend on.

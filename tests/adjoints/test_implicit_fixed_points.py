@@ -9,8 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel import FollowerProblem, HypergradientWarning, Implicit, Iterative, Solver, Update
-from tests.valleys import F64, Numbers, Quadratic, Valley, error, hypergradient, pulled_back, valley
+from bilevel import FollowerProblem, HypergradientWarning, Implicit, Iterative, Update
+from tests.valleys import (
+    F64,
+    Known,
+    Numbers,
+    Quadratic,
+    Valley,
+    error,
+    hypergradient,
+    pulled_back,
+    valley,
+)
 
 STEP = 0.15
 
@@ -160,41 +170,99 @@ def test_what_a_fixed_point_needs_belongs_in_y() -> None:
     assert error(slope, v @ derivative(batch, solution.value["z"].detach())) < 1e-6
 
 
+class Conditions(Update):
+    """Of min over x of ½ Σ hᵢxᵢ² − θᵀx with Gx ≤ bounds, and multipliers l."""
+
+    needs_gradient = needs_context = False
+
+    def __init__(self, leader: Numbers, h: Tensor, rows: Tensor, bounds: Tensor) -> None:
+        super().__init__()
+        self.leader, self.h, self.rows, self.bounds = [leader], h, rows, bounds
+
+    def forward(self, y, gradient, context, state):
+        x, dual = y["x"], y["l"]
+        slope = self.h * x - self.leader[0].theta + self.rows.T @ dual
+        return {"x": x - slope, "l": (dual + self.rows @ x - self.bounds).relu()}, state
+
+
+class Program(FollowerProblem):
+    sense = "min"
+
+    def __init__(self, constraints: int) -> None:
+        self.constraints = constraints
+
+    def init(self, batch):
+        return {"x": torch.zeros(3, dtype=F64), "l": torch.zeros(self.constraints, dtype=F64)}
+
+    def objective(self, leader, y, batch):
+        return y["x"].square().sum() / 2 - leader.theta @ y["x"]
+
+
 def test_a_quadratic_program_through_its_kkt_conditions() -> None:
-    """½‖x‖² − θᵀx with x₁ + x₂ ≤ 1, which is active at θ = (1, 2, 3), and x₃ ≤ 9, which is not."""
+    """½‖x‖² − θᵀx with x₁ + x₂ ≤ 1, which is active at θ = (1, 2, 3), and x₃ ≤ 9, which is not.
+
+    Half the excess of x₁ + x₂ is taken from each; it is the multiplier.
+    """
     rows = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=F64)
     bounds = torch.tensor([1.0, 9.0], dtype=F64)
 
-    class Conditions(Update):
-        needs_gradient = needs_context = False
-
-        def forward(self, y, gradient, context, state):
-            x, dual = y["x"], y["l"]
-            slope = x - leader.theta + rows.T @ dual
-            return {"x": x - slope, "l": (dual + rows @ x - bounds).relu()}, state
-
-    class Program(FollowerProblem):
-        sense = "min"
-
-        def init(self, batch):
-            return {"x": torch.zeros(3, dtype=F64), "l": torch.zeros(2, dtype=F64)}
-
-        def objective(self, leader, y, batch):
-            return (y["x"] - leader.theta).square().sum() / 2
-
-    class Package(Solver):
-        """Half the excess of x₁ + x₂ is taken from each; it is the multiplier."""
-
-        def answer(self, oracle):
-            theta = oracle.leader.theta.detach()
-            excess = (theta[0] + theta[1] - 1) / 2
-            dual = torch.stack([excess, torch.zeros_like(excess)])
-            return {"x": theta - rows.T @ dual, "l": dual}
+    def package(leader, batch):
+        excess = (leader.theta[0] + leader.theta[1] - 1) / 2
+        dual = torch.stack([excess, torch.zeros_like(excess)])
+        return {"x": leader.theta - rows.T @ dual, "l": dual}
 
     leader = Numbers(3)
     leader.theta.data = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
-    adjoint = Implicit(fixed_point=Conditions())
-    x = adjoint.solve(Package(), Program(), leader, None).value["x"]
+    adjoint = Implicit(fixed_point=Conditions(leader, torch.ones(3, dtype=F64), rows, bounds))
+    x = adjoint.solve(Known(package), Program(2), leader, None).value["x"]
     found = [torch.autograd.grad(one, leader.theta, retain_graph=True)[0] for one in x]
     known = torch.tensor([[0.5, -0.5, 0], [-0.5, 0.5, 0], [0, 0, 1]], dtype=F64)
     torch.testing.assert_close(torch.stack(found), known)
+
+
+@pytest.mark.parametrize("method", [None, "exact"])
+@pytest.mark.parametrize("off", [0.0, 0.1])
+def test_an_answer_far_from_a_fixed_point_whose_map_is_not_symmetric(method, off: float) -> None:
+    """The answer of x₁ + x₂ + x₃ ≤ 1 is off along (0, 1, −1), where F is 1e-4 times that."""
+    h, x = torch.tensor([1.0, 1e-4, 1e-4], dtype=F64), torch.tensor([0.2, 0.3, 0.5], dtype=F64)
+    leader, rows = Numbers(3), torch.ones(1, 3, dtype=F64)
+    leader.theta.data = h * x + 1  # whose answer is x, and the multiplier 1
+    along = torch.tensor([0.0, 1.0, -1.0], dtype=F64)
+    answer = {"x": x + off * along, "l": torch.ones(1, dtype=F64)}
+    adjoint = Implicit(method, fixed_point=Conditions(leader, h, rows, rows[0, :1]))
+    v = {"x": torch.tensor([1.0, 2.0, 4.0], dtype=F64), "l": torch.zeros(1, dtype=F64)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hypergradient(adjoint, Known(lambda *_: answer), Program(1), leader, None, v)
+    told = [str(warning.message).split(": ")[1] for warning in caught]
+    assert told == (["the follower is badly conditioned"] if off else [])
+
+
+class Multiplicative(Update):
+    """Of weights on a simplex."""
+
+    def forward(self, y, gradient, context, state):
+        return (y.log() + 0.5 * gradient).softmax(-1), state
+
+
+class Entropic(Quadratic):
+    """max over the simplex of θᵀy − Σ yᵢ log yᵢ, at y* = softmax θ, where the gradient is not 0."""
+
+    def __init__(self) -> None:
+        super().__init__("max")
+
+    def init(self, batch):
+        return torch.full((3,), 1 / 3, dtype=F64)
+
+    def objective(self, leader, y, batch):
+        return leader.theta @ y - torch.special.xlogy(y, y).sum()
+
+
+def test_steps_on_a_simplex_are_told_their_remedy() -> None:
+    step, v = Multiplicative(), torch.tensor([1.0, 2.0, 4.0], dtype=F64)
+    given = Iterative(step, 100), Entropic(), Numbers(3), None, v
+    with pytest.warns(HypergradientWarning, match=r"not stationary.*, give fixed_point=update; el"):
+        hypergradient(Implicit(), *given)
+    slope, solution = hypergradient(Implicit(fixed_point=step), *given)
+    y = solution.value.detach()
+    assert error(slope, y * (v - y @ v)) < 1e-8

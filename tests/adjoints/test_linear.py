@@ -91,6 +91,45 @@ def test_a_singular_matrix_is_solved_where_it_is_not_flat(method, dtype) -> None
         )
 
 
+@given(range_part=st.floats(0.1, 1.0), null_part=st.floats(0.1, 1.0))
+def test_a_flat_direction_that_b_has_spoils_no_other(range_part: float, null_part: float) -> None:
+    """Of A = 1 1ᵀ: before the flat direction the last residual is but twice b, and x is wrong."""
+    matrix = torch.ones(2, 2, dtype=F64)
+    b = torch.tensor([range_part + null_part, range_part - null_part], dtype=F64)
+    for method in METHODS.values():
+        solution = method(lambda v: matrix @ v, b, 9, tolerance=1e-12)
+        assert solution.value.sum() == pytest.approx(range_part, rel=1e-6)
+        torch.testing.assert_close(solution.residual, b - matrix @ solution.value)
+
+
+def test_what_autograd_rounds_is_flat() -> None:
+    """A second derivative of zero comes out as some machine epsilons of the largest one."""
+    scales, b = torch.tensor([1.0, 4e-15], dtype=F64), torch.tensor([1.0, 1e-12], dtype=F64)
+    solution = exact(lambda v: scales * v, b, 0, tolerance=0.0)
+    assert solution.value.tolist() == [1, 0]
+    assert solution.singular
+    assert solution.sigma == 1
+    assert 0 < solution.curvature < solution.flat(torch.finfo(F64).eps) < 1e-14
+
+
+@pytest.mark.parametrize("method", [gmres, exact])
+def test_sigma_is_the_smallest_singular_value_beyond_rounding(method) -> None:
+    """Whatever the symmetric part: that of this matrix has the eigenvalues −1, 0 and 1."""
+    a = torch.tensor([[0.0, 2.5, 0.0], [-0.5, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=F64)
+    for size, singular in ((2, False), (3, True)):
+        part, b = a[:size, :size], torch.arange(1.0, size + 1, dtype=F64)
+        solution = method(lambda v, part=part: part @ v, b, size, tolerance=0.0)
+        assert solution.singular == singular
+        assert solution.sigma == pytest.approx(0.5)
+
+
+def test_the_sigma_of_a_series_is_the_least_that_a_residual_is_scaled_by() -> None:
+    a = torch.tensor([[0.3, 0.4], [-0.4, 0.3]], dtype=F64)  # half a rotation
+    solution = neumann(lambda v: a @ v, torch.ones(2, dtype=F64), 5, tolerance=0.0)
+    assert solution.sigma == pytest.approx(0.5)
+    assert solution.curvature == pytest.approx(0.3)
+
+
 def test_conjugate_gradients_from_a_start_far_off_are_those_of_what_it_misses() -> None:
     matrix, b = valley(30, 100.0, numbers=2)
     start = 1e6 * b[:, 1]

@@ -82,6 +82,17 @@ def test_a_singular_row_is_solved_where_it_is_not_flat(method, dtype) -> None:
     )
 
 
+def test_a_flat_direction_of_a_row_spoils_no_other() -> None:
+    """Of A = 1 1ᵀ in one row, whose last residual before it is not immense."""
+    matrix, b = systems(10.0, 10.0)
+    matrix[0] = torch.ones(8, 8, dtype=F64)
+    b[0] = 1 + torch.linspace(-1, 1, 8, dtype=F64)
+    solution = rows.conjugate_gradient(of_rows(matrix), b, 50, tolerance=1e-12)
+    assert solution.value[0].sum() == pytest.approx(1, rel=1e-6)
+    assert error(solution.value[1], torch.linalg.solve(matrix[1], b[1])) < 1e-10
+    torch.testing.assert_close(solution.residual, b - of_rows(matrix)(solution.value))
+
+
 def test_a_matrix_of_a_row_that_is_not_finite_is_reported() -> None:
     matrix, b = systems(10.0, 10.0)
     matrix[0, 3, 3] = torch.inf

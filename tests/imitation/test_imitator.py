@@ -21,6 +21,7 @@ from bilevel.imitation import (
     Value,
     demonstrate,
     make_envs,
+    mlp,
     pairs,
     surrogate,
 )
@@ -139,6 +140,15 @@ def test_a_policy_whose_actions_have_a_probability_for_each_number() -> None:
     rollout = Sampler(make_envs("Pendulum-v1", 2), GaussianPolicy(3, 1)).collect(5)
     with pytest.raises(BilevelError, match=r"by a Normal: .*return Independent\(Normal"):
         surrogate(Apart(3, 1), rollout, torch.randn(5, 2))
+
+
+def test_a_trunk_of_policy_and_value_is_shared_only_where_it_is_frozen() -> None:
+    trunk, follower = mlp([2, 8, 8]), Discriminator(Task.of(make_envs(ENV, 1)), reward="finish")
+    policy, value = CategoricalPolicy(8, 3, (), inputs=trunk), Value(8, (), inputs=trunk)
+    with pytest.raises(BilevelError, match=r"policy's network\.0\.0\.weight is the value"):
+        Imitator(policy, value, follower)
+    trunk.requires_grad_(False)
+    assert Imitator(policy, value, follower).policy is policy
 
 
 def test_one_action_has_no_spread() -> None:

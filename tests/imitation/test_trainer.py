@@ -9,8 +9,10 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from bilevel import Alternating, Bilevel, BilevelError, Detached, Iterative, Parametric
+from bilevel.frozen import frozen
 from bilevel.imitation import (
     TRPO,
     Discriminator,
@@ -55,7 +57,7 @@ def make(kind: str, discriminator: type[Discriminator] = Discriminator) -> Train
     follower = discriminator(task, reward="finish", inputs=Standardize(expert))
     leader = Imitator(task.policy(scale), Value(2, inputs=scale), follower)
     if kind == "gail":
-        solver, schedule = Parametric(follower.init(None)), Alternating(3, first="follower")
+        solver, schedule = Parametric(follower.network), Alternating(3, first="follower")
     else:
         solver, schedule = Iterative(CoordinateMLP(gradient_skip=0.1), 1, warm_start=True), None
     game = Bilevel(
@@ -234,6 +236,41 @@ def test_what_is_played_is_what_is_trained() -> None:
     trainer.leader.follower = other.leader.follower
     with pytest.raises(BilevelError, match=r"the game has another follower"):
         Trainer(trainer.game, trainer.sampler, trainer.expert, steps=3)
+
+
+class Shaky(Discriminator):
+    """Has a layer of each mode, and tells how it does before it gives the rewards."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.network.append(nn.BatchNorm1d(1)).append(nn.Dropout(0.2))
+
+    def reward(self, y, rollout):
+        batch = ImitationBatch(rollout, self.expert)
+        mode = "train" if self.network.training else "eval"
+        with torch.random.fork_rng(), frozen(self.network, mode):
+            self.told = self.objective(None, y, batch).item(), self.accuracy(y, batch).item()
+        return super().reward(y, rollout)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_are_of_the_discriminator_as_it_gave_the_rewards(kind: str) -> None:
+    """In its mode, which is another one for each kind, and without a trace."""
+    trainer = make(kind, Shaky)
+    follower, value = trainer.leader.follower, trainer.leader.value
+    follower.expert = trainer.expert
+    after: list[torch.Tensor] = []
+
+    def fit(*args: object) -> torch.Tensor:
+        explained = Value.fit(value, *args)
+        after.extend([follower.network[-2].running_mean.clone(), torch.get_rng_state()])
+        return explained
+
+    value.fit = fit  # type: ignore[method-assign]
+    told = trainer.iterate()
+    assert (told["objective"], told["accuracy"]) == follower.told
+    assert torch.equal(follower.network[-2].running_mean, after[0])
+    assert torch.equal(torch.get_rng_state(), after[1])
 
 
 def test_a_discriminator_that_sees_states_only() -> None:
