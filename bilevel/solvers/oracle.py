@@ -77,8 +77,7 @@ class Oracle:
             raise_missing_field(error, self.follower, self.batch)
             raise
         check_start(type(self.follower).__name__, self.started)
-        # A copy: it may be a network's weights, and an update of one's own may work in place.
-        return tree_map(Tensor.clone, self.started)
+        return self.started
 
     def gradient(self, y: Value) -> Any:
         """The gradient of each sample's gain in y; no weight gradients are computed.
