@@ -57,7 +57,7 @@ def conjugate_gradient(
         tensor([1., 1.])
     """
     eps = torch.finfo(b.dtype).eps
-    tolerance, cut = eps if tolerance is None else tolerance, rounding(eps, len(b))
+    tolerance, cut = eps if tolerance is None else tolerance, rounding(eps, 1)
     x, residual, products = begin(product, b, start)
     # Python numbers: each step has to branch on two of them anyway.
     square, given = float(residual @ residual), float(b @ b)
@@ -83,7 +83,7 @@ def conjugate_gradient(
         previous, square = square, float(residual @ residual)
         direction = torch.add(residual, direction, alpha=square / previous)
         length = square + (square / previous) ** 2 * length  # the two are orthogonal
-    if square > immense or smallest <= cut * largest:
+    if square > immense or (square > target and smallest <= cut * largest):
         x, residual, products = mean, b - product(mean), products + 1
     least = b.new_tensor(smallest)
     return LinearSolution(x, residual, least, b.new_tensor(largest), least, products)

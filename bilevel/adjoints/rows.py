@@ -40,7 +40,7 @@ def conjugate_gradient(
     square, given = _dot(residual, residual), _dot(b, b)
     target, immense = tolerance**2 * given, 100 * torch.maximum(square, given)
     smallest, largest = torch.full_like(square, torch.inf), torch.zeros_like(square)
-    cut = rounding(torch.finfo(b.dtype).eps, b.shape[1])
+    cut = rounding(torch.finfo(b.dtype).eps, 1)
     direction, length = residual.clone(), square  # the length squared
     mean, weight = x.clone(), torch.zeros_like(square)
     going = ~(square <= target)  # a row that has ended divides 0 by 0, which is not used
@@ -64,7 +64,7 @@ def conjugate_gradient(
         direction.mul_(rate).add_(residual)
         length = torch.addcmul(square, rate, rate * length)  # the two are orthogonal
         going = going & ~(square <= target)
-    lost = (square > immense) | (smallest <= cut * largest)
+    lost = (square > immense) | (~(square <= target) & (smallest <= cut * largest))
     if lost.any():
         x = torch.where(lost, mean, x)
         residual, products = b - product(x), products + 1
