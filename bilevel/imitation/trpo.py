@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -160,9 +159,9 @@ class TRPO(torch.optim.Optimizer):
         settings = self.param_groups[0]
         self.last = TrustRegionStep()
         _check_deterministic(self.policy)
-        result, inputs, distribution = self._evaluate(closure)
+        result, inputs = self._evaluate(closure)
         loss, region = _to_float(result), TrustRegion(self.policy, inputs)
-        region.check_stateless(distribution)
+        region.check_stateless()
         gradient = region.gradient()
         direction, remainder, *_ = conjugate_gradient(
             region.fisher(settings["damping"]), gradient, settings["cg_steps"]
@@ -175,8 +174,8 @@ class TRPO(torch.optim.Optimizer):
         self.last = self.last._replace(residual=float(remainder.norm() / gradient.norm()))
         return result
 
-    def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Inputs, Distribution]:
-        """The closure's result, and the inputs and the output of its evaluation of the policy."""
+    def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Inputs]:
+        """The closure's result, and the inputs on which it evaluated the policy."""
         result, calls = self._record(closure)
         if not calls:  # a game evaluates the loss before the step, and the closure returns that
             parameters = self.param_groups[0]["params"]
@@ -190,17 +189,15 @@ class TRPO(torch.optim.Optimizer):
                 "batch of states; call policy(observations) once, with gradients, and use its "
                 "distribution for every term"
             )
-        return result, *calls[0]
+        return result, calls[0]
 
-    def _record(self, closure: Callable[[], Any]) -> tuple[Any, list[tuple[Inputs, Distribution]]]:
-        """The closure's result, and the inputs and output of each evaluation of the policy."""
-        calls: list[tuple[Inputs, Distribution]] = []
+    def _record(self, closure: Callable[[], Any]) -> tuple[Any, list[Inputs]]:
+        """The closure's result, and the inputs of each evaluation of the policy in it."""
+        calls: list[Inputs] = []
 
-        def hook(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Distribution
-        ) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
             if torch.is_grad_enabled():
-                calls.append(((args, kwargs), output))
+                calls.append((args, kwargs))
 
         handle = self.policy.register_forward_hook(hook, with_kwargs=True)
         try:

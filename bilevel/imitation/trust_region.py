@@ -53,23 +53,22 @@ class TrustRegion:
         result: Distribution = functional_call(self.policy, parameters, *self.inputs)
         return result
 
-    def check_stateless(self, distribution: Distribution) -> None:
+    def check_stateless(self) -> None:
         """Checks that the policy depends on nothing but its parameters and inputs.
 
-        Args:
-            distribution: Of an evaluation before this region's, with the same ones.
-
         Raises:
-            BilevelError: If this region's is another one, or has changed a buffer.
+            BilevelError: If it gives another distribution when it is evaluated again, or has
+                changed a buffer.
         """
+        again = self.distribution(self.old_parameters)
         changed = [
             f"its buffer {name}"
             for name, buffer in self.policy.named_buffers()
-            if name not in self._old_buffers or not torch.equal(buffer, self._old_buffers[name])
+            if name not in self._old_buffers or not _same(buffer, self._old_buffers[name])
         ]
-        before, now = (_fisher_coordinates(d)[0] for d in (distribution, self.old_distribution))
-        same = partial(torch.allclose, rtol=1e-4, atol=1e-5, equal_nan=True)  # up to rounding
-        if not all(map(same, before, now)):
+        before, now = (_fisher_coordinates(d)[0] for d in (self.old_distribution, again))
+        close = partial(torch.allclose, rtol=1e-4, atol=1e-5, equal_nan=True)  # up to rounding
+        if not all(map(close, before, now)):
             changed.append("its distribution")
         if changed:
             raise BilevelError(
@@ -165,3 +164,8 @@ def _fisher_coordinates(
         f"the policy returned {type(distribution).__name__}: TRPO supports Categorical and "
         "Independent(Normal, 1), also under fixed transforms; return one of them"
     )
+
+
+def _same(buffer: Tensor, before: Tensor) -> bool:
+    """Whether two tensors are equal, NaN being equal to NaN."""
+    return torch.equal(buffer.nan_to_num(), before.nan_to_num())
