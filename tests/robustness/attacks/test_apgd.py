@@ -198,7 +198,7 @@ def test_the_points_of_the_authors_code(
     theirs.init_hyperparam(batch.x)
     expected = theirs.attack_single_run(batch.x, batch.y, x_init=batch.x + start)[0]
     same = (ours - expected).abs().flatten(1).amax(1) < 1e-9
-    assert same.double().mean() > (0.6 if threat is Linf else 0.3)  # L2 restarts more often
+    assert same.double().mean() > (0.6 if threat is Linf else 0.2)  # L2 restarts more often
 
 
 ATTACKS: dict[str, tuple[Loss, dict[str, Any], int, int]] = {

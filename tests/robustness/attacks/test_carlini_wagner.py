@@ -59,16 +59,21 @@ def test_no_perturbation_below_a_grey_level_is_searched_for(authors: ModuleType)
 
 
 def test_any_point_within_the_radius_will_do() -> None:
-    """Also one that τ, by then smaller, still punishes: no success of the authors' search."""
+    """Also one that τ, by then smaller, still punishes: no success of the authors' search.
+
+    There is one for some of the images; for which depends on the classifier.
+    """
     model, _, test = trained()
-    some = next(batches(test.subset([1]), 1))
-    batch = Batch(some.x.double(), some.y)
-    solver, threat = CarliniWagner(steps=40), smallest_ball()
-    smallest = attack(model.double(), threat, solver, batch).x
-    eps = 0.97 * (smallest - batch.x).abs().max().item()
-    images = attack(model, Linf(eps, loss=margin), solver, batch).x
-    assert model(images).argmax(1) != batch.y
-    assert (images - batch.x).abs().max() < 0.999 * eps  # found there, not clipped to it
+    model, solver, threat = model.double(), CarliniWagner(steps=40), smallest_ball()
+    for some in batches(test.subset(range(8)), 1):
+        batch = Batch(some.x.double(), some.y)
+        smallest = attack(model, threat, solver, batch).x
+        eps = 0.97 * (smallest - batch.x).abs().max().item()
+        images = attack(model, Linf(eps, loss=margin), solver, batch).x
+        inside = (images - batch.x).abs().max() < 0.999 * eps  # found there, not clipped to it
+        if inside and model(images).argmax(1) != batch.y:
+            return
+    pytest.fail("no such point was found for any of them")
 
 
 def test_it_breaks_what_the_authors_procedure_breaks(authors: ModuleType) -> None:
