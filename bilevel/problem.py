@@ -247,7 +247,7 @@ def networks_of(follower: FollowerProblem) -> list[nn.Module]:
         follower: The problem.
 
     Returns:
-        Its attributes that are modules, or the follower itself if it is one.
+        Its attributes that are modules (``nn.ModuleList`` for several), or itself if it is one.
     """
     if isinstance(follower, nn.Module):
         return [follower]

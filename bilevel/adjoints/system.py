@@ -59,7 +59,7 @@ def rounding(eps: float, size: int) -> float:
     Returns:
         That part.
     """
-    # Second derivatives by autograd are off by up to 20 eps, of however few unknowns. The usual
+    # Second derivatives by autograd are off by some 20 eps, of however few unknowns. The usual
     # cut, eps times the size, takes float32 matrices of condition 1e4 for singular.
     return eps * max(24.0, math.sqrt(size))
 

@@ -17,6 +17,7 @@ from bilevel import (
     FollowerProblem,
     Iterative,
     Parametric,
+    Penalty,
     Solver,
     ZeroSum,
     fgsm,
@@ -283,6 +284,19 @@ def test_an_update_in_place_leaves_the_start_alone(needs_gradient: bool) -> None
     start = Iterative(update, 0).solve(Held(), Weights(3), batch).stats["objective_after"]
     assert torch.equal(solution.stats["objective_before"], start)
     assert not torch.equal(solution.stats["objective_after"], start)
+
+
+def test_an_update_in_place_has_the_hypergradient_of_one_that_is_not() -> None:
+    class InPlace(Update):
+        def forward(self, y, gradient, context, state):
+            return y.add_(0.5 * gradient), state
+
+    leader, batch, slopes = Weights(3), Batch(torch.full((2, 3), 0.25), None), []
+    for update in (InPlace(), Gradient(0.5)):
+        solution = Penalty(100.0).solve(Iterative(update, 40), Nearest(), leader, batch)
+        slopes.append(torch.autograd.grad(solution.value.square().sum(), leader.w)[0])
+    assert slopes[0].any()
+    torch.testing.assert_close(*slopes)
 
 
 def test_steps_below_zero() -> None:
