@@ -130,8 +130,10 @@ class Penalty(Pullback):
         cost = tree_map(lambda leaf: leaf * (sign / self.strength), v)
 
         def solve(oracle: Oracle) -> tuple[Value, Value]:
-            y, state = oracle.advance(update, problem.y, None, steps - 1)
-            return y, oracle.advance(update, y, state, 1)[0]
+            # From copies: an update of one's own may work in place.
+            start = tree_map(Tensor.clone, problem.y)
+            y, state = oracle.advance(update, start, None, steps - 1)
+            return y, oracle.advance(update, tree_map(Tensor.clone, y), state, 1)[0]
 
         before, end = problem.evaluate({}, solve, Perturbed(problem.follower, cost))
         last, moved = (ravel(tree_map(torch.sub, end, y)).norm() for y in (before, problem.y))

@@ -102,7 +102,8 @@ class Iterative(Solver):
         """
         y = oracle.init()
         if self.kept is None or not self.warm_start:
-            return y, None
+            # A copy: it may be a network's weights, and an update of one's own may work in place.
+            return tree_map(Tensor.clone, y), None
         kept, state = self.kept
         shapes = [[leaf.shape for leaf in leaves_like(tree, like=y)] for tree in (kept, y)]
         if shapes[0] != shapes[1]:

@@ -167,8 +167,6 @@ class Oracle:
                 or has parameters of another type than y.
             RuntimeError: If the update fails otherwise.
         """
-        # A copy: it may be a network's weights, and an update of one's own may work in place.
-        y = tree_map(Tensor.clone, y)
         for _ in range(steps):
             gradient = self.gradient(y) if update.needs_gradient else None
             context = self.context(y) if update.needs_context else None
