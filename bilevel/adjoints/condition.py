@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bilevel import updates
 from bilevel.adjoints.solved import is_constrained
 from bilevel.solvers import Iterative, Oracle, Parametric, Solver
 from bilevel.tree import Value, leaves, ravel, tree_map
@@ -88,7 +87,7 @@ def remedy_for(solver: Solver, fixed_point: Update | None) -> str:
         )
     if isinstance(solver, Iterative):
         further = "solve with more steps, or take Unrolled(), which is exact for any answer"
-        if type(solver.update) in vars(updates).values():
+        if type(solver.update).__module__.startswith("bilevel.updates."):
             return further
         return (
             "if the solver's update is at its fixed point (a multiplicative step's, on a simplex), "

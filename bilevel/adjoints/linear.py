@@ -57,6 +57,7 @@ def conjugate_gradient(
         tensor([1., 1.])
     """
     eps = torch.finfo(b.dtype).eps
+    # That of one curvature: the roundings of many singular values would add up.
     tolerance, cut = eps if tolerance is None else tolerance, rounding(eps, 1)
     x, residual, products = begin(product, b, start)
     # Python numbers: each step has to branch on two of them anyway.

@@ -137,10 +137,12 @@ class TRPO(torch.optim.Optimizer):
         }
         super().__init__(trained, settings)
         self.last = TrustRegionStep()
+        self._checked = False
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: torch's own leaves out the attributes of a subclass."""
-        return {**super().__getstate__(), "policy": self.policy, "last": self.last}
+        own = {name: getattr(self, name) for name in ("policy", "last", "_checked")}
+        return {**super().__getstate__(), **own}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
@@ -161,7 +163,9 @@ class TRPO(torch.optim.Optimizer):
         _check_deterministic(self.policy)
         result, inputs = self._evaluate(closure)
         loss, region = _to_float(result), TrustRegion(self.policy, inputs)
-        region.check_stateless()
+        if not self._checked:
+            region.check_stateless()
+            self._checked = True
         gradient = region.gradient()
         direction, remainder, *_ = conjugate_gradient(
             region.fisher(settings["damping"]), gradient, settings["cg_steps"]

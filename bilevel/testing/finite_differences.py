@@ -60,10 +60,12 @@ def check_adjoint(
     here = loss({})
     found = torch.autograd.grad(here, list(theta.values()), allow_unused=True)
     grads = leaves(from_leaves(found, like=theta))
+    largest = max(float(grad.abs().max()) for grad in grads)
     for (name, parameter), grad in zip(theta.items(), grads, strict=True):
         point, slopes, eps = parameter.detach(), ravel(grad), torch.finfo(parameter.dtype).eps
         h = step or eps ** (1 / 3)
-        rounding = 100 * eps * float(here.detach().abs()) / h
+        # At most what is allowed of the largest gradient, however short the step.
+        rounding = min(100 * eps * float(here.detach().abs()) / h, tolerance * largest)
         allowed = tolerance * float(grad.abs().max()) + rounding
         for unit, actual in zip(torch.eye(len(slopes)).to(slopes), slopes, strict=True):
             move: Any = unravel(h * unit, like=point)

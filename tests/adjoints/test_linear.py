@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bilevel.adjoints import rows
 from bilevel.adjoints.linear import conjugate_gradient, exact, gmres, neumann
 from tests.valleys import F64, error, valley
 
@@ -100,6 +101,19 @@ def test_a_flat_direction_that_b_has_spoils_no_other(range_part: float, null_par
         solution = method(lambda v: matrix @ v, b, 9, tolerance=1e-12)
         assert solution.value.sum() == pytest.approx(range_part, rel=1e-6)
         torch.testing.assert_close(solution.residual, b - matrix @ solution.value)
+
+
+@pytest.mark.parametrize("size", [10, 10**4])
+def test_conjugate_gradients_of_float32_keep_what_has_converged(size: int) -> None:
+    """Two curvatures, of which one is 10⁵ times the other, as weight decay leaves it."""
+    scales = torch.ones(size)
+    scales[: size // 10] = 1e5
+    b = torch.ones(size)
+    solution = conjugate_gradient(lambda v: scales * v, b, 50, tolerance=1e-6)
+    assert (solution.residual.norm() / b.norm()).item() < 1e-6
+    torch.testing.assert_close(solution.value, 1 / scales, rtol=1e-4, atol=0)
+    by_row = rows.conjugate_gradient(lambda v: scales * v, b[None], 50, tolerance=1e-6)
+    torch.testing.assert_close(by_row.value[0], 1 / scales, rtol=1e-4, atol=0)
 
 
 def test_what_autograd_rounds_is_flat() -> None:

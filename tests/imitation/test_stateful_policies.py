@@ -94,3 +94,22 @@ def test_stacked_frames_are_its_history() -> None:
     finally:
         del gymnasium.registry["Stacked-v0"]
     assert torch.equal(shown[1:, :, 4:8], shown[:-1, :, 8:])
+
+
+def test_autocast_within_the_loss_is_no_state() -> None:
+    """It rounds the loss's own evaluation, to which the trust region's are not compared."""
+    policy = CategoricalPolicy(4, 2)
+    policy.register_buffer("limit", torch.tensor(torch.nan))
+    observations, advantages = torch.randn(64, 4), torch.randn(64)
+
+    def closure() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = -(policy(observations).log_prob(torch.zeros(64)) * advantages).mean()
+        if torch.is_grad_enabled():
+            loss.backward()
+        return loss
+
+    optimizer = TRPO(policy)
+    with torch.enable_grad():
+        optimizer.step(closure)
+    assert optimizer.last.kl >= 0

@@ -17,7 +17,6 @@ from bilevel import (
     FollowerProblem,
     Iterative,
     Parametric,
-    Penalty,
     Solver,
     ZeroSum,
     fgsm,
@@ -25,16 +24,7 @@ from bilevel import (
     testing,
 )
 from bilevel.robustness import L2, Batch, Linf
-from bilevel.updates import (
-    CNN,
-    MLP,
-    ConvRNN,
-    CoordinateRNN,
-    Gradient,
-    Momentum,
-    SignGradient,
-    Update,
-)
+from bilevel.updates import CNN, MLP, ConvRNN, CoordinateRNN, Gradient, Momentum, SignGradient
 from tests.problems import BatchNormNet, LinearBox, Nearest, Saddle, Weights, image_game, images
 
 
@@ -260,43 +250,6 @@ def test_a_projection_in_place_leaves_earlier_answers_alone() -> None:
 
 
 # Bad input.
-
-
-@pytest.mark.parametrize("needs_gradient", [True, False])
-def test_an_update_in_place_leaves_the_start_alone(needs_gradient: bool) -> None:
-    """Which may be the weights of a network."""
-
-    class InPlace(Update):
-        def forward(self, y, gradient, context, state):
-            return y.add_(1.0 if gradient is None else gradient), state
-
-    class Held(Nearest):
-        held = torch.zeros(2, 3)
-
-        def init(self, batch):
-            return self.held
-
-    update = InPlace()
-    update.needs_gradient = needs_gradient
-    batch = Batch(torch.full((2, 3), 0.25), None)
-    solution = Iterative(update, 3).solve(Held(), Weights(3), batch)
-    assert torch.equal(Held.held, torch.zeros(2, 3))
-    start = Iterative(update, 0).solve(Held(), Weights(3), batch).stats["objective_after"]
-    assert torch.equal(solution.stats["objective_before"], start)
-    assert not torch.equal(solution.stats["objective_after"], start)
-
-
-def test_an_update_in_place_has_the_hypergradient_of_one_that_is_not() -> None:
-    class InPlace(Update):
-        def forward(self, y, gradient, context, state):
-            return y.add_(0.5 * gradient), state
-
-    leader, batch, slopes = Weights(3), Batch(torch.full((2, 3), 0.25), None), []
-    for update in (InPlace(), Gradient(0.5)):
-        solution = Penalty(100.0).solve(Iterative(update, 40), Nearest(), leader, batch)
-        slopes.append(torch.autograd.grad(solution.value.square().sum(), leader.w)[0])
-    assert slopes[0].any()
-    torch.testing.assert_close(*slopes)
 
 
 def test_steps_below_zero() -> None:

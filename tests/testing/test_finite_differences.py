@@ -67,7 +67,7 @@ class Mixed(LeaderProblem):
         self.decay = nn.Parameter(torch.tensor(1.0, dtype=F64))
 
     def loss(self, y: Tensor, batch: Tensor) -> Tensor:
-        return 1e4 * self.rate**2 + 1e-3 * y.sum()
+        return 1e4 * (1 + self.rate**2) + 1e-3 * y.sum()
 
 
 class Followed(FollowerProblem):
@@ -87,6 +87,13 @@ def test_a_small_gradient_is_checked_beside_a_large_one() -> None:
     testing.check_adjoint(Unrolled(), solver, *parts)
     with pytest.raises(AssertionError, match=r"the gradient of decay is off by 0\.001"):
         testing.check_adjoint(Detached(), solver, *parts)
+
+
+def test_a_short_step_allows_no_more_than_the_tolerance() -> None:
+    solver, parts = Iterative(Gradient(0.5), 1), (Followed(), Mixed(), torch.empty(0))
+    torch.nn.init.zeros_(parts[1].rate)
+    with pytest.raises(AssertionError, match="the gradient of decay is off"):
+        testing.check_adjoint(Detached(), solver, *parts, step=1e-9)
 
 
 @pytest.mark.parametrize(

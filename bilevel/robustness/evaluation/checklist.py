@@ -120,18 +120,19 @@ def _converged(evaluation: Evaluation) -> Finding:
 
 
 def _longer(evaluation: Evaluation) -> Finding:
-    """The longest attack, on a sample of the images that others leave, breaks next to none."""
+    """A longer attack, on a sample of the images that others leave, breaks next to none."""
     item = "longer attacks add nothing"
-    check = next((o for o in _completed(evaluation, "iterative") if o.role == "spot check"), None)
-    if check is None:
+    checks = _spot_checks(evaluation)
+    if not checks:
         return _not_measured(item, "add longer to the attacks, after the others that iterate")
+    check = max(checks, key=_part_broken)
     tried, broken = int(check.attacked.sum()), int(check.broken.sum())
     if not tried:
         return finding(item, True, "no image is left", "Shorter attacks break every image.", "")
     # Each image of the sample stands for several that it was drawn from.
-    stands_for = (evaluation.so_far(check) + share(check.broken)) / tried
-    added = broken * stands_for
-    ok = added <= tolerance(added, round(1 / stands_for))
+    left = evaluation.so_far(check) + share(check.broken)
+    added = left * broken / tried
+    ok = added <= tolerance(added, round(tried / left))
     figure = f"{broken} of {tried} broken, as much as {_points(added)}"
     bad = (
         f"{check.name} breaks images that shorter attacks leave: they have not converged, and the "
@@ -216,8 +217,20 @@ def _no_curve(item: str, evaluation: Evaluation, quantity: str) -> Finding:
 
 
 def _completed(evaluation: Evaluation, *kinds: Kind) -> list[Outcome]:
-    """The outcomes of some kinds that gave a figure."""
-    return [o for o in evaluation.outcomes if o.kind in kinds and not o.problem]
+    """The outcomes of some kinds that gave a figure, but for spot checks."""
+    completed = [o for o in evaluation.outcomes if o.kind in kinds and not o.problem]
+    return [outcome for outcome in completed if outcome.role != "spot check"]
+
+
+def _spot_checks(evaluation: Evaluation) -> list[Outcome]:
+    """Those that gave a figure, of what an iterative attack had left."""
+    done = [o for o in evaluation.outcomes if o.role == "spot check" and not o.problem]
+    iterative = _completed(evaluation, "iterative")
+    return [o for o in done if any(one is b for b in evaluation.before(o) for one in iterative)]
+
+
+def _part_broken(outcome: Outcome) -> float:
+    return share(outcome.broken) / max(share(outcome.attacked), 1 / len(outcome.attacked))
 
 
 def _strongest(evaluation: Evaluation, kind: Kind, role: Role | None = None) -> Outcome | None:

@@ -185,6 +185,18 @@ class Evaluation:
             return None
         return share(self.survivors((outcome,)))
 
+    def before(self, outcome: Outcome) -> tuple[Outcome, ...]:
+        """The attacks that were run before one.
+
+        Args:
+            outcome: One of :attr:`outcomes`.
+
+        Returns:
+            Those before it.
+        """
+        position = next(i for i, other in enumerate(self.outcomes) if other is outcome)
+        return self.outcomes[:position]
+
     def so_far(self, outcome: Outcome) -> float:
         """The worst case over the attacks up to and including this one.
 
@@ -194,7 +206,7 @@ class Evaluation:
         Returns:
             A number in [0, 1].
         """
-        return share(self.survivors((*self._before(outcome), outcome)))
+        return share(self.survivors((*self.before(outcome), outcome)))
 
     def newly_broken(self, outcome: Outcome) -> int:
         """The number of images that an attack broke and no earlier one had.
@@ -205,7 +217,7 @@ class Evaluation:
         Returns:
             Their number.
         """
-        return int((self.survivors(self._before(outcome)) & outcome.broken).sum())
+        return int((self.survivors(self.before(outcome)) & outcome.broken).sum())
 
     def outcome(self, name: str) -> Outcome | None:
         """An attack's outcome by name.
@@ -218,11 +230,6 @@ class Evaluation:
         """
         found = (outcome for outcome in self.outcomes if outcome.name == name)
         return next((outcome for outcome in found if not outcome.problem), None)
-
-    def _before(self, outcome: Outcome) -> tuple[Outcome, ...]:
-        """The attacks that were run before this one."""
-        position = next(i for i, other in enumerate(self.outcomes) if other is outcome)
-        return self.outcomes[:position]
 
 
 @dataclass(frozen=True)

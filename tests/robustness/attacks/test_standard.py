@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError, Iterative, NonFiniteError
 from bilevel.robustness import (
-    APGD,
     EVALUATION_STEP,
     L2,
     NORMS,
@@ -88,26 +87,6 @@ def test_pgm_as_the_paper_evaluates(name: str, steps: int, loss: object, alone: 
 def test_apgd_starts_anywhere_in_the_ball(name: str, loss: object, tries: int) -> None:
     made = only(name, restarts=5)
     assert (made.follower.start, made.follower.loss, made.tries) == (EPS, loss, tries)
-
-
-@pytest.mark.parametrize(("classes", "tries"), [(10, 1), (3, 1), (2, 5)])
-def test_the_spot_check_is_the_targeted_attack_with_three_times_the_steps(
-    classes: int, tries: int
-) -> None:
-    long, short = (only(name, classes=classes, restarts=5) for name in ("longer", "apgd-t"))
-    assert isinstance(long.solver, APGD)
-    assert isinstance(short.solver, APGD)
-    assert long.solver.steps == 3 * short.solver.steps
-    assert (long.follower.loss, long.follower.start) == (short.follower.loss, short.follower.start)
-    assert (long.name, long.sample) == (f"{short.name} 300 steps", 100)
-    assert (long.role, short.role, long.tries) == ("spot check", "", tries)
-    assert long.passes == 903 * tries
-    assert STANDARD.index("apgd-t") < STANDARD.index("longer") < STANDARD.index("square")
-
-
-def test_a_spot_check_is_not_run_on_every_image() -> None:
-    with pytest.raises(BilevelError, match="APGD-T 300 steps is run on a sample of 100"):
-        only("longer", alone=("longer",))
 
 
 def test_square_is_the_papers_on_the_margin() -> None:

@@ -51,38 +51,6 @@ def test_an_attack_alone_sees_every_image_that_is_right(images: ImageSet) -> Non
     assert torch.equal(outcomes[0].broken, outcomes[1].broken)
 
 
-def test_a_spot_check_sees_some_of_what_is_left(images: ImageSet) -> None:
-    """Drawn at random, by the seed alone."""
-
-    def seen(seed: int) -> set[int]:
-        check = Scripted("longer", set(), sample=5)
-        attacks = [Scripted("first", set(range(0, 60, 2))), check, Scripted("last", set())]
-        _, (first, drawn, last) = Battery(attacks, eps=EPS, seed=seed).run(Threshold(), images)
-        left = first.attacked & ~first.broken
-        assert int(drawn.attacked.sum()) == 5 < int(left.sum())
-        assert not (drawn.attacked & ~left).any()
-        assert torch.equal(last.attacked, left)
-        assert (drawn.role, last.role) == ("spot check", "")
-        return set(drawn.attacked.nonzero().flatten().tolist())
-
-    draws = [seen(seed) for seed in (0, 0, 1, 2)]
-    assert draws[0] == draws[1]
-    assert len({frozenset(draw) for draw in draws}) == 3
-
-
-def test_a_spot_check_of_more_images_than_are_left_sees_them_all(images: ImageSet) -> None:
-    attacks = [Scripted("first", {1, 2}), Scripted("longer", set(), sample=10**6)]
-    _, (first, check) = Battery(attacks, eps=EPS).run(Threshold(), images)
-    assert torch.equal(check.attacked, first.attacked & ~first.broken)
-
-
-def test_a_spot_check_has_no_accuracy_of_its_own() -> None:
-    with pytest.raises(BilevelError, match="sample of 5 images: it has no accuracy of its own"):
-        Scripted("longer", set(), sample=5, alone=True)
-    with pytest.raises(BilevelError, match="sample is 0"):
-        Scripted("longer", set(), sample=0)
-
-
 def test_broken_images_leave_with_the_try_that_breaks_them(images: ImageSet) -> None:
     levels = near(images, EPS)
     attack = Scripted("one", levels, tries=3)

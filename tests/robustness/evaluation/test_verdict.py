@@ -328,23 +328,6 @@ def test_the_tolerance() -> None:
     assert math.isclose(tolerance(0.04, 400), 0.02)
 
 
-def test_a_spot_check_speaks_for_the_images_that_it_was_drawn_from() -> None:
-    """Of few survivors a larger share may break than of many: it is the same share of all."""
-    few = images((860, 900))
-    margin_attack = outcome("margin", "iterative", (0, 860))
-
-    def evaluation(broken: int) -> Evaluation:
-        check = longer((860, 860 + broken), attacked=few)
-        return sound(outcomes=(*sound().outcomes[:3], margin_attack, check, *sound().outcomes[5:]))
-
-    assert LONGER not in failed(evaluation(19))
-    assert failed(evaluation(21))[LONGER].figure == "21 of 40 broken, as much as 2.1 points"
-    none = longer(attacked=images())
-    nothing_left = sound(outcomes=(outcome("all", "iterative", (0, 900)), none))
-    (found,) = (one for one in judge(nothing_left, []) if one.item == LONGER)
-    assert (found.ok, found.figure) == (True, "no image is left")
-
-
 def test_few_images_make_no_verdict() -> None:
     """The same shares on 50 images are chance."""
     rows = torch.arange(50)
