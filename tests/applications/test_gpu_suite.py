@@ -170,7 +170,7 @@ def test_it_needs_torch_torchvision_and_numpy_alone(tmp_path: Path) -> None:
     assert not any("failed" in record for record in content["results"])
     assert {record["job"] for record in content["results"]} >= {
         "matrix rates",
-        "steps of wrn-10-1, bf16",
+        "steps of wrn-10-1, float32",
         "training small-cnn, pgm",
         "training small-cnn, two-step-l2l, two-layer",
     }
@@ -178,7 +178,7 @@ def test_it_needs_torch_torchvision_and_numpy_alone(tmp_path: Path) -> None:
     assert report in ended.stdout
     for title in ("## A step: wrn-10-1", "## Training: small-cnn, npz", "## Targets"):
         assert title in report
-    assert "| two-step-l2l | alternating | bf16 |" in report
+    assert "| two-step-l2l | alternating | float32 |" in report
     again = run(env=one_thread)
     assert again.returncode == 0
     assert "of 6: " not in again.stdout  # all is there

@@ -149,7 +149,7 @@ DIGITS = replace(
 
 SMOKE = Scale(
     parts=(
-        Steps(Size("wrn-10-1", None, 4), (BF16,), rounds=1),
+        Steps(Size("wrn-10-1", None, 4), (FLOAT32,), rounds=1),
         *(Run("small-cnn", method, 1, attacker="two-layer") for method in METHODS),
     ),
     images=(128, 32, 16),

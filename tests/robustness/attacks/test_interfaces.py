@@ -281,6 +281,7 @@ def robustbench(monkeypatch: pytest.MonkeyPatch, batch: Batch) -> ModuleType:
     class AutoAttack(pyautoattack.AutoAttack):
         def __init__(self, model: nn.Module, *, log_path: None, **settings: Any) -> None:
             super().__init__(model, seed=0, **settings)
+            self.square.n_queries, self.fab.n_iter = 100, 20
 
         def run_standard_evaluation(self, x: Tensor, y: Tensor, *, bs: int, **kept: Any) -> Tensor:
             return super().run_standard_evaluation(x, y, batch_size=bs, **kept)[0]

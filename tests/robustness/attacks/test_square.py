@@ -184,14 +184,14 @@ class Colour(nn.Module):
 
 
 @BOTH
-@pytest.mark.parametrize("queries", [100, 300])
-def test_the_accuracy_that_torchattacks_leaves(queries: int, threat: type[Perturbation]) -> None:
+def test_the_accuracy_that_torchattacks_leaves(threat: type[Perturbation]) -> None:
     """With windows up to the last row and column, which its own leave out.
 
     Of colour images: of grey ones half of its smallest windows change nothing. All images of a call
     have the same windows there, hence several calls.
     """
     torchattacks = pytest.importorskip("torchattacks")
+    queries = 200
 
     class Theirs(torchattacks.Square):  # type: ignore[misc]
         def random_int(self, low: int, high: int) -> Tensor:
