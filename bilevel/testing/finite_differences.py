@@ -58,7 +58,9 @@ def check_adjoint(
             return leader.loss(adjoint.solve(solver, follower, leader, batch).value, batch)
 
     here = loss({})
-    found = torch.autograd.grad(here, list(theta.values()), allow_unused=True)
+    found: tuple[Tensor | None, ...] = (None,) * len(theta)
+    if here.requires_grad:  # else it is zero, or the adjoint has lost it
+        found = torch.autograd.grad(here, list(theta.values()), allow_unused=True)
     grads = leaves(from_leaves(found, like=theta))
     largest = max(float(grad.abs().max()) for grad in grads)
     for (name, parameter), grad in zip(theta.items(), grads, strict=True):

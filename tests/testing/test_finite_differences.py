@@ -141,6 +141,20 @@ def test_an_objective_of_lower_precision_needs_longer_differences() -> None:
     testing.check_adjoint(Unrolled(), solver, Rounded(), Shift(), batch, step=1e-2)
 
 
+class Led(Mixed):
+    """All of its loss acts through y*."""
+
+    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+        return y.sum()
+
+
+def test_a_gradient_that_is_lost_as_a_whole_is_wrong() -> None:
+    solver, parts = Iterative(Gradient(0.5), 1), (Followed(), Led(), torch.empty(0))
+    testing.check_adjoint(Unrolled(), solver, *parts)
+    with pytest.raises(AssertionError, match="the gradient of decay is off by 1 from"):
+        testing.check_adjoint(Detached(), solver, *parts)
+
+
 def test_a_leader_without_parameters_has_no_gradient() -> None:
     leader = Shift().requires_grad_(False)
     with pytest.raises(AssertionError, match="Shift has no trainable parameter"):
