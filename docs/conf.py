@@ -30,6 +30,7 @@ exclude_patterns = ["_build", "tutorials"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "bilevel"
+html_theme_options = {"light_css_variables": {"code-font-size": "78%"}}  # lines fit
 
 # A summary ends with its sentence, and not within it.
 autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "Eq.", "Fig.", "Sec.", "Alg.", "Table.")
@@ -38,6 +39,7 @@ autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "Eq.", "Fig.", "Sec.", "Alg.", "
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
 

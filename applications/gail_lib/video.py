@@ -36,7 +36,7 @@ def check_rendering(env: str) -> None:
         reason = str(error).partition("\n")[0] or "its render() gives no rgb_array"
         raise BilevelError(
             f"{env} cannot be rendered: {reason}; "
-            'pip install "bilevel[render]", or leave out --render'
+            'pip install "gymnasium[classic-control]", or leave out --render'
         ) from error
 
 

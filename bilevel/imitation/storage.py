@@ -150,8 +150,8 @@ def _minari() -> Any:
         import minari
     except ImportError as error:
         raise BilevelError(
-            "Minari is not installed: its datasets cannot be read or written; pip install "
-            '"bilevel[minari]"'
+            "Minari is not installed: its datasets cannot be read or written; "
+            'pip install "minari[hdf5,hf]"'
         ) from error
     return minari
 

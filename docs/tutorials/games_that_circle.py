@@ -3,9 +3,10 @@ Min-max games that cycle
 ========================
 
 Two players who each follow their own gradient need not converge. On :math:`f(x, y) = xy`, which
-:math:`x` minimises and :math:`y` maximises, they circle around the equilibrium :math:`(0, 0)`
-forever (Jiang et al., 2021, Appendix A). Which schedule converges, how fast, and how can you see
-it in a game of your own, whose equilibrium is unknown?
+:math:`x` minimises and :math:`y` maximises, simultaneous steps spiral away from the equilibrium
+:math:`(0, 0)`, and alternating steps circle around it (Jiang et al., 2021, Appendix A). Which
+schedule converges, how fast, and how can you see it in a game of your own, whose equilibrium is
+unknown?
 """
 
 # %%
@@ -62,7 +63,7 @@ for schedule in schedules:
 #
 # A schedule is one method, ``step(game, batch)``. This one pulls each simultaneous step toward the
 # starting point with a decreasing weight (Halpern's anchored iteration). The games show where it
-# converges.
+# converges: Forsaken has an attracting cycle around its equilibrium, which holds it from outside.
 
 
 class Anchored(bilevel.Simultaneous):
@@ -112,6 +113,8 @@ for schedule in schedules:
 #
 # :class:`~bilevel.Monitor` observes the iterates of any game and reports whether they converge,
 # cycle or diverge. It records a few numbers of each player, so its cost is small for a network.
+# Forsaken is played from outside of its cycle, where both schedules stay, and from near its
+# equilibrium.
 
 for schedule in (bilevel.Alternating(), bilevel.Extragradient()):
     play = games.begin(games.Forsaken(), 1.0, 1.0, lr=0.05, schedule=schedule)

@@ -37,7 +37,7 @@ def _make(settings: AttackSettings, model: nn.Module) -> Callable[[Tensor, Tenso
     except ImportError as error:
         raise BilevelError(
             "AutoAttack comes with the package pyautoattack, which cannot be imported "
-            f'({error}): pip install "bilevel[attacks]"'
+            f"({error}): pip install pyautoattack"
         ) from error
 
     def run(images: Tensor, labels: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def foolbox_attack(
     except ImportError as error:
         raise BilevelError(
             f"foolbox_attack cannot import foolbox ({error}): it is an optional dependency; "
-            'pip install "bilevel[attacks]"'
+            "pip install foolbox"
         ) from error
 
     class SolverAttack(FixedEpsilonAttack):
