@@ -161,7 +161,7 @@ def _cross_entropy(evaluation: Evaluation) -> Finding:
 
 
 def _radius(evaluation: Evaluation) -> Finding:
-    """ε is at least the one of training, and large enough that 2ε breaks something."""
+    """ε is at least the one of training, and large enough that it, or 2ε, breaks something."""
     item = "ε is large enough"
     eps, trained, curve = evaluation.eps, evaluation.trained_eps, _curve(evaluation, "ε")
     figure, good, bad = f"ε = {eps:.3g}", "ε is large enough for attacks to succeed.", ""
@@ -176,9 +176,11 @@ def _radius(evaluation: Evaluation) -> Finding:
         figure += f", with 2ε accuracy falls by {_points(fall)}"
         # If not even the largest ε breaks anything, the attack is at fault: other items tell.
         falls_at_all = _is_significant(curve.accuracy[0] - curve.accuracy[-1], curve)
+        broken = evaluation.right & ~evaluation.survivors(evaluation.outcomes)
+        breaks = exceeds(broken, torch.zeros_like(broken)) or _is_significant(fall, curve)
         if not falls_at_all:
             good = "No larger ε breaks more either: the size of ε is not the reason."
-        if falls_at_all and not _is_significant(fall, curve):
+        if falls_at_all and not breaks:
             bad = "Not even 2ε breaks anything: at this ε every classifier looks robust."
     return finding(item, not bad, figure, good, bad)
 
