@@ -62,7 +62,7 @@ for schedule in schedules:
 # ----------------------
 #
 # A schedule is one method, ``step(game, batch)``. This one pulls each simultaneous step toward the
-# starting point with a decreasing weight (Halpern's anchored iteration). The games show where it
+# starting point with a decreasing weight (anchoring, as in Ryu et al., 2019). The games show where it
 # converges: Forsaken has an attracting cycle around its equilibrium, which holds it from outside.
 
 
