@@ -48,7 +48,8 @@ def check_parts(
 
     Raises:
         BilevelError: If one is something else, such as a network, a class or an update; if the
-            adjoint is missing or has nothing to do, or the players share a parameter.
+            adjoint is missing or has nothing to do, the players share a parameter, or one is
+            sharded.
     """
     remedy = "ZeroSum(model, follower), or your own with its loss"
     instance_of("leader", leader, LeaderProblem, remedy)
@@ -73,6 +74,8 @@ def check_parts(
             "Detached() or Unrolled(), which train the solver"
         )
     _check_frozen(solver, adjoint)
+    _check_whole("leader", leader)
+    _check_whole("solver", solver)
     shared = [name for name, parameter in solver.named_parameters() if id(parameter) in theta]
     if shared:
         raise BilevelError(
@@ -80,6 +83,18 @@ def check_parts(
             "step; do not register parts of one player as modules of the other (a leader finds a "
             "discriminator through its follower, which is no module)"
         )
+
+
+def _check_whole(player: str, module: nn.Module) -> None:
+    """Refuses sharded parameters, whose gradients only a backward pass to all leaves sums."""
+    for name, parameter in module.named_parameters():
+        if hasattr(parameter, "device_mesh"):  # of DTensor, whose module takes long to import
+            raise BilevelError(
+                f"the {player}'s {name} is sharded (fully_shard): a game takes the gradients of "
+                "some parameters at a time, and those of shards would not be summed; leave the "
+                "network whole, and train in several processes with DistributedDataParallel, or "
+                "with game.pool = bilevel.distributed.Pool()"
+            )
 
 
 def _check_frozen(solver: Solver, adjoint: Adjoint | None) -> None:

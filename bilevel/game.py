@@ -20,7 +20,7 @@ from bilevel.first_answer import check_first_answer
 from bilevel.frozen import frozen
 from bilevel.loss_checks import check_gradients, check_loss
 from bilevel.parameters import Parameters
-from bilevel.player import Optimizer, take_step, zero_grad
+from bilevel.player import Optimizer, has_hooks, take_step, zero_grad
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
@@ -318,8 +318,8 @@ class Bilevel:
         """Moves both players from one answer.
 
         In a zero-sum game by one backward pass: the leader's continues through ``y`` to φ, whose
-        gradient is then negated, so that both optimizers descend. Otherwise φ has a pass of its
-        own.
+        gradient is then negated, so that both optimizers descend. Otherwise, and where hooks of φ
+        would see the gradient before that, φ has a pass of its own.
 
         Args:
             y: An answer with its graph.
@@ -328,7 +328,7 @@ class Bilevel:
         Returns:
             What :meth:`move_leader` and :meth:`move_solver` return.
         """
-        if self.zero_sum:
+        if self.zero_sum and not has_hooks(self.solver):
             phi, objective = zero_grad(self.solver), None
             loss = self._move_leader(y, batch, phi)
             for parameter in phi:

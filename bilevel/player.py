@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
 
 
 class Optimizer(Protocol):
-    """An optimizer of ``torch.optim``, or any object with its ``step(closure)``."""
+    """An optimizer of ``torch.optim``, or any object with its ``step(closure)``.
+
+    It moves the parameters themselves, without recording gradients: of a move through ``.data``
+    torch keeps no count.
+    """
 
     def step(self, closure: Callable[[], Any]) -> Any:
         """Updates the parameters, calling ``closure`` one or more times.
@@ -67,6 +73,18 @@ def zero_grad(player: nn.Module) -> list[Tensor]:
     return trainable
 
 
+def has_hooks(player: nn.Module) -> bool:
+    """Whether something looks at the gradients of a player's parameters in the backward pass.
+
+    Args:
+        player: The module.
+
+    Returns:
+        True if a parameter has a hook, such as one that steps an optimizer there.
+    """
+    return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in player.parameters())
+
+
 def take_step(
     optimizer: Optimizer | None, player: nn.Module, evaluate: Callable[[list[Tensor]], Tensor]
 ) -> None:
@@ -90,16 +108,36 @@ def take_step(
     first = [evaluate(parameters)]
     if optimizer is None:
         return
-    before = [(parameter._version, parameter.grad is None) for parameter in parameters]
-
-    def closure() -> Tensor:
-        now = [(parameter._version, parameter.grad is None) for parameter in parameters]
-        loss = first.pop() if first else None
-        return loss if loss is not None and now == before else evaluate(zero_grad(player))
-
-    optimizer.step(closure)
+    before = _states(parameters)
+    optimizer.step(partial(_uncompiled_closure(), player, parameters, evaluate, before, first))
     if first:
         raise BilevelError(
             f"{type(optimizer).__name__}.step did not call its closure, which computes the loss "
             "and gradients: call it, as the optimizers of torch.optim do"
         )
+
+
+def _closure(
+    player: nn.Module,
+    parameters: list[Tensor],
+    evaluate: Callable[[list[Tensor]], Tensor],
+    before: list[tuple[int, bool]],
+    first: list[Tensor],
+) -> Tensor:
+    """The first loss, once and while the parameters are as they were before; else another one."""
+    loss = first.pop() if first else None
+    if loss is None or _states(parameters) != before:
+        loss = evaluate(zero_grad(player))
+    return loss
+
+
+@cache
+def _uncompiled_closure() -> Callable[..., Tensor]:
+    """The closure, called as it is by a compiled optimizer, whose tensors have other versions."""
+    # Not on import, which would import the compiler; an optimizer of torch has imported it.
+    return torch.compiler.disable(_closure)
+
+
+def _states(parameters: list[Tensor]) -> list[tuple[int, bool]]:
+    """What changes where a parameter moves or loses its gradient."""
+    return [(parameter._version, parameter.grad is None) for parameter in parameters]

@@ -251,7 +251,9 @@ def networks_of(follower: FollowerProblem) -> list[nn.Module]:
     """
     if isinstance(follower, nn.Module):
         return [follower]
-    return [value for value in vars(follower).values() if isinstance(value, nn.Module)]
+    slots = {name for kind in type(follower).__mro__ for name in getattr(kind, "__slots__", ())}
+    held = [*vars(follower).values(), *(getattr(follower, name, None) for name in slots)]
+    return [value for value in held if isinstance(value, nn.Module)]
 
 
 class ZeroSum(LeaderProblem):

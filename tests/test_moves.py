@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import bilevel
 from bilevel import (
@@ -32,83 +31,12 @@ def flat(module: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-@pytest.mark.parametrize("every", [False, True], ids=["of the optimizer", "of every optimizer"])
-def test_a_hook_sees_the_gradient_of_its_step(every: bool) -> None:
-    leader, follower, batch = image_game()
-    optimizer = torch.optim.SGD(leader.parameters(), lr=1.0)
-
-    def clip(*_: object) -> None:
-        nn.utils.clip_grad_norm_(leader.parameters(), 1e-3)
-
-    register = register_optimizer_step_pre_hook if every else optimizer.register_step_pre_hook
-    hook = register(clip)
-    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
-    for _ in range(2):
-        before = flat(leader)
-        game.step(batch)
-        assert (flat(leader) - before).norm().item() == pytest.approx(1e-3, rel=1e-2)
-    hook.remove()
-
-
 class Clearing(torch.optim.SGD):
     """Clears the gradients before it evaluates."""
 
     def step(self, closure):
         self.zero_grad()
         return super().step(closure)
-
-
-class Twice(torch.optim.SGD):
-    """Evaluates twice at the same point."""
-
-    def step(self, closure):
-        with torch.enable_grad():
-            closure()
-        return super().step(closure)
-
-
-@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.Adam, Twice])
-def test_a_hook_that_does_nothing_changes_nothing(kind) -> None:
-    results = []
-    for hooked in (False, True):
-        torch.manual_seed(0)
-        leader, follower, batch = image_game()
-        optimizer = kind(leader.parameters(), lr=0.1)
-        if hooked:
-            optimizer.register_step_pre_hook(lambda *_: None)
-        game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
-        with torch.no_grad():
-            results.append([game.step(batch)["loss"] for _ in range(3)] + [flat(leader)])
-    for plain, other in zip(*results, strict=True):
-        assert torch.equal(plain, other)
-
-
-class Wrapped:
-    """An optimizer around another, as those of training frameworks; its step takes no gradient."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.param_groups = optimizer.param_groups
-
-    @torch.no_grad()
-    def step(self, closure):
-        return self.optimizer.step(closure)
-
-    def state_dict(self):
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state):
-        self.optimizer.load_state_dict(state)
-
-
-def test_a_hook_of_a_wrapped_optimizer_sees_the_gradient_of_its_step() -> None:
-    leader, follower, batch = image_game()
-    inner, seen = torch.optim.SGD(leader.parameters(), lr=0.1), []
-    inner.register_step_pre_hook(lambda *_: seen.append(leader.model.layers[0].weight.grad))
-    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=Wrapped(inner))
-    for _ in range(2):
-        game.step(batch)
-        assert seen[-1] is leader.model.layers[0].weight.grad is not None
 
 
 class Bare(torch.optim.SGD):

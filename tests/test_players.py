@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from bilevel import (
     Alternating,
@@ -25,6 +27,7 @@ from bilevel import (
     Simultaneous,
     Update,
     ZeroSum,
+    pgm,
 )
 from bilevel.updates import CNN
 from tests.problems import BatchNormNet, Saddle, Scalar, image_game, images
@@ -106,6 +109,18 @@ def test_the_leader_of_a_minimising_follower_maximises(schedule) -> None:
     x, y = (player.item() for player in game.trained_parameters().values())
     shown = 1.0 if isinstance(schedule, Simultaneous) else x
     assert (x, y) == pytest.approx((1.05, 0.5 - 0.1 * shown))
+
+
+def test_a_sharded_network_is_refused() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        leader, follower, _ = image_game()
+        fully_shard(leader.model, mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+        with pytest.raises(BilevelError, match=r"leader's .* is sharded \(fully_shard\): .*Pool"):
+            Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_parameter_of_both_players_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
+from bilevel.problem import networks_of
 from bilevel.updates import CoordinateRNN, Gradient
 from tests.problems import Saddle, Scalar, image_game, images
 
@@ -234,6 +236,17 @@ def test_running_statistics_of_the_follower_come_back() -> None:
         assert torch.equal(game.step(batch)["loss"], other.step(batch)["loss"])
     for one, two in zip(*(g.follower.network.buffers() for g in (game, other)), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_network_in_a_slot_is_a_network() -> None:
+    @dataclass(slots=True)
+    class Slotted(Discriminating):
+        other: nn.Module
+
+    network, other = nn.Linear(1, 1), nn.BatchNorm1d(2)
+    follower = Slotted(other)
+    follower.network = network
+    assert set(networks_of(follower)) == {network, other}
 
 
 def test_the_state_of_a_follower_with_another_network_changes_nothing() -> None:

@@ -62,8 +62,8 @@ for schedule in schedules:
 # ----------------------
 #
 # A schedule is one method, ``step(game, batch)``. This one pulls each simultaneous step toward the
-# starting point with a decreasing weight (anchoring, as in Ryu et al., 2019). The games show where it
-# converges: Forsaken has an attracting cycle around its equilibrium, which holds it from outside.
+# starting point with a decreasing weight (anchoring, as in Ryu et al., 2019). The games show where
+# it converges: from outside, Forsaken's attracting cycle around its equilibrium holds it.
 
 
 class Anchored(bilevel.Simultaneous):
