@@ -27,7 +27,7 @@ _MAX_ERROR = 0.5
 # gradient, passes, as it would not with a smaller step.
 _STEP = 1 / 255
 
-# As many random steps.
+# Random steps of an image: few, since the median over images counts.
 _DIRECTIONS = 4
 
 
