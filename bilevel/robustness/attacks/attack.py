@@ -194,7 +194,7 @@ class SolverAttack(Attack):
             shown the result (a transfer attack).
         keep_broken: Whether an image counts as broken if any point that the solver visits is
             misclassified, as in the code of Auto-PGD's authors, or only if the last one is, as PGM
-            is reported.
+            is reported. Not with a surrogate.
         kind: See :class:`Attack`.
         alone: Likewise.
         passes: Likewise.
@@ -202,7 +202,8 @@ class SolverAttack(Attack):
 
     Raises:
         BilevelError: If ``restarts`` or ``targets`` is not such a number, ``targets`` is given with
-            a loss that has none, or ``keep_broken`` for a y that is not added to the image.
+            a loss that has none, or ``keep_broken`` with a surrogate or for a y that is not added
+            to the image.
 
     Example:
         >>> from bilevel import pgm
@@ -238,6 +239,12 @@ class SolverAttack(Attack):
             raise BilevelError(
                 f"targets is {targets} and the loss is {shown(follower.loss)}, which no target "
                 "changes: all tries would be the same; give the threat model loss=targeted_dlr"
+            )
+        if keep_broken and surrogate is not None:
+            raise BilevelError(
+                "keep_broken and surrogate are given: points on the way are judged by the network "
+                "that the solver runs on, and the attacked classifier sees the last one; leave out "
+                "keep_broken"
             )
         if keep_broken and not _adds(follower):
             raise BilevelError(
@@ -275,8 +282,7 @@ class SolverAttack(Attack):
         queried = model if self.surrogate is None else self.surrogate
         tried = self._targeted(queried, batch, attempt) if self.targets else batch
         solver = for_evaluation(self.solver)
-        # A point that the surrogate misclassifies need not be misclassified by the classifier.
-        if self.surrogate is not None or not self.keep_broken:
+        if not self.keep_broken:
             return attack(queried, self.follower, solver, tried).x
         assert isinstance(self.follower, Perturbation), "checked in __init__"
         with Trajectory(model, self.follower, tried) as trajectory:

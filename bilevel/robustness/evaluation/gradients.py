@@ -48,7 +48,8 @@ def has_gradients(probed: Probed) -> Finding:
         "The cross entropy has a gradient to follow.",
         f"The cross entropy's gradient is zero or not finite at {missing:.1%} of images, "
         "which FGSM and PGM cannot attack. Look for very large logits (the margin loss is not "
-        "affected by them), quantisation, or a detached input.",
+        "affected by them), half precision (compute in float32), quantisation, or a detached "
+        "input.",
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from bilevel import BilevelError, NonFiniteError
 from bilevel.robustness.data.images import ImageSet, sample
 from bilevel.robustness.evaluation.accuracy import logits_of
+from bilevel.robustness.evaluation.continuity import is_continuous
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
 from bilevel.robustness.evaluation.probed import Probed, change
 from bilevel.robustness.evaluation.ranges import expects_unit_interval
@@ -58,6 +59,7 @@ def probe(
         expects_unit_interval,
         is_deterministic,
         is_batch_independent,
+        is_continuous,
         has_gradients,
         gradients_predict,
     )

@@ -102,10 +102,12 @@ def test_rounding_grows_with_the_data() -> None:
 
 
 def test_points_that_do_not_count() -> None:
-    """Outside of the ball, in training mode, and those that break a surrogate only."""
+    """Outside of the ball, in training mode, and those on a surrogate."""
     assert moved(Visits(0.3)) == [0, 0]
     assert moved(Visits(0.1, leader_mode="train")) == [0, 0]
-    assert moved(Visits(0.1), surrogate=Bright()) == [0, 0]
+    assert moved(Visits(0.1), keep_broken=False, surrogate=Bright()) == [0, 0]
+    with pytest.raises(BilevelError, match=r"keep_broken and surrogate are given: .* leave out"):
+        moved(Visits(0.1), surrogate=Bright())
 
 
 def test_a_solver_that_goes_on_with_some_of_the_images() -> None:

@@ -38,12 +38,24 @@ def normalised(mean: list[float], std: list[float]) -> Forward:
     return forward
 
 
+def anti_adversary(model: nn.Module, x: Tensor) -> Tensor:
+    """Steps away from the boundary first (Alfarra et al., 2022)."""
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        logits = model(at)
+        loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, at)
+    length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return model(x - gradient / length.view(-1, 1, 1, 1))
+
+
 FAULTS: dict[str, Forward] = {
     "huge logits": lambda model, x: 1e6 * model(x),
     "large logits": lambda model, x: 100 * model(x),
     "rounded logits": lambda model, x: model(x).round(),
     "rounded features": lambda model, x: model.head(straight_through(model.features(x), 2)),
     "rounded inputs": lambda model, x: model(straight_through(x, 15)),
+    "anti-adversary": anti_adversary,
     "oscillation": lambda model, x: model(x + 0.01 * torch.sin(3000 * x)),
     "no gradient": lambda model, x: model(x.detach()),
     "random inputs": lambda model, x: model(x + 0.1 * torch.randn_like(x)),
