@@ -23,7 +23,6 @@ from bilevel.robustness import (
     small_cnn,
 )
 from bilevel.robustness.evaluation import probes
-from bilevel.robustness.evaluation.continuity import is_continuous
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
 from bilevel.robustness.evaluation.probed import Probed, change
 from bilevel.robustness.evaluation.probes import (
@@ -209,27 +208,6 @@ def test_a_gradient_that_is_wrong_in_other_directions_than_its_own(
     assert float(finding.figure.removeprefix("off by ").removesuffix("%")) / 100 == pytest.approx(
         off, rel=0.3
     )
-
-
-@pytest.mark.parametrize(("step", "jump", "ok"), [(0, 0, True), (0.01, 3, True), (0.1, 29, False)])
-def test_by_how_much_a_margin_jumps(step: float, jump: int, ok: bool) -> None:
-    """Of dark and bright images: by 4 · step, where the larger margin is 1.2 + 2 · step."""
-
-    def forward(model: nn.Module, x: Tensor) -> Tensor:
-        value = x.mean((1, 2, 3)) - 0.4
-        value = value + step * value.sign()
-        return torch.stack([value, -value], 1)
-
-    images = torch.tensor([0, 255], dtype=torch.uint8).repeat(10).view(20, 1, 1, 1)
-    alike = ImageSet(images.expand(-1, 1, 4, 4), torch.arange(20) % 2, ("a", "b"))
-    finding = is_continuous(Probed(Faulty(linear(), forward), alike))
-    assert (finding.figure, finding.ok) == (f"jumps by {jump}% of the margin", ok)
-
-
-def test_a_single_answer_never_changes() -> None:
-    always = Faulty(linear(), lambda model, x: 0 * model(x)[:, :2] + torch.tensor([1.0, 0.0]))
-    images = ImageSet(image_set(20).images, torch.arange(20) % 2, ("a", "b"))
-    assert is_continuous(Probed(always, images)).figure == "one answer to all images"
 
 
 @pytest.mark.parametrize(
