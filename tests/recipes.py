@@ -36,7 +36,8 @@ def example(tmp_path: Path) -> dict[str, Any]:
         solver_opt=torch.optim.Adam(solver.parameters(), lr=1e-3),
     )
     loader = [(torch.rand(8, 3, 8, 8), torch.arange(8) % 4) for _ in range(4)]
-    names = ("model", "leader", "follower", "solver", "game", "loader")
+    held_out = torch.rand(64, 3, 8, 8), torch.arange(64) % 4
+    names = ("model", "leader", "follower", "solver", "game", "loader", "held_out")
     given = {name: value for name, value in locals().items() if name in names}
     shared = {"bilevel": bilevel, "torch": torch, "F": F, "Batch": Batch}
     return {**given, **shared, "path": tmp_path / "run.pt", "folder": tmp_path / "checkpoint"}

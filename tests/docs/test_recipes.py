@@ -42,6 +42,12 @@ def test_a_saved_run_goes_on_bit_for_bit(tmp_path) -> None:
     assert torch.equal(flat(names["leader"]), flat(again["leader"]))
 
 
+def test_the_best_epoch_is_kept(tmp_path) -> None:
+    names = follow(example(tmp_path), "Keep the best epoch")
+    assert names["epoch"] > names["best_epoch"]
+    assert names["held_out_accuracy"](*names["held_out"]) == names["best"] > names["score"]
+
+
 def test_mixed_precision_and_compilation(tmp_path) -> None:
     names = example(tmp_path)
     before = list(names["game"].state_dict()["leader"])

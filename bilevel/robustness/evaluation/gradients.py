@@ -55,10 +55,8 @@ def gradients_predict(probed: Probed) -> Finding:
     """Whether the gradient of the margin predicts its change over steps of one grey level."""
     # Along its signs, and in random directions: the gradient of a straight-through layer may be
     # right along itself and wrong in all others, to which attacks are led.
-    model, along, at_random = probed.model, [], []
-    for batch in batches(probed.images, probed.batch_size):
-        along.append(_error_along_signs(model, batch))
-        at_random.append(_error_at_random(model, batch))
+    parts = batches(probed.images, probed.batch_size)
+    along, at_random = zip(*(_errors(probed.model, batch) for batch in parts), strict=True)
     # A zero gradient predicts nothing: 0/0. The median, since some images lie next to a kink.
     medians = [torch.cat(e).nan_to_num(torch.inf).median().item() for e in (along, at_random)]
     error = max(medians)
@@ -77,33 +75,39 @@ def gradients_predict(probed: Probed) -> Finding:
     )
 
 
-def _error_along_signs(model: nn.Module, batch: Batch) -> Tensor:
-    """|Δ − ⟨∇, δ⟩| / ⟨∇, δ⟩ of each image, where Δ is the change of the margin over a sign step."""
-    # The margin, since the cross entropy would saturate. x + δ stays within [0, 1].
-    before, gradient = _gradient(model, batch, margin)
-    step = (batch.x + _STEP * gradient.sign()).clamp(0, 1) - batch.x
-    with torch.no_grad(), frozen(model):
-        change = margin(model(batch.x + step), batch) - before
-    predicted = (gradient * step).flatten(1).sum(1)
-    return (change - predicted).abs() / predicted
-
-
-def _error_at_random(model: nn.Module, batch: Batch) -> Tensor:
-    """‖Δ − ⟨∇, δ⟩‖ / ‖Δ‖ of each image over random δ, where Δ is half the change from −δ to δ."""
-    # Less the second difference, that of a kink or of rounding: at a kink both slopes are right.
+def _errors(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The relative errors of what the gradient predicts, along its signs and at random."""
+    # Of the margin, since the cross entropy would saturate, where all steps stay within [0, 1].
     inner = batch._replace(x=batch.x.clamp(_STEP, 1 - _STEP))
     here, gradient = _gradient(model, inner, margin)
+    along = _error_along_signs(model, inner, here, gradient)
+    return along, _error_at_random(model, inner, here, gradient)
+
+
+def _error_along_signs(model: nn.Module, batch: Batch, here: Tensor, gradient: Tensor) -> Tensor:
+    """|Δ − ⟨∇, δ⟩| / ⟨∇, δ⟩ of each image, where Δ is the change of the margin over a sign step."""
+    predicted = _STEP * gradient.abs().flatten(1).sum(1)
+    return (_margin_after(model, batch, gradient.sign()) - here - predicted).abs() / predicted
+
+
+def _error_at_random(model: nn.Module, batch: Batch, here: Tensor, gradient: Tensor) -> Tensor:
+    """‖Δ − ⟨∇, δ⟩‖ / ‖Δ‖ of each image over random δ, where Δ is half the change from −δ to δ."""
+    # Less the second difference, that of a kink or of rounding: at a kink both slopes are right.
     generator = torch.Generator().manual_seed(0)
     errors, changes = torch.zeros_like(here), torch.zeros_like(here)
     for _ in range(_DIRECTIONS):
         signs = torch.randint(2, batch.x.shape, generator=generator).to(batch.x) * 2 - 1
-        with torch.no_grad(), frozen(model):
-            ahead, behind = (margin(model(inner.x + s * _STEP * signs), inner) for s in (1, -1))
+        ahead, behind = (_margin_after(model, batch, s * signs) for s in (1, -1))
         change, bend = (ahead - behind) / 2, (ahead + behind - 2 * here).abs()
         error = (change - _STEP * (gradient * signs).flatten(1).sum(1)).abs() - bend
         errors += error.clamp(min=0).square()
         changes += change.square()
     return (errors / changes).sqrt()
+
+
+def _margin_after(model: nn.Module, batch: Batch, signs: Tensor) -> Tensor:
+    with torch.no_grad(), frozen(model):
+        return margin(model(batch.x + _STEP * signs), batch)
 
 
 def _gradient(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
