@@ -1,6 +1,6 @@
 """The image kit: threat models, classifiers, data, training methods and their evaluation.
 
-    Linf, L2                 threat models, as followers of a classifier
+    Linf, L2, L1             threat models, as followers of a classifier
     build_model              classifiers of images in [0, 1]
     load_images              image sets as bytes in memory
     make_solver, Attacker    the paper's training methods by name

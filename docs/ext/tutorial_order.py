@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-ORDER = ["own_follower_problem.py", "games_that_circle.py", "imitate_an_expert.py"]
+ORDER = [
+    "own_follower_problem.py",
+    "robust_classifier.py",
+    "games_that_circle.py",
+    "imitate_an_expert.py",
+]
 
 
 def key(name: str) -> int:
