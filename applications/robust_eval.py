@@ -25,9 +25,9 @@ from robust_eval_lib.pictures import attacked
 from bilevel import BilevelError, distributed, experiment
 from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
-from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.files import claim
 from bilevel.experiment.tables import Table, cell
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness import (
     STANDARD,
     AttackSettings,

@@ -11,8 +11,8 @@ from torch import Tensor
 from bilevel.adjoints import Detached
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.player import trainable_parameters
+from bilevel.pooled import check_same_problem
 from bilevel.problem import Batch, FollowerProblem
-from bilevel.shared_answer import check_same_problem
 from bilevel.solvers import Iterative
 from bilevel.solvers.checks import check_answer, check_point
 from bilevel.tree import Value, detach, leaves, leaves_like, tree_map

@@ -21,9 +21,11 @@ from bilevel.frozen import frozen
 from bilevel.loss_checks import check_gradients, check_loss
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, has_hooks, take_step, zero_grad
+from bilevel.pooled import check_same_players
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
+from bilevel.solvers.base import MEANS
 from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import Value, detach, leaves, tree_map
 
@@ -174,6 +176,8 @@ class Bilevel:
         self._project_leader()
         if not self._checked:
             self.follower.check(batch)
+            if self.pool is not None:
+                check_same_players(self)
         torch.clear_autocast_cache()  # its converted weights are those from before the last move
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
@@ -356,6 +360,8 @@ class Bilevel:
             The loss, the solution's statistics and the objective.
         """
         metrics = {"loss": loss, **solution.stats}
+        if self.pool is not None:
+            metrics |= self.pool.mean({name: metrics[name] for name in MEANS if name in metrics})
         if self.zero_sum:
             objective = loss if self.follower.sign > 0 else -loss
         return metrics if objective is None else {**metrics, "objective_after": objective}

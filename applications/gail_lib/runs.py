@@ -24,6 +24,7 @@ from bilevel import BilevelError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.files import make_folder, writing
 from bilevel.experiment.weights import read_about, save_weights
+from bilevel.fingerprint import fingerprint
 from bilevel.imitation import Policy, Trainer, clone
 from gail_lib.episodes import play
 from gail_lib.games import Setting, make_trainer
@@ -141,7 +142,7 @@ def run_one(
     folder = make_folder(out / setting.name)
     policy = trainer.leader.policy
     about = {name: str(value) for name, value in asdict(setting).items()}
-    about["demonstrations"] = checkpoint.fingerprint(states, actions)
+    about["demonstrations"] = fingerprint(states, actions)
     rows = _resume(trainer, folder, about, iterations) if resume else []
     if setting.method == "bc":
         begun = time.perf_counter()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bilevel.experiment import checkpoint
-from bilevel.experiment.checkpoint import fingerprint
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness import (
     AttackSettings,
     Curve,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from bilevel import BilevelError, distributed
-from bilevel.experiment.checkpoint import fingerprint
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness import (
     About,
     ImageSet,

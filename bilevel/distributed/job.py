@@ -215,8 +215,9 @@ def translate_errors() -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:100]
         raise LostContactError(
-            f"contact with another process was lost ({reason}): it has ended or cannot be reached; "
-            "the same command with --resume goes on from the last checkpoint"
+            f"contact with another process was lost ({reason}): it has failed, has ended (with "
+            "fewer batches, in a loop of your own) or cannot be reached; the same command of an "
+            "application with --resume goes on from the last checkpoint"
         ) from error
 
 
@@ -245,7 +246,7 @@ def _handle_sigterm() -> None:
             pass
         print_once(
             "error: another process was lost, or the job was ended: this one was told to stop; the "
-            "same command with --resume goes on from the last checkpoint"
+            "same command of an application with --resume goes on from the last checkpoint"
         )
         leave(128 + signal.SIGTERM)
 

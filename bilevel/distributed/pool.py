@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import torch
@@ -57,13 +57,26 @@ class Pool:
             if not users[number]:
                 parameters[number].grad = None
 
+    def mean(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The means over the samples of all processes. Collective.
+
+        Args:
+            shares: The means over this process's samples, by name.
+
+        Returns:
+            Those of the batch.
+        """
+        means = {name: value * self.share for name, value in shares.items()}
+        self.all_reduce([*means.values()])
+        return means
+
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replaces tensors by their sums over the processes. Collective.
 
         Args:
             tensors: The tensors, of the same shapes in all processes.
         """
-        if world_size() == 1:
+        if world_size() == 1 or not tensors:
             return
         # Under autocast a loss can be less precise than the gradients.
         dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from bilevel import distributed
 from bilevel.errors import BilevelError
@@ -111,33 +109,6 @@ def _short(value: object) -> str:
     """A value as text, unless it is too long for a line."""
     text = str(value)
     return text if len(text) <= 40 else "…"
-
-
-def fingerprint(*parts: nn.Module | Tensor) -> str:
-    """A checksum of networks and tensors, so that what was saved is not reused for others.
-
-    Args:
-        parts: Networks and tensors, on any device.
-
-    Returns:
-        The CRC-32 of weights, buffers and tensors, eight hexadecimal digits.
-
-    Example:
-        >>> one = nn.Linear(2, 2)
-        >>> before = fingerprint(one)
-        >>> _ = one.bias.data.add_(1)
-        >>> fingerprint(one) == before
-        False
-    """
-    crc = 0
-    for part in parts:
-        values = part.state_dict().values() if isinstance(part, nn.Module) else (part,)
-        for value in values:
-            if isinstance(value, Tensor):  # a module's extra state may be anything
-                plain = value.detach().cpu().resolve_conj().contiguous()
-                data = plain.reshape(-1).view(torch.uint8)
-                crc = zlib.crc32(data.numpy().data, crc)
-    return f"{crc:08x}"
 
 
 def random_state() -> dict[str, Any]:

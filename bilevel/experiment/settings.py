@@ -9,7 +9,7 @@ from types import FunctionType
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bilevel.experiment.checkpoint import fingerprint
+from bilevel.fingerprint import fingerprint
 
 
 def settings_of(part: object) -> str:

@@ -15,6 +15,9 @@ from bilevel.solvers.checks import check_answer
 from bilevel.solvers.oracle import Oracle
 from bilevel.tree import Value
 
+MEANS = ("objective_before", "objective_after", "gradient_norm")
+"""The statistics of a solution that are means over the samples."""
+
 
 @dataclass(frozen=True)
 class Solution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -166,6 +167,30 @@ def test_labels_are_wrong_where_it_is_said(part: Part) -> None:
     other = part("data").load("digits", seed=4, share=0.25, train_size=400)
     assert not torch.equal(other.wrong, data.wrong)
     assert torch.equal(other.test.x, data.test.x)
+
+
+def test_a_wrong_label_may_be_any_other(part: Part) -> None:
+    data = part("data").load("digits", seed=0)
+    moved = (data.images.train.y - data.truth) % 10
+    counts = moved[data.wrong].bincount(minlength=10)
+    assert counts[0] == 0
+    assert counts[1:].min() > 400 / 9 / 2
+
+
+def test_no_image_is_both_trained_on_and_held_out(part: Part) -> None:
+    data = part("data").load("digits", seed=0)
+    parts = (*data.images, data.test)
+    for one, other in itertools.combinations([part.x for part in parts], 2):
+        assert torch.cdist(one, other).min() > 0.1
+
+
+def test_accuracy_is_that_on_test_images(part: Part) -> None:
+    data = part("data").load("digits", seed=0)
+    network = data.network("linear")
+    torch.nn.init.zeros_(network[0].weight)
+    network[0].bias.data = 1.0 * (torch.arange(10) == 3)  # it always says 3
+    share = (data.test.y == 3).double().mean()
+    assert part("metrics").accuracy(network, data) == pytest.approx(share)
 
 
 def test_a_curve_in_numbers(part: Part) -> None:

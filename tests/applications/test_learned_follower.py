@@ -181,6 +181,78 @@ def test_factors_stop_where_digits_end_or_a_game_escapes(part: Part) -> None:
     torch.testing.assert_close(part("evaluation").factors(ratio), expected)
 
 
+def test_a_summary_is_of_the_horizon_the_end_and_each_step(part: Part) -> None:
+    playing = part("evaluation")
+    ratio = torch.tensor(
+        [5 * [1.0], 5 * [7.0], [0.1, 0.2, 0.3, 0.4, 0.5], [1e-4, 1e-2, 1.0, 10.0, 1e4]]
+    )
+    told = playing.summary(ratio, 2)
+    names = [f"{when}{part}" for when in ("horizon", "end") for part in ("_q25", "", "_q75")]
+    quartiles = [told[f"distance_at_{name}"] for name in names]
+    assert quartiles == pytest.approx([0.2, 0.3, 0.4, 0.01, 1, 10])
+    assert told["factor"] == pytest.approx(float(playing.factors(ratio).median()))
+    assert (told["converged"], told["escaped"]) == (0.2, 0.2)
+
+
+def test_the_first_step_size_of_a_setting_is_the_leaders(
+    part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    playing, seen = part("evaluation"), set[tuple[float, float]]()
+
+    def play(start: Any, lr: tuple[float, float], steps: int, *_: Any, **__: Any) -> torch.Tensor:
+        seen.add(lr)
+        return torch.ones(steps + 1, *start.x.shape[:1], 2)
+
+    halved = playing.SETTINGS["bilinear, leader's step halved"]
+    monkeypatch.setattr(playing, "SETTINGS", {"halved": halved})
+    monkeypatch.setattr(playing, "play", play)
+    rules = {0: part("updates").GradientDifference(0.2, 1.0, 1.0)}
+    assert list(playing.measure(rules, rules, step=0.2, horizon=1, count=2))
+    assert seen == {(0.1, 0.2)}
+
+
+def test_a_rule_that_is_there_is_read_off(part: Part) -> None:
+    updates, family = part("updates"), part("random_games")
+
+    class Told(updates.GradientDifference):
+        def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> Any:
+            y, (g, move) = super().forward(y, gradient, context, state[:2] if state else None)
+            return y, (g, move, torch.ones_like(g), g)
+
+    start = family.bilinear(10, family.make_generator(0), strength=(0.5, 2.0))
+    rule, explained = part("linear_rule").fit_rule(Told(0.1, 0.5, 3.0, 0.2), start, 20)
+    assert (rule.alpha, rule.beta, rule.gamma) == pytest.approx((0.5, 3.0, 0.2))
+    assert explained == pytest.approx(1)
+
+
+def test_a_scaled_forsaken_game_turns_by_its_strength_alone(part: Part) -> None:
+    numbers = torch.tensor([[2.0], [0.5]], dtype=torch.float64)
+    game = part("random_games").Forsaken(*numbers, place=numbers - 1)
+    torch.testing.assert_close(game.jacobian(), 2 * games.Forsaken().jacobian())
+    residual = torch.cat(game.field(*game.equilibrium))
+    torch.testing.assert_close(residual, torch.zeros_like(residual), atol=1e-14, rtol=0)
+
+
+def test_the_planes_of_a_matrix_game_turn_at_speeds_of_their_own(part: Part) -> None:
+    family = part("random_games")
+    start = family.bilinear(20, family.make_generator(0), strength=(0.5, 2.0), size=3)
+    speeds = torch.linalg.svdvals(start.game.coefficients[0])
+    assert 0.5 <= speeds.min() < 0.6
+    assert 1.8 < speeds.max() <= 2
+    assert (speeds[:, 0] > 1.05 * speeds[:, 2]).all()
+
+
+def test_play_in_training_grows_until_its_half(part: Part) -> None:
+    config = part("training").TrainingConfig(step=0.1, iterations=100, games=2, horizon=50)
+    assert [config.steps(iteration) for iteration in (0, 25, 50, 99)] == [10, 30, 50, 50]
+
+
+def test_a_factor_is_of_the_last_step_before_rounding(part: Part) -> None:
+    """The distance falls to a tenth twice; what comes then is noise."""
+    ratio = torch.tensor([[1.0], [0.1], [0.01], [1e-15], [1e-13]], dtype=torch.float64)
+    assert part("evaluation").factors(ratio).tolist() == pytest.approx([0.1])
+
+
 def trained(part: Part, size: float = 0.5) -> Any:
     """A follower whose network says something."""
     update = part("updates").ScaledGRU(0.1).double()

@@ -92,6 +92,26 @@ def test_measured_is_predicted(play: Callable[..., list[Any]], game: str) -> Non
         assert run.measured == pytest.approx(run.predicted, abs=1e-3), run.schedule
 
 
+def test_the_rest_of_a_mixed_start_is_shared_by_the_other_strategies(
+    play: Callable[..., list[Any]],
+) -> None:
+    [run] = play("simplex", 0.3, (0.8, 0.1), 1, "extragradient")
+    assert run.path[0].tolist() == pytest.approx([0.8, 0.1, 0.1, 0.1, 0.45, 0.45])
+
+
+def test_a_record_tells_of_the_end(play: Callable[..., list[Any]]) -> None:
+    [run] = play("bilinear", 0.3, (1.0, 0.0), 7, "simultaneous")
+    told = run.record()
+    assert told["steps"] == 7
+    assert told["distance"] == pytest.approx(1.09**3.5)
+
+
+def test_a_factor_close_to_one_is_told_by_its_difference(module: ModuleType) -> None:
+    factors = 1 + 2e-9, 1 - 2e-9, 1.0, 0.948683, None
+    told = [module.format_factor(factor) for factor in factors]
+    assert told == ["1 + 2.0e-09", "1 − 2.0e-09", "1.000000", "0.948683", "–"]
+
+
 def test_a_turn_of_the_paper_ends_where_it_began(module: ModuleType, tmp_path: Path) -> None:
     """Once around with steps of 0.02: the radius has grown by √(1+η²) a step."""
     module.draw_figures_7_8(tmp_path / "figures-7-8.png", 0.02)

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from bilevel import BilevelError
-from bilevel.robustness import Evaluation, Splits, Trained, load_images, load_trained
+from bilevel.robustness import (
+    AttackSettings,
+    Curve,
+    Evaluation,
+    Splits,
+    Trained,
+    load_images,
+    load_trained,
+)
 from tests.applications.conftest import write
 
 
@@ -69,3 +77,34 @@ def test_folders_and_names(
         write(tmp_path / "runs" / name)
     with pytest.raises(BilevelError, match=r"runs holds pgm, plain, .*such as runs/pgm$"):
         load("runs")
+
+
+def test_curves_are_of_the_norm_and_radius_of_the_report(
+    applications: Callable[[str], ModuleType],
+    tmp_path: Path,
+    digits: Splits,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that are there are taken for the same report alone."""
+    curves, measured = applications("robust_eval_lib.curves"), []
+
+    def curve(model, images, eps, *, norm, **_):
+        measured.append((eps, norm, len(images.labels)))
+        return Curve("ε", (0.0,), (1.0,), 5)
+
+    for name in ("accuracy_by_epsilon", "accuracy_by_iterations"):
+        monkeypatch.setattr(curves, name, curve)
+    model, few = torch.nn.Linear(1, 1), digits.test.subset(torch.arange(5))
+    given = {"batch_size": 8, "path": tmp_path / "curves.pt", "resume": True, "show": print}
+    reports = [
+        (digits.test, AttackSettings(eps=0.2, classes=10)),
+        (digits.test, AttackSettings(eps=0.2, classes=10)),
+        (digits.test, AttackSettings(eps=0.3, classes=10)),
+        (digits.test, AttackSettings(eps=0.3, classes=10, norm="l2")),
+        (few, AttackSettings(eps=0.3, classes=10, norm="l2")),
+    ]
+    for images, settings in reports:
+        curves.measure_curves(model, images, settings, **given)
+    count = len(digits.test.labels)
+    expected = [(0.2, "linf", count), (0.3, "linf", count), (0.3, "l2", count), (0.3, "l2", 5)]
+    assert measured == [one for one in expected for _ in range(2)]

@@ -29,7 +29,9 @@ CASES = {
 """Solver, how the processes share gradients, and the adjoint."""
 
 
-def train(solver_name: str, sharing: str, adjoint: bilevel.Adjoint) -> bilevel.Bilevel:
+def train(
+    solver_name: str, sharing: str, adjoint: bilevel.Adjoint
+) -> tuple[bilevel.Bilevel, dict[str, torch.Tensor]]:
     """Four steps, on this process's share of each batch if it shares."""
     torch.manual_seed(0)
     model: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 3))
@@ -50,19 +52,22 @@ def train(solver_name: str, sharing: str, adjoint: bilevel.Adjoint) -> bilevel.B
     own = slice(None) if sharing == "alone" else slice(dist.get_rank(), None, 2)
     for _ in range(4):
         x, y = torch.rand(8, 1, 3, 3), torch.randint(3, (8,))
-        game.step(Batch(x[own], y[own]))
-    return game
+        metrics = game.step(Batch(x[own], y[own]))
+    return game, metrics
 
 
-def weights(game: bilevel.Bilevel) -> list[torch.Tensor]:
-    """The leader's, then the solver's."""
-    return [w.detach() for player in (game.leader, game.solver) for w in player.parameters()]
+def results(
+    game: bilevel.Bilevel, metrics: dict[str, torch.Tensor]
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """The weights of leader and solver, and the last metrics."""
+    players = (game.leader, game.solver)
+    return [weight.detach() for player in players for weight in player.parameters()], metrics
 
 
 def together(folder: Path) -> None:
     """All cases, in one of two processes."""
     dist.init_process_group("gloo")
-    found = {case: weights(train(*case, adjoint)) for case, adjoint in CASES.items()}
+    found = {case: results(*train(*case, adjoint)) for case, adjoint in CASES.items()}
     torch.save(found, folder / f"{dist.get_rank()}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -78,7 +83,11 @@ def test_it_trains_the_leader_as_whole_batches_do_and_no_solver(tmp_path: Path) 
     assert [end.status for end in ended] == [0, 0], ended
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for case, adjoint in CASES.items():
-        same = all(map(torch.equal, first[case], second[case]))
+        (weights, metrics), (others, _) = first[case], second[case]
+        same = all(map(torch.equal, weights, others))
         assert same == (case != ("learned", "parallel"))
+        expected, of_batch = results(*train(case[0], "alone", adjoint))
         if same:
-            torch.testing.assert_close(first[case], weights(train(case[0], "alone", adjoint)))
+            torch.testing.assert_close(weights, expected)
+        if case[1] == "pool":
+            torch.testing.assert_close(metrics, of_batch)

@@ -9,7 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bilevel import Alternating, Bilevel, BilevelError, Iterative, Schedule, Simultaneous, pgm
+from bilevel import (
+    Alternating,
+    Bilevel,
+    BilevelError,
+    Iterative,
+    Schedule,
+    Simultaneous,
+    distributed,
+    pgm,
+)
 from bilevel.distributed import Pool
 from bilevel.updates import CNN
 from tests.problems import image_game
@@ -75,3 +84,25 @@ def test_a_pool_before_the_processes_have_joined(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(BilevelError, match=r"2 processes were started .*distributed\.join\(\)"):
         Pool()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"solver.update.network.0.weight": ((4, 2, 3, 3), "0")}, "solver.update.network.0.weight"),
+        ({"leader.more": ((2,), "0"), "leader.most": ((2,), "1")}, "leader.more and 1 other"),
+    ],
+)
+def test_processes_with_other_players_are_refused_before_they_solve(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, object], told: str
+) -> None:
+    """Of another seed, or another architecture: their gradients would be summed all the same."""
+    leader, follower, batch = image_game()
+    solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
+    monkeypatch.setattr(solver, "answer", lambda oracle: pytest.fail("solved"))
+    opt, opt_phi = (torch.optim.SGD(one.parameters(), lr=0.1) for one in (leader, solver))
+    game = Bilevel(leader, follower, solver, leader_opt=opt, solver_opt=opt_phi)
+    game.pool = Pool()
+    monkeypatch.setattr(distributed, "all_gather", lambda own: [own, {**own, **change}])
+    with pytest.raises(BilevelError, match=f"processes 0 and 1 differ in {told}.*: .*one seed"):
+        game.step(batch)

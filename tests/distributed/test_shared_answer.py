@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilevel import (
     Adjoint,
@@ -21,8 +21,9 @@ from bilevel import (
     Unrolled,
     distributed,
 )
+from bilevel.frozen import Mode
+from bilevel.pooled import check_same_problem
 from bilevel.problem import FollowerProblem
-from bilevel.shared_answer import check_same_problem
 from bilevel.updates import Gradient
 from tests.problems import Apart, BatchNormNet, Pulled
 
@@ -37,9 +38,11 @@ def check(
     follower: FollowerProblem | None = None,
     solver: Solver | None = None,
     adjoint: Adjoint | None = None,
+    part: nn.Module | None = None,
 ) -> None:
     """Compares y with what ``gather`` makes of it, then its gradient likewise."""
     leader, solver = Apart(), solver or Iterative(Gradient(0.25), steps=1)
+    leader.part = part
     own = list(solver.parameters())
     game = Bilevel(
         leader,
@@ -145,6 +148,37 @@ def test_nothing_is_compared_where_there_is_no_shared_y_or_no_gradient(
     monkeypatch: pytest.MonkeyPatch, follower: FollowerProblem, y: Tensor
 ) -> None:
     check(monkeypatch, lambda _: pytest.fail("gathered"), y, follower)
+
+
+@pytest.mark.parametrize("adjoint", [Detached(), Unrolled()], ids=repr)
+def test_rows_of_y_that_are_trained_belong_to_a_process(
+    monkeypatch: pytest.MonkeyPatch, adjoint: Adjoint
+) -> None:
+    """Their gradients would be summed with those of other samples."""
+    solver, same = Parametric(torch.zeros(2)), lambda value: [value, value]
+    check(monkeypatch, same, torch.zeros(2), Each(), solver, adjoint)  # a pool of one process
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(BilevelError, match=r"Each\.objective is one value per sample.*warm_start"):
+        check(monkeypatch, same, torch.zeros(2), Each(), solver, adjoint)
+
+
+@pytest.mark.parametrize("kind", [distributed.SyncBatchNorm, nn.SyncBatchNorm])
+def test_a_linear_system_of_all_samples_is_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module]
+) -> None:
+    """As synchronised normalisation makes one: each process would end its own when it likes."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    gather: Gather = lambda value: [value, value]  # noqa: E731
+
+    def check_in(mode: Mode, adjoint: Adjoint, part: nn.Module | None = None) -> None:
+        solver = Iterative(Gradient(0.25), 1, leader_mode=mode)
+        check(monkeypatch, gather, torch.zeros(2), Each(), solver, adjoint, part)
+
+    check_in("eval", Implicit(), kind(2))
+    check_in("train", Unrolled(), kind(2))
+    check_in("train", Implicit(), nn.BatchNorm1d(2))
+    with pytest.raises(BilevelError, match=r"Implicit\(\) solves the linear .* leader_mode=\"eval"):
+        check_in("train", Implicit(), kind(2))
 
 
 def test_an_objective_need_not_use_all_of_y(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,3 +62,17 @@ def test_settings_of_a_class_count_whatever_their_type() -> None:
     others = {"norm": "l2", "sizes": (1, 3), "mask": torch.zeros(2), "steps": 4}
     texts = {of(**first), *(of(**{**first, name: other}) for name, other in others.items())}
     assert len(texts) == 5
+
+
+def test_functions_that_call_other_functions_are_told_apart() -> None:
+    assert shown(lambda x: x.sin()) != shown(lambda x: x.cos())
+
+
+def test_what_a_class_inherits_is_a_setting_of_it() -> None:
+    class Base:
+        limit = 0.1
+
+    class Child(Base):
+        pass
+
+    assert settings_of(Child()) == "Child(limit=0.1)"

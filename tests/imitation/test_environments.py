@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
@@ -165,3 +166,8 @@ def test_a_name_without_a_version_is_the_newest_as_gymnasium_has_it() -> None:
 def test_no_environments_are_refused() -> None:
     with pytest.raises(BilevelError, match=r"count is 0: .*give 1 or more"):
         make_envs("CartPole-v1", 0)
+
+
+def test_each_dimension_of_an_action_is_clipped_to_its_own_range() -> None:
+    task = Task("walk", 2, 2, False, (-1.0, -2.0), (3.0, 1.0))
+    assert task.clip(torch.tensor([[-5.0, -5.0], [5.0, 5.0]])).tolist() == [[-1, -2], [3, 1]]

@@ -90,10 +90,25 @@ def test_a_restart_begins_other_episodes() -> None:
     sampler = Sampler(make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2), seed=1)
     first = sampler.collect(5).observations[0]
     sampler.restart(1)
-    again = sampler.collect(300)
-    assert torch.equal(again.observations[0], first)
-    lengths = again.ended[:, 0].nonzero().flatten().diff(prepend=torch.tensor([-1]))
-    assert set(lengths.tolist()) <= set(again.returns.tolist())  # nothing is left of the first five
+    assert torch.equal(sampler.collect(5).observations[0], first)
+
+
+def test_a_restart_leaves_the_rewards_of_unfinished_episodes_out() -> None:
+    """CartPole pays 1 a step: a return is the length of its episode."""
+    sampler = Sampler(make_envs("CartPole-v1", 1), CategoricalPolicy(4, 2), seed=0)
+    sampler.collect(5)
+    sampler.restart(1)
+    rollout = sampler.collect(500)
+    assert rollout.returns[0] == rollout.ended[:, 0].int().argmax() + 1
+
+
+def test_returns_are_in_the_order_in_which_episodes_end() -> None:
+    rollout = Sampler(make_envs("CartPole-v1", 3), CategoricalPolicy(4, 2), seed=0).collect(90)
+    begun, lengths = [0, 0, 0], []
+    for step, env in rollout.ended.nonzero().tolist():
+        lengths.append(step + 1 - begun[env])
+        begun[env] = step + 1
+    assert rollout.returns.tolist() == lengths
 
 
 def test_the_log_probabilities_are_the_policys() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from bilevel import Solver, ZeroSum, frozen
 from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError
-from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.settings import settings_of, shown
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness.attacks.checks import (
     check_clean,
     check_labels,

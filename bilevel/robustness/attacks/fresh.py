@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, ZeroSum, frozen
-from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.settings import settings_of
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness.attacks.attack import Attack, attack
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import ImageSet

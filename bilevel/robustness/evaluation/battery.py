@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from bilevel import distributed, frozen
 from bilevel.arguments import count, one_of
 from bilevel.experiment import checkpoint
-from bilevel.experiment.checkpoint import fingerprint
 from bilevel.experiment.settings import settings_of
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.samples import check_threat
 from bilevel.robustness.data.batches import Batch, batches

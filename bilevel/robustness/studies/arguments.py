@@ -11,7 +11,7 @@ import tyro
 
 from bilevel import Lookahead, Optimistic, Schedule, distributed
 from bilevel.errors import BilevelError
-from bilevel.experiment.checkpoint import fingerprint
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness.data.images import Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_images
 from bilevel.robustness.training.methods import Form

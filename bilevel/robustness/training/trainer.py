@@ -20,6 +20,7 @@ from bilevel.cuda_graphs import CapturedStep
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.settings import attributes_of, settings_of
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
 from bilevel.robustness.evaluation.accuracy import accuracy
@@ -128,7 +129,7 @@ class Trainer:
             "seed": self.seed,
             "precision": self.precision,
             "monitor": self.monitor,
-            "checksum of images": checkpoint.fingerprint(*tensors),
+            "checksum of images": fingerprint(*tensors),
             "validation attack": "; ".join(map(settings_of, self.validation_attack)),
             "leader": attributes_of(self.game.leader),  # its network is known by its weights
             **{name: settings_of(getattr(self.game, name)) for name in parts},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import pytest
@@ -23,11 +24,12 @@ from bilevel.robustness import (
     Perturbation,
     RandomSampling,
     SolverAttack,
+    Targeted,
     attack,
     make_attacks,
 )
 from bilevel.robustness.attacks.samples import check_threat, rounding
-from bilevel.robustness.threats.losses import margin, targeted_dlr
+from bilevel.robustness.threats.losses import margin, targeted_dlr, targeted_margin
 from bilevel.updates import CNN
 from tests.images import image_set
 
@@ -203,6 +205,38 @@ def test_misclassified_points_are_known_of_classes_only(labels: Tensor) -> None:
     attack = SolverAttack("it", follower, pgm(0.1, 2), keep_broken=True)
     with pytest.raises(BilevelError, match=r"labels are .* or leave keep_broken out"):
         attack.perturb(Bright(), Batch(greys().x, labels), 0)
+
+
+class Ranked(nn.Module):
+    """The given logits, whatever the image."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_targets_are_the_likeliest_for_the_classifier_that_the_solver_runs_on() -> None:
+    aims = []
+
+    def loss(logits: Tensor, batch: Targeted) -> Tensor:
+        aims.append(batch.target.tolist())
+        return targeted_margin(logits, batch)
+
+    target, surrogate = Ranked(3.0, 2.0, 1.0), Ranked(3.0, 1.0, 2.0)
+    made = SolverAttack("it", Linf(EPS, loss=loss), pgm(EPS, 1), targets=1, surrogate=surrogate)
+    made.perturb(target, greys(), 0)
+    assert {*map(tuple, aims)} == {(2, 2)}
+
+
+def test_looking_for_targets_leaves_statistics_as_they_were() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    before = copy.deepcopy(model.state_dict())
+    made = SolverAttack("it", Linf(EPS, loss=targeted_margin), pgm(EPS, 1), targets=2)
+    made.perturb(model, greys(), 1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_targets_that_the_loss_does_not_read() -> None:

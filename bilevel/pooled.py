@@ -1,16 +1,17 @@
-"""A y that the batch shares, in several processes: each must solve the same problem for it."""
+"""What a game whose gradients are summed over processes checks before it moves."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilevel import distributed
-from bilevel.adjoints import Detached
+from bilevel.adjoints import Detached, Implicit
 from bilevel.distributed.sharing import is_summed
 from bilevel.errors import BilevelError
+from bilevel.fingerprint import fingerprint
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Parametric
@@ -20,11 +21,34 @@ if TYPE_CHECKING:
     from bilevel.game import Bilevel
 
 
-def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
-    """Checks that a y that the batch shares solves the same problem in all processes.
+def check_same_players(game: Bilevel) -> None:
+    """Checks that all processes hold the same θ and φ. Collective.
 
-    The objective's gradients at the first process's answer are compared. Collective if the
-    objective is a scalar.
+    Args:
+        game: The game of this process.
+
+    Raises:
+        BilevelError: If a parameter differs between two processes.
+    """
+    players = (("leader", game.leader), ("solver", game.solver))
+    parameters = {f"{player}.{k}": p for player, net in players for k, p in net.named_parameters()}
+    own = {name: (tuple(p.shape), fingerprint(p)) for name, p in parameters.items()}
+    for number, theirs in enumerate(distributed.all_gather(own)):
+        differing = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
+        if differing:
+            others = f" and {len(differing) - 1} other parameters" if len(differing) > 1 else ""
+            raise BilevelError(
+                f"processes {distributed.rank()} and {number} differ in {differing[0]}{others}: "
+                "gradients are summed, so all train the same networks; set one seed before they "
+                "are built, or load the same weights"
+            )
+
+
+def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
+    """Checks that each process can solve its own part: that of its samples, or all of it.
+
+    Where the batch shares one y, the objective's gradients at the first process's answer are
+    compared. Collective if the objective is a scalar.
 
     Args:
         game: The game of this process.
@@ -32,10 +56,10 @@ def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
         batch: Its data.
 
     Raises:
-        BilevelError: If the batch shares one y, and the problem differs between processes.
+        BilevelError: If the batch shares one y, and the problem differs between processes; if each
+            sample has its own, and it is trained, or depends on the samples of other processes in
+            a way that the adjoint does not know.
     """
-    if isinstance(game.solver, Parametric) and isinstance(game.adjoint, Detached):
-        return  # y is a parameter, whose gradient is summed as that of any other
     with frozen(game.leader, game.solver.leader_mode):
         _check_same_slope(game, y, batch)
 
@@ -50,7 +74,11 @@ def _check_same_slope(game: Bilevel, y: Value, batch: Batch) -> None:
         # With gradients, as in the solve, for which a network has been compiled.
         value = follower.checked_objective(leader, tree_map(Tensor.requires_grad_, y), batch)
         if value.dim():
+            if distributed.world_size() > 1:
+                _check_own_samples(game)
             return
+        if isinstance(game.solver, Parametric) and isinstance(game.adjoint, Detached):
+            return  # y is a parameter, whose gradient is summed as that of any other
         if not isinstance(game.adjoint, Detached):
             _check_not_summed(follower, value)
         answers = distributed.all_gather(vector.cpu())
@@ -67,6 +95,27 @@ def _check_same_slope(game: Bilevel, y: Value, batch: Batch) -> None:
         "leader's loss needs no gradient through y, train y with Parametric and Detached(), or "
         "return one value per sample if each has its own y"
     )
+
+
+def _check_own_samples(game: Bilevel) -> None:
+    """The answers of this process's samples are its own, and so is their linear system."""
+    if isinstance(game.solver, Parametric):
+        raise BilevelError(
+            f"{type(game.follower).__name__}.objective is one value per sample, so that each "
+            "process trains the y of its own samples, and the pool would sum their gradients row "
+            "by row; take Iterative(update, steps=1, warm_start=True), which keeps them apart"
+        )
+    synchronised = (distributed.SyncBatchNorm, nn.SyncBatchNorm)
+    if (
+        isinstance(game.adjoint, Implicit)
+        and game.solver.leader_mode == "train"
+        and any(isinstance(part, synchronised) for part in game.leader.modules())
+    ):
+        raise BilevelError(
+            f"{game.adjoint!r} solves the linear system of this process's samples, and batch "
+            'normalisation that is synchronised in leader_mode="train" makes one system of all; '
+            'take leader_mode="eval", or Unrolled()'
+        )
 
 
 def _check_not_summed(follower: FollowerProblem, objective: Tensor) -> None:

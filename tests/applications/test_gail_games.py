@@ -1,0 +1,117 @@
+"""The games of `applications/gail.py` are those of their settings, and so are their seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from bilevel import Alternating
+from bilevel.imitation import CategoricalPolicy, MountainCarExpert, Task, demonstrate, pairs
+
+ENV = "MountainCar-v0"
+SHOWN = demonstrate(ENV, MountainCarExpert(), 1).subsample()
+
+
+@pytest.fixture
+def lib(applications: Callable[[str], ModuleType]) -> Callable[[str], ModuleType]:
+    return lambda name: applications(f"gail_lib.{name}")
+
+
+@pytest.fixture
+def make(lib: Callable[[str], ModuleType]) -> Callable[..., Any]:
+    """The trainer of a setting."""
+    games = lib("games")
+    rest = ("coordinate", None, "finish", None, 3, 0.01, None, 64, 4)
+    one = games.Setting(ENV, "gail", 0, *rest)
+    return lambda **other: games.make_trainer(dataclasses.replace(one, **other), *SHOWN)
+
+
+def test_the_discriminator_steps_before_the_policy(make: Callable[..., Any]) -> None:
+    schedule = make().game.schedule
+    assert isinstance(schedule, Alternating)
+    assert (schedule.follower_steps, schedule.first) == (3, "follower")
+
+
+def test_a_trainer_is_of_its_setting(make: Callable[..., Any]) -> None:
+    trainer = make(max_kl=0.02, max_norm=8.0, reward="neutral", follower_lr=0.03)
+    [group] = trainer.game.solver_opt.param_groups
+    assert group["lr"] == 0.03
+    assert trainer.leader_opt.param_groups[0]["max_kl"] == 0.02
+    follower = trainer.leader.follower
+    assert (follower.max_norm, follower.reward_name) == (8.0, "neutral")
+
+
+def test_networks_see_what_is_standardised_by_the_experts(make: Callable[..., Any]) -> None:
+    trainer = make()
+    policy, value = (part.network[0] for part in (trainer.leader.policy, trainer.leader.value))
+    assert torch.equal(policy(SHOWN[0]), value(SHOWN[0]))
+    torch.testing.assert_close(policy(SHOWN[0]).mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    both = pairs(Task(ENV, 2, 3, discrete=True), *SHOWN)
+    seen = trainer.leader.follower.network[0](both)
+    torch.testing.assert_close(seen.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+
+
+def test_a_seed_is_that_of_the_networks(make: Callable[..., Any]) -> None:
+    first, again, other = (
+        torch.cat([weight.flatten() for weight in make(seed=seed).leader.policy.parameters()])
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("method", "updater", "lr"),
+    [("gail", "dense", 1e-3), ("l2l-gail", "coordinate", 1e-3), ("l2l-gail", "block", 1e-4)],
+)
+def test_a_wider_updater_learns_by_smaller_steps(
+    make: Callable[..., Any], method: str, updater: str, lr: float
+) -> None:
+    [group] = make(method=method, updater=updater).game.solver_opt.param_groups
+    assert group["lr"] == lr
+
+
+def test_the_suited_rewards_are_those_of_the_paper(lib: Callable[[str], ModuleType]) -> None:
+    suited = lib("games").suited_reward
+    found = [suited(env) for env in ("CartPole-v1", ENV, "Pendulum-v1")]
+    assert found == ["survive", "finish", "neutral"]
+
+
+def test_a_policy_is_evaluated_on_the_same_episodes_each_time(
+    lib: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = lib("runs")
+    monkeypatch.setattr(runs, "EVALUATION_EPISODES", 3)
+    policy = CategoricalPolicy(4, 2)
+    first, again = (runs.evaluate(policy, "CartPole-v1") for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_a_policy_is_evaluated_on_other_episodes_than_its_expert_showed(
+    lib: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    runs, experts, seeds = lib("runs"), lib("experts"), set[int]()
+
+    def play(env: str, policy: Any, episodes: int, seed: int) -> Any:
+        own = {seed + number for number in range(episodes)}
+        assert not own & seeds
+        seeds.update(own)
+        return demonstrate(env, MountainCarExpert(), 1)
+
+    for module in (experts, runs):
+        monkeypatch.setattr(module, "play", play)
+    experts.expert_demonstrations(ENV, None, tmp_path, print, iterations=1, episodes=100)
+    runs.evaluate(MountainCarExpert(), ENV)
+    assert len(seeds) == 200
+
+
+def test_a_seed_is_that_of_the_episodes(lib: Callable[[str], ModuleType]) -> None:
+    starts = [
+        lib("episodes").play(ENV, MountainCarExpert(), 1, seed).observations[0] for seed in (1, 2)
+    ]
+    assert not torch.equal(*starts)

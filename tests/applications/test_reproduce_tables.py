@@ -1,0 +1,79 @@
+"""The tables and curves of `applications/reproduce.py`: each figure stands where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+TRAINED = {
+    "pgm": {"seconds_per_epoch": 8.0},
+    "plain": {"seconds_per_epoch": 1.0},
+    "grad-l2l": {"seconds_per_epoch": 4.0},
+}
+
+
+@pytest.fixture
+def lib(applications: Callable[[str], ModuleType]) -> Callable[[str], ModuleType]:
+    return lambda name: applications(f"reproduce_lib.{name}")
+
+
+def rows(lib: Callable[[str], ModuleType], title: str, *evaluated: dict[str, Any]) -> list[Any]:
+    """The rows of a table of CIFAR-10, with their cells by the names of the columns."""
+    tables = lib("tables")
+    found = tables.tables(tables.Measured(evaluated, TRAINED), "cifar10")
+    [table] = [one for one in found if one.title.startswith(title)]
+    return [dict(zip(table.header, row, strict=True)) | {"cells": row} for row in table.rows]
+
+
+def attack(name: str, alone: float) -> dict[str, Any]:
+    return {"record": "attack", "classifier": "pgm", "attack": name, "alone": alone}
+
+
+def summary(classifier: str, *, trustworthy: bool) -> dict[str, Any]:
+    told = {"classifier": classifier, "trustworthy": trustworthy}
+    return {"record": "summary", "clean": 0.9, "worst_case": 0.25, **told}
+
+
+def test_ours_is_left_of_the_papers(lib: Callable[[str], ModuleType]) -> None:
+    told = rows(lib, "Table 2", summary("pgm", trustworthy=True), attack("PGM-20", 0.5))
+    assert told[1]["cells"] == ("pgm", "PGM-20", "90.0", "87.3", "50.0", "47.0", "25.0")
+
+
+def test_times_are_ratios_to_those_of_pgm(lib: Callable[[str], ModuleType]) -> None:
+    told = {row["classifier"]: row["cells"][1:] for row in rows(lib, "Table 3")}
+    assert told["grad-l2l"] == ("4.0", "0.50", "0.47")  # 617.5 ÷ 1310.8
+    assert told["naive-l2l"] == ("–", "–", "0.22")
+
+
+def test_each_transferred_attack_is_beside_the_papers(lib: Callable[[str], ModuleType]) -> None:
+    told = rows(lib, "Table 7", attack("PGM-10 on surrogate-plain", 0.75))
+    assert told[2]["cells"][:4] == ("pgm", "– (83.80)", "75.0 (84.73)", "– (84.33)")
+
+
+def test_every_classifier_is_under_all_attacks(lib: Callable[[str], ModuleType]) -> None:
+    both = summary("pgm", trustworthy=False), summary("plain", trustworthy=True)
+    told = rows(lib, "Every classifier", *both, attack("PGM-20", 0.5), attack("PGM-100", 0.4))
+    assert told[0]["cells"] == ("pgm", "90.0", "50.0", "40.0", "25.0", "no")
+    assert told[1]["cells"] == ("plain", "90.0", "–", "–", "25.0", "yes")
+
+
+def test_a_gain_is_what_a_row_has_more_than_pgm(
+    lib: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(lib("figures"), "save_png", lambda _, figure: drawn.append(figure))
+    evaluated = [
+        {"record": "curve", "quantity": quantity, "classifier": row, "at": at, "accuracy": accuracy}
+        for quantity in ("ε", "iterations")
+        for row, accuracies in (("pgm", (0.8, 0.4)), ("grad-l2l", (0.7, 0.6)))
+        for at, accuracy in zip((1, 10), accuracies, strict=True)
+    ]
+    lib("figures").draw_curves(tmp_path / "curves.png", evaluated, ["pgm", "grad-l2l"])
+    for gains in drawn[0].axes[2:]:
+        assert [*gains.lines[1].get_xdata()] == [1, 10]
+        assert [*gains.lines[1].get_ydata()] == pytest.approx([-0.1, 0.2])

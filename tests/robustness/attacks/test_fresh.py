@@ -1,0 +1,32 @@
+"""`FreshAttack`: the images that its attacker is trained on."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bilevel import Bilevel
+from bilevel.robustness import Attacker, Batch, FreshAttack, ImageSet, Linf, make_solver
+
+
+def test_each_epoch_has_all_images_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def step(game: Bilevel, batch: Batch, step: Any = Bilevel.step) -> Any:
+        seen.extend(batch.y.tolist())
+        return step(game, batch)
+
+    monkeypatch.setattr(Bilevel, "step", step)
+    images = ImageSet(torch.zeros(8, 1, 2, 2).byte(), torch.arange(8), tuple("abcdefgh"))
+    make = partial(
+        make_solver, "grad-l2l", eps=0.1, channels=1, attacker=Attacker("two-layer", width=4)
+    )
+    attack = FreshAttack("it", Linf(0.1), make, images, steps=4, batch_size=4)
+    attack.prepare(nn.Sequential(nn.Flatten(), nn.Linear(4, 8)))
+    first, second = seen[:8], seen[8:]
+    assert sorted(first) == sorted(second) == list(range(8))
+    assert first != second

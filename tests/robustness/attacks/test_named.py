@@ -1,0 +1,70 @@
+"""The named attacks: the radius, the points and the seed that they are given."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bilevel.robustness import (
+    About,
+    Attacker,
+    AttackSettings,
+    Batch,
+    RandomSampling,
+    SolverAttack,
+    Trained,
+    make_attacks,
+)
+from bilevel.robustness.threats.losses import margin
+
+
+def only(name: str, settings: AttackSettings) -> SolverAttack:
+    (made,) = make_attacks([name], settings)
+    assert isinstance(made, SolverAttack)
+    return made
+
+
+def test_random_points_are_drawn_from_the_whole_ball() -> None:
+    """Not from the small one in which PGM starts."""
+    made = only("random", AttackSettings(0.3, 10, points=7))
+    assert isinstance(made.solver, RandomSampling)
+    assert (made.solver.points, made.follower.start, made.follower.eps) == (7, 0.3, 0.3)
+    assert (made.follower.loss, made.kind) == (margin, "black-box")
+
+
+@pytest.mark.parametrize("interpolation", [None, {"pairing": "next"}], ids=["ball", "AIT"])
+def test_the_own_attacker_has_the_radius_of_the_evaluation(interpolation: dict | None) -> None:
+    attacker = Attacker("two-layer", 4)
+    about = About("grad-l2l", "small-cnn", 1, 10, "digits", 0.1, 0, attacker, interpolation)
+    target = Trained("it", about, nn.Flatten(), about.solver())
+    assert only("own", AttackSettings(0.3, 10, trained=target)).follower.eps == 0.3
+
+
+@pytest.mark.parametrize(
+    ("norm", "told", "eps"), [("linf", "Linf", 0.3), ("l2", "L2", 2.0), ("l1", "L1", 9.0)]
+)
+def test_autoattack_is_given_the_settings(
+    monkeypatch: pytest.MonkeyPatch, norm: Any, told: str, eps: float
+) -> None:
+    given = {}
+
+    class Package:
+        """Stands in for the package, which takes seconds, and notes what it is given."""
+
+        def __init__(self, model: nn.Module, **settings: Any) -> None:
+            given.update(settings)
+            self.apgd_targeted, self.fab = SimpleNamespace(), SimpleNamespace()
+
+        def run_standard_evaluation(self, x: Tensor, y: Tensor, batch_size: int) -> tuple:
+            return x + 1, y
+
+    monkeypatch.setitem(sys.modules, "pyautoattack", SimpleNamespace(AutoAttack=Package))
+    (made,) = make_attacks(["autoattack"], AttackSettings(eps, 10, norm=norm, seed=5))
+    x = torch.zeros(2, 1, 1, 1)
+    assert torch.equal(made.perturb(nn.Flatten(), Batch(x, torch.tensor([0, 1])), 0), x + 1)
+    assert (given["norm"], given["eps"], given["seed"]) == (told, eps, 5)
