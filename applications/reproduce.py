@@ -65,7 +65,7 @@ def main(args: Args) -> None:
     """Trains, attacks, and prints the tables."""
     args.row = choices("row", args.row, ROWS)
     if args.smoke:
-        args.row = ("pgm", "grad-l2l", "ait", "surrogate-fgsm")
+        args.row = ("pgm", "ait-grad-l2l", "surrogate-fgsm")
     scale = SCALES[args.scale]
     out = args.out / (f"{args.scale}-trial" if args.smoke else args.scale)
     if not args.resume:

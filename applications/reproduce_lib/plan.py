@@ -92,7 +92,7 @@ SCALES = {
         training={"epochs": 10, "test_size": 100},
         evaluation={"test_size": 100, "curve_size": 50, "points": 100},
         slim_width=16,
-        step=1e-2,
+        step=3e-2,
     ),
     "small": Scale(
         "cifar10",

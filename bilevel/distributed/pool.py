@@ -20,8 +20,9 @@ class Pool:
     around the leader's model averages the gradients of θ alone, which is enough if the solver is
     not trained; the processes' φ would drift apart.
 
-    The answers must belong to the samples: where the batch shares one y, each process would solve
-    the problem of its own share. The first step refuses that. A shared y that is trained, by
+    The game's first solve, which all processes take together, checks that they hold the same
+    networks, and that the answers belong to the samples: where the batch shares one y, each process
+    would solve the problem of its own share. A shared y that is trained, by
     :class:`~bilevel.Parametric` with :class:`~bilevel.Detached`, is one parameter in all processes.
     Other games that share one y need no pool: :func:`~bilevel.distributed.summed` adds up the
     objective and the leader's loss.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bilevel import HypergradientWarning, Implicit, Iterative, Parametric, Solver, Unrolled
 from bilevel.solvers import Oracle
 from bilevel.tree import Value
-from bilevel.updates import Gradient, Update
+from bilevel.updates import Gradient, Optimizer, Update
 from tests.valleys import (
     F64,
     Decay,
@@ -203,9 +203,11 @@ class Ridge(Quadratic):
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("steps", "trusted"), [(300, False), (12_000, True)])
-def test_a_badly_conditioned_follower(seed: int, steps: int, trusted: bool) -> None:
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_badly_conditioned_follower(seed: int, trusted: bool) -> None:
     """After 300 steps the gradient is small, and the flat directions have hardly moved.
+
+    With momentum they have arrived after 800.
 
     The start is as far from the optimum in all directions: the steep ones make its gradient.
     """
@@ -216,7 +218,8 @@ def test_a_badly_conditioned_follower(seed: int, steps: int, trusted: bool) -> N
     expected = -decay * torch.linalg.solve(matrix, batch.b.sum(1)) * torch.linalg.solve(matrix, v)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        solver = Iterative(Gradient(5e-4), steps)
+        momentum = Optimizer(torch.optim.SGD, lr=5e-4, momentum=0.95)
+        solver = Iterative(momentum, 800) if trusted else Iterative(Gradient(5e-4), 300)
         slope, _ = hypergradient(Implicit(), solver, Ridge(), leader, batch, v)
     assert (error(slope, expected) < 1e-3) == trusted
     told = [str(warning.message).split(":")[1] for warning in caught]

@@ -33,7 +33,7 @@ def test_steps_cost_what_is_counted_by_hand(
 ) -> None:
     """In passes of a wide network, whose first convolution is nothing, and of the attacker."""
     steps = suite("steps")
-    size = steps.Size("wrn-16-10", 32, 1)
+    size = steps.Size("wrn-10-10", 32, 1)
     for schedule, (f, g) in (("simultaneous", simultaneous), ("alternating", alternating)):
         counted = steps.count(size, method, schedule)
         share = counted["attacker_forward"] / counted["classifier_forward"]

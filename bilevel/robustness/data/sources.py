@@ -62,7 +62,7 @@ def load_images(
             ``(N, C, H, W)`` with C = 1 or 3, labels integers from 0 of shape ``(N,)`` or
             ``(N, 1)``.
         data_dir: Folder of the files; for ``npz`` the file.
-        seed: Seed of the validation split, 0 or more.
+        seed: Seed of the validation split and of the images that ``train_size`` keeps, 0 or more.
         validation: Share of the training images held out, in [0, 1); ignored for a folder or file
             that has validation images.
         train_size: Number of training images to keep after that; None keeps all.

@@ -74,6 +74,12 @@ def test_train_size_keeps_a_stratified_part_of_what_is_left(tmp_path: Path) -> N
     assert torch.equal(small.test.images, whole.test.images)
 
 
+def test_the_seed_draws_the_part_that_is_kept(tmp_path: Path) -> None:
+    few = {"validation": 0.0, "train_size": 105}
+    first, again, other = (load("digits", tmp_path, seed=seed, **few).train for seed in (1, 1, 2))
+    assert rows(first) == rows(again) != rows(other)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
