@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +93,47 @@ def test_a_resumed_run_is_the_one_that_was_never_stopped(
     assert whole.leader.logits.ne(0).all()
     assert steps == [0, 1, 2, 3, 0, 1, 2, 3]
     assert resumed.seconds > 0
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")  # training is short
+@pytest.mark.parametrize(("adjoint", "before"), [("unrolled", 0), ("implicit", 10)])
+def test_where_answers_are_kept_there_is_one_before_the_weights_move(
+    app: ModuleType, part: Part, tmp_path: Path, adjoint: str, before: int, monkeypatch: Any
+) -> None:
+    """Ten solves of a few steps each, in a run's beginning only; here each takes a second."""
+    solves: list[int] = []
+    solve, clock = Bilevel.solve, SimpleNamespace(perf_counter=lambda: float(len(solves)))
+    monkeypatch.setattr(part("trainer"), "time", clock)
+    monkeypatch.setattr(
+        Bilevel, "solve", lambda game, batch: solves.append(game.steps) or solve(game, batch)
+    )
+    args = app.Args(steps=5, iterations=1, train_size=50, out=tmp_path)
+    data = app.load("digits", seed=0, train_size=50)
+    app.learn(args, adjoint, data)
+    args.iterations, args.resume = 2, True
+    assert app.learn(args, adjoint, data).seconds == before + 2
+    assert solves == [0] * before + [0, 1]
+
+
+def test_each_step_is_told_with_its_metrics_and_kept(
+    app: ModuleType, part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part("trainer"), "SAVE_EVERY", 0.0)
+    data = app.load("digits", seed=0, train_size=50)
+    args = app.Args(steps=5, iterations=1, train_size=50, out=tmp_path)
+    learning = app.learn(args, "unrolled", data)
+    weights = learning.leader.weights
+
+    def stop(steps: int, metrics: dict[str, float]) -> None:
+        if steps == 3:
+            assert metrics["auc"] == part("metrics").roc(learning.leader.weights, data.wrong).auc
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learning.train(9, stop)
+    learning.resume()
+    assert learning.game.steps == 2
+    assert not torch.equal(learning.leader.weights, weights)
 
 
 def test_wrong_labels_lose_their_weight(app: ModuleType, part: Part, tmp_path: Path) -> None:

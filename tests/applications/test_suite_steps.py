@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.applications.conftest import Ended, Suite, one_line
 
@@ -41,6 +43,21 @@ def test_steps_cost_what_is_counted_by_hand(
         assert counted["step_in_classifier_forwards"] == pytest.approx(expected, rel=2e-3)
 
 
+def test_a_product_and_its_sum_are_counted_once(suite: Suite) -> None:
+    steps, products = suite("steps"), []
+    size = steps.Size("wrn-10-1", 4, 2, image_size=16)
+    network = size.classifier().eval()
+
+    def note(layer: nn.Module, _: object, out: torch.Tensor) -> None:
+        products.append(out.numel() * layer.weight[0].numel())
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(note)
+    network(torch.zeros(1, *size.shape()))
+    assert steps.count(size, "plain", "simultaneous")["classifier_forward"] == sum(products)
+
+
 def test_a_measurement(suite: Suite) -> None:
     steps, timing = suite("steps"), suite("measuring")
     cases = [
@@ -60,6 +77,44 @@ def test_a_measurement(suite: Suite) -> None:
     assert pgm["ratio_to_pgm"] == pgm["ratio_to_pgm_max"] == 1
     assert grad["ratio_to_pgm_min"] <= grad["ratio_to_pgm"] < 1
     assert grad["peak_mib"] > pgm["peak_mib"] > records[2]["peak_mib"]  # bf16 takes less
+
+
+def test_a_time_is_a_median_and_its_ratio_that_to_pgm_in_one_pass(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same precision, round by round."""
+    steps, measuring = suite("steps"), suite("measuring")
+    times = {
+        steps.Case("pgm"): [1.0, 2.0, 8.0],
+        steps.Case("pgm", "alternating"): [9.0, 9.0, 9.0],
+        steps.Case("pgm", precision="bf16"): [0.5, 0.5, 0.5],
+        steps.Case("plain", "alternating"): [2.0, 3.0, 4.0],
+        steps.Case("plain", precision="bf16"): [1.0, 1.0, 1.0],
+    }
+    game = SimpleNamespace(turn=None, peak_mib=1.0)
+    monkeypatch.setattr(measuring, "set_up", lambda *_: game)
+    monkeypatch.setattr(measuring, "count", lambda *_: {"step": 6.0})
+    monkeypatch.setattr(measuring, "interleaved", lambda *_: times)
+    size = steps.Size("wrn-10-1", 4, 2, image_size=16)
+    *_, plain, rounded = measuring.measure(size, [*times], CPU, 3, lambda _: None)
+    told = [plain[f"ratio_to_pgm{part}"] for part in ("", "_min", "_max")]
+    assert [plain["seconds"], *told] == [3, 1.5, 0.5, 2]
+    assert plain["flops_per_second"] == 2 * 6 * 2 / 3  # of two images
+    assert rounded["ratio_to_pgm"] == 2
+
+
+def test_memory_is_that_of_networks_and_optimizers_and_of_what_a_step_makes(suite: Suite) -> None:
+    steps, measuring = suite("steps"), suite("measuring")
+    bench = steps.Bench(steps.Size("wrn-10-1", 4, 4, image_size=16), CPU)
+    game = bench.game(steps.Case("plain"))
+    game.step(bench.batch)
+    moved = sum(parameter.nbytes for parameter in game.leader.parameters())
+    rest = sum(buffer.nbytes for buffer in game.leader.buffers())
+    kept = (2 * moved + rest) / 2**20  # with the momentum
+    assert measuring.peak(game, lambda: None, CPU) == pytest.approx(kept)
+    assert all(parameter.grad is None for parameter in game.leader.parameters())
+    made = measuring.peak(game, lambda: torch.ones(2**18), CPU)
+    assert made == pytest.approx(kept + 1, abs=1e-3)
 
 
 def test_a_case_that_fails_does_not_cost_the_others_their_figures(suite: Suite) -> None:

@@ -37,6 +37,7 @@ def test_targets_are_told_from_the_records(suite: Suite) -> None:
         {**learned, "worst_case": 0.515, "clean": 0.818, "seconds": 99.0, "precision": "float32"},
         {**learned, "worst_case": 0.9, "clean": 0.9, "seconds": 9.0, "compiled": False},
         {**learned, "worst_case": 0.47, "clean": 0.9, "seconds": 30.0, "attacker": "two-layer"},
+        {**learned, "worst_case": 0.9, "clean": 0.9, "seconds": 9.0, "model": "wrn-34-10"},
     ]
     reached = {what: value for what, _, value in tables.reached([*wide, authors, rate, *runs])}
     measured = {what: round(value, 6) for what, value in reached.items() if value is not None}
@@ -94,3 +95,42 @@ def test_runs_of_several_seeds_share_a_row(suite: Suite) -> None:
     assert learned.endswith("| 45.0 | 4.0 | 0.400 |")
     (_, other) = runs.over_seeds([*seeds, {**seeds[0], "graphs": True}])[1:]
     assert runs.time_to_pgm(other, runs.over_seeds(seeds)) is None
+
+
+def test_runs_of_another_network_have_a_row_of_their_own(suite: Suite) -> None:
+    runs = suite("runs")
+    run = {"method": "pgm", "precision": "bf16", "compiled": False, "seconds": 10.0}
+    run |= {"dataset": "digits", **dict.fromkeys(runs.ACCURACIES, 0.5)}
+    others = [{**run, "model": "wrn-10-1"}, {**run, "model": "resnet18", "seconds": 40.0}]
+    for row, seconds in zip(runs.trained(others).splitlines()[2:], ("10.0", "40.0"), strict=True):
+        assert row.endswith(f"| 50.0 | {seconds} | 1.000 |")
+    assert dict(suite("tables").sections(others)) == {
+        f"Training: {one['model']}, digits": runs.trained([one]) for one in others
+    }
+
+
+def test_a_step_in_numbers(suite: Suite) -> None:
+    tables = suite("tables")
+    ratio = {"ratio_to_pgm": 0.25, "ratio_to_pgm_min": 0.2, "ratio_to_pgm_max": 0.3}
+    step = {"method": "grad-l2l", "schedule": "simultaneous", "precision": "bf16", "graphs": False}
+    step |= {"step_in_classifier_forwards": 5.3, "seconds": 0.02, "flops_per_second": 4e12}
+    step |= {"compiled": True, "peak_mib": 123.4, "model": "wrn-10-1", "step": 7.0}
+    both = {**step, "schedule": "alternating", "peak_mib": None}
+    told = "| 5.30 | 20.0 | 0.250 (0.200–0.300) | 4"
+    assert tables.cost([{**step, **ratio}, both]).splitlines()[2:] == [
+        f"| grad-l2l | simultaneous | bf16 compiled | 5F + 3G {told} | 123 |",
+        "| grad-l2l | alternating | bf16 compiled |  | 5.30 | 20.0 | – | 4 | – |",
+    ]
+    both["model"] = "resnet18"
+    assert dict(tables.sections([step, both])) == {
+        f"A step: {one['model']}": tables.cost([one]) for one in (step, both)
+    }
+
+
+def test_a_figure_is_divided_by_that_of_pgm_in_one_pass(suite: Suite) -> None:
+    step = {"job": "steps", "model": "wrn-34-10", "schedule": "alternating", "method": "plain"}
+    step |= {"precision": "float32", "compiled": False, "graphs": False, "flops_per_second": 1.0}
+    pgm = {**step, "method": "pgm", "step": 4.0}
+    records = [{**step, "step": 3.0}, pgm, {**pgm, "schedule": "simultaneous", "step": 2.0}]
+    shares = suite("tables").Steps(records, "wrn-34-10").to_pgm("step", schedule="alternating")
+    assert shares == {"plain": 1.5, "pgm": 2.0}

@@ -58,6 +58,58 @@ def test_points_in_the_frontier_are_told_apart(panel: Any) -> None:
     assert len(set(looks)) == len(drawn)
 
 
+def test_what_all_seeds_gave_is_told_of_a_learned_follower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stands among what each of them gave."""
+    minmax = tables.minmax
+    told, records = minmax.learned_follower(), minmax.read("learned_follower")
+    monkeypatch.setattr(minmax, "read", lambda _: records[::-1])
+    assert minmax.learned_follower() == told
+
+
+@pytest.fixture
+def panel(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A panel of two seeds of PGM-10 and one of ours, beside what does not belong there."""
+    kind = {"model": "wrn-34-10", "precision": "bf16", "compiled": True, "seconds": 100.0}
+    kind |= dict.fromkeys(("clean", "pgm100", "left_after_apgdce", "worst_case"), 0.9)
+    kind["pgm20"] = 0.5
+    ours = {**kind, "method": "two-step-l2l", "attacker": "wide", "seconds": 60.0, "pgm20": 0.45}
+    runs = [
+        {**kind, "method": "pgm"},
+        {**kind, "method": "pgm", "seconds": 200.0, "pgm20": 0.55},
+        {**kind, "method": "pgm", "model": "resnet18"},
+        ours,
+        {**ours, "precision": "float32"},  # in which PGM-10 was not trained
+    ]
+    monkeypatch.setattr(frontier, "read", lambda _: runs)
+    return frontier.PANELS[0]
+
+
+def test_a_point_is_the_time_of_a_run_beside_pgm_and_its_accuracy(panel: Any) -> None:
+    pgm, learned = frontier.measured(panel)
+    assert (pgm.name, pgm.time, pgm.accuracy) == ("pgm", 1, pytest.approx(52.5))
+    assert (learned.name, learned.time, learned.accuracy) == ("two-step-l2l, wide", 0.4, 45)
+
+
+def test_points_stand_where_their_time_and_accuracy_are(panel: Any) -> None:
+    """The paper's are hollow."""
+    axes = Figure().subplots()
+    drawn = frontier.draw(axes, panel)
+    for name, point in {
+        "pgm (published)": (1, 47.04),
+        "grad-l2l (published)": (617.5 / 1310.8, 51.17),
+        "pgm (ours)": (1, 52.5),
+        "two-step-l2l, wide (ours)": (0.4, 45),
+    }.items():
+        assert drawn[name].get_offsets().tolist() == [pytest.approx(point)]
+        assert len(drawn[name].get_facecolor()) == ("ours" in name)
+    assert [line.get_ydata()[0] for line in axes.lines] == [
+        accuracy for _, accuracy in panel.limits
+    ]
+    box = axes.viewLim.get_points().T.tolist()
+    for points in drawn.values():
+        assert all(a < z < b for (a, b), z in zip(box, points.get_offsets()[0], strict=True))
+
+
 def test_all_results_name_their_command() -> None:
     folder = Path(frontier.__file__).parent
     text = (folder / "README.md").read_text()

@@ -44,10 +44,11 @@ def test_what_results_depend_on(
     current: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["app.py", "--seed", "1"])
+    monkeypatch.setattr(machine.distributed, "world_size", lambda: 2)
     found = experiment.environment(torch.device("cuda:1"))
     assert found["command"] == "python app.py --seed 1"
     assert found["device"] == "cuda: Fast 1"
-    assert (found["threads"], found["processes"]) == ("1", "1")
+    assert (found["threads"], found["processes"]) == ("1", "2")
     assert (found["python"], found["torch"]) == (platform.python_version(), torch.__version__)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
 

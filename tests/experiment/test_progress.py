@@ -51,6 +51,7 @@ def test_a_bar_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monkey
         journal.report(50, {"loss": 2.5})
         journal._bar._bar.refresh()
         assert screen.getvalue().rstrip().endswith("loss 2.500")
+        assert journal._bar._bar.tasks[0].percentage == 50
 
 
 def test_a_bar_leaves_the_screen_to_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

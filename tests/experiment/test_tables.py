@@ -32,9 +32,10 @@ def test_tables_in_a_file(tmp_path: Path) -> None:
 
 
 def test_cells() -> None:
-    assert [cell(value) for value in (None, "x", 0.5)] == ["–", "x", "0.500"]
+    assert [cell(value) for value in (None, "x", 0.5, 0.0)] == ["–", "x", "0.500", "0.000"]
     assert mean_std([-1.0, -3.0], 1) == "−2.0 ± 1.4"
     assert mean_std([2.0, 2.0], 1) == mean_std([2.0], 1) == "2.0"
+    assert mean_std([2.0, 2.01], 1) == "2.0"
     assert mean_std([], 1) == "–"
 
 

@@ -244,6 +244,30 @@ def test_the_factor_is_what_is_measured_in_the_end(
         assert last.log() / steps == pytest.approx(math.log(factor), abs=6 / steps)
 
 
+MEMORYLESS = [schedule for schedule in SCHEDULES if "Optimistic" not in repr(schedule)]
+
+
+@pytest.mark.parametrize("schedule", MEMORYLESS, ids=repr)
+def test_the_factor_is_the_spectral_radius_of_what_a_step_does_to_unit_vectors(
+    schedule: Schedule,
+) -> None:
+    matrix, lr = torch.tensor([[0.9, -0.4], [0.2, 0.7], [-0.6, 0.3]]).double(), (0.5, 0.2)
+    game, units = games.Quadratic(matrix, mu=0.3), torch.eye(5).double()
+    many = games.stack([game] * 5)
+    play = games.begin(many, units[:, :3], units[:, 3:], lr=lr, schedule=schedule)
+    steps = schedule.steps if isinstance(schedule, Lookahead) else 1
+    radius = torch.linalg.eigvals(games.trajectory(play, steps)[-1]).abs().max().item()
+    assert game.factor(schedule, lr) == pytest.approx(radius ** (1 / steps), rel=1e-9)
+
+
+def test_no_step_beside_the_best_one_has_a_smaller_factor() -> None:
+    schedule, matrix = Alternating(follower_steps=3), torch.ones(3, 2).double()
+    game = games.Quadratic(matrix, mu=0.3)
+    best = game.best_step(schedule)
+    beside = [game.factor(schedule, best * share) for share in (0.99, 1.01)]
+    assert game.factor(schedule, best) < min(beside)
+
+
 def test_flat_directions_are_those_of_a_step_up_to_rounding() -> None:
     steep = games.Quadratic(torch.zeros(1, 1).double(), mu=1e-9)
     steep.jacobian = lambda: torch.diag(torch.tensor([1e9, 1e-9], dtype=torch.float64))

@@ -293,3 +293,19 @@ def test_where_no_episode_ended_there_is_no_return() -> None:
     told = trainer.iterate()
     assert math.isnan(told["return"])
     assert told["episodes"] == 0
+
+
+def test_the_value_is_fitted_to_what_the_discriminators_rewards_return() -> None:
+    trainer = make("gail")
+    value, fitted = trainer.leader.value, []
+    value.fit = lambda *args: (fitted.append(args[2]), Value.fit(value, *args))[1]  # type: ignore[method-assign]
+    trainer.iterate()
+    assert torch.equal(fitted[0], trainer.leader.returns.flatten())
+
+
+def test_the_value_moves_at_a_rate_of_its_own() -> None:
+    trainer, states = make("gail"), torch.randn(20, 2)
+    still = Trainer(trainer.game, trainer.sampler, trainer.expert, steps=50, value_lr=0.0)
+    before = trainer.leader.value(states)
+    still.iterate()
+    torch.testing.assert_close(trainer.leader.value(states), before)

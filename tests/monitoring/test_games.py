@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
+from bilevel import Alternating, Monitor, games
 from bilevel.monitoring.dynamics import classify
 
 
@@ -102,3 +104,14 @@ def test_a_relaxation_oscillation_is_a_cycle() -> None:
     verdict = classify(rows[::4], stride=4)
     assert verdict.kind == "cycling"
     assert verdict.period == pytest.approx(np.diff(upwards).mean(), rel=0.01)
+
+
+def test_of_a_small_player_and_a_large_one_each_moves_by_its_own_size() -> None:
+    """The small one is observed wholly, the other in part; they circle at a distance of 1."""
+    game = games.Bilinear(torch.full((1, 400), 1 / 20).double())
+    play = games.begin(game, 1.0, 0.0, lr=0.1, schedule=Alternating())
+    monitor = Monitor(play)
+    for _ in range(400):
+        play.step(None)
+        monitor.observe()
+    assert monitor.verdict().radius == pytest.approx(1, rel=0.01)

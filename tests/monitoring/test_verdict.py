@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from bilevel.monitoring.dynamics import Verdict, _classify_rotation, combine
+from bilevel.monitoring.dynamics import Verdict, _classify_rotation, _explodes, combine
 from bilevel.monitoring.rotation import Rotation
 
 
@@ -73,6 +74,17 @@ STILL = Verdict("converging")
 )
 def test_records_are_weighed(verdicts: list[Verdict], chosen: int) -> None:
     assert combine(verdicts, strides=[1, 4, 16]) is verdicts[chosen]
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(1.45, "cycling"), (1.55, "diverging")])
+def test_a_radius_that_grows_by_more_than_half_diverges(factor: float, kind: str) -> None:
+    rotation = Rotation(0.1, math.log(factor) / 500, 0.0, radius=1.0, explained=1.0)
+    assert _classify_rotation(rotation, rows=500, size=1.0, stride=1).kind == kind
+
+
+@pytest.mark.parametrize(("factor", "explodes"), [(4.5, False), (5.5, True)])
+def test_what_grows_less_than_five_fold_does_not_explode(factor: float, explodes: bool) -> None:
+    assert _explodes(np.geomspace(1, factor, 9)) is explodes
 
 
 @pytest.mark.parametrize(("error", "kind"), [(0.02, "converging"), (0.05, "cycling")])

@@ -51,7 +51,7 @@ SECOND = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
         ),
         ({"objective": lambda _, f, y, x: total(y).flip(0).cumsum(0)}, "depends on another sample"),
         ({"objective": lambda _, f, y, x: total(y).cumsum(0)}, "depends on another sample"),
-        ({"objective": lambda _, f, y, x: total(y) + total(y)[2] * SECOND}, "on another sample"),
+        ({"objective": lambda _, f, y, x: total(y) + total(y)[5] * SECOND}, "on another sample"),
         ({"project": lambda _, y, x: y * (y.abs() < 0.5)}, "distance .* where Y has one at .*near"),
         ({"project": lambda _, y, x: y * (0.5 / y.norm().clamp(min=1e-9)).clamp(max=1)}, PASSES),
     ],

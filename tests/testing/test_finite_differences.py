@@ -89,6 +89,44 @@ def test_a_small_gradient_is_checked_beside_a_large_one() -> None:
         testing.check_adjoint(Detached(), solver, *parts)
 
 
+class Both(LeaderProblem):
+    """One parameter, of which the last element acts through y* alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Parameter(torch.ones(2, dtype=F64))
+
+    @property
+    def rate(self) -> Tensor:
+        return self.both[0]
+
+    @property
+    def decay(self) -> Tensor:
+        return self.both[1]
+
+    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+        return self.rate + y.sum()
+
+
+def test_every_element_of_a_parameter_is_checked() -> None:
+    solver, parts = Iterative(Gradient(0.5), 1), (Followed(), Both(), torch.empty(0))
+    testing.check_adjoint(Unrolled(), solver, *parts)
+    with pytest.raises(AssertionError, match="the gradient of both is off by 1 "):
+        testing.check_adjoint(Detached(), solver, *parts)
+
+
+class Noisy(Both):
+    """Its loss is the same for the same random numbers only."""
+
+    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+        return super().loss(y, batch) * torch.rand(())
+
+
+def test_differences_are_between_equal_random_numbers() -> None:
+    solver = Iterative(Gradient(0.5), 1)
+    testing.check_adjoint(Unrolled(), solver, Followed(), Noisy(), torch.empty(0))
+
+
 def test_a_short_step_allows_no_more_than_the_tolerance() -> None:
     solver, parts = Iterative(Gradient(0.5), 1), (Followed(), Mixed(), torch.empty(0))
     torch.nn.init.zeros_(parts[1].rate)
