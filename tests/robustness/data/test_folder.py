@@ -227,9 +227,14 @@ def test_links_that_lead_nowhere_or_back(tree: Path) -> None:
         load(tree)
 
 
-def test_sixteen_bits_are_refused_rather_than_cut(tree: Path) -> None:
-    path = tree / "train" / "cat" / "003.png"
-    Image.fromarray(np.full((4, 5), 4096, np.uint16)).save(path)
+@pytest.mark.parametrize(
+    ("kind", "name"), [(np.uint16, "003.png"), (np.int32, "a.tif"), (np.float32, "a.tif")]
+)
+def test_more_than_eight_bits_are_refused_rather_than_cut(
+    tree: Path, kind: type, name: str
+) -> None:
+    path = tree / "train" / "cat" / name
+    Image.fromarray(np.full((4, 5), 4096, kind)).save(path)
     with pytest.raises(BilevelError, match=f"image {path} has more than 8 bits"):
         load(tree)
 

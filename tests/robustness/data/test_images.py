@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.images import ImageSet, hold_out_by_content, sample
+from bilevel.robustness.data.images import (
+    ImageSet,
+    hold_out_by_content,
+    hold_out_test,
+    sample,
+)
 
 
 def test_a_sample_is_stratified() -> None:
@@ -41,6 +46,14 @@ def test_a_fifth_of_each_class_is_held_out(count: int, held_out: int) -> None:
     train, test = hold_out_by_content(images, sums)
     assert test.labels.bincount(minlength=2).tolist() == [held_out] * 2
     assert train.labels.bincount(minlength=2).tolist() == [count - held_out] * 2
+
+
+def test_the_held_out_fifth_is_the_same_in_every_version() -> None:
+    """A classifier that an older one trained is not tested on its training images."""
+    pixels, labels = torch.arange(20).byte().view(-1, 1, 1, 1), torch.arange(20) % 2
+    train, test = hold_out_test(ImageSet(pixels, labels, ("a", "b")))
+    assert test.images.flatten().tolist() == [4, 6, 13, 19]
+    assert len(train) == 16
 
 
 def test_test_images_stay_test_images_when_others_come() -> None:

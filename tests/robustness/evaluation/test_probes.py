@@ -133,6 +133,16 @@ def test_one_answer_to_all_images(share: float) -> None:
     assert (finding.ok, finding.figure) == (False, figure)
 
 
+@pytest.mark.parametrize(("right", "ok"), [(104, False), (150, True)])
+def test_a_few_more_right_than_one_answer_may_be_chance(right: int, ok: bool) -> None:
+    """Of 200 images of two classes, whose pixel is the answer."""
+    labels = torch.arange(200) % 2
+    answers = labels ^ (torch.arange(200) >= right)
+    images = ImageSet((255 * answers).byte().view(-1, 1, 1, 1), labels, ("a", "b"))
+    reader = Faulty(linear(), lambda model, x: torch.cat([1 - x, x], 1).flatten(1))
+    assert beats_one_answer(Probed(reader, images)).ok == ok
+
+
 def test_a_change_is_measured_by_the_spread_of_an_ordinary_image() -> None:
     """One image whose logits are far apart makes no change of another small."""
     first = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 3.0], [0.0, 1000.0]])
@@ -322,6 +332,12 @@ def test_logits_that_are_not_finite(value: float, robust_model: nn.Module, digit
     expected = int((dark <= darkest * 255 + 0.1).sum())
     with pytest.raises(NonFiniteError, match=f"on {expected} of 359 .*checkpoint"):
         check_classifier(Faulty(robust_model, forward), digits.test)
+
+
+def test_one_logit_that_is_not_finite_is_enough() -> None:
+    last = Faulty(linear(), lambda model, x: model(x) + torch.tensor([0.0, 0.0, torch.inf]))
+    with pytest.raises(NonFiniteError, match="on 20 of 20 "):
+        check_classifier(last, image_set(20))
 
 
 @pytest.mark.parametrize("training", [True, False])

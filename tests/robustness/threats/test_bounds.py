@@ -191,6 +191,7 @@ def test_a_radius_beyond_the_bounds(eps: float, bounds: Bounds, message: str) ->
         ((1.0, 0.0), "bounds are out of order"),
         ((0.0, torch.nan), "bounds are out of order or NaN"),
         ((LOW, LOW - 1), "bounds are out of order"),
+        ((torch.zeros(2), torch.tensor([1.0, -1.0])), "bounds are out of order"),
     ],
 )
 @pytest.mark.parametrize("kind", [Linf, L2])

@@ -101,6 +101,14 @@ def test_a_step_leaves_out_what_the_bounds_stop() -> None:
     assert not stuck.any()
 
 
+def test_a_step_moves_a_hundredth_of_the_values() -> None:
+    """The steepest ones, by the same amount each."""
+    gradient = torch.randn(1, 400)
+    moved, _ = SparseSign(1.0)(torch.zeros(1, 400), gradient, torch.full((1, 400), 0.5), None)
+    steepest = gradient.abs() >= gradient.abs().topk(4).values.amin()
+    torch.testing.assert_close(moved, 0.25 * gradient.sign() * steepest)
+
+
 def test_a_long_step_moves_as_many_values_as_it_takes() -> None:
     """A step of length 3 within [0, 1] moves three values at least, within [0, 10] one."""
     gradient, x = torch.tensor([[4.0, 3.0, 2.0, 1.0]]), torch.zeros(1, 4)

@@ -61,6 +61,7 @@ def test_milestones_are_shares_of_the_run(epochs: int) -> None:
         assert recipe.lr_factor(0) == recipe.lr_factor((share - 0.001) * epochs) == 1.0
         assert recipe.lr_factor((share + 0.001) * epochs) == 0.1
     assert Recipe(milestones=(0.55,)).lr_factor(55) == 0.1
+    assert Recipe(milestones=(1.0,)).lr_factor(99.9) == 1.0
 
 
 @pytest.mark.parametrize("milestones", [(30.0, 60.0), (0.0,), (-0.5, 0.5), (float("nan"),)])
@@ -103,6 +104,10 @@ def test_the_fast_form(dataset: str) -> None:
         "epochs", "one_cycle", "lr", "weight_decay", "ema", "attacker", "attacker_width",
         "gradient_skip",
     )}) == recipe  # fmt: skip
+
+
+def test_the_fast_form_of_a_single_epoch() -> None:
+    assert fast(Recipe(epochs=1)).epochs == 1
 
 
 def test_both_networks_have_the_papers_optimizers() -> None:
