@@ -127,7 +127,7 @@ def test_the_reproduction_draws_that_turn(
 ) -> None:  # fmt: skip
     reproduce, drawn = applications("reproduce"), []
     monkeypatch.setattr(module, "draw_figures_7_8", lambda *arguments: drawn.append(arguments))
-    for name, step in (("smoke", 1e-2), ("paper", 1e-4)):
+    for name, step in (("smoke", 3e-2), ("paper", 1e-4)):
         reproduce.figures(reproduce.Args(row=()), reproduce.SCALES[name], tmp_path, [])
         assert drawn.pop() == (tmp_path / "figures-7-8.png", step)
 

@@ -172,7 +172,7 @@ def test_a_leader_that_is_the_threshold(tmp_path) -> None:
         def loss(self, y, batch):
             return y.square().sum()
 
-    batch = {"A": torch.randn(4, 20, 40) / 20**0.5, "b": torch.randn(4, 20)}
+    batch = {"A": torch.randn(4, 40, 20) / 40**0.5, "b": torch.randn(4, 40)}
     slopes, leader = [], Penalty()
     update = names["LeadersShrinkage"](leader, 0.2)
     for adjoint in (bilevel.Unrolled(), bilevel.Implicit(fixed_point=update, max_steps=500)):
