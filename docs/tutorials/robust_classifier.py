@@ -115,7 +115,7 @@ plt.show()
 # all images are within reach, an attack that fails is too weak.
 
 shown = robustness.sample(images.test, 200)
-curves = {name: robustness.accuracy_by_epsilon(model, shown, eps) for name, model in models.items()}
+curves = {k: robustness.accuracy_by_epsilon(m, shown, eps) for k, m in models.items()}
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 for name, curve in curves.items():
     axes.plot(curve.at, curve.accuracy, marker=".", label=name)
