@@ -60,34 +60,35 @@ def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
             sample has its own, and it is trained, or depends on the samples of other processes in
             a way that the adjoint does not know.
     """
-    with frozen(game.leader, game.solver.leader_mode):
-        _check_same_slope(game, y, batch)
-
-
-def _check_same_slope(game: Bilevel, y: Value, batch: Batch) -> None:
-    follower, leader, y = game.follower, game.leader, detach(y)
+    y = detach(y)
     if not all(leaf.is_floating_point() for leaf in leaves(y)):
         return  # a solver of its own, without gradients
-    vector = ravel(y)
+    device = leaves(y)[0].device
     # The first step of a resumed run draws what it would have drawn as a later one.
-    with torch.random.fork_rng([vector.device] if vector.is_cuda else []), torch.enable_grad():
+    kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with kept, frozen(game.leader, game.solver.leader_mode), torch.enable_grad():
         # With gradients, as in the solve, for which a network has been compiled.
-        value = follower.checked_objective(leader, tree_map(Tensor.requires_grad_, y), batch)
+        point = tree_map(Tensor.requires_grad_, y)
+        value = game.follower.checked_objective(game.leader, point, batch)
         if value.dim():
-            if distributed.world_size() > 1:
-                _check_own_samples(game)
+            _check_own_samples(game)
+        elif not (isinstance(game.solver, Parametric) and isinstance(game.adjoint, Detached)):
+            _check_same_slope(game, y, value, batch)
+        # Else y is a parameter, whose gradient is summed as that of any other.
+
+
+def _check_same_slope(game: Bilevel, y: Value, value: Tensor, batch: Batch) -> None:
+    """Compares the objective's gradients at the first process's y."""
+    follower, leader, vector = game.follower, game.leader, ravel(y).detach()
+    if not isinstance(game.adjoint, Detached):
+        _check_not_summed(follower, value)
+    answers = distributed.all_gather(vector.cpu())
+    if all(answer.shape == vector.shape for answer in answers):
+        own = _slope(follower, leader, unravel(answers[0].to(vector.device), like=y), batch)
+        slopes = torch.stack(distributed.all_gather(own))
+        apart, largest = (slopes - slopes[0]).norm(dim=1).max(), slopes.norm(dim=1).max()
+        if apart <= 1e-3 * largest + 1e-6:
             return
-        if isinstance(game.solver, Parametric) and isinstance(game.adjoint, Detached):
-            return  # y is a parameter, whose gradient is summed as that of any other
-        if not isinstance(game.adjoint, Detached):
-            _check_not_summed(follower, value)
-        answers = distributed.all_gather(vector.cpu())
-        if all(answer.shape == vector.shape for answer in answers):
-            own = _slope(follower, leader, unravel(answers[0].to(vector.device), like=y), batch)
-            slopes = torch.stack(distributed.all_gather(own))
-            apart, largest = (slopes - slopes[0]).norm(dim=1).max(), slopes.norm(dim=1).max()
-            if apart <= 1e-3 * largest + 1e-6:
-                return
     raise BilevelError(
         f"{type(follower).__name__}.objective is a scalar, so that the batch shares one y, and the "
         "processes have samples of their own: each would find another y; give all the same "
@@ -99,6 +100,8 @@ def _check_same_slope(game: Bilevel, y: Value, batch: Batch) -> None:
 
 def _check_own_samples(game: Bilevel) -> None:
     """The answers of this process's samples are its own, and so is their linear system."""
+    if distributed.world_size() == 1:
+        return
     if isinstance(game.solver, Parametric):
         raise BilevelError(
             f"{type(game.follower).__name__}.objective is one value per sample, so that each "

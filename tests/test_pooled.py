@@ -1,4 +1,4 @@
-"""A y that the batch shares: what one process makes of what another has found."""
+"""What a game in several processes checks of its first answer, by what the others have found."""
 
 from __future__ import annotations
 
