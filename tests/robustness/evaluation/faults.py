@@ -1,4 +1,4 @@
-"""Faults to plant into a sound classifier."""
+"""Faults to plant into a sound classifier, and one to plant them into."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+def linear() -> nn.Module:
+    """A sound classifier: three classes, for 4×4 images."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
 
 class Faulty(nn.Module):

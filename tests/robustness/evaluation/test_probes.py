@@ -23,7 +23,6 @@ from bilevel.robustness import (
     small_cnn,
 )
 from bilevel.robustness.evaluation import probes
-from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
 from bilevel.robustness.evaluation.probed import Probed, change
 from bilevel.robustness.evaluation.probes import (
     beats_one_answer,
@@ -34,7 +33,7 @@ from bilevel.robustness.evaluation.probes import (
 )
 from tests.images import image_set
 from tests.problems import BatchNormNet
-from tests.robustness.evaluation.faults import FAULTS, Faulty, Forward, straight_through
+from tests.robustness.evaluation.faults import FAULTS, Faulty, Forward, linear, straight_through
 
 UNTRAINED = "better than one answer to all images"
 NAMED = {
@@ -65,11 +64,6 @@ ROUNDED = {"half-precision probabilities": {"gradients predict the loss"}}
 
 def failed(model: nn.Module, images: ImageSet) -> set[str]:
     return {finding.item for finding in probe(model, images) if not finding.ok}
-
-
-def linear() -> nn.Module:
-    """Of three classes, for 4×4 images."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -174,63 +168,6 @@ def test_one_pass_of_four_that_differs_is_enough(odd: int) -> None:
         return model(x) + (next(passes) == odd)
 
     assert not is_deterministic(Probed(Faulty(linear(), forward), image_set(20))).ok
-
-
-@pytest.mark.parametrize(
-    ("factor", "off", "ok"),
-    [(1, "0%", True), (0.8, "25%", True), (0.5, "100%", False), (0, "more than tenfold", False)],
-)
-def test_by_how_much_a_gradient_is_off(factor: float, off: str, ok: bool) -> None:
-    """Of a linear classifier whose gradient is too small by a factor."""
-    model = Faulty(linear(), lambda model, x: model(changed(x, lambda change: factor * change)))
-    finding = gradients_predict(Probed(model, image_set(20)))
-    assert (finding.figure, finding.ok) == (f"off by {off}", ok)
-
-
-def unseen(first: Tensor) -> Tensor:
-    """Nothing of the pixel, by a layer whose backward pass says otherwise."""
-    return 6 * (first - first.detach())
-
-
-def bent(first: Tensor) -> Tensor:
-    """Its slope is 6 at the pixel's value and below, and 0 above."""
-    return 6 * torch.where(first <= VALUE, first - VALUE, 0)
-
-
-VALUE = torch.tensor(100) / 255
-
-
-@pytest.mark.parametrize(("reads", "off", "ok"), [(unseen, 1.55, False), (bent, 0.29, True)])
-def test_a_gradient_that_is_wrong_in_other_directions_than_its_own(
-    reads: Callable[[Tensor], Tensor], off: float, ok: bool
-) -> None:
-    """Of 16 slopes, fifteen are 1 and one, wrong, is 6: 29 % of a sign step, and √(36 / 15)."""
-
-    def forward(model: nn.Module, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        value = x[:, 1:].sum(1) + reads(x[:, 0])
-        return torch.stack([value, -value], 1)
-
-    images = torch.full((20, 1, 4, 4), 100, dtype=torch.uint8)
-    alike = ImageSet(images, torch.ones(20, dtype=torch.int64), ("a", "b"))
-    finding = gradients_predict(Probed(Faulty(linear(), forward), alike))
-    assert finding.ok is ok
-    assert float(finding.figure.removeprefix("off by ").removesuffix("%")) / 100 == pytest.approx(
-        off, rel=0.3
-    )
-
-
-@pytest.mark.parametrize(
-    "reach", [lambda change: 1e-42 * change, torch.sqrt], ids=["underflow", "infinite"]
-)
-def test_a_gradient_that_cannot_be_followed(reach: Callable[[Tensor], Tensor]) -> None:
-    model = Faulty(linear(), lambda model, x: model(changed(x, reach)))
-    assert has_gradients(Probed(model, image_set(20))).figure == "none at 100.0% of images"
-
-
-def changed(x: Tensor, reach: Callable[[Tensor], Tensor]) -> Tensor:
-    """The same images, with the slope at zero of ``reach`` as the factor of their gradient."""
-    return x.detach() + reach(x - x.detach())
 
 
 def test_probabilities_that_underflow_are_no_logits() -> None:
