@@ -96,11 +96,13 @@ class Bilevel:
         self.leader_opt: Any = leader_opt
         self.solver_opt: Any = solver_opt
         # Copies, but what they refer to of the other parts is these parts: the solver's update, the
-        # leader in an update of one's own.
-        shared: dict[int, Any] = {id(follower): follower}
-        shared |= {id(module): module for part in (leader, solver) for module in part.modules()}
+        # leader's parameters in an update or a schedule of one's own.
+        parts = (leader, follower, solver, leader_opt, solver_opt)
+        modules = [*leader.modules(), *solver.modules()]
+        tensors = [tensor for module in (leader, solver) for tensor in module.parameters()]
+        shared: dict[int, Any] = {id(part): part for part in (*parts, *modules, *tensors)}
         self.adjoint = copy.deepcopy(adjoint or Detached(), shared)
-        self.schedule = copy.deepcopy(schedule or Simultaneous())
+        self.schedule = copy.deepcopy(schedule or Simultaneous(), shared)
         self.schedule.check(self)
         self.pool: Pool | None = None
         self.steps = 0

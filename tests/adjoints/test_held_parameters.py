@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from bilevel import (
     Penalty,
     Sampled,
     Unrolled,
+    Update,
 )
 from bilevel.updates import Gradient, Optimizer
 from tests.valleys import F64
@@ -84,3 +87,24 @@ def test_others_warn_of_a_follower_that_holds_it(adjoint: Adjoint) -> None:
     solver = Iterative(Gradient(0.5), 40)
     with pytest.warns(HypergradientWarning, match="the follower ignores the leader's rate"):
         adjoint.solve(solver, One(leader.rate), leader, None).value.backward()
+
+
+def test_a_fixed_point_that_holds_it_is_refused() -> None:
+    """Of a solver that does not use it, so that only the backward pass reads it."""
+
+    class Shrunk(Update):
+        needs_context = False
+
+        def __init__(self, rate: Tensor) -> None:
+            super().__init__()
+            self.held = [rate]
+
+        def forward(self, y: Tensor, gradient: Tensor, context: None, state: None) -> Any:
+            return y + 0.5 * gradient - self.held[0] * y, state
+
+    leader = Rate()
+    leader.register_parameter("used", nn.Parameter(torch.ones((), dtype=F64)))
+    adjoint = Implicit(fixed_point=Shrunk(leader.rate))
+    value = adjoint.solve(Iterative(Gradient(0.5), 40), One(), leader, None).value
+    with pytest.raises(BilevelError, match=r"Implicit\(.* but rate itself is read"):
+        value.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from bilevel import (
     Parametric,
     Pullback,
     Sampled,
+    Simultaneous,
     Solver,
     Unrolled,
 )
@@ -99,19 +101,27 @@ def test_no_warning_where_no_gradient_is_taken() -> None:
 
 
 class Holds(Update):
-    def __init__(self, follower: Quadratic) -> None:
+    def __init__(self, *parts: Any) -> None:
         super().__init__()
-        self.follower = follower
+        self.parts = parts
 
     def forward(self, y, gradient, context, state):
         return y + gradient, state
 
 
-def test_a_game_copies_its_adjoint_and_not_what_it_holds_of_the_game() -> None:
+class Following(Simultaneous):
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+
+def test_a_game_copies_its_own_and_not_what_that_holds_of_the_game() -> None:
     leader, follower = Numbers(3, ONES), Quadratic()
-    adjoint = Implicit(fixed_point=Holds(follower))
     sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
     solver = Iterative(Gradient(0.1), 3)
-    game = Bilevel(leader, follower, solver, leader_opt=sgd, adjoint=adjoint)
+    parts = leader, leader.theta, follower, solver, solver.update, sgd
+    adjoint, schedule = Implicit(fixed_point=Holds(*parts)), Following(*parts)
+    game = Bilevel(leader, follower, solver, leader_opt=sgd, adjoint=adjoint, schedule=schedule)
     assert game.adjoint is not adjoint
-    assert game.adjoint.fixed_point.follower is follower
+    assert game.schedule is not schedule
+    for held in (game.adjoint.fixed_point.parts, game.schedule.parts):
+        assert all(one is part for one, part in zip(held, parts, strict=True))
