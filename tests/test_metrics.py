@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,10 +35,11 @@ def test_what_is_read_later_is_what_was_kept_then() -> None:
     assert log.means() == {"loss": 7.0}
 
 
-def test_the_step_of_a_metric_that_is_not_finite_counts_steps_without_it() -> None:
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_the_step_of_a_metric_that_is_not_finite_counts_steps_without_it(shape: Any) -> None:
     log = MetricLog()
     log.add({})
-    log.add({"norm": torch.tensor(float("nan"))})
+    log.add({"norm": torch.full(shape, float("nan"))})
     later = log.means_later()
     with pytest.raises(NonFiniteError, match="norm is nan at step 2 of the last 2 read"):
         later()

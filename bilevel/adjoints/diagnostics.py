@@ -42,9 +42,11 @@ def check_system(
     """
     scale, eps = b.norm(), epsilon(problem.y)
     residual = solution.residual.norm() / torch.where(scale > 0, scale, 1)  # of v = 0, its own
-    problem.record(residual=residual, curvature=solution.curvature - adjoint.damping)
+    problem.record(residual=residual)
     unsolved = not float(residual) <= solved_at(adjoint.tolerance, eps)
     curvature, rounding, message = float(solution.curvature), solution.flat(eps), ""
+    if curvature < torch.inf or curvature != curvature:  # else solved at its start: none was met
+        problem.record(curvature=solution.curvature - adjoint.damping)
     mixed = _MIXED if b.dim() > 1 else ""
     if symmetric and curvature < -4 * rounding:  # those of GMRES add up
         message = _indefinite(curvature - adjoint.damping, adjoint.solver) + mixed

@@ -160,14 +160,16 @@ def test_damping_is_added_to_the_diagonal() -> None:
 def test_a_warm_start_spends_fewer_products_and_is_remembered() -> None:
     batch, leader, v = valley(20, 1e3), Numbers(3), torch.randn(20, dtype=F64)
     adjoint, resumed = (Implicit(warm_start=True, tolerance=1e-9) for _ in range(2))
-    spent = []
+    spent, met = [], []
     for use in (adjoint, adjoint, resumed):
         if use is resumed:
             resumed.load_state_dict(adjoint.state_dict())
         _, solution = hypergradient(use, Known(optimum), Quadratic(), leader, batch, v)
         spent.append(int(solution.stats["evaluations"]))
+        met.append("curvature" in solution.stats)
     assert spent[0] > 20
     assert spent[1] == spent[2] == 2  # the gradient, and the product that finds it solved
+    assert met == [True, False, False]  # an infinite one would be taken for divergence
     other, v = valley(7, 5.0), torch.randn(7, dtype=F64)  # of another size: a start of its own
     slope, _ = hypergradient(adjoint, Known(optimum), Quadratic(), leader, other, v)
     assert error(slope, pulled_back(other, v)) < 1e-8
