@@ -79,7 +79,7 @@ def checkpointed(layers: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def recomputed(
     steps: Steps,
     modules: Sequence[nn.Module],
-    networks: Sequence[nn.Module],
+    before: Snapshot,
     y: Value,
     state: State,
     *,
@@ -93,7 +93,7 @@ def recomputed(
     Args:
         steps: Some steps of a solve.
         modules: The modules whose parameters receive gradients.
-        networks: Others that they compute with, whose state they may move.
+        before: All modules that they compute with, as they are now.
         y: The point before the first step.
         state: The update's state there.
         check: Whether the backward pass raises an error if it is led elsewhere, or the steps hold
@@ -115,13 +115,13 @@ def recomputed(
         return tuple(leaf for leaf in end if isinstance(leaf, Tensor))
 
     tensors = [leaf for leaf in start if isinstance(leaf, Tensor)]
-    module, snapshot = nn.ModuleList(modules), Snapshot(*modules, *networks)
+    module = nn.ModuleList(modules)
     own = dict(module.named_parameters())
 
     def rerun(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         # The saved parameters: functional_call may have lent them for the forward pass only.
         saved = dict(zip(own, parameters, strict=True))
-        with snapshot.restored(), lent(module, saved):
+        with before.restored(), lent(module, saved):
             outputs = run(tensors)
         if check:
             check_not_held("recompute", outputs, {n.partition(".")[2]: p for n, p in own.items()})

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 Buffers = dict[str, Tensor | None]
 
+Copied = dict[int, tuple[Tensor, int, Tensor]]
+"""Copies of buffers, by the buffer's id: it, its version when it was copied, and the copy."""
+
 
 class ModuleState:
     """A module's training flags, its parameters with their ``requires_grad``, and its buffers.
@@ -26,10 +29,15 @@ class ModuleState:
     Args:
         module: The module.
         copy_buffers: Whether the buffers are copied, so that later in-place changes do not count.
+        copied: The copies that exist, to which this adds: a buffer is copied once for all states
+            between which it has not changed.
     """
 
-    def __init__(self, module: nn.Module, *, copy_buffers: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, *, copy_buffers: bool = False, copied: Copied | None = None
+    ) -> None:
         self.module = module
+        self._before: list[ModuleState] = []  # one for each block that is open
         parts = list(module.modules())
         self.flags = [(part, part.training) for part in parts]
         # From the dicts of nn.Module, whose iterators and attributes cost more than a small layer.
@@ -40,7 +48,8 @@ class ModuleState:
             (part._buffers, dict(part._buffers)) for part in parts
         ]
         if copy_buffers:
-            self.buffers = [(now, _copies(kept)) for now, kept in self.buffers]
+            known = {} if copied is None else copied
+            self.buffers = [(now, _copies(kept, known)) for now, kept in self.buffers]
 
     def restore(self) -> None:
         """Puts the module back into this state, also where Ctrl+C falls into that."""
@@ -67,25 +76,36 @@ class ModuleState:
         """Replaces the module's buffers by copies of these, which are then not modified."""
         for now, kept in self.buffers:
             if kept:
-                _put(_copies(kept), now)
+                _put(_copies(kept, {}), now)
 
     def __enter__(self) -> None:
         """Puts the module into this state, with copies of the buffers."""
-        self._before = ModuleState(self.module)
+        before = ModuleState(self.module)
         try:
             self._restore()
             self.use_buffer_copies()
         except BaseException:
-            self._before.restore()
+            before.restore()
             raise
+        self._before.append(before)
 
     def __exit__(self, *_: object) -> None:
         """Puts the module back into the state before the block."""
-        self._before.restore()
+        self._before.pop().restore()
 
 
-def _copies(buffers: Buffers) -> Buffers:
-    return {name: None if one is None else one.clone() for name, one in buffers.items()}
+def _copies(buffers: Buffers, copied: Copied) -> Buffers:
+    return {n: None if one is None else _copy(one, copied) for n, one in buffers.items()}
+
+
+def _copy(buffer: Tensor, copied: Copied) -> Tensor:
+    if buffer.is_inference():  # torch does not count its changes
+        return buffer.clone()
+    _, version, copy = copied.get(id(buffer), (buffer, -1, buffer))
+    if version != buffer._version:
+        copy = buffer.clone()
+        copied[id(buffer)] = buffer, buffer._version, copy
+    return copy
 
 
 def _put(tensors: Mapping[str, Tensor | None], held: MutableMapping[str, Any]) -> None:
@@ -115,10 +135,12 @@ class Snapshot:
 
     Args:
         *modules: The modules.
+        copied: The copies of their buffers that earlier snapshots have made.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
-        self.states = [ModuleState(module, copy_buffers=True) for module in modules]
+    def __init__(self, *modules: nn.Module, copied: Copied | None = None) -> None:
+        known = {} if copied is None else copied
+        self.states = [ModuleState(part, copy_buffers=True, copied=known) for part in modules]
         self.rng_state = torch.get_rng_state()
         places = dict.fromkeys(p.device for module in modules for p in module.parameters())
         others = [place for place in places if place.type not in ("cpu", "meta")]

@@ -12,7 +12,7 @@ from torch import nn
 
 from bilevel import Adjoint, Bilevel, Detached, Implicit, Iterative, Unrolled
 from bilevel.robustness import Batch
-from bilevel.snapshot import Snapshot
+from bilevel.snapshot import ModuleState, Snapshot
 from bilevel.updates import Gradient
 from tests import accelerator
 from tests.problems import Nearest, Weights
@@ -121,3 +121,14 @@ def test_an_interrupt_leaves_no_leader_frozen(adjoint: Adjoint) -> None:
         finally:
             sys.settrace(before)
     assert lines > 20
+
+
+def test_a_block_inside_its_own_block() -> None:
+    layer = nn.Dropout()
+    state = ModuleState(layer)
+    layer.eval()
+    with state:
+        with state:
+            assert layer.training
+        assert layer.training
+    assert not layer.training

@@ -17,6 +17,7 @@ from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.recompute import recomputed
+from bilevel.snapshot import Copied, Snapshot
 from bilevel.solvers import Iterative, Parametric, Solution, Solver
 from bilevel.solvers.oracle import Oracle
 from bilevel.tree import Value, leaves
@@ -113,13 +114,14 @@ class Unrolled(Adjoint):
                 y, state = oracle.advance(solver.update, y, state, solver.steps - kept)
         # √kept / 2 minimises the memory if a step's graph takes four times that of y.
         size = math.isqrt(kept // 4) if self.recompute is True else self.recompute or kept
-        size = max(size, 1)
+        size, players = max(size, 1), (leader, solver)
+        copied: Copied = {}
         for done in range(0, kept, size):
             steps = partial(oracle.advance, solver.update, steps=min(size, kept - done))
             if self.recompute:
                 first = not self._checked
-                networks = networks_of(oracle.follower)
-                y, state = recomputed(steps, (leader, solver), networks, y, state, check=first)
+                now = Snapshot(*players, *networks_of(oracle.follower), copied=copied)
+                y, state = recomputed(steps, players, now, y, state, check=first)
             else:
                 y, state = steps(y, state)
         solver.keep(y, state)

@@ -10,6 +10,7 @@ import torch
 from bilevel import BilevelError, Iterative, LeaderProblem, Unrolled
 from bilevel.adjoints import unrolled
 from bilevel.recompute import recomputed
+from bilevel.snapshot import Snapshot
 from bilevel.updates import Gradient
 from tests.problems import BatchNormNet, image_game
 from tests.valleys import F64, Numbers, Quadratic, valley
@@ -132,3 +133,26 @@ def test_steps_that_led_elsewhere_are_told_however_large_the_answer_is() -> None
     y = Unrolled(recompute=2).solve(solver, Far(), leader, valley(3, 2.0)).value
     with pytest.raises(BilevelError, match="recompute: the steps led elsewhere"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_buffer_is_copied_once_while_it_does_not_change(moves: bool, monkeypatch) -> None:
+    class Holding(Numbers):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.register_buffer("data", torch.zeros(5))
+
+    class Reading(Quadratic):
+        def objective(self, leader, y, batch):
+            if moves:
+                leader.data.add_(1)
+            return super().objective(leader, y, batch)
+
+    snapshots = []
+    making = lambda *parts, **more: snapshots.append(Snapshot(*parts, **more)) or snapshots[-1]  # noqa: E731
+    monkeypatch.setattr(unrolled, "Snapshot", making)
+    adjoint, batch = Unrolled(recompute=1), valley(3, 2.0)
+    adjoint.solve(Iterative(Gradient(0.1), 4), Reading(), Holding(), batch)
+    copies = [dict(snapshot.states[0].buffers[0][1])["data"] for snapshot in snapshots]
+    assert [copy[0].item() for copy in copies] == ([0, 1, 2, 3] if moves else [0, 0, 0, 0])
+    assert len({copy.data_ptr() for copy in copies}) == (4 if moves else 1)
