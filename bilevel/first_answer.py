@@ -37,7 +37,7 @@ def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
     """
     device = leaves(y)[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        start = copy.copy(game.follower).init(batch)  # which may keep what it draws
+        start = _trial(game.follower).init(batch)
     check_answer(game.solver, y, start)
     if isinstance(game.solver, Iterative):  # others may read its form only
         check_feasible(game.follower, start, batch, "start")
@@ -46,6 +46,15 @@ def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
         _check_fixed_constraints(game, y, batch)
     if game.pool is not None:
         check_same_problem(game, y, batch)
+
+
+def _trial(follower: FollowerProblem) -> FollowerProblem:
+    """The follower, to call ``init`` once more than the solve: it may keep what it draws."""
+    trial = copy.copy(follower)
+    for name, value in vars(follower).items():
+        if isinstance(value, torch.Generator):  # else a resumed run would draw other numbers
+            object.__setattr__(trial, name, value.clone_state())
+    return trial
 
 
 def check_feasible(

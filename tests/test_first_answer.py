@@ -9,7 +9,7 @@ from bilevel import Bilevel, BilevelError, Iterative, NonFiniteError, Parametric
 from bilevel.first_answer import check_feasible
 from bilevel.robustness import Batch
 from bilevel.updates import Gradient
-from tests.problems import LinearBox, Nearest, Saddle, Scalar, zero_sum_game
+from tests.problems import LinearBox, Nearest, Saddle, Scalar, Weights, zero_sum_game
 
 
 def test_a_projection_that_is_not_finite() -> None:
@@ -136,3 +136,27 @@ def test_constraints_of_a_third_party_beside_a_frozen_leader() -> None:
     follower = Bounded()
     leader = ZeroSum(Scalar(0.5), follower).requires_grad_(False)
     assert zero_sum_game(leader).step(None)["loss"] == 0.5 * 1.0
+
+
+def test_the_check_draws_nothing_from_the_followers_own_generator() -> None:
+    """Else a resumed run, whose first answer is checked again, would draw other numbers."""
+
+    class Drawn(Nearest):
+        def __init__(self):
+            self.generator = torch.Generator().manual_seed(0)
+
+        def init(self, batch):
+            return torch.rand(batch.x.shape, generator=self.generator)
+
+    follower, leader, batch = Drawn(), Weights(3), Batch(torch.ones(2, 3), torch.zeros(2))
+    game = Bilevel(
+        leader,
+        follower,
+        Iterative(Gradient(0.1), 1),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        adjoint=Unrolled(),
+    )
+    game.step(batch)
+    once = torch.Generator().manual_seed(0)
+    torch.rand(2, 3, generator=once)
+    assert torch.equal(follower.generator.get_state(), once.get_state())

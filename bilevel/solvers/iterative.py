@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map_only
@@ -105,13 +107,17 @@ class Iterative(Solver):
             # A copy: it may be a network's weights, and an update of one's own may work in place.
             return tree_map(Tensor.clone, y), None
         kept, state = self.kept
-        shapes = [[leaf.shape for leaf in leaves_like(tree, like=y)] for tree in (kept, y)]
+        found, wanted = (leaves_like(tree, like=y) for tree in (kept, y))
+        shapes = [[leaf.shape for leaf in tensors] for tensors in (found, wanted)]
         if shapes[0] != shapes[1]:
             raise BilevelError(
                 f"warm_start: the kept answer has shapes {shapes[0]}, this batch needs "
                 f"{shapes[1]}: a kept answer fits batches of one size; drop the last batch, or "
                 "warm_start=False"
             )
+        # A loaded state may be of another precision or device; as optimizers do, it is converted.
+        kinds = {_kind(own): _kind(start) for own, start in zip(found, wanted, strict=True)}
+        kept, state = tree_map_only(Tensor, partial(_converted, kinds), (kept, state))
         # Y may depend on the batch; a copy, since a projection may work in place.
         return oracle.start_at(tree_map(Tensor.clone, kept)), state
 
@@ -135,7 +141,7 @@ class Iterative(Solver):
         Args:
             state: The kept answer and update state, or None.
         """
-        self.kept = state
+        self.kept = tree_map_only(Tensor, Tensor.clone, state)
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them.
@@ -144,6 +150,15 @@ class Iterative(Solver):
             The settings apart from the update.
         """
         return f"steps={self.steps}" + (", warm_start=True" if self.warm_start else "")
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
+    return tensor.dtype, tensor.device
+
+
+def _converted(kinds: dict[Any, Any], tensor: Tensor) -> Tensor:
+    dtype, device = kinds.get(_kind(tensor), _kind(tensor))
+    return tensor.to(device, dtype)
 
 
 def _without_graph(tensor: Tensor) -> Tensor:

@@ -72,12 +72,14 @@ class Oracle:
             KeyError: If another object lacks a key.
         """
         try:
-            self.started = self.follower.init(self.batch)
+            start = self.follower.init(self.batch)
         except (AttributeError, KeyError) as error:
             raise_missing_field(error, self.follower, self.batch)
             raise
-        check_start(type(self.follower).__name__, self.started)
-        return self.started
+        check_start(type(self.follower).__name__, start)
+        if self.started is None:  # a random search draws many
+            self.started = start
+        return start
 
     def gradient(self, y: Value) -> Any:
         """The gradient of each sample's gain in y; no weight gradients are computed.

@@ -44,7 +44,8 @@ class Optimizer(Update):
         **settings: Its arguments: ``lr=0.1``.
 
     Attributes:
-        settings: They may be changed between solves: ``update.settings["lr"] *= 0.5``.
+        settings: They may be changed between solves: ``update.settings["lr"] *= 0.5``. No state
+            dict has them: a run that is resumed sets them again.
 
     Raises:
         BilevelError: If there is no differentiable version of it, or ``maximize`` is set.

@@ -101,3 +101,16 @@ def test_the_order_of_names_is_no_size() -> None:
     for count in (1, 2):
         y = solver.solve(pair, ZeroSum(torch.nn.Identity(), pair), None).value
         assert [*y["a"], *y["b"]] == [count] * 3
+
+
+def test_a_state_of_another_precision_is_converted_and_not_shared() -> None:
+    leader, follower, batch = image_game()
+    first, other = (Iterative(Remembers(), 2, warm_start=True) for _ in range(2))
+    first.solve(follower, leader, batch)
+    other.load_state_dict(first.state_dict())
+    other.kept[0].zero_()
+    assert first.kept[0].any()
+    other.load_state_dict(first.state_dict())
+    precise = Batch(batch.x.double(), batch.y)
+    answer = other.solve(follower, leader.double(), precise).value
+    assert answer.dtype == other.kept[1].slope[0].dtype == torch.float64

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel import BilevelError, ZeroSum, testing
+from bilevel import BilevelError, FollowerProblem, ZeroSum, testing
 from bilevel.robustness import Batch, Linf, RandomSampling, attack
 from bilevel.robustness.threats.losses import margin
 from tests.problems import image_game
@@ -114,3 +114,21 @@ def test_a_batch_without_images() -> None:
 def test_bad_arguments(points: float) -> None:
     with pytest.raises(BilevelError, match=f"points is {points}: .* give 1, 2"):
         RandomSampling(points)
+
+
+def test_the_objective_before_is_that_of_the_first_point() -> None:
+    class Counted(FollowerProblem):
+        sense = "max"
+        drawn = 0
+
+        def init(self, batch: None) -> Tensor:
+            Counted.drawn += 1
+            return torch.full((2,), float(Counted.drawn))
+
+        def objective(self, leader: ZeroSum, y: Tensor, batch: None) -> Tensor:
+            return y.clone()
+
+    follower = Counted()
+    leader = ZeroSum(torch.nn.Identity(), follower)
+    stats = RandomSampling(5).solve(follower, leader, None).stats
+    assert (stats["objective_before"], stats["objective_after"]) == (1, 5)
