@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+_PLAIN = {type(None), str, bytes, int, float, bool}
+
 
 def tensors_in(batch: object) -> list[Tensor]:
     """The tensors of a batch, also in objects that ``torch.utils._pytree`` does not open.
@@ -34,12 +36,12 @@ def tensors_in(batch: object) -> list[Tensor]:
 
 
 def _members(part: object) -> Iterable[object]:
-    if part is None or isinstance(part, Tensor | nn.Module | type | str | bytes | int | float):
+    if type(part) in _PLAIN or isinstance(part, Tensor | nn.Module | type):
         return ()
     if isinstance(part, Mapping):
         return part.values()
-    if isinstance(part, list | tuple):
-        return part
+    if isinstance(part, list | tuple):  # perhaps all names of a dataset
+        return [member for member in part if type(member) not in _PLAIN]
     slots = (name for kind in type(part).__mro__ for name in _slots(kind))
     return [*getattr(part, "__dict__", {}).values(), *(getattr(part, s, None) for s in slots)]
 

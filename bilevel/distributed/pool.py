@@ -54,9 +54,10 @@ class Pool:
             users[number] = 0
             parameters[number].grad = torch.zeros_like(parameters[number])
         self.all_reduce([loss, users, *(p.grad for p in parameters if p.grad is not None)])
-        for number in unused:
-            if not users[number]:
-                parameters[number].grad = None
+        if unused:
+            for number, count in enumerate(users.tolist()):
+                if not count:
+                    parameters[number].grad = None
 
     def mean(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The means over the samples of all processes. Collective.

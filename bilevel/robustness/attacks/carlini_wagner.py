@@ -95,6 +95,7 @@ class CarliniWagner(Solver):
         last = torch.zeros_like(search.delta)
         while len(search.rows):
             gain, gradients = oracle.gain_and_gradient(search.delta)
+            full.evaluations += oracle is not full  # a part of the batch has a count of its own
             check_gain(gain, search.delta, oracle.batch)
             (gradient,) = leaves(gradients)
             solved, norm = search.solved(gain), search.delta.abs().flatten(1).amax(1)

@@ -237,8 +237,9 @@ class L2(Perturbation):
 
     def clip(self, delta: Tensor) -> Tensor:
         """δ · min(1, ε / ‖δ‖₂)."""
-        norm = self.norm(delta).clamp(min=torch.finfo(delta.dtype).tiny)
-        return delta * per_sample((self.eps / norm).clamp(max=1), delta)
+        # Inside the ball ε / ε, whose derivative is 0, where that of ε / ‖δ‖ may overflow.
+        norm = self.norm(delta).clamp(min=max(self.eps, torch.finfo(delta.dtype).tiny))
+        return delta * per_sample(self.eps / norm, delta)
 
     def noise(self, like: Tensor) -> Tensor:
         """Uniform in the ball of radius :attr:`start`."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError, FollowerProblem, Solver, testing
+from bilevel import BilevelError, FollowerProblem, Oracle, Solver, ZeroSum, testing
 from bilevel.robustness import APGD, L2, Batch, CarliniWagner, Linf, Square, attack, batches
 from bilevel.robustness.threats.bounds import Bounds
 from bilevel.robustness.threats.losses import margin
@@ -184,3 +184,12 @@ def test_a_part_of_the_ball_is_refused(kind: type[Linf], own: str) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(BilevelError, match="steps is 0"):
         CarliniWagner(steps=0)
+
+
+def test_gradients_of_some_of_the_images_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, record = [], Oracle.record
+    monkeypatch.setattr(Oracle, "record", lambda *given: taken.append(1) or record(*given))
+    model, batch = LinearClassifier(torch.randn(1, 4, 4)), greys(12)
+    follower = Linf(0.1, loss=margin)
+    solution = CarliniWagner(steps=5).solve(follower, ZeroSum(model, follower), batch)
+    assert solution.evaluations == len(taken)

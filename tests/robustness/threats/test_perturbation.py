@@ -126,6 +126,17 @@ def test_l2_shortens_what_is_too_long_and_leaves_the_rest(
     assert L2(eps).clip(torch.zeros(1, 1, 2, 2)).tolist() == torch.zeros(1, 1, 2, 2).tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-3])
+def test_the_l2_balls_inside_has_the_derivative_of_the_identity(
+    dtype: torch.dtype, size: float
+) -> None:
+    """Where ε / ‖δ‖², the derivative of what is not needed there, overflows."""
+    delta = torch.full((1, 1, 2, 2), size, dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(L2(0.5).clip(delta).sum(), delta)
+    assert torch.equal(slope, torch.ones_like(slope))
+
+
 @KINDS
 def test_a_start_at_zero(kind: type[Perturbation]) -> None:
     assert not kind(0.3).init(images()).any()
