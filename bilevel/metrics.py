@@ -70,9 +70,9 @@ class MetricLog:
 def _mean(name: str, values: Tensor, numbers: list[int], count: int) -> float:
     bad = (~values.isfinite()).nonzero()
     if len(bad):
-        first = int(bad[0, 0])
+        first, value = int(bad[0, 0]), values[tuple(bad[0])].item()
         raise NonFiniteError(
-            f"{name} is {values[tuple(bad[0])].item()} at step {numbers[first]} of the last {count} "
+            f"{name} is {value} at step {numbers[first]} of the last {count} "
             "read: training has diverged or the batch is not finite; lower the learning rate, or "
             "go back to the last checkpoint"
         )

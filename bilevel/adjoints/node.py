@@ -106,9 +106,9 @@ class Task:
         solver, follower, leader = self.parts
         theta, batch = self.split(inputs)
         with lent(leader, theta), torch.set_grad_enabled(self.recording):
-            self.snapshot, start = Snapshot(leader, solver, *networks_of(follower)), _kept(solver)
+            self.snapshot, start = Snapshot(leader, solver, *networks_of(follower)), solver.kept
             solution = solver.solve(follower, leader, batch, evaluate=False)
-        self.kept = start, _kept(solver)
+        self.kept = (None, None) if solver.repeatable else (start, solver.kept)
         self.solves += 1
         self.evaluations += solution.evaluations
         self.history = solution.value
@@ -162,11 +162,6 @@ class Task:
         if not outside:  # else features of the batch may be all that y* depends on
             self.adjoint.warn_unused([name for name in names if grads[name] is None])
         return tuple(leaves(from_leaves([grads[name] for name in names], like=like)))
-
-
-def _kept(solver: Solver) -> Any:
-    """What a warm-started solver goes on from."""
-    return None if solver.repeatable else getattr(solver, "kept", None)
 
 
 def constant(adjoint: Pullback, tensor: Tensor) -> Tensor:

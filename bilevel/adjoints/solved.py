@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -87,17 +88,21 @@ class SolvedProblem:
         Returns:
             What ``function`` returned.
         """
-        given = {**self.theta, **theta}
-        batch = self.feed(given) if self.feed else self.batch
-        oracle = kind(follower or self.follower, self.leader, batch, differentiable=True)
         with (
-            self.snapshot.restored(),
-            lent(self.leader, given),
+            self._at(theta) as batch,
             frozen(self.leader, self.solver.leader_mode, differentiable=True),
         ):
+            oracle = kind(follower or self.follower, self.leader, batch, differentiable=True)
             result = function(oracle)
         self.stats["evaluations"] += oracle.evaluations
         return result
+
+    @contextmanager
+    def _at(self, theta: Parameters) -> Iterator[Batch]:
+        """Within the block all is as in the solve, but for these tensors; yields the batch."""
+        given = {**self.theta, **theta}
+        with self.snapshot.restored(), lent(self.leader, given):
+            yield self.feed(given) if self.feed else self.batch
 
     def solve(self, theta: Any, start: Any = None) -> tuple[Value, Any]:
         """Solves the problem again for other leader parameters, with the same random numbers.
@@ -109,10 +114,8 @@ class SolvedProblem:
         Returns:
             The solution, a constant, and what a warm-started solver keeps of it.
         """
-        given = {**self.theta, **theta}
-        batch = self.feed(given) if self.feed else self.batch
-        parts = self.follower, self.leader, batch
-        with self.snapshot.restored(), torch.no_grad(), lent(self.leader, given):
+        with self._at(theta) as batch, torch.no_grad():
+            parts = self.follower, self.leader, batch
             solve = partial(self.solver.solve, *parts, evaluate=False)
             solution, end = self.from_start(start, solve)
         self.stats["evaluations"] += solution.evaluations
@@ -128,7 +131,7 @@ class SolvedProblem:
         Returns:
             What ``solve`` returned, and what the solver has kept then.
         """
-        solver: Any = self.solver
+        solver = self.solver
         if solver.repeatable:
             return solve(), None
         before, solver.kept = solver.kept, start

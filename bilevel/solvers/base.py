@@ -46,7 +46,13 @@ class Solver(nn.Module, ABC):
     Args:
         leader_mode: The leader's mode during the solve: ``"eval"``, or ``"train"`` with its
             BatchNorm statistics kept.
+
+    Attributes:
+        kept: What the next solve goes on from, of a solver that is not :attr:`repeatable`; None
+            for a new start.
     """
+
+    kept: Any = None
 
     def __init__(self, *, leader_mode: Mode = "eval") -> None:
         super().__init__()

@@ -67,7 +67,6 @@ class Iterative(Solver):
         self.update = instance_of("update", update, Update, remedy)
         self.steps = count("steps", steps, least=0)
         self.warm_start = warm_start
-        self.kept: Any = None
 
     @property
     def repeatable(self) -> bool:
