@@ -20,7 +20,7 @@ SOLVED = 1e-6
 # met, is at most this part of its norm.
 ACCURATE = 1e-2
 
-_MIXED = '; if a sample\'s objective depends on others, solver="gmres"'
+_MIXED = '; if a sample\'s objective depends on others, method="gmres"'
 
 
 def check_system(
@@ -49,9 +49,9 @@ def check_system(
         problem.record(curvature=solution.curvature - adjoint.damping)
     mixed = _MIXED if b.dim() > 1 else ""
     if symmetric and curvature < -4 * rounding:  # those of GMRES add up
-        message = _indefinite(curvature - adjoint.damping, adjoint.solver) + mixed
+        message = _indefinite(curvature - adjoint.damping, adjoint.method) + mixed
     elif solution.singular or (symmetric and curvature <= rounding):
-        by_cg = symmetric and adjoint.solver in (None, "cg")
+        by_cg = symmetric and adjoint.method in (None, "cg")
         message = _singular(by_cg=by_cg) if unsolved else ""
     elif unsolved:
         message = (
@@ -89,7 +89,7 @@ def _indefinite(curvature: float, method: str | None) -> str:
 
 
 def _singular(*, by_cg: bool) -> str:
-    gmres = 'take solver="gmres", which leaves that direction out, ' if by_cg else ""
+    gmres = 'take method="gmres", which leaves that direction out, ' if by_cg else ""
     return (
         "singular system: along some direction the follower is flat at its answer, so y* is not "
         "unique and has no derivative there; make the follower's objective strictly convex (weight "

@@ -86,7 +86,7 @@ class Implicit(Pullback):
     ``evaluations`` (gradients of the objective and products with its second derivatives).
 
     Args:
-        solver: ``"cg"`` for a strict optimum; ``"gmres"`` for any F; ``"neumann"`` adds terms of
+        method: ``"cg"`` for a strict optimum; ``"gmres"`` for any F; ``"neumann"`` adds terms of
             the series of T, which must be a contraction; ``"exact"`` computes the matrix, by m
             products for m elements of y, or of a sample's. By default ``"cg"``, or ``"gmres"``
             with a fixed point.
@@ -108,15 +108,15 @@ class Implicit(Pullback):
             suit the problem.
 
     Example:
-        >>> Implicit(solver="neumann", max_steps=50)
-        Implicit(solver='neumann', max_steps=50)
+        >>> Implicit(method="neumann", max_steps=50)
+        Implicit(method='neumann', max_steps=50)
     """
 
     reaches_batch = True
 
     def __init__(
         self,
-        solver: Method | None = None,
+        method: Method | None = None,
         *,
         tolerance: float | None = None,
         max_steps: int = 100,
@@ -132,26 +132,26 @@ class Implicit(Pullback):
         if fixed_point is not None:
             instance_of("fixed_point", fixed_point, Update, "updates.Gradient(step) or your own")
             check_differentiable(fixed_point)
-        self.solver = None if solver is None else one_of("solver", solver, SOLVERS)
+        self.method = None if method is None else one_of("method", method, SOLVERS)
         self.tolerance = tolerance
         self.max_steps = count("max_steps", max_steps)
         self.damping = damping
         self.warm_start = warm_start
         self.fixed_point = fixed_point
-        self.pulls_zero = warm_start and solver == "neumann"  # w then still takes its steps
+        self.pulls_zero = warm_start and method == "neumann"  # w then still takes its steps
         self._kept: Tensor | None = None
         self._scale: Tensor | None = None
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that the linear solver suits the problem."""
         step = self._step(solver, follower)
-        if self.solver == "cg" and step is not None:
+        if self.method == "cg" and step is not None:
             raise BilevelError(
                 f"{self!r} cannot solve for {type(follower).__name__}: conjugate gradients need a "
                 "symmetric matrix, and that of a projected or fixed-point step is not; give "
-                'solver="gmres" or "exact"'
+                'method="gmres" or "exact"'
             )
-        if self.solver == "neumann" and step is None:
+        if self.method == "neumann" and step is None:
             rule = type(getattr(solver, "update", solver)).__name__
             raise BilevelError(
                 f"{self!r} has no step to make a series of: {rule} is no plain gradient step; "
@@ -173,7 +173,7 @@ class Implicit(Pullback):
             image = vector(from_leaves(grads, like=y)).view_as(w)
             return self.damping * w - image if self.damping else -image
 
-        b, method = vector(v), self.solver or ("cg" if step is None else "gmres")
+        b, method = vector(v), self.method or ("cg" if step is None else "gmres")
         # In "train", batch normalisation mixes the samples.
         if parts > 1 and method in BY_SAMPLE and problem.solver.leader_mode == "eval":
             b = b.view(parts, -1)
@@ -209,7 +209,7 @@ class Implicit(Pullback):
             return self.fixed_point
         own = solver.update if isinstance(solver, Iterative) else None
         own = own if isinstance(own, Gradient) else None
-        if self.solver == "neumann":
+        if self.method == "neumann":
             return own
         return own or Gradient(1.0) if is_constrained(follower) else None
 

@@ -197,7 +197,7 @@ def test_a_solution_that_was_kept_is_no_start_without_a_warm_start() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"solver": "lu"}, r"solver is 'lu'.*give one of 'cg'"),
+        ({"method": "lu"}, r"method is 'lu'.*give one of 'cg'"),
         ({"max_steps": 0}, r"max_steps is 0.*give 1, 2"),
         ({"damping": -1.0}, "damping -1.0: neither can be negative"),
         ({"fixed_point": SignGradient(0.1)}, r"SignGradient does not change .* in jumps"),
@@ -210,7 +210,7 @@ def test_settings_out_of_range(settings, message) -> None:
 
 def test_a_solver_that_does_not_suit_the_problem() -> None:
     leader, batch = Numbers(4), torch.ones(2, 4, dtype=F64)
-    with pytest.raises(BilevelError, match=r"need a symmetric matrix.*give solver=\"gmres\""):
+    with pytest.raises(BilevelError, match=r"need a symmetric matrix.*give method=\"gmres\""):
         Implicit("cg").solve(pgm(0.1, 1), Boxed(), leader, batch)
     for solver, name in (
         (Known(optimum), "Known"),

@@ -117,7 +117,7 @@ def test_a_singular_system(method) -> None:
     h = torch.diag(torch.tensor([1.0, 0.0], dtype=F64))
     solver = Known(lambda leader, batch: torch.stack([leader.theta.sum(), torch.tensor(0.0)]))
     batch = Valley(h, torch.tensor([[1.0], [0.0]], dtype=F64))
-    advice = r'take solver="gmres", .* out, ' if method == "cg" else ""
+    advice = r'take method="gmres", .* out, ' if method == "cg" else ""
     warned(
         Implicit(method),
         solver,

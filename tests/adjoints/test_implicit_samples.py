@@ -135,7 +135,7 @@ def test_samples_that_batch_normalisation_mixes_are_one_system(method) -> None:
 def test_samples_that_depend_on_each_other_are_noticed(method) -> None:
     leader, x, v = Normalising(always=True), *torch.randn(2, 6, 2, dtype=F64)
     given = Iterative(Gradient(0.3), 600), Pulled(), leader, x, v
-    with pytest.warns(HypergradientWarning, match=r'a sample\'s objective .*, solver="gmres"'):
+    with pytest.warns(HypergradientWarning, match=r'a sample\'s objective .*, method="gmres"'):
         hypergradient(Implicit(method), *given)
     hypergradient(Implicit("gmres"), *given)
 
