@@ -18,10 +18,10 @@ from bilevel.errors import (
 )
 from bilevel.first_answer import check_first_answer
 from bilevel.frozen import frozen
-from bilevel.loss_checks import check_gradients, check_loss
+from bilevel.loss_checks import check_finite, check_gradients, check_loss
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, has_hooks, take_step, zero_grad
-from bilevel.pooled import check_same_players
+from bilevel.pooled import check_processes
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
@@ -179,7 +179,7 @@ class Bilevel:
         if not self._checked:
             self.follower.check(batch)
             if self.pool is not None:
-                check_same_players(self)
+                check_processes(self)
         torch.clear_autocast_cache()  # its converted weights are those from before the last move
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
@@ -218,8 +218,7 @@ class Bilevel:
             with torch.enable_grad():  # which optimizers switch off around their step
                 loss = self.leader_loss(self._solve_again(y, batch) if losses else y, batch)
                 moved = theta if losses else theta + phi
-                check_loss("the leader's loss", loss, self.steps, moved)
-                loss = self._backward(loss, moved)
+                loss = self._backward("the leader's loss", loss, moved)
             if not losses:
                 check_gradients("the leader's loss", [p.grad for p in theta])
                 check_gradients("the follower's objective", [p.grad for p in phi])
@@ -290,12 +289,12 @@ class Bilevel:
             return None
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
-            check_loss("the follower's objective", loss, self.steps, phi)
-            loss = self._backward(loss, phi, retain_graph=not isinstance(self.adjoint, Detached))
+            retain = not isinstance(self.adjoint, Detached)
+            loss = self._backward("the follower's objective", loss, phi, retain_graph=retain)
         return -self.follower.sign * loss
 
     def _backward(
-        self, loss: Tensor, parameters: list[Tensor], *, retain_graph: bool = False
+        self, term: str, loss: Tensor, parameters: list[Tensor], *, retain_graph: bool = False
     ) -> Tensor:
         """Fills the gradients of these parameters only, summed over the processes.
 
@@ -306,7 +305,10 @@ class Bilevel:
             BilevelError: If the adjoint needs a second derivative that torch lacks.
             RuntimeError: If the pass fails otherwise.
         """
-        if self.pool is not None:
+        check_loss(term, loss, parameters)
+        if self.pool is None:
+            check_finite(term, loss, self.steps, parameters)
+        else:
             loss = loss * self.pool.share
         if parameters:
             try:
@@ -318,6 +320,7 @@ class Bilevel:
         loss = loss.detach()
         if self.pool is not None:
             self.pool.all_reduce_gradients(loss, parameters)
+            check_finite(term, loss, self.steps, parameters)  # now all processes raise, or none
         return loss
 
     def move_both(self, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None]:

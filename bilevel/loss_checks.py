@@ -41,18 +41,16 @@ def _no_gradient(term: str) -> str:
     )
 
 
-def check_loss(term: str, loss: Tensor, step: int, moved: list[Tensor]) -> None:
-    """Checks that a loss is a finite scalar with a gradient.
+def check_loss(term: str, loss: Tensor, moved: list[Tensor]) -> None:
+    """Checks that a loss is a scalar with a gradient.
 
     Args:
         term: The name of the loss.
         loss: The loss.
-        step: The number of the step.
         moved: The parameters that move along its gradient.
 
     Raises:
         BilevelError: If it is not a scalar, or has no gradient to move along.
-        NonFiniteError: If it is NaN or infinite; on the CPU only, without synchronisation.
     """
     if not isinstance(loss, Tensor):
         raise BilevelError(f"{term} is a {type(loss).__name__}: return a scalar tensor")
@@ -65,6 +63,20 @@ def check_loss(term: str, loss: Tensor, step: int, moved: list[Tensor]) -> None:
         raise BilevelError(f"{term} is complex: return its real part, .real, or abs()")
     if moved and not loss.requires_grad:
         raise BilevelError(_no_gradient(term))
+
+
+def check_finite(term: str, loss: Tensor, step: int, moved: list[Tensor]) -> None:
+    """Checks that a loss is finite; on the CPU only, without synchronisation.
+
+    Args:
+        term: The name of the loss.
+        loss: The loss.
+        step: The number of the step.
+        moved: The parameters that move along its gradient.
+
+    Raises:
+        NonFiniteError: If it is NaN or infinite.
+    """
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         cause, remedy = "training has diverged, or the batch is empty or not finite", ""
         if any(parameter.isnan().any() for parameter in moved):  # as after a step along a NaN

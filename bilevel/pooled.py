@@ -13,7 +13,8 @@ from bilevel.distributed.sharing import is_summed
 from bilevel.errors import BilevelError
 from bilevel.fingerprint import fingerprint
 from bilevel.frozen import frozen
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
+from bilevel.snapshot import Snapshot
 from bilevel.solvers import Parametric
 from bilevel.tree import Value, detach, from_leaves, leaves, ravel, tree_map, unravel
 
@@ -21,26 +22,43 @@ if TYPE_CHECKING:
     from bilevel.game import Bilevel
 
 
-def check_same_players(game: Bilevel) -> None:
-    """Checks that all processes hold the same θ and φ. Collective.
+def check_processes(game: Bilevel) -> None:
+    """Checks that the processes have shares of one batch and train the same networks. Collective.
 
     Args:
         game: The game of this process.
 
     Raises:
-        BilevelError: If a parameter differs between two processes.
+        BilevelError: If the shares do not add up to 1, a parameter or a running statistic differs
+            between two processes, or a hook would see the gradient before it is summed.
     """
-    players = (("leader", game.leader), ("solver", game.solver))
-    parameters = {f"{player}.{k}": p for player, net in players for k, p in net.named_parameters()}
-    own = {name: (tuple(p.shape), fingerprint(p)) for name, p in parameters.items()}
+    shares = distributed.all_gather(float(game.pool.share if game.pool else 1.0))
+    if abs(sum(shares) - 1) > 1e-6:
+        raise BilevelError(
+            f"the shares of the batch are {', '.join(f'{share:.3g}' for share in shares)}, which "
+            "do not add up to 1: before each step, set game.pool.share to the number of this "
+            "process's samples divided by the batch's"
+        )
+    own = {}
+    for player, network in (("leader", game.leader), ("solver", game.solver)):
+        if any(parameter._post_accumulate_grad_hooks for parameter in network.parameters()):
+            raise BilevelError(
+                f"a parameter of the {player} has a hook that runs when its gradient is there, as "
+                "of an optimizer that steps in the backward pass: that is the gradient of this "
+                f"process's samples alone; let {player}_opt take the step"
+            )
+        # The player's own buffers may be the data of this process.
+        buffers = [(name, buffer) for name, buffer in network.named_buffers() if "." in name]
+        for name, tensor in (*network.named_parameters(), *buffers):
+            own[f"{player}.{name}"] = tuple(tensor.shape), fingerprint(tensor)
     for number, theirs in enumerate(distributed.all_gather(own)):
         differing = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
         if differing:
-            others = f" and {len(differing) - 1} other parameters" if len(differing) > 1 else ""
+            others = f" and {len(differing) - 1} other tensors" if len(differing) > 1 else ""
             raise BilevelError(
                 f"processes {distributed.rank()} and {number} differ in {differing[0]}{others}: "
                 "gradients are summed, so all train the same networks; set one seed before they "
-                "are built, or load the same weights"
+                "are built, or load the same state"
             )
 
 
@@ -66,7 +84,8 @@ def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
     device = leaves(y)[0].device
     # The first step of a resumed run draws what it would have drawn as a later one.
     kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with kept, frozen(game.leader, game.solver.leader_mode), torch.enable_grad():
+    networks = Snapshot(*networks_of(game.follower)).restored()
+    with kept, networks, frozen(game.leader, game.solver.leader_mode), torch.enable_grad():
         # With gradients, as in the solve, for which a network has been compiled.
         point = tree_map(Tensor.requires_grad_, y)
         value = game.follower.checked_objective(game.leader, point, batch)
@@ -107,6 +126,11 @@ def _check_own_samples(game: Bilevel) -> None:
             f"{type(game.follower).__name__}.objective is one value per sample, so that each "
             "process trains the y of its own samples, and the pool would sum their gradients row "
             "by row; take Iterative(update, steps=1, warm_start=True), which keeps them apart"
+        )
+    if getattr(getattr(game.solver, "update", None), "normalize", None) == "batch":
+        raise BilevelError(
+            f"{game.solver.update!r} divides gradients by the largest of this process's samples: "
+            'give it normalize="sample"'
         )
     synchronised = (distributed.SyncBatchNorm, nn.SyncBatchNorm)
     if (

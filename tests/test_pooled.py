@@ -24,7 +24,7 @@ from bilevel import (
 from bilevel.frozen import Mode
 from bilevel.pooled import check_same_problem
 from bilevel.problem import FollowerProblem
-from bilevel.updates import Gradient
+from bilevel.updates import CNN, Gradient
 from tests.problems import Apart, BatchNormNet, Pulled
 
 Gather = Callable[[Tensor], list[Tensor]]
@@ -195,11 +195,14 @@ def test_the_check_leaves_no_trace() -> None:
     """Running statistics, dropout and random numbers are those of a game that is not checked."""
 
     class Fitted(Pulled):
+        def __init__(self) -> None:
+            self.norm = nn.BatchNorm2d(1)
+
         def init(self, batch):
             return torch.zeros(6, 1, 4, 4)
 
         def objective(self, leader, y, batch):
-            return (leader.net(batch + y) ** 2).mean()
+            return (leader.net(self.norm(batch + y)) ** 2).mean()
 
     class Net(Apart):
         def __init__(self) -> None:
@@ -215,10 +218,12 @@ def test_the_check_leaves_no_trace() -> None:
         leader = Net()
         solver = Iterative(Gradient(0.1), steps=1, leader_mode="train")
         optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
-        game = Bilevel(leader, Fitted(), solver, leader_opt=optimizer, adjoint=Detached())
+        follower = Fitted()
+        game = Bilevel(leader, follower, solver, leader_opt=optimizer, adjoint=Detached())
         game.pool = pool
         game.step(torch.rand(6, 1, 4, 4))
-        states.append({**leader.state_dict(), "random": torch.get_rng_state()})
+        norm = {f"norm.{name}": value for name, value in follower.norm.state_dict().items()}
+        states.append({**leader.state_dict(), **norm, "random": torch.get_rng_state()})
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
@@ -234,3 +239,16 @@ def test_all_processes_decide_alike_by_the_gradient_of_the_first(
         return [value - step, value, value - 2 * step]
 
     check(monkeypatch, gather, torch.tensor([1.0, 1.5, 1.0]))
+
+
+def test_gradients_that_the_batch_scales_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    same: Gather = lambda value: [value, value]  # noqa: E731
+    for normalize in ("sample", "batch"):
+        solver = Iterative(CNN(1, 0.1, form="two-layer", width=4, normalize=normalize), 1)
+        solver.requires_grad_(False)
+        if normalize == "sample":
+            check(monkeypatch, same, torch.zeros(2), Each(), solver, Detached())
+        else:
+            with pytest.raises(BilevelError, match=r'process\'s samples: give .*"sample"'):
+                check(monkeypatch, same, torch.zeros(2), Each(), solver, Detached())

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from bilevel.distributed.job import world_size
 from bilevel.distributed.pool import Pool
@@ -93,8 +93,8 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         momentum = self.momentum
         if momentum is None:
             momentum = 1 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(var, momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+        self.running_var.lerp_(var.to(self.running_var), momentum)
 
 
 def average_statistics(pool: Pool, networks: Sequence[nn.Module]) -> None:
@@ -110,7 +110,7 @@ def average_statistics(pool: Pool, networks: Sequence[nn.Module]) -> None:
         module
         for network in networks
         for module in network.modules()
-        if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm)
+        if isinstance(module, _NormBase) and not isinstance(module, SyncBatchNorm)
     ]
     own = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
     if own:

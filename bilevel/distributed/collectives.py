@@ -78,9 +78,11 @@ def main_first() -> Iterator[None]:
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not first:
         all_gather(None)
-    yield
-    if first:
-        all_gather(None)
+    try:
+        yield
+    finally:  # the others wait
+        if first:
+            all_gather(None)
 
 
 def check_consistent(values: Mapping[str, object]) -> None:

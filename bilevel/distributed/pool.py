@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bilevel.distributed.job import check_joined, translate_errors, world_size
+from bilevel.errors import BilevelError
 
 
 class Pool:
@@ -47,7 +48,15 @@ class Pool:
         Args:
             loss: The loss.
             parameters: The parameters, the same in all processes.
+
+        Raises:
+            BilevelError: If a gradient is sparse.
         """
+        if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+            raise BilevelError(
+                "a parameter has a sparse gradient, which is not summed over the processes: build "
+                "its embedding with sparse=False"
+            )
         users = loss.new_ones(len(parameters))
         unused = [number for number, p in enumerate(parameters) if p.grad is None]
         for number in unused:

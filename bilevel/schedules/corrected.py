@@ -25,7 +25,7 @@ from bilevel.arguments import count, positive
 from bilevel.distributed.job import world_size
 from bilevel.errors import BilevelError, raise_missing_derivative
 from bilevel.frozen import frozen
-from bilevel.loss_checks import check_gradients, check_loss
+from bilevel.loss_checks import check_finite, check_gradients, check_loss
 from bilevel.player import take_step, trainable_parameters, zero_grad
 from bilevel.problem import Batch
 from bilevel.schedules.base import Schedule
@@ -235,11 +235,10 @@ def _differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tenso
     if not game.zero_sum:  # first, since the leader's pass moves its running statistics
         with frozen(game.leader, game.solver.leader_mode, differentiable=True):
             cost = -game.follower.gain(game.leader, y, batch).mean()
-        check_loss("the follower's objective", cost, game.steps, [*theta, *phi])
-        costs, objective = _slopes(cost, [*theta, *phi]), -game.follower.sign * cost.detach()
+        costs = _slopes("the follower's objective", cost, [*theta, *phi], game.steps)
+        objective = -game.follower.sign * cost.detach()
     loss = game.leader_loss(y, batch)
-    check_loss("the leader's loss", loss, game.steps, [*theta, *phi])
-    slopes = _slopes(loss, [*theta, *phi])
+    slopes = _slopes("the leader's loss", loss, [*theta, *phi], game.steps)
     own = slopes if costs is None else costs
     check_gradients("the leader's loss", [slopes.get(p) for p in theta])
     check_gradients("the follower's objective", [own.get(p) for p in phi])
@@ -253,7 +252,9 @@ def _differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tenso
     return loss.detach(), objective, field
 
 
-def _slopes(loss: Tensor, parameters: list[Tensor]) -> Slopes:
+def _slopes(term: str, loss: Tensor, parameters: list[Tensor], step: int) -> Slopes:
+    check_loss(term, loss, parameters)
+    check_finite(term, loss, step, parameters)
     found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     slopes = {p: slope for p, slope in zip(parameters, found, strict=True) if slope is not None}
     if any(slope.is_sparse for slope in slopes.values()):

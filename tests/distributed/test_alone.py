@@ -66,6 +66,10 @@ def test_one_process_of_each_machine_comes_first(
     with distributed.main_first():
         done.append("block")
     assert done == (["met", "block"] if rank == "1" else ["block", "met"])
+    done.clear()
+    with pytest.raises(ZeroDivisionError), distributed.main_first():
+        raise ZeroDivisionError
+    assert done == ["met"]  # also after a failure: the others wait
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,10 @@ def test_a_line_is_printed_by_the_first_and_where_nobody_can_be_asked(
     assert capsys.readouterr().err == "first\nthird\n"
 
 
-def test_statistics_count_by_the_images_of_each_process() -> None:
+@pytest.mark.parametrize(
+    "norm", [torch.nn.BatchNorm1d(2), torch.nn.InstanceNorm1d(2, track_running_stats=True)]
+)
+def test_statistics_count_by_the_images_of_each_process(norm: torch.nn.Module) -> None:
     """A quarter of the batch was here; the others' mean and variance were 5 and 4."""
 
     class Others:
@@ -141,7 +148,6 @@ def test_statistics_count_by_the_images_of_each_process() -> None:
             for own, other in zip(tensors, (5.0, 4.0), strict=True):
                 own += 0.75 * other
 
-    norm = torch.nn.BatchNorm1d(2)
     norm.running_mean.fill_(1.0)
     norm.running_var.fill_(8.0)
     distributed.average_statistics(Others(), [norm])

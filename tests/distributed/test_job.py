@@ -90,6 +90,13 @@ def test_a_y_that_is_shared_by_the_batch_is_refused_unless_all_find_the_same(fol
         assert told[2:] == ["", ""]
 
 
+def test_a_loss_that_is_not_finite_in_one_process_is_refused_by_all(folder: Path) -> None:
+    """Else the others would sum this batch's gradients with those of the next one."""
+    (told, first), (also, second) = (torch.load(folder / f"stumbled {n}.pt") for n in (0, 1))
+    assert told == also == ["moved", "not finite", "moved"]
+    assert difference(first, second) == 0
+
+
 def test_a_checkpoint_of_two_processes_is_resumed_by_one(folder: Path, tmp_path: Path) -> None:
     state = checkpoint.load(folder / "pgm.pt")
     assert len(state["random"]) == 2
@@ -117,7 +124,7 @@ def test_batch_normalisation_counts_all_images_in_half_precision_too(folder: Pat
     images, found, _ = torch.load(folder / "normalised.pt")
     for number, options in enumerate(jobs.NORMS):
         alone = torch.nn.BatchNorm2d(3, **options)
-        expected = alone(images.bfloat16().float())
+        expected = alone(images.bfloat16().to(options.get("dtype", torch.float32))).float()
         out = torch.cat([process[number]["out"] for process in found])
         torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0.01)
         for process in found:

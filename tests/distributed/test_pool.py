@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from bilevel import (
     pgm,
 )
 from bilevel.distributed import Pool
+from bilevel.robustness import Batch
 from bilevel.updates import CNN
 from tests.problems import image_game
 
@@ -28,6 +30,7 @@ from tests.problems import image_game
 def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a second process computed the same as this one."""
     monkeypatch.setattr("bilevel.distributed.pool.world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather", lambda own: [own, own])
     monkeypatch.setattr(dist, "all_reduce", lambda flat: flat.mul_(2))
 
 
@@ -86,23 +89,67 @@ def test_a_pool_before_the_processes_have_joined(monkeypatch: pytest.MonkeyPatch
         Pool()
 
 
+def learned_game() -> tuple[Bilevel, Batch]:
+    """With a pool, whose solver fails if it is asked for an answer."""
+    leader, follower, batch = image_game()
+    leader.model.add_module("norm", nn.BatchNorm1d(2))
+    leader.register_buffer("data", torch.ones(2))
+    solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
+    vars(solver)["answer"] = lambda oracle: pytest.fail("solved")
+    opt, opt_phi = (torch.optim.SGD(one.parameters(), lr=0.1) for one in (leader, solver))
+    game = Bilevel(leader, follower, solver, leader_opt=opt, solver_opt=opt_phi)
+    game.pool = Pool()
+    return game, batch
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"solver.update.network.0.weight": ((4, 2, 3, 3), "0")}, "solver.update.network.0.weight"),
         ({"leader.more": ((2,), "0"), "leader.most": ((2,), "1")}, "leader.more and 1 other"),
+        ({"leader.model.norm.running_var": ((2,), "0")}, "leader.model.norm.running_var"),
     ],
 )
 def test_processes_with_other_players_are_refused_before_they_solve(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, object], told: str
 ) -> None:
     """Of another seed, or another architecture: their gradients would be summed all the same."""
-    leader, follower, batch = image_game()
-    solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)
-    monkeypatch.setattr(solver, "answer", lambda oracle: pytest.fail("solved"))
-    opt, opt_phi = (torch.optim.SGD(one.parameters(), lr=0.1) for one in (leader, solver))
-    game = Bilevel(leader, follower, solver, leader_opt=opt, solver_opt=opt_phi)
-    game.pool = Pool()
-    monkeypatch.setattr(distributed, "all_gather", lambda own: [own, {**own, **change}])
+    (game, batch), seen = learned_game(), set()
+
+    def gather(own: Any) -> list[Any]:
+        if isinstance(own, float):
+            return [0.5, 0.5]
+        seen.update(own)
+        return [own, {**own, **change}]
+
+    monkeypatch.setattr(distributed, "all_gather", gather)
     with pytest.raises(BilevelError, match=f"processes 0 and 1 differ in {told}.*: .*one seed"):
         game.step(batch)
+    assert {"leader.model.norm.weight", "leader.model.norm.running_var"} <= seen
+    assert "leader.data" not in seen  # perhaps this process's samples
+
+
+@pytest.mark.parametrize("shares", [[1.0, 1.0], [0.5, 0.4]])
+def test_shares_that_are_not_those_of_one_batch(
+    monkeypatch: pytest.MonkeyPatch, shares: list[float]
+) -> None:
+    game, batch = learned_game()
+    monkeypatch.setattr(distributed, "all_gather", lambda own: shares)
+    with pytest.raises(BilevelError, match=r"shares .* are .*, which do not add up to 1: .*set"):
+        game.step(batch)
+
+
+@pytest.mark.parametrize("player", ["leader", "solver"])
+def test_an_optimizer_that_steps_before_gradients_are_summed_is_refused(player: str) -> None:
+    game, batch = learned_game()
+    parameter = next(getattr(game, player).parameters())
+    parameter.register_post_accumulate_grad_hook(lambda _: None)
+    with pytest.raises(BilevelError, match=f"parameter of the {player} has a hook .*{player}_opt"):
+        game.step(batch)
+
+
+def test_a_sparse_gradient_is_refused(two: None) -> None:
+    table = nn.Embedding(3, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(BilevelError, match=r"a sparse gradient.*: build .* sparse=False"):
+        Pool().all_reduce_gradients(torch.ones(()), [table.weight])
