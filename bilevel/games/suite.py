@@ -150,6 +150,10 @@ class MatrixGame(Bilinear):
                 f"the matrix has shape {tuple(matrix.shape)}: a player without strategies has an "
                 "empty simplex, onto which nothing can be projected; give (n, m), both from 1 on"
             )
+        if not matrix.isfinite().all():
+            raise BilevelError(
+                "the matrix is not finite, and has no equilibrium: give a matrix of finite numbers"
+            )
         super().__init__(matrix)
         (matrix,) = self.coefficients
         self.equilibrium = _minimax(matrix), _minimax(-matrix.T)
@@ -174,6 +178,8 @@ def _minimax(losses: Tensor) -> Tensor:
 
     n, m = losses.shape
     table = losses.detach().cpu().double().numpy()
+    table = table - table.mean()  # the equilibrium's, whatever the payoffs are measured in
+    table /= abs(table).max() or 1.0
     at_most_t = {"A_ub": np.hstack([table.T, -np.ones((m, 1))]), "b_ub": np.zeros(m)}
     sums_to_1 = {"A_eq": np.array([[1.0] * n + [0.0]]), "b_eq": np.ones(1)}
     bounds = [(0, None)] * n + [(None, None)]  # of x and of the maximum t

@@ -135,7 +135,10 @@ def _average(decay: float, average: Tensor | None, value: Tensor) -> Tensor:
 
 def _root(square: Tensor) -> Tensor:
     """The square root, with derivative 0 at 0, where it has none."""
-    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt_()  # into what clamp returned
+    kind = torch.finfo(square.dtype)
+    # Second moments in float16 are mostly smaller than its smallest normal number.
+    least = kind.tiny * kind.eps if square.dtype == torch.float16 else kind.tiny
+    return square.clamp(min=least).sqrt_()  # into what clamp returned
 
 
 def _plus(y: Tensor, factor: float | Tensor, direction: Tensor) -> Tensor:

@@ -285,3 +285,18 @@ def test_stacked_games_have_no_common_jacobian() -> None:
     ):
         with pytest.raises(BilevelError, match="2 stacked games have different Jacobians"):
             ask()
+
+
+@pytest.mark.parametrize(("size", "offset"), [(1e-10, 0.0), (1e20, 0.0), (1.0, 1e6)])
+def test_an_equilibrium_does_not_depend_on_what_payoffs_are_measured_in(
+    size: float, offset: float
+) -> None:
+    matrix = torch.tensor([[3.0, -1.0], [-2.0, 1.0]], dtype=torch.float64)
+    x, y = games.MatrixGame(size * matrix + offset).equilibrium
+    torch.testing.assert_close(x, torch.tensor([3 / 7, 4 / 7]).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(y, torch.tensor([2 / 7, 5 / 7]).double(), rtol=0, atol=1e-6)
+
+
+def test_a_matrix_without_an_equilibrium() -> None:
+    with pytest.raises(BilevelError, match="give a matrix of finite numbers"):
+        games.MatrixGame(torch.tensor([[1.0, torch.nan], [0.0, 1.0]]))

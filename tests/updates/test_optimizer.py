@@ -282,3 +282,16 @@ def test_a_sparse_gradient() -> None:
     lookup, solver = Lookup(), Iterative(Optimizer(torch.optim.Adam, lr=0.1), 2)
     with pytest.raises(BilevelError, match=r"Optimizer cannot compute .*sparse.*sparse=False"):
         solver.solve(lookup, ZeroSum(torch.nn.Identity(), lookup), torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop])
+def test_second_moments_of_half_precision(kind) -> None:
+    """They are smaller than the smallest normal number of float16."""
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.float16))
+    optimizer, update = kind([weight], lr=0.1), Optimizer(kind, lr=0.1)
+    y, state = torch.zeros(3, dtype=torch.float16), None
+    for _ in range(3):
+        weight.grad = torch.full_like(weight, -0.01)
+        optimizer.step()
+        y, state = update(y, torch.full_like(y, 0.01), None, state)
+    torch.testing.assert_close(y, weight.detach(), rtol=0.02, atol=0)
