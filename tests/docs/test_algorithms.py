@@ -16,17 +16,26 @@ from torch import Tensor, nn
 import bilevel
 from bilevel import games, updates
 from bilevel.robustness import L1, L2, Batch, Linf
+from tests.recipes import example, follow
 
 PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 NAMES = {**vars(updates), **vars(bilevel), "Linf": Linf, "L2": L2, "L1": L1}
 
 
-def rows(section: str) -> list[Any]:
-    """The cells of code of each row of the section's table, by the algorithm's name."""
+def rows(section: str, *default: str) -> list[Any]:
+    """The cells of code of each row of the section's table, by the algorithm's name.
+
+    What else a row takes, by its name, follows, or else the default.
+    """
     lines = re.findall(r"^\| (.*?) \| (.*) \|$", SECTIONS[section], re.M)
-    cells = [(name, re.findall(r"`(.*?)`", rest)) for name, rest in lines]
-    return [pytest.param(*code, id=name.split(" (")[0]) for name, code in cells if code]
+    cells = [
+        (name, re.findall(r"`(.*?)`", rest), re.findall(r"with `(.*?)`", name) or default)
+        for name, rest in lines
+    ]
+    return [
+        pytest.param(*code, *more, id=name.split(" (")[0]) for name, code, more in cells if code
+    ]
 
 
 class Penalised(bilevel.FollowerProblem):
@@ -52,16 +61,28 @@ class Quarter(bilevel.LeaderProblem):
         return (y - batch / 4).square().sum() + 0 * self.theta
 
 
-@pytest.mark.parametrize(("solver", "adjoint"), rows("Hypergradients"))
-def test_hypergradients_find_the_penalty(solver: str, adjoint: str) -> None:
+@pytest.mark.parametrize(
+    ("solver", "adjoint", "schedule"), rows("Hypergradients", "Simultaneous()")
+)
+def test_hypergradients_find_the_penalty(
+    solver: str, adjoint: str, schedule: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     leader = Quarter()
+    names = NAMES | {"y": torch.zeros(2)}
+    if adjoint.startswith("Nystrom"):
+        page = follow(example(tmp_path), "Everything in a single loop")
+        names |= follow(page, "Some columns of the Hessian: Nyström")
+    answers = eval(solver, names)
+    phi = list(answers.parameters())
     game = bilevel.Bilevel(
         leader,
         Penalised(),
-        eval(solver, NAMES),
+        answers,
         leader_opt=torch.optim.SGD(leader.parameters(), lr=0.2),
-        adjoint=eval(adjoint, NAMES),
+        solver_opt=torch.optim.SGD(phi, lr=0.1) if phi else None,
+        adjoint=eval(adjoint, names),
+        schedule=eval(schedule, names),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", bilevel.HypergradientWarning)
@@ -122,7 +143,8 @@ def model(inputs: int) -> nn.Module:
 def examples() -> tuple[nn.Module, Batch, list[dict[str, Any]]]:
     """The classifier before training, a batch, and the names of each example."""
     torch.manual_seed(0)
-    classifier, batch = model(3 * 16), Batch(torch.rand(16, 3, 4, 4), torch.arange(16) % 4)
+    classifier = model(3 * 16).double()
+    batch = Batch(torch.rand(16, 3, 4, 4, dtype=torch.float64), torch.arange(16) % 4)
     found = []
     for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         names = {"bilevel": bilevel, "torch": torch, "F": F}
@@ -135,10 +157,9 @@ def examples() -> tuple[nn.Module, Batch, list[dict[str, Any]]]:
 def test_trades_by_hand() -> None:
     by_hand, (x, labels), (names, _) = examples()
     torch.manual_seed(1)
-    start = names["threat"].init(Batch(x, labels))
-    torch.manual_seed(1)
     names["trades"].step(Batch(x, labels))
-    clean, moved = by_hand(x).softmax(1).detach(), x + start
+    torch.manual_seed(1)
+    clean, moved = by_hand(x).softmax(1).detach(), x + 0.001 * torch.randn_like(x)
     for _ in range(10):
         moved.requires_grad_()
         divergence = F.kl_div(by_hand(moved).log_softmax(1), clean, reduction="sum")
@@ -231,3 +252,160 @@ def test_multipliers_of_the_leader_ascend() -> None:
         game.step(None)
     assert leader.x.item() == pytest.approx(1, abs=1e-3)
     assert leader.w.item() == pytest.approx(2, abs=1e-3)
+
+
+class Move(bilevel.LeaderProblem):
+    """A player that lowers f(x, y)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor([0.5, -0.3], dtype=torch.float64))
+
+    def loss(self, y: Tensor, batch: Any) -> Tensor:
+        return saddle(self.x, y)
+
+
+class Against(bilevel.FollowerProblem):
+    sense = "max"
+
+    def init(self, batch: Any) -> Tensor:
+        return torch.zeros(2, dtype=torch.float64)
+
+    def objective(self, leader: Move, y: Tensor, batch: Any) -> Tensor:
+        return saddle(leader.x, y)
+
+
+def saddle(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y).sin() + x.pow(4).sum() - y.pow(4).sum()
+
+
+def test_lookahead_of_alternating_play() -> None:
+    (code,) = re.findall(r"LAGAN trains by `(.*?)`", PAGE)
+    leader, solver = Move(), bilevel.Parametric(torch.tensor([0.2, 0.7], dtype=torch.float64))
+    x, y = leader.x.detach().clone(), solver.y.detach().clone()
+    leader_opt, solver_opt = (torch.optim.SGD(p.parameters(), lr=0.1) for p in (leader, solver))
+    game = bilevel.Bilevel(
+        leader,
+        Against(),
+        solver,
+        leader_opt=leader_opt,
+        solver_opt=solver_opt,
+        adjoint=bilevel.Detached(),
+        schedule=eval(code, NAMES),
+    )
+    slow = x, y
+    for k in range(10):
+        game.step(None)
+        y = y + 0.1 * torch.func.grad(saddle, 1)(x, y)
+        x = x - 0.1 * torch.func.grad(saddle)(x, y)
+        if k % 5 == 4:
+            x, y = slow = tuple((old + new) / 2 for old, new in zip(slow, (x, y), strict=True))
+        torch.testing.assert_close(leader.x.detach(), x)
+        torch.testing.assert_close(solver.y.detach(), y)
+
+
+def test_negative_momentum_takes_an_optimizer_of_ones_own() -> None:
+    class HeavyBall(torch.optim.Optimizer):
+        def __init__(self, parameters) -> None:
+            super().__init__(parameters, {"lr": 0.1, "momentum": -0.3})
+
+        def step(self, closure=None):
+            loss = closure and closure()
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        v = self.state[p].get("v", torch.zeros_like(p)) * group["momentum"]
+                        self.state[p]["v"] = v - group["lr"] * p.grad
+                        p += self.state[p]["v"]
+            return loss
+
+    leader, solver = Move(), bilevel.Parametric(torch.tensor([0.2, 0.7], dtype=torch.float64))
+    for optimizer in (torch.optim.SGD, torch.optim.RMSprop):
+        with pytest.raises(ValueError, match="momentum"):
+            optimizer(leader.parameters(), lr=0.1, momentum=-0.3)
+    x, y = leader.x.detach().clone(), solver.y.detach().clone()
+    game = bilevel.Bilevel(
+        leader,
+        Against(),
+        solver,
+        leader_opt=HeavyBall(leader.parameters()),
+        solver_opt=HeavyBall(solver.parameters()),
+        adjoint=bilevel.Detached(),
+        schedule=bilevel.Alternating(),
+    )
+    moves = [torch.zeros_like(x), torch.zeros_like(y)]
+    for _ in range(5):
+        game.step(None)
+        moves[0] = -0.3 * moves[0] - 0.1 * torch.func.grad(saddle)(x, y)
+        x = x + moves[0]
+        moves[1] = -0.3 * moves[1] + 0.1 * torch.func.grad(saddle, 1)(x, y)
+        y = y + moves[1]
+        torch.testing.assert_close(leader.x.detach(), x)
+        torch.testing.assert_close(solver.y.detach(), y)
+
+
+class Near(bilevel.FollowerProblem):
+    """A task's loss, and a proximal term of the given weight to the leader's weights."""
+
+    sense = "min"
+
+    def __init__(self, leader: bilevel.LeaderProblem, weight: float) -> None:
+        self.leader, self.weight = leader, weight
+
+    def init(self, batch: Any) -> Tensor:
+        return self.leader.theta.detach().clone()
+
+    def objective(self, leader: bilevel.LeaderProblem, y: Tensor, batch: Any) -> Tensor:
+        return task_loss(y, batch[0]) + self.weight / 2 * (y - leader.theta).square().sum()
+
+
+class Initial(bilevel.LeaderProblem):
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.linspace(-1, 1, 5, dtype=torch.float64))
+
+    def loss(self, y: Tensor, batch: Any) -> Tensor:
+        return task_loss(y, batch[1])
+
+
+def task_loss(y: Tensor, data: Tensor) -> Tensor:
+    return F.softplus(data @ y).mean()
+
+
+class PlainThenNear(bilevel.Solver):
+    def __init__(self, lam: float) -> None:
+        super().__init__()
+        self.lam = lam
+
+    def answer(self, oracle: bilevel.Oracle) -> Tensor:
+        start = y = oracle.init()
+        for _ in range(8):
+            y = y + 0.3 * (oracle.gradient(y) + oracle.follower.weight * (y - start))
+        return y - 0.3 * self.lam * (y - start)
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+def test_what_the_code_of_imaml_solves() -> None:
+    (code,) = re.findall(r"`(Implicit\(.*?damping.*?)`", PAGE)
+    lam, c = 2.0, 1.0
+    leader = Initial()
+    game = bilevel.Bilevel(
+        leader,
+        Near(leader, lam + 10),
+        PlainThenNear(lam),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=1.0),
+        adjoint=eval(code, NAMES | {"λ": lam, "c": c}),
+    )
+    theta = leader.theta.detach().clone()
+    torch.manual_seed(0)
+    for _ in range(4):
+        batch = torch.randn(2, 20, 5, dtype=torch.float64)
+        game.step(batch)
+        y = theta
+        for _ in range(8):
+            y = y - 0.3 * torch.func.grad(task_loss)(y, batch[0])
+        y = y - 0.3 * lam * (y - theta)
+        h = torch.func.hessian(task_loss)(y, batch[0])
+        system = (1 + c) * torch.eye(5) + h / (lam + 10)
+        theta = theta - torch.linalg.solve(system, torch.func.grad(task_loss)(y, batch[1]))
+        torch.testing.assert_close(leader.theta.detach(), theta)

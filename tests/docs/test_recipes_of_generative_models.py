@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.func import functional_call
 
 import bilevel
 from tests.recipes import example, follow
@@ -18,6 +21,46 @@ GANS = "A network as the follower: GANs"
 @pytest.fixture
 def names(tmp_path: Path) -> dict[str, Any]:
     return follow(example(tmp_path), GANS)
+
+
+def test_an_unrolled_gan_moves_both_from_the_same_point(names) -> None:
+    """The generator through five steps of the discriminator, which takes one of its own."""
+    game = names["unrolled_gan"]
+    forger, judge = (player.double() for player in (game.leader, names["judge"].network))
+    twins = copy.deepcopy((forger.generator, judge))
+    players = forger.generator, judge
+    game.leader_opt, game.solver_opt, *theirs = (
+        torch.optim.SGD(network.parameters(), lr=0.1) for network in (*players, *twins)
+    )
+    generator, network = twins
+    for _ in range(4):
+        batch = {"real": torch.randn(32, 2).double(), "noise": torch.randn(32, 16).double()}
+        game.step(batch)
+        fake = generator(batch["noise"])
+
+        def score(weights, x):
+            return functional_call(network, weights, (x,))
+
+        def gain(weights, fake, real=batch["real"]):
+            real = F.logsigmoid(score(weights, real)).mean()
+            return real + F.logsigmoid(-score(weights, fake)).mean()
+
+        weights = dict(network.named_parameters())
+        for _ in range(5):
+            slopes = torch.autograd.grad(gain(weights, fake), weights.values(), create_graph=True)
+            weights = {n: w + 0.1 * s for (n, w), s in zip(weights.items(), slopes, strict=True)}
+        loss = -F.logsigmoid(score(weights, fake)).mean()
+        slopes = torch.autograd.grad(loss, [*generator.parameters()])
+        own = gain(dict(network.named_parameters()), fake.detach())
+        slopes += torch.autograd.grad(-own, [*network.parameters()])
+        for parameter, slope in zip(
+            [*generator.parameters(), *network.parameters()], slopes, strict=True
+        ):
+            parameter.grad = slope
+        for optimizer in theirs:
+            optimizer.step()
+    for ours, twin in zip(players, twins, strict=True):
+        torch.testing.assert_close(ours.state_dict(), twin.state_dict())
 
 
 def test_weights_are_averaged_once_a_step(names) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import types
-import warnings
-
 import pytest
 import torch
 from torch import nn
@@ -69,30 +66,6 @@ def test_minibatches_within_a_solve(tmp_path) -> None:
         value = adjoint.solve(solver, problem, leader, batch).value
         grads += torch.autograd.grad(leader.loss(value, batch), leader.log_penalty)
     torch.testing.assert_close(*grads)
-
-
-def test_a_single_loop_takes_the_steps_of_soba(tmp_path) -> None:
-    names = follow(example(tmp_path), "Everything in a single loop")
-    game, theta = names["single_loop"], names["penalties"].log_penalty
-    objective, loss = game.follower.objective, game.leader.loss
-    y, v = torch.zeros(5), torch.zeros(5)
-    by_hand = types.SimpleNamespace(log_penalty=theta.detach().clone().requires_grad_())
-    for _ in range(5):
-        batch = {name: torch.randn(20, 5) for name in ("x", "validation x")}
-        batch |= {name: torch.randn(20) for name in ("t", "validation t")}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", bilevel.HypergradientWarning)
-            game.step(batch)
-        y.requires_grad_()
-        y = (y - 0.1 * torch.autograd.grad(objective(by_hand, y, batch), y)[0]).detach()
-        y.requires_grad_()
-        (slope,) = torch.autograd.grad(objective(by_hand, y, batch), y, create_graph=True)
-        (product,) = torch.autograd.grad(slope, y, v, retain_graph=True)
-        v = v + 0.1 * (torch.autograd.grad(loss(y, batch), y)[0] - product)
-        (mixed,) = torch.autograd.grad(slope, by_hand.log_penalty, v)
-        by_hand.log_penalty.data += 0.5 * mixed
-        y = y.detach()
-    torch.testing.assert_close(theta.detach(), by_hand.log_penalty.detach())
 
 
 def test_proximal_steps(tmp_path) -> None:
@@ -235,20 +208,12 @@ class One(bilevel.LeaderProblem):
         return self.costs(self.x, y)[0]
 
 
-def test_a_schedule_that_shapes_the_others_step(tmp_path) -> None:
-    """To first order, the slope of each player's loss after the other's step."""
-    names = follow(example(tmp_path), "A schedule that reads second derivatives")
-    torch.manual_seed(0)
-    a, b = torch.randn(2, 2, 3, dtype=torch.float64)
-    eta = 1e-5
-
-    def costs(x, y):
-        return (x @ a @ y).sin() + x.square().sum(), (x @ b @ y).cos() + y.square().sum()
-
+def play(costs, schedule, lr: float) -> list[tuple[torch.Tensor, ...]]:
+    """The moves of both players in each of three steps."""
     leader = One(costs)
     solver = bilevel.Parametric(torch.tensor([0.2, 0.4, -0.6], dtype=torch.float64))
-    x, y = (p.detach().clone() for p in (leader.x, solver.y))
-    opts = [torch.optim.SGD(player.parameters(), lr=1.0) for player in (leader, solver)]
+    before = [player.detach().clone() for player in (leader.x, solver.y)]
+    opts = [torch.optim.SGD(player.parameters(), lr=lr) for player in (leader, solver)]
     game = bilevel.Bilevel(
         leader,
         Other(costs),
@@ -256,18 +221,67 @@ def test_a_schedule_that_shapes_the_others_step(tmp_path) -> None:
         leader_opt=opts[0],
         solver_opt=opts[1],
         adjoint=bilevel.Detached(),
-        schedule=names["LOLA"](eta),
+        schedule=schedule,
     )
-    game.step(None)
+    moves = []
+    for _ in range(3):
+        game.step(None)
+        after = [player.detach().clone() for player in (leader.x, solver.y)]
+        moves.append(tuple(b - a for a, b in zip(before, after, strict=True)))
+        before = after
+    return moves
 
-    def after(x, y, own):
-        """The cost of a player where the other has moved."""
-        if own == 0:
-            return costs(x, y - eta * torch.func.grad(lambda y: costs(x, y)[1])(y))[0]
-        return costs(x - eta * torch.func.grad(lambda x: costs(x, y)[0])(x), y)[1]
 
-    for own, moved in enumerate([x - leader.x, y - solver.y]):
-        plain = torch.func.grad(lambda x, y, own=own: costs(x, y)[own], argnums=own)(x, y)
-        expected = torch.func.grad(after, argnums=own)(x, y, own)
-        torch.testing.assert_close(moved.detach(), expected, rtol=0, atol=1e-8)
-        assert (plain - expected).norm() > 1e-6
+def general_costs():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 2, 3, dtype=torch.float64)
+
+    def costs(x, y):
+        return (x @ a @ y).sin() + x.square().sum(), (x @ b @ y).cos() + y.square().sum()
+
+    return costs
+
+
+def test_a_schedule_that_shapes_the_others_step(tmp_path) -> None:
+    """LOLA: the slope of the other's step, times that of the own cost where the other is."""
+    names = follow(example(tmp_path), "A schedule that reads second derivatives")
+    costs, eta, lr = general_costs(), 0.1, 0.5
+    x = torch.tensor([0.5, -0.3], dtype=torch.float64)
+    y = torch.tensor([0.2, 0.4, -0.6], dtype=torch.float64)
+    first, second = (lambda x, y, own=own: costs(x, y)[own] for own in range(2))
+    grad = torch.func.grad
+    for moves in play(costs, names["LOLA"](eta), lr):
+        # Of the surrogate cost − η ⟨∂ cost / ∂ other, the other's gradient⟩, whose first is held.
+        mine, others = grad(first, 1)(x, y), grad(second)(x, y)
+        dx = grad(lambda x, y=y, h=mine: first(x, y) - eta * h @ grad(second, 1)(x, y))(x)
+        dy = grad(lambda y, x=x, h=others: second(x, y) - eta * h @ grad(first)(x, y), 0)(y)
+        torch.testing.assert_close(moves, (-lr * dx, -lr * dy), rtol=1e-10, atol=1e-12)
+        assert (dx - grad(first)(x, y)).norm() > 1e-4
+        x, y = x + moves[0], y + moves[1]
+
+
+def test_competitive_steps_at_rates_of_rmsprop(tmp_path) -> None:
+    """ACGD: both moves solve the game that is bilinear around the point."""
+    names = follow(example(tmp_path), "A schedule that reads second derivatives")
+    torch.manual_seed(0)
+    a = torch.randn(2, 3, dtype=torch.float64)
+
+    def f(x, y):
+        return (x @ a @ y).sin() + x.square().sum() - y.square().sum()
+
+    schedule = names["AdaptiveCompetitive"](0.05)
+    x = torch.tensor([0.5, -0.3], dtype=torch.float64)
+    y = torch.tensor([0.2, 0.4, -0.6], dtype=torch.float64)
+    square, rates = torch.zeros(5, dtype=torch.float64), []
+    for k, moves in enumerate(play(lambda x, y: (f(x, y), -f(x, y)), schedule, 1.0), 1):
+        slopes = torch.cat([torch.func.grad(f)(x, y), -torch.func.grad(f, 1)(x, y)])
+        square = 0.99 * square + 0.01 * slopes**2
+        rate = (1 - 0.99**k) ** 0.5 * 0.05 / (square.sqrt() + 1e-5)
+        across = torch.zeros(5, 5, dtype=torch.float64)
+        across[:2, 2:] = torch.func.jacrev(torch.func.grad(f), 1)(x, y)
+        across[2:, :2] = -across[:2, 2:].T
+        # Each minimises its own cost with the other's move in it, and its own squared over rates.
+        expected = -torch.linalg.solve(torch.diag(1 / rate) + across, slopes)
+        torch.testing.assert_close(torch.cat(moves), expected, rtol=1e-5, atol=1e-8)
+        x, y, rates = x + moves[0], y + moves[1], [*rates, rate]
+    assert (rates[-1] - rates[0]).norm() > 1e-3
