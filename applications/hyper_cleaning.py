@@ -175,6 +175,8 @@ def learn(args: Args, name: str, data: Corrupted) -> WeightTrainer:
         journal.begin(args.iterations)
         if args.resume and trainer.path.exists():
             trainer.resume()
+        else:
+            trainer.path.unlink(missing_ok=True)  # that of the run which this one replaces
         trainer.train(args.iterations, journal.report)
     return trainer
 

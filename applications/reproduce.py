@@ -30,7 +30,7 @@ from bilevel import experiment
 from bilevel.arguments import choices
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import OtherRunError, check_settings
-from bilevel.experiment.files import claim
+from bilevel.experiment.files import claim, writing
 from bilevel.experiment.tables import write_markdown
 
 
@@ -56,7 +56,7 @@ class Args:
     device: str = "auto"
     """auto, cpu or cuda."""
     smoke: bool = False
-    """Try everything in seconds: four classifiers (--row is ignored), few images, two epochs."""
+    """Try everything in seconds: three classifiers (--row is ignored), few images, two epochs."""
     resume: bool = True
     """Keep the results of an earlier run; --no-resume deletes them and starts anew."""
 
@@ -68,14 +68,13 @@ def main(args: Args) -> None:
         args.row = ("pgm", "ait-grad-l2l", "surrogate-fgsm")
     scale = SCALES[args.scale]
     out = args.out / (f"{args.scale}-trial" if args.smoke else args.scale)
-    if not args.resume:
-        shutil.rmtree(out, ignore_errors=True)
     claim(out)
+    if not args.resume:
+        clear(out)
     trained = train_missing(args, scale, out)
     Console().rule("attacking")
     evaluate(args, scale, out)
     evaluated = read(out / "evaluation")
-    figures(args, scale, out, evaluated)
     dataset = args.dataset or scale.dataset
     paper = dataset if dataset == "cifar100" else "cifar10"
     results = tables(Measured(evaluated, trained), paper)
@@ -87,7 +86,18 @@ def main(args: Args) -> None:
     experiment.write_results(out, asdict(args), environment, [*seconds, *evaluated])
     for table in results:
         table.print()
+    figures(args, scale, out, evaluated)
     print(f"tables, figures and report are in {out}")
+
+
+def clear(folder: Path) -> None:
+    """Removes what a claimed folder holds, but not the lock that keeps others out."""
+    with writing(folder):
+        for path in folder.glob("*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink()
 
 
 def train_missing(args: Args, scale: Scale, out: Path) -> dict[str, dict[str, Any]]:

@@ -175,7 +175,7 @@ def _train(
 ) -> dict[str, Tensor]:
     """The curves of all iterations, including those before a resume, whose rows are given."""
     with writing(folder):
-        writer = SummaryWriter(folder / "tensorboard", purge_step=len(rows))
+        writer = SummaryWriter(folder / "tensorboard", purge_step=len(rows) + 1)
     while trainer.iteration < iterations:
         if trainer.iteration % CHECKPOINT_EVERY == 0:
             trainer.sampler.restart(setting.env_seed(trainer.iteration))

@@ -37,7 +37,8 @@ def record(run: Run, expert: Demonstrations) -> dict[str, Any]:
         near = (curve >= goal - 0.1 * abs(goal)).nonzero().flatten()
         if len(near):
             summary["reached"] = int(near[0]) + 1
-            summary["worst_after"] = curve[int(near[0]) :].min().item()
+            later = curve[int(near[0]) :]
+            summary["worst_after"] = later[~later.isnan()].min().item()  # NaN: no episode has ended
         for name in ("objective", "accuracy", "norm"):
             summary[name] = run.curves[name][-WINDOW:].mean().item()
     return summary

@@ -39,10 +39,13 @@ def roc(weights: Tensor, wrong: Tensor) -> Roc:
         weights: ``(N,)``.
         wrong: Which labels are wrong, ``(N,)`` bool; neither all nor none.
     """
-    ordered = wrong[weights.argsort(stable=True)].double()
+    ascending, order = weights.sort()
+    ordered = wrong[order].double()
+    last = torch.ones_like(wrong)  # of equal weights, which a threshold cannot tell apart
+    last[:-1] = ascending[1:] != ascending[:-1]
     rates = []
     for kind in (1 - ordered, ordered):
-        counted = torch.cat([kind.new_zeros(1), kind.cumsum(0)])
+        counted = torch.cat([kind.new_zeros(1), kind.cumsum(0)[last]])
         rates.append((counted / counted[-1]).cpu())
     return Roc(*rates)
 

@@ -57,10 +57,16 @@ class WeightTrainer:
         checkpoint.check_settings(self.path, state.get("config", {}), self.config)
         self.game.load_state_dict(state["game"])
         self.seconds = state["seconds"]
+        checkpoint.set_random_state(state["random"])
 
     def save(self) -> None:
         """Writes the checkpoint."""
-        state = {"config": self.config, "game": self.game.state_dict(), "seconds": self.seconds}
+        state = {
+            "config": self.config,
+            "game": self.game.state_dict(),
+            "seconds": self.seconds,
+            "random": checkpoint.random_state(),
+        }
         checkpoint.save(self.path, state)
 
     def train(self, iterations: int, report: Callable[[int, dict[str, float]], None]) -> None:

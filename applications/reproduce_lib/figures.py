@@ -20,7 +20,8 @@ def draw_curves(path: Path, evaluated: Sequence[Mapping[str, Any]], rows: Sequen
     Args:
         path: The PNG file.
         evaluated: The records of ``robust_eval.py``.
-        rows: The rows to show, ``pgm`` among them, which the others are compared with.
+        rows: The rows to show, ``pgm`` among them, which the others are compared with. One whose
+            curve was not measured is left out.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -28,17 +29,20 @@ def draw_curves(path: Path, evaluated: Sequence[Mapping[str, Any]], rows: Sequen
         for (top, bottom), quantity in zip(axes.T, ("ε", "iterations"), strict=True):
             curves = {row: _points(evaluated, row, quantity) for row in rows}
             base = dict(zip(*curves["pgm"], strict=True))
+            measured = [x for at, _ in curves.values() for x in at]
             for color, (row, (at, accuracy)) in zip(COLORS, curves.items(), strict=False):
+                if not at:
+                    continue
                 look = {"color": color, "marker": "o", "markersize": 3.5, "label": row}
                 top.plot(at, accuracy, **look)
                 both = [(x, y - base[x]) for x, y in zip(at, accuracy, strict=True) if x in base]
-                bottom.plot(*zip(*both, strict=True), **look)
-            measured = curves[rows[0]][0]
+                bottom.plot([x for x, _ in both], [gain for _, gain in both], **look)
             if quantity == "ε":
                 bottom.set_xscale("symlog", linthresh=0.1)
             else:
                 bottom.set_xscale("log")
-            bottom.set_xlim(measured[0], measured[-1])
+            if measured:
+                bottom.set_xlim(min(measured), max(measured))
             bottom.xaxis.set_major_formatter("{x:g}")
             bottom.set_xlabel(quantity)
         axes[0, 0].set_ylabel("accuracy")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bilevel.experiment.files import atomic_write
 
 Record = Mapping[str, Any]
@@ -32,5 +34,10 @@ def write_results(
     content = {"config": config, "environment": environment, "results": list(results)}
     path = out / "results.json"
     with atomic_write(path) as part:
-        part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
     return path
+
+
+def _plain(value: object) -> object:
+    """What JSON does not know: numbers of numpy as numbers, all else as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -49,24 +52,38 @@ def shown(value: object) -> str:
         >>> shown(lambda x: 2 * x) == shown(lambda x: 3 * x)
         False
     """
+    return _shown(value, ())
+
+
+def _shown(value: object, around: tuple[int, ...]) -> str:
+    """The line of a part; ``around`` are the ids of what it is a part of, perhaps of itself."""
+    if id(value) in around:
+        return "…"
+    inner = partial(_shown, around=(*around, id(value)))
     if isinstance(value, Tensor):
         return f"tensor {fingerprint(value)}"
+    if isinstance(value, np.ndarray):  # whose repr leaves out most of it
+        return f"array {value.shape} {zlib.crc32(value.tobytes()):08x}"
     if isinstance(value, tuple | list):
-        return f"({', '.join(map(shown, value))})"
+        return f"({', '.join(map(inner, value))})"
+    if isinstance(value, set | frozenset):  # in an order that each process has of its own
+        return f"({', '.join(sorted(map(inner, value)))})"
     if isinstance(value, dict):
-        return f"({', '.join(f'{name}: {shown(part)}' for name, part in value.items())})"
+        return f"({', '.join(f'{name}: {inner(part)}' for name, part in value.items())})"
+    if isinstance(value, partial):
+        return f"partial {', '.join(map(inner, (value.func, value.args, value.keywords)))}"
     if isinstance(value, FunctionType) and "<" in value.__qualname__:
-        return f"{value.__name__} {_code(value)}"
+        return f"{value.__name__} {_code(value, inner)}"
     text = str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
-def _code(function: FunctionType) -> str:
+def _code(function: FunctionType, inner: Callable[[object], str]) -> str:
     """The checksum of what a function computes, with its defaults and what it encloses."""
     code = function.__code__
     closure = [cell.cell_contents for cell in function.__closure__ or ()]
     values = (*code.co_consts, *(function.__defaults__ or ()), *closure)
-    parts = code.co_code, code.co_names, function.__kwdefaults__, *map(shown, values)
+    parts = code.co_code, code.co_names, function.__kwdefaults__, *map(inner, values)
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
@@ -89,7 +106,7 @@ def attributes_of(part: object) -> str:
         for kind in kinds
         for name, value in vars(kind).items()
         if isinstance(value, int | float | str | tuple | Tensor)
-    } | vars(part)
+    } | (part._asdict() if hasattr(part, "_asdict") else vars(part))
     given = [
         f"{name}={shown(value)}"
         for name, value in values.items()

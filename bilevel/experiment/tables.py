@@ -44,12 +44,13 @@ class Table:
         """Prints the table on the screen."""
         import rich.table
         from rich.console import Console
+        from rich.text import Text  # as it is: "[linf]" would be markup
 
-        grid = rich.table.Table(title=self.title)
+        grid = rich.table.Table(title=Text(self.title))
         for name, right in zip(self.header, _numeric(self.header, self.rows), strict=True):
-            grid.add_column(name, justify="right" if right else "left")
+            grid.add_column(Text(name), justify="right" if right else "left")
         for row in self.rows:
-            grid.add_row(*row)
+            grid.add_row(*map(Text, row))
         Console().print(grid)
 
 

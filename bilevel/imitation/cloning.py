@@ -92,6 +92,7 @@ def clone(
         with frozen(policy), torch.no_grad():
             validation_loss = loss(validation).item()
         if not math.isfinite(validation_loss):
+            policy.load_state_dict(best_weights)
             raise NonFiniteError(
                 f"the expert's likelihood is not finite after {epochs} epochs of cloning: check "
                 "that its pairs are finite, or lower lr"

@@ -136,7 +136,7 @@ def _linear(layer: nn.Linear) -> Callable[[Array], Array]:
 
 
 def _standardize(layer: Standardize) -> Callable[[Array], Array]:
-    mean, std = layer.mean.numpy(), layer.std.numpy()
+    mean, std = layer.mean.numpy().copy(), layer.std.numpy().copy()
     return lambda x: (x - mean) / std
 
 

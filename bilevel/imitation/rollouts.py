@@ -160,7 +160,9 @@ class Sampler:
         for t, env in np.argwhere(ended):
             returns.append(cumulative[t, env] - before[env])
             before[env] = cumulative[t, env]
-        self._partial_returns = cumulative[-1] - before
+        left = cumulative[-1] - before
+        # A rollout with other rewards is refused; the next one does not go on with their sum.
+        self._partial_returns = np.where(np.isfinite(left), left, 0.0)
         return torch.tensor(returns, dtype=torch.float32)
 
     def _check_policy(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, cast
 
@@ -117,9 +118,14 @@ class TrustRegion:
             parameters: The trained parameters by name.
 
         Returns:
-            The mean KL(old ‖ new) over the states, in nats.
+            The mean KL(old ‖ new) over the states, in nats; infinite where there is no such
+            distribution, as of a negative scale.
         """
-        return kl_divergence(self.old_distribution, self.distribution(parameters)).mean().item()
+        try:
+            new = self.distribution(parameters)
+        except ValueError:
+            return math.inf
+        return kl_divergence(self.old_distribution, new).mean().item()
 
     def fisher(self, damping: float) -> Product:
         """The damped Fisher matrix as a linear operator.

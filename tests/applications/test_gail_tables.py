@@ -106,3 +106,12 @@ def test_accuracies_of_all_iterations_count_the_same(
     accuracy = torch.tensor([0.5, 1.0, *10 * [0.0]])
     smooth = figure._accuracy(run(accuracy=accuracy, episodes=torch.zeros(12)))
     assert smooth[:6].tolist() == pytest.approx([0.5, 0.75, 0.5, 0.375, 0.3, 0.2])
+
+
+def test_windows_in_which_no_episode_has_ended_are_passed_over(
+    tables: ModuleType, run: Callable[..., Any], expert: Demonstrations
+) -> None:
+    """Else the lowest mean is NaN, and no table is written."""
+    once = torch.arange(12) == 0
+    told = tables.record(run(**{"episodes": once.float(), "return": -torch.ones(12)}), expert)
+    assert (told["reached"], told["worst_after"]) == (1, -1.0)

@@ -70,7 +70,7 @@ def test_a_run_with_several_adjoints(
 
 
 @pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")  # training is short
-@pytest.mark.parametrize("adjoint", ["unrolled", "implicit"])
+@pytest.mark.parametrize("adjoint", ["unrolled", "implicit", "sampled"])
 def test_a_resumed_run_is_the_one_that_was_never_stopped(
     app: ModuleType, tmp_path: Path, adjoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,13 +86,29 @@ def test_a_resumed_run_is_the_one_that_was_never_stopped(
         return app.learn(args, adjoint, data)
 
     data = app.load("digits", seed=0, train_size=50)
+    torch.manual_seed(0)
     whole = learned("whole", 4)
+    torch.manual_seed(0)
     learned("stopped", 2)
+    torch.manual_seed(7)  # it goes on with the random numbers of the checkpoint
     resumed = learned("stopped", 4, resume=True)
     assert torch.equal(whole.leader.logits, resumed.leader.logits)
     assert whole.leader.logits.ne(0).all()
     assert steps == [0, 1, 2, 3, 0, 1, 2, 3]
     assert resumed.seconds > 0
+
+
+def test_a_run_that_begins_anew_leaves_no_other_checkpoint(
+    app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With which --resume would go on, if it is stopped before its own first one."""
+    data = app.load("digits", seed=0, train_size=50)
+    args = app.Args(steps=5, iterations=1, train_size=50, out=tmp_path)
+    assert app.learn(args, "unrolled", data).path.exists()
+    monkeypatch.setattr(Bilevel, "step", lambda game, batch: pytest.fail("stopped"))
+    with pytest.raises(pytest.fail.Exception):
+        app.learn(args, "unrolled", data)
+    assert not (tmp_path / "unrolled" / "checkpoint.pt").exists()
 
 
 @pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")  # training is short
@@ -244,6 +260,7 @@ def test_a_curve_in_numbers(part: Part) -> None:
     assert curve.auc == 0.75  # three of four pairs are in order
     assert scores.found(weights, wrong) == {"found": 1.0, "false_alarms": 0.5}
     assert scores.roc(weights, ~wrong).auc == 0.25
+    assert scores.roc(torch.ones(4), wrong).auc == scores.roc(torch.ones(4), ~wrong).auc == 0.5
 
 
 def test_measuring_memory_leaves_the_game_as_it_was(app: ModuleType, tmp_path: Path) -> None:

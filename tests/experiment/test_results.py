@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from bilevel.experiment import write_results
 
 
@@ -16,3 +18,8 @@ def test_what_json_lacks_is_written_as_text(tmp_path: Path) -> None:
         "environment": {"torch": "2"},
         "results": [{"loss": 0.5}],
     }
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    path = write_results(tmp_path, {}, {}, [{"loss": np.float32(0.5), "right": np.int64(3)}])
+    assert json.loads(path.read_text())["results"] == [{"loss": 0.5, "right": 3}]

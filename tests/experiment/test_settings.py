@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -76,3 +82,42 @@ def test_what_a_class_inherits_is_a_setting_of_it() -> None:
         pass
 
     assert settings_of(Child()) == "Child(limit=0.1)"
+
+
+def test_sets_are_shown_alike_in_all_processes() -> None:
+    """The order in which Python goes through one depends on the process."""
+    code = "from bilevel.experiment.settings import shown; print(shown(lambda x: x in {'a', 'b'}))"
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", f"{code}; print(shown({{'a', 'b', 'c'}}))"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    ]
+    assert told[0] == told[1]
+    assert told[0].splitlines()[1] == "('a', 'b', 'c')"
+
+
+def test_arrays_and_parts_of_functions_are_told_apart() -> None:
+    first, second = np.arange(2000), np.arange(2000)
+    second[1000] = 7
+    assert shown(first) != shown(second)
+    assert shown(partial(lambda x: 2 * x)) != shown(partial(lambda x: 3 * x))
+    assert len({shown(partial(max, 1)), shown(partial(max, 2)), shown(partial(max, key=2))}) == 3
+
+
+def test_what_refers_to_itself_is_shown() -> None:
+    def factorial(n: int) -> int:
+        return 1 if n == 0 else n * factorial(n - 1)
+
+    table: dict[str, object] = {"size": 1}
+    table["itself"] = table
+    assert shown(table) == "(size: 1, itself: …)"
+    assert shown(factorial).startswith("factorial ")
+
+
+def test_a_named_tuple_has_settings() -> None:
+    assert settings_of(namedtuple("Point", "eps")(0.1)) == "Point(eps=0.1)"

@@ -42,3 +42,9 @@ def test_cells() -> None:
 def test_numbers_that_are_lacking_leave_a_column_of_numbers() -> None:
     rows = [["pgm", "0.5", ""], ["plain", "not measured", "2"], ["none", "–", "3"]]
     assert markdown("abc", rows).splitlines()[1] == "| --- | ---: | ---: |"
+
+
+def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    Table("[bold]A", ("[b]", "x"), [["pgm [linf]", "[/x]"]]).print()
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("[bold]A", "[b]", "pgm [linf]", "[/x]"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -112,8 +113,10 @@ def test_pairs_that_are_not_finite_are_refused() -> None:
 
 def test_a_likelihood_that_ceases_to_be_finite_is_told() -> None:
     policy = GaussianPolicy(1, 1)
+    before = copy.deepcopy(policy.state_dict())
     with pytest.raises(NonFiniteError, match="not finite after 1 epochs of cloning: check"):
         clone(policy, torch.ones(10, 1), torch.zeros(10, 1), lr=1e30)
+    torch.testing.assert_close(policy.state_dict(), before)  # the best so far
 
 
 class Squashed(GaussianPolicy):

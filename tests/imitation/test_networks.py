@@ -97,3 +97,11 @@ def test_numpy_evaluates_layers_without_bias_and_repeated_ones() -> None:
     tanh, x = nn.Tanh(), torch.randn(5, 3)
     network = nn.Sequential(nn.Linear(3, 4, bias=False), tanh, nn.Linear(4, 4), tanh)
     np.testing.assert_allclose(in_numpy(network)(x.numpy()), network(x).detach(), atol=1e-6)
+
+
+def test_numpy_has_a_copy_of_what_it_evaluates() -> None:
+    layer = Standardize(torch.tensor([[0.0], [2.0]]))
+    evaluate, x = in_numpy(nn.Sequential(layer)), np.ones((1, 1), np.float32)
+    before = evaluate(x)
+    layer.mean.fill_(5.0)
+    assert np.array_equal(evaluate(x), before)

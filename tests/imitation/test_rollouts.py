@@ -319,3 +319,11 @@ def test_a_rollout_after_one_that_was_refused_begins_where_the_environments_are(
     policy.load_state_dict(sound)
     state = torch.tensor(envs.envs[0].unwrapped.state, dtype=torch.float32)
     assert torch.equal(sampler.collect(1).observations[0, 0], state)
+
+
+def test_a_reward_that_is_not_finite_ends_with_its_rollout() -> None:
+    """Returns of later episodes are sums of later rewards."""
+    sampler = Sampler(make_envs("CartPole-v1", 1), CategoricalPolicy(4, 2))
+    sampler._returns(np.array([[1.0], [np.nan]]), np.array([[False], [False]]))
+    returns = sampler._returns(np.array([[2.0], [3.0]]), np.array([[False], [True]]))
+    assert returns.tolist() == [5.0]

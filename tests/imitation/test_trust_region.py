@@ -23,6 +23,7 @@ from torch.func import functional_call, jacrev
 
 from bilevel import BilevelError
 from bilevel.imitation import TRPO, CategoricalPolicy, GaussianPolicy
+from bilevel.imitation.trust_region import TrustRegion
 from tests.policies import KINDS, closure_of, make
 
 
@@ -230,3 +231,19 @@ def test_transforms_may_be_nested() -> None:
 
     optimizer.step(closure)
     assert optimizer.last.accepted
+
+
+def test_parameters_without_a_distribution_are_infinitely_far() -> None:
+    """So that the line search tries a shorter step."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, states: Tensor) -> Normal:
+            return Normal(states, self.scale)
+
+    region = TrustRegion(Scaled(), ((torch.zeros(4, 1),), {}))
+    assert region.kl({"scale": torch.ones(1)}) == 0
+    assert region.kl({"scale": -torch.ones(1)}) == math.inf

@@ -35,6 +35,8 @@ def main() -> None:
     """Trains, and prints the seconds of each iteration as JSON."""
     env, path, steps, iterations = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
+    # Of whole rounds of all environments: else an iteration begins a second rollout for the rest.
+    steps = ENVIRONMENTS * -(-steps // ENVIRONMENTS)
     envs = make_vec_env(env, ENVIRONMENTS, seed=0)
     learner = TRPO(
         "MlpPolicy",
@@ -66,6 +68,7 @@ def main() -> None:
         begun = time.perf_counter()
         trainer.train(steps)
         seconds.append(time.perf_counter() - begun)
+    assert learner.num_timesteps == iterations * steps
     print(json.dumps({"seconds": seconds}))
 
 

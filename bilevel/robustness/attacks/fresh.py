@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, ZeroSum, frozen
+from bilevel.errors import BilevelError
 from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.robustness.attacks.attack import Attack, attack
@@ -33,6 +34,9 @@ class FreshAttack(Attack):
         lr: Adam's learning rate; 1e-3 in the paper.
         alone: See :class:`Attack`.
         passes: Likewise.
+
+    Raises:
+        BilevelError: If there are no images.
     """
 
     def __init__(
@@ -49,6 +53,10 @@ class FreshAttack(Attack):
         passes: float = 1.0,
     ) -> None:
         super().__init__(name, alone=alone, passes=passes)
+        if not len(images):
+            raise BilevelError(
+                "the image set is empty: a fresh attacker is trained on images; give one or more"
+            )
         self.follower = follower
         self.make = make
         self.images = images

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bilevel import Solver
 from bilevel.errors import BilevelError
-from bilevel.robustness.attacks.attack import attack
+from bilevel.robustness.attacks.attack import attack, for_evaluation
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.bounds import equal_bounds, interval
 from bilevel.robustness.threats.l1 import L1
@@ -40,7 +40,7 @@ class Adversary:
     Args:
         model: The classifier, from the threat model's data to logits; it is left as it was.
         follower: The threat model.
-        solver: The attack; a learned one computes in evaluation mode.
+        solver: The attack, left as it was; a learned one computes in evaluation mode.
 
     Example:
         >>> from bilevel import fgsm
@@ -68,7 +68,7 @@ class Adversary:
             BilevelError: If the images or labels are not of that kind.
         """
         batch = Batch(images.detach(), labels)
-        return attack(self.model, self.follower, self.solver, batch).x
+        return attack(self.model, self.follower, for_evaluation(self.solver), batch).x
 
     def __repr__(self) -> str:
         return f"Adversary({self.follower!r}, {self.solver!r})"
@@ -137,7 +137,7 @@ def foolbox_attack(
             images, restore = astensor_(inputs)
             batch = Batch(images.raw.detach(), _classes(criterion))
             if epsilon > 0:  # the ball is a point at 0, and fgsm(0) is an error
-                follower, solver = make_follower(epsilon), make_solver(epsilon)
+                follower, solver = make_follower(epsilon), for_evaluation(make_solver(epsilon))
                 batch = attack(_FoolboxModule(model), follower, solver, batch)
             return restore(astensor(batch.x))
 

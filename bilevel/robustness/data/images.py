@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -151,16 +152,33 @@ def split(images: ImageSet, size: int, seed: int) -> tuple[ImageSet, ImageSet]:
         >>> [part.labels.tolist() for part in split(images, 4, seed=0)]
         [[0, 0, 1, 1], [0, 1]]
     """
-    # The images are shuffled, then the r-th of the n images of a class is placed at (r + ½) / n in
-    # [0, 1]: in this order, every prefix holds the classes in proportion.
+    order = stratified_order(images, seed)
+    return images.subset(order[:size].sort().values), images.subset(order[size:].sort().values)
+
+
+def stratified_order(images: ImageSet, seed: int) -> Tensor:
+    """An order of images of which every prefix holds the classes in proportion.
+
+    Args:
+        images: The images.
+        seed: Seed of the draw.
+
+    Returns:
+        Positions, ``(N,)`` int64 on the CPU.
+
+    Example:
+        >>> images = ImageSet(torch.zeros(6, 1, 2, 2).byte(), torch.arange(6) // 3, ("cat", "dog"))
+        >>> images.labels[stratified_order(images, seed=0)[:4]].bincount()
+        tensor([2, 2])
+    """
+    # The images are shuffled, then the r-th of the n images of a class is placed at (r + ½) / n.
     shuffled = np.random.default_rng(seed).permutation(len(images))
     labels = images.labels.numpy(force=True)[shuffled]
     place = np.zeros(len(images))
     for label in range(len(images.classes)):
         members = np.flatnonzero(labels == label)
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = torch.from_numpy(shuffled[np.argsort(place, kind="stable")])
-    return images.subset(order[:size].sort().values), images.subset(order[size:].sort().values)
+    return torch.from_numpy(shuffled[np.argsort(place, kind="stable")])
 
 
 def hold_out_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -182,21 +200,25 @@ def hold_out_by_content(images: ImageSet, sums: Bytes) -> tuple[ImageSet, ImageS
     A class's images are ordered by the checksums of their files, so that the size to which they are
     brought does not matter. One more image then moves at most one of its
     class from a part to the other, so that a classifier that was trained before is not tested on
-    what it has seen.
+    what it has seen. Copies of a file are one image: they stay together.
 
     Args:
         images: All images.
         sums: Their checksums, ``(N, 32)``.
 
     Returns:
-        Four fifths and one fifth of each class; of two images one, of a single one none.
+        Four fifths and one fifth of each class, or more if the last file has copies; of two images
+        one, of a single one none.
     """
     keys = [row.tobytes() for row in sums]
     test = np.zeros(len(images), bool)
     labels = images.labels.numpy(force=True)
     for label in range(len(images.classes)):
         members = sorted(np.flatnonzero(labels == label), key=keys.__getitem__)
-        size = max(round(_TEST_SHARE * len(members)), int(len(members) > 1))
-        test[members[:size]] = True
+        size = max(round(_TEST_SHARE * len(members)), 1)
+        ends = [end for end, (a, b) in enumerate(pairwise(members), 1) if keys[a] != keys[b]]
+        # Behind the copies of a file; in front of them if no image would be left to train on.
+        cut = next((end for end in ends if end >= size), ends[-1] if ends else 0)
+        test[members[:cut]] = True
     rows = torch.from_numpy(test)
     return images.subset(~rows), images.subset(rows)

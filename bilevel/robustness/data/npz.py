@@ -90,6 +90,12 @@ def _arrays(path: Path) -> Mapping[str, Array]:
 def _images(name: str, array: Array) -> Tensor:
     """Images as ``(N, C, H, W)``."""
     images = array[..., None] if array.ndim == 3 else array
+    if array.ndim == 4 and array.shape[1] in _CHANNELS and array.shape[3] in _CHANNELS:
+        raise BilevelError(
+            f"{name} are of shape {array.shape}, which is (N, H, W, C) as well as (N, C, H, W): "
+            "channels cannot be told from pixels; give grey images as (N, H, W), or colour ones of "
+            "a height and width other than 1 and 3"
+        )
     if images.ndim == 4 and images.shape[3] in _CHANNELS:
         images = images.transpose(0, 3, 1, 2)
     fits = images.ndim == 4 and images.shape[1] in _CHANNELS and images.size > 0

@@ -187,7 +187,7 @@ def examples(
     Returns:
         One example an image.
     """
-    adversarial = attack(model, follower, solver, batch).x
+    adversarial = attack(model, follower, for_evaluation(solver), batch).x
     with torch.no_grad(), frozen(model):
         predicted = model(adversarial).argmax(1)
     return [

@@ -77,8 +77,8 @@ class Battery:
         attacks: The attacks, cheap ones first.
         eps: ε of the ball that no attack may leave.
         norm: Its norm, ``"linf"``, ``"l2"`` or ``"l1"``.
-        seed: Seed of the attacks' random numbers; each attack and each batch has a stream of its
-            own.
+        seed: Seed of the random numbers; the clean pass, each attack and each batch has a stream of
+            its own.
         batch_size: Images a batch.
         path: The file that the state is saved to after each batch; None saves nothing.
         report: Called with the attack's name, the cost so far and the expected total cost, in
@@ -134,13 +134,14 @@ class Battery:
             OtherRunError: If the state belongs to other attacks, another classifier or
                 other images.
         """
-        config = self._config(model, images)
         device = images.images.device
         # Attacks draw from streams of the battery's own; the caller's goes on where it was.
         with frozen(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            config = self._config(model, images)  # solvers that are to be trained are drawn for it
             if resume and self.path is not None and self.path.exists():
                 state = self._load(self.path, config)
             else:
+                torch.manual_seed(self.seed)  # of classifiers that draw random numbers
                 state = _State(config, correct(model, images, batch_size=self.batch_size).cpu())
             for position, attack in enumerate(self.attacks):
                 if position == len(state.works):

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from bilevel.robustness.attacks.attack import Kind, Role
-from bilevel.robustness.evaluation.results import Curve, Evaluation, Finding, Outcome, finding
+from bilevel.robustness.evaluation.results import (
+    Curve,
+    Evaluation,
+    Finding,
+    Outcome,
+    finding,
+    not_measured,
+)
 from bilevel.robustness.evaluation.tolerance import exceeds, share, tolerance
 
 
@@ -20,7 +27,7 @@ def _one_step(evaluation: Evaluation) -> Finding:
     item = "one step breaks less than many"
     one, many = _strongest(evaluation, "one-step"), _strongest(evaluation, "iterative")
     if one is None or many is None:
-        return _not_measured(item, "add fgsm and pgm-100 to the attacks")
+        return not_measured(item, "add fgsm and pgm-100 to the attacks")
     figure = f"{share(one.broken):.1%} broken, by many {share(many.broken):.1%}"
     good = f"{one.name} is no stronger than {many.name}."
     bad = (
@@ -51,14 +58,14 @@ def _adds_nothing(
 ) -> Finding:
     iterative = _completed(evaluation, "iterative")
     if not black_box or not iterative:
-        return _not_measured(item, f"add {attacks} to the attacks, and pgm-100 before")
+        return not_measured(item, f"add {attacks} to the attacks, and pgm-100 before")
     tried = torch.stack([outcome.attacked for outcome in iterative]).any(0)
     added = torch.stack([outcome.broken for outcome in black_box]).any(0)
     added &= evaluation.survivors((*_completed(evaluation, "one-step"), *iterative))
     # An image that a black-box attack broke before any iterative one saw it proves nothing.
     none, missed = torch.zeros_like(added), added & tried
     if exceeds(added, none) and not exceeds(missed, none):
-        return _not_measured(item, "run pgm-100 before them, or on every image")
+        return not_measured(item, "run pgm-100 before them, or on every image")
     names = ", ".join(outcome.name for outcome in black_box)
     good = f"Images that withstand gradient-based attacks withstand black-box ones ({names})."
     bad = (
@@ -124,7 +131,7 @@ def _longer(evaluation: Evaluation) -> Finding:
     item = "longer attacks add nothing"
     checks = _spot_checks(evaluation)
     if not checks:
-        return _not_measured(item, "add longer to the attacks, after the others that iterate")
+        return not_measured(item, "add longer to the attacks, after the others that iterate")
     check = max(checks, key=_part_broken)
     tried, broken = int(check.attacked.sum()), int(check.broken.sum())
     if not tried:
@@ -146,7 +153,7 @@ def _cross_entropy(evaluation: Evaluation) -> Finding:
     item = "cross entropy can be followed"
     pgm = _strongest(evaluation, "iterative", "cross entropy")
     if pgm is None:
-        return _not_measured(item, "add pgm-100 to the attacks")
+        return not_measured(item, "add pgm-100 to the attacks")
     left = evaluation.survivors(tuple(_completed(evaluation, "one-step", "iterative")))
     broken = evaluation.right & ~left
     # On AIT, PGM-20 finds a third of what AutoAttack finds: weak, but not masked.
@@ -209,13 +216,9 @@ CHECKLIST = (
 """The items, in the order of the report."""
 
 
-def _not_measured(item: str, remedy: str) -> Finding:
-    return Finding(item, False, "not measured", f"Not checked: {remedy}.")
-
-
 def _no_curve(item: str, evaluation: Evaluation, quantity: str) -> Finding:
     problems = [one.problem for one in evaluation.curves if one.quantity == quantity]
-    return _not_measured(item, "; ".join(problems) or f"measure the curve against {quantity}")
+    return not_measured(item, "; ".join(problems) or f"measure the curve against {quantity}")
 
 
 def _completed(evaluation: Evaluation, *kinds: Kind) -> list[Outcome]:

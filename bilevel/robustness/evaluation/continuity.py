@@ -7,13 +7,16 @@ from torch import Tensor
 
 from bilevel import frozen
 from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.data.images import stratified_order
 from bilevel.robustness.evaluation.probed import Probed
-from bilevel.robustness.evaluation.results import Finding, finding
+from bilevel.robustness.evaluation.results import Finding, finding, not_measured
 from bilevel.robustness.threats.losses import margin
 
 # Of the margin at clean images. Continuous networks have 0 up to rounding, also of half precision
 # and of inputs to 8 bits; a layer that pushes images away from the boundary has more than 1.
 _MAX_JUMP = 0.1
+
+_ITEM = "output is continuous"
 
 _PAIRS = 64
 
@@ -23,20 +26,24 @@ _HALVINGS = 24
 
 def is_continuous(probed: Probed) -> Finding:
     """Whether the margin passes through 0 where the answer changes, between images of two kinds."""
-    images, logits = probed.images.images[:_PAIRS] / 255, probed.logits[:_PAIRS]
+    # Stratified: sorted images begin with many of one kind.
+    rows = stratified_order(probed.images, seed=0)[:_PAIRS].sort().values
+    images, logits = probed.images.images[rows] / 255, probed.logits[rows]
     answers = logits.argmax(1)
     others = answers.unsqueeze(1) != answers
     paired = others.any(1)
+    if not paired.any():
+        return not_measured(
+            _ITEM, f"{len(rows)} images have one answer; evaluate on more images, or others"
+        )
     batch = Batch(images[paired], answers[paired])
-    jump = 0.0
-    if len(batch.x):
-        partners = images[others.int().argmax(1)[paired]]
-        clean = -margin(logits[paired], batch).float().median()
-        jump = (_jumps(probed, batch, partners).median() / clean).item()
+    partners = images[others.int().argmax(1)[paired]]
+    clean = -margin(logits[paired], batch).float().median()
+    jump = (_jumps(probed, batch, partners).median() / clean).item()
     return finding(
-        "output is continuous",
+        _ITEM,
         jump <= _MAX_JUMP,
-        f"jumps by {jump:.0%} of the margin" if len(batch.x) else "one answer to all images",
+        f"jumps by {jump:.0%} of the margin",
         "Where the answer changes, the margin passes through 0.",
         "The margin jumps where the answer changes, so that it does not tell attacks how far that "
         "is. Look for quantisation, or a correction of the input that is optimised at test time. "

@@ -84,6 +84,11 @@ def finding(item: str, ok: bool, figure: str, good: str, bad: str) -> Finding:
     return Finding(item, ok, figure, good if ok else bad)
 
 
+def not_measured(item: str, remedy: str) -> Finding:
+    """The finding of an item that was not measured, which fails."""
+    return Finding(item, False, "not measured", f"Not checked: {remedy}.")
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The results for one classifier.

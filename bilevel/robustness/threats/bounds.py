@@ -39,7 +39,7 @@ def checked_bounds(bounds: Bounds | None) -> Bounds | None:
     try:
         low, high = bounds
         if any(isinstance(bound, Tensor) for bound in bounds):
-            low, high = (_as_tensor(bound, bounds) for bound in bounds)
+            low, high = _as_tensors(low, high)
             ordered = bool((low <= high).all())
         else:
             low, high = float(low), float(high)
@@ -57,11 +57,14 @@ def checked_bounds(bounds: Bounds | None) -> Bounds | None:
     return low, high
 
 
-def _as_tensor(bound: float | Tensor, bounds: Bounds) -> Tensor:
-    """A bound as a tensor of its own, where the other one is."""
-    like = next(one for one in bounds if isinstance(one, Tensor))
-    found = torch.as_tensor(bound, dtype=torch.promote_types(like.dtype, torch.float16))
-    return found.to(like.device).detach().clone()
+def _as_tensors(*bounds: float | Tensor) -> list[Tensor]:
+    """Bounds as tensors of their own, on one device, of a type that holds what each of them is."""
+    given = [bound for bound in bounds if isinstance(bound, Tensor)]
+    dtype = torch.get_default_dtype()  # at least: half precision has no 4095
+    for bound in given:
+        dtype = torch.promote_types(dtype, bound.dtype)
+    tensors = (torch.as_tensor(bound, dtype=dtype) for bound in bounds)
+    return [tensor.to(given[0].device).detach().clone() for tensor in tensors]
 
 
 def equal_bounds(bounds: Bounds | None, others: Bounds) -> bool:

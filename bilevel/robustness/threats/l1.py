@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilevel.arguments import positive
 from bilevel.robustness.data.batches import Batch, per_sample
-from bilevel.robustness.threats.bounds import PIXELS, Bounds, clipped, rounding
+from bilevel.robustness.threats.bounds import PIXELS, Bounds, clipped, rounding, width
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.updates import Update
 from bilevel.updates.base import State
@@ -118,11 +118,8 @@ class SparseSign(Update):
         super().__init__()
         self.step = positive("step", step)
         self.bounds = bounds
-        self._least = 1  # values, of which each can move by the width of the bounds
-        if bounds is not None:
-            low, high = bounds
-            width = float(torch.as_tensor(high - low).max())
-            self._least = max(math.ceil(self.step / width), 1)
+        reach = width(bounds)  # of a value; 0 where the bounds leave nothing to move
+        self._least = max(math.ceil(self.step / reach), 1) if reach else 1
 
     def forward(self, y: Any, gradient: Any, context: Any, state: State) -> tuple[Tensor, State]:
         """Moves the values of the largest slopes that the bounds do not stop."""

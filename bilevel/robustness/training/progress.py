@@ -26,7 +26,7 @@ class Progress:
         seconds: Training time of each finished epoch, without evaluation.
         elapsed: Training seconds of the current epoch.
         history: A record for each finished epoch.
-        best: The highest validation accuracy so far.
+        best: The highest validation accuracy so far, of the monitored kind.
         best_epoch: Its epoch.
     """
 

@@ -21,12 +21,14 @@ from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.settings import attributes_of, settings_of
 from bilevel.fingerprint import fingerprint
+from bilevel.problem import networks_of
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
 from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
 from bilevel.robustness.threats.threat import Threat
+from bilevel.robustness.training.optimizers import optimizer_settings, scale_rates
 from bilevel.robustness.training.progress import MetricWindows, Progress
 from bilevel.robustness.training.recipe import Recipe
 from bilevel.robustness.training.shares import batch_share, own_images, seed_process
@@ -58,7 +60,8 @@ class Trainer:
         path: The checkpoint's file.
         config: Further settings, plain values; a checkpoint with others or other images is refused.
         monitor: The metric by which the best epoch is chosen: ``"validation_robust"``, accuracy
-            under attack, or ``"validation_clean"``, for training without an adversary.
+            under attack, or ``"validation_clean"``, for training without an adversary. Of epochs
+            with equal robust accuracy the one of the highest clean accuracy, else the first.
         validation_attack: The threat model and the attack of ``"validation_robust"``; for ``Linf``,
             ``L2`` and ``Interpolation`` PGM-10 in the follower's ball unless given.
         precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
@@ -74,8 +77,9 @@ class Trainer:
             recipe has no averaging.
 
     Raises:
-        BilevelError: If ``leader_opt`` is none of ``torch.optim``, ``validation_attack`` has to be
-            given, ``monitor`` is another, or the device has no CUDA graphs.
+        BilevelError: If there are no images to train or to validate on, ``leader_opt`` is none of
+            ``torch.optim``, ``validation_attack`` has to be given, ``monitor`` is another, or the
+            device has no CUDA graphs.
     """
 
     def __init__(
@@ -94,6 +98,12 @@ class Trainer:
         report: Callable[[int, dict[str, float]], None] = _unreported,
         save_every: float = 60.0,
     ) -> None:
+        for name, part in zip(("train", "validation"), data, strict=False):
+            if not len(part):
+                raise BilevelError(
+                    f"the {name} split is empty: each epoch trains on images and is validated on "
+                    "others; give one image or more of each"
+                )
         self.game = game
         self.data = data
         self.recipe = recipe
@@ -125,6 +135,7 @@ class Trainer:
         splits = (self.data.train, self.data.validation)
         tensors = [values for split in splits for values in (split.images, split.labels)]
         parts = ("follower", "solver", "schedule", "adjoint")
+        optimizers = ("leader_opt", "solver_opt")
         return {
             "seed": self.seed,
             "precision": self.precision,
@@ -133,6 +144,7 @@ class Trainer:
             "validation attack": "; ".join(map(settings_of, self.validation_attack)),
             "leader": attributes_of(self.game.leader),  # its network is known by its weights
             **{name: settings_of(getattr(self.game, name)) for name in parts},
+            **{name: optimizer_settings(getattr(self.game, name)) for name in optimizers},
         }
 
     def fit(self) -> Progress:
@@ -236,7 +248,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         epoch = self.progress.epoch + self.progress.position / self.steps_per_epoch
-        _scale_rates(self._leader_opt, self.recipe.lr_factor(epoch))
+        scale_rates(self._leader_opt, self.recipe.lr_factor(epoch))
         size = self.recipe.batch_size
         if self.game.pool:
             left = len(self.data.train) - self.progress.position * size
@@ -244,7 +256,10 @@ class Trainer:
         with computing(self.precision, batch.x.device, one_size=True), explain_out_of_memory(size):
             metrics = (self._captured or self.game.step)(batch)
         if self.game.pool:
-            distributed.average_statistics(self.game.pool, [self.game.leader, self.game.solver])
+            held = networks_of(self.game.follower)
+            # As one, in which a network that two of them hold counts once.
+            networks = nn.ModuleList([self.game.leader, self.game.solver, *held])
+            distributed.average_statistics(self.game.pool, [networks])
         if self.averaged:
             self.averaged.update_parameters(self.game.leader)
         return metrics
@@ -254,15 +269,18 @@ class Trainer:
         (group, *_), factor = self._leader_opt.param_groups, self.recipe.lr_factor(now.epoch)
         lr = group["initial_lr"] * factor
         record = {"epoch": now.epoch, "lr": lr, **self._validate()}
-        score = record[self.monitor]
-        if score > now.best:
-            now.best, now.best_epoch = score, now.epoch
+        if now.best_epoch < 0 or self._score(record) > self._score(now.history[now.best_epoch]):
+            now.best, now.best_epoch = record[self.monitor], now.epoch
             best = {"leader": self._leader(), "solver": self.game.solver}
             self.best_weights = {k: copy.deepcopy(net.state_dict()) for k, net in best.items()}
         now.history.append(record)
         now.seconds.append(now.elapsed)
         now.epoch, now.position, now.elapsed = now.epoch + 1, 0, 0.0
         self.report(self.game.steps, record)
+
+    def _score(self, record: dict[str, float]) -> tuple[float, float]:
+        """By what epochs are compared: where none is robust, the clean accuracy decides."""
+        return record[self.monitor], record["validation_clean"]
 
     def _leader(self) -> nn.Module:
         """The leader that is evaluated."""
@@ -295,9 +313,3 @@ def _set_training(module: nn.Module) -> None:
     module.train()
     for part in frozen_parts:
         part.eval()
-
-
-def _scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets each group's learning rate to a multiple of the one that it was made with."""
-    for group in optimizer.param_groups:  # kept under the key of torch's schedulers
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -25,7 +25,7 @@ def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
             only the ball is used, not its objective.
 
     Returns:
-        A threat model of the follower's norm and radius, and the attack on it.
+        A threat model of the follower's norm, radius and bounds, and the attack on it.
 
     Raises:
         BilevelError: If the follower is of another class: its ball is not known.
@@ -41,7 +41,7 @@ def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
             "accuracy under attack, within the adversary's reach; give validation_attack=(threat "
             "model, attack)"
         )
-    ball = kind(follower.eps)
+    ball = kind(follower.eps, bounds=follower.bounds)
     return ball, ball.pgm(TRAINING_STEP * ball.eps, STEPS)
 
 
