@@ -40,6 +40,27 @@ def test_a_kit_imports_no_other_kit(kit: str) -> None:
         assert not {name for name in imported(file) if any(name.startswith(o) for o in others)}
 
 
+ROOMS = ("data", "networks", "threats", "methods", "attacks", "evaluation", "training", "studies")
+
+
+def test_the_rooms_of_the_image_kit_import_those_before_them_only() -> None:
+    """Second are what classifiers are trained by, and what was trained, which attacks read."""
+    kit = ROOT / "robustness"
+    files = {room: [*(kit / room).rglob("*.py")] for room in ROOMS}
+    files["methods"] = [kit / f"{name}.py" for name in ("methods", "recipe", "trained")]
+    names = dict.fromkeys(("methods", "recipe", "trained"), "methods") | {r: r for r in ROOMS}
+    for room, own in files.items():
+        assert own
+        reached = {
+            names.get(name.removeprefix("bilevel.robustness.").partition(".")[0])
+            for file in own
+            for name in imported(file)
+            if name.startswith("bilevel.robustness.")
+        }
+        later = {*ROOMS[ROOMS.index(room) + 1 :]} & reached
+        assert not later, f"{room} imports {later}"
+
+
 @pytest.mark.parametrize("name", ["gail", "learned_follower", "limit_cycles", "maml"])
 def test_an_application_without_images_imports_no_image_kit(name: str) -> None:
     files = [*APPLICATIONS.glob(f"{name}.py"), *APPLICATIONS.glob(f"{name}_lib/*.py")]

@@ -21,7 +21,7 @@ from bilevel.robustness import (
     load_images,
     load_trained,
 )
-from bilevel.robustness.training.trained import CLASSIFIER
+from bilevel.robustness.trained import CLASSIFIER
 
 
 class Source(NamedTuple):

@@ -37,6 +37,16 @@ from bilevel.robustness.evaluation.report import write_report
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
 from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
 from bilevel.robustness.figures import draw_attacks
+from bilevel.robustness.methods import (
+    EVALUATION_STEP,
+    METHODS,
+    TRAINING_STEP,
+    Attacker,
+    check_method,
+    fitting_width,
+    is_learned,
+    make_solver,
+)
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.classifier import Classifier, Normalize
 from bilevel.robustness.networks.compilation import compile_network
@@ -49,6 +59,7 @@ from bilevel.robustness.networks.speed import (
     explain_out_of_memory,
     recompute_activations,
 )
+from bilevel.robustness.recipe import RECIPES, Recipe, fast, make_game
 from bilevel.robustness.threats.interpolation import InterpolatedLabels, Interpolation
 from bilevel.robustness.threats.l1 import L1
 from bilevel.robustness.threats.losses import (
@@ -62,19 +73,8 @@ from bilevel.robustness.threats.losses import (
 from bilevel.robustness.threats.norms import NORMS, Norm
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
-from bilevel.robustness.training.methods import (
-    EVALUATION_STEP,
-    METHODS,
-    TRAINING_STEP,
-    Attacker,
-    check_method,
-    fitting_width,
-    is_learned,
-    make_solver,
-)
+from bilevel.robustness.trained import About, Trained, load_trained, save_trained
 from bilevel.robustness.training.progress import Progress
-from bilevel.robustness.training.recipe import RECIPES, Recipe, fast, make_game
-from bilevel.robustness.training.trained import About, Trained, load_trained, save_trained
 from bilevel.robustness.training.trainer import Trainer
 
 __all__ = [

@@ -85,7 +85,7 @@ def test_what_is_given_reaches_the_solver(
 
     expected = {"eps": 0.1, "channels": 1, "pgm_steps": 3, "norm": "l2"}
     expected["attacker"] = Attacker("slim", 7, "batch", 0.5)
-    monkeypatch.setattr("bilevel.robustness.training.trained.make_solver", spy)
+    monkeypatch.setattr("bilevel.robustness.trained.make_solver", spy)
     attacker = "--attacker slim --attacker-width 7 --normalize batch --gradient-skip 0.5"
     arguments = f"--method pgm --norm l2 --epsilon 0.1 --pgm-steps 3 {attacker}"
     assert run(*arguments.split()).status == 130

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bilevel.alias import ScheduleName
+from bilevel.robustness.methods import Form, is_learned
 from bilevel.robustness.networks.speed import Precision
-from bilevel.robustness.training.methods import Form, is_learned
 from suite.steps import Size
 
 Way = tuple[Precision, bool, bool]

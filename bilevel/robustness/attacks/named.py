@@ -32,6 +32,13 @@ from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.attacks.square import Square
+from bilevel.robustness.methods import (
+    EVALUATION_STEP,
+    TRAINING_STEP,
+    Attacker,
+    is_learned,
+    make_solver,
+)
 from bilevel.robustness.threats.losses import (
     LOSSES,
     Loss,
@@ -40,13 +47,6 @@ from bilevel.robustness.threats.losses import (
     margin,
     targeted_dlr,
     targeted_margin,
-)
-from bilevel.robustness.training.methods import (
-    EVALUATION_STEP,
-    TRAINING_STEP,
-    Attacker,
-    is_learned,
-    make_solver,
 )
 
 _PGM = re.compile(r"pgm-([1-9]\d*)(?:-(margin|dlr))?")

@@ -13,7 +13,7 @@ from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.threats.losses import Loss, cross_entropy
 from bilevel.robustness.threats.norms import NORMS, Norm, check_radius
 from bilevel.robustness.threats.perturbation import Perturbation
-from bilevel.robustness.training.trained import Trained
+from bilevel.robustness.trained import Trained
 
 
 @dataclass(frozen=True)

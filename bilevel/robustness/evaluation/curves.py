@@ -18,9 +18,9 @@ from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Curve
+from bilevel.robustness.methods import EVALUATION_STEP
 from bilevel.robustness.threats.norms import NORMS, Norm
 from bilevel.robustness.threats.perturbation import Perturbation
-from bilevel.robustness.training.methods import EVALUATION_STEP
 
 _START = 1e-4  # radius of the random start (Sec. 4.1)
 _STEPS = 10  # of the attack against ε (Appendix D.1)

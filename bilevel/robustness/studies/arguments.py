@@ -14,8 +14,8 @@ from bilevel.errors import BilevelError
 from bilevel.fingerprint import fingerprint
 from bilevel.robustness.data.images import Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_images
-from bilevel.robustness.training.methods import Form
-from bilevel.robustness.training.recipe import RECIPES, SMALL, Recipe, fast
+from bilevel.robustness.methods import Form
+from bilevel.robustness.recipe import RECIPES, SMALL, Recipe, fast
 from bilevel.updates.normalize import Over
 
 

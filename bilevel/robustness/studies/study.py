@@ -22,6 +22,7 @@ from bilevel.robustness.data.images import sample
 from bilevel.robustness.evaluation.accuracy import accuracy, examples
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.figures import draw_attacks
+from bilevel.robustness.methods import EVALUATION_STEP
 from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.own import code_of
 from bilevel.robustness.networks.speed import (
@@ -34,9 +35,8 @@ from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, one_answer, print_one_answer, print_table
 from bilevel.robustness.threats.norms import NORMS
 from bilevel.robustness.threats.perturbation import Perturbation
-from bilevel.robustness.training.methods import EVALUATION_STEP
+from bilevel.robustness.trained import About, save_trained
 from bilevel.robustness.training.progress import Progress
-from bilevel.robustness.training.trained import About, save_trained
 from bilevel.robustness.training.trainer import Trainer
 
 

@@ -27,10 +27,10 @@ from bilevel.robustness.data.images import Splits
 from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
+from bilevel.robustness.recipe import Recipe
 from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.optimizers import optimizer_settings, scale_rates
 from bilevel.robustness.training.progress import MetricWindows, Progress
-from bilevel.robustness.training.recipe import Recipe
 from bilevel.robustness.training.shares import batch_share, own_images, seed_process
 from bilevel.robustness.training.validation import check_radius_stays, default_attack
 

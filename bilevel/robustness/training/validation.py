@@ -5,11 +5,11 @@ from __future__ import annotations
 from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
+from bilevel.robustness.methods import TRAINING_STEP
 from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.l1 import L1
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
-from bilevel.robustness.training.methods import TRAINING_STEP
 
 STEPS = 10
 

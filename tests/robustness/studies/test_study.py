@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from bilevel.robustness import trained
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
-from bilevel.robustness.training import trained
 
 
 def test_the_attacker_is_scaled_once_and_draws_no_random_numbers(

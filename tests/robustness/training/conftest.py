@@ -13,7 +13,7 @@ import torch
 
 from bilevel import Schedule, ZeroSum
 from bilevel.robustness import Attacker, Linf, Recipe, Splits, Trainer, make_solver
-from bilevel.robustness.training.recipe import make_game
+from bilevel.robustness.recipe import make_game
 from tests.images import image_set
 from tests.problems import BatchNormNet
 from tests.robustness.training.runs import RECIPE

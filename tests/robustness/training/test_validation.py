@@ -13,10 +13,12 @@ from bilevel.robustness import (
     L2,
     Interpolation,
     Linf,
+    Perturbation,
     Trainer,
     attack,
     batches,
 )
+from bilevel.robustness.threats.bounds import Bounds
 from bilevel.robustness.training import trainer as module
 from bilevel.robustness.training.validation import default_attack
 from bilevel.updates import NormalizedGradient, SignGradient
@@ -43,6 +45,16 @@ def test_interpolation_is_validated_in_its_ball_by_the_cross_entropy() -> None:
     assert repr(threat) == repr(Linf(0.1))
     assert isinstance(solver.update, SignGradient)
     assert (solver.steps, solver.update.step) == (10, pytest.approx(0.1 * 7 / 31))
+
+
+@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("bounds", [(0.2, 0.8), (0.0, 255.0), None])
+def test_epochs_are_compared_within_the_followers_bounds(
+    kind: type[Perturbation], bounds: Bounds | None
+) -> None:
+    threat, _ = default_attack(kind(0.1, bounds=bounds))
+    assert isinstance(threat, kind)
+    assert threat.bounds == bounds
 
 
 def test_a_follower_whose_ball_is_not_known_brings_its_own_attack(

@@ -11,8 +11,8 @@ from bilevel import Adjoint, Bilevel, FollowerProblem, LeaderProblem, Schedule, 
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.batches import Augment
+from bilevel.robustness.methods import Form
 from bilevel.robustness.threats.norms import Norm, check_radius
-from bilevel.robustness.training.methods import Form
 
 
 @dataclass(frozen=True)

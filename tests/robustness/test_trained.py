@@ -24,7 +24,7 @@ from bilevel.robustness import (
     save_trained,
     save_weights,
 )
-from bilevel.robustness.training.trained import CLASSIFIER
+from bilevel.robustness.trained import CLASSIFIER
 from bilevel.updates import NormalizedGradient
 
 ABOUT = {

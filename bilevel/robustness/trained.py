@@ -15,12 +15,12 @@ from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.methods import Attacker, fitting_width, is_learned, make_solver
 from bilevel.robustness.networks.own import build_classifier, is_own
+from bilevel.robustness.recipe import Recipe
 from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.norms import NORMS, Norm
 from bilevel.robustness.threats.perturbation import Perturbation
-from bilevel.robustness.training.methods import Attacker, fitting_width, is_learned, make_solver
-from bilevel.robustness.training.recipe import Recipe
 from bilevel.updates.normalize import Over
 
 CLASSIFIER = "classifier.safetensors"
@@ -33,7 +33,7 @@ class About:
 
     Args:
         method: The method that trained it, see
-            :data:`~bilevel.robustness.training.methods.METHODS`.
+            :data:`~bilevel.robustness.methods.METHODS`.
         model: The name of its architecture, which may be a function, ``MODULE:FUNCTION``.
         channels: Channels of its images.
         classes: Number of classes.
