@@ -119,8 +119,8 @@ def main(args: Args) -> None:
             for env, expert in experts.items()
         }
         runs = run_with_progress(bar, args, settings, pairs)
-    report(args, runs, experts)
     write_curves(args.out / "curves.csv", runs)
+    report(args, runs, experts)
     draw(args.out / "figure-6.png", runs, experts)
     if args.render:
         render(args, runs, pairs)
@@ -245,9 +245,9 @@ def render(args: Args, runs: Sequence[Run], pairs: Mapping[str, tuple[Tensor, Te
 def report(args: Args, runs: Sequence[Run], experts: Mapping[str, Demonstrations]) -> None:
     """Writes the results, and prints and writes the tables."""
     records = [record(run, experts[run.setting.env]) for run in runs]
-    tables = [tabulate(env, [one for one in records if one["env"] == env]) for env in experts]
     device = experiment.pick_device("cpu")
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
+    tables = [tabulate(env, [one for one in records if one["env"] == env]) for env in experts]
     write_markdown(args.out / "tables.md", tables)
     for table in tables:
         table.print()

@@ -30,7 +30,7 @@ from hyper_cleaning_lib.trainer import WeightTrainer
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.arguments import choices, count, positive
 from bilevel.experiment import commandline
-from bilevel.experiment.files import claim
+from bilevel.experiment.files import claim, writing
 from bilevel.experiment.tables import Table, cell
 from bilevel.experiment.weights import save_weights
 
@@ -118,6 +118,11 @@ def main(args: Args) -> None:
         download=args.download,
     ).to(device)
     claim(args.out)
+    if not args.resume:  # of all at once: --resume would continue the old run of a later one
+        for name in names:
+            checkpoint = args.out / name / "checkpoint.pt"
+            with writing(checkpoint):
+                checkpoint.unlink(missing_ok=True)
     records = baselines(args, data)
     learned = {}
     for name in names:
@@ -175,8 +180,6 @@ def learn(args: Args, name: str, data: Corrupted) -> WeightTrainer:
         journal.begin(args.iterations)
         if args.resume and trainer.path.exists():
             trainer.resume()
-        else:
-            trainer.path.unlink(missing_ok=True)  # that of the run which this one replaces
         trainer.train(args.iterations, journal.report)
     return trainer
 

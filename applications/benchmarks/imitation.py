@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class Args:
 
     rounds: int = 15
     steps: int = 5000
-    """Environment steps per rollout, over all environments."""
+    """Environment steps per rollout, over all environments; rounded up to a multiple of 16."""
     seeds: int = 3
     """Seeds of each TRPO implementation."""
     iterations: int = 15
@@ -78,6 +79,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     if args.smoke:
         args.rounds, args.steps, args.seeds, args.iterations = 2, 320, 1, 2
+    args.steps = ENVIRONMENTS * -(-args.steps // ENVIRONMENTS)  # of all packages, in one rollout
     records = [rollouts(env, args) for env in ENVS] + trpo(args)
     records += ours.updaters(args.rounds, ("coordinate", "block") + ("dense",) * (not args.smoke))
     records += ours.side_by_side(max(1, args.rounds // 5), 2 if args.smoke else 40)
@@ -135,19 +137,19 @@ def trpo(args: Args) -> list[Record]:
 
 
 def append_mean(means: list[float], _: int, returns: Tensor) -> None:
-    """Appends the mean return of an iteration, if an episode ended in it."""
-    if len(returns):
-        means.append(returns.mean().item())
+    """Appends the mean return of an iteration, NaN if no episode ended in it."""
+    means.append(returns.mean().item())
 
 
 def trpo_record(who: str, seed: int, args: Args, seconds: float, returns: list[float]) -> Record:
-    """The record of one run of TRPO."""
+    """The record of one run of TRPO, from the mean return of each iteration."""
+    known = [one for one in returns if not math.isnan(one)]
     return {
         "measured": "TRPO on CartPole-v1",
         "by": who,
         "seed": seed,
-        "mean return": statistics.fmean(returns),
-        "last return": returns[-1],
+        "mean return": statistics.fmean(known) if known else None,
+        "last return": known[-1] if known else None,
         "iterations to 490": next((i + 1 for i, r in enumerate(returns) if r >= 490), None),
         "steps a second": args.iterations * args.steps / seconds,
     }

@@ -5,6 +5,31 @@ from __future__ import annotations
 from bilevel import BilevelError
 from bilevel.imitation import Demonstrations, Policy, demonstrate, make_envs
 
+DEMONSTRATIONS_SEED = 99
+"""Of the first of the expert's episodes."""
+EVALUATION_SEED = 10_000
+"""Of the first episode on which a final policy is evaluated."""
+
+
+def training_seed(iteration: int, run: int, environments: int) -> int:
+    """The seed of a run's first environment after a reset; the others take the following ones.
+
+    No two resets share a seed, nor do two runs with seeds below 1,000, nor any with the expert's
+    episodes or those of the evaluation.
+
+    Args:
+        iteration: Before which the environments are reset.
+        run: The run's seed.
+        environments: How many there are.
+
+    Returns:
+        The seed.
+    """
+    first = (1000 * iteration + run) * environments
+    # Only those that would meet the others move: published results are of the first few runs.
+    apart = first + environments <= DEMONSTRATIONS_SEED or first >= 2 * EVALUATION_SEED
+    return first if apart else first + 2**30  # past those of 60,000 iterations
+
 
 def play(env: str, policy: Policy, episodes: int, seed: int) -> Demonstrations:
     """Plays whole episodes.

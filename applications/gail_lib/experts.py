@@ -14,7 +14,7 @@ from bilevel.imitation import (
     save_demonstrations,
     train_expert,
 )
-from gail_lib.episodes import play
+from gail_lib.episodes import DEMONSTRATIONS_SEED, play
 
 RECORDED_EPISODES = 100
 """Recorded episodes: enough to estimate the expert's return."""
@@ -64,6 +64,6 @@ def expert_demonstrations(
         expert = SCRIPTED[env]()
     else:
         expert = train_expert(env, iterations, callback=lambda i, _: progress(i + 1, iterations))
-    demonstrations = play(env, expert, episodes, seed=99)
+    demonstrations = play(env, expert, episodes, seed=DEMONSTRATIONS_SEED)
     save_demonstrations(path, demonstrations)
     return demonstrations

@@ -26,6 +26,7 @@ from bilevel.imitation import (
     pairs,
 )
 from bilevel.updates import MLP, CoordinateMLP, Gradient, Update
+from gail_lib.episodes import training_seed
 
 BLOCK_SIZE = 16
 """Weights of D per network of the block-diagonal updater."""
@@ -62,11 +63,8 @@ class Setting:
         return f"{env}/{self.method}{updater}-{self.seed}"
 
     def env_seed(self, iteration: int) -> int:
-        """Seed of the first environment after a reset; the others take the following ones.
-
-        No two resets share a seed, nor do two runs with seeds below 1,000.
-        """
-        return (1000 * iteration + self.seed) * self.environments
+        """Seed of the first environment after a reset; see :func:`training_seed`."""
+        return training_seed(iteration, self.seed, self.environments)
 
     @property
     def lr(self) -> float:

@@ -26,7 +26,7 @@ from bilevel.experiment.files import make_folder, writing
 from bilevel.experiment.weights import read_about, save_weights
 from bilevel.fingerprint import fingerprint
 from bilevel.imitation import Policy, Trainer, clone
-from gail_lib.episodes import play
+from gail_lib.episodes import EVALUATION_SEED, play
 from gail_lib.games import Setting, make_trainer
 
 CHECKPOINT_EVERY = 25
@@ -161,7 +161,7 @@ def run_one(
 def evaluate(policy: Policy, env: str) -> Tensor:
     """Returns of the policy under the environment's own rewards."""
     torch.manual_seed(0)
-    return play(env, policy, EVALUATION_EPISODES, seed=10_000).returns
+    return play(env, policy, EVALUATION_EPISODES, seed=EVALUATION_SEED).returns
 
 
 def _train(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bilevel import distributed
 from bilevel.experiment.files import make_folder, writing
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class ProgressBar:
@@ -66,8 +70,9 @@ class ProgressBar:
 class Journal:
     """The progress of one training run: a bar in the terminal, curves in TensorBoard.
 
-    If the output is not a terminal, each epoch is a line instead. In a distributed job the first
-    process reports.
+    If the output is not a terminal, each epoch is a line instead. From the steps of the first
+    report on, the curves replace those of an earlier run in the same folder, which this one
+    continues or repeats. In a distributed job the first process reports.
 
     Args:
         name: The name of the run.
@@ -75,16 +80,13 @@ class Journal:
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._bar = ProgressBar(name)
         self._folder = folder / "tensorboard"
         self._steps = 0
         self._shown: dict[str, float] = {}
         self._writer: SummaryWriter | None = None
         if distributed.is_main():
-            with writing(make_folder(self._folder)):
-                self._writer = SummaryWriter(self._folder)
+            make_folder(self._folder)
 
     def begin(self, steps: int, note: str = "") -> None:
         """Sets the length of the bar.
@@ -107,11 +109,12 @@ class Journal:
         Raises:
             BilevelError: If they cannot be written.
         """
-        if self._writer is None:
+        if not distributed.is_main():
             return
+        writer = self._write_from(steps)
         for name, value in metrics.items():
             with writing(self._folder):
-                self._writer.add_scalar(name, value, steps)
+                writer.add_scalar(name, value, steps)
             if name == "loss" or name.startswith("validation_"):
                 self._shown[name.removeprefix("validation_")] = value
         text = "  ".join(f"{name} {value:.3f}" for name, value in self._shown.items())
@@ -119,6 +122,15 @@ class Journal:
             self._bar.show(text, steps, self._steps)
         elif "epoch" in metrics:
             self._bar.show(f"epoch {metrics['epoch'] + 1:g}  {text}", steps, self._steps)
+
+    def _write_from(self, steps: int) -> SummaryWriter:
+        """The writer; what an earlier run wrote of these steps and later ones is not shown."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            with writing(self._folder):
+                self._writer = SummaryWriter(self._folder, purge_step=steps)
+        return self._writer
 
     def __enter__(self) -> Journal:
         """Shows the bar."""

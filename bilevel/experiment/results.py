@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bilevel.experiment.files import atomic_write
 
@@ -23,7 +22,7 @@ def write_results(
         out: The run's folder; it is created.
         config: The arguments of the run.
         environment: See :func:`environment`.
-        results: Flat records.
+        results: Flat records; NaN and infinity, which JSON lacks, are written as null.
 
     Returns:
         The file.
@@ -31,13 +30,21 @@ def write_results(
     Raises:
         BilevelError: If it cannot be written.
     """
-    content = {"config": config, "environment": environment, "results": list(results)}
+    content = _plain({"config": config, "environment": environment, "results": results})
     path = out / "results.json"
     with atomic_write(path) as part:
-        part.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return path
 
 
-def _plain(value: object) -> object:
-    """What JSON does not know: numbers of numpy as numbers, all else as text."""
-    return value.item() if isinstance(value, np.generic) else str(value)
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: arrays as lists, NaN and infinity as null, all else as text."""
+    if hasattr(value, "tolist"):  # numbers of numpy, too
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)

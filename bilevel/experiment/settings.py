@@ -63,7 +63,8 @@ def _shown(value: object, around: tuple[int, ...]) -> str:
     if isinstance(value, Tensor):
         return f"tensor {fingerprint(value)}"
     if isinstance(value, np.ndarray):  # whose repr leaves out most of it
-        return f"array {value.shape} {zlib.crc32(value.tobytes()):08x}"
+        data = inner(value.tolist()).encode() if value.dtype.hasobject else value.tobytes()
+        return f"array {value.dtype} {value.shape} {zlib.crc32(data):08x}"
     if isinstance(value, tuple | list):
         return f"({', '.join(map(inner, value))})"
     if isinstance(value, set | frozenset):  # in an order that each process has of its own
@@ -83,7 +84,7 @@ def _code(function: FunctionType, inner: Callable[[object], str]) -> str:
     code = function.__code__
     closure = [cell.cell_contents for cell in function.__closure__ or ()]
     values = (*code.co_consts, *(function.__defaults__ or ()), *closure)
-    parts = code.co_code, code.co_names, function.__kwdefaults__, *map(inner, values)
+    parts = code.co_code, code.co_names, inner(function.__kwdefaults__), *map(inner, values)
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 

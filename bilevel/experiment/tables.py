@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -46,7 +47,7 @@ class Table:
         from rich.console import Console
         from rich.text import Text  # as it is: "[linf]" would be markup
 
-        grid = rich.table.Table(title=Text(self.title))
+        grid = rich.table.Table(title=Text(self.title, "table.title"))
         for name, right in zip(self.header, _numeric(self.header, self.rows), strict=True):
             grid.add_column(Text(name), justify="right" if right else "left")
         for row in self.rows:
@@ -111,7 +112,8 @@ def mean_std(values: Sequence[float], decimals: int) -> str:
         decimals: The number of decimals.
 
     Returns:
-        The text; without a deviation that rounds to 0, a dash if there are no numbers.
+        The text; without a deviation that rounds to 0 or is not finite, a dash if there are no
+        numbers.
 
     Example:
         >>> mean_std([-1.0, -2.0], 1), mean_std([1500.0], 0), mean_std([], 1)
@@ -119,7 +121,8 @@ def mean_std(values: Sequence[float], decimals: int) -> str:
     """
     if not values:
         return "–"
-    deviation = stdev(values) if len(values) > 1 else 0.0
+    spread = len(values) > 1 and all(map(isfinite, values))  # of others stdev raises
+    deviation = stdev(values) if spread else 0.0
     text = f"{mean(values):,.{decimals}f}".replace("-", "−")
     return text + (f" ± {deviation:.{decimals}f}" if round(deviation, decimals) else "")
 

@@ -34,7 +34,7 @@ def clone(
 
     Args:
         policy: The policy to fit, in the mode that it is in, on held-out pairs in evaluation mode;
-            ends with the weights that were best there.
+            ends with the weights that were best there, also where an error is raised.
         observations: The expert's, ``(B, n)``.
         actions: The expert's, ``(B,)`` or ``(B, m)``.
         lr: Adam's learning rate.
@@ -83,24 +83,25 @@ def clone(
 
     best_loss, best_weights = math.inf, copy.deepcopy(policy.state_dict())
     epochs = best_epoch = 0
-    while epochs - best_epoch < patience and epochs < max_epochs:
-        for rows in training[torch.randperm(len(training))].split(batch_size):
-            optimizer.zero_grad()
-            loss(rows).backward()
-            optimizer.step()
-        epochs += 1
-        with frozen(policy), torch.no_grad():
-            validation_loss = loss(validation).item()
-        if not math.isfinite(validation_loss):
-            policy.load_state_dict(best_weights)
-            raise NonFiniteError(
-                f"the expert's likelihood is not finite after {epochs} epochs of cloning: check "
-                "that its pairs are finite, or lower lr"
-            )
-        if validation_loss < best_loss:
-            best_loss, best_weights = validation_loss, copy.deepcopy(policy.state_dict())
-            best_epoch = epochs
-    policy.load_state_dict(best_weights)
+    try:
+        while epochs - best_epoch < patience and epochs < max_epochs:
+            for rows in training[torch.randperm(len(training))].split(batch_size):
+                optimizer.zero_grad()
+                loss(rows).backward()
+                optimizer.step()
+            epochs += 1
+            with frozen(policy), torch.no_grad():
+                validation_loss = loss(validation).item()
+            if not math.isfinite(validation_loss):
+                raise NonFiniteError(
+                    f"the expert's likelihood is not finite after {epochs} epochs of cloning: "
+                    "check that its pairs are finite, or lower lr"
+                )
+            if validation_loss < best_loss:
+                best_loss, best_weights = validation_loss, copy.deepcopy(policy.state_dict())
+                best_epoch = epochs
+    finally:  # also where a policy raises that its distribution is not one
+        policy.load_state_dict(best_weights)
     return epochs
 
 

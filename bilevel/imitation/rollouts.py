@@ -125,8 +125,7 @@ class Sampler:
         ended = terminated | truncated
         # Before the checks: the environments have moved also where one fails.
         self._observation = observations[-1]
-        with np.errstate(invalid="ignore"):  # of rewards that are refused below
-            returns = self._returns(rewards, ended)
+        returns = self._returns(rewards, ended)
         next_observations = observations[1:].copy()
         for t, final in final_observations.items():
             next_observations[t, ended[t]] = final
@@ -155,14 +154,14 @@ class Sampler:
 
     def _returns(self, rewards: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> Tensor:
         """Returns of the episodes that ended; rewards of the others count in the next rollout."""
+        # Of a rollout that is refused: the returns of the next one would not be finite either.
+        rewards = np.where(np.isfinite(rewards), rewards, 0.0)
         cumulative = self._partial_returns + rewards.cumsum(0, dtype=np.float64)
         before, returns = np.zeros_like(self._partial_returns), []  # before the current episode
         for t, env in np.argwhere(ended):
             returns.append(cumulative[t, env] - before[env])
             before[env] = cumulative[t, env]
-        left = cumulative[-1] - before
-        # A rollout with other rewards is refused; the next one does not go on with their sum.
-        self._partial_returns = np.where(np.isfinite(left), left, 0.0)
+        self._partial_returns = cumulative[-1] - before
         return torch.tensor(returns, dtype=torch.float32)
 
     def _check_policy(self) -> None:

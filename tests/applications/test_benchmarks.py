@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
+from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstrations
 from tests.applications.conftest import Suite, write
 
 TABLES = {
@@ -19,6 +23,17 @@ TABLES = {
     "schedules": "cost of a schedule",
     "through_the_attacker": "through the attacker",
 }
+
+
+OTHERS = (
+    "imitation.algorithms.adversarial.gail",
+    "imitation.data.types",
+    "imitation.rewards.reward_nets",
+    "imitation.util.logger",
+    "sb3_contrib",
+    "stable_baselines3.common.env_util",
+)
+"""What the script for the package imitation imports from."""
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +68,33 @@ def test_what_the_battery_costs(suite: Suite, call: Callable[..., Any], tmp_path
     assert alone.keys() == together.keys() == {"FGSM", "PGM-20"}
     assert all(together[attack] <= alone[attack] for attack in alone)
     assert whole["passes"] == pytest.approx(sum(together.values()) / max(alone.values()))
+
+
+def test_an_iteration_of_the_other_package_is_one_rollout(
+    benchmarks: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of as many steps as ours, also where the environments do not share them evenly."""
+    save_demonstrations(tmp_path / "car.npz", demonstrate("MountainCar-v0", MountainCarExpert(), 1))
+    packages = {name: MagicMock() for name in OTHERS}
+    for name, package in packages.items():
+        monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.setattr(sys, "argv", ["", "MountainCar-v0", str(tmp_path / "car.npz"), "100", "2"])
+    trpo = packages["sb3_contrib"].TRPO
+    trpo.return_value.num_timesteps = 2 * 112
+    benchmarks("imitation_lib.imitation_gail").main()
+    gail = packages["imitation.algorithms.adversarial.gail"].GAIL
+    assert trpo.call_args.kwargs["n_steps"] == 7
+    assert gail.call_args.kwargs["gen_train_timesteps"] == 112
+    assert gail.return_value.train.call_args.args == (112,)
+
+
+def test_iterations_without_the_end_of_an_episode_count(
+    benchmarks: Callable[[str], ModuleType],
+) -> None:
+    imitation = benchmarks("imitation")
+    means: list[float] = []
+    for iteration, returns in enumerate(([20.0], [], [], [500.0])):
+        imitation.append_mean(means, iteration, torch.tensor(returns))
+    told = imitation.trpo_record("", 0, imitation.Args(), 1.0, means)
+    assert (told["iterations to 490"], told["mean return"], told["last return"]) == (4, 260, 500)
+    assert imitation.trpo_record("", 0, imitation.Args(), 1.0, [math.nan])["last return"] is None

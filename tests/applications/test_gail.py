@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bilevel import BilevelError
 from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstrations
@@ -75,6 +76,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert on.status == 0
     whole, parts = ((tmp_path / name / "curves.csv").read_text() for name in ("whole", "parts"))
     assert whole == parts
+    logs = EventAccumulator(str(tmp_path / "parts" / ENV / "l2l-gail-coordinate-0" / "tensorboard"))
+    assert [point.step for point in logs.Reload().Scalars("kl")] == [1, 2, 3, 4]
     other = call(module, *one, "--resume", "--max-kl", 0.02, "--out", tmp_path / "parts")
     assert "is a run with max_kl = 0.01, this one has max_kl = 0.02" in one_line(other)
     fewer = call(module, *one, "--resume", "--iterations", 3, "--out", tmp_path / "parts")
@@ -244,6 +247,18 @@ def test_a_name_without_a_version_is_no_name_of_a_result(module: ModuleType) -> 
         pytest.raises(BilevelError, match=r"give --env gymnasium:CartPole-v1$"),
     ):
         module.check(args, module.plan_runs(args))
+
+
+def test_results_are_written_before_they_are_shown(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    def fail(*_: Any) -> None:
+        raise BilevelError("no table")
+
+    monkeypatch.setattr(module, "tabulate", fail)
+    cloned = [*SMALL, "--method", "bc", "--every", 20]
+    assert "no table" in one_line(call(module, *cloned, "--out", tmp_path))
+    assert {"results.json", "curves.csv"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_results_are_written_whatever_becomes_of_the_film(

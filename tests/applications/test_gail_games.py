@@ -95,7 +95,7 @@ def test_a_policy_is_evaluated_on_the_same_episodes_each_time(
 def test_a_policy_is_evaluated_on_other_episodes_than_its_expert_showed(
     lib: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    runs, experts, seeds = lib("runs"), lib("experts"), set[int]()
+    runs, experts, seeds = lib("runs"), lib("experts"), set[int]()  # of episodes played
 
     def play(env: str, policy: Any, episodes: int, seed: int) -> Any:
         own = {seed + number for number in range(episodes)}
@@ -108,6 +108,14 @@ def test_a_policy_is_evaluated_on_other_episodes_than_its_expert_showed(
     experts.expert_demonstrations(ENV, None, tmp_path, print, iterations=1, episodes=100)
     runs.evaluate(MountainCarExpert(), ENV)
     assert len(seeds) == 200
+    for environments in (1, 3, 16, 100):
+        own = [
+            lib("episodes").training_seed(iteration, run, environments) + number
+            for run in range(1000)
+            for iteration in (0, 25, 50)
+            for number in range(environments)
+        ]
+        assert len({*own} - seeds) == len(own)  # nor do two runs train on the same episodes
 
 
 def test_a_seed_is_that_of_the_episodes(lib: Callable[[str], ModuleType]) -> None:

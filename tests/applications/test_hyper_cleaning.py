@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel import Bilevel, HypergradientWarning
+from bilevel import Bilevel, BilevelError, HypergradientWarning
 from bilevel.experiment.weights import load_weights, read_about
 from tests.applications.conftest import one_line
 from tests.robustness.data.test_sources import write_fashion_mnist
@@ -98,17 +98,23 @@ def test_a_resumed_run_is_the_one_that_was_never_stopped(
     assert resumed.seconds > 0
 
 
-def test_a_run_that_begins_anew_leaves_no_other_checkpoint(
-    app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_begins_anew_leaves_no_checkpoint_of_an_earlier_one(
+    app: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With which --resume would go on, if it is stopped before its own first one."""
-    data = app.load("digits", seed=0, train_size=50)
-    args = app.Args(steps=5, iterations=1, train_size=50, out=tmp_path)
-    assert app.learn(args, "unrolled", data).path.exists()
-    monkeypatch.setattr(Bilevel, "step", lambda game, batch: pytest.fail("stopped"))
-    with pytest.raises(pytest.fail.Exception):
-        app.learn(args, "unrolled", data)
-    assert not (tmp_path / "unrolled" / "checkpoint.pt").exists()
+    """With which --resume would go on, if it is stopped before it has its own."""
+    few = ["--train-size", 50, "--steps", 5, "--iterations", 1, "--out", tmp_path]
+    few += ["--adjoint", "unrolled", "truncated"]
+    assert call(app, *few).status == 0
+    assert len(list(tmp_path.glob("*/checkpoint.pt"))) == 2
+
+    def stop(*_: Any) -> None:
+        raise BilevelError("stopped")
+
+    monkeypatch.setattr(app, "learn", stop)
+    assert call(app, *few, "--resume").status == 2
+    assert len(list(tmp_path.glob("*/checkpoint.pt"))) == 2
+    assert call(app, *few).status == 2
+    assert not list(tmp_path.glob("*/checkpoint.pt"))
 
 
 @pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")  # training is short

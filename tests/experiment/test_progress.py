@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bilevel import BilevelError
 from bilevel.experiment import Journal, ProgressBar
 
 
@@ -81,3 +83,29 @@ def test_a_curve_has_a_point_for_each_report_at_its_step(tmp_path: Path) -> None
         journal.report(20, {"loss": 1.5})
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(point.step, point.value) for point in curves.Scalars("loss")] == [(10, 2.5), (20, 1.5)]
+
+
+@pytest.mark.parametrize(("first", "kept"), [(10, []), (20, [(10, 1.0)])])
+def test_curves_of_an_earlier_run_end_where_this_one_begins(
+    tmp_path: Path, first: int, kept: list[tuple[int, float]]
+) -> None:
+    """A run that is repeated replaces them, and one that is resumed continues them."""
+    for value, steps in ((1.0, (10, 20, 30)), (2.0, (first, 40))):
+        with Journal("pgm", tmp_path) as journal:
+            for step in steps:
+                journal.report(step, {"loss": value})
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(point.step, point.value) for point in curves.Scalars("loss")]
+    assert points == [*kept, (first, 2.0), (40, 2.0)]
+
+
+def test_a_disk_that_is_full_when_the_curves_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", full)
+    told = r"cannot write .*tensorboard .*: free some space"
+    with Journal("pgm", tmp_path) as journal, pytest.raises(BilevelError, match=told):
+        journal.report(10, {"loss": 2.5})

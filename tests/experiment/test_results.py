@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from bilevel.experiment import write_results
 
@@ -23,3 +25,12 @@ def test_what_json_lacks_is_written_as_text(tmp_path: Path) -> None:
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     path = write_results(tmp_path, {}, {}, [{"loss": np.float32(0.5), "right": np.int64(3)}])
     assert json.loads(path.read_text())["results"] == [{"loss": 0.5, "right": 3}]
+
+
+def test_what_other_programs_cannot_read_is_null(tmp_path: Path) -> None:
+    """JSON has no NaN and no infinity."""
+    record = {"nan": math.nan, "least": -math.inf, "norm": torch.tensor(math.inf), "list": [1.0]}
+    path = write_results(tmp_path, {"limit": math.inf}, {}, [record])
+    content = json.loads(path.read_text(), parse_constant=lambda name: name)
+    assert content["config"] == {"limit": None}
+    assert content["results"] == [{"nan": None, "least": None, "norm": None, "list": [1.0]}]

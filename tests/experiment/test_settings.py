@@ -105,6 +105,8 @@ def test_arrays_and_parts_of_functions_are_told_apart() -> None:
     first, second = np.arange(2000), np.arange(2000)
     second[1000] = 7
     assert shown(first) != shown(second)
+    assert shown(np.zeros(2, np.int32)) != shown(np.zeros(2, np.float32))
+    assert shown(np.array([object()])) == shown(np.array([object()]))  # no addresses
     assert shown(partial(lambda x: 2 * x)) != shown(partial(lambda x: 3 * x))
     assert len({shown(partial(max, 1)), shown(partial(max, 2)), shown(partial(max, key=2))}) == 3
 

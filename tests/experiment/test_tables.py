@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def test_cells() -> None:
     assert mean_std([2.0, 2.0], 1) == mean_std([2.0], 1) == "2.0"
     assert mean_std([2.0, 2.01], 1) == "2.0"
     assert mean_std([], 1) == "–"
+    assert mean_std([math.nan, 1.0], 1) == "nan"
+    assert mean_std([math.inf, 1.0], 1) == "inf"
 
 
 def test_numbers_that_are_lacking_leave_a_column_of_numbers() -> None:

@@ -7,7 +7,8 @@ import re
 
 import pytest
 import torch
-from torch.distributions import TanhTransform, TransformedDistribution
+from torch import Tensor, nn
+from torch.distributions import Categorical, TanhTransform, TransformedDistribution
 
 from bilevel import BilevelError, NonFiniteError
 from bilevel.imitation import CategoricalPolicy, GaussianPolicy, Policy, clone
@@ -117,6 +118,21 @@ def test_a_likelihood_that_ceases_to_be_finite_is_told() -> None:
     with pytest.raises(NonFiniteError, match="not finite after 1 epochs of cloning: check"):
         clone(policy, torch.ones(10, 1), torch.zeros(10, 1), lr=1e30)
     torch.testing.assert_close(policy.state_dict(), before)  # the best so far
+
+
+def test_a_policy_that_raises_has_its_best_weights() -> None:
+    """As one of torch's distributions does, unless it is told not to."""
+
+    class Checked(CategoricalPolicy):
+        def forward(self, observations: Tensor) -> Categorical:
+            return Categorical(logits=self.network(observations).log())
+
+    policy = Checked(1, 2, hidden=())
+    nn.init.ones_(policy.network[-1].bias)
+    before = copy.deepcopy(policy.state_dict())
+    with pytest.raises(ValueError, match="Expected parameter logits"):
+        clone(policy, torch.ones(9, 1), torch.zeros(9).long(), lr=1e3, batch_size=1)
+    torch.testing.assert_close(policy.state_dict(), before)
 
 
 class Squashed(GaussianPolicy):

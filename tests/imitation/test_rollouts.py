@@ -321,9 +321,11 @@ def test_a_rollout_after_one_that_was_refused_begins_where_the_environments_are(
     assert torch.equal(sampler.collect(1).observations[0, 0], state)
 
 
-def test_a_reward_that_is_not_finite_ends_with_its_rollout() -> None:
-    """Returns of later episodes are sums of later rewards."""
-    sampler = Sampler(make_envs("CartPole-v1", 1), CategoricalPolicy(4, 2))
-    sampler._returns(np.array([[1.0], [np.nan]]), np.array([[False], [False]]))
-    returns = sampler._returns(np.array([[2.0], [3.0]]), np.array([[False], [True]]))
-    assert returns.tolist() == [5.0]
+def test_a_reward_that_is_not_finite_leaves_the_returns_of_later_episodes() -> None:
+    """The rollout that has it is refused; the next one goes on with the same episodes."""
+    sampler = Sampler(make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2))
+    refused = np.array([[np.nan, np.inf], [1.0, 1.0], [1.0, 1.0]])
+    ended = np.array([[False, True], [False, False], [False, False]])
+    sampler._returns(refused, ended)
+    returns = sampler._returns(np.array([[3.0, 3.0]]), np.array([[True, True]]))
+    assert returns.tolist() == [5.0, 5.0]

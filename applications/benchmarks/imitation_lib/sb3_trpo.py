@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ ENVIRONMENTS = 16
 
 
 def train(env: str, seed: int, iterations: int, steps: int) -> tuple[float, list[float]]:
-    """Seconds of training, and the mean return of each iteration in which an episode ended."""
+    """Seconds of training, and the mean return of each iteration, NaN if no episode ended in it."""
     from sb3_contrib import TRPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
@@ -46,4 +47,5 @@ def train(env: str, seed: int, iterations: int, steps: int) -> tuple[float, list
     returns = Returns()
     begun = time.perf_counter()
     learner.learn(iterations * ENVIRONMENTS * -(-steps // ENVIRONMENTS), callback=returns)
-    return time.perf_counter() - begun, [sum(one) / len(one) for one in returns.rollouts if one]
+    seconds = time.perf_counter() - begun
+    return seconds, [sum(one) / len(one) if one else math.nan for one in returns.rollouts]
