@@ -47,7 +47,9 @@ def draw_curves(path: Path, evaluated: Sequence[Mapping[str, Any]], rows: Sequen
             bottom.set_xlabel(quantity)
         axes[0, 0].set_ylabel("accuracy")
         axes[1, 0].set_ylabel("gain over pgm")
-        axes[0, 0].legend(frameon=False)
+        fullest = max(axes[0], key=lambda one: len(one.lines))
+        if fullest.lines:
+            fullest.legend(frameon=False)
         save_png(path, figure)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bilevel import BilevelError
 from tests.applications.conftest import one_line
 
 
@@ -108,3 +111,59 @@ def test_bad_input_is_one_line(
     module: ModuleType, call: Callable[..., Any], arguments: list[str], message: str
 ) -> None:
     assert message in one_line(call(module, *arguments))
+
+
+def test_a_run_that_goes_on_is_not_removed(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl")
+    monkeypatch.delattr(module, "train_missing")  # which would begin
+    kept = tmp_path / "smoke" / "pgm" / "checkpoint.pt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX)"
+    code += "; print(flush=True); input()"
+    command = [sys.executable, "-c", code, tmp_path / "smoke" / ".lock"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:
+        other.stdout.readline()  # it holds the lock
+        refused = one_line(call(module, "--no-resume", "--out", tmp_path))
+        other.communicate(b"\n")
+    assert "another run writes to " in refused
+    assert kept.exists()
+
+
+def test_what_a_run_that_has_ended_left_is_removed(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not the lock, which is this run's by then."""
+    out = tmp_path / "smoke"
+    for name in (".lock", "tables.md", "pgm/checkpoint.pt"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+
+    def train(*given: Any) -> None:
+        raise BilevelError(f"{sorted(path.name for path in out.iterdir())} are left")
+
+    monkeypatch.setattr(module, "train_missing", train)
+    assert "['.lock'] are left" in one_line(call(module, "--no-resume", "--out", tmp_path))
+    (out / "kept").touch()
+    assert "['.lock', 'kept'] are left" in one_line(call(module, "--out", tmp_path))
+
+
+def test_a_figure_that_fails_costs_no_table(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any) -> None:
+        raise BilevelError("no figure")
+
+    for name, function in {
+        "train_missing": lambda *given: {},
+        "evaluate": lambda *given: None,
+        "read": lambda folder: [],
+        "figures": fail,
+    }.items():
+        monkeypatch.setattr(module, name, function)
+    assert "no figure" in one_line(call(module, "--out", tmp_path))
+    assert "### Table 2:" in (tmp_path / "smoke" / "tables.md").read_text()
+    assert (tmp_path / "smoke" / "results.json").exists()

@@ -62,18 +62,45 @@ def test_every_classifier_is_under_all_attacks(lib: Callable[[str], ModuleType])
     assert told[1]["cells"] == ("plain", "90.0", "–", "–", "25.0", "yes")
 
 
-def test_a_gain_is_what_a_row_has_more_than_pgm(
+@pytest.fixture
+def draw(
     lib: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Callable[..., Figure]:
+    """The figure of curves, each row's points the same for both quantities."""
     drawn: list[Figure] = []
     monkeypatch.setattr(lib("figures"), "save_png", lambda _, figure: drawn.append(figure))
-    evaluated = [
-        {"record": "curve", "quantity": quantity, "classifier": row, "at": at, "accuracy": accuracy}
-        for quantity in ("ε", "iterations")
-        for row, accuracies in (("pgm", (0.8, 0.4)), ("grad-l2l", (0.7, 0.6)))
-        for at, accuracy in zip((1, 10), accuracies, strict=True)
-    ]
-    lib("figures").draw_curves(tmp_path / "curves.png", evaluated, ["pgm", "grad-l2l"])
-    for gains in drawn[0].axes[2:]:
+
+    def draw(**curves: dict[int, float]) -> Figure:
+        evaluated = [
+            {"record": "curve", "quantity": name, "classifier": row, "at": at, "accuracy": accuracy}
+            for name in ("ε", "iterations")
+            for row, points in curves.items()
+            for at, accuracy in points.items()
+        ]
+        lib("figures").draw_curves(tmp_path / "curves.png", evaluated, [*curves])
+        return drawn[-1]
+
+    return draw
+
+
+def test_a_gain_is_what_a_row_has_more_than_pgm(draw: Callable[..., Figure]) -> None:
+    figure = draw(pgm={1: 0.8, 10: 0.4}, ours={1: 0.7, 10: 0.6})
+    for gains in figure.axes[2:]:
         assert [*gains.lines[1].get_xdata()] == [1, 10]
         assert [*gains.lines[1].get_ydata()] == pytest.approx([-0.1, 0.2])
+
+
+def test_the_longest_curve_is_shown_to_its_end(draw: Callable[..., Figure]) -> None:
+    figure = draw(pgm={1: 0.8, 10: 0.4}, ours={1: 0.7, 10: 0.6, 50: 0.5})
+    assert [axes.get_xlim() for axes in figure.axes] == [(1, 50)] * 4
+
+
+@pytest.mark.parametrize("failed", [["ours"], ["pgm"], ["pgm", "ours"]], ids=" and ".join)
+def test_a_curve_that_failed_is_left_out(draw: Callable[..., Figure], failed: list[str]) -> None:
+    """It has no points; without those of PGM there is no gain."""
+    curves = {row: {} if row in failed else {1: 0.8, 10: 0.4} for row in ("pgm", "ours")}
+    figure = draw(**curves)
+    for axes in figure.axes[:2]:
+        assert [line.get_label() for line in axes.lines] == [r for r in curves if curves[r]]
+    for axes in figure.axes[2:]:
+        assert all(len(line.get_xdata()) == 2 * bool(curves["pgm"]) for line in axes.lines)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import Bilevel
+from bilevel import Bilevel, BilevelError, pgm
 from bilevel.robustness import Attacker, Batch, FreshAttack, ImageSet, Linf, make_solver
 
 
@@ -30,3 +30,10 @@ def test_each_epoch_has_all_images_in_an_order_of_its_own(monkeypatch: pytest.Mo
     first, second = seen[:8], seen[8:]
     assert sorted(first) == sorted(second) == list(range(8))
     assert first != second
+
+
+def test_no_images_to_train_on() -> None:
+    """Their epochs, of no batch, would never end."""
+    images = ImageSet(torch.zeros(0, 1, 2, 2).byte(), torch.zeros(0).long(), ("a", "b"))
+    with pytest.raises(BilevelError, match=r"image set is empty: .*give one or more"):
+        FreshAttack("it", Linf(0.1), lambda: pgm(0.1, 1), images)

@@ -131,6 +131,18 @@ def test_what_an_adversary_cannot_attack(x: Tensor, y: Tensor, complaint: str) -
         Adversary(nn.Flatten(), LINF, fgsm(EPS))(x, y)
 
 
+def test_a_solver_that_goes_on_is_left_where_it_is(model: Classifier, batch: Batch) -> None:
+    """So that training goes on from the answer that it had, and a call can be repeated."""
+    solver = Iterative(SignGradient(0.01), 1, warm_start=True)
+    adversary = Adversary(model, LINF, solver)
+    assert torch.equal(adversary(*batch), adversary(*batch))
+    assert solver.kept is None
+    foolbox = pytest.importorskip("foolbox")
+    fmodel = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
+    foolbox_attack(Linf, lambda eps: solver)(fmodel, *batch, epsilons=EPS)
+    assert solver.kept is None
+
+
 def test_an_adversary_shows_its_threat_model_and_solver() -> None:
     shown = repr(Adversary(nn.Flatten(), LINF, fgsm(EPS)))
     assert shown.startswith("Adversary(Linf(eps=0.2, start=0.0, loss=cross_entropy), Iterative(")

@@ -73,6 +73,27 @@ def test_test_images_stay_test_images_when_others_come() -> None:
     assert sorted(len(part) for part in hold_out_by_content(alone, sums[:3])) == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("files", "held_out"),
+    [
+        ([0, 1, 1, 1, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3]),
+        ([0, 0, 0, 3, 4, 5, 6, 7, 8, 9], [0, 1, 2]),
+        ([0, 1, 2, 2, 2, 2, 2, 2, 2, 2], [0, 1]),
+        ([0, 1, 1, 1, 1, 1, 1, 1, 1, 1], [0]),
+        ([0, 0, 0, 0], []),
+    ],
+)
+def test_copies_of_a_file_are_on_one_side(files: list[int], held_out: list[int]) -> None:
+    """Else a classifier is tested on what it has seen; some images are left to train on."""
+    count = len(files)
+    images = ImageSet(torch.arange(count).byte().view(-1, 1, 1, 1), torch.zeros(count).long(), "a")
+    sums = np.zeros((count, 32), np.uint8)
+    sums[:, 0] = files
+    train, test = hold_out_by_content(images, sums)
+    assert test.images.flatten().tolist() == held_out
+    assert len(train) == count - len(held_out) > 0
+
+
 def test_a_subset_by_positions_or_by_a_mask() -> None:
     labels = torch.tensor([2, 0, 1])
     images = ImageSet(torch.arange(3).byte().view(3, 1, 1, 1), labels, ("a", "b", "c"))

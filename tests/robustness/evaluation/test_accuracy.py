@@ -182,4 +182,5 @@ def test_a_solver_that_goes_on_is_measured_from_where_it_is(greys: ImageSet) -> 
     assert len(set(figures)) == 1
     moved = [named.perturb(model, batch, 0) for _ in range(2)]
     assert torch.equal(*moved)
+    examples("one step", model, threat, solver, batch, greys.classes)
     assert solver.kept is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,18 @@ from torch import Tensor, nn
 from bilevel import BilevelError, NonFiniteError, pgm
 from bilevel.robustness import (
     L2,
+    Attacker,
     Batch,
     Battery,
     Evaluation,
     ExternalAttack,
+    FreshAttack,
     ImageSet,
     Linf,
     SolverAttack,
+    make_solver,
 )
+from tests.robustness.evaluation.faults import Faulty
 from tests.robustness.evaluation.scripted import COUNT, EPS, Scripted, Threshold, noisy
 
 
@@ -324,3 +329,25 @@ def test_its_numbers_are_checked_before_a_run() -> None:
         Battery([Scripted("one", set())], eps=EPS, batch_size=0)
     with pytest.raises(BilevelError, match=r"norm is 'L2': .* give one of 'linf', 'l2'"):
         Battery([Scripted("one", set())], eps=EPS, norm="L2")  # type: ignore[arg-type]
+
+
+def test_the_callers_random_numbers_go_on_where_they_were(images: ImageSet) -> None:
+    """Also where an attacker is drawn to be trained."""
+    attacker = Attacker("two-layer", width=4)
+    make = partial(make_solver, "grad-l2l", eps=EPS, channels=1, attacker=attacker)
+    fresh = FreshAttack("fresh", Linf(EPS), make, images, steps=1)
+    before = torch.get_rng_state()
+    Battery([*noisy(), fresh], eps=EPS).run(Threshold(), images)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_seed_decides_what_a_random_classifier_gets_right() -> None:
+    """Whatever the caller has drawn before."""
+    random = Faulty(nn.Flatten(), lambda model, x: torch.rand_like(model(x)))
+    found = []
+    for caller, seed in ((1, 0), (2, 0), (1, 3)):
+        torch.manual_seed(caller)
+        images = ImageSet(torch.zeros(100, 1, 1, 2).byte(), torch.arange(100) % 2, ("a", "b"))
+        found.append(Battery([], eps=EPS, seed=seed).run(random, images)[0])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

@@ -31,4 +31,19 @@ def test_by_how_much_a_margin_jumps(step: float, jump: int, ok: bool) -> None:
 def test_a_single_answer_never_changes() -> None:
     always = Faulty(nn.Identity(), lambda _, x: torch.tensor([1.0, 0.0]).expand(len(x), 2))
     images = ImageSet(image_set(20).images, torch.arange(20) % 2, ("a", "b"))
-    assert is_continuous(Probed(always, images)).figure == "one answer to all images"
+    finding = is_continuous(Probed(always, images))
+    assert (finding.figure, finding.ok) == ("not measured", False)
+    assert finding.sentence.startswith("Not checked: 20 images have one answer; ")
+
+
+def test_images_in_the_order_of_their_classes() -> None:
+    """Of the first ones alone the answer is always the same."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        value = torch.where(x.mean((1, 2, 3)) > 0.5, 1.0, -1.0)
+        return torch.stack([-value, value], 1)
+
+    grey = torch.arange(256).byte().view(256, 1, 1, 1)
+    images = ImageSet(grey, torch.arange(256) // 128, ("dark", "bright"))
+    finding = is_continuous(Probed(Faulty(nn.Identity(), forward), images))
+    assert (finding.figure, finding.ok) == ("jumps by 200% of the margin", False)

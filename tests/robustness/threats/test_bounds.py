@@ -282,3 +282,21 @@ def test_a_check_of_ones_own_does_not_hide_the_bounds(kind: type[Linf]) -> None:
         attack(linear(16), kind(1.0), pgm(0.5, 2), scans())
     for threat in (kind(1.0, bounds=None), Remembered(1.0, bounds=HOUNSFIELD)):
         assert (attack(linear(16), threat, pgm(0.5, 2), scans()).x - scans().x).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        (torch.tensor([0, 0]), torch.tensor([4095, 100_000])),
+        (torch.tensor([0, 0]), torch.tensor([0.1, 70_000.3])),
+        (0.1, torch.tensor([255, 70_001])),
+        (torch.zeros(2).half(), torch.tensor([4095, 100_000])),
+    ],
+    ids=["integers", "integers and floats", "a number and integers", "halves and integers"],
+)
+def test_integers_are_bounds_as_they_are(bounds: Bounds) -> None:
+    """Half precision would round 4095 and has no 100,000."""
+    found = Linf(0.05, bounds=bounds).bounds
+    assert found is not None
+    for bound, given in zip(found, bounds, strict=True):
+        assert torch.equal(bound, torch.as_tensor(given, dtype=torch.float32))

@@ -189,6 +189,13 @@ def test_settings_of_sparse_steps() -> None:
         L1(1.0).ascent(0.0)
 
 
+def test_bounds_that_leave_nothing_to_move() -> None:
+    threat, x = L1(0.1, bounds=(0.5, 0.5)), torch.full((2, 4), 0.5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    found = Adversary(model, threat, threat.pgm(0.1, 2))(x, torch.arange(2))
+    assert torch.equal(found, x)
+
+
 def test_a_long_step_moves_all_values() -> None:
     x = torch.zeros(1, 4)
     moved, _ = SparseSign(6.0)(x, torch.tensor([[4.0, 3.0, 2.0, 1.0]]), x, None)
