@@ -125,7 +125,8 @@ def test_a_policy_that_raises_has_its_best_weights() -> None:
 
     class Checked(CategoricalPolicy):
         def forward(self, observations: Tensor) -> Categorical:
-            return Categorical(logits=self.network(observations).log())
+            logits = self.network(observations).log()
+            return Categorical(logits=logits, validate_args=True)
 
     policy = Checked(1, 2, hidden=())
     nn.init.ones_(policy.network[-1].bias)

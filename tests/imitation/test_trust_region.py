@@ -242,7 +242,7 @@ def test_parameters_without_a_distribution_are_infinitely_far() -> None:
             self.scale = nn.Parameter(torch.ones(1))
 
         def forward(self, states: Tensor) -> Normal:
-            return Normal(states, self.scale)
+            return Normal(states, self.scale, validate_args=True)
 
     region = TrustRegion(Scaled(), ((torch.zeros(4, 1),), {}))
     assert region.kl({"scale": torch.ones(1)}) == 0
