@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,9 +53,11 @@ def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
 def _trial(follower: FollowerProblem) -> FollowerProblem:
     """The follower, to call ``init`` once more than the solve: it may keep what it draws."""
     trial = copy.copy(follower)
-    for name, value in vars(follower).items():
-        if isinstance(value, torch.Generator):  # else a resumed run would draw other numbers
+    for name, value in vars(follower).items():  # else a resumed run would draw other numbers
+        if isinstance(value, torch.Generator):
             object.__setattr__(trial, name, value.clone_state())
+        elif isinstance(value, random.Random | np.random.Generator | np.random.RandomState):
+            object.__setattr__(trial, name, copy.deepcopy(value))
     return trial
 
 

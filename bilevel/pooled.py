@@ -32,21 +32,10 @@ def check_processes(game: Bilevel) -> None:
         BilevelError: If the shares do not add up to 1, a parameter or a running statistic differs
             between two processes, or a hook would see the gradient before it is summed.
     """
-    shares = distributed.all_gather(float(game.pool.share if game.pool else 1.0))
-    if abs(sum(shares) - 1) > 1e-6:
-        raise BilevelError(
-            f"the shares of the batch are {', '.join(f'{share:.3g}' for share in shares)}, which "
-            "do not add up to 1: before each step, set game.pool.share to the number of this "
-            "process's samples divided by the batch's"
-        )
+    _check_shares(game)
     own = {}
     for player, network in (("leader", game.leader), ("solver", game.solver)):
-        if any(parameter._post_accumulate_grad_hooks for parameter in network.parameters()):
-            raise BilevelError(
-                f"a parameter of the {player} has a hook that runs when its gradient is there, as "
-                "of an optimizer that steps in the backward pass: that is the gradient of this "
-                f"process's samples alone; let {player}_opt take the step"
-            )
+        _check_hooks(player, network)
         # The player's own buffers may be the data of this process.
         buffers = [(name, buffer) for name, buffer in network.named_buffers() if "." in name]
         for name, tensor in (*network.named_parameters(), *buffers):
@@ -60,6 +49,26 @@ def check_processes(game: Bilevel) -> None:
                 "gradients are summed, so all train the same networks; set one seed before they "
                 "are built, or load the same state"
             )
+
+
+def _check_shares(game: Bilevel) -> None:
+    assert game.pool is not None
+    shares = distributed.all_gather(float(game.pool.share))
+    if abs(sum(shares) - 1) > 1e-6:
+        raise BilevelError(
+            f"the shares of the batch are {', '.join(f'{share:.3g}' for share in shares)}, which "
+            "do not add up to 1: before each step, set game.pool.share to the number of this "
+            "process's samples divided by the batch's"
+        )
+
+
+def _check_hooks(player: str, network: nn.Module) -> None:
+    if any(parameter._post_accumulate_grad_hooks for parameter in network.parameters()):
+        raise BilevelError(
+            f"a parameter of the {player} has a hook that runs when its gradient is there, as of "
+            "an optimizer that steps in the backward pass: that is the gradient of this process's "
+            f"samples alone; let {player}_opt take the step"
+        )
 
 
 def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:

@@ -28,14 +28,11 @@ class ModuleState:
 
     Args:
         module: The module.
-        copy_buffers: Whether the buffers are copied, so that later in-place changes do not count.
-        copied: The copies that exist, to which this adds: a buffer is copied once for all states
-            between which it has not changed.
+        copied: Where buffers are copied to, so that later in-place changes do not count: once for
+            all states between which they have not changed. None keeps the buffers themselves.
     """
 
-    def __init__(
-        self, module: nn.Module, *, copy_buffers: bool = False, copied: Copied | None = None
-    ) -> None:
+    def __init__(self, module: nn.Module, *, copied: Copied | None = None) -> None:
         self.module = module
         self._before: list[ModuleState] = []  # one for each block that is open
         parts = list(module.modules())
@@ -47,9 +44,8 @@ class ModuleState:
         self.buffers: list[tuple[Buffers, Buffers]] = [
             (part._buffers, dict(part._buffers)) for part in parts
         ]
-        if copy_buffers:
-            known = {} if copied is None else copied
-            self.buffers = [(now, _copies(kept, known)) for now, kept in self.buffers]
+        if copied is not None:
+            self.buffers = [(now, _copies(kept, copied)) for now, kept in self.buffers]
 
     def restore(self) -> None:
         """Puts the module back into this state, also where Ctrl+C falls into that."""
@@ -101,11 +97,10 @@ def _copies(buffers: Buffers, copied: Copied) -> Buffers:
 def _copy(buffer: Tensor, copied: Copied) -> Tensor:
     if buffer.is_inference():  # torch does not count its changes
         return buffer.clone()
-    _, version, copy = copied.get(id(buffer), (buffer, -1, buffer))
-    if version != buffer._version:
-        copy = buffer.clone()
-        copied[id(buffer)] = buffer, buffer._version, copy
-    return copy
+    known = copied.get(id(buffer))
+    if known is None or known[1] != buffer._version:
+        known = copied[id(buffer)] = buffer, buffer._version, buffer.clone()
+    return known[2]
 
 
 def _put(tensors: Mapping[str, Tensor | None], held: MutableMapping[str, Any]) -> None:
@@ -139,8 +134,8 @@ class Snapshot:
     """
 
     def __init__(self, *modules: nn.Module, copied: Copied | None = None) -> None:
-        known = {} if copied is None else copied
-        self.states = [ModuleState(part, copy_buffers=True, copied=known) for part in modules]
+        copied = {} if copied is None else copied
+        self.states = [ModuleState(module, copied=copied) for module in modules]
         self.rng_state = torch.get_rng_state()
         places = dict.fromkeys(p.device for module in modules for p in module.parameters())
         others = [place for place in places if place.type not in ("cpu", "meta")]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -138,15 +141,17 @@ def test_constraints_of_a_third_party_beside_a_frozen_leader() -> None:
     assert zero_sum_game(leader).step(None)["loss"] == 0.5 * 1.0
 
 
-def test_the_check_draws_nothing_from_the_followers_own_generator() -> None:
+def test_the_check_draws_nothing_from_the_followers_own_generators() -> None:
     """Else a resumed run, whose first answer is checked again, would draw other numbers."""
 
     class Drawn(Nearest):
         def __init__(self):
             self.generator = torch.Generator().manual_seed(0)
+            self.numpys, self.pythons = np.random.default_rng(0), random.Random(0)
 
         def init(self, batch):
-            return torch.rand(batch.x.shape, generator=self.generator)
+            size = self.numpys.random() + self.pythons.random()
+            return size * torch.rand(batch.x.shape, generator=self.generator)
 
     follower, leader, batch = Drawn(), Weights(3), Batch(torch.ones(2, 3), torch.zeros(2))
     game = Bilevel(
@@ -160,3 +165,7 @@ def test_the_check_draws_nothing_from_the_followers_own_generator() -> None:
     once = torch.Generator().manual_seed(0)
     torch.rand(2, 3, generator=once)
     assert torch.equal(follower.generator.get_state(), once.get_state())
+    numpys, pythons = np.random.default_rng(0), random.Random(0)
+    numpys.random(), pythons.random()
+    assert follower.numpys.random() == numpys.random()
+    assert follower.pythons.random() == pythons.random()

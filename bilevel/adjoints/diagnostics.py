@@ -45,7 +45,7 @@ def check_system(
     problem.record(residual=residual)
     unsolved = not float(residual) <= solved_at(adjoint.tolerance, eps)
     curvature, rounding, message = float(solution.curvature), solution.flat(eps), ""
-    if curvature < torch.inf or curvature != curvature:  # else solved at its start: none was met
+    if curvature != torch.inf:  # else solved at its start: none was met
         problem.record(curvature=solution.curvature - adjoint.damping)
     mixed = _MIXED if b.dim() > 1 else ""
     if symmetric and curvature < -4 * rounding:  # those of GMRES add up

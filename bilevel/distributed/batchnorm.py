@@ -106,10 +106,11 @@ def average_statistics(pool: Pool, networks: Sequence[nn.Module]) -> None:
         pool: The pool, with the share of this process.
         networks: The networks.
     """
+    # Once each: the same network may be the leader's and the follower's.
+    modules = dict.fromkeys(module for network in networks for module in network.modules())
     norms = [
         module
-        for network in networks
-        for module in network.modules()
+        for module in modules
         if isinstance(module, _NormBase) and not isinstance(module, SyncBatchNorm)
     ]
     own = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]

@@ -256,10 +256,8 @@ class Trainer:
         with computing(self.precision, batch.x.device, one_size=True), explain_out_of_memory(size):
             metrics = (self._captured or self.game.step)(batch)
         if self.game.pool:
-            held = networks_of(self.game.follower)
-            # As one, in which a network that two of them hold counts once.
-            networks = nn.ModuleList([self.game.leader, self.game.solver, *held])
-            distributed.average_statistics(self.game.pool, [networks])
+            networks = [self.game.leader, self.game.solver, *networks_of(self.game.follower)]
+            distributed.average_statistics(self.game.pool, networks)
         if self.averaged:
             self.averaged.update_parameters(self.game.leader)
         return metrics
