@@ -28,47 +28,42 @@ class HypergradientWarning(UserWarning):
     """The leader's gradient should not be trusted. The message says why, and the remedy."""
 
 
-def raise_missing_field(error: AttributeError | KeyError, problem: object, batch: object) -> None:
-    """Raises a clearer error if the batch lacks a field; does nothing for errors of other objects.
+def raise_explained(error: Exception, problem: object, batch: object) -> None:
+    """Raises a clearer error if a problem's method cannot read its batch, or meets a constant.
 
     Args:
-        error: The error of a method that reads the batch.
+        error: What the method raised.
         problem: The problem whose method it is.
         batch: The data.
 
     Raises:
-        BilevelError: If the batch lacks the attribute or the key.
+        BilevelError: If the batch lacks the attribute or the key, or the method takes a gradient in
+            what does not require one. Other errors are left to the caller.
     """
-    if isinstance(error, AttributeError):
-        missing = error.name is not None and error.obj is batch
-    else:
-        missing = isinstance(batch, Mapping) and bool(error.args) and error.args[0] not in batch
-    if missing:
+    name = type(problem).__name__
+    if _is_of_batch(error, batch):
         what = str(error) or getattr(error, "name", "")
         raise BilevelError(
-            f"{type(problem).__name__} cannot read a batch of type {type(batch).__name__} "
-            f"({what}): a batch must have the fields that the problem's own methods use; wrap "
-            'what the loader yields, for example in a collections.namedtuple("Batch", "x y")'
+            f"{name} cannot read a batch of type {type(batch).__name__} ({what}): a batch must "
+            "have the fields that the problem's own methods use; wrap what the loader yields, for "
+            'example in a collections.namedtuple("Batch", "x y")'
         ) from error
-
-
-def raise_constant(error: RuntimeError, problem: object) -> None:
-    """Raises a clearer error if a loss differentiates at a constant; does nothing for other errors.
-
-    Args:
-        error: The error of the loss or the objective.
-        problem: The problem whose method it is.
-
-    Raises:
-        BilevelError: If it takes a gradient in what does not require one.
-    """
-    if "does not require grad" in str(error):
+    if isinstance(error, RuntimeError) and "does not require grad" in str(error):
         raise BilevelError(
-            f"{type(problem).__name__} takes a gradient in something that does not require one "
+            f"{name} takes a gradient in something that does not require one "
             f"({first_line(error)}): while one player moves, the other's variables are constants; "
             "compute with copies that require it, w.detach().requires_grad_(), and inside "
             "torch.enable_grad()"
         ) from error
+
+
+def _is_of_batch(error: Exception, batch: object) -> bool:
+    """Whether what is missing is an attribute or a key of the batch, not of another object."""
+    if isinstance(error, AttributeError):
+        return error.name is not None and error.obj is batch
+    if isinstance(error, KeyError):
+        return isinstance(batch, Mapping) and bool(error.args) and error.args[0] not in batch
+    return False
 
 
 def first_line(error: BaseException) -> str:

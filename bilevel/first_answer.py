@@ -15,6 +15,7 @@ from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.player import trainable_parameters
 from bilevel.pooled import check_same_problem
 from bilevel.problem import Batch, FollowerProblem
+from bilevel.randomness import random_state_kept
 from bilevel.solvers import Iterative
 from bilevel.solvers.checks import check_answer, check_point
 from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
@@ -38,7 +39,7 @@ def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
         NonFiniteError: If one of the two is NaN or infinite.
     """
     device = leaves(y)[0].device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+    with random_state_kept(device), torch.no_grad():
         start = _trial(game.follower).init(batch)
     check_answer(game.solver, y, start)
     if isinstance(game.solver, Iterative):  # others may read its form only

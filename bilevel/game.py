@@ -11,14 +11,10 @@ from torch import Tensor
 from bilevel import checks
 from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
-from bilevel.errors import (
-    raise_constant,
-    raise_missing_derivative,
-    raise_missing_field,
-)
+from bilevel.backward import backward
 from bilevel.first_answer import check_first_answer
 from bilevel.frozen import frozen
-from bilevel.loss_checks import check_finite, check_gradients, check_loss
+from bilevel.loss_checks import check_gradients
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, has_hooks, take_step, zero_grad
 from bilevel.pooled import check_processes
@@ -216,9 +212,10 @@ class Bilevel:
 
         def evaluate(theta: list[Tensor]) -> Tensor:
             with torch.enable_grad():  # which optimizers switch off around their step
-                loss = self.leader_loss(self._solve_again(y, batch) if losses else y, batch)
+                answer = self._solve_again(y, batch) if losses else y
+                loss = self.leader.checked_loss(answer, batch)
                 moved = theta if losses else theta + phi
-                loss = self._backward("the leader's loss", loss, moved)
+                loss = backward(self, "the leader's loss", loss, moved)
             if not losses:
                 check_gradients("the leader's loss", [p.grad for p in theta])
                 check_gradients("the follower's objective", [p.grad for p in phi])
@@ -227,31 +224,6 @@ class Bilevel:
 
         take_step(self.leader_opt, self.leader, evaluate)
         return losses[0]
-
-    def leader_loss(self, y: Value, batch: Batch) -> Tensor:
-        """The leader's loss, with errors that explain a wrong batch.
-
-        Args:
-            y: The answer.
-            batch: The data.
-
-        Returns:
-            L(θ, y) with its graph.
-
-        Raises:
-            BilevelError: If the batch is wrong.
-            AttributeError: If another object lacks an attribute.
-            KeyError: If another object lacks a key.
-            RuntimeError: If the loss fails otherwise.
-        """
-        try:
-            return self.leader.loss(y, batch)
-        except (AttributeError, KeyError) as error:
-            raise_missing_field(error, self.leader, batch)
-            raise
-        except RuntimeError as error:
-            raise_constant(error, self.leader)
-            raise
 
     def _solve_again(self, y: Value, batch: Batch) -> Value:
         """The answer at a further evaluation of the leader's loss."""
@@ -290,38 +262,8 @@ class Bilevel:
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
             retain = not isinstance(self.adjoint, Detached)
-            loss = self._backward("the follower's objective", loss, phi, retain_graph=retain)
+            loss = backward(self, "the follower's objective", loss, phi, retain_graph=retain)
         return -self.follower.sign * loss
-
-    def _backward(
-        self, term: str, loss: Tensor, parameters: list[Tensor], *, retain_graph: bool = False
-    ) -> Tensor:
-        """Fills the gradients of these parameters only, summed over the processes.
-
-        Returns:
-            The loss, likewise.
-
-        Raises:
-            BilevelError: If the adjoint needs a second derivative that torch lacks.
-            RuntimeError: If the pass fails otherwise.
-        """
-        check_loss(term, loss, parameters)
-        if self.pool is None:
-            check_finite(term, loss, self.steps, parameters)
-        else:
-            loss = loss * self.pool.share
-        if parameters:
-            try:
-                loss.backward(inputs=parameters, retain_graph=retain_graph)
-            except RuntimeError as error:
-                if not isinstance(self.adjoint, Detached):
-                    raise_missing_derivative(error, self.adjoint)
-                raise
-        loss = loss.detach()
-        if self.pool is not None:
-            self.pool.all_reduce_gradients(loss, parameters)
-            check_finite(term, loss, self.steps, parameters)  # now all processes raise, or none
-        return loss
 
     def move_both(self, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Moves both players from one answer.

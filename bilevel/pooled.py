@@ -14,6 +14,7 @@ from bilevel.errors import BilevelError
 from bilevel.fingerprint import fingerprint
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
+from bilevel.randomness import random_state_kept
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Parametric
 from bilevel.tree import Value, detach, from_leaves, leaves, ravel, tree_map, unravel
@@ -92,7 +93,7 @@ def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
         return  # a solver of its own, without gradients
     device = leaves(y)[0].device
     # The first step of a resumed run draws what it would have drawn as a later one.
-    kept = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    kept = random_state_kept(device)
     networks = Snapshot(*networks_of(game.follower)).restored()
     with kept, networks, frozen(game.leader, game.solver.leader_mode), torch.enable_grad():
         # With gradients, as in the solve, for which a network has been compiled.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from bilevel.arguments import instance_of
-from bilevel.errors import BilevelError, raise_constant, raise_missing_field
+from bilevel.errors import BilevelError, raise_explained
 from bilevel.tree import Value, leaves
 
 Batch = Any
@@ -50,6 +50,28 @@ class LeaderProblem(nn.Module, ABC):
         Returns:
             A scalar.
         """
+
+    def checked_loss(self, y: Any, batch: Batch) -> Tensor:
+        """The loss, with errors that explain a wrong batch.
+
+        Args:
+            y: The follower's answer.
+            batch: The data of this step.
+
+        Returns:
+            What :meth:`loss` returns.
+
+        Raises:
+            BilevelError: If the batch is wrong, or the loss differentiates at a constant.
+            AttributeError: If another object lacks an attribute.
+            KeyError: If another object lacks a key.
+            RuntimeError: If the loss fails otherwise.
+        """
+        try:  # a context manager would cost as much as a small tensor operation, at each step
+            return self.loss(y, batch)
+        except (AttributeError, KeyError, RuntimeError) as error:
+            raise_explained(error, self, batch)
+            raise
 
     def project(self) -> None:
         """Projects θ onto its constraints, in place; by default there are none.
@@ -189,13 +211,10 @@ class FollowerProblem(ABC):
             KeyError: If another object lacks a key.
             RuntimeError: If the objective fails otherwise.
         """
-        try:  # a context manager would cost as much as a small tensor operation, at each step
+        try:
             value = self.objective(leader, y, batch)
-        except (AttributeError, KeyError) as error:
-            raise_missing_field(error, self, batch)
-            raise
-        except RuntimeError as error:
-            raise_constant(error, self)
+        except (AttributeError, KeyError, RuntimeError) as error:
+            raise_explained(error, self, batch)
             raise
         if not isinstance(value, Tensor):
             raise BilevelError(

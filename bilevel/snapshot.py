@@ -137,7 +137,8 @@ class Snapshot:
         copied = {} if copied is None else copied
         self.states = [ModuleState(module, copied=copied) for module in modules]
         self.rng_state = torch.get_rng_state()
-        places = dict.fromkeys(p.device for module in modules for p in module.parameters())
+        tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        places = dict.fromkeys(tensor.device for tensor in tensors)
         others = [place for place in places if place.type not in ("cpu", "meta")]
         self.device_type = others[0].type if others else "cuda"
         self.devices = [place for place in others if place.type == self.device_type]

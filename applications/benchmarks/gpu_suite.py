@@ -30,7 +30,7 @@ from suite.training import Training
 
 from bilevel import BilevelError, experiment
 from bilevel.experiment import commandline
-from bilevel.experiment.files import atomic_write
+from bilevel.experiment.files import atomic_write, claim
 from bilevel.robustness import RECIPES, Splits, fast, load_images, sample
 from bilevel.robustness.data.sources import Dataset
 from bilevel.robustness.networks.speed import Precision, default_precision
@@ -74,6 +74,7 @@ def read_arguments(arguments: type[Args]) -> Args:
 def main(args: Args) -> None:
     """Works through the jobs until the stage is over, then prints what is known."""
     clock = Clock(args.minutes)
+    claim(args.out)
     device = experiment.pick_device(args.device)
     scale = fitting_scale(args, device)
     given = {name: value for name, value in asdict(args).items() if name not in ("minutes", "out")}

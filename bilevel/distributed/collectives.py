@@ -95,7 +95,8 @@ def check_consistent(values: Mapping[str, object]) -> None:
         BilevelError: If a value differs between two processes.
     """
     for number, others in enumerate(all_gather(dict(values))):
-        differing = [name for name in values if others.get(name) != values[name]]
+        names = {**values, **others}
+        differing = [name for name in names if others.get(name) != values.get(name)]
         if differing:
             raise BilevelError(
                 f"processes {rank()} and {number} differ in {', '.join(differing)}: all compute "

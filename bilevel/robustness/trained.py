@@ -14,6 +14,7 @@ from torch import nn
 from bilevel import Solver
 from bilevel.errors import BilevelError
 from bilevel.experiment.weights import load_weights, read_about, save_weights
+from bilevel.randomness import random_state_kept
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.methods import Attacker, fitting_width, is_learned, make_solver
 from bilevel.robustness.networks.own import build_classifier, is_own
@@ -97,7 +98,7 @@ class About:
         )
         fitting = recipe.attacker_width
         if fitting is None:
-            with torch.random.fork_rng([]):  # it is only counted
+            with random_state_kept(torch.device("cpu")):  # it is only counted
                 model = build_classifier(recipe.model, channels=channels, classes=classes)
             fitting = fitting_width(attacker, model, (channels, height, width))
         return cls(

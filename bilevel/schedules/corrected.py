@@ -237,7 +237,7 @@ def _differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tenso
             cost = -game.follower.gain(game.leader, y, batch).mean()
         costs = _slopes("the follower's objective", cost, [*theta, *phi], game.steps)
         objective = -game.follower.sign * cost.detach()
-    loss = game.leader_loss(y, batch)
+    loss = game.leader.checked_loss(y, batch)
     slopes = _slopes("the leader's loss", loss, [*theta, *phi], game.steps)
     own = slopes if costs is None else costs
     check_gradients("the leader's loss", [slopes.get(p) for p in theta])

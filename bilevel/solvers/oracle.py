@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError, raise_inference_only, raise_missing_field
+from bilevel.errors import BilevelError, raise_explained, raise_inference_only
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.checks import check_floating, check_point, check_start
 from bilevel.solvers.selection import select
@@ -70,11 +70,12 @@ class Oracle:
                 tensor or dict of tensors, or one with frozen parameters.
             AttributeError: If another object lacks an attribute.
             KeyError: If another object lacks a key.
+            RuntimeError: If it fails otherwise.
         """
         try:
             start = self.follower.init(self.batch)
-        except (AttributeError, KeyError) as error:
-            raise_missing_field(error, self.follower, self.batch)
+        except (AttributeError, KeyError, RuntimeError) as error:
+            raise_explained(error, self.follower, self.batch)
             raise
         check_start(type(self.follower).__name__, start)
         if self.started is None:  # a random search draws many

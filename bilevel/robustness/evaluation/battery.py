@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from bilevel.arguments import count, one_of
 from bilevel.experiment import checkpoint
 from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
+from bilevel.randomness import derived_seed, random_state_kept
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.samples import check_threat
 from bilevel.robustness.data.batches import Batch, batches
@@ -136,7 +136,7 @@ class Battery:
         """
         device = images.images.device
         # Attacks draw from streams of the battery's own; the caller's goes on where it was.
-        with frozen(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with frozen(model), random_state_kept(device):
             config = self._config(model, images)  # solvers that are to be trained are drawn for it
             if resume and self.path is not None and self.path.exists():
                 state = self._load(self.path, config)
@@ -146,7 +146,7 @@ class Battery:
             for position, attack in enumerate(self.attacks):
                 if position == len(state.works):
                     alive = state.right if attack.alone else state.survivors()
-                    drawn = _sampled(alive, attack.sample, _seed(self.seed, position))
+                    drawn = _sampled(alive, attack.sample, derived_seed(self.seed, position))
                     state.works.append(_Progress(drawn, torch.zeros_like(alive)))
                 if not state.works[position].finished:
                     self._run(position, model, images, state)
@@ -159,7 +159,7 @@ class Battery:
         """Runs one attack batch by batch; an exception raised by it ends it, not the battery."""
         attack, progress = self.attacks[position], state.works[position]
         begun = time.perf_counter() - progress.seconds
-        torch.manual_seed(_seed(self.seed, position))
+        torch.manual_seed(derived_seed(self.seed, position))
         rounds = list(self._rounds(progress))
         if rounds:
             with _noting_problem(progress):
@@ -190,7 +190,7 @@ class Battery:
         before, own = rows[: distributed.rank()], rows[distributed.rank() :][:1]
         if not own:
             return torch.zeros(0, dtype=torch.bool)
-        torch.manual_seed(_seed(self.seed, position, done + sum(map(len, before))))
+        torch.manual_seed(derived_seed(self.seed, position, done + sum(map(len, before))))
         return self._attack(self.attacks[position], model, images.subset(own[0]))
 
     def _attack(self, attack: Attack, model: nn.Module, images: ImageSet) -> Tensor:
@@ -266,8 +266,3 @@ def _misclassified(model: nn.Module, batch: Batch) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(batch.x)
     return (logits.argmax(1) != batch.y) | ~logits.isfinite().all(1)
-
-
-def _seed(*parts: int) -> int:
-    """One seed from several numbers, so that a resumed battery draws the same random numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])

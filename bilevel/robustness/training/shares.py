@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from bilevel import distributed
+from bilevel.randomness import derived_seed
 
 
 def own_images(count: int) -> slice:
@@ -53,5 +53,5 @@ def seed_process(seed: int, steps: int) -> None:
         seed: Seed of the run.
         steps: Steps done so far.
     """
-    parts = seed, steps, distributed.world_size(), distributed.rank()
-    torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
+    process = distributed.world_size(), distributed.rank()
+    torch.manual_seed(derived_seed(seed, steps, *process))

@@ -22,6 +22,7 @@ from bilevel.experiment import checkpoint
 from bilevel.experiment.settings import attributes_of, settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.problem import networks_of
+from bilevel.randomness import derived_seed, random_state_kept
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
 from bilevel.robustness.evaluation.accuracy import accuracy
@@ -290,8 +291,10 @@ class Trainer:
             check_radius_stays(self.game.follower, self.validation_attack[0])
         model, size = self._leader().get_submodule("model"), self.recipe.evaluation_batch_size
         measure = partial(accuracy, model, self.data.validation, batch_size=size)
+        stream = derived_seed(self.seed, self.progress.epoch, distributed.rank())
         try:
-            with explain_out_of_memory(size):
+            with random_state_kept(self.data.validation.images.device), explain_out_of_memory(size):
+                torch.manual_seed(stream)  # training draws as it would without validation
                 clean, robust = measure(), measure(*self.validation_attack)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.game.steps}: {error}") from error

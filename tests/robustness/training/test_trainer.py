@@ -17,10 +17,7 @@ from torch import nn
 
 from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simultaneous
 from bilevel.experiment import checkpoint
-from bilevel.robustness import (
-    Trainer,
-    shuffled_batches,
-)
+from bilevel.robustness import Linf, Trainer, shuffled_batches
 from bilevel.robustness.training import trainer as module
 from bilevel.robustness.training.progress import MetricWindows
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
@@ -124,6 +121,17 @@ def test_the_weights_that_validate_best_are_put_back(
     assert progress.best_epoch == best
     assert progress.best == progress.history[best][monitor]
     assert [equal(networks(), epoch) for epoch in weights] == [i == best for i in range(5)]
+
+
+def test_validation_draws_random_numbers_of_its_own(build: Callable[..., Trainer]) -> None:
+    """However an epoch is measured, the next one trains alike."""
+    ends = []
+    for start in (0.0, 0.05):
+        ball = Linf(0.1, start=start)
+        trainer = build(validation_attack=(ball, ball.pgm(0.03, 1)))
+        trainer.fit()
+        ends.append((trainer.game.leader_opt.state_dict(), torch.get_rng_state()))
+    assert equal(*ends)
 
 
 def test_short_epochs_are_not_saved_one_by_one(

@@ -1,0 +1,54 @@
+"""The backward passes in which a game fills the gradients of its players."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bilevel.adjoints import Detached
+from bilevel.errors import raise_missing_derivative
+from bilevel.loss_checks import check_finite, check_loss
+
+if TYPE_CHECKING:
+    from bilevel.game import Bilevel
+
+
+def backward(
+    game: Bilevel, term: str, loss: Tensor, moved: list[Tensor], *, retain_graph: bool = False
+) -> Tensor:
+    """Fills the gradients of these parameters only, summed over the processes.
+
+    Args:
+        game: The game.
+        term: The name of the loss, for messages.
+        loss: The loss, a scalar with its graph.
+        moved: The parameters that move along its gradient.
+        retain_graph: Whether another pass follows.
+
+    Returns:
+        The loss without its graph, likewise summed.
+
+    Raises:
+        BilevelError: If the loss is no scalar with a gradient, or the adjoint needs a second
+            derivative that torch lacks.
+        NonFiniteError: On the CPU, if the loss is NaN or infinite.
+        RuntimeError: If the pass fails otherwise.
+    """
+    check_loss(term, loss, moved)
+    if game.pool is None:
+        check_finite(term, loss, game.steps, moved)
+    else:
+        loss = loss * game.pool.share
+    if moved:
+        try:
+            loss.backward(inputs=moved, retain_graph=retain_graph)
+        except RuntimeError as error:
+            if not isinstance(game.adjoint, Detached):
+                raise_missing_derivative(error, game.adjoint)
+            raise
+    loss = loss.detach()
+    if game.pool is not None:
+        game.pool.all_reduce_gradients(loss, moved)
+        check_finite(term, loss, game.steps, moved)  # now all processes raise, or none
+    return loss
