@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilevel.adjoints.condition import epsilon
 from bilevel.adjoints.solved import SolvedProblem
-from bilevel.adjoints.system import LinearSolution
+from bilevel.linear import LinearSolution
 
 if TYPE_CHECKING:
     from bilevel.adjoints.implicit import Implicit

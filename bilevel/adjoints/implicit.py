@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bilevel.adjoints import linear, rows
+from bilevel import linear
 from bilevel.adjoints.condition import (
     epsilon,
     reads_no_gradient,
@@ -21,11 +21,11 @@ from bilevel.adjoints.condition import (
 from bilevel.adjoints.diagnostics import SOLVED, check_system, solved_at
 from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
-from bilevel.adjoints.system import LinearSolution, LinearSolver, Product
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.autograd_graph import check_not_held
 from bilevel.errors import BilevelError
+from bilevel.linear import LinearSolution, LinearSolver, Product, rows
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, from_leaves, leaves, tree_map, unravel

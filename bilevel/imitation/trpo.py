@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from bilevel.adjoints.linear import conjugate_gradient
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.imitation.trust_region import Inputs, TrustRegion
+from bilevel.linear import conjugate_gradient
 
 
 class TrustRegionStep(NamedTuple):

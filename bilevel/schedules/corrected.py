@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints.base import Detached
-from bilevel.adjoints.linear import gmres
 from bilevel.arguments import count, positive
 from bilevel.distributed.job import world_size
 from bilevel.errors import BilevelError, raise_missing_derivative
 from bilevel.frozen import frozen
+from bilevel.linear import gmres
 from bilevel.loss_checks import check_finite, check_gradients, check_loss
 from bilevel.player import take_step, trainable_parameters, zero_grad
 from bilevel.problem import Batch

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bilevel.adjoints import rows
-from bilevel.adjoints.linear import conjugate_gradient, exact, gmres, neumann
+from bilevel.linear import conjugate_gradient, exact, gmres, neumann, rows
 from tests.valleys import F64, error, valley
 
 METHODS = {"cg": conjugate_gradient, "gmres": gmres, "exact": exact}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel.adjoints import linear, rows
+from bilevel import linear
+from bilevel.linear import rows
 from tests.valleys import F64, error, valley
 
 

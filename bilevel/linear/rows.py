@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.adjoints.system import LinearSolution, Product, begin, rounding
+from bilevel.linear.system import LinearSolution, Product, begin, rounding
 
 
 def conjugate_gradient(
     product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
 ) -> LinearSolution:
-    """Solves A x = b in each row as :func:`~bilevel.adjoints.linear.conjugate_gradient` does.
+    """Solves A x = b in each row as :func:`~bilevel.linear.conjugate_gradient` does.
 
     A product has one of every row's A, and a row that has ended waits for the others. But for
     rounding n steps are enough, where a single system of all rows has to tell all of their

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bilevel.adjoints.system import LinearSolution, Product, begin, in_full_precision, rounding
+from bilevel.linear.system import LinearSolution, Product, begin, in_full_precision, rounding
 
 
 @in_full_precision
