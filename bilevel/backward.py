@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from bilevel.adjoints import Detached
+from bilevel.checks.losses import check_finite, check_loss
 from bilevel.errors import raise_missing_derivative
-from bilevel.loss_checks import check_finite, check_loss
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel

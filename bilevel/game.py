@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bilevel import checks
 from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
 from bilevel.backward import backward
-from bilevel.first_answer import check_first_answer
+from bilevel.checks.first_answer import check_first_answer
+from bilevel.checks.losses import check_gradients
+from bilevel.checks.parts import check_in_place, check_optimizer, check_parts, is_zero_sum
+from bilevel.checks.processes import check_processes
 from bilevel.frozen import frozen
-from bilevel.loss_checks import check_gradients
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, has_hooks, take_step, zero_grad
-from bilevel.pooled import check_processes
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
@@ -81,10 +81,10 @@ class Bilevel:
         adjoint: Adjoint | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        self.zero_sum = checks.is_zero_sum(leader, follower)
-        checks.check_parts(leader, follower, solver, adjoint, schedule, zero_sum=self.zero_sum)
-        checks.check_optimizer("leader", leader, leader_opt)
-        checks.check_optimizer("solver", solver, solver_opt)
+        self.zero_sum = is_zero_sum(leader, follower)
+        check_parts(leader, follower, solver, adjoint, schedule, zero_sum=self.zero_sum)
+        check_optimizer("leader", leader, leader_opt)
+        check_optimizer("solver", solver, solver_opt)
         # Of any type: those of one's own have attributes of their own.
         self.leader: Any = leader
         self.follower: Any = follower
@@ -160,7 +160,7 @@ class Bilevel:
     def _project_leader(self) -> None:
         with torch.no_grad():
             returned: object = self.leader.project()
-            checks.check_in_place(self.leader, returned)
+            check_in_place(self.leader, returned)
 
     def solve(self, batch: Batch) -> Solution:
         """Solves the follower for the current leader.

@@ -26,7 +26,7 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
-from bilevel.first_answer import check_feasible
+from bilevel.checks.first_answer import check_feasible
 from bilevel.testing import check_follower, check_solver
 from bilevel.updates import Gradient, Optimizer, Update
 from tests.problems import Apart, LinearBox, Pulled, image_game

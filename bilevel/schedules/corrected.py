@@ -21,11 +21,11 @@ from torch import Tensor
 
 from bilevel.adjoints.base import Detached
 from bilevel.arguments import count, positive
+from bilevel.checks.losses import check_finite, check_gradients, check_loss
 from bilevel.distributed.job import world_size
 from bilevel.errors import BilevelError, raise_missing_derivative
 from bilevel.frozen import frozen
 from bilevel.linear import gmres
-from bilevel.loss_checks import check_finite, check_gradients, check_loss
 from bilevel.player import take_step, trainable_parameters, zero_grad
 from bilevel.problem import Batch
 from bilevel.schedules.base import Schedule

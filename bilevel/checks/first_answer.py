@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints import Detached
+from bilevel.checks.processes import check_same_problem
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.player import trainable_parameters
-from bilevel.pooled import check_same_problem
 from bilevel.problem import Batch, FollowerProblem
 from bilevel.randomness import random_state_kept
 from bilevel.solvers import Iterative

@@ -21,8 +21,8 @@ from bilevel import (
     Unrolled,
     distributed,
 )
+from bilevel.checks.processes import check_same_problem
 from bilevel.frozen import Mode
-from bilevel.pooled import check_same_problem
 from bilevel.problem import FollowerProblem
 from bilevel.updates import CNN, Gradient
 from tests.problems import Apart, BatchNormNet, Pulled

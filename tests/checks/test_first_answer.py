@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bilevel import Bilevel, BilevelError, Iterative, NonFiniteError, Parametric, Unrolled, ZeroSum
-from bilevel.first_answer import check_feasible
+from bilevel.checks.first_answer import check_feasible
 from bilevel.robustness import Batch
 from bilevel.updates import Gradient
 from tests.problems import LinearBox, Nearest, Saddle, Scalar, Weights, zero_sum_game

@@ -1,0 +1,1 @@
+"""What a game checks before it moves: its parts, its losses, its first answer, its processes."""
