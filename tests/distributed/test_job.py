@@ -163,7 +163,9 @@ def test_batch_normalisation_alone_is_torchs(options: dict[str, Any]) -> None:
 def test_a_process_group_of_ones_own_is_the_job(tmp_path: Path) -> None:
     ended = jobs.job("grouped", tmp_path)
     assert [end.status for end in ended] == [0, 0], ended
-    assert [end.out for end in ended] == ["said by the first\n", ""]
+    first, second = (end.out for end in ended)
+    assert first.splitlines()[-1] == "said by the first"  # after what gloo says on torch 2.8
+    assert "said" not in second
     assert sorted(end.err for end in ended) == ["", "said by one\n"]
     assert [(tmp_path / f"shares {rank}").read_text() for rank in (0, 1)] == ["[0.5, 0.5]"] * 2
 

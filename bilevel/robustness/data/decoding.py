@@ -93,8 +93,9 @@ def _with_progress_bar(parts: Iterator[_T], total: int, title: str) -> Iterable[
     except ImportError:
         return parts
     console = Console(stderr=True)
-    hidden = not console.is_terminal
-    return track(parts, title, total, console=console, transient=True, disable=hidden)
+    if not console.is_terminal:  # where rich 13 would end a line all the same
+        return parts
+    return track(parts, title, total, console=console, transient=True)
 
 
 def read_image(path: str | os.PathLike[str], size: int | None = None) -> Tensor:
