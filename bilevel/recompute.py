@@ -201,7 +201,7 @@ def _check_same(before: Sequence[Tensor], once: Sequence[Tensor], again: Sequenc
         if (other.detach() - end).norm() > 1e-2 * (end - start).norm() + rounding:
             raise BilevelError(
                 "recompute: the steps led elsewhere when they were computed again, so that the "
-                "gradient would be that of another solve; draw minibatches in the objective by "
-                "torch's global random numbers (not from a DataLoader, a Generator or numpy), or "
-                "leave out recompute"
+                "gradient would be that of another solve; draw noise and minibatches by torch's "
+                "global random numbers (not from a DataLoader, a Generator or numpy), let an "
+                "update return its state (not keep it in self), or leave out recompute"
             )

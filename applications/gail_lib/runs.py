@@ -93,7 +93,10 @@ def run_all(
 @contextlib.contextmanager
 def _workers(jobs: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
     """Processes for the runs, and the queue of their progress; they end with this process."""
-    context = multiprocessing.get_context("spawn")
+    forks = "forkserver" in multiprocessing.get_all_start_methods()  # Windows has none
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:  # imported once, and shared; each process would take seconds for them
+        context.set_forkserver_preload(["bilevel.imitation", "torch.utils.tensorboard"])
     manager = SyncManager(ctx=context)
     manager.start(_end_with_parent)
     with manager, ProcessPoolExecutor(jobs, context, _end_with_parent) as pool:

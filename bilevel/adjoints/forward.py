@@ -81,6 +81,7 @@ class Forward(Continued):
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves once for each element of θ, and multiplies the derivative of y* by v."""
+        self.check_lent(problem)
         grads: dict[str, Tensor | None] = {}
         started, ended = self.known_at_start(problem), {}
         for name in problem.wanted:
@@ -136,7 +137,8 @@ class Forward(Continued):
             raise BilevelError(
                 f"{self!r}: the solve led elsewhere when it was repeated, so that the gradient "
                 "would be that of another solve; draw noise and minibatches by torch's global "
-                "random numbers (not from a DataLoader, a Generator or numpy), or take Unrolled()"
+                "random numbers (not from a DataLoader, a Generator or numpy), let an update "
+                "return its state (not keep it in self), or take Unrolled()"
             )
 
 

@@ -23,7 +23,6 @@ from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
-from bilevel.autograd_graph import check_not_held
 from bilevel.errors import BilevelError
 from bilevel.linear import LinearSolution, LinearSolver, Product, rows
 from bilevel.problem import FollowerProblem, LeaderProblem
@@ -165,8 +164,7 @@ class Implicit(Pullback):
         y = tree_map(lambda leaf: leaf.detach().requires_grad_(), problem.y)
         with torch.enable_grad():
             residual, parts, stats = problem.evaluate(theta, lambda own: residual_of(own, step, y))
-        if self.fixed_point is not None:
-            check_not_held(repr(self), leaves(residual), dict(problem.leader.named_parameters()))
+        self.check_lent(problem, leaves(residual))
 
         def product(w: Tensor) -> Tensor:
             grads = vjp(residual, leaves(y), unravel(w.flatten(), like=v))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from bilevel.adjoints.solved import Gradients, SolvedProblem
+from bilevel.containers import tensors_in
 from bilevel.errors import BilevelError, describe
 from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
@@ -47,6 +48,9 @@ class Task:
         self.adjoint = adjoint
         self.parts = solver, follower, leader
         self.data = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in data]
+        # Of objects that pytree does not open.
+        closed = tensors_in([leaf for leaf in data if not isinstance(leaf, Tensor)])
+        self.closed = [tensor for tensor in closed if tensor.requires_grad]
         self.spec = spec
         reached = range(self.data.count(None) if adjoint.reaches_batch else 0)
         self.own, self.names = names, (*names, *(f"batch[{number}]" for number in reached))
@@ -159,7 +163,7 @@ class Task:
         grads = self.adjoint.pull(problem, v)
         like = {name: theta[name] for name in names}
         _check_gradients(self.adjoint, grads, like)
-        if not outside:  # else features of the batch may be all that y* depends on
+        if not outside and not self.closed:  # else y* may depend on features of the batch alone
             self.adjoint.warn_unused([name for name in names if grads[name] is None])
         return tuple(leaves(from_leaves([grads[name] for name in names], like=like)))
 

@@ -152,6 +152,7 @@ class Penalty(Pullback):
         theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
         with torch.enable_grad():
             gain = problem.evaluate(theta, lambda oracle: oracle.gain(y)).sum()
+        self.check_lent(problem, [gain])
         problem.stats["evaluations"] += 1
         if not gain.requires_grad:
             return dict.fromkeys(theta)

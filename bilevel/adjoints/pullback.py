@@ -9,16 +9,18 @@ transforms of ``torch.func``.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from bilevel.adjoints.base import Adjoint
-from bilevel.adjoints.batches import tensors_in
 from bilevel.adjoints.node import Task, answer, constant
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.autograd_graph import check_not_held
+from bilevel.containers import tensors_in
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Solution, Solver
@@ -40,7 +42,8 @@ class Pullback(Adjoint):
         reaches_batch: Whether :meth:`pull` gives the gradients of tensors of the batch too, which
             are then in ``problem.theta`` and ``problem.wanted`` by the names ``batch[0]``, …: of
             features that the leader has computed from the data.
-        held_none: Whether a solve has shown that no part of the game holds θ itself.
+        held_none: Whether a solve has shown that its steps hold no parameter of the leader.
+        read_lent: Whether a pull has shown that the follower holds none either.
         pulls_zero: Whether :meth:`pull` is called where v = 0 too: for one that updates what it
             keeps from one pull to the next.
     """
@@ -49,6 +52,7 @@ class Pullback(Adjoint):
     pulls_zero: bool = False
 
     held_none: bool = False
+    read_lent: bool = False
 
     @abstractmethod
     def pull(self, problem: SolvedProblem, v: Any) -> Gradients:
@@ -75,6 +79,25 @@ class Pullback(Adjoint):
             BilevelError: If it does not apply.
         """
 
+    def check_lent(self, problem: SolvedProblem, values: Sequence[Tensor] | None = None) -> None:
+        """Checks once that the follower reads the parameters that the leader is lent.
+
+        Args:
+            problem: The problem and its solution.
+            values: What the follower has computed, with a graph; its gain at y* if None.
+
+        Raises:
+            BilevelError: If it reads one of the leader's own.
+        """
+        led = any(not tensor.is_leaf for tensor in tensors_in(problem.batch))
+        if self.read_lent or led:  # features whose own graph leads to θ
+            return
+        if values is None:
+            with torch.enable_grad():
+                values = [problem.evaluate({}, lambda oracle: oracle.gain(problem.y))]
+        check_not_held(repr(self), values, dict(problem.leader.named_parameters()))
+        self.read_lent = True
+
     def batch_error(self) -> BilevelError:
         """The error for a gradient that reaches the batch, where it cannot be given."""
         if not self.reaches_batch:
@@ -95,9 +118,7 @@ class Pullback(Adjoint):
         tensors = [leaf for leaf in data if isinstance(leaf, Tensor)]
         if not self.reaches_batch:
             tensors = [constant(self, tensor) for tensor in tensors]
-        # Those of objects that pytree does not open follow: a gradient there is an error.
-        closed = tensors_in([leaf for leaf in data if not isinstance(leaf, Tensor)])
-        tensors += [constant(self, tensor) for tensor in closed if tensor.requires_grad]
+        tensors += [constant(self, tensor) for tensor in task.closed]  # a gradient is an error
         value = answer(task, [*theta.values(), *tensors])
         connected = any(leaf.requires_grad for leaf in leaves(task.history))
         if connected and not self.held_none:

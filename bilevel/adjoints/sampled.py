@@ -9,7 +9,7 @@ from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.arguments import count, positive
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
-from bilevel.solvers import Parametric, Solver
+from bilevel.solvers import Iterative, Parametric, Solver
 from bilevel.tree import Value, leaves, ravel, unravel
 
 # The standard error, relative to the estimate's norm, above which to warn; of pure noise it is 1.
@@ -65,6 +65,8 @@ class Sampled(Continued):
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves at perturbations of θ, in antithetic pairs."""
+        if isinstance(problem.solver, Iterative):  # others may never evaluate the objective
+            self.check_lent(problem)
         theta = {name: problem.theta[name] for name in problem.wanted}
         point, weights = ravel(theta), ravel(v)
         total, squares = torch.zeros_like(point), point.new_zeros(())

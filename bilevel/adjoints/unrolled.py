@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from bilevel.adjoints.base import Adjoint
-from bilevel.adjoints.batches import tensors_in
 from bilevel.adjoints.compiled import CompiledOracle
 from bilevel.arguments import count
 from bilevel.autograd_graph import reached
+from bilevel.containers import tensors_in
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
@@ -21,7 +21,7 @@ from bilevel.snapshot import Copied, Snapshot
 from bilevel.solvers import Iterative, Parametric, Solution, Solver
 from bilevel.solvers.oracle import Oracle
 from bilevel.tree import Value, leaves
-from bilevel.updates.base import Update
+from bilevel.updates.base import Update, check_state
 
 
 class Unrolled(Adjoint):
@@ -122,6 +122,8 @@ class Unrolled(Adjoint):
                 first = not self._checked
                 now = Snapshot(*players, *networks_of(oracle.follower), copied=copied)
                 y, state = recomputed(steps, players, now, y, state, check=first)
+                if first:
+                    check_state(solver.update, state)
             else:
                 y, state = steps(y, state)
         solver.keep(y, state)

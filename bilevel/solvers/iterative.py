@@ -17,7 +17,7 @@ from bilevel.frozen import Mode
 from bilevel.solvers.base import Solver
 from bilevel.solvers.oracle import Oracle
 from bilevel.tree import Value, leaves_like, tree_map
-from bilevel.updates.base import State, Update
+from bilevel.updates.base import State, Update, check_state
 
 
 class Iterative(Solver):
@@ -85,8 +85,12 @@ class Iterative(Solver):
         Args:
             y: The answer.
             state: The update's state there.
+
+        Raises:
+            BilevelError: If the state holds tensors in other objects than tuples, lists and dicts.
         """
         if self.warm_start:
+            check_state(self.update, state)
             self.kept = tree_map_only(Tensor, _without_graph, (y, state))
 
     def start(self, oracle: Oracle) -> tuple[Value, State]:

@@ -19,7 +19,7 @@ from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
 from bilevel.testing.requirement import require
 from bilevel.tree import Value, detach, leaves, leaves_like, ravel, tree_map
-from bilevel.updates.base import Update
+from bilevel.updates.base import Update, check_state
 
 
 @contextmanager
@@ -89,6 +89,7 @@ def check_follower(
         _assert_samples_independent(oracle, inside)
 
 
+@_as_assertion_errors()
 @torch.random.fork_rng()
 def check_update(
     update: Update,
@@ -98,9 +99,9 @@ def check_update(
 ) -> None:
     """Checks the properties of an update that solvers rely on.
 
-    It returns y in the same shape, does not modify its arguments, accepts its own state, gives a
-    finite y also if the gradient is zero, and its parameters receive gradients. If it has none to
-    learn which way to go, it moves along the gradient, not against it.
+    It returns y in the same shape, does not modify its arguments, accepts its own state, which it
+    keeps nowhere else, gives a finite y also if the gradient is zero, and its parameters receive
+    gradients. If it has none to learn which way to go, it moves along the gradient, not against it.
 
     Args:
         update: The update under test.
@@ -118,6 +119,8 @@ def check_update(
     name = type(update).__name__
     if gradient is None:
         gradient = tree_map(torch.randn_like, y)
+    kept = _attributes(update)
+    torch.manual_seed(0)
     result = update(y, gradient, context, None)
     require(
         type(result) is tuple and len(result) == 2,
@@ -125,12 +128,22 @@ def check_update(
     )
     moved, state = result
     _assert_same_structure(moved, y, name)
+    check_state(update, state)
+    first = [leaf.detach().clone() for leaf in leaves(moved)]
     given = tree_leaves((moved, gradient, context, state))
     arguments = [leaf for leaf in given if isinstance(leaf, Tensor)]
     copies = [leaf.detach().clone() for leaf in arguments]
     moved, _ = update(moved, gradient, context, state)
     _assert_same_structure(moved, y, f"{name} with its own state")
     require(all(map(torch.equal, arguments, copies)), f"{name} modifies its arguments")
+    torch.manual_seed(0)
+    again, _ = update(y, gradient, context, None)
+    # A change alone may be that of a cache, another answer alone that of noise of its own.
+    require(
+        kept == _attributes(update) or all(map(torch.equal, leaves(again), first)),
+        f"{name} keeps its state in self: it moves elsewhere when it begins again, in the next "
+        "solve or where steps are repeated; return the state, and read the one that is given",
+    )
     parameters = trainable_parameters(update)
     if parameters:
         total = torch.stack([leaf.square().sum() for leaf in leaves(moved)]).sum()
@@ -145,6 +158,12 @@ def check_update(
         all(leaf.isfinite().all() for leaf in leaves(still)),
         f"{name} gives NaN or infinity where the gradient is zero",
     )
+
+
+def _attributes(update: Update) -> list[tuple[int, object, object]]:
+    """What tells whether an attribute is another object, or a tensor that was changed in place."""
+    held = [value for part in update.modules() for value in vars(part).values()]
+    return [(id(value), value, getattr(value, "_version", None)) for value in held]
 
 
 def _assert_ascends(update: Update, y: Value, gradient: Value, context: Tensor | None) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from bilevel.containers import tensors_in
 from bilevel.errors import BilevelError, first_line
 from bilevel.tree import Value, leaves
 
@@ -74,6 +76,25 @@ def given(name: str, value: Value | None) -> Value:
     if value is None:
         raise BilevelError(f"the {name} is None: this update reads it; {_SOURCES[name]}")
     return value
+
+
+def check_state(update: Update, state: State) -> None:
+    """Checks that the tensors of a state are where they can be copied, saved and differentiated.
+
+    Args:
+        update: The update that returned it.
+        state: The state.
+
+    Raises:
+        BilevelError: If one is held by an object other than a tuple, a list or a dict.
+    """
+    for leaf in tree_leaves(state):
+        if not isinstance(leaf, Tensor) and tensors_in(leaf):
+            raise BilevelError(
+                f"{type(update).__name__} keeps tensors in a {type(leaf).__name__}: those of a "
+                "warm start and of recomputed steps are looked for in tuples, lists and dicts "
+                "alone; return the state as one of these"
+            )
 
 
 def check_types(update: Update, y: Value, error: RuntimeError) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from bilevel import (
     Adjoint,
     BilevelError,
+    Detached,
     FollowerProblem,
     Forward,
-    HypergradientWarning,
     Implicit,
     Iterative,
     LeaderProblem,
@@ -22,6 +22,7 @@ from bilevel import (
     Unrolled,
     Update,
 )
+from bilevel.testing import check_adjoint
 from bilevel.updates import Gradient, Optimizer
 from tests.valleys import F64
 
@@ -81,12 +82,27 @@ def test_recomputed_steps_refuse_a_follower_that_holds_it() -> None:
         value.backward()
 
 
+@pytest.mark.parametrize("read_too", [False, True], ids=["held", "held and read"])
 @pytest.mark.parametrize("adjoint", OTHERS[1:], ids=repr)
-def test_others_warn_of_a_follower_that_holds_it(adjoint: Adjoint) -> None:
+def test_others_refuse_a_follower_that_holds_it(adjoint: Adjoint, read_too: bool) -> None:
+    """Also where the leader's own is read beside it, so that a part of the gradient is right."""
+
+    class Both(One):
+        def objective(self, leader: Rate, y: Tensor, batch: None) -> Tensor:
+            return super().objective(leader, y, batch) + leader.rate * y * read_too
+
+    leader = Rate()
+    value = adjoint.solve(Iterative(Gradient(0.5), 40), Both(leader.rate), leader, None).value
+    with pytest.raises(BilevelError, match=r"but rate itself is read: .* or the follower holds it"):
+        value.backward()
+
+
+def test_finite_differences_move_what_is_held() -> None:
     leader = Rate()
     solver = Iterative(Gradient(0.5), 40)
-    with pytest.warns(HypergradientWarning, match="the follower ignores the leader's rate"):
-        adjoint.solve(solver, One(leader.rate), leader, None).value.backward()
+    check_adjoint(Unrolled(), solver, One(leader.rate), leader, None)
+    with pytest.raises(AssertionError, match="the gradient of rate is off"):
+        check_adjoint(Detached(), solver, One(leader.rate), leader, None)
 
 
 def test_a_fixed_point_that_holds_it_is_refused() -> None:

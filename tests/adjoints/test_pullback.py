@@ -23,7 +23,7 @@ from bilevel import (
     Pullback,
     Unrolled,
 )
-from bilevel.adjoints.batches import tensors_in
+from bilevel.containers import tensors_in
 from bilevel.updates import CNN, Gradient
 from tests.problems import image_game
 from tests.valleys import (
@@ -258,6 +258,26 @@ def test_a_gradient_through_a_batch_that_is_not_opened(wrap, adjoint, told) -> N
     batch = wrap(2 * leader.theta)
     with pytest.raises(BilevelError, match=told):
         hypergradient(adjoint, Iterative(Gradient(0.2), 40), Near(), leader, batch, torch.ones(3))
+
+
+def test_features_that_are_not_opened_are_no_reason_to_warn_of_theta() -> None:
+    """The follower reads the leader through them alone, of which the error that follows tells."""
+
+    class Near(Quadratic):
+        def init(self, batch):
+            return torch.zeros(3)
+
+        def objective(self, leader, y, batch):
+            return (y - batch.b).square().sum()
+
+    leader = Numbers(3)
+    value = (
+        Implicit()
+        .solve(Iterative(Gradient(0.2), 40), Near(), leader, Record(2 * leader.theta))
+        .value
+    )
+    with pytest.raises(BilevelError, match="tuples, lists and dicts"):
+        value.sum().backward()
 
 
 @pytest.mark.parametrize(

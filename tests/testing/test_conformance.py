@@ -137,6 +137,28 @@ def test_the_direction_of_an_update(step: Any, message: str | None) -> None:
         check_update(odd(), {"a": torch.randn(2, 3), "b": torch.randn(4)})
 
 
+@pytest.mark.parametrize("kept", ["a tensor", "in place", "a count", "a cache"])
+def test_an_update_that_keeps_its_state_in_self(kept: str) -> None:
+    class Own(Update):
+        def __init__(self) -> None:
+            super().__init__()
+            self.momentum, self.steps, self.cache = torch.zeros(2, 3), 0, None
+
+        def forward(self, y: Tensor, gradient: Tensor, context: Any, state: Any) -> Any:
+            if kept == "a tensor":
+                self.momentum = self.momentum / 2 + gradient
+            elif kept == "in place":
+                self.momentum += gradient
+            elif kept == "a count":
+                self.steps += 1
+            else:
+                self.cache = torch.ones_like(y)
+            return y + gradient / (1 + self.steps) + self.momentum, state
+
+    with violation(PASSES if kept == "a cache" else "Own keeps its state in self"):
+        check_update(Own(), torch.randn(2, 3))
+
+
 def test_an_update_is_called_with_what_is_given() -> None:
     seen, given = [], (torch.ones(3), torch.full((3,), 2.0))
     check_update(Scaled(lambda y, g, c, s: seen.append((g, c)) or y + g), torch.zeros(3), *given)

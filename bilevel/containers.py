@@ -1,4 +1,4 @@
-"""The tensors of a batch, which may be any object."""
+"""The tensors in a batch or a state, which may be any object."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 _PLAIN = {type(None), str, bytes, int, float, bool}
 
 
-def tensors_in(batch: object) -> list[Tensor]:
-    """The tensors of a batch, also in objects that ``torch.utils._pytree`` does not open.
+def tensors_in(container: object) -> list[Tensor]:
+    """The tensors in an object, also in those that ``torch.utils._pytree`` does not open.
 
     Args:
-        batch: Tensors in tuples, mappings (``transformers.BatchEncoding``), dataclasses and other
-            objects, but not in modules.
+        container: Tensors in tuples, mappings (``transformers.BatchEncoding``), dataclasses and
+            other objects, but not in modules.
 
     Returns:
         Each tensor once.
@@ -26,7 +26,7 @@ def tensors_in(batch: object) -> list[Tensor]:
         2
     """
     seen: dict[int, object] = {}
-    stack = [batch]
+    stack = [container]
     while stack:
         part = stack.pop()
         if id(part) not in seen:
