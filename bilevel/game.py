@@ -83,14 +83,13 @@ class Bilevel:
     ) -> None:
         self.zero_sum = is_zero_sum(leader, follower)
         check_parts(leader, follower, solver, adjoint, schedule, zero_sum=self.zero_sum)
-        check_optimizer("leader", leader, leader_opt)
-        check_optimizer("solver", solver, solver_opt)
         # Of any type: those of one's own have attributes of their own.
         self.leader: Any = leader
         self.follower: Any = follower
         self.solver: Any = solver
         self.leader_opt: Any = leader_opt
         self.solver_opt: Any = solver_opt
+        self._check_optimizers()
         # Copies, but what they refer to of the other parts is these parts: the solver's update, the
         # leader's parameters in an update or a schedule of one's own.
         parts = (leader, follower, solver, leader_opt, solver_opt)
@@ -103,6 +102,10 @@ class Bilevel:
         self.pool: Pool | None = None
         self.steps = 0
         self._checked = False
+
+    def _check_optimizers(self) -> None:
+        check_optimizer("leader", self.leader, self.leader_opt)
+        check_optimizer("solver", self.solver, self.solver_opt)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Solves the follower and moves both players once.
@@ -173,6 +176,7 @@ class Bilevel:
         """
         self._project_leader()
         if not self._checked:
+            self._check_optimizers()  # a parameter may have been replaced since the game was built
             self.follower.check(batch)
             if self.pool is not None:
                 check_processes(self)

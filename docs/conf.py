@@ -51,10 +51,15 @@ nitpick_ignore_regex = [
 
 coverage_check_modules = [
     "bilevel",
+    "bilevel.adjoints",
     "bilevel.distributed",
     "bilevel.games",
     "bilevel.imitation",
+    "bilevel.linear",
+    "bilevel.monitoring",
     "bilevel.robustness",
+    "bilevel.schedules",
+    "bilevel.solvers",
     "bilevel.testing",
     "bilevel.updates",
 ]

@@ -319,3 +319,24 @@ def test_a_schedule_may_differentiate_by_an_adjoint_of_its_own() -> None:
     game.step(None)
     assert leader.theta.grad.item() == -2.5
     assert solver.y.item() == 1.0
+
+
+@pytest.mark.parametrize("replaced", ["the parameter", "the optimizer", "in project"])
+def test_an_optimizer_of_parameters_that_were_replaced(replaced: str) -> None:
+    """Since the game was built: nothing would train, without a word."""
+
+    class Rebinding(Weights):
+        def project(self) -> None:
+            self.w = nn.Parameter(self.w.detach().clamp(0, 1))
+
+    leader, batch = (Rebinding if replaced == "in project" else Weights)(3), Batch(None, None)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(
+        leader, Nearest(), Iterative(Gradient(0.1), 1), leader_opt=optimizer, adjoint=Unrolled()
+    )
+    if replaced == "the parameter":
+        leader.w = nn.Parameter(leader.w.detach().clone())
+    elif replaced == "the optimizer":
+        game.leader_opt = torch.optim.SGD(Weights(3).parameters(), lr=0.1)
+    with pytest.raises(BilevelError, match="parameters that do not belong to the leader"):
+        game.step(batch)

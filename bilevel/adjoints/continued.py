@@ -54,8 +54,8 @@ class Continued(Pullback):
             known is None,
             "the derivative of the start is not known: the solver goes on from an answer that no "
             "backward pass of the same parameters has followed, so that the gradient counts the "
-            "steps since; take a backward pass after each solve, and evaluate with a copy of the "
-            "solver",
+            "steps since; take a backward pass after each solve, and evaluate with "
+            "copy.copy(solver)",
         )
         return known
 

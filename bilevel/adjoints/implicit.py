@@ -24,7 +24,8 @@ from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.errors import BilevelError
-from bilevel.linear import LinearSolution, LinearSolver, Product, rows
+from bilevel.linear import LinearSolution, rows
+from bilevel.linear.system import LinearSolver, Product
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, from_leaves, leaves, tree_map, unravel

@@ -156,7 +156,12 @@ def _transition(
     """The matrix of a step, or of the k steps of Lookahead, and the number of steps."""
     nested = isinstance(schedule, Lookahead) and isinstance(schedule.inner, Lookahead)
     aligned = isinstance(schedule, SymplecticAdjustment) and schedule.align
-    if type(schedule) not in KNOWN or nested or aligned:
+    if aligned:
+        raise BilevelError(
+            f"the rate of {schedule!r} is not known: it chooses a sign in each step; give "
+            "align=False, or measure it"
+        )
+    if type(schedule) not in KNOWN or nested:
         raise BilevelError(
             f"the rate of {schedule!r} is not known: bilevel.games.rates has no linear theory for "
             "it; measure it"

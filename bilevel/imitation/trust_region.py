@@ -19,7 +19,7 @@ from torch.distributions import (
 from torch.func import functional_call, vjp
 
 from bilevel.errors import BilevelError
-from bilevel.linear import Product
+from bilevel.linear.system import Product
 from bilevel.parameters import Parameters
 from bilevel.tree import ravel, tree_map, unravel
 

@@ -21,7 +21,7 @@ class Value(nn.Module):
     "Learning values across many orders of magnitude", NeurIPS 2016). So returns of −1,500 are
     learned as fast as those of 1. The mean is *not* subtracted: an unseen state has a value of
     about 0, which is optimistic where rewards are negative, and without this optimism MountainCar
-    is never solved from its own rewards.
+    is seldom solved from its own rewards.
 
     Args:
         observations: n, the dimension of an observation.

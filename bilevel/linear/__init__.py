@@ -4,12 +4,10 @@ Implicit differentiation, competitive gradients and trust-region policy optimiza
 """
 
 from bilevel.linear.methods import conjugate_gradient, exact, gmres, neumann
-from bilevel.linear.system import LinearSolution, LinearSolver, Product
+from bilevel.linear.system import LinearSolution
 
 __all__ = [
     "LinearSolution",
-    "LinearSolver",
-    "Product",
     "conjugate_gradient",
     "exact",
     "gmres",

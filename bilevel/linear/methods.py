@@ -45,7 +45,8 @@ def conjugate_gradient(
         product: v to A v, ``(m,)`` both.
         b: ``(m,)``, not zero.
         steps: The largest number of steps.
-        tolerance: Relative to the norm of b, see :class:`LinearSolver`; machine epsilon if None.
+        tolerance: It ends when the residual's norm is at most this times that of b; machine
+            epsilon if None.
         start: The initial x, which costs a product; zero if None.
 
     Returns:
@@ -109,7 +110,7 @@ def neumann(
         product: v to A v, ``(m,)`` both.
         b: ``(m,)``.
         steps: The largest number of terms to add.
-        tolerance: Relative to the norm of b, see :class:`LinearSolver`.
+        tolerance: It ends when the residual's norm is at most this times that of b.
         start: The initial x, which costs a product; zero if None.
         size: η.
 
@@ -150,7 +151,7 @@ def gmres(
         product: v to A v, ``(m,)`` both.
         b: ``(m,)``.
         steps: The largest number of steps; at most m are taken.
-        tolerance: Relative to the norm of b, see :class:`LinearSolver`.
+        tolerance: It ends when the residual's norm is at most this times that of b.
         start: The initial x, which costs a product; zero if None.
 
     Returns:

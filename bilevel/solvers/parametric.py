@@ -23,8 +23,8 @@ class Parametric(Solver):
     Y has constraints, the parameters are projected before each answer.
 
     Args:
-        y: The start: a tensor, a dict of tensors, or a network, whose named parameters are then
-            the answer (for ``torch.func.functional_call``).
+        y: The start: a tensor or a dict of tensors, which are copied, or a network, which is itself
+            trained; the answer is then its named parameters (for ``torch.func.functional_call``).
         leader_mode: See :class:`Solver`.
 
     Raises:
@@ -98,7 +98,7 @@ def _check_start(y: object) -> None:
             continue
         raise BilevelError(
             f"y has numbers of type {tensor.dtype}: an optimizer moves it along gradients; give "
-            "floating point, and of a network dict(network.named_parameters()), not its state_dict"
+            "floating point, and for a network the network itself, not its state_dict"
         )
 
 

@@ -148,6 +148,7 @@ def test_players_who_fly_apart_are_followed_no_further(play: Callable[..., list[
     [apart] = play("bilinear", 2.0, (1.0, 0.0), 1000, "simultaneous")
     assert len(apart.at) < 30
     assert apart.measured == pytest.approx(math.sqrt(5))
+    assert apart.seen_as == "diverging"  # before the monitor has seen enough to tell
     [burst] = play("forsaken", 2.0, (3.0, 3.0), 10_000, "simultaneous")  # between two looks
     assert len(burst.at) < 3
 

@@ -63,18 +63,20 @@ def test_an_unrolled_gan_moves_both_from_the_same_point(names) -> None:
         torch.testing.assert_close(ours.state_dict(), twin.state_dict())
 
 
-def test_weights_are_averaged_once_a_step(names) -> None:
+def test_the_weights_after_each_step_are_averaged(names) -> None:
+    """Also of a schedule that moves them after its last step of the optimizer."""
+    gan, forger, seen = names["gan"], names["forger"], []
+    gan.schedule, step = bilevel.Optimistic(), gan.step
+
+    def watched(batch):
+        step(batch)
+        seen.append([p.detach().clone() for p in forger.generator.parameters()])
+
+    gan.step = watched
     follow(names, "Averaged weights of the generator")
-    gan, forger, averaged = names["gan"], names["forger"], names["averaged"]
-    expected = None
-    for _ in range(4):
-        gan.step({"real": torch.randn(8, 2), "noise": torch.randn(8, 16)})
-        weights = [p.detach().clone() for p in forger.generator.parameters()]
-        if expected is not None:
-            weights = [0.999 * e + 0.001 * w for e, w in zip(expected, weights, strict=True)]
-        expected = weights
-    for found, wanted in zip(averaged.module.parameters(), expected, strict=True):
-        torch.testing.assert_close(found.detach(), wanted)
+    assert len(seen) == 2
+    for found, *pair in zip(names["averaged"].module.parameters(), *seen, strict=True):
+        torch.testing.assert_close(found.detach(), 0.999 * pair[0] + 0.001 * pair[1])
 
 
 def test_langevin_dynamics_sample_the_model(names) -> None:

@@ -310,6 +310,8 @@ def test_nothing_is_claimed_of_an_unknown_schedule() -> None:
         for schedule in (mine, Lookahead(mine)):
             with pytest.raises(BilevelError, match=r"rate of .* is not known"):
                 games.bilinear().factor(schedule, 0.1)
+    with pytest.raises(BilevelError, match=r"chooses a sign in each step; give align=False"):
+        games.bilinear().factor(SymplecticAdjustment(1.0), 0.1)
     with pytest.raises(BilevelError, match=r"is not known: .* no linear theory"):
         games.bilinear().factor(Lookahead(Lookahead()), 0.1)
 

@@ -64,7 +64,7 @@ class Trainer:
             under attack, or ``"validation_clean"``, for training without an adversary. Of epochs
             with equal robust accuracy the one of the highest clean accuracy, else the first.
         validation_attack: The threat model and the attack of ``"validation_robust"``; for ``Linf``,
-            ``L2`` and ``Interpolation`` PGM-10 in the follower's ball unless given.
+            ``L2``, ``L1`` and ``Interpolation`` PGM-10 in the follower's ball unless given.
         precision: See :func:`~bilevel.robustness.computing`; evaluation is not affected.
         cuda_graphs: Whether steps are captured in a CUDA graph, which launches their kernels
             without Python.
