@@ -103,7 +103,7 @@ def neumann(
 ) -> LinearSolution:
     r"""Solves A x = b by the series :math:`η \sum_k (I - η A)^k b` (Lorraine et al., 2020, Alg. 3).
 
-    Each step multiplies the residual by I − ηA, so it converges if |1 − ηλ| < 1 for every
+    Each step multiplies the residual by I − ηA, so it converges if ``|1 − ηλ|`` < 1 for every
     eigenvalue λ of A, and diverges otherwise.
 
     Args:

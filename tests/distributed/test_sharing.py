@@ -137,14 +137,14 @@ def test_a_sum_is_told_from_a_part_of_one() -> None:
     assert is_summed(summed(part) + y.square().sum())
 
 
-PAGE = (jobs.ROOT / "docs" / "speed.md").read_text()
+PAGE = (jobs.ROOT / "docs" / "distributed.md").read_text()
 (EXAMPLE,) = re.findall(
     r"^## One y for the samples of all processes\n.*?```python\n(.*?)```", PAGE, re.M | re.S
 )
 
 
 def test_two_processes_clean_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example of docs/speed.md."""
+    """The example of docs/distributed.md."""
     monkeypatch.chdir(tmp_path)
     Path("example.py").write_text(EXAMPLE)
     with pytest.raises(SystemExit):

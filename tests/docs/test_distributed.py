@@ -1,4 +1,4 @@
-"""docs/speed.md: its example trains in two processes what it trains in one."""
+"""docs/distributed.md: its example trains in two processes what it trains in one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from tests import jobs
 
-PAGE = (jobs.ROOT / "docs" / "speed.md").read_text()
-(SECTION,) = re.findall(r"^## Multiple processes\n(.*?)^## ", PAGE, re.M | re.S)
+PAGE = (jobs.ROOT / "docs" / "distributed.md").read_text()
+(SECTION,) = re.findall(r"^## Your own code\n(.*?)^## ", PAGE, re.M | re.S)
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", SECTION, re.S)
 
 
