@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,6 +103,11 @@ class Bilevel:
         self.pool: Pool | None = None
         self.steps = 0
         self._checked = False
+
+    def __repr__(self) -> str:
+        names = "leader", "follower", "solver", "adjoint", "schedule"
+        parts = (f"({name}): {getattr(self, name)!r}" for name in names)
+        return "\n".join(["Bilevel(", *(indent(part, "  ") for part in parts), ")"])
 
     def _check_optimizers(self) -> None:
         check_optimizer("leader", self.leader, self.leader_opt)

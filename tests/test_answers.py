@@ -313,12 +313,16 @@ class Formula(Solver):
             torch.zeros(3, 1),
             r"returned shape \(3, 1\) where init gives \(3,\): ",
         ),
+        (
+            torch.zeros(1),
+            r"returned shape \(1,\) where init gives \(3,\): it would be broadcast",
+        ),
         ({"y": torch.zeros(3)}, r"returned a dict of \['y'\]"),
         (torch.zeros(3).numpy(), "returned an? ndarray"),
         (None, "returned None"),
         ((torch.zeros(3), None), "returned a tuple"),
     ],
-    ids=["column", "dict", "numpy", "none", "pair"],
+    ids=["column", "single", "dict", "numpy", "none", "pair"],
 )
 @pytest.mark.parametrize("adjoint", [Detached(), Unrolled(), Implicit()], ids=repr)
 def test_an_answer_has_the_form_of_the_start(adjoint, value, told, starts) -> None:

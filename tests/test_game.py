@@ -27,7 +27,7 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
-from bilevel.robustness import Batch
+from bilevel.robustness import Batch, Linf
 from bilevel.updates import CNN, MLP, Gradient
 from tests.problems import Nearest, Weights, image_game, images
 
@@ -340,3 +340,22 @@ def test_one_parameter_that_is_nan_is_told_as_the_cause() -> None:
     game = Bilevel(leader, Nearest(), pgm(0.1, 1), leader_opt=sgd, adjoint=Detached())
     with pytest.raises(NonFiniteError, match=r"step 0: .* parameters are NaN"):
         game.step(Batch(torch.ones(2, 3), torch.zeros(2)))
+
+
+def test_a_game_is_shown_by_its_parts() -> None:
+    follower = Linf(0.1)
+    leader = ZeroSum(nn.Identity(), follower)
+    assert repr(Bilevel(leader, follower, pgm(0.1, 2), leader_opt=None)) == (
+        "Bilevel(\n"
+        "  (leader): ZeroSum(\n"
+        "    (model): Identity()\n"
+        "  )\n"
+        "  (follower): Linf(eps=0.1, start=0.0, loss=cross_entropy)\n"
+        "  (solver): Iterative(\n"
+        "    steps=2\n"
+        "    (update): SignGradient(step=0.1)\n"
+        "  )\n"
+        "  (adjoint): Detached()\n"
+        "  (schedule): Simultaneous()\n"
+        ")"
+    )

@@ -89,9 +89,10 @@ class Pullback(Adjoint):
         Raises:
             BilevelError: If it reads one of the leader's own.
         """
-        led = any(not tensor.is_leaf for tensor in tensors_in(problem.batch))
-        if self.read_lent or led:  # features whose own graph leads to θ
+        if self.read_lent:
             return
+        if any(not tensor.is_leaf for tensor in tensors_in(problem.batch)):
+            return  # features whose own graph leads to θ
         if values is None:
             with torch.enable_grad():
                 values = [problem.evaluate({}, lambda oracle: oracle.gain(problem.y))]

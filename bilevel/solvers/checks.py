@@ -84,9 +84,8 @@ def check_answer(solver: Solver, y: Any, start: Value | None) -> None:
         start: What the follower's init gives; None if the solver did not ask for it.
 
     Raises:
-        BilevelError: If it is no tensor or dict of tensors, has other names, or another number of
-            dimensions: it would be broadcast without a word. Their sizes may differ, as those of an
-            answer that is the path do.
+        BilevelError: If it is no tensor or dict of tensors, has other names, or would be broadcast
+            without a word. Sizes may differ otherwise, as those of an answer that is the path do.
     """
     name = f"{type(solver).__name__}.answer"
     if not is_value(y) or not (start is None or same_structure(y, start)):
@@ -97,10 +96,11 @@ def check_answer(solver: Solver, y: Any, start: Value | None) -> None:
     if start is None:
         return
     for leaf, own in zip(leaves_like(y, like=start), leaves(start), strict=True):
-        if leaf.dim() != own.dim():
+        single = any(a == 1 != b for a, b in zip(leaf.shape, own.shape, strict=False))
+        if leaf.dim() != own.dim() or single:
             raise BilevelError(
                 f"{name} returned shape {tuple(leaf.shape)} where init gives {tuple(own.shape)}: "
-                "it would be broadcast; return it in that form"
+                "it would be broadcast; return it in that form, or let init give this one"
             )
 
 
