@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_unflatten
 
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.containers import tensors_in
-from bilevel.errors import BilevelError, describe
+from bilevel.errors import BilevelError, describe, raise_missing_derivative
 from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.snapshot import Snapshot
@@ -133,8 +133,9 @@ class Task:
             The gradients.
 
         Raises:
-            BilevelError: If v is sparse or several at once, or a gradient is missing or has a wrong
-                shape.
+            BilevelError: If v is sparse or several at once, torch lacks a second derivative, or a
+                gradient is missing or has a wrong shape.
+            RuntimeError: If it fails otherwise.
         """
         size = len(leaves(self.history))
         if any(tensor.is_sparse for tensor in tensors[:size]):
@@ -160,7 +161,11 @@ class Task:
         problem = SolvedProblem(
             *self.parts, batch, theta, y, names, self.snapshot, self.stats, *self.kept, feed
         )
-        grads = self.adjoint.pull(problem, v)
+        try:
+            grads = self.adjoint.pull(problem, v)
+        except RuntimeError as error:
+            raise_missing_derivative(error, self.adjoint)
+            raise
         like = {name: theta[name] for name in names}
         _check_gradients(self.adjoint, grads, like)
         if not outside and not self.closed:  # else y* may depend on features of the batch alone

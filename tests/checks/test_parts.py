@@ -1,0 +1,147 @@
+"""What a game says about parts of the wrong kind, when it is built."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bilevel import (
+    Alternating,
+    Bilevel,
+    BilevelError,
+    Detached,
+    Implicit,
+    Iterative,
+    Parametric,
+    Sampled,
+    ZeroSum,
+    pgm,
+)
+from bilevel.updates import CoordinateRNN, Gradient
+from tests.problems import (
+    LinearBox,
+    Saddle,
+    Scalar,
+    image_game,
+    zero_sum_game,
+)
+
+
+def play(**parts) -> None:
+    leader, follower, batch = image_game()
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    parts = {
+        "leader": leader,
+        "follower": follower,
+        "solver": pgm(0.1, 2),
+        "leader_opt": optimizer,
+        "adjoint": Detached(),
+        **parts,
+    }
+    Bilevel(**parts).step(batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("leader", nn.Linear(1, 1), "a Linear: it takes an object of type LeaderProblem"),
+        (
+            "follower",
+            LinearBox,
+            "the class LinearBox: it takes an object of type FollowerProblem",
+        ),
+        ("follower", pgm(0.1, 1), "an Iterative"),
+        (
+            "solver",
+            Gradient(0.1),
+            "a Gradient: it takes an object of type Solver; give Iterative",
+        ),
+        (
+            "adjoint",
+            Implicit,
+            "the class Implicit: it takes an object of type Adjoint; give",
+        ),
+        ("schedule", Alternating, "the class Alternating: .*; give Alternating"),
+        ("leader_opt", torch.optim.SGD, "the class SGD: it takes an object"),
+        ("leader_opt", "sgd", "a str"),
+    ],
+)
+def test_a_part_of_another_kind_is_named(name, part, message) -> None:
+    with pytest.raises(BilevelError, match=f"{name} is {message}"):
+        play(**{name: part})
+
+
+@pytest.mark.parametrize("adjoint", [Implicit(), Sampled(0.1)], ids=repr)
+def test_an_adjoint_has_a_leader_to_differentiate_by(adjoint) -> None:
+    follower = LinearBox()
+    solver = Iterative(CoordinateRNN(0.1), 2)
+    optimizer = torch.optim.SGD(solver.parameters(), lr=0.1)
+    leader = ZeroSum(nn.Identity(), follower)
+    with pytest.raises(BilevelError, match=r"has nothing to do: .* give Detached\(\) or Unrolled"):
+        Bilevel(leader, follower, solver, leader_opt=None, solver_opt=optimizer, adjoint=adjoint)
+
+
+def test_no_player_climbs() -> None:
+    """A follower is maximised all the same: its gradient is negated."""
+    leader, follower, _ = image_game()
+    leader.requires_grad_(False)
+    solver = Parametric(torch.zeros(1))
+    optimizer = torch.optim.SGD(solver.parameters(), lr=0.1, maximize=True)
+    with pytest.raises(BilevelError, match=r"solver_opt has maximize=True: .* leave maximize out"):
+        Bilevel(leader, follower, solver, leader_opt=None, solver_opt=optimizer)
+
+
+def test_a_scheduler_is_no_optimizer() -> None:
+    leader, follower, _ = image_game()
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(leader.parameters(), lr=0.1), 1)
+    with pytest.raises(BilevelError, match=r"leader_opt is a scheduler .*, a StepLR: .* call sche"):
+        Bilevel(leader, follower, pgm(0.1, 1), leader_opt=scheduler)
+
+
+def test_the_followers_place_in_a_zero_sum_leader() -> None:
+    for follower, kind in ((nn.Linear(1, 1), "a Linear"), (LinearBox, "the class LinearBox")):
+        with pytest.raises(BilevelError, match=f"follower is {kind}: .*the network first"):
+            ZeroSum(nn.Linear(1, 1), follower)
+
+
+def test_an_optimizer_of_the_solver_that_needs_a_closure() -> None:
+    saddle = Saddle()
+    leader, solver = ZeroSum(Scalar(1.0), saddle), Parametric(torch.zeros(()).double())
+    with pytest.raises(BilevelError, match=r"solver_opt is an? LBFGS, whose step needs a closure"):
+        Bilevel(
+            leader,
+            saddle,
+            solver,
+            leader_opt=torch.optim.LBFGS(leader.parameters()),
+            solver_opt=torch.optim.LBFGS(solver.parameters()),
+        )
+
+
+def test_a_leader_does_not_register_what_the_solver_trains() -> None:
+    leader, follower, _ = image_game()
+    leader.critic = nn.Linear(1, 1)
+    with pytest.raises(BilevelError, match="a leader finds a discriminator through its follower"):
+        Bilevel(leader, follower, Parametric(leader.critic), leader_opt=None)
+
+
+def test_a_leader_is_projected_in_place() -> None:
+    class Fraction(ZeroSum):
+        def project(self) -> torch.Tensor:
+            return self.model.x.clamp(0, 1)
+
+    with pytest.raises(BilevelError, match=r"Fraction\.project returned a Tensor: .* in place"):
+        zero_sum_game(Fraction(Scalar(3.0), Saddle())).step(None)
+    Fraction.project = lambda self: self.model.x.clamp_(0, 1)
+    zero_sum_game(leader := Fraction(Scalar(3.0), Saddle())).step(None)
+    assert leader.model.x <= 1
+
+
+def test_no_part_of_a_player_climbs() -> None:
+    """As multipliers would, in a group of their own."""
+    leader, follower, _ = image_game()
+    first, *others = leader.parameters()
+    groups = [{"params": [first], "maximize": True}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    with pytest.raises(BilevelError, match=r"leader_opt has maximize=True: .* leave maximize out"):
+        Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
