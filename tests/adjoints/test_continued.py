@@ -152,7 +152,7 @@ def test_a_solve_without_a_backward_pass_ends_the_derivative(make: Callable[[], 
     for one in (adjoint, make()):
         torch.manual_seed(0)
         solver.kept = kept
-        with pytest.warns(HypergradientWarning, match="start is not known: .* with a copy"):
+        with pytest.warns(HypergradientWarning, match="start is not known: .* with copy.copy"):
             slopes.append(hypergradient(one, *given, v)[0])
     assert torch.equal(*slopes)
 

@@ -84,7 +84,7 @@ def test_the_start_that_was_given_stays(names) -> None:
         ({"a": {"b": torch.zeros(1)}}, r"y is a dict of \['a'\]"),
         (nn.Linear(1, 1).parameters(), "y is a generator"),
         (torch.zeros(3, dtype=torch.int64), r"y has numbers of type torch\.int64"),
-        (nn.BatchNorm1d(3).state_dict(), r"numbers of type torch\.int64.*named_parameters"),
+        (nn.BatchNorm1d(3).state_dict(), r"numbers of type torch\.int64.*the network itself"),
     ],
     ids=["list", "float", "empty", "nested", "generator", "int64", "state_dict"],
 )
