@@ -260,26 +260,6 @@ def test_a_state_of_another_architecture_changes_nothing() -> None:
         assert torch.equal(value, before["leader"][name])
 
 
-def test_what_a_solver_keeps_beside_its_parameters_is_of_any_shape() -> None:
-    class Keeps(Solver):
-        kept = torch.zeros(())
-
-        def answer(self, oracle):
-            self.kept = oracle.init()
-            return self.kept
-
-        def get_extra_state(self):
-            return self.kept
-
-        def set_extra_state(self, state):
-            self.kept = state
-
-    game, fresh = make_game(solver=Keeps()), make_game(solver=Keeps())
-    game.step(images())
-    fresh.load_state_dict(game.state_dict())
-    assert torch.equal(fresh.solver.kept, game.solver.kept)
-
-
 def test_a_leader_without_one_number_is_refused() -> None:
     class Many(Weights):
         def loss(self, y, batch):

@@ -25,6 +25,7 @@ from bilevel import (
     Parametric,
     Penalty,
     Simultaneous,
+    Solver,
     Unrolled,
     ZeroSum,
     pgm,
@@ -263,3 +264,25 @@ def test_a_network_of_the_leader_that_the_follower_holds_is_saved_once() -> None
     follower.features = leader.model
     game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader))
     assert "follower" not in game.state_dict()
+
+
+def test_what_a_solver_keeps_beside_its_parameters_is_of_any_shape() -> None:
+    class Keeps(Solver):
+        kept = torch.zeros(())
+
+        def answer(self, oracle):
+            self.kept = oracle.init()
+            return self.kept
+
+        def get_extra_state(self):
+            return self.kept
+
+        def set_extra_state(self, state):
+            self.kept = state
+
+    leader, follower, batch = image_game()
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game, fresh = (Bilevel(leader, follower, Keeps(), leader_opt=optimizer) for _ in range(2))
+    game.step(batch)
+    fresh.load_state_dict(game.state_dict())
+    assert torch.equal(fresh.solver.kept, game.solver.kept)

@@ -15,6 +15,9 @@ from bilevel.solvers import Solver
 from bilevel.testing.requirement import require
 from bilevel.tree import from_leaves, leaves, ravel, unravel
 
+NOISE = "does the objective compute in lower precision? Then give a larger step"
+ROUNDED = "are the differences noise? Then give a leader in float64"
+
 
 def check_adjoint(
     adjoint: Adjoint,
@@ -79,6 +82,7 @@ def check_adjoint(
             torch.finfo(parameter.dtype).eps,
         )
         h = step or eps ** (1 / 3)
+        other = NOISE if parameter.dtype == torch.float64 else ROUNDED
         # At most what is allowed of the largest gradient, however short the step.
         rounding = min(100 * eps * float(here.detach().abs()) / h, tolerance * largest)
         allowed = tolerance * float(grad.abs().max()) + rounding
@@ -95,11 +99,5 @@ def check_adjoint(
             require(
                 error <= allowed,
                 f"{adjoint!r}: the gradient of {name} is off by {error:.3g} from differences of "
-                f"step {h:.1g}: is it wrong, or {_CAUSES[parameter.dtype == torch.float64]}",
+                f"step {h:.1g}: is it wrong, or {other}",
             )
-
-
-_CAUSES = {
-    True: "does the objective compute in lower precision? Then give a larger step",
-    False: "are the differences noise? Then give a leader in float64",
-}

@@ -268,3 +268,15 @@ def test_a_compiled_epoch_has_whole_batches(suite: Suite, wanted: int | None, ke
     scale = suite("gpu_suite").replace(suite("plan").SMOKE_GPU, images=(wanted, 8, 8))
     train, validation, test = suite("gpu_suite").load(suite("gpu_suite").Args(), scale, CPU)
     assert [len(part) for part in (train, validation, test)] == [kept, 8, 8]
+
+
+def test_a_folder_that_another_run_writes_to(suite: Suite, tmp_path: Path) -> None:
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    code += "print('locked', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    script, pipes = suite("gpu_suite"), {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(script.BilevelError, match="another run writes to"):
+            script.main(script.Args(out=tmp_path, smoke=True))
+        other.kill()
