@@ -36,14 +36,3 @@ def test_the_verdict_is_that_of_the_page(capsys: pytest.CaptureFixture[str]) -> 
     run(text, {})
     (quoted,) = re.findall(r"^(> .*?)\n\n", text, re.M | re.S)
     assert capsys.readouterr().out.split() == quoted.replace("> ", "").split()
-
-
-def test_a_threat_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = (DOCS / "robustness_evaluation.md").read_text().partition("## A threat model of")[2]
-    monkeypatch.chdir(tmp_path)
-    names = run(section.partition("\n## ")[0], {})
-    assert names["path"].exists()
-    clean, *attacked = names["curve"].accuracy
-    assert clean > 0.3
-    assert attacked[-1] < attacked[0] <= clean
-    assert names["robust"] == pytest.approx(attacked[2], abs=0.02)

@@ -107,7 +107,7 @@ def test_a_classifier_without_a_gradient_in_the_image() -> None:
 
 
 class SignalToNoise(L2):
-    """Noise a number of decibels below each signal, as docs/robustness_evaluation.md has it."""
+    """Noise a number of decibels below each signal, as docs/threat_models.md has it."""
 
     def __init__(self, decibels: float, **settings: Any) -> None:
         super().__init__(10 ** (-decibels / 20), bounds=None, **settings)
