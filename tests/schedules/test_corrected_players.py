@@ -226,10 +226,20 @@ def test_metrics_hold_no_graph(name: str) -> None:
 
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_what_no_optimizer_moves_rests(name: str) -> None:
-    """Nor is it expected to move by the other player."""
     game = general_game(CORRECTIONS[name]())
     game.solver_opt.param_groups.clear()
     before = game.leader.x.detach().clone(), game.solver.y.detach().clone()
     game.step(torch.ones(3, 2, dtype=F64))
     assert torch.equal(game.solver.y, before[1])
     assert not torch.equal(game.leader.x, before[0])
+
+
+def test_what_rests_is_not_expected_to_move_by_the_other_player() -> None:
+    """Whose competitive step is then its gradient step."""
+    moved = []
+    for schedule in (CORRECTIONS["competitive"](), Simultaneous()):
+        game = general_game(schedule)
+        game.solver_opt.param_groups.clear()
+        game.step(torch.ones(3, 2, dtype=F64))
+        moved.append(game.leader.x.detach())
+    torch.testing.assert_close(*moved)

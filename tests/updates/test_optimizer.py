@@ -141,15 +141,16 @@ LINEAR = ["SGD", "Adam", "Adamax", "RMSprop", "Adagrad", "Adadelta"]
 def test_the_derivative_in_a_learned_rate(kind) -> None:
     """Along given gradients and without decay, y − y₀ is proportional to it."""
     rate = torch.tensor(0.1, dtype=F64, requires_grad=True)
-    update, y, state = (
-        Optimizer(getattr(torch.optim, kind), lr=rate),
-        torch.zeros(3, dtype=F64),
-        None,
-    )
-    for gradient in torch.randn(3, 3, dtype=F64):
-        y, state = update(y, gradient, None, state)
-    (slope,) = torch.autograd.grad(y.sum(), rate)
-    torch.testing.assert_close(slope, y.detach().sum() / 0.1)
+    ends, gradients = [], torch.randn(3, 3, dtype=F64)
+    for lr in (rate, 0.1):
+        update = Optimizer(getattr(torch.optim, kind), lr=lr)
+        y, state = torch.zeros(3, dtype=F64), None
+        for gradient in gradients:
+            y, state = update(y, gradient, None, state)
+        ends.append(y)
+    torch.testing.assert_close(*ends)
+    (slope,) = torch.autograd.grad(ends[0].sum(), rate)
+    torch.testing.assert_close(slope, ends[1].sum() / 0.1)
 
 
 def test_the_derivative_in_a_learned_momentum() -> None:
