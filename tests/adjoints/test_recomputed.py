@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
+from torch import Tensor
 
 from bilevel import BilevelError, Iterative, LeaderProblem, Unrolled
 from bilevel.adjoints import unrolled
@@ -53,6 +56,27 @@ def test_what_is_recomputed_is_computed_as_it_was() -> None:
         for plain, again in zip(slopes[i], slopes[2 + i], strict=True):
             torch.testing.assert_close(plain, again)
     assert not torch.equal(slopes[0][0], slopes[1][0])
+
+
+def test_a_solve_is_freed_without_the_garbage_collector() -> None:
+    """Which runs seldom where a few large tensors are all that there is."""
+    ends: list[weakref.ref[Tensor]] = []
+
+    class Watched(Quadratic):
+        def project(self, y, batch):
+            ends.append(weakref.ref(y))
+            return y
+
+    solver = Iterative(Gradient(0.1), 4)
+    gc.collect()
+    gc.disable()
+    try:
+        value = Unrolled(recompute=2).solve(solver, Watched(), Numbers(3), valley(3, 2.0)).value
+        assert any(end() is not None for end in ends)
+        del value
+        assert all(end() is None for end in ends)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("adjoint", [Unrolled(recompute=True), Unrolled(truncate=3, recompute=1)])

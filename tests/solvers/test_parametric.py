@@ -82,11 +82,12 @@ def test_the_start_that_was_given_stays(names) -> None:
         (0.5, "y is a float"),
         ({}, r"y is a dict of \[\]"),
         ({"a": {"b": torch.zeros(1)}}, r"y is a dict of \['a'\]"),
+        ({"a": torch.zeros(1), "b": 0.0}, r"y is a dict of \['a', 'b'\]"),
         (nn.Linear(1, 1).parameters(), "y is a generator"),
         (torch.zeros(3, dtype=torch.int64), r"y has numbers of type torch\.int64"),
         (nn.BatchNorm1d(3).state_dict(), r"numbers of type torch\.int64.*the network itself"),
     ],
-    ids=["list", "float", "empty", "nested", "generator", "int64", "state_dict"],
+    ids=["list", "float", "empty", "nested", "half", "generator", "int64", "state_dict"],
 )
 def test_a_start_that_no_optimizer_could_move(start, message) -> None:
     with pytest.raises(BilevelError, match=message):
