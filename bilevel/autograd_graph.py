@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
 
@@ -54,7 +54,34 @@ def check_not_held(adjoint: str, values: Sequence[Tensor], theta: Mapping[str, T
         raise BilevelError(
             f"{adjoint} computes with other tensors in the place of the leader's parameters, but "
             f"{held[0]} itself is read: an update or the follower holds it, as in "
-            "Optimizer(SGD, lr=leader.lr), and its gradient would be wrong; hold the leader and "
+            "Optimizer(SGD, lr=leader.lr), or the leader keeps it a second time (in a list, or by "
+            "the old nn.utils.weight_norm), and its gradient would be wrong; hold the leader and "
             "read leader.lr in each step (recipe: a step size that the leader learns), or take "
             "Unrolled()"
+        )
+
+
+def check_not_lost(adjoint: str, holders: Sequence[object], values: Sequence[Tensor]) -> None:
+    """Checks that no tensor beside the parameters waits for a gradient that it does not get.
+
+    Args:
+        adjoint: What gives a gradient to the leader's parameters only.
+        holders: The leader and the follower, which may hold a tensor as attribute or buffer.
+        values: What was computed.
+
+    Raises:
+        BilevelError: If their graph leads to one.
+    """
+    aside = {
+        f"{type(part).__name__}.{name}": value
+        for holder in holders
+        for part in (holder.modules() if isinstance(holder, nn.Module) else (holder,))
+        for name, value in {**vars(part), **vars(part).get("_buffers", {})}.items()
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    }
+    if lost := reached(values, aside):
+        raise BilevelError(
+            f"{lost[0]} requires a gradient and {adjoint} would not give it that through y*, but "
+            "only to the leader's parameters: make it an nn.Parameter of the leader, detach it, or "
+            "take Unrolled()"
         )

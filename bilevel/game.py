@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class Bilevel:
         follower: The problem of y.
         solver: Solves the follower's problem.
         leader_opt: The optimizer of θ; ``step(closure)`` is called once a step. None if it is
-            not trained.
+            not trained: it is then evaluated in the solver's ``leader_mode`` and left as it is.
         solver_opt: The optimizer of φ, the solver's parameters; None if it has none.
         adjoint: How the leader's gradient is taken through the answer. The default, for zero-sum
             games only, is :class:`Detached`, which is exact there.
@@ -221,7 +222,9 @@ class Bilevel:
             y = tree_map(lambda leaf: leaf.detach() if leaf.is_leaf else leaf, y)
 
         def evaluate(theta: list[Tensor]) -> Tensor:
-            with torch.enable_grad():  # which optimizers switch off around their step
+            # A leader that is not trained is met as the solver meets it, and left as it is.
+            mode = nullcontext() if theta else frozen(self.leader, self.solver.leader_mode)
+            with mode, torch.enable_grad():  # which optimizers switch off around their step
                 answer = self._solve_again(y, batch) if losses else y
                 loss = self.leader.checked_loss(answer, batch)
                 moved = theta if losses else theta + phi

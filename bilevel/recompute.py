@@ -83,7 +83,7 @@ def recomputed(
     y: Value,
     state: State,
     *,
-    check: bool = False,
+    check: Callable[[Sequence[Tensor]], None] | None = None,
 ) -> Any:
     """``steps(y, state)``, of which only the arguments are saved for the backward pass.
 
@@ -96,9 +96,9 @@ def recomputed(
         before: All modules that they compute with, as they are now.
         y: The point before the first step.
         state: The update's state there.
-        check: Whether the backward pass raises an error if it is led elsewhere, or the steps hold
-            a parameter themselves; this keeps the point after the last step, and synchronises the
-            device.
+        check: Called in the backward pass with what is computed again; that also raises an error
+            then if it is led elsewhere, or the steps hold a parameter themselves. This keeps the
+            point after the last step, and synchronises the device.
 
     Returns:
         The point after the last step, and the state there.
@@ -125,10 +125,11 @@ def recomputed(
             outputs = run(tensors)
         if check:
             check_not_held("recompute", outputs, {n.partition(".")[2]: p for n, p in own.items()})
+            check(outputs)
         return outputs
 
     sizes = len(tensors), len(tensors) + len(own)
-    outputs = iter(_Recomputed.apply(run, rerun, sizes, check, *tensors, *own.values()))
+    outputs = iter(_Recomputed.apply(run, rerun, sizes, bool(check), *tensors, *own.values()))
     end = [next(outputs) if constant is None else constant[0] for constant in structure[0]]
     return tree_unflatten(end, structure[1])
 

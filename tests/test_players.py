@@ -193,6 +193,27 @@ def test_a_player_that_is_frozen_stands_still_while_the_other_plays(schedule) ->
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_a_leader_that_is_not_trained_is_met_as_the_solver_meets_it(schedule) -> None:
+    """Its running statistics stay, and the follower's gradient is that of the evaluation mode."""
+    leader, follower, batch = image_game()
+    leader.requires_grad_(False)
+    solver, evaluated = Parametric(torch.full_like(batch.x, 0.01)), copy.deepcopy(leader).eval()
+    optimizer = torch.optim.SGD(solver.parameters(), lr=0.1)
+    game = Bilevel(
+        leader, follower, solver, leader_opt=None, solver_opt=optimizer, schedule=Simultaneous()
+    )
+    before, y = copy.deepcopy(leader.state_dict()), solver.y.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(follower.gain(evaluated, y, batch).mean(), y)
+    game.step(batch)
+    torch.testing.assert_close(solver.y, follower.project(y + 0.1 * slope, batch))
+    game.schedule = schedule
+    game.step(batch)
+    assert leader.training
+    for name, value in leader.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_a_parameter_that_no_answer_reads_stands_still(schedule) -> None:
     leader, follower, batch = image_game()
     solver = Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)

@@ -91,9 +91,9 @@ def _indefinite(curvature: float, method: str | None) -> str:
 def _singular(*, by_cg: bool) -> str:
     gmres = 'take method="gmres", which leaves that direction out, ' if by_cg else ""
     return (
-        "singular system: along some direction the follower is flat at its answer, so y* is not "
-        "unique and has no derivative there; make the follower's objective strictly convex (weight "
-        f"decay), {gmres}or give damping"
+        "singular system: along some direction the follower is flat at its answer, or curves both "
+        "ways, so y* is not unique and has no derivative there; make the follower's objective "
+        f"strictly convex (weight decay), {gmres}or give damping"
     )
 
 

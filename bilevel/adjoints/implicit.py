@@ -95,8 +95,8 @@ class Implicit(Pullback):
             1e-6, and 1e-12 where y is float64; of a badly conditioned system it warns only then.
         max_steps: The largest number of steps of the linear solve; of ``"neumann"``, of terms of
             the series, i + 1 for the i of Lorraine et al. (2020), Algorithm 3.
-        damping: Added to the diagonal of −∂F/∂y, with gradient steps of any size to the Hessian:
-            makes a flat follower solvable, at a bias.
+        damping: Added to the diagonal of −∂F/∂y, with gradient steps of any size to the Hessian, if
+            Y is the whole space or a box: makes a flat follower solvable, at a bias.
         warm_start: Start from the last linear solve's solution, if θ and the batch change slowly.
             A ``"neumann"`` solve then takes its steps where v = 0 too.
         fixed_point: The update that defines T; by default the solver's own if that is a plain

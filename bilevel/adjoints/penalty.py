@@ -138,9 +138,9 @@ class Penalty(Pullback):
         before, end = problem.evaluate({}, solve, Perturbed(problem.follower, cost))
         last, moved = (ravel(tree_map(torch.sub, end, y)).norm() for y in (before, problem.y))
         # Solutions that have not moved say nothing about convergence.
-        residual = torch.where(moved > _rounding(problem.y), steps * last / moved, 0.0)
+        residual = torch.where(moved <= _rounding(problem.y), 0.0, steps * last / moved)
         self.warn_once(
-            residual > CONVERGED,
+            ~(residual <= CONVERGED),  # it may be NaN
             "the perturbed problems are not solved: their iterates still move as far as at first, "
             "and the finite difference needs converged ones; give more steps, or an update that "
             "converges",

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten
 from bilevel.adjoints.base import Adjoint
 from bilevel.adjoints.node import Task, answer, constant
 from bilevel.adjoints.solved import Gradients, SolvedProblem
-from bilevel.autograd_graph import check_not_held
+from bilevel.autograd_graph import check_not_held, check_not_lost
 from bilevel.containers import tensors_in
 from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
@@ -80,14 +80,15 @@ class Pullback(Adjoint):
         """
 
     def check_lent(self, problem: SolvedProblem, values: Sequence[Tensor] | None = None) -> None:
-        """Checks once that the follower reads the parameters that the leader is lent.
+        """Checks once that the follower reads, of what is to get a gradient, what is lent alone.
 
         Args:
             problem: The problem and its solution.
             values: What the follower has computed, with a graph; its gain at y* if None.
 
         Raises:
-            BilevelError: If it reads one of the leader's own.
+            BilevelError: If it reads one of the leader's own parameters, or another tensor that
+                requires a gradient.
         """
         if self.read_lent:
             return
@@ -97,6 +98,7 @@ class Pullback(Adjoint):
             with torch.enable_grad():
                 values = [problem.evaluate({}, lambda oracle: oracle.gain(problem.y))]
         check_not_held(repr(self), values, dict(problem.leader.named_parameters()))
+        check_not_lost(repr(self), (problem.leader, problem.follower), values)
         self.read_lent = True
 
     def batch_error(self) -> BilevelError:
@@ -124,6 +126,7 @@ class Pullback(Adjoint):
         connected = any(leaf.requires_grad for leaf in leaves(task.history))
         if connected and not self.held_none:
             check_not_held(repr(self), leaves(task.history), theta)
+            check_not_lost(repr(self), (leader, follower), leaves(task.history))
             self.held_none = True
         if connected and any(parameter.requires_grad for parameter in solver.parameters()):
             if task.solves > 1:

@@ -11,7 +11,7 @@ from torch import nn
 from bilevel.adjoints.base import Adjoint
 from bilevel.adjoints.compiled import CompiledOracle
 from bilevel.arguments import count
-from bilevel.autograd_graph import reached
+from bilevel.autograd_graph import check_not_lost, reached
 from bilevel.containers import tensors_in
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
@@ -119,10 +119,11 @@ class Unrolled(Adjoint):
         for done in range(0, kept, size):
             steps = partial(oracle.advance, solver.update, steps=min(size, kept - done))
             if self.recompute:
-                first = not self._checked
+                parts = leader, oracle.follower
+                check = None if self._checked else partial(check_not_lost, repr(self), parts)
                 now = Snapshot(*players, *networks_of(oracle.follower), copied=copied)
-                y, state = recomputed(steps, players, now, y, state, check=first)
-                if first:
+                y, state = recomputed(steps, players, now, y, state, check=check)
+                if check:
                     check_state(solver.update, state)
             else:
                 y, state = steps(y, state)

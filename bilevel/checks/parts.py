@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from bilevel.adjoints import Adjoint, Pullback
 from bilevel.arguments import instance_of
@@ -66,6 +67,12 @@ def check_parts(
             "Unrolled(), Implicit(), …, or Detached() if that is what you want (a ZeroSum is "
             "zero-sum only with its own follower object, and if it does not override loss)"
         )
+    for player, module in (("leader", leader), ("solver", solver)):
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+            raise BilevelError(
+                f"the {player} has a lazy module that has not seen data: its parameters have no "
+                "shape yet, and optimizers and adjoints need them; pass a batch through it first"
+            )
     theta = {id(parameter) for parameter in leader.parameters()}
     if isinstance(adjoint, Pullback) and not theta:
         raise BilevelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,7 +27,13 @@ from bilevel.testing import check_adjoint
 from bilevel.updates import Gradient, Optimizer
 from tests.valleys import F64
 
-OTHERS = (Unrolled(recompute=True), Forward(), Implicit(), Penalty(100.0), Sampled(0.01))
+OTHERS: dict[str, Callable[[], Adjoint]] = {  # each checks once
+    "recomputed": lambda: Unrolled(recompute=True),
+    "forward": Forward,
+    "implicit": Implicit,
+    "penalty": lambda: Penalty(100.0),
+    "sampled": lambda: Sampled(0.01),
+}
 
 
 class Rate(LeaderProblem):
@@ -63,12 +70,12 @@ def test_unrolled_reads_what_is_held() -> None:
     assert leader.rate.grad.item() == pytest.approx(3 * 0.9**2)
 
 
-@pytest.mark.parametrize("adjoint", OTHERS, ids=repr)
-def test_others_refuse_an_update_that_holds_it(adjoint: Adjoint) -> None:
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_others_refuse_an_update_that_holds_it(make: Callable[[], Adjoint]) -> None:
     leader = Rate()
     solver = Iterative(Optimizer(torch.optim.SGD, lr=leader.rate), 3)
     with pytest.raises(BilevelError, match=r"but rate itself is read: .* hold the leader and read"):
-        adjoint.solve(solver, One(), leader, None).value.backward()
+        make().solve(solver, One(), leader, None).value.backward()
 
 
 def test_recomputed_steps_refuse_a_follower_that_holds_it() -> None:
@@ -83,8 +90,10 @@ def test_recomputed_steps_refuse_a_follower_that_holds_it() -> None:
 
 
 @pytest.mark.parametrize("read_too", [False, True], ids=["held", "held and read"])
-@pytest.mark.parametrize("adjoint", OTHERS[1:], ids=repr)
-def test_others_refuse_a_follower_that_holds_it(adjoint: Adjoint, read_too: bool) -> None:
+@pytest.mark.parametrize("make", [*OTHERS.values()][1:], ids=[*OTHERS][1:])
+def test_others_refuse_a_follower_that_holds_it(
+    make: Callable[[], Adjoint], read_too: bool
+) -> None:
     """Also where the leader's own is read beside it, so that a part of the gradient is right."""
 
     class Both(One):
@@ -92,7 +101,7 @@ def test_others_refuse_a_follower_that_holds_it(adjoint: Adjoint, read_too: bool
             return super().objective(leader, y, batch) + leader.rate * y * read_too
 
     leader = Rate()
-    value = adjoint.solve(Iterative(Gradient(0.5), 40), Both(leader.rate), leader, None).value
+    value = make().solve(Iterative(Gradient(0.5), 40), Both(leader.rate), leader, None).value
     with pytest.raises(BilevelError, match=r"but rate itself is read: .* or the follower holds it"):
         value.backward()
 
@@ -124,3 +133,56 @@ def test_a_fixed_point_that_holds_it_is_refused() -> None:
     value = adjoint.solve(Iterative(Gradient(0.5), 40), One(), leader, None).value
     with pytest.raises(BilevelError, match=r"Implicit\(.* but rate itself is read"):
         value.backward()
+
+
+class Scaled(Rate):
+    """Beside its parameter it has tensors that require a gradient and are none."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        scale = torch.ones((), dtype=F64, requires_grad=True)
+        if place == "buffer":
+            self.register_buffer("scale", scale)
+        else:
+            self.scale = scale
+
+
+class Weighted(One):
+    """½(y − 1)² + ½ η y² with the scale of the leader, which the start may read instead."""
+
+    def __init__(self, *, at_start: bool) -> None:
+        super().__init__()
+        self.at_start = at_start
+
+    def init(self, batch: None) -> Tensor:
+        return self.leader.scale if self.at_start else torch.zeros((), dtype=F64)
+
+    def objective(self, leader: Scaled, y: Tensor, batch: None) -> Tensor:
+        scale = 1.0 if self.at_start else leader.scale
+        return super().objective(leader, y, batch) + leader.rate * scale * y.square() / 2
+
+
+@pytest.mark.parametrize("place", ["buffer", "attribute"])
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_others_refuse_a_tensor_that_waits_for_a_gradient(
+    make: Callable[[], Adjoint], place: str
+) -> None:
+    leader, follower, solver = Scaled(place), Weighted(at_start=False), Iterative(Gradient(0.5), 40)
+    value = make().solve(solver, follower, leader, None).value
+    with pytest.raises(BilevelError, match=r"Scaled\.scale requires a gradient and .* not give it"):
+        value.backward()
+
+
+def test_a_start_that_waits_for_a_gradient_is_refused() -> None:
+    leader, follower = Scaled("attribute"), Weighted(at_start=True)
+    follower.leader = leader
+    with pytest.raises(BilevelError, match=r"Scaled\.scale requires a gradient"):
+        Forward().solve(Iterative(Gradient(0.5), 3), follower, leader, None)
+
+
+def test_unrolled_gives_it_to_a_tensor_that_is_no_parameter() -> None:
+    """Y = 1 / (1 + η s), so dy/ds = −η / (1 + η)² at s = 1."""
+    leader = Scaled("buffer")
+    solver = Iterative(Gradient(0.5), 60)
+    Unrolled().solve(solver, Weighted(at_start=False), leader, None).value.backward()
+    assert leader.scale.grad.item() == pytest.approx(-0.1 / 1.1**2)

@@ -109,6 +109,14 @@ def test_what_should_not_be_trusted(adjoint, update, message) -> None:
         hypergradient(*given)
 
 
+def test_an_answer_that_is_not_a_number_is_not_solved() -> None:
+    batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
+    diverging = Iterative(Gradient(3.0), 2000)
+    with pytest.warns(HypergradientWarning, match="perturbed problems are not solved"):
+        _, solution = hypergradient(Penalty(10.0), diverging, Quadratic(), leader, batch, v)
+    assert solution.stats["residual"].isnan()
+
+
 def test_a_loss_that_is_flat_at_the_answer() -> None:
     """The Moreau envelope of ½‖w − c‖²: y* = (w + c) / 2, where the loss's slope is rounding."""
 

@@ -99,6 +99,15 @@ def test_a_scheduler_is_no_optimizer() -> None:
         Bilevel(leader, follower, pgm(0.1, 1), leader_opt=scheduler)
 
 
+@pytest.mark.parametrize("player", ["leader", "solver"])
+def test_lazy_modules_have_seen_data(player: str) -> None:
+    follower, lazy = LinearBox(), nn.LazyLinear(1)
+    leader = ZeroSum(lazy if player == "leader" else nn.Linear(2, 1), follower)
+    solver = Parametric(lazy) if player == "solver" else pgm(0.1, 1)
+    with pytest.raises(BilevelError, match=f"the {player} has a lazy module that has not seen"):
+        Bilevel(leader, follower, solver, leader_opt=None)
+
+
 def test_the_followers_place_in_a_zero_sum_leader() -> None:
     for follower, kind in ((nn.Linear(1, 1), "a Linear"), (LinearBox, "the class LinearBox")):
         with pytest.raises(BilevelError, match=f"follower is {kind}: .*the network first"):
