@@ -308,3 +308,13 @@ def test_autocast_rounds_nothing(solve) -> None:
     with torch.autocast("cpu", torch.float16):
         found = solve(lambda v: scales * v, b=b, steps=60, tolerance=1e-6, start=None)
     torch.testing.assert_close(found.value, b / scales, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1.0, 1e100])
+@pytest.mark.parametrize(("small", "singular"), [(0.0, True), (1e-18, True), (1e-12, False)])
+def test_what_is_singular_is_so_in_any_unit(scale: float, small: float, singular: bool) -> None:
+    diagonal, b = torch.tensor([1.0, small], dtype=F64), torch.ones(2, dtype=F64)
+    found = exact(lambda v: scale * diagonal * v, b, 0, tolerance=0.0)
+    assert bool(found.singular) == singular
+    wanted = torch.tensor([1.0, 0.0 if singular else 1 / small], dtype=F64)
+    torch.testing.assert_close(found.value * scale, wanted)

@@ -26,6 +26,7 @@ SETTINGS: list[tuple[type[torch.optim.Optimizer], Settings]] = [
     (torch.optim.Adamax, {"lr": 0.1, "weight_decay": 0.1}),
     (torch.optim.RMSprop, {"lr": 0.1, "weight_decay": 0.1}),
     (torch.optim.RMSprop, {"lr": 0.1, "centered": True, "momentum": 0.9}),
+    (torch.optim.Adagrad, {"lr": 0.1, "eps": 1e-3}),
     (torch.optim.Adagrad, {"lr": 0.1, "lr_decay": 0.2, "weight_decay": 0.1}),
     (torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.5}),
     (torch.optim.Adadelta, {"lr": 1.0, "weight_decay": 0.1}),
