@@ -127,6 +127,18 @@ def test_what_cannot_be_imitated(shown: Demonstrations, tmp_path: Path) -> None:
         demonstrate(ENV, MountainCarExpert(), 0)
 
 
+def test_a_file_runs_no_code(shown: Demonstrations, tmp_path: Path) -> None:
+    class Opened:
+        def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    path = tmp_path / "expert.npz"
+    np.savez(path, **shown.first(1)._replace(rewards=np.array([Opened()]))._asdict())
+    with pytest.raises(BilevelError, match="holds no demonstrations"):
+        load_demonstrations(path, ENV)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     "misshapen",
     [
