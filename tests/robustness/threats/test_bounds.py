@@ -13,6 +13,7 @@ from bilevel import BilevelError, NonFiniteError, Solver, ZeroSum, pgm
 from bilevel.experiment.settings import settings_of
 from bilevel.robustness import (
     APGD,
+    L1,
     L2,
     Batch,
     Linf,
@@ -300,3 +301,11 @@ def test_integers_are_bounds_as_they_are(bounds: Bounds) -> None:
     assert found is not None
     for bound, given in zip(found, bounds, strict=True):
         assert torch.equal(bound, torch.as_tensor(given, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
+def test_without_bounds_no_digit_of_delta_is_lost(kind: type[Perturbation]) -> None:
+    """To large data, x + δ − x would be off by their rounding."""
+    batch = Batch(torch.full((1, 4), 1e6), torch.zeros(1).long())
+    delta = torch.tensor([[1e-3, -2e-3, 0.0, 3e-3]])
+    assert torch.equal(kind(1.0, bounds=None).project(delta, batch), delta)
