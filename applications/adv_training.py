@@ -55,9 +55,7 @@ class Args(TrainingArguments):
 
 def main(args: Args) -> None:
     """Trains and attacks every method, then prints the table and writes the results."""
-    args.method = choices("method", args.method)
-    for method in args.method:
-        check_method(method)
+    check_methods(args)
     if args.norm != "linf" and args.epsilon is None:
         raise BilevelError(
             f"norm is {args.norm} and there is no epsilon: those of the recipes are for linf; give "
@@ -77,6 +75,22 @@ def main(args: Args) -> None:
         )
         study.run(method, about, game, {"schedule": args.schedule})
     study.close()
+
+
+def check_methods(args: Args) -> None:
+    """Checks that there are such methods, and that they use what is given for them."""
+    args.method = choices("method", args.method)
+    for method in args.method:
+        check_method(method)
+    # What describes the attacker is kept with every classifier, for the attack fresh.
+    takers = {"pgm_steps": ("pgm", "pgm takes"), "attacker_lr": ("l2l", "methods with l2l take")}
+    for name, (ending, take) in takers.items():
+        value = getattr(args, name)
+        if value is not None and not any(method.endswith(ending) for method in args.method):
+            raise BilevelError(
+                f"{name} is {value} and --method is {' '.join(args.method)}: only {take} it; add "
+                f"{ending.replace('l2l', 'two-step-l2l')}, or leave out --{name.replace('_', '-')}"
+            )
 
 
 if __name__ == "__main__":

@@ -154,8 +154,10 @@ def raise_unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "
         bilevel.errors.BilevelError: there is no method 'pmg': did you mean pgm?
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    remedy = f"did you mean {near[0]}?" if near else otherwise or f"choose from {', '.join(known)}"
+    bare = {one.lstrip("-"): one for one in known}  # dashes make any two arguments similar
+    near = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    similar = f"did you mean {bare[near[0]]}?" if near else ""
+    remedy = similar or otherwise or f"choose from {', '.join(known)}"
     raise BilevelError(f"there is no {kind} {name!r}: {remedy}")
 
 

@@ -90,7 +90,10 @@ def run(
         distributed.print_once(f"error: {line}")
         status = 2
     except KeyboardInterrupt as interrupt:
-        distributed.print_once("stopped; the same command with --resume goes on from what is saved")
+        # It may fall before the first checkpoint.
+        goes_on = "; the same command with --resume goes on from what is saved, if any is"
+        resumes = any(field.name == "resume" for field in fields(arguments))
+        distributed.print_once("stopped" + goes_on * resumes)
         status = 128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that no flush fails

@@ -151,8 +151,8 @@ class Lookahead(Schedule):
     .. math:: w \leftarrow w + \alpha\,(S^k(w) - w)
 
     On f(x, y) = xy the iterates spiral inward, since the interpolation cuts across the circle. It
-    costs a copy of the players in addition to the inner schedule. The players are the parameters: an
-    answer that a warm-started solver goes on from is none, and is left where it is.
+    costs a copy of the players in addition to the inner schedule. An answer that a warm-started
+    solver goes on from is no parameter of a player, and stays where it is.
 
     Args:
         inner: The schedule S of the k steps; default :class:`Simultaneous`.

@@ -93,7 +93,7 @@ def test_the_worst_case_never_rises_and_the_curves_end(
     by_epsilon = [r for r in records(tmp_path, "curve") if r["quantity"] == "ε"]
     assert (by_epsilon[0]["at"], by_epsilon[-1]["at"]) == (0, 1)
     assert by_epsilon[0]["accuracy"] <= 1
-    assert len(records(tmp_path, "finding")) == 18
+    assert len(records(tmp_path, "finding")) == 19
 
 
 def test_a_stopped_run_goes_on(

@@ -23,6 +23,7 @@ class Args:
     name: str = "a"
     count: int = 3
     out: Path = Path("runs")
+    data_dir: Path = Path("data")
     keep_all: bool = True
     mode: Literal["fast", "slow"] = "fast"
     limit: int | None = 5
@@ -76,6 +77,10 @@ def test_a_reader_of_its_own(parse: Parse, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("--coun 3", "there is no argument '--coun': did you mean --count?"),
         ("--keep-al", "there is no argument '--keep-al': did you mean --keep-all?"),
+        ("--datadir x", "there is no argument '--datadir': did you mean --data-dir?"),
+        ("--uot 3", "there is no argument '--uot': did you mean --out?"),
+        ("--bogus 3", "there is no argument '--bogus': --help tells the arguments"),
+        ("--foo 3", "there is no argument '--foo': --help tells the arguments"),
         ("--zzz", "there is no argument '--zzz': --help tells the arguments"),
         ("pgm", "there is no argument 'pgm': --help tells the arguments"),
         ("--count 3 pgm", "there is no argument 'pgm': --help tells the arguments"),
@@ -145,26 +150,38 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly() -> None:
         assert process.stderr.read() == ""
 
 
+@dataclass
+class Resumed(Args):
+    resume: bool = False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (Resumed, "stopped; the same command with --resume goes on from what is saved, if any is"),
+        (Args, "stopped"),
+    ],
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_application_says_how_to_go_on(
-    capsys: pytest.CaptureFixture[str], number: signal.Signals
+def test_a_stopped_application_says_how_to_go_on_if_it_can(
+    capsys: pytest.CaptureFixture[str], number: signal.Signals, arguments: type[Args], line: str
 ) -> None:
+    """It may be stopped before anything is saved."""
     # As in a terminal: a shell's background jobs ignore SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        assert stopped(number) == 128 + number
+        assert stopped(number, arguments) == 128 + number
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
-    line = "stopped; the same command with --resume goes on from what is saved\n"
-    assert capsys.readouterr().err == line
+    assert capsys.readouterr().err == f"{line}\n"
 
 
-def stopped(number: signal.Signals) -> object:
+def stopped(number: signal.Signals, arguments: type[Args] = Args) -> object:
     """The exit status of an application that is sent a signal."""
     with pytest.raises(SystemExit) as end:
-        commandline.run(lambda _: os.kill(os.getpid(), number), Args, lambda _: Args())
+        commandline.run(lambda _: os.kill(os.getpid(), number), arguments, lambda _: Args())
     return end.value.code
 
 

@@ -14,9 +14,11 @@ from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError
 from bilevel.experiment.settings import settings_of, shown
 from bilevel.fingerprint import fingerprint
+from bilevel.problem import networks_of
 from bilevel.robustness.attacks.checks import (
     check_clean,
     check_labels,
+    check_restarts,
     check_start,
 )
 from bilevel.robustness.attacks.random_sampling import RandomSampling
@@ -41,7 +43,7 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
 
     Args:
         model: The classifier, left as it was.
-        follower: The threat model.
+        follower: The threat model; networks that it holds compute in evaluation mode.
         solver: The attack; a learned one computes in evaluation mode.
         batch: Clean images, with whatever else the follower reads.
 
@@ -60,11 +62,11 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
             f"{type(follower).__name__} does not say which images its y makes: an attack returns "
             "them; derive it from robustness.Threat and define perturbed(y, batch)"
         )
-    follower.check(batch)
-    check_clean(follower, batch)
-    classes = type(follower).objective is Threat.objective and follower.loss in OF_CLASSES
-    check_labels(batch, classes=classes)
-    with torch.no_grad(), frozen(solver):
+    with torch.no_grad(), frozen(nn.ModuleList([solver, *networks_of(follower)])):
+        follower.check(batch)
+        check_clean(follower, batch)
+        classes = type(follower).objective is Threat.objective and follower.loss in OF_CLASSES
+        check_labels(batch, classes=classes)
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
         loss = solution.stats.get("objective_before")
         if len(batch.x) and loss is not None:
@@ -187,7 +189,7 @@ class SolverAttack(Attack):
         follower: The threat model with the loss that is maximised.
         solver: The solver.
         restarts: Number of random starts; they differ if the follower has one,
-            ``Linf(eps, start=eps)``.
+            ``Linf(eps, start=eps)``; it warns if it has none.
         targets: Number of target classes, which take the place of restarts: the most likely wrong
             classes of each image, in turn; for a targeted loss.
         surrogate: A classifier to run the solver on instead; the attacked classifier is then only
@@ -240,6 +242,8 @@ class SolverAttack(Attack):
                 f"targets is {targets} and the loss is {shown(follower.loss)}, which no target "
                 "changes: all tries would be the same; give the threat model loss=targeted_dlr"
             )
+        if not targets:
+            check_restarts(follower, solver, restarts)
         if keep_broken and surrogate is not None:
             raise BilevelError(
                 "keep_broken and surrogate are given: points on the way are judged by the network "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bilevel import Iterative, Solver
 from bilevel.errors import BilevelError, NonFiniteError, describe
+from bilevel.robustness.attacks.apgd import APGD
 from bilevel.robustness.attacks.samples import check_classes
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.bounds import rounding
@@ -81,3 +84,25 @@ def check_clean(follower: Threat, batch: Any) -> None:
     moved = follower.project(torch.zeros_like(batch.x), batch)
     if (moved.abs() > rounding(batch.x)).any():  # where it does not, the bounds are not in use
         check_within(batch.x, follower.bounds)
+
+
+def check_restarts(follower: Threat, solver: Solver, restarts: int) -> None:
+    """Warns of several tries that all begin at the image, and so end at the same point.
+
+    No error, since a classifier that draws at random gives each try another gradient.
+
+    Args:
+        follower: The threat model.
+        solver: The attack.
+        restarts: The number of tries.
+    """
+    if not isinstance(follower, Perturbation) or type(follower).init is not Perturbation.init:
+        return
+    if restarts == 1 or follower.start or type(solver) not in (Iterative, APGD):
+        return
+    name = type(follower).__name__
+    warnings.warn(
+        f"restarts is {restarts} and {name} starts at the image: of a classifier that does not "
+        f"draw at random all tries are the same; give a random start, {name}(eps, start=eps)",
+        stacklevel=3,
+    )

@@ -12,6 +12,7 @@ from bilevel import Bilevel, Solver, ZeroSum, frozen
 from bilevel.errors import BilevelError
 from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
+from bilevel.problem import networks_of
 from bilevel.robustness.attacks.attack import Attack, attack
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import ImageSet
@@ -77,7 +78,8 @@ class FreshAttack(Attack):
         self.solver = self.make().to(self.images.images.device).train()
         leader = ZeroSum(model, self.follower)
         optimizer = torch.optim.Adam(self.solver.parameters(), lr=self.lr)
-        with frozen(model), torch.enable_grad():
+        held = nn.ModuleList([model, *networks_of(self.follower)])
+        with frozen(held), torch.enable_grad():
             game = Bilevel(
                 leader, self.follower, self.solver, leader_opt=None, solver_opt=optimizer
             )

@@ -136,6 +136,7 @@ def shuffled_batches(
     augment: Augment | None = None,
     start: int = 0,
     share: Callable[[int], slice] = lambda count: slice(count),
+    drop_last: bool = False,
 ) -> Iterator[Batch]:
     """All images once, shuffled and augmented: for training.
 
@@ -152,6 +153,7 @@ def shuffled_batches(
         start: The first batch to make, for a run resumed within an epoch.
         share: From the number of images of a batch to the slice of them to make; all unless given.
             :func:`bilevel.distributed.shard` if several processes share a batch.
+        drop_last: Whether the last batch is left out if it is smaller than the others.
 
     Returns:
         The batches ``start``, ``start + 1``, … of the epoch.
@@ -166,6 +168,8 @@ def shuffled_batches(
         [0, 1, 2, 3, 4]
     """
     starts = _starts(images, batch_size)
+    if drop_last:
+        starts = starts[: len(images) // batch_size]
     if seed < 0 or epoch < 0:
         raise BilevelError(
             f"seed is {seed} and epoch is {epoch}: both seed the random numbers; give 0 or more"

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError, NonFiniteError, Solver, distributed, frozen
+from bilevel import BilevelError, NonFiniteError, Solver, distributed, frozen, pgm
 from bilevel.errors import describe
+from bilevel.randomness import random_state_kept
 from bilevel.robustness.attacks.attack import attack, for_evaluation
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
@@ -80,12 +81,18 @@ def _correct_own(
         for number, batch in enumerate(batches(images, batch_size)):
             if follower is not None and solver is not None:
                 if number == 0:  # a loss would raise anything, on a GPU an assertion of the device
-                    check_logits(model(batch.x), batch, images.classes)
+                    check_logits(model(_start(model, follower, batch)), batch, images.classes)
                 batch = attack(model, follower, solver, batch)
             logits = check_logits(model(batch.x), batch, images.classes)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())
     return torch.cat(right).cpu(), all(map(bool, finite))
+
+
+def _start(model: nn.Module, follower: Threat, batch: Batch) -> Tensor:
+    """Where an attack starts: a threat model may change the size of images."""
+    with random_state_kept(batch.x.device):
+        return attack(model, follower, pgm(1.0, 0), batch).x
 
 
 def accuracy(

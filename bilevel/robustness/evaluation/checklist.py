@@ -21,6 +21,9 @@ from bilevel.robustness.evaluation.results import (
 )
 from bilevel.robustness.evaluation.tolerance import exceeds, share, tolerance
 
+# The worst case then has a standard error of 5 points at most; on 16 images it has 13.
+_ENOUGH_IMAGES = 100
+
 
 def _one_step(evaluation: Evaluation) -> Finding:
     """The strongest one-step attack breaks no more images than the strongest iterative one."""
@@ -174,7 +177,7 @@ def _radius(evaluation: Evaluation) -> Finding:
     figure, good, bad = f"ε = {eps:.3g}", "ε is large enough for attacks to succeed.", ""
     if trained is not None and eps < 0.95 * trained:  # 0.031 and 8/255 count as the same ε
         bad = f"The classifier was trained for ε = {trained:g}: evaluate it with that."
-    elif eps < 1 / 255:
+    elif eps < 1 / 255 and not evaluation.threat:
         bad = "An 8-bit image cannot change by less than 1/255: evaluate with that or more."
     elif curve is None:
         return _no_curve(item, evaluation, "ε")
@@ -190,6 +193,17 @@ def _radius(evaluation: Evaluation) -> Finding:
         if falls_at_all and not breaks:
             bad = "Not even 2ε breaks anything: at this ε every classifier looks robust."
     return finding(item, not bad, figure, good, bad)
+
+
+def _enough_images(evaluation: Evaluation) -> Finding:
+    """There are so many images that the other items, which allow for chance, can fail."""
+    images = len(evaluation.right)
+    good = "On so many images chance hides no large difference."
+    bad = (
+        f"On {images} images nearly any difference may be chance, so that other items pass "
+        f"whatever they look at: attack {_ENOUGH_IMAGES} or more."
+    )
+    return finding("enough images", images >= _ENOUGH_IMAGES, f"{images} images", good, bad)
 
 
 def _complete(evaluation: Evaluation) -> Finding:
@@ -211,9 +225,13 @@ CHECKLIST = (
     _longer,
     _cross_entropy,
     _radius,
+    _enough_images,
     _complete,
 )
 """The items, in the order of the report."""
+
+OF_BALLS = (_unbounded,)
+"""Those left out of a threat model that is no ball: no ε is known to bring every image in reach."""
 
 
 def _no_curve(item: str, evaluation: Evaluation, quantity: str) -> Finding:

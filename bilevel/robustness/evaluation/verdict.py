@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bilevel.robustness.evaluation.checklist import CHECKLIST
+from bilevel.robustness.evaluation.checklist import CHECKLIST, OF_BALLS
 from bilevel.robustness.evaluation.results import Evaluation, Finding
 from bilevel.robustness.evaluation.tolerance import exceeds
 
@@ -17,14 +17,16 @@ def judge(evaluation: Evaluation, probed: Sequence[Finding]) -> tuple[Finding, .
         probed: The findings of :func:`~bilevel.robustness.probe`.
 
     Returns:
-        The findings of the probes, then those of the attacks.
+        The findings of the probes, then those of the attacks; without the items that only a ball
+        has, if the evaluation names another threat model.
 
     Example:
         >>> evaluation = Evaluation("pgm", 0.2, 0.2, torch.ones(4).bool())
         >>> sorted({finding.figure for finding in judge(evaluation, [])})
-        ['0 of 0', 'not measured']
+        ['0 of 0', '4 images', 'not measured']
     """
-    return *probed, *(check(evaluation) for check in CHECKLIST)
+    checks = [check for check in CHECKLIST if not (evaluation.threat and check in OF_BALLS)]
+    return *probed, *(check(evaluation) for check in checks)
 
 
 def headline(evaluation: Evaluation) -> str:

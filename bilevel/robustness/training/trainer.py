@@ -52,6 +52,9 @@ class Trainer:
     of a follower, dropout), pairs the images of its share (``Interpolation``), or has its own
     statistics in batch normalisation.
 
+    An epoch's last, smaller batch is left out if the game's solver starts from its last answer,
+    which may be of one batch size.
+
     Args:
         game: The game, see :func:`make_game`; its leader has the classifier as ``model``. The
             recipe's factor multiplies the learning rate of each of ``leader_opt``'s groups.
@@ -124,7 +127,9 @@ class Trainer:
         self._leader_opt: Any = instance_of(
             "leader_opt", game.leader_opt, torch.optim.Optimizer, remedy
         )
-        self.steps_per_epoch = -(-len(data.train) // recipe.batch_size)
+        full, left = divmod(len(data.train), recipe.batch_size)
+        self._drop_last = full > 0 and not game.solver.repeatable
+        self.steps_per_epoch = full + (left > 0 and not self._drop_last)
         self._windows = MetricWindows(data.train.images.device)
         if distributed.world_size() > 1:
             game.pool = distributed.Pool()
@@ -245,6 +250,7 @@ class Trainer:
             augment=self.recipe.augment,
             start=self.progress.position,
             share=own_images,
+            drop_last=self._drop_last,
         )
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:

@@ -183,6 +183,24 @@ def test_a_diverged_classifier_does_not_look_robust() -> None:
     assert len(attack(model, Linf(EPS), pgm(0.1, 2), Batch(*(t[:0] for t in greys()))).x) == 0
 
 
+@pytest.mark.parametrize("solver", [pgm(0.1, 3), APGD()], ids=["pgm", "apgd"])
+def test_restarts_that_all_start_at_the_image_are_told(solver: Solver) -> None:
+    """Unless something else draws: the solver, or a start of one's own."""
+
+    class Uniform(Linf):
+        def init(self, batch: Batch) -> Tensor:
+            return torch.rand_like(batch.x)
+
+    told = r"restarts is 5 and Linf starts at the image: .* all tries .*give .*start=eps"
+    with pytest.warns(UserWarning, match=told):
+        SolverAttack("it", Linf(EPS), solver, restarts=5)
+    SolverAttack("it", Linf(EPS), solver)
+    SolverAttack("it", Linf(EPS, start=1e-4), solver, restarts=5)
+    SolverAttack("it", Uniform(EPS), solver, restarts=5)
+    SolverAttack("it", Linf(EPS), Visits(0.1), restarts=5)
+    SolverAttack("it", Linf(EPS, loss=targeted_dlr), solver, restarts=5, targets=2)
+
+
 @pytest.mark.parametrize("tries", [{"restarts": 0}, {"targets": -1}])
 def test_an_attack_tries_at_least_once(tries: dict[str, int]) -> None:
     """Otherwise it would break nothing, and look like a robust classifier."""

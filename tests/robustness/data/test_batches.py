@@ -150,6 +150,15 @@ def test_the_batch_size_only_cuts_the_epoch() -> None:
     assert torch.equal(whole[0].y, torch.cat([batch.y for batch in parts]))
 
 
+@pytest.mark.parametrize("count", [22, 20, 3])
+def test_the_smaller_batch_at_the_end_can_be_dropped(count: int) -> None:
+    epoch = partial(shuffled_batches, numbered(count), 4, seed=5, epoch=2)
+    assert equal([*epoch(drop_last=True)], [*epoch()][: count // 4])
+    assert equal([*epoch(drop_last=True, start=count // 4)], [])
+    with pytest.raises(BilevelError, match=f"has {count // 4} batches of 4"):
+        epoch(drop_last=True, start=count // 4 + 1)
+
+
 def test_a_process_has_its_share_of_each_batch() -> None:
     epoch = partial(shuffled_batches, numbered(6), 3, seed=0, epoch=0, augment=Augment(1))
     whole = [Batch(batch.x[1:], batch.y[1:]) for batch in epoch()]

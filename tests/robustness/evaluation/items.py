@@ -9,3 +9,4 @@ UNBOUNDED, LARGER = "unbounded attacks break everything", "a larger ε breaks mo
 CONVERGED, LONGER = "PGM has converged", "longer attacks add nothing"
 CROSS_ENTROPY = "cross entropy can be followed"
 RADIUS, COMPLETE = "ε is large enough", "every attack gave a figure"
+ENOUGH = "enough images"

@@ -218,18 +218,19 @@ def test_attacks_are_known_by_all_that_they_compute_with(other: dict[str, Any]) 
 @pytest.mark.parametrize(
     "other",
     [
-        SolverAttack("PGM", Linf(EPS), pgm(0.01, 3), restarts=2),
-        SolverAttack("PGM", Linf(EPS, start=EPS), pgm(0.01, 3)),
-        SolverAttack("PGM", Linf(EPS - 1e-9), pgm(0.01, 3)),
-        SolverAttack("PGM", Linf(EPS, loss=margin), pgm(0.01, 3)),
-        SolverAttack("PGM", Linf(EPS), pgm(0.02, 3)),
+        SolverAttack("PGM", Linf(EPS, start=EPS), pgm(0.01, 3), restarts=2),
+        SolverAttack("PGM", Linf(EPS), pgm(0.01, 3)),
+        SolverAttack("PGM", Linf(EPS - 1e-9, start=EPS), pgm(0.01, 3)),
+        SolverAttack("PGM", Linf(EPS, start=EPS, loss=margin), pgm(0.01, 3)),
+        SolverAttack("PGM", Linf(EPS, start=EPS), pgm(0.02, 3)),
     ],
 )
 def test_attacks_of_one_name_are_told_apart(
     images: ImageSet, tmp_path: Path, other: Attack
 ) -> None:
     settings = {"eps": EPS, "path": tmp_path / "battery.pt"}
-    Battery([SolverAttack("PGM", Linf(EPS), pgm(0.01, 3))], **settings).run(Threshold(), images)
+    attack = SolverAttack("PGM", Linf(EPS, start=EPS), pgm(0.01, 3))
+    Battery([attack], **settings).run(Threshold(), images)
     with pytest.raises(BilevelError, match="is a run with attacks = "):
         Battery([other], **settings).run(Threshold(), images, resume=True)
 

@@ -53,7 +53,7 @@ def evaluate(
     eps: float,
     norm: Norm = "linf",
     queries: int = 300,
-    size: int = 60,
+    size: int = 100,
 ) -> Evaluation:
     """What ``robust_eval.py`` does by default, on a few images."""
     torch.manual_seed(0)

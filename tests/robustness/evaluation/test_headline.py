@@ -15,7 +15,7 @@ def test_probes_come_first() -> None:
     probed = [Finding("gradients exist", False, "none at 90.0% of images", "They are zero.")]
     findings = judge(sound(), probed)
     assert findings[0] is probed[0]
-    assert len(findings) == 11
+    assert len(findings) == 12
 
 
 def test_the_headline() -> None:
@@ -24,7 +24,7 @@ def test_the_headline() -> None:
     assert headline(trusted) == f"Trustworthy: {figure}."
     wrong = with_curve("iterations", 0.88, 0.65, 0.62, 0.6, 0.57)
     assert headline(replace(wrong, findings=judge(wrong, []))) == (
-        f"Not trustworthy: {figure}, because 1 of 10 checks failed: PGM has converged (falls by "
+        f"Not trustworthy: {figure}, because 1 of 11 checks failed: PGM has converged (falls by "
         "3.0 points from 50 to 100 iterations)."
     )
     assert headline(sound()) == f"Not trustworthy: {figure}, because nothing has been checked."

@@ -35,6 +35,7 @@ from tests.robustness.evaluation.items import (
     COMPLETE,
     CONVERGED,
     CROSS_ENTROPY,
+    ENOUGH,
     LARGER,
     LONGER,
     ONE_STEP,
@@ -47,7 +48,7 @@ from tests.robustness.evaluation.items import (
 def test_nothing_is_wrong_with_a_sound_evaluation() -> None:
     findings = judge(sound(), [])
     assert [finding for finding in findings if not finding.ok] == []
-    assert len({finding.item for finding in findings}) == len(findings) == 10
+    assert len({finding.item for finding in findings}) == len(findings) == 11
     assert all(finding.figure and finding.sentence.endswith(".") for finding in findings)
 
 
@@ -125,6 +126,19 @@ def test_an_item(evaluation: Evaluation, items: set[str], figure: str) -> None:
     findings = failed(evaluation)
     assert set(findings) == items
     assert any(figure in finding.figure for finding in findings.values()) or not items
+
+
+def test_a_threat_model_that_is_no_ball() -> None:
+    """At 1 rad not every image is within reach, and 0.002 rad are not less than a grey level."""
+    rotations = Curve("ε", (0, 0.001, 0.002, 0.5, 1), (0.9, 0.7, 0.6, 0.5, 0.4), N)
+    tiny = sound(eps=0.002, trained_eps=None, curves=(rotations, sound().curves[1]))
+    assert set(failed(tiny)) == {UNBOUNDED, RADIUS}
+    turned = replace(tiny, threat="rotations up to 0.002 rad")
+    assert failed(turned) == {}
+    assert len(judge(turned, [])) == len(judge(tiny, [])) - 1
+    assert set(failed(replace(turned, trained_eps=0.5))) == {RADIUS}
+    flat = replace(rotations, accuracy=(0.9,) * 5)
+    assert set(failed(replace(turned, curves=(flat, tiny.curves[1])))) == {LARGER}
 
 
 def test_a_cross_entropy_that_finds_nothing() -> None:
@@ -270,6 +284,21 @@ def test_the_tolerance() -> None:
     draws = torch.randint(3, (4000, 100)) - 1.0  # two thirds discordant, no true difference
     assert tolerance(2 / 3, 100) == pytest.approx(2 * draws.mean(1).std().item(), rel=0.05)
     assert math.isclose(tolerance(0.04, 400), 0.02)
+
+
+@pytest.mark.parametrize(("count", "enough"), [(16, False), (99, False), (100, True)])
+def test_few_images_are_not_trusted(count: int, enough: bool) -> None:
+    """Of next to no difference can be said that it is not chance, so that no other item fails."""
+    evaluation = sound()
+    few = tuple(
+        replace(o, attacked=o.attacked[:count], broken=o.broken[:count])
+        for o in evaluation.outcomes
+    )
+    findings = failed(replace(evaluation, right=RIGHT[:count], outcomes=few))
+    assert (ENOUGH not in findings) is enough
+    if not enough:
+        assert findings[ENOUGH].figure == f"{count} images"
+        assert "attack 100 or more" in findings[ENOUGH].sentence
 
 
 def test_few_images_make_no_verdict() -> None:

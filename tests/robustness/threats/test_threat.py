@@ -137,6 +137,32 @@ def test_it_passes_the_conformance_checks(threat: Threat, solver: bilevel.Solver
     bilevel.testing.check_follower(threat, ZeroSum(classifier(), threat), batch)
 
 
+class Frame(Threat):
+    """A frame around the image, which makes it the size that the classifier takes."""
+
+    def init(self, batch: Batch) -> Tensor:
+        return torch.rand(len(batch.x), 1, 8, 8)
+
+    def project(self, y: Tensor, batch: Batch) -> Tensor:
+        return y.clamp(0, 1)
+
+    def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
+        return F.pad(batch.x, (2,) * 4) + y * F.pad(torch.zeros(4, 4), (2,) * 4, value=1.0)
+
+
+def test_a_threat_that_changes_the_size_of_images() -> None:
+    """The classifier, which does not take clean ones, is known by those where the attack starts."""
+    images, solver = image_set(20), pgm(0.2, 5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    torch.manual_seed(1)
+    adversarial = attack(model, Frame(), solver, Batch(images.images / 255, images.labels)).x
+    torch.manual_seed(1)
+    right = model(adversarial).argmax(1) == images.labels
+    assert torch.equal(correct(model, images, Frame(), solver), right)
+    with pytest.raises(BilevelError, match=r"output for 20 images is of shape \(20, 1\)"):
+        correct(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), images, Frame(), solver)
+
+
 def test_points_on_the_way_are_judged_only_where_delta_is_added() -> None:
     with pytest.raises(BilevelError, match=r"keep_broken is given for Rotation: .* leave it out"):
         SolverAttack("APGD", Rotation(), APGD(), keep_broken=True)
