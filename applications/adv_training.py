@@ -25,7 +25,7 @@ from bilevel.alias import SCHEDULES, ScheduleName
 from bilevel.arguments import choices
 from bilevel.errors import BilevelError
 from bilevel.experiment import commandline
-from bilevel.robustness import Norm, check_method, make_game
+from bilevel.robustness import Norm, check_method, is_learned, make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
 
@@ -83,13 +83,19 @@ def check_methods(args: Args) -> None:
     for method in args.method:
         check_method(method)
     # What describes the attacker is kept with every classifier, for the attack fresh.
-    takers = {"pgm_steps": ("pgm", "pgm takes"), "attacker_lr": ("l2l", "methods with l2l take")}
-    for name, (ending, take) in takers.items():
+    takers = {
+        "pgm_steps": ("pgm" in args.method, "only pgm takes it; add pgm"),
+        "attacker_lr": (
+            any(map(is_learned, args.method)),
+            "only methods with l2l take it; add two-step-l2l",
+        ),
+    }
+    for name, (taken, remedy) in takers.items():
         value = getattr(args, name)
-        if value is not None and not any(method.endswith(ending) for method in args.method):
+        if value is not None and not taken:
             raise BilevelError(
-                f"{name} is {value} and --method is {' '.join(args.method)}: only {take} it; add "
-                f"{ending.replace('l2l', 'two-step-l2l')}, or leave out --{name.replace('_', '-')}"
+                f"{name} is {value} and --method is {' '.join(args.method)}: {remedy}, or leave "
+                f"out --{name.replace('_', '-')}"
             )
 
 

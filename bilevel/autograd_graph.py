@@ -61,13 +61,13 @@ def check_not_held(adjoint: str, values: Sequence[Tensor], theta: Mapping[str, T
         )
 
 
-def check_not_lost(adjoint: str, holders: Sequence[object], values: Sequence[Tensor]) -> None:
+def check_not_lost(adjoint: str, values: Sequence[Tensor], holders: Sequence[object]) -> None:
     """Checks that no tensor beside the parameters waits for a gradient that it does not get.
 
     Args:
         adjoint: What gives a gradient to the leader's parameters only.
-        holders: The leader and the follower, which may hold a tensor as attribute or buffer.
         values: What was computed.
+        holders: The leader and the follower, which may hold a tensor as attribute or buffer.
 
     Raises:
         BilevelError: If their graph leads to one.

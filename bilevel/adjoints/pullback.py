@@ -80,7 +80,7 @@ class Pullback(Adjoint):
         """
 
     def check_lent(self, problem: SolvedProblem, values: Sequence[Tensor] | None = None) -> None:
-        """Checks once that the follower reads, of what is to get a gradient, what is lent alone.
+        """Checks once that the follower reads what is lent, and nothing else that needs a gradient.
 
         Args:
             problem: The problem and its solution.
@@ -97,9 +97,14 @@ class Pullback(Adjoint):
         if values is None:
             with torch.enable_grad():
                 values = [problem.evaluate({}, lambda oracle: oracle.gain(problem.y))]
-        check_not_held(repr(self), values, dict(problem.leader.named_parameters()))
-        check_not_lost(repr(self), (problem.leader, problem.follower), values)
+        self._check_read(values, problem.leader, problem.follower)
         self.read_lent = True
+
+    def _check_read(
+        self, values: Sequence[Tensor], leader: LeaderProblem, follower: FollowerProblem
+    ) -> None:
+        check_not_held(repr(self), values, dict(leader.named_parameters()))
+        check_not_lost(repr(self), values, (leader, follower))
 
     def batch_error(self) -> BilevelError:
         """The error for a gradient that reaches the batch, where it cannot be given."""
@@ -125,8 +130,7 @@ class Pullback(Adjoint):
         value = answer(task, [*theta.values(), *tensors])
         connected = any(leaf.requires_grad for leaf in leaves(task.history))
         if connected and not self.held_none:
-            check_not_held(repr(self), leaves(task.history), theta)
-            check_not_lost(repr(self), (leader, follower), leaves(task.history))
+            self._check_read(leaves(task.history), leader, follower)
             self.held_none = True
         if connected and any(parameter.requires_grad for parameter in solver.parameters()):
             if task.solves > 1:

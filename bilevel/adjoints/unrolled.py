@@ -119,8 +119,8 @@ class Unrolled(Adjoint):
         for done in range(0, kept, size):
             steps = partial(oracle.advance, solver.update, steps=min(size, kept - done))
             if self.recompute:
-                parts = leader, oracle.follower
-                check = None if self._checked else partial(check_not_lost, repr(self), parts)
+                lost = partial(check_not_lost, repr(self), holders=(leader, oracle.follower))
+                check = None if self._checked else lost
                 now = Snapshot(*players, *networks_of(oracle.follower), copied=copied)
                 y, state = recomputed(steps, players, now, y, state, check=check)
                 if check:

@@ -17,19 +17,16 @@ from bilevel import (
     BilevelError,
     FollowerProblem,
     Forward,
-    HypergradientWarning,
     Iterative,
     LeaderProblem,
     Parametric,
     Unrolled,
-    pgm,
     testing,
 )
 from bilevel.solvers import Solver
-from bilevel.tree import leaves
-from bilevel.updates import CNN, Gradient, Momentum, Optimizer, SignGradient, Update
+from bilevel.updates import CNN, Gradient, Momentum, Optimizer, Update
 from tests.problems import image_game
-from tests.valleys import F64, Boxed, Known, Numbers, Quadratic, error, hypergradient, valley
+from tests.valleys import F64, Boxed, Numbers, Quadratic, error, hypergradient, valley
 
 TURNS = 12
 with torch.random.fork_rng():
@@ -295,25 +292,6 @@ def test_a_parameter_that_is_not_contiguous() -> None:
         torch.testing.assert_close(slope, torch.outer(v, batch))
 
 
-# Bad input.
-
-
-@pytest.mark.parametrize("kind", [Unrolled, Forward])
-@pytest.mark.parametrize("update", [SignGradient(0.1), Momentum(SignGradient(0.1), 0.9)])
-def test_a_step_that_jumps(kind, update) -> None:
-    leader, follower, batch = image_game()
-    with pytest.raises(BilevelError, match=r"in jumps.*take updates\.Gradient.*Implicit\(\)"):
-        kind().solve(Iterative(update, 2), follower, leader, batch)
-    with pytest.raises(BilevelError, match="in jumps"):
-        kind().solve(pgm(0.1, 2), follower, leader, batch)
-
-
-@pytest.mark.parametrize("adjoint", [Unrolled(), Forward()])
-def test_an_answer_that_is_not_computed_from_theta(adjoint) -> None:
-    with pytest.raises(BilevelError, match=r"moved by an optimizer.*take Implicit\(\)"):
-        adjoint.solve(Parametric(torch.zeros(3)), Quadratic(), Numbers(3), valley(3, 2.0))
-
-
 def test_parameters_that_an_answer_goes_on_from() -> None:
     """One step from y₀, so that the derivative in θ is that of the step."""
 
@@ -328,38 +306,3 @@ def test_parameters_that_an_answer_goes_on_from() -> None:
         for solver in (Ahead(torch.zeros(3, dtype=F64)), Iterative(Gradient(0.1), 1))
     )
     assert error(found, like) < 1e-12
-
-
-@pytest.mark.parametrize("settings", [{"truncate": 0}, {"truncate": 2.5}, {"recompute": -1}])
-def test_no_number_of_steps(settings) -> None:
-    with pytest.raises(BilevelError, match=r"is a whole number from 1 on; give 1, 2"):
-        Unrolled(**settings)
-
-
-def test_a_solver_that_ignores_the_leader() -> None:
-    solver = Known(lambda leader, batch: batch.b[:, 0])
-    with pytest.warns(HypergradientWarning, match="ignores the leader's theta"):
-        value = Unrolled().solve(solver, Quadratic(), Numbers(3), valley(3, 2.0)).value
-    assert not leaves(value)[0].requires_grad
-
-
-@pytest.mark.parametrize(
-    ("outside", "error", "message"),
-    [
-        (lambda y: torch.from_numpy(y.numpy()), BilevelError, r"computes in numpy.*take Implicit"),
-        (Tensor.detach, HypergradientWarning, r"outside of autograd .* take Implicit\(\)"),
-    ],
-    ids=["numpy", "detach"],
-)
-def test_a_solver_outside_of_autograd(outside, error, message) -> None:
-    class Outside(Solver):
-        def answer(self, oracle):
-            y = oracle.init()
-            for _ in range(3):
-                y = y + 0.1 * outside(oracle.gradient(y))
-            return y
-
-    batch = valley(4, 5.0)
-    check = pytest.warns if error is HypergradientWarning else pytest.raises
-    with check(error, match=message):
-        Unrolled().solve(Outside(), Quadratic(), Numbers(3), batch)

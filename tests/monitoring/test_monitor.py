@@ -66,6 +66,9 @@ def watched(game: Bilevel, steps: int) -> Monitor:
         (Lookahead(), "Lookahead"),
         (ProximalPoint(3), "ProximalPoint"),
         (Extragradient(), "Extragradient"),
+        (Consensus(0.1), "Consensus"),
+        (SymplecticAdjustment(), "SymplecticAdjustment"),
+        (CompetitiveGradient(), "CompetitiveGradient"),
     ],
     ids=repr,
 )
@@ -341,16 +344,3 @@ def test_the_coordinates_that_move_may_come_late() -> None:
     verdict = watched(game, 400).verdict()
     assert verdict.kind == "cycling"
     assert verdict.period == pytest.approx(2 * math.pi / 0.1, rel=0.001)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "named"),
-    [
-        (Consensus(0.1), "Consensus"),
-        (SymplecticAdjustment(), "SymplecticAdjustment"),
-        (CompetitiveGradient(), "CompetitiveGradient"),
-    ],
-    ids=repr,
-)
-def test_a_schedule_that_corrects_is_named(schedule: Schedule, named: str) -> None:
-    assert watched(bilinear(schedule, 0.1), 200).verdict().damping == named

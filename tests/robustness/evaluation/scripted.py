@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import pgm
-from bilevel.robustness import Attack, Batch, Linf, SolverAttack
+from bilevel.robustness import Attack, Batch, ImageSet, Linf, SolverAttack
 
 EPS = 0.2
 
@@ -59,3 +59,9 @@ def noisy() -> list[Attack]:
         SolverAttack("second", start, pgm(0.01, 2), alone=True),
         SolverAttack("third", start, pgm(0.01, 3)),
     ]
+
+
+def near(images: ImageSet, reach: float) -> set[int]:
+    """The grey levels that ``reach`` carries over the threshold."""
+    grey = images.images[:, 0, 0, 0].tolist()
+    return {level for level in grey if abs(level / 255 - 0.5) < reach}

@@ -1,8 +1,7 @@
-"""`Battery`: the worst case, the images that each attack is run on, failures."""
+"""`Battery`: the worst case, and the images that each attack is run on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from bilevel.robustness import (
     Attacker,
     Batch,
     Battery,
-    Evaluation,
     ExternalAttack,
     FreshAttack,
     ImageSet,
@@ -27,13 +25,7 @@ from bilevel.robustness import (
     make_solver,
 )
 from tests.robustness.evaluation.faults import Faulty
-from tests.robustness.evaluation.scripted import COUNT, EPS, Scripted, Threshold, noisy
-
-
-def near(images: ImageSet, reach: float) -> set[int]:
-    """The grey levels that ``reach`` carries over the threshold."""
-    grey = images.images[:, 0, 0, 0].tolist()
-    return {level for level in grey if abs(level / 255 - 0.5) < reach}
+from tests.robustness.evaluation.scripted import COUNT, EPS, Scripted, Threshold, near, noisy
 
 
 def test_the_worst_case_is_the_union_and_others_see_what_is_left(images: ImageSet) -> None:
@@ -117,120 +109,6 @@ def test_the_exact_answer_in_l2(images: ImageSet, eps: float) -> None:
     distance = (images.images[:, 0, 0, 0] / 255 - 0.5).abs()
     assert not outcome.problem
     assert torch.equal(outcome.broken, right & (distance < eps / 2))
-
-
-def failing(error: Exception) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
-    def attack(x: Tensor, y: Tensor) -> Tensor:
-        raise error
-
-    return lambda model: attack
-
-
-def test_an_attack_that_leaves_the_l2_ball_fails(images: ImageSet) -> None:
-    """With a step that the L∞ ball of this radius allows."""
-    attack = SolverAttack("PGM", Linf(EPS), pgm(EPS, 1))
-    _, (outcome,) = Battery([attack], eps=EPS, norm="l2").run(Threshold(), images)
-    assert "‖δ‖₂ = 0.4 where ε = 0.2" in outcome.problem
-
-
-def far(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, y: (x + 0.5).clamp(0, 1)
-
-
-def brighter(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, y: x + 0.19
-
-
-def darker(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, y: x - 0.19
-
-
-def nan(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, y: x * torch.nan
-
-
-@pytest.mark.parametrize(
-    ("make", "problem"),
-    [
-        (failing(ValueError("no luck")), "ValueError: no luck"),
-        (failing(BilevelError("a line")), "a line"),
-        (far, "‖δ‖∞ = 0.5 where ε = 0.2"),
-        (brighter, "0.088 outside [0, 1]"),
-        (darker, "0.19 outside [0, 1]"),
-        (nan, "left the threat model"),
-    ],
-)
-def test_an_attack_that_fails_says_why_and_the_others_go_on(
-    images: ImageSet, make: Callable[..., object], problem: str
-) -> None:
-    good = Scripted("good", near(images, EPS))
-    _, (bad, other) = Battery([ExternalAttack("bad", make), good], eps=EPS).run(Threshold(), images)
-    assert problem in bad.problem
-    assert not bad.broken.any()
-    assert other.broken.any()
-    assert not other.problem
-
-
-def test_what_an_attack_broke_before_it_failed_stays_broken(images: ImageSet) -> None:
-    """Also for the attacks after it, which see what is left."""
-    levels = near(images, EPS)
-    good, calls = Scripted("good", levels), []
-
-    def flaky(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-        def run(x: Tensor, y: Tensor) -> Tensor:
-            calls.append(len(x))
-            if len(calls) == 3:
-                raise RuntimeError("out of memory")
-            return good.perturb(model, Batch(x, y), 0)
-
-        return run
-
-    attacks = [ExternalAttack("flaky", flaky, alone=True), Scripted("next", set())]
-    right, (bad, other) = Battery(attacks, eps=EPS, batch_size=10).run(Threshold(), images)
-    grey = images.images[:, 0, 0, 0]
-    twenty = torch.arange(COUNT) < 20
-    assert torch.equal(
-        bad.broken, right & twenty & torch.tensor([g in levels for g in grey.tolist()])
-    )
-    assert bad.broken.any()
-    assert torch.equal(other.attacked, right & ~bad.broken)
-    assert Evaluation("it", EPS, None, right, (bad, other)).alone(bad) is None
-
-
-class Careless(Scripted):
-    """Leaves the classifier in training mode, and raises if it is told to."""
-
-    fails = False
-
-    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        model.train()
-        if self.fails:
-            raise RuntimeError
-        return super().perturb(model, batch, attempt)
-
-
-class Wary(Scripted):
-    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        assert not model.training
-        return super().perturb(model, batch, attempt)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_what_an_attack_leaves_behind_is_not_for_the_next_one(
-    images: ImageSet, fails: bool
-) -> None:
-    careless = Careless("careless", set())
-    careless.fails = fails
-    _, (_, wary) = Battery([careless, Wary("wary", set())], eps=EPS).run(Threshold(), images)
-    assert not wary.problem
-
-
-def test_the_callers_random_numbers_go_on(images: ImageSet) -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    Battery(noisy(), eps=EPS).run(Threshold(), images)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_nothing_is_prepared_for_no_image(images: ImageSet) -> None:
@@ -331,7 +209,7 @@ def test_its_numbers_are_checked_before_a_run() -> None:
         Battery([Scripted("one", set())], eps=EPS, norm="L2")  # type: ignore[arg-type]
 
 
-def test_the_callers_random_numbers_go_on_where_they_were(images: ImageSet) -> None:
+def test_the_callers_random_numbers_go_on(images: ImageSet) -> None:
     """Also where an attacker is drawn to be trained."""
     attacker = Attacker("two-layer", width=4)
     make = partial(make_solver, "grad-l2l", eps=EPS, channels=1, attacker=attacker)
