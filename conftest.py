@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# Before torch and numpy are there, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -10,7 +14,6 @@ from hypothesis import settings
 
 settings.register_profile("shared", deadline=None)  # on a busy machine any example may be slow
 settings.load_profile("shared")
-torch.set_num_threads(1)
 
 
 def pytest_collectstart() -> None:
