@@ -190,7 +190,7 @@ class Bilevel:
         torch.clear_autocast_cache()  # its converted weights are those from before the last move
         solution = self.adjoint.solve(self.solver, self.follower, self.leader, batch)
         if not self._checked and not leaves(solution.value)[0].is_meta:
-            check_first_answer(self, solution.value, batch)
+            check_first_answer(self, solution, batch)
             self._checked = True
         return solution
 

@@ -204,6 +204,9 @@ def requiring_grad(tensor: Tensor) -> Tensor:
     Returns:
         The tensor if it requires a gradient, else a view that does.
     """
+    base = tensor._base if tensor.is_leaf else None
+    if base is not None and base.requires_grad:  # a view taken under no_grad: none reaches it
+        return tensor.detach().requires_grad_()
     return tensor if tensor.requires_grad else tensor.view_as(tensor).requires_grad_()
 
 

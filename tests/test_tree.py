@@ -42,6 +42,15 @@ def test_a_point_of_a_graph_is_not_the_tensor_that_was_given() -> None:
     assert not given.requires_grad
 
 
+def test_no_gradient_reaches_a_view_that_was_taken_without_a_graph() -> None:
+    """It requires one nevertheless, as its base does."""
+    with torch.no_grad():
+        dead = torch.zeros(2, requires_grad=True).expand(3, 2)
+    point, leaf = requiring_grad(dead), torch.zeros(4).view(2, 2).requires_grad_()
+    assert torch.autograd.grad(point.sum(), point)[0].sum() == 6
+    assert requiring_grad(leaf) is leaf
+
+
 ONE = torch.ones(1)
 
 

@@ -145,7 +145,7 @@ class Forward(Continued):
 def _answer(problem: SolvedProblem, start: Any, oracle: Oracle) -> tuple[Value, Any, Value | None]:
     """The answer, what a warm-started solver keeps of it, and the point where it began."""
     y, end = problem.from_start(start, partial(problem.solver.answer, oracle))
-    return y, end, oracle.started
+    return y, end, oracle.start
 
 
 def _tangent(leaf: Any) -> Tensor | None:

@@ -232,7 +232,9 @@ class Implicit(Pullback):
         fresh = self._scale is None or norm / self._scale > limit
         if fresh and _NOT_STATIONARY not in self._warned:
             with torch.no_grad():
-                start = problem.evaluate({}, Oracle.init)
+                start = problem.began
+                if start is None or not problem.solver.repeatable:  # then it is near the optimum
+                    start = problem.evaluate({}, Oracle.init)
                 there, *_ = problem.evaluate({}, lambda own: residual_of(own, step, start))
             scale = vector(there).norm()
             if scale <= rounding:

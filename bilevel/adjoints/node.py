@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.containers import tensors_in
@@ -31,8 +31,11 @@ class Task:
         follower: The follower's problem.
         leader: The leader.
         names: The names of its parameters.
-        data: The leaves of the batch.
-        spec: Its structure.
+        batch: The data.
+
+    Attributes:
+        tensors: Those of the batch that pytree finds.
+        closed: Those that require a gradient in objects that pytree does not open.
     """
 
     def __init__(
@@ -42,28 +45,32 @@ class Task:
         follower: FollowerProblem,
         leader: LeaderProblem,
         names: tuple[str, ...],
-        data: list[Any],
-        spec: Any,
+        batch: Batch,
     ) -> None:
         self.adjoint = adjoint
         self.parts = solver, follower, leader
+        data, self.spec = tree_flatten(batch)
+        self.tensors = [leaf for leaf in data if isinstance(leaf, Tensor)]
         self.data = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in data]
-        # Of objects that pytree does not open.
         closed = tensors_in([leaf for leaf in data if not isinstance(leaf, Tensor)])
         self.closed = [tensor for tensor in closed if tensor.requires_grad]
-        self.spec = spec
+        led = any(tensor.requires_grad for tensor in self.tensors)
+        # A batch of constants is handed on itself: its class may not be one that can be rebuilt,
+        # and init may keep in it what the leader's loss reads.
+        mapped = any(map(torch._C._functorch.is_functorch_wrapped_tensor, self.tensors))
+        self.batch = None if led or mapped else (batch,)
         reached = range(self.data.count(None) if adjoint.reaches_batch else 0)
         self.own, self.names = names, (*names, *(f"batch[{number}]" for number in reached))
         self.snapshot: Snapshot
         self.kept: tuple[Any, Any]
         self.stats: dict[str, Tensor]
         self.history: Value
+        self.start: Value | None
         self.solves = 0
         self.evaluations = 0
         # A graph is for φ, and once for the check that nothing else is trained. Where the batch has
         # one too, the iterates of every solve would hang on it.
         learned = any(parameter.requires_grad for parameter in solver.parameters())
-        led = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in data)
         needed = learned or not led or not adjoint.held_none
         self.recording = torch.is_grad_enabled() and needed
 
@@ -94,6 +101,8 @@ class Task:
         return self._batch([given[name] for name in self.names[len(self.own) :]])
 
     def _batch(self, tensors: Iterable[Tensor]) -> Batch:
+        if self.batch is not None:
+            return self.batch[0]
         tensors = iter(tensors)
         data = [next(tensors) if constant is None else constant[0] for constant in self.data]
         return tree_unflatten(data, self.spec)
@@ -115,7 +124,7 @@ class Task:
         self.kept = (None, None) if solver.repeatable else (start, solver.kept)
         self.solves += 1
         self.evaluations += solution.evaluations
-        self.history = solution.value
+        self.history, self.start = solution.value, solution.start
         device = leaves(solution.value)[0].device
         # y may be bfloat16; unlike torch.tensor, torch.full does not wait for the device.
         evaluations = torch.full((), float(solution.evaluations), device=device)
@@ -159,7 +168,16 @@ class Task:
         outside = not {*names} <= {*self.own}
         feed = self.feed if outside else None
         problem = SolvedProblem(
-            *self.parts, batch, theta, y, names, self.snapshot, self.stats, *self.kept, feed
+            *self.parts,
+            batch,
+            theta,
+            y,
+            names,
+            self.snapshot,
+            self.stats,
+            *self.kept,
+            began=self.start,
+            feed=feed,
         )
         try:
             grads = self.adjoint.pull(problem, v)

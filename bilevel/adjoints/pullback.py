@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from bilevel.adjoints.base import Adjoint
 from bilevel.adjoints.node import Task, answer, constant
@@ -121,9 +120,8 @@ class Pullback(Adjoint):
         """Solves, with one graph node that leads to θ, and the solver's own graph to φ."""
         self.check(solver, follower, leader)
         theta = dict(leader.named_parameters())
-        data, spec = tree_flatten(batch)
-        task = Task(self, solver, follower, leader, tuple(theta), data, spec)
-        tensors = [leaf for leaf in data if isinstance(leaf, Tensor)]
+        task = Task(self, solver, follower, leader, tuple(theta), batch)
+        tensors = task.tensors
         if not self.reaches_batch:
             tensors = [constant(self, tensor) for tensor in tensors]
         tensors += [constant(self, tensor) for tensor in task.closed]  # a gradient is an error
@@ -142,4 +140,4 @@ class Pullback(Adjoint):
             # Adds zeros whose graph leads to φ only, as the node leads to θ only: neither gradient
             # costs anything unless it is required.
             value = tree_map(lambda leaf, own: leaf + (own - own.detach()), value, task.history)
-        return Solution(value, task.stats, task.evaluations)
+        return Solution(value, task.stats, task.evaluations, task.start)

@@ -53,6 +53,7 @@ class SolvedProblem:
         stats: The solution's statistics, to which :meth:`record` adds.
         start: What a warm-started solver has started from, its ``kept``; None at a new start.
         end: What it has kept of the answer; None if it keeps nothing.
+        began: The point where the solve began; None if the solver asked for none.
         feed: Puts the batch's tensors of ``theta`` in their places in it; None if it has none.
     """
 
@@ -67,6 +68,7 @@ class SolvedProblem:
     stats: dict[str, Tensor]
     start: Any = None
     end: Any = None
+    began: Value | None = None
     feed: Callable[[Parameters], Batch] | None = None
 
     def evaluate(

@@ -89,7 +89,7 @@ class Unrolled(Adjoint):
             self._check_graph(leader, batch, value)
         evaluations = torch.full((), float(oracle.evaluations), device=leaves(value)[0].device)
         stats = {**oracle.stats(), "evaluations": evaluations}
-        return Solution(value, stats, oracle.evaluations)
+        return Solution(value, stats, oracle.evaluations, oracle.start)
 
     def _answer_whole(self, solver: Solver, oracle: Oracle) -> Value:
         try:

@@ -16,7 +16,7 @@ from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.player import trainable_parameters
 from bilevel.problem import Batch, FollowerProblem
 from bilevel.randomness import random_state_kept
-from bilevel.solvers import Iterative
+from bilevel.solvers import Iterative, Solution
 from bilevel.solvers.checks import check_answer, check_point
 from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from bilevel.game import Bilevel
 
 
-def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
+def check_first_answer(game: Bilevel, solution: Solution, batch: Batch) -> None:
     """Checks the form of an answer, that it lies in Y, and that it is the answer to one problem.
 
     Args:
         game: The game.
-        y: The answer.
+        solution: The answer.
         batch: The data.
 
     Raises:
@@ -38,9 +38,10 @@ def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
             share a y of different problems.
         NonFiniteError: If one of the two is NaN or infinite.
     """
-    device = leaves(y)[0].device
-    with random_state_kept(device), torch.no_grad():
-        start = _trial(game.follower).init(batch)
+    y, start = solution.value, solution.start
+    if start is None:
+        with random_state_kept(leaves(y)[0].device), torch.no_grad():
+            start = _trial(game.follower).init(batch)
     check_answer(game.solver, y, start)
     if isinstance(game.solver, Iterative):  # others may read its form only
         check_feasible(game.follower, start, batch, "start")
@@ -52,7 +53,7 @@ def check_first_answer(game: Bilevel, y: Value, batch: Batch) -> None:
 
 
 def _trial(follower: FollowerProblem) -> FollowerProblem:
-    """The follower, to call ``init`` once more than the solve: it may keep what it draws."""
+    """The follower, to call ``init`` where the solve does not: it may keep what it draws."""
     trial = copy.copy(follower)
     for name, value in vars(follower).items():  # else a resumed run would draw other numbers
         if isinstance(value, torch.Generator):

@@ -31,7 +31,8 @@ def _no_gradient(term: str) -> str:
         return f"{term} has no gradient in torch.inference_mode(): train outside of it"
     remedy = {
         "the leader's loss": "compute it from them, without detach or no_grad, and if it depends "
-        "on them through y* alone, give the game an adjoint other than Detached()",
+        "on them through y* alone, give the game Implicit(), or with a solver whose steps autograd "
+        "records Unrolled()",
         "the follower's objective": "let the solver compute its answer from them, in one step at "
         "least, without detach or no_grad",
     }

@@ -31,11 +31,13 @@ class Solution:
             the leader's gradient.
         evaluations: The number of gradient evaluations of the solve, or of evaluations of the gain
             by a solver without gradients.
+        start: The point where the solve began, detached; None if it asked for none.
     """
 
     value: Any
     stats: dict[str, Tensor]
     evaluations: int = 0
+    start: Any = None
 
 
 class Solver(nn.Module, ABC):
@@ -109,7 +111,7 @@ class Solver(nn.Module, ABC):
             BilevelError: If it has not.
         """
         value = self.answer(oracle)
-        check_answer(self, value, oracle.started)
+        check_answer(self, value, oracle.start)
         return value
 
     def solve(
@@ -142,4 +144,4 @@ class Solver(nn.Module, ABC):
             value = self.checked_answer(oracle)
             if evaluate:
                 oracle.evaluate(value)
-        return Solution(value, oracle.stats(), oracle.evaluations)
+        return Solution(value, oracle.stats(), oracle.evaluations, oracle.start)

@@ -38,7 +38,7 @@ class Oracle:
         follower, leader, batch: The arguments, for a solver with a formula of its own.
         evaluations: The number of gradient evaluations; a solver without gradients counts those of
             the gain.
-        started: The start of the solve; None before.
+        start: The start of the solve, detached; None before.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Oracle:
         self.batch = batch
         self._differentiable = differentiable
         self.evaluations = 0
-        self.started: Value | None = None
+        self.start: Value | None = None
         self._before: Tensor | None = None
         self._after: Tensor | None = None
         self._gradient: Value | None = None
@@ -78,8 +78,8 @@ class Oracle:
             raise_explained(error, self.follower, self.batch)
             raise
         check_start(type(self.follower).__name__, start)
-        if self.started is None:  # a random search draws many
-            self.started = start
+        if self.start is None:  # a random search draws many
+            self.start = detach(start)
         return start
 
     def gradient(self, y: Value) -> Any:
@@ -193,8 +193,8 @@ class Oracle:
             y: The answer.
         """
         with torch.no_grad():
-            if self._before is None and self.started is not None:
-                self._before = self._objective(self.started)
+            if self._before is None and self.start is not None:
+                self._before = self._objective(self.start)
             self._after = self._objective(detach(y))
 
     def _objective(self, y: Value) -> Tensor:
@@ -247,8 +247,9 @@ class Oracle:
         Returns:
             The nearest point of this problem's Y.
         """
-        self.started = self.project(y)
-        return self.started
+        start = self.project(y)
+        self.start = detach(start)
+        return start
 
     def project(self, y: Value) -> Any:
         """The point of Y nearest to ``y``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -95,6 +95,38 @@ def test_sparse_gradients_in_y() -> None:
         solution = adjoint.solve(solver, Items(), leader, None)
         with pytest.raises(BilevelError, match=r"sparse gradient in y, .* with sparse=False"):
             torch.autograd.grad(leader.loss(solution.value, None), leader.log)
+
+
+class Sized(NamedTuple("Sized", [("scale", Tensor), ("rows", int)])):
+    """A batch that cannot be rebuilt from its entries."""
+
+    def __new__(cls, scale: Tensor) -> Any:
+        return super().__new__(cls, scale, 1)
+
+
+class Kept(FollowerProblem):
+    """Keeps in the batch, if it can, what the objective reads."""
+
+    sense = "min"
+
+    def init(self, batch: Any) -> Tensor:
+        if isinstance(batch, dict):
+            batch["target"] = 3 * batch["scale"]
+        return torch.zeros(2, dtype=F64)
+
+    def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
+        target = batch["target"] if isinstance(batch, dict) else batch.scale
+        return (y - target).square().sum() + leader.log.exp() * y.square().sum()
+
+
+@pytest.mark.parametrize("kind", [lambda scale: {"scale": scale}, Sized], ids=["dict", "tuple"])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_a_batch_is_handed_on_itself(adjoint: Adjoint, kind: Any) -> None:
+    scale = torch.tensor(0.5, dtype=F64)
+    given, expected = kind(scale), gradient(Unrolled(), Kept(), kind(scale))
+    torch.testing.assert_close(gradient(adjoint, Kept(), given), expected, rtol=1e-3, atol=0)
+    if isinstance(given, dict):
+        assert given["target"] == 1.5
 
 
 class Slopes(FollowerProblem):

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from bilevel import Bilevel, BilevelError, Iterative, NonFiniteError, Parametric, Unrolled, ZeroSum
+from bilevel import (
+    Adjoint,
+    Bilevel,
+    BilevelError,
+    Detached,
+    Forward,
+    Implicit,
+    Iterative,
+    NonFiniteError,
+    Parametric,
+    Unrolled,
+    ZeroSum,
+)
 from bilevel.checks.first_answer import check_feasible
 from bilevel.robustness import Batch
 from bilevel.updates import Gradient
@@ -141,9 +154,25 @@ def test_constraints_of_a_third_party_beside_a_frozen_leader() -> None:
     assert zero_sum_game(leader).step(None)["loss"] == 0.5 * 1.0
 
 
-def test_the_check_draws_nothing_from_the_followers_own_generators() -> None:
+@pytest.mark.parametrize("adjoint", [Detached(), Unrolled(), Implicit(), Forward()], ids=str)
+def test_the_check_takes_no_start_of_its_own(adjoint: Adjoint) -> None:
     """Else a resumed run, whose first answer is checked again, would draw other numbers."""
 
+    class Listed(Nearest):
+        starts = itertools.count()
+
+        def init(self, batch):
+            return torch.full_like(batch.x, float(next(self.starts)))
+
+    follower, leader, batch = Listed(), Weights(3), Batch(torch.ones(2, 3), torch.zeros(2))
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    solver = Iterative(Gradient(1.0), 1)
+    Bilevel(leader, follower, solver, leader_opt=optimizer, adjoint=adjoint).step(batch)
+    solves = 1 + len(leader.w) if isinstance(adjoint, Forward) else 1
+    assert next(follower.starts) == solves
+
+
+def test_where_the_solve_takes_none_the_check_draws_from_no_generator_of_the_follower() -> None:
     class Drawn(Nearest):
         def __init__(self):
             self.generator = torch.Generator().manual_seed(0)
@@ -153,19 +182,13 @@ def test_the_check_draws_nothing_from_the_followers_own_generators() -> None:
             size = self.numpys.random() + self.pythons.random()
             return size * torch.rand(batch.x.shape, generator=self.generator)
 
-    follower, leader, batch = Drawn(), Weights(3), Batch(torch.ones(2, 3), torch.zeros(2))
-    game = Bilevel(
-        leader,
-        follower,
-        Iterative(Gradient(0.1), 1),
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
-        adjoint=Unrolled(),
-    )
+    leader = Weights(3)
+    solver = Parametric(torch.zeros(2, 3)).requires_grad_(False)
+    follower, batch = Drawn(), Batch(torch.ones(2, 3), torch.zeros(2))
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, follower, solver, leader_opt=optimizer, adjoint=Detached())
     game.step(batch)
-    once = torch.Generator().manual_seed(0)
-    torch.rand(2, 3, generator=once)
-    assert torch.equal(follower.generator.get_state(), once.get_state())
-    numpys, pythons = np.random.default_rng(0), random.Random(0)
-    numpys.random(), pythons.random()
-    assert follower.numpys.random() == numpys.random()
-    assert follower.pythons.random() == pythons.random()
+    fresh = Drawn()
+    assert torch.equal(follower.generator.get_state(), fresh.generator.get_state())
+    assert follower.numpys.random() == fresh.numpys.random()
+    assert follower.pythons.random() == fresh.pythons.random()
