@@ -149,8 +149,8 @@ def _check_spaces(name: str, observation: Any, action: Any) -> None:
 
     if not (isinstance(observation, spaces.Box) and len(observation.shape) == 1):
         raise BilevelError(
-            f"{name} has observations {observation}: policies read vectors; choose an "
-            "environment with Box observations of one dimension"
+            f"{name} has observations {observation}: policies read vectors; wrap it in "
+            "gymnasium.wrappers.FlattenObservation"
         )
     if isinstance(action, spaces.Discrete) and action.start != 0:
         raise BilevelError(
@@ -166,6 +166,6 @@ def _check_spaces(name: str, observation: Any, action: Any) -> None:
         )
     if not (vector or isinstance(action, spaces.Discrete)):
         raise BilevelError(
-            f"{name} has actions {action}: policies choose one of n actions or a vector; choose an "
-            "environment with Discrete or Box actions, or wrap it"
+            f"{name} has actions {action}: policies choose one of n actions or a vector; wrap it in "
+            "gymnasium.wrappers.TransformAction, with an action_space that is Discrete or a Box"
         )
