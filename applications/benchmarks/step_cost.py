@@ -4,11 +4,10 @@ r"""Cost of a training step: multiply–adds counted, time measured relative to 
     python applications/benchmarks/step_cost.py --model wrn-16-2 --attacker-width 8 \
         --batch-size 32 --method pgm two-step-l2l --precision float32 bf16
 
-Multiply–adds are counted on the meta device, for the paper's networks, in forward passes of the
-classifier (F) and of the attacker (G). Times are measured with all cases interleaved, so that other
-load slows all equally; a ratio is the median over rounds of the ratio to PGM-10 in the same
-precision. Then a two-step game is compared with one written by hand: the difference is the overhead
-of `Bilevel`.
+Multiply–adds are counted on one image, in forward passes of the classifier (F) and of the attacker
+(G). Times are measured with all cases interleaved, so that other load slows all equally; a ratio is
+the median over rounds of the ratio to PGM-10 in the same precision. Then a two-step game is
+compared with one written by hand: the difference is the overhead of `Bilevel`.
 """
 
 from __future__ import annotations

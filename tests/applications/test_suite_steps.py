@@ -37,7 +37,7 @@ def test_steps_cost_what_is_counted_by_hand(
     steps = suite("steps")
     size = steps.Size("wrn-10-10", 32, 1)
     for schedule, (f, g) in (("simultaneous", simultaneous), ("alternating", alternating)):
-        counted = steps.count(size, method, schedule)
+        counted = steps.count(size, method, schedule, CPU)
         share = counted["attacker_forward"] / counted["classifier_forward"]
         expected = f + g * share
         assert counted["step_in_classifier_forwards"] == pytest.approx(expected, rel=2e-3)
@@ -55,7 +55,7 @@ def test_a_product_and_its_sum_are_counted_once(suite: Suite) -> None:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(note)
     network(torch.zeros(1, *size.shape()))
-    assert steps.count(size, "plain", "simultaneous")["classifier_forward"] == sum(products)
+    assert steps.count(size, "plain", "simultaneous", CPU)["classifier_forward"] == sum(products)
 
 
 def test_a_measurement(suite: Suite) -> None:

@@ -53,7 +53,7 @@ def measure(
             del seconds[case]
     records = []
     for case, times in seconds.items():
-        counted = count(size, case.method, case.schedule)
+        counted = count(size, case.method, case.schedule, device)
         arithmetic = 2 * counted["step"] * size.batch_size
         pgm = replace(case, method="pgm", schedule="simultaneous")
         records.append(

@@ -143,12 +143,16 @@ def learned(solver: Solver) -> list[nn.Module]:
 
 
 @cache
-def count(size: Size, method: str, schedule: ScheduleName) -> dict[str, float]:
-    """Multiply–adds of a step, and of a forward pass of each network, an image."""
-    with torch.device("meta"):
-        bench = Bench(size, torch.device("meta"))
-        game, batch = bench.game(Case(method, schedule)), bench.batch
-        attacker = size.solver("grad-l2l").update
+def count(
+    size: Size, method: str, schedule: ScheduleName, device: torch.device
+) -> dict[str, float]:
+    """Multiply–adds of a step on one image, and of a forward pass of each network.
+
+    On the device, since operations on the meta device take longer than those on one image.
+    """
+    bench = Bench(replace(size, batch_size=1), device)
+    game, batch = bench.game(Case(method, schedule)), bench.batch
+    attacker = size.solver("grad-l2l").update.to(device)
     passes = {
         "classifier_forward": lambda: game.leader.model(batch.x),
         "attacker_forward": lambda: attacker(batch.x, batch.x, batch.x, None),
@@ -158,7 +162,7 @@ def count(size: Size, method: str, schedule: ScheduleName) -> dict[str, float]:
     for name, run in passes.items():
         with FlopCounterMode(display=False) as counter:
             run()
-        counts[name] = counter.get_total_flops() / 2 / size.batch_size
+        counts[name] = counter.get_total_flops() / 2
     return {**counts, "step_in_classifier_forwards": counts["step"] / counts["classifier_forward"]}
 
 
