@@ -41,13 +41,19 @@ def raise_explained(error: Exception, problem: object, batch: object) -> None:
             what does not require one. Other errors are left to the caller.
     """
     name = type(problem).__name__
-    if _is_of_batch(error, batch):
-        what = str(error) or getattr(error, "name", "")
+    if isinstance(error, AttributeError) and error.name is not None and error.obj is batch:
         raise BilevelError(
-            f"{name} cannot read a batch of type {type(batch).__name__} ({what}): a batch must "
+            f"{name} cannot read a batch of type {type(batch).__name__} ({error}): a batch must "
             "have the fields that the problem's own methods use; wrap what the loader yields, for "
             'example in a collections.namedtuple("Batch", "x y")'
         ) from error
+    if isinstance(error, KeyError) and isinstance(batch, Mapping) and error.args:
+        key, keys = error.args[0], ", ".join(map(repr, batch)) or "nothing"
+        if key not in batch:
+            raise BilevelError(
+                f"{name} reads a key {key!r}, which the batch lacks (it has {keys}): give the "
+                "batch that field or, if it is a key of another dict such as y, correct it there"
+            ) from error
     if isinstance(error, RuntimeError) and "does not require grad" in str(error):
         raise BilevelError(
             f"{name} takes a gradient in something that does not require one "
@@ -55,15 +61,6 @@ def raise_explained(error: Exception, problem: object, batch: object) -> None:
             "compute with copies that require it, w.detach().requires_grad_(), and inside "
             "torch.enable_grad()"
         ) from error
-
-
-def _is_of_batch(error: Exception, batch: object) -> bool:
-    """Whether what is missing is an attribute or a key of the batch, not of another object."""
-    if isinstance(error, AttributeError):
-        return error.name is not None and error.obj is batch
-    if isinstance(error, KeyError):
-        return isinstance(batch, Mapping) and bool(error.args) and error.args[0] not in batch
-    return False
 
 
 def first_line(error: BaseException) -> str:

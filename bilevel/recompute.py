@@ -37,8 +37,8 @@ def kept(module: nn.Module) -> Callable[[], tuple[Any, Any]]:
 
     Returns:
         For ``checkpoint(layers, …, use_reentrant=False, context_fn=kept(layers))``, and for
-        ``gradient_checkpointing_enable({"use_reentrant": False, "context_fn": kept(network)})`` of
-        transformers.
+        ``activation_checkpointing_enable({"use_reentrant": False, "context_fn": kept(network)})``
+        of transformers.
 
     Example:
         >>> net = nn.Sequential(nn.Tanh(), nn.Linear(2, 2))

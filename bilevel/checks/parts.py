@@ -167,10 +167,13 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
 
 
 def _requires_closure(optimizer: Any) -> bool:
-    parameters = inspect.signature(optimizer.step).parameters
-    return any(
-        p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values()
-    )
+    # That of the class: schedulers of learning rates put a function of theirs in its place.
+    step = getattr(type(optimizer), "step", None)
+    try:
+        inspect.signature(step or optimizer.step).bind(*([optimizer] if step else []))
+    except TypeError:
+        return True
+    return False
 
 
 def check_in_place(leader: LeaderProblem, returned: object) -> None:

@@ -166,6 +166,6 @@ def _check_spaces(name: str, observation: Any, action: Any) -> None:
         )
     if not (vector or isinstance(action, spaces.Discrete)):
         raise BilevelError(
-            f"{name} has actions {action}: policies choose one of n actions or a vector; wrap it in "
-            "gymnasium.wrappers.TransformAction, with an action_space that is Discrete or a Box"
+            f"{name} has actions {action}: policies choose one of n actions or a vector; wrap it "
+            "in gymnasium.wrappers.TransformAction, with an action_space that is Discrete or a Box"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -125,6 +127,28 @@ def test_an_optimizer_of_the_solver_that_needs_a_closure() -> None:
             leader_opt=torch.optim.LBFGS(leader.parameters()),
             solver_opt=torch.optim.LBFGS(solver.parameters()),
         )
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_schedulers_of_learning_rates_on_both_optimizers(before: bool) -> None:
+    """They put a function of theirs in the place of the optimizer's step."""
+    saddle = Saddle()
+    leader, solver = ZeroSum(Scalar(1.0), saddle), Parametric(torch.ones(()).double())
+    theta, phi = (torch.optim.SGD(player.parameters(), lr=0.5) for player in (leader, solver))
+
+    def schedulers() -> list[Any]:
+        return [torch.optim.lr_scheduler.StepLR(one, 1, gamma=0.0) for one in (theta, phi)]
+
+    made = schedulers() if before else []
+    game = Bilevel(leader, saddle, solver, leader_opt=theta, solver_opt=phi)
+    made = made or schedulers()
+    game.step(None)
+    moved = leader.model.x.item(), solver.y.item()
+    assert moved != (1.0, 1.0)
+    for scheduler in made:
+        scheduler.step()
+    game.step(None)  # at rates of 0
+    assert (leader.model.x.item(), solver.y.item()) == moved
 
 
 def test_a_leader_does_not_register_what_the_solver_trains() -> None:

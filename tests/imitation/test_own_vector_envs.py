@@ -58,8 +58,8 @@ def play(envs: VectorEnv) -> None:
     ("kind", "space", "told"),
     [
         ("action", spaces.Discrete(2, start=1), "counts its actions from 1: .*; wrap it"),
-        ("action", spaces.MultiBinary(2), "has actions MultiBinary.*; choose an environment"),
-        ("action", spaces.MultiDiscrete([2]), "has actions MultiDiscrete.*; choose an environment"),
+        ("action", spaces.MultiBinary(2), "has actions MultiBinary.*; wrap it in gymnasium"),
+        ("action", spaces.MultiDiscrete([2]), "has actions MultiDiscrete.*; wrap it in gymnasium"),
         ("observation", spaces.Dict(), "has observations Dict.*: policies read vectors"),
     ],
 )

@@ -276,7 +276,11 @@ class Keyed(Linf):
     [
         (Linf(0.1), list, r"Linf cannot read a batch of type list \(.*'x'\): .*wrap"),
         (Linf(0.1), lambda batch: Images(batch.x), r"batch of type Images \(.*'y'\): .*wrap"),
-        (Keyed(0.1), lambda batch: {"x": batch.x}, r"batch of type dict \('images'\): .*wrap"),
+        (
+            Keyed(0.1),
+            lambda batch: {"x": batch.x},
+            r"Keyed reads a key 'images', .* \(it has 'x'\)",
+        ),
     ],
 )
 def test_a_batch_with_the_wrong_fields(follower, wrap, message) -> None:
