@@ -94,9 +94,10 @@ def raise_missing_derivative(error: RuntimeError, part: object) -> None:
         raise BilevelError(
             f"{part!r} differentiates a gradient, and torch cannot "
             f"({first_line(error)}): the objective has an operation without second derivative; for "
-            "attention use torch.nn.attention.sdpa_kernel(SDPBackend.MATH), for recurrent networks "
-            "torch.backends.cudnn.flags(enabled=False), leave networks uncompiled, or take an "
-            "adjoint (Penalty) or schedule (Extragradient) with first derivatives only"
+            "attention use torch.nn.attention.sdpa_kernel(SDPBackend.MATH) within the objective, "
+            "for recurrent networks torch.backends.cudnn.flags(enabled=False), leave networks "
+            "uncompiled, or take an adjoint (Penalty) or schedule (Extragradient) with first "
+            "derivatives only"
         ) from error
 
 

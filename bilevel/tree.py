@@ -174,7 +174,8 @@ def unravel(vector: Tensor, like: Value) -> Value:
 
     def shaped(leaf: Tensor) -> Tensor:
         piece = next(pieces).view_as(as_real(leaf)).to(as_real(leaf).dtype)
-        return torch.view_as_complex(piece) if leaf.is_complex() else piece
+        # Not view_as_complex: a piece may begin at an odd number of the vector.
+        return torch.complex(*piece.unbind(-1)) if leaf.is_complex() else piece
 
     return tree_map(shaped, like)
 

@@ -110,12 +110,13 @@ class Forward(Continued):
             try:
                 y, end, began = problem.evaluate(theta, solve, kind=ForwardOracle)
             except RuntimeError as error:
-                if "forward AD" in str(error) or "ZeroTensor" in str(error):
+                signs = "forward AD", "forward mode AD", "ZeroTensor"
+                if any(sign in str(error) for sign in signs):
                     raise BilevelError(
                         f"{self!r}: torch cannot take the step's forward derivative "
                         f"({first_line(error)}): it lacks that of some operations, such as "
-                        "cdist, in updates and projections; write them out, or take "
-                        "Unrolled(recompute=True)"
+                        "cdist and torch.func.hessian (jacrev twice has one), in updates and "
+                        "projections; write them out, or take Unrolled(recompute=True)"
                     ) from error
                 raise
             tangents, ended = ([*map(_tangent, tree)] for tree in (leaves(y), tree_leaves(end)))

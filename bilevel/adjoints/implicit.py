@@ -15,6 +15,7 @@ from bilevel.adjoints.condition import (
     remedy_for,
     residual_of,
     step_size,
+    unit_near,
     vector,
     vjp,
 )
@@ -194,7 +195,11 @@ class Implicit(Pullback):
         tolerance = self.tolerance
         if tolerance is None:
             tolerance = PRECISE if b.dtype == torch.float64 else SOLVED
-        solution = solve(product, b, self.max_steps, tolerance=tolerance, start=start)
+        unit = unit_near(b)
+        start = None if start is None else start / unit
+        solution = solve(product, b / unit, self.max_steps, tolerance=tolerance, start=start)
+        value, residual = solution.value * unit, solution.residual * unit
+        solution = solution._replace(value=value, residual=residual)
         if self.warm_start:
             self._kept = solution.value.flatten()
         if b.dim() > 1:  # samples that depend on each other show in a product with all of them only
@@ -237,7 +242,7 @@ class Implicit(Pullback):
                     start = problem.evaluate({}, Oracle.init)
                 there, *_ = problem.evaluate({}, lambda own: residual_of(own, step, start))
             scale = vector(there).norm()
-            if scale <= rounding:
+            if scale <= 100 * eps * solution.largest * vector(start).norm():
                 return  # the start is optimal up to rounding: nothing to compare with
             # The weights of a Parametric network may be their own start: the distance tells alone.
             itself = torch.equal(vector(start), y)

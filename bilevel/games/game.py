@@ -160,7 +160,7 @@ class Game(FollowerProblem):
 
     @property
     def _constrained(self) -> bool:
-        return type(self).onto is not Game.onto
+        return type(self).onto is not Game.onto or type(self).project is not Game.project
 
     def _values(self, x: Tensor, y: Tensor) -> Tensor:
         if self.count is None:

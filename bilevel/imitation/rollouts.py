@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -77,6 +78,7 @@ class Sampler:
         space: Any = envs.single_action_space
         self._range = None if task.discrete else (space.low, space.high)
         self.restart(seed)
+        self._check_repeats(seed)
 
     def restart(self, seed: int) -> None:
         """Resets all environments.
@@ -87,6 +89,20 @@ class Sampler:
         observation, _ = self.envs.reset(seed=seed)
         self._observation = observation.astype(np.float32)
         self._partial_returns = np.zeros(self.envs.num_envs)  # of the unfinished episodes
+
+    def _check_repeats(self, seed: int) -> None:
+        """Warns of environments in which demonstrations and resumed runs would be others."""
+        once = self._observation
+        self.restart(seed)
+        if not np.array_equal(once, self._observation, equal_nan=True):
+            warnings.warn(
+                f"{self._name} starts otherwise if it is reset with the same seed again: it keeps "
+                "statistics (NormalizeObservation), which each copy gathers for itself, or draws "
+                "from a generator of its own, so that evaluations, demonstrations and resumed runs "
+                "are those of another environment; give the policy Standardize(states) in the "
+                "place of the wrapper, and draw by self.np_random",
+                stacklevel=3,
+            )
 
     def collect(self, steps: int) -> Rollout:
         """Steps all environments.

@@ -178,13 +178,13 @@ def gmres(
         if not image.isfinite().all():  # torch.linalg would raise
             nan = basis.rows[-1] @ image
             return LinearSolution(x, residual, nan, largest, nan, products)
-        length = image.norm()
+        length = _norm(image)
         largest = torch.maximum(largest, length)
         column = torch.zeros_like(normal)
         for _ in range(2):
             part = basis.rows @ image
             column, image = column + part, image - part @ basis.rows
-            before, length = length, image.norm()
+            before, length = length, _norm(image)
             if length > 0.7 * before:
                 break
         columns.append(torch.cat([column, length[None]]))
@@ -201,6 +201,12 @@ def gmres(
     residual = (coordinates - projected @ weights).to(b) @ basis.rows
     x = x + weights.to(b) @ basis.rows[:-1]
     return LinearSolution(x, residual, smallest, largest, sigma.to(b), products, singular)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The Euclidean norm, where the squares of the numbers may be too small for their type."""
+    unit = x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
+    return unit * (x / unit).norm()
 
 
 class Rows:

@@ -88,6 +88,8 @@ class Verdict:
                 "SGD without momentum, or regularise the players"
             )
         remedy = "use Extragradient or Optimistic, or regularise the players"
+        if self.kind == "diverging":  # it may be damped at smaller steps, as xy is not
+            return f"{text}: smaller steps end it only where the players' losses curve; {remedy}"
         return f"{text}: smaller steps do not end it; {remedy}"
 
 

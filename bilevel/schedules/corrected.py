@@ -43,6 +43,9 @@ class Corrected(Schedule):
     of autograd: the gradients that a solver's own steps read count as constants, as in
     :class:`~bilevel.Detached`. Hooks of the parameters run in the products with J too: clip in step
     pre-hooks of the optimizers. The metric ``field_norm`` is ‖F‖.
+
+    Where a constraint is active, F is not zero at an equilibrium, and players that are projected
+    along G rest elsewhere: with active constraints take :class:`~bilevel.Extragradient`.
     """
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from bilevel.errors import BilevelError, describe
@@ -63,6 +64,11 @@ def check_start(follower: str, y: object) -> None:
         raise BilevelError(
             f"{follower}.init returned a nested tensor, which has no norms and few operations: pad "
             "the samples to one length, and set what is padded to 0 in project"
+        )
+    if any(leaf.layout != torch.strided for leaf in tensors):
+        raise BilevelError(
+            f"{follower}.init returned a sparse tensor, which few operations take: return its "
+            "to_dense(), or the values that are to move"
         )
     if isinstance(y, Mapping):
         weights = {n: w.requires_grad for n, w in y.items() if isinstance(w, nn.Parameter)}

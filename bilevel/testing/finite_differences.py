@@ -31,8 +31,9 @@ def check_adjoint(
 ) -> None:
     """Checks an adjoint's gradient against central differences of θ ↦ L(θ, y*(θ)).
 
-    It solves twice for each element of θ: give a small leader in float64, no warm start, and a
-    solver that converges if the adjoint assumes an optimum.
+    It solves twice for each element of θ: give a small leader in float64, or one that is frozen but
+    for a few parameters, no warm start, and a solver that converges if the adjoint assumes an
+    optimum.
 
     Args:
         adjoint: The adjoint under test.

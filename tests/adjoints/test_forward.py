@@ -102,14 +102,23 @@ def test_the_memory_of_one_step() -> None:
     assert many < 1.1 * few
 
 
-def test_a_step_without_forward_derivative() -> None:
-    class Distant(Update):
-        def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> tuple[Tensor, None]:
-            return y - torch.cdist(gradient[:, None], y[:, None]).sum(1), None
+class Distant(Update):
+    def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> tuple[Tensor, None]:
+        return y - torch.cdist(gradient[:, None], y[:, None]).sum(1), None
 
+
+class Curved(Update):
+    """Takes second derivatives by forward mode, within which there is no other."""
+
+    def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> tuple[Tensor, None]:
+        return y + torch.func.hessian(lambda point: point.square().sum())(y) @ gradient / 10, None
+
+
+@pytest.mark.parametrize("update", [Distant(), Curved()])
+def test_a_step_without_forward_derivative(update: Update) -> None:
     batch, leader, v = valley(4, 5.0), Numbers(3), torch.randn(4, dtype=F64)
     with pytest.raises(BilevelError, match=r"forward derivative.*take Unrolled\(recompute=True\)"):
-        hypergradient(Forward(), Iterative(Distant(), 2), Quadratic(), leader, batch, v)
+        hypergradient(Forward(), Iterative(update, 2), Quadratic(), leader, batch, v)
 
 
 def test_an_update_that_takes_a_gradient_of_its_own() -> None:

@@ -73,6 +73,32 @@ def test_a_start_at_the_optimum_is_nothing_to_compare_with() -> None:
         hypergradient(adjoint, solver, Near(), leader, batch, v)
 
 
+@pytest.mark.parametrize("steps", [10, 30, 90])
+def test_a_solve_that_diverges_is_not_stationary(steps: int) -> None:
+    """However far: the start is no optimum because the answer is immense."""
+    warned(
+        Implicit(), Iterative(Gradient(2.4), steps), valley(3, 5.0), "not stationary at its answer"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", [1e-10, 1e11])
+@pytest.mark.parametrize("method", ["cg", "gmres", "exact"])
+def test_the_unit_of_the_answer_does_not_matter(method: str, unit: float) -> None:
+    class Scaled(Quadratic):
+        def init(self, batch):
+            return torch.zeros(3)
+
+        def objective(self, leader, y, batch):
+            return super().objective(leader, y / unit, batch)
+
+    leader, batch, v = Numbers(3).float(), valley(3, 5.0), torch.ones(3)
+    batch = type(batch)(*(part.float() for part in batch))
+    solver = Iterative(Gradient(0.2 * unit**2), 100)
+    wanted, _ = hypergradient(Unrolled(), solver, Scaled(), leader, batch, v / unit)
+    found, _ = hypergradient(Implicit(method), solver, Scaled(), leader, batch, v / unit)
+    assert error(found, wanted) < 1e-4
+
+
 def test_problems_of_another_scale_are_compared_with_their_own_start() -> None:
     leader, small, v = Numbers(3), valley(3, 5.0), torch.ones(3, dtype=F64)
     adjoint, solver = Implicit(), Iterative(Gradient(0.2), 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,7 +139,16 @@ class Boxed(games.Game):
         return z.clamp(-1, 1)
 
 
-@pytest.mark.parametrize("game", [Boxed(), games.MatrixGame(ROCK_PAPER_SCISSORS)])
+class Multiplier(Boxed):
+    """Of which y alone is constrained."""
+
+    onto = games.Game.onto
+
+    def project(self, y: Tensor, batch: Any) -> Tensor:
+        return y.clamp(min=0)
+
+
+@pytest.mark.parametrize("game", [Boxed(), Multiplier(), games.MatrixGame(ROCK_PAPER_SCISSORS)])
 def test_the_linear_theory_claims_nothing_of_constrained_games(game: games.Game) -> None:
     assert game.factor(Simultaneous(), 0.1) is None
     assert game.best_step(Extragradient()) is None

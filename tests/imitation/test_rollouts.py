@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 
@@ -210,12 +211,30 @@ def test_a_policy_of_nan_is_not_the_environments_fault(
         Sampler(make_envs(env, 2), policy).collect(5)
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_environments_that_keep_statistics_are_told(wrapped: bool) -> None:
+    """A policy that is trained in them meets other observations in a copy."""
+    wrappers = (gymnasium.wrappers.NormalizeObservation.wrapper_spec(),) if wrapped else ()
+    gymnasium.register(
+        "Normalized-v0",
+        "gymnasium.envs.classic_control:PendulumEnv",
+        max_episode_steps=5,
+        additional_wrappers=wrappers,
+    )
+    told = r"Normalized-v0 starts otherwise .*NormalizeObservation.* Standardize\(states\)"
+    try:
+        with pytest.warns(UserWarning, match=told) if wrapped else contextlib.nullcontext():
+            Sampler(make_envs("Normalized-v0", 2), GaussianPolicy(3, 1), seed=1)
+    finally:
+        del gymnasium.registry["Normalized-v0"]
+
+
 class Broken(gymnasium.Env):
     """Two steps an episode; from its second on, what ``kind`` names is not finite."""
 
     observation_space = spaces.Box(-1, 1, (1,))
     action_space = spaces.Discrete(2)
-    episode = -1
+    episode = -2  # the sampler resets twice
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

@@ -52,6 +52,16 @@ def test_conjugate_gradients_keep_to_their_bound(condition, seed, steps) -> None
     assert (rest @ matrix @ rest).sqrt() <= bound * (1 + 1e-6) + 1e-12
 
 
+@pytest.mark.parametrize("unit", [1e-24, 1e22])
+@pytest.mark.parametrize("method", METHODS.values())
+def test_the_unit_of_the_matrix_does_not_matter(method, unit) -> None:
+    """Not even where squares of its numbers are zero or infinite in float32."""
+    matrix, b = (given.float() for given in valley(6, 10.0, numbers=1))
+    solution = method(lambda v: unit * (matrix @ v), b[:, 0], 20, tolerance=1e-6)
+    assert error(unit * solution.value, torch.linalg.solve(matrix, b[:, 0])) < 1e-5
+    assert solution.curvature > 0.05 * unit
+
+
 def test_conjugate_gradient_ends_where_the_residual_is_rounding() -> None:
     matrix, products = torch.diag(torch.tensor([1.0, 1.0, 4.0], dtype=F64)), []
 

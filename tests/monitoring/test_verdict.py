@@ -31,8 +31,8 @@ from bilevel.monitoring.rotation import Rotation
         (
             Verdict("diverging", period=10, radius=1.0, trend=1.99),
             "spirals out with period 10 steps and radius 1, which grows by 99 % a period: "
-            "smaller steps do not end it; use Extragradient or Optimistic, or regularise the "
-            "players",
+            "smaller steps end it only where the players' losses curve; use Extragradient or "
+            "Optimistic, or regularise the players",
         ),
         (
             Verdict("cycling", period=63, radius=0.5, trend=1.0, damping="Optimistic"),

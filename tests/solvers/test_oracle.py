@@ -272,6 +272,17 @@ class Ragged(Masked):
         return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
 
 
+class Thin(Masked):
+    def init(self, batch: Tensor) -> Tensor:
+        return torch.eye(2).to_sparse()
+
+
+def test_a_start_that_is_sparse() -> None:
+    follower = Thin()
+    with pytest.raises(BilevelError, match=r"Thin\.init returned a sparse tensor.*to_dense"):
+        Oracle(follower, ZeroSum(nn.Identity(), follower), torch.ones(2)).init()
+
+
 def test_a_start_of_ragged_samples() -> None:
     follower = Ragged()
     with pytest.raises(BilevelError, match=r"nested tensor.*pad the samples"):
