@@ -146,7 +146,7 @@ def run_one(
     policy = trainer.leader.policy
     about = {name: str(value) for name, value in asdict(setting).items()}
     about["demonstrations"] = fingerprint(states, actions)
-    rows = _resume(trainer, folder, about, iterations) if resume else []
+    rows = _resume(trainer, folder, about, iterations) if resume else _begin(folder)
     if setting.method == "bc":
         begun = time.perf_counter()
         clone(policy, states, actions)
@@ -196,6 +196,14 @@ def _train(
     with writing(folder):
         writer.close()
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+
+def _begin(folder: Path) -> list[dict[str, float]]:
+    """Removes what a later ``--resume`` would take for this run's; a run begins without rows."""
+    with writing(folder):
+        for name in ("checkpoint.pt", "policy.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+    return []
 
 
 def _resume(

@@ -22,7 +22,9 @@ class Trainer:
 
     Args:
         game: An :class:`Imitator` optimised by :class:`TRPO` against a :class:`Discriminator`,
-            with any solver of the discriminator's weights and any schedule.
+            with any solver of the discriminator's weights. Schedules that extrapolate move the
+            policy further than the trust region, of which the metric ``kl`` knows nothing: take
+            :class:`~bilevel.Simultaneous` or :class:`~bilevel.Alternating`.
         sampler: Collects rollouts of the imitator's policy.
         expert: The expert's state–action pairs, ``(E, n + m)``, see :func:`pairs`; what a
             discriminator of your own compares, ``(E, width)``.

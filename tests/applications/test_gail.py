@@ -89,6 +89,20 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
         assert "is a run with demonstrations = " in one_line(other)
 
 
+def test_a_new_run_leaves_nothing_of_an_old_one_to_resume(
+    module: ModuleType,
+    call: Callable[..., Any],
+    applications: Any,
+    tmp_path: Path,
+    monkeypatch: Any,
+) -> None:
+    monkeypatch.setattr(applications("gail_lib.runs"), "CHECKPOINT_EVERY", 2)
+    one = [*SMALL, "--method", "gail", "--out", tmp_path, "--iterations"]
+    assert call(module, *one, 2).status == 0
+    assert call(module, *one, 1, "--max-kl", 0.02).status == 0  # too short for a checkpoint
+    assert call(module, *one, 2, "--max-kl", 0.02, "--resume").status == 0
+
+
 def test_a_finished_run_without_a_checkpoint_is_resumed_as_it_was_begun(
     module: ModuleType, call: Callable[..., Any], tmp_path: Path
 ) -> None:
