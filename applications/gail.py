@@ -67,7 +67,8 @@ class Args:
     """Use every k-th state–action pair only; 20 in Ho & Ermon."""
     expert: str | None = None
     """A .npz of demonstrations, or minari:NAME. By default MountainCar's expert is a script, and
-    that of other environments is trained by TRPO first."""
+    that of other environments is trained by TRPO first. Its episodes are kept in
+    OUT/demonstrations: delete them there if the environment has changed."""
     iterations: int = 150
     """Iterations, of a rollout, a discriminator update and a policy update each."""
     steps: int = 5000
