@@ -121,22 +121,6 @@ def epsilon(y: Value) -> float:
     return max(torch.finfo(leaf.dtype).eps for leaf in leaves(y))
 
 
-def unit_near(b: Tensor) -> Tensor:
-    """A power of two near the largest number, by which one divides without rounding.
-
-    In that unit the squares of float32 numbers such as 1e-24 are not zero.
-
-    Args:
-        b: Some numbers.
-
-    Returns:
-        The unit, a scalar; 1 if they are not finite.
-    """
-    mantissa, exponent = torch.frexp(b.abs().max())
-    unit = torch.ldexp(torch.ones_like(mantissa), exponent - 1)
-    return torch.where(mantissa.isfinite(), unit, 1.0)
-
-
 def vjp(value: Value, inputs: Sequence[Tensor], v: Value) -> Sequence[Tensor | None]:
     """The vector-Jacobian product, keeping the graph.
 

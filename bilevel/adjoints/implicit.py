@@ -15,7 +15,6 @@ from bilevel.adjoints.condition import (
     remedy_for,
     residual_of,
     step_size,
-    unit_near,
     vector,
     vjp,
 )
@@ -195,11 +194,7 @@ class Implicit(Pullback):
         tolerance = self.tolerance
         if tolerance is None:
             tolerance = PRECISE if b.dtype == torch.float64 else SOLVED
-        unit = unit_near(b)
-        start = None if start is None else start / unit
-        solution = solve(product, b / unit, self.max_steps, tolerance=tolerance, start=start)
-        value, residual = solution.value * unit, solution.residual * unit
-        solution = solution._replace(value=value, residual=residual)
+        solution = solve(product, b, self.max_steps, tolerance=tolerance, start=start)
         if self.warm_start:
             self._kept = solution.value.flatten()
         if b.dim() > 1:  # samples that depend on each other show in a product with all of them only

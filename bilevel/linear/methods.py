@@ -17,10 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bilevel.linear.system import LinearSolution, Product, begin, in_full_precision, rounding
+from bilevel.linear.system import (
+    LinearSolution,
+    Product,
+    begin,
+    in_a_near_unit,
+    in_full_precision,
+    rounding,
+)
 
 
 @in_full_precision
+@in_a_near_unit
 def conjugate_gradient(
     product: Product,
     b: Tensor,
@@ -92,6 +100,7 @@ def conjugate_gradient(
 
 
 @in_full_precision
+@in_a_near_unit
 def neumann(
     product: Product,
     b: Tensor,
@@ -139,6 +148,7 @@ def neumann(
 
 
 @in_full_precision
+@in_a_near_unit
 def gmres(
     product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
 ) -> LinearSolution:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.linear.system import LinearSolution, Product, begin, rounding
+from bilevel.linear.system import LinearSolution, Product, begin, in_a_near_unit, rounding
 
 
+@in_a_near_unit
 def conjugate_gradient(
     product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
 ) -> LinearSolution:

@@ -100,6 +100,33 @@ def in_full_precision(solve: Solve) -> Solve:
     return cast(Solve, solved)
 
 
+def in_a_near_unit(solve: Solve) -> Solve:
+    """In a unit near the largest number of b, since squares of 1e-24, say, are 0 in float32.
+
+    A power of two, so that nothing is rounded by it.
+
+    Args:
+        solve: A solver.
+
+    Returns:
+        The solver of the system that is divided by the unit.
+    """
+
+    @wraps(solve)
+    def solved(
+        product: Product, b: Tensor, *args: Any, start: Tensor | None = None, **kwargs: Any
+    ) -> LinearSolution:
+        mantissa, exponent = torch.frexp(b.abs().max())
+        power = torch.ldexp(torch.ones_like(mantissa), exponent - 1)
+        unit = torch.where(mantissa.isfinite(), power, 1.0)
+        start = None if start is None else start / unit
+        solution = solve(product, b / unit, *args, start=start, **kwargs)
+        value, residual = solution.value * unit, solution.residual * unit
+        return solution._replace(value=value, residual=residual)
+
+    return cast(Solve, solved)
+
+
 def begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor, int]:
     """The initial x and its residual, which a solver changes in place.
 

@@ -41,6 +41,12 @@ def setting(games: ModuleType) -> Callable[..., Any]:
     return setting
 
 
+@pytest.fixture
+def early_checkpoints(applications: Callable[[str], ModuleType], monkeypatch: Any) -> None:
+    """Every two iterations."""
+    monkeypatch.setattr(applications("gail_lib.runs"), "CHECKPOINT_EVERY", 2)
+
+
 def test_the_smoke_run(module: ModuleType, call: Callable[..., Any], tmp_path: Path) -> None:
     ended = call(module, "--smoke", "--out", tmp_path)
     assert (ended.status, ended.err) == (0, "")
@@ -61,14 +67,10 @@ def test_the_smoke_run(module: ModuleType, call: Callable[..., Any], tmp_path: P
     assert list((tmp_path / ENV / "gail-0" / "tensorboard").iterdir())
 
 
+@pytest.mark.usefixtures("early_checkpoints")
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
-    module: ModuleType,
-    call: Callable[..., Any],
-    applications: Any,
-    tmp_path: Path,
-    monkeypatch: Any,
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(applications("gail_lib.runs"), "CHECKPOINT_EVERY", 2)
     one = [*SMALL, "--method", "l2l-gail"]
     assert call(module, *one, "--iterations", 4, "--out", tmp_path / "whole").status == 0
     assert call(module, *one, "--iterations", 2, "--out", tmp_path / "parts").status == 0
@@ -89,14 +91,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
         assert "is a run with demonstrations = " in one_line(other)
 
 
+@pytest.mark.usefixtures("early_checkpoints")
 def test_a_new_run_leaves_nothing_of_an_old_one_to_resume(
-    module: ModuleType,
-    call: Callable[..., Any],
-    applications: Any,
-    tmp_path: Path,
-    monkeypatch: Any,
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(applications("gail_lib.runs"), "CHECKPOINT_EVERY", 2)
     one = [*SMALL, "--method", "gail", "--out", tmp_path, "--iterations"]
     assert call(module, *one, 2).status == 0
     assert call(module, *one, 1, "--max-kl", 0.02).status == 0  # too short for a checkpoint

@@ -62,6 +62,17 @@ def test_the_unit_of_the_matrix_does_not_matter(method, unit) -> None:
     assert solution.curvature > 0.05 * unit
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+@pytest.mark.parametrize("method", [*METHODS.values(), rows.conjugate_gradient])
+def test_the_unit_of_the_right_hand_side_does_not_matter(method, unit) -> None:
+    """As of a vector in physical units."""
+    matrix, b = (given.float() for given in valley(6, 10.0, numbers=1))
+    given = b.T if method is rows.conjugate_gradient else b[:, 0]
+    solution = method(lambda v: v @ matrix, unit * given, 20, tolerance=1e-6)
+    assert error(solution.value.flatten() / unit, torch.linalg.solve(matrix, b)[:, 0]) < 1e-5
+    assert solution.curvature > 0.05
+
+
 def test_conjugate_gradient_ends_where_the_residual_is_rounding() -> None:
     matrix, products = torch.diag(torch.tensor([1.0, 1.0, 4.0], dtype=F64)), []
 
