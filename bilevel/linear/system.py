@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Product = Callable[[Tensor], Tensor]
 """v to A v, in the shape of b both: ``(m,)``, or ``(rows, n)`` where each row has its own A."""
@@ -116,7 +117,8 @@ def in_a_near_unit(solve: Solve) -> Solve:
     def solved(
         product: Product, b: Tensor, *args: Any, start: Tensor | None = None, **kwargs: Any
     ) -> LinearSolution:
-        mantissa, exponent = torch.frexp(b.abs().max())
+        largest = pad(b.abs().flatten(), (0, 1)).max()  # b may be empty
+        mantissa, exponent = torch.frexp(largest)
         power = torch.ldexp(torch.ones_like(mantissa), exponent - 1)
         unit = torch.where(mantissa.isfinite(), power, 1.0)
         start = None if start is None else start / unit
