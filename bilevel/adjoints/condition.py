@@ -93,7 +93,11 @@ def remedy_for(solver: Solver, fixed_point: Update | None) -> str:
             "if the solver's update is at its fixed point (a multiplicative step's, on a simplex), "
             f"give fixed_point=update; else {further}"
         )
-    return "solve it further or, if the objective has kinks (L1), give fixed_point=a proximal step"
+    return (
+        "solve it further or, with a set Y and curvatures far from 1, give "
+        "fixed_point=updates.Gradient(step) with a step near 1/curvature; if the objective has "
+        "kinks (L1), give fixed_point=a proximal step"
+    )
 
 
 def vector(y: Value) -> Tensor:

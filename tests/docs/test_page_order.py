@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.recipes import PAGES, example
 
@@ -24,7 +26,11 @@ def run(text: str, names: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_recipes_of_a_page(page: Path, tmp_path: Path) -> None:
+def test_the_recipes_of_a_page(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the minute that a C++ compiler takes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     names = example(tmp_path)
     if page.stem == "recipes_learning":  # which continues the page on solvers
         run((DOCS / "recipes_solvers.md").read_text(), names)

@@ -123,8 +123,8 @@ def test_best_steps_and_where_the_optimistic_step_diverges() -> None:
     assert game.best_step(Simultaneous()) is None
     assert game.best_step(Alternating()) is None
     edge = 1 / math.sqrt(3)
-    assert radii(game, Optimistic(), edge - 0.01, 2000)[-1] < 1e-6
-    assert radii(game, Optimistic(), edge + 0.01, 2000)[-1] > 1e6
+    assert radii(game, Optimistic(), edge - 0.03, 600)[-1] < 1e-6
+    assert radii(game, Optimistic(), edge + 0.03, 600)[-1] > 1e6
 
 
 def test_the_best_step_of_a_steep_game_and_of_a_flat_one() -> None:
@@ -224,17 +224,13 @@ def by_hand(schedule: Schedule, jacobian: np.ndarray, sizes: np.ndarray, start: 
     return path
 
 
-quadratic = st.builds(games.Quadratic, matrices, st.floats(0.05, 1))
-
-
-@given(st.lists(quadratic, min_size=8, max_size=8), st.floats(0.02, 0.3))
-@settings(max_examples=2)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_the_factor_is_what_is_measured_in_the_end(
-    schedule: Schedule, drawn: list[games.Quadratic], step: float
-) -> None:
+def test_the_factor_is_what_is_measured_in_the_end(schedule: Schedule) -> None:
     """A path grows as the spectral radius in the end, up to a constant and a power of the time."""
-    steps, lr = 300, (step, step / 4)
+    generator = np.random.default_rng(0)
+    uniform = lambda *shape: torch.as_tensor(generator.uniform(-1, 1, shape))  # noqa: E731
+    drawn = [games.Quadratic(uniform(3, 2), generator.uniform(0.05, 1)) for _ in range(12)]
+    steps, lr = 300, (0.2, 0.05)
     # A start may have next to nothing of the slowest direction; two hardly ever do.
     away = torch.tensor([[0.5, 0.5], [1.0, -0.5]]).double().repeat(len(drawn), 1)
     twice = [game for game in drawn for _ in range(2)]

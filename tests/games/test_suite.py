@@ -84,11 +84,11 @@ def test_forsaken_circles_from_afar_and_arrives_from_nearby(schedule: Schedule) 
     game = games.Forsaken()
     star = torch.cat(game.equilibrium)
     starts = torch.tensor([[[1.0], [0.1]], [[1.0], [0.4]]])
-    play = games.begin(games.stack([game, game]), *starts, lr=0.05, schedule=schedule)
-    far, near = games.trajectory(play, 2500).unbind(1)
-    turn = (far[-600:] - star).norm(dim=1)
-    assert 0.85 < turn.min() < 1.0 < 1.8 < turn.max() < 2.0
-    assert (near[-1] - star).norm() < 5e-3
+    play = games.begin(games.stack([game, game]), *starts, lr=0.1, schedule=schedule)
+    far, near = games.trajectory(play, 800).unbind(1)
+    turn = (far[-300:] - star).norm(dim=1)
+    assert 0.8 < turn.min() < 1.0 < 1.8 < turn.max() < 2.0
+    assert (near[-1] - star).norm() < 0.03
 
 
 def test_the_dirac_gan_has_the_value_of_its_paper() -> None:
@@ -118,12 +118,12 @@ def test_rock_paper_scissors_needs_the_look_ahead() -> None:
     starts = ([0.6, 0.3, 0.1], [0.2, 0.7, 0.1])
     for schedule in SCHEDULES:
         play = games.begin(game, *starts, lr=0.3, schedule=schedule)
-        path = games.trajectory(play, 1000)
+        path = games.trajectory(play, 500)
         assert path.min() >= 0
-        torch.testing.assert_close(path[:, :3].sum(1), torch.ones(1001).double())
-        away = (path[-100:] - 1 / 3).norm(dim=1).min()
+        torch.testing.assert_close(path[:, :3].sum(1), torch.ones(501).double())
+        away = (path[-50:] - 1 / 3).norm(dim=1).min()
         assert (away > 0.3) == (type(schedule) in (Simultaneous, Alternating)), schedule
-        assert away > 0.3 or away < 1e-6
+        assert away > 0.3 or away < 1e-5
 
 
 class Boxed(games.Game):
