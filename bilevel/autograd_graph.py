@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bilevel.errors import BilevelError
+
+# A node that Python has seen is freed together with all that it leads to, one call within the
+# other: after a walk through 70,000 of them the stack overflows, and the process is killed.
+_WALKED = 10_000
 
 
 def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -26,17 +31,28 @@ def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]
         >>> reached([a.exp().sin()], {"a": a, "b": b})
         ['a']
     """
-    ids = {id(tensor) for tensor in wanted.values()}
+    leafs = {name: t for name, t in wanted.items() if t.is_leaf and t.requires_grad}
+    ids = {id(tensor) for tensor in leafs.values()}
     found = ids & {id(value) for value in values}
     seen: set[Any] = set()
     stack = [value.grad_fn for value in values if value.grad_fn is not None]
     while stack and found != ids:
+        if len(seen) > _WALKED:
+            return _differentiated(values, leafs)
         node = stack.pop()
         found |= ids & {id(getattr(node, "variable", None))}
         fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
         seen.update(fresh)
         stack.extend(fresh)
-    return [name for name, tensor in wanted.items() if id(tensor) in found]
+    return [name for name, tensor in leafs.items() if id(tensor) in found]
+
+
+def _differentiated(values: Sequence[Tensor], leafs: Mapping[str, Tensor]) -> list[str]:
+    """What :func:`reached` returns, by a backward pass of zeros."""
+    roots = [value for value in values if value.requires_grad]
+    zeros, inputs = [torch.zeros_like(root) for root in roots], list(leafs.values())
+    grads = torch.autograd.grad(roots, inputs, zeros, retain_graph=True, allow_unused=True)
+    return [name for name, grad in zip(leafs, grads, strict=True) if grad is not None]
 
 
 def check_not_held(adjoint: str, values: Sequence[Tensor], theta: Mapping[str, Tensor]) -> None:

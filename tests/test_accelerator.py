@@ -259,8 +259,17 @@ def test_a_run_of_captured_steps_is_the_same_run(trained: Path, tmp_path: Path) 
             assert plain[name] == captured[name]
 
 
-@pytest.mark.parametrize("application", ["ait", "benchmarks/gpu_suite", "hyper_cleaning"])
-def test_an_application_runs_there(application: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("application", "flags"),
+    [
+        ("ait", ("--method", "ait", "grad-l2l")),
+        ("benchmarks/gpu_suite", ()),
+        ("hyper_cleaning", ()),
+    ],
+)
+def test_an_application_runs_there(
+    application: str, flags: tuple[str, ...], tmp_path: Path
+) -> None:
     script = f"applications/{application}.py"
-    _, waits = run(script, "--smoke", "--device", "pretend", "--out", tmp_path)
+    _, waits = run(script, "--smoke", "--device", "pretend", "--out", tmp_path, *flags)
     assert not [line for line in waits if line.startswith(QUIET)]

@@ -26,9 +26,7 @@ def run(text: str, names: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_recipes_of_a_page(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_recipes_of_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without the minute that a C++ compiler takes.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     names = example(tmp_path)
