@@ -46,16 +46,18 @@ class Field:
         loss: Slopes,
         cost: Slopes | None = None,
     ) -> None:
-        self.parameters, self._size, self._zero_sum = [*theta, *phi], len(theta), cost is None
-        self._loss = _in_order(loss, self.parameters)
-        self._cost = [-s for s in self._loss] if cost is None else _in_order(cost, self.parameters)
-        self.value = self.flat(self._loss[: self._size] + self._cost[self._size :]).detach()
+        self.parameters, self._theta, self._phi = [*theta, *phi], [*theta], [*phi]
+        self._zero_sum = cost is None
+        cost = {w: -slope for w, slope in loss.items()} if cost is None else cost
+        self._loss_theta, self._loss_phi = _in_order(loss, theta), _in_order(loss, phi)
+        self._cost_theta, self._cost_phi = _in_order(cost, theta), _in_order(cost, phi)
+        self.value = self.flat(self._loss_theta + self._cost_phi).detach()
         self.led = sum(as_real(parameter).numel() for parameter in theta)
 
     @property
     def cross(self) -> Tensor:
         """(∇_θ C, ∇_φ L), the slopes of each player's loss that the other controls."""
-        return self.flat(self._cost[: self._size] + self._loss[self._size :]).detach()
+        return self.flat(self._cost_theta + self._loss_phi).detach()
 
     def flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """A vector of tensors in the shapes of the parameters.
@@ -66,7 +68,9 @@ class Field:
         Returns:
             ``(n,)``.
         """
-        return _flat(tensors)
+        if not tensors:  # of a player that is frozen
+            return self.value.new_zeros(0)
+        return ravel({str(number): tensor for number, tensor in enumerate(tensors)})
 
     def split(self, v: Tensor) -> Slopes:
         """The inverse of :meth:`flat`.
@@ -88,12 +92,12 @@ class Field:
         Returns:
             ``(n,)``.
         """
-        theta, phi = self.parameters[: self._size], self.parameters[self._size :]
-        parts = _split(v, self.parameters)
+        loss = self._loss_theta + self._loss_phi
         if self._zero_sum:  # one pass for both
-            found = _pull(self._loss, self.parameters, parts)
-            return _flat([*found[: self._size], *(-part for part in found[self._size :])])
-        return _flat(_pull(self._loss, theta, parts) + _pull(self._cost, phi, parts))
+            both = self._vjp(loss, self.parameters, v)
+            return torch.cat([both[: self.led], -both[self.led :]])
+        cost = self._cost_theta + self._cost_phi
+        return torch.cat([self._vjp(loss, self._theta, v), self._vjp(cost, self._phi, v)])
 
     def transposed(self, v: Tensor) -> Tensor:
         """Jᵀ v.
@@ -104,8 +108,7 @@ class Field:
         Returns:
             ``(n,)``.
         """
-        slopes = self._loss[: self._size] + self._cost[self._size :]
-        return _flat(_pull(slopes, self.parameters, _split(v, self.parameters)))
+        return self._vjp(self._loss_theta + self._cost_phi, self.parameters, v)
 
     def across(self, v: Tensor) -> Tensor:
         """J_× v, where J_× is J without the blocks of a player with itself.
@@ -128,10 +131,9 @@ class Field:
         Returns:
             ``(n,)``.
         """
-        theta, phi = self.parameters[: self._size], self.parameters[self._size :]
-        parts = _split(v, self.parameters)
-        led = _pull(self._cost[self._size :], theta, parts[self._size :])
-        return _flat(led + _pull(self._loss[: self._size], phi, parts[: self._size]))
+        led, other = v[: self.led], v[self.led :]
+        to_leader = self._vjp(self._cost_phi, self._theta, other)
+        return torch.cat([to_leader, self._vjp(self._loss_theta, self._phi, led)])
 
     def to_leader(self, v: Tensor) -> Tensor:
         """∂(∇_θ L)/∂φ v.
@@ -142,8 +144,7 @@ class Field:
         Returns:
             ``(led,)``, how it changes the leader's gradient.
         """
-        theta, phi = self.parameters[: self._size], self.parameters[self._size :]
-        return self._joined(_pull(self._loss[self._size :], theta, _split(v, phi)))
+        return self._vjp(self._loss_phi, self._theta, v)
 
     def to_follower(self, v: Tensor) -> Tensor:
         """∂(∇_φ C)/∂θ v.
@@ -154,32 +155,23 @@ class Field:
         Returns:
             ``(n − led,)``, how it changes the follower's gradient.
         """
-        theta, phi = self.parameters[: self._size], self.parameters[self._size :]
-        return self._joined(_pull(self._cost[: self._size], phi, _split(v, theta)))
+        return self._vjp(self._cost_theta, self._phi, v)
 
-    def _joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        return _flat(tensors) if tensors else self.value.new_zeros(0)  # a player may be frozen
+    def _vjp(self, slopes: Sequence[Tensor], inputs: Sequence[Tensor], v: Tensor) -> Tensor:
+        """The gradient of ⟨slopes, v⟩ in the inputs; constant slopes have derivative zero."""
+        pairs = zip(slopes, _split(v, slopes), strict=True)
+        moving = [pair for pair in pairs if pair[0].requires_grad]
+        if not (moving and inputs):
+            return self.flat([torch.zeros_like(leaf) for leaf in inputs])
+        outputs, weights = zip(*moving, strict=True)
+        return self.flat(
+            torch.autograd.grad(outputs, inputs, weights, retain_graph=True, materialize_grads=True)
+        )
 
 
 def _in_order(slopes: Slopes, parameters: Sequence[Tensor]) -> list[Tensor]:
     return [slopes[w] if w in slopes else torch.zeros_like(w) for w in parameters]
 
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return ravel({str(number): tensor for number, tensor in enumerate(tensors)})
-
-
 def _split(v: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return leaves(unravel(v, {str(number): w.detach() for number, w in enumerate(like)}))
-
-
-def _pull(outputs: Sequence[Tensor], inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of ⟨outputs, v⟩ in the inputs; constant outputs have derivative zero."""
-    moving = [pair for pair in zip(outputs, v, strict=True) if pair[0].requires_grad]
-    if not (moving and inputs):
-        return [torch.zeros_like(leaf) for leaf in inputs]
-    values, weights = zip(*moving, strict=True)
-    found = torch.autograd.grad(
-        values, [*inputs], weights, retain_graph=True, materialize_grads=True
-    )
-    return [*found]
