@@ -1,4 +1,4 @@
-"""What the graph of autograd leads to."""
+"""What the graph of autograd leads to, and vector-Jacobian products along it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,33 @@ from bilevel.errors import BilevelError
 # A node that Python has seen is freed together with all that it leads to, one call within the
 # other: after a walk through 70,000 of them the stack overflows, and the process is killed.
 _WALKED = 10_000
+
+
+def vjp(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    v: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+) -> Sequence[Tensor | None]:
+    """The gradient of ⟨outputs, v⟩ in the inputs; constant outputs are left out.
+
+    Args:
+        outputs: Tensors, with their graph.
+        inputs: Tensors that require a gradient.
+        v: One in the shape of each output.
+        retain_graph: Whether another product follows.
+
+    Returns:
+        A tensor for each input; None where it is not used.
+    """
+    moving = [pair for pair in zip(outputs, v, strict=True) if pair[0].requires_grad]
+    if not (moving and inputs):
+        return [None for _ in inputs]
+    values, weights = zip(*moving, strict=True)
+    return torch.autograd.grad(
+        values, inputs, weights, retain_graph=retain_graph, allow_unused=True
+    )
 
 
 def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

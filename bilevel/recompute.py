@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-from bilevel.autograd_graph import check_not_held
+from bilevel.autograd_graph import check_not_held, vjp
 from bilevel.errors import BilevelError
 from bilevel.parameters import lent
 from bilevel.snapshot import ModuleState, Snapshot
@@ -162,19 +162,13 @@ class _Again(torch.autograd.Function):
         start, end = sizes
         given, rest = tensors[:start], tensors[end:]
         leaves = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in tensors[:end]]
-        point, parameters = leaves[:start], leaves[start:]
         with torch.enable_grad():
-            outputs = rerun(point, parameters)
+            outputs = rerun(leaves[:start], leaves[start:])
         known, grad_outputs = rest[: -len(outputs)], rest[-len(outputs) :]
         _check_same(given, known, outputs)
-        pairs = [(o, v) for o, v in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
-        inputs = [*point, *parameters]
-        if not pairs:  # steps along a gradient that is constant depend on nothing
-            return tuple(None for _ in inputs)
-        values, weights = zip(*pairs, strict=True)
-        required = [leaf for leaf in inputs if leaf.requires_grad]
-        grads = iter(torch.autograd.grad(values, required, weights, allow_unused=True))
-        return tuple(next(grads) if x.requires_grad else None for x in inputs)
+        required = [leaf for leaf in leaves if leaf.requires_grad]
+        grads = iter(vjp(outputs, required, grad_outputs))
+        return tuple(next(grads) if leaf.requires_grad else None for leaf in leaves)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:

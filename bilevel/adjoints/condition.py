@@ -1,8 +1,6 @@
-"""The optimality condition F(θ, y) = 0 of an answer, and products with its derivatives."""
+"""The optimality condition F(θ, y) = 0 of an answer."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -123,22 +121,3 @@ def epsilon(y: Value) -> float:
         The largest machine epsilon of its tensors.
     """
     return max(torch.finfo(leaf.dtype).eps for leaf in leaves(y))
-
-
-def vjp(value: Value, inputs: Sequence[Tensor], v: Value) -> Sequence[Tensor | None]:
-    """The vector-Jacobian product, keeping the graph.
-
-    Args:
-        value: A function's value, with its graph.
-        inputs: The tensors to differentiate in.
-        v: In the shape of ``value``.
-
-    Returns:
-        A tensor for each input; None where it is not used.
-    """
-    pairs = zip(leaves(value), leaves(v), strict=True)
-    outputs = [(leaf, weight) for leaf, weight in pairs if leaf.requires_grad]
-    if not outputs:
-        return [None for _ in inputs]
-    values, weights = zip(*outputs, strict=True)
-    return torch.autograd.grad(values, inputs, weights, retain_graph=True, allow_unused=True)

@@ -16,13 +16,13 @@ from bilevel.adjoints.condition import (
     residual_of,
     step_size,
     vector,
-    vjp,
 )
 from bilevel.adjoints.diagnostics import SOLVED, check_system, solved_at
 from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
 from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
+from bilevel.autograd_graph import vjp
 from bilevel.errors import BilevelError
 from bilevel.linear import LinearSolution, rows
 from bilevel.linear.system import LinearSolver, Product
@@ -168,7 +168,8 @@ class Implicit(Pullback):
         self.check_lent(problem, leaves(residual))
 
         def product(w: Tensor) -> Tensor:
-            grads = vjp(residual, leaves(y), unravel(w.flatten(), like=v))
+            weights = leaves(unravel(w.flatten(), like=v))
+            grads = vjp(leaves(residual), leaves(y), weights, retain_graph=True)
             image = vector(from_leaves(grads, like=y)).view_as(w)
             return self.damping * w - image if self.damping else -image
 
@@ -181,7 +182,8 @@ class Implicit(Pullback):
         problem.record(stationarity=vector(residual).norm(), **stats)
         check_system(self, problem, solution, b, symmetric=step is None)
         self._check_optimal(problem, step, residual, solution)
-        grads = vjp(residual, list(theta.values()), unravel(solution.value.flatten(), like=v))
+        w = leaves(unravel(solution.value.flatten(), like=v))
+        grads = vjp(leaves(residual), [*theta.values()], w)
         return dict(zip(theta, grads, strict=True))
 
     def _solve(self, method: Method, product: Product, b: Tensor, size: float) -> LinearSolution:

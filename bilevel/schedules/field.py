@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bilevel.autograd_graph import vjp
 from bilevel.tree import as_real, leaves, ravel, unravel
 
 Slopes = dict[Tensor, Tensor]
@@ -159,14 +160,9 @@ class Field:
 
     def _vjp(self, slopes: Sequence[Tensor], inputs: Sequence[Tensor], v: Tensor) -> Tensor:
         """The gradient of ⟨slopes, v⟩ in the inputs; constant slopes have derivative zero."""
-        pairs = zip(slopes, _split(v, slopes), strict=True)
-        moving = [pair for pair in pairs if pair[0].requires_grad]
-        if not (moving and inputs):
-            return self.flat([torch.zeros_like(leaf) for leaf in inputs])
-        outputs, weights = zip(*moving, strict=True)
-        return self.flat(
-            torch.autograd.grad(outputs, inputs, weights, retain_graph=True, materialize_grads=True)
-        )
+        found = vjp(slopes, inputs, _split(v, slopes), retain_graph=True)
+        pairs = zip(found, inputs, strict=True)
+        return self.flat([torch.zeros_like(w) if grad is None else grad for grad, w in pairs])
 
 
 def _in_order(slopes: Slopes, parameters: Sequence[Tensor]) -> list[Tensor]:
