@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+_T = TypeVar("_T")
 
 
 class BilevelError(ValueError):
@@ -28,18 +30,32 @@ class HypergradientWarning(UserWarning):
     """The leader's gradient should not be trusted. The message says why, and the remedy."""
 
 
-def raise_explained(error: Exception, problem: object, batch: object) -> None:
-    """Raises a clearer error if a problem's method cannot read its batch, or meets a constant.
+def explained(problem: object, method: Callable[..., _T], *args: Any) -> _T:
+    """Calls a method of a problem, with errors that explain a wrong batch.
 
     Args:
-        error: What the method raised.
-        problem: The problem whose method it is.
-        batch: The data.
+        problem: The problem.
+        method: The method.
+        *args: Its arguments, the batch last.
+
+    Returns:
+        What it returned.
 
     Raises:
         BilevelError: If the batch lacks the attribute or the key, or the method takes a gradient in
-            what does not require one. Other errors are left to the caller.
+            what does not require one.
+        AttributeError: If another object lacks an attribute.
+        KeyError: If another object lacks a key.
+        RuntimeError: If the method fails otherwise.
     """
+    try:  # a context manager would cost as much as a small tensor operation, at each step
+        return method(*args)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        _raise_explained(error, problem, batch=args[-1])
+        raise
+
+
+def _raise_explained(error: Exception, problem: object, batch: object) -> None:
     name = type(problem).__name__
     if isinstance(error, AttributeError) and error.name is not None and error.obj is batch:
         raise BilevelError(

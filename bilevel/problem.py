@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from bilevel.arguments import instance_of
-from bilevel.errors import BilevelError, raise_explained
+from bilevel.errors import BilevelError, explained
 from bilevel.tree import Value, leaves
 
 Batch = Any
@@ -63,15 +63,8 @@ class LeaderProblem(nn.Module, ABC):
 
         Raises:
             BilevelError: If the batch is wrong, or the loss differentiates at a constant.
-            AttributeError: If another object lacks an attribute.
-            KeyError: If another object lacks a key.
-            RuntimeError: If the loss fails otherwise.
         """
-        try:  # a context manager would cost as much as a small tensor operation, at each step
-            return self.loss(y, batch)
-        except (AttributeError, KeyError, RuntimeError) as error:
-            raise_explained(error, self, batch)
-            raise
+        return explained(self, self.loss, y, batch)
 
     def project(self) -> None:
         """Projects θ onto its constraints, in place; by default there are none.
@@ -207,15 +200,8 @@ class FollowerProblem(ABC):
 
         Raises:
             BilevelError: If the objective's shape or the batch is wrong.
-            AttributeError: If another object lacks an attribute.
-            KeyError: If another object lacks a key.
-            RuntimeError: If the objective fails otherwise.
         """
-        try:
-            value = self.objective(leader, y, batch)
-        except (AttributeError, KeyError, RuntimeError) as error:
-            raise_explained(error, self, batch)
-            raise
+        value = explained(self, self.objective, leader, y, batch)
         if not isinstance(value, Tensor):
             raise BilevelError(
                 f"{type(self).__name__}.objective returned a {type(value).__name__}: return a "

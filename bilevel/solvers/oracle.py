@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError, raise_explained, raise_inference_only
+from bilevel.errors import BilevelError, explained, raise_inference_only
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.checks import check_floating, check_point, check_start
 from bilevel.solvers.selection import select
@@ -68,15 +68,8 @@ class Oracle:
         Raises:
             BilevelError: If the batch lacks a field that the follower reads, or the start is no
                 tensor or dict of tensors, or one with frozen parameters.
-            AttributeError: If another object lacks an attribute.
-            KeyError: If another object lacks a key.
-            RuntimeError: If it fails otherwise.
         """
-        try:
-            start = self.follower.init(self.batch)
-        except (AttributeError, KeyError, RuntimeError) as error:
-            raise_explained(error, self.follower, self.batch)
-            raise
+        start = explained(self.follower, self.follower.init, self.batch)
         check_start(type(self.follower).__name__, start)
         if self.start is None:  # a random search draws many
             self.start = detach(start)
