@@ -24,7 +24,6 @@ from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
 from bilevel.solvers.base import MEANS
-from bilevel.solvers.checks import check_repeatable
 from bilevel.tree import Value, detach, leaves, tree_map
 
 if TYPE_CHECKING:
@@ -245,7 +244,7 @@ class Bilevel:
             return detach(y)
         use = f"{type(self.leader_opt).__name__} evaluates the leader's loss several times a step"
         once = ", or take an optimizer that evaluates once"
-        check_repeatable(self.solver, use, otherwise=once)
+        self.solver.check_repeatable(use, otherwise=once)
         return self.solve(batch).value
 
     def move_solver(self, y: Value, batch: Batch) -> Tensor | None:

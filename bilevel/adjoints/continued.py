@@ -17,7 +17,6 @@ from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Solver
-from bilevel.solvers.checks import check_repeatable
 
 
 class Continued(Pullback):
@@ -34,7 +33,7 @@ class Continued(Pullback):
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that the solver can be run again from where it has started."""
         if not isinstance(solver, Iterative):
-            check_repeatable(solver, f"{self!r} solves again for other leaders")
+            solver.check_repeatable(f"{self!r} solves again for other leaders")
         self.pulls_zero = not solver.repeatable
 
     def known_at_start(self, problem: SolvedProblem) -> Any:

@@ -42,7 +42,7 @@ def check_first_answer(game: Bilevel, solution: Solution, batch: Batch) -> None:
     if start is None:
         with random_state_kept(leaves(y)[0].device), torch.no_grad():
             start = _trial(game.follower).init(batch)
-    check_answer(game.solver, y, start)
+    check_answer(type(game.solver).__name__, y, start)
     if isinstance(game.solver, Iterative):  # others may read its form only
         check_feasible(game.follower, start, batch, "start")
     check_feasible(game.follower, y, batch)

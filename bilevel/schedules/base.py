@@ -10,7 +10,6 @@ from torch import Tensor
 from bilevel.arguments import Described, count, one_of
 from bilevel.frozen import Mode, frozen
 from bilevel.problem import Batch
-from bilevel.solvers.checks import check_repeatable
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
@@ -122,7 +121,7 @@ class Alternating(Schedule):
         if game.solver_opt is not None:
             use = f"{self!r} solves {self.follower_steps + 1} times a step"
             once = ", or take Simultaneous(), which solves once"
-            check_repeatable(game.solver, use, otherwise=once)
+            game.solver.check_repeatable(use, otherwise=once)
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Moves the leader once and the solver ``follower_steps`` times, each on its own solve."""

@@ -27,7 +27,6 @@ from bilevel.errors import BilevelError
 from bilevel.parameters import Parameters
 from bilevel.problem import Batch
 from bilevel.schedules.base import Schedule, Simultaneous
-from bilevel.solvers.checks import check_repeatable
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
@@ -64,7 +63,7 @@ class ProximalPoint(Simultaneous):
         if self.iterations > 1:
             use = f"{self!r} solves {self.iterations} times a step"
             once = ", or take Optimistic(), which solves once"
-            check_repeatable(game.solver, use, otherwise=once)
+            game.solver.check_repeatable(use, otherwise=once)
 
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""

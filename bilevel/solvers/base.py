@@ -9,6 +9,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from bilevel.arguments import one_of
+from bilevel.errors import BilevelError
 from bilevel.frozen import Mode, frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.checks import check_answer
@@ -69,6 +70,22 @@ class Solver(nn.Module, ABC):
         """
         return True
 
+    def check_repeatable(self, use: str, *, otherwise: str = "") -> None:
+        """Checks that the solver can solve several times from the same start.
+
+        Args:
+            use: What solves again, the first clause of the error.
+            otherwise: What helps too, its last clause.
+
+        Raises:
+            BilevelError: If it starts from its last answer.
+        """
+        if not self.repeatable:
+            raise BilevelError(
+                f"{use}, but {type(self).__name__} starts from its last answer at each solve: give "
+                f"it warm_start=False{otherwise}"
+            )
+
     def project(self, follower: FollowerProblem, batch: Batch) -> None:
         """Projects the parameters onto Y, in place, if they are the answer.
 
@@ -111,7 +128,7 @@ class Solver(nn.Module, ABC):
             BilevelError: If it has not.
         """
         value = self.answer(oracle)
-        check_answer(self, value, oracle.start)
+        check_answer(type(self).__name__, value, oracle.start)
         return value
 
     def solve(

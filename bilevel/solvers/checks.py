@@ -1,18 +1,15 @@
-"""Checks of what followers and updates give to a solve, and of solvers that solve again."""
+"""Checks of what followers, updates and solvers return."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from bilevel.errors import BilevelError, describe
 from bilevel.tree import Value, from_leaves, is_value, leaves, leaves_like, same_structure
-
-if TYPE_CHECKING:
-    from bilevel.solvers.base import Solver
 
 
 def check_point(source: str, found: Value, y: Value) -> Value:
@@ -81,11 +78,11 @@ def check_start(follower: str, y: object) -> None:
             )
 
 
-def check_answer(solver: Solver, y: Any, start: Value | None) -> None:
+def check_answer(solver: str, y: Any, start: Value | None) -> None:
     """Checks that an answer has the form of the start.
 
     Args:
-        solver: The solver.
+        solver: The name of the solver.
         y: Its answer.
         start: What the follower's init gives; None if the solver did not ask for it.
 
@@ -93,11 +90,10 @@ def check_answer(solver: Solver, y: Any, start: Value | None) -> None:
         BilevelError: If it is no tensor or dict of tensors, has other names, or would be broadcast
             without a word. Sizes may differ otherwise, as those of an answer that is the path do.
     """
-    name = f"{type(solver).__name__}.answer"
     if not is_value(y) or not (start is None or same_structure(y, start)):
         kind = "a tensor or a dict of tensors" if start is None else describe(start)
         raise BilevelError(
-            f"{name} returned {describe(y)}: y is {kind}, as init gives it; return that"
+            f"{solver}.answer returned {describe(y)}: y is {kind}, as init gives it; return that"
         )
     if start is None:
         return
@@ -105,8 +101,9 @@ def check_answer(solver: Solver, y: Any, start: Value | None) -> None:
         single = any(a == 1 != b for a, b in zip(leaf.shape, own.shape, strict=False))
         if leaf.dim() != own.dim() or single:
             raise BilevelError(
-                f"{name} returned shape {tuple(leaf.shape)} where init gives {tuple(own.shape)}: "
-                "it would be broadcast; return it in that form, or let init give this one"
+                f"{solver}.answer returned shape {tuple(leaf.shape)} where init gives "
+                f"{tuple(own.shape)}: it would be broadcast; return it in that form, or let init "
+                "give this one"
             )
 
 
@@ -131,21 +128,3 @@ def check_floating(follower: str, y: Value, error: RuntimeError) -> None:
             f"gradient; return floating point, such as {example}, or use an update with "
             "needs_gradient = False"
         ) from error
-
-
-def check_repeatable(solver: Solver, use: str, *, otherwise: str = "") -> None:
-    """Checks that a solver can solve several times from the same start.
-
-    Args:
-        solver: The solver.
-        use: What solves again, the first clause of the error.
-        otherwise: What helps too, its last clause.
-
-    Raises:
-        BilevelError: If it starts from its last answer.
-    """
-    if not solver.repeatable:
-        raise BilevelError(
-            f"{use}, but {type(solver).__name__} starts from its last answer at each solve: give "
-            f"it warm_start=False{otherwise}"
-        )
