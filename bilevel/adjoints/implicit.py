@@ -161,7 +161,7 @@ class Implicit(Pullback):
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves the linear system for w, and multiplies it by ∂F/∂θ."""
         step = self._step(problem.solver, problem.follower)
-        theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
+        theta = problem.variables()
         y = tree_map(lambda leaf: leaf.detach().requires_grad_(), problem.y)
         with torch.enable_grad():
             residual, parts, stats = problem.evaluate(theta, lambda own: residual_of(own, step, y))

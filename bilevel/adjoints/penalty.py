@@ -112,7 +112,7 @@ class Penalty(Pullback):
         """Raises if Y depends on θ: the difference of costs has no term for moving constraints."""
         if not is_constrained(problem.follower):
             return
-        theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
+        theta = problem.variables()
         with torch.enable_grad():
             y = tree_map(Tensor.detach, problem.y)
             point = problem.evaluate(theta, lambda oracle: oracle.project(y))
@@ -149,7 +149,7 @@ class Penalty(Pullback):
 
     def _gradients(self, problem: SolvedProblem, y: Value) -> Gradients:
         """The gradient of the follower's gain in θ, at a point."""
-        theta = {name: problem.theta[name].detach().requires_grad_() for name in problem.wanted}
+        theta = problem.variables()
         with torch.enable_grad():
             gain = problem.evaluate(theta, lambda oracle: oracle.gain(y)).sum()
         self.check_lent(problem, [gain])

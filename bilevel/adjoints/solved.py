@@ -71,6 +71,10 @@ class SolvedProblem:
     began: Value | None = None
     feed: Callable[[Parameters], Batch] | None = None
 
+    def variables(self) -> Parameters:
+        """The tensors whose gradients are wanted, by name, as leaves to differentiate in."""
+        return {name: self.theta[name].detach().requires_grad_() for name in self.wanted}
+
     def evaluate(
         self,
         theta: Parameters,
