@@ -15,7 +15,7 @@ from bilevel.errors import BilevelError, describe, raise_missing_derivative
 from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.snapshot import Snapshot
-from bilevel.solvers import Solver
+from bilevel.solvers import Solution, Solver
 from bilevel.tree import Value, from_leaves, leaves
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ class Task:
         self.own, self.names = names, (*names, *(f"batch[{number}]" for number in reached))
         self.snapshot: Snapshot
         self.kept: tuple[Any, Any]
-        self.stats: dict[str, Tensor]
-        self.history: Value
-        self.start: Value | None
+        self.solution: Solution  # with the graph of its steps
         self.solves = 0
         self.evaluations = 0
         # A graph is for φ, and once for the check that nothing else is trained. Where the batch has
@@ -124,11 +122,7 @@ class Task:
         self.kept = (None, None) if solver.repeatable else (start, solver.kept)
         self.solves += 1
         self.evaluations += solution.evaluations
-        self.history, self.start = solution.value, solution.start
-        device = leaves(solution.value)[0].device
-        # y may be bfloat16; unlike torch.tensor, torch.full does not wait for the device.
-        evaluations = torch.full((), float(solution.evaluations), device=device)
-        self.stats = {**solution.stats, "evaluations": evaluations}
+        self.solution = solution.counted()
         return tuple(leaf.detach().clone() for leaf in leaves(solution.value))
 
     def pull(self, wanted: Sequence[bool], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -146,7 +140,8 @@ class Task:
                 gradient is missing or has a wrong shape.
             RuntimeError: If it fails otherwise.
         """
-        size = len(leaves(self.history))
+        history = self.solution.value
+        size = len(leaves(history))
         if any(tensor.is_sparse for tensor in tensors[:size]):
             raise BilevelError(
                 f"the leader's loss has a sparse gradient in y, of which {self.adjoint!r} makes a "
@@ -158,9 +153,9 @@ class Task:
                 "vectorize): it follows one after the other; loop over them, or take "
                 "torch.func.jacrev"
             )
-        v = from_leaves(tensors[:size], like=self.history)
+        v = from_leaves(tensors[:size], like=history)
         # Detached: its graph leads to this very node.
-        y = from_leaves([leaf.detach() for leaf in tensors[-size:]], like=self.history)
+        y = from_leaves([leaf.detach() for leaf in tensors[-size:]], like=history)
         theta, batch = self.split(tensors[size:-size])
         names = tuple(name for name, want in zip(self.names, wanted, strict=True) if want)
         if not (self.adjoint.pulls_zero or any(leaf.any() for leaf in leaves(v))):
@@ -174,9 +169,9 @@ class Task:
             y,
             names,
             self.snapshot,
-            self.stats,
+            self.solution.stats,
             *self.kept,
-            began=self.start,
+            began=self.solution.start,
             feed=feed,
         )
         try:
@@ -215,7 +210,7 @@ def answer(task: Task, tensors: Sequence[Tensor]) -> Value:
     Returns:
         y*, whose gradient in them is that of the adjoint.
     """
-    return from_leaves(_Answer.apply(task, *tensors), like=task.history)
+    return from_leaves(_Answer.apply(task, *tensors), like=task.solution.value)
 
 
 def _check_gradients(adjoint: Pullback, found: Gradients, wanted: Parameters) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -126,9 +127,10 @@ class Pullback(Adjoint):
             tensors = [constant(self, tensor) for tensor in tensors]
         tensors += [constant(self, tensor) for tensor in task.closed]  # a gradient is an error
         value = answer(task, [*theta.values(), *tensors])
-        connected = any(leaf.requires_grad for leaf in leaves(task.history))
+        history = task.solution.value
+        connected = any(leaf.requires_grad for leaf in leaves(history))
         if connected and not self.held_none:
-            self._check_read(leaves(task.history), leader, follower)
+            self._check_read(leaves(history), leader, follower)
             self.held_none = True
         if connected and any(parameter.requires_grad for parameter in solver.parameters()):
             if task.solves > 1:
@@ -139,5 +141,5 @@ class Pullback(Adjoint):
                 )
             # Adds zeros whose graph leads to φ only, as the node leads to θ only: neither gradient
             # costs anything unless it is required.
-            value = tree_map(lambda leaf, own: leaf + (own - own.detach()), value, task.history)
-        return Solution(value, task.stats, task.evaluations, task.start)
+            value = tree_map(lambda leaf, own: leaf + (own - own.detach()), value, history)
+        return replace(task.solution, value=value, evaluations=task.evaluations)

@@ -87,9 +87,7 @@ class Unrolled(Adjoint):
                 value = self._answer(solver, oracle, leader)
         if torch.is_grad_enabled() and not self._checked:
             self._check_graph(leader, batch, value)
-        evaluations = torch.full((), float(oracle.evaluations), device=leaves(value)[0].device)
-        stats = {**oracle.stats(), "evaluations": evaluations}
-        return Solution(value, stats, oracle.evaluations, oracle.start)
+        return Solution(value, oracle.stats(), oracle.evaluations, oracle.start).counted()
 
     def _answer_whole(self, solver: Solver, oracle: Oracle) -> Value:
         try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from bilevel.arguments import one_of
@@ -14,7 +15,7 @@ from bilevel.frozen import Mode, frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.checks import check_answer
 from bilevel.solvers.oracle import Oracle
-from bilevel.tree import Value
+from bilevel.tree import Value, leaves
 
 MEANS = ("objective_before", "objective_after", "gradient_norm")
 """The statistics of a solution that are means over the samples."""
@@ -39,6 +40,12 @@ class Solution:
     stats: dict[str, Tensor]
     evaluations: int = 0
     start: Any = None
+
+    def counted(self) -> Solution:
+        """The same, with the number of evaluations among the statistics, as adjoints give it."""
+        # y may be bfloat16; unlike torch.tensor, torch.full does not wait for the device.
+        count = torch.full((), float(self.evaluations), device=leaves(self.value)[0].device)
+        return replace(self, stats={**self.stats, "evaluations": count})
 
 
 class Solver(nn.Module, ABC):
