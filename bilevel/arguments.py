@@ -1,8 +1,7 @@
-"""Arguments: checks that return the value or raise an error of one line, and their `repr`."""
+"""Checks of arguments, which return the value or raise an error of one line."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 from collections.abc import Collection, Iterable
@@ -141,16 +140,3 @@ def instance_of(name: str, value: T, kind: type, remedy: str) -> T:
             f"{remedy}"
         )
     return value
-
-
-class Described:
-    """An object whose `repr` is the call that makes it, without the arguments left at default."""
-
-    def __repr__(self) -> str:
-        parameters = inspect.signature(type(self)).parameters.values()
-        shown = [
-            ("" if one.default is one.empty else f"{one.name}=") + repr(getattr(self, one.name))
-            for one in parameters
-            if hasattr(self, one.name) and getattr(self, one.name) != one.default
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"

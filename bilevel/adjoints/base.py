@@ -5,17 +5,17 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Set
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from bilevel.arguments import Described
 from bilevel.errors import BilevelError, HypergradientWarning
+from bilevel.part import Part
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Solution, Solver
 
 
-class Adjoint(Described, ABC):
+class Adjoint(Part, ABC):
     """Solves the follower so that the leader's gradient can be taken through the answer.
 
     Attributes:
@@ -43,21 +43,6 @@ class Adjoint(Described, ABC):
         Returns:
             The answer, whose graph leads to the solver's parameters and, if the adjoint
             differentiates through the answer, to the leader's.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state that is kept between steps.
-
-        Returns:
-            Empty, unless a subclass keeps something.
-        """
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Loads the state.
-
-        Args:
-            state: What :meth:`state_dict` returned.
         """
 
     def batch_error(self) -> BilevelError:

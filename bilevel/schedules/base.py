@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
-from bilevel.arguments import Described, count, one_of
+from bilevel.arguments import count, one_of
 from bilevel.frozen import Mode, frozen
+from bilevel.part import Part
 from bilevel.problem import Batch
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Player = Literal["leader", "follower"]
 
 
-class Schedule(Described, ABC):
+class Schedule(Part, ABC):
     """Defines a step by the ``solve`` and ``move_…`` methods of the game."""
 
     @abstractmethod
@@ -41,21 +42,6 @@ class Schedule(Described, ABC):
 
         Raises:
             BilevelError: If it cannot.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state that is kept between steps.
-
-        Returns:
-            Empty, unless a subclass keeps something.
-        """
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Loads the state.
-
-        Args:
-            state: What :meth:`state_dict` returned.
         """
 
 
