@@ -1,4 +1,4 @@
-"""The tensors in a batch or a state, which may be any object."""
+"""What objects of any kind hold: the tensors in a batch or a state, and attributes."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ def _members(part: object) -> Iterable[object]:
         return part.values()
     if isinstance(part, list | tuple):  # perhaps all names of a dataset
         return [member for member in part if type(member) not in _PLAIN]
+    return attributes(part)
+
+
+def attributes(part: object) -> list[object]:
+    """The values of the attributes of an object, also of those in slots.
+
+    Args:
+        part: Any object.
+
+    Returns:
+        The values, without those of its class.
+    """
     slots = (name for kind in type(part).__mro__ for name in _slots(kind))
     return [*getattr(part, "__dict__", {}).values(), *(getattr(part, s, None) for s in slots)]
 

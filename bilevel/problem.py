@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from bilevel.arguments import instance_of
+from bilevel.containers import attributes
 from bilevel.errors import BilevelError, explained
 from bilevel.tree import Value, leaves
 
@@ -256,9 +257,7 @@ def networks_of(follower: FollowerProblem) -> list[nn.Module]:
     """
     if isinstance(follower, nn.Module):
         return [follower]
-    slots = {name for kind in type(follower).__mro__ for name in getattr(kind, "__slots__", ())}
-    held = [*vars(follower).values(), *(getattr(follower, name, None) for name in slots)]
-    return [value for value in held if isinstance(value, nn.Module)]
+    return [value for value in attributes(follower) if isinstance(value, nn.Module)]
 
 
 class ZeroSum(LeaderProblem):
