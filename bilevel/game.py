@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
@@ -214,28 +215,27 @@ class Bilevel:
 
     def _move_leader(self, y: Value, batch: Batch, phi: list[Tensor]) -> Tensor:
         """Like :meth:`move_leader`; the first evaluation also fills the gradients of ``phi``."""
-        losses: list[Tensor] = []
         if isinstance(self.adjoint, Detached) and not phi:
             # φ itself, whose gradient is not needed; an answer with a graph may be that of a
             # schedule that differentiates by an adjoint of its own.
             y = tree_map(lambda leaf: leaf.detach() if leaf.is_leaf else leaf, y)
+        first = partial(self._first_loss, y, batch, phi)
+        return take_step(self.leader_opt, self.leader, first, partial(self._next_loss, y, batch))
 
-        def evaluate(theta: list[Tensor]) -> Tensor:
-            # A leader that is not trained is met as the solver meets it, and left as it is.
-            mode = nullcontext() if theta else frozen(self.leader, self.solver.leader_mode)
-            with mode, torch.enable_grad():  # which optimizers switch off around their step
-                answer = self._solve_again(y, batch) if losses else y
-                loss = self.leader.checked_loss(answer, batch)
-                moved = theta if losses else theta + phi
-                loss = backward(self, "the leader's loss", loss, moved)
-            if not losses:
-                check_gradients("the leader's loss", [p.grad for p in theta])
-                check_gradients("the follower's objective", [p.grad for p in phi])
-            losses.append(loss)
-            return loss
+    def _first_loss(self, y: Value, batch: Batch, phi: list[Tensor], theta: list[Tensor]) -> Tensor:
+        # A leader that is not trained is met as the solver meets it, and left as it is.
+        with nullcontext() if theta else frozen(self.leader, self.solver.leader_mode):
+            loss = self._backward_leader(y, batch, theta + phi)
+        check_gradients("the leader's loss", [p.grad for p in theta])
+        check_gradients("the follower's objective", [p.grad for p in phi])
+        return loss
 
-        take_step(self.leader_opt, self.leader, evaluate)
-        return losses[0]
+    def _next_loss(self, y: Value, batch: Batch, theta: list[Tensor]) -> Tensor:
+        with torch.enable_grad():  # which optimizers switch off around their step
+            return self._backward_leader(self._solve_again(y, batch), batch, theta)
+
+    def _backward_leader(self, y: Value, batch: Batch, moved: list[Tensor]) -> Tensor:
+        return backward(self, "the leader's loss", self.leader.checked_loss(y, batch), moved)
 
     def _solve_again(self, y: Value, batch: Batch) -> Value:
         """The answer at a further evaluation of the leader's loss."""

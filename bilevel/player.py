@@ -85,9 +85,14 @@ def has_hooks(player: nn.Module) -> bool:
     return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in player.parameters())
 
 
+Evaluate = Callable[[list[Tensor]], Tensor]
+"""Computes a loss, fills ``.grad`` of the given trainable parameters, which is None, and returns
+the loss."""
+
+
 def take_step(
-    optimizer: Optimizer | None, player: nn.Module, evaluate: Callable[[list[Tensor]], Tensor]
-) -> None:
+    optimizer: Optimizer | None, player: nn.Module, first: Evaluate, again: Evaluate
+) -> Tensor:
     """Takes one step of a player's optimizer; without one, only evaluates the loss.
 
     The loss is evaluated before the step, and the first call of the optimizer's closure returns it
@@ -98,36 +103,40 @@ def take_step(
     Args:
         optimizer: The optimizer.
         player: The module whose parameters it moves.
-        evaluate: Computes the loss, fills ``.grad`` of the given trainable parameters, which is
-            None, and returns the loss.
+        first: The evaluation before the step.
+        again: Any further one.
+
+    Returns:
+        The loss before the step.
 
     Raises:
         BilevelError: If the optimizer does not call the closure.
     """
     parameters = zero_grad(player)
-    first = [evaluate(parameters)]
+    loss = first(parameters)
     if optimizer is None:
-        return
-    before = _states(parameters)
-    optimizer.step(partial(_uncompiled_closure(), player, parameters, evaluate, before, first))
-    if first:
+        return loss
+    before, unread = _states(parameters), [loss]
+    optimizer.step(partial(_uncompiled_closure(), player, parameters, again, before, unread))
+    if unread:
         raise BilevelError(
             f"{type(optimizer).__name__}.step did not call its closure, which computes the loss "
             "and gradients: call it, as the optimizers of torch.optim do"
         )
+    return loss
 
 
 def _closure(
     player: nn.Module,
     parameters: list[Tensor],
-    evaluate: Callable[[list[Tensor]], Tensor],
+    again: Evaluate,
     before: list[tuple[int, bool]],
-    first: list[Tensor],
+    unread: list[Tensor],
 ) -> Tensor:
     """The first loss, once and while the parameters are as they were before; else another one."""
-    loss = first.pop() if first else None
+    loss = unread.pop() if unread else None
     if loss is None or _states(parameters) != before:
-        loss = evaluate(zero_grad(player))
+        loss = again(zero_grad(player))
     return loss
 
 

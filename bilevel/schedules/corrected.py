@@ -278,21 +278,18 @@ def _learning_rates(game: Bilevel, field: Field) -> Tensor:
 
 def _move(game: Bilevel, gradients: Slopes, loss: Tensor) -> None:
     """A step of both optimizers along these gradients."""
-    left = [loss]
 
-    def fill(parameters: list[Tensor]) -> None:
+    def fill(parameters: list[Tensor]) -> Tensor:
         for parameter in parameters:
             parameter.grad = gradients.get(parameter)
+        return loss
 
-    def evaluate(theta: list[Tensor]) -> Tensor:
-        if not left:
-            raise BilevelError(
-                f"{game.schedule!r} corrects the gradients of one evaluation a step, and "
-                f"{type(game.leader_opt).__name__} asks for another: take torch.optim.SGD or Adam"
-            )
-        fill(theta)
-        return left.pop()
+    def refuse(_: list[Tensor]) -> Tensor:
+        raise BilevelError(
+            f"{game.schedule!r} corrects the gradients of one evaluation a step, and "
+            f"{type(game.leader_opt).__name__} asks for another: take torch.optim.SGD or Adam"
+        )
 
     fill(zero_grad(game.solver))
-    take_step(game.leader_opt, game.leader, evaluate)
+    take_step(game.leader_opt, game.leader, first=fill, again=refuse)
     game.solver_opt.step()
