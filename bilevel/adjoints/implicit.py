@@ -24,7 +24,7 @@ from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.autograd_graph import vjp
 from bilevel.errors import BilevelError
-from bilevel.linear import LinearSolution, rows
+from bilevel.linear import LinearSolution
 from bilevel.linear.system import LinearSolver, Product
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
@@ -43,10 +43,7 @@ SOLVERS: dict[Method, LinearSolver] = {
 }
 
 # Those that solve a system for each sample at once.
-BY_SAMPLE: dict[Method, LinearSolver] = {
-    "cg": rows.conjugate_gradient,
-    "exact": linear.exact,
-}
+BY_SAMPLE: tuple[Method, ...] = ("cg", "exact")
 
 # The tolerance of the linear solve in float64 unless one is given: a Gaussian process's kernel may
 # have a condition number of 1e7, and up to a residual of 1e-6 its small eigenvalues are not met.
@@ -188,9 +185,7 @@ class Implicit(Pullback):
 
     def _solve(self, method: Method, product: Product, b: Tensor, size: float) -> LinearSolution:
         """Solves the linear system; where b has a row for each sample, that of each."""
-        solve = SOLVERS[method] if b.dim() == 1 else BY_SAMPLE[method]
-        if method == "neumann":
-            solve = partial(linear.neumann, size=size)
+        solve = partial(linear.neumann, size=size) if method == "neumann" else SOLVERS[method]
         kept = self._kept if self.warm_start else None  # a loaded state may hold one
         start = kept.to(b).view_as(b) if kept is not None and kept.numel() == b.numel() else None
         tolerance = self.tolerance

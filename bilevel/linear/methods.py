@@ -2,7 +2,8 @@
 
 Each reports diagnostics of its answer, and none raises if A does not meet its assumptions.
 
-    conjugate_gradient    A symmetric and positive definite; one product a step, little memory
+    conjugate_gradient    A symmetric and positive definite; one product a step, little memory; of
+                          each row, where b has several
     gmres                 any A; one product a step, keeps a vector for each step
     neumann               η Σ (I − ηA)ᵏ b, where I − ηA contracts; one product a step
     exact                 any A; as many products as unknowns, and the matrix in memory; of a row,
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from bilevel.linear import rows
 from bilevel.linear.system import (
     LinearSolution,
     Product,
@@ -50,8 +52,8 @@ def conjugate_gradient(
     :func:`gmres` does (Zhou and Walker, 1994), for another product.
 
     Args:
-        product: v to A v, ``(m,)`` both.
-        b: ``(m,)``, not zero.
+        product: v to A v, in the shape of b both.
+        b: ``(m,)``, not zero, or ``(rows, m)`` where each row has its own A.
         steps: The largest number of steps.
         tolerance: It ends when the residual's norm is at most this times that of b; machine
             epsilon if None.
@@ -68,6 +70,8 @@ def conjugate_gradient(
     eps = torch.finfo(b.dtype).eps
     # That of one curvature: the roundings of many singular values would add up.
     tolerance, cut = eps if tolerance is None else tolerance, rounding(eps, 1)
+    if b.dim() > 1:
+        return rows.conjugate_gradient(product, b, steps, tolerance=tolerance, start=start)
     x, residual, products = begin(product, b, start)
     # Python numbers: each step has to branch on two of them anyway.
     square, given = float(residual @ residual), float(b @ b)
@@ -179,7 +183,7 @@ def gmres(
     if norm <= target:
         return LinearSolution(x, residual, smallest, largest, smallest, products)
     kind = torch.finfo(b.dtype)
-    basis = Rows(residual / norm)
+    basis = Basis(residual / norm)
     columns: list[Tensor] = []  # of the Hessenberg matrix of A in the basis
     normal = b.new_ones(1)  # orthogonal to them: the least residual is norm / ‖normal‖
     for _ in range(min(steps, len(b))):
@@ -219,7 +223,7 @@ def _norm(x: Tensor) -> Tensor:
     return unit * (x / unit).norm()
 
 
-class Rows:
+class Basis:
     """The rows of a matrix that grows, without a copy of it for each.
 
     Args:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.linear.system import LinearSolution, Product, begin, in_a_near_unit, rounding
+from bilevel.linear.system import LinearSolution, Product, begin, rounding
 
 
-@in_a_near_unit
 def conjugate_gradient(
-    product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None = None
+    product: Product, b: Tensor, steps: int, *, tolerance: float, start: Tensor | None
 ) -> LinearSolution:
-    """Solves A x = b in each row as :func:`~bilevel.linear.conjugate_gradient` does.
+    """:func:`bilevel.linear.conjugate_gradient` where b has rows.
 
     A product has one of every row's A, and a row that has ended waits for the others. But for
     rounding n steps are enough, where a single system of all rows has to tell all of their
@@ -33,7 +32,8 @@ def conjugate_gradient(
 
     Example:
         >>> scales = torch.tensor([[1.0], [4.0]])
-        >>> conjugate_gradient(lambda v: scales * v, torch.ones(2, 3), 1, tolerance=1e-6).value
+        >>> b = torch.ones(2, 3)
+        >>> conjugate_gradient(lambda v: scales * v, b, 1, tolerance=1e-6, start=None).value
         tensor([[1.0000, 1.0000, 1.0000],
                 [0.2500, 0.2500, 0.2500]])
     """

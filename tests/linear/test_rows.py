@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from bilevel import linear
-from bilevel.linear import rows
 from tests.valleys import F64, error, valley
 
 
@@ -27,7 +26,7 @@ def test_every_row_takes_the_steps_that_it_would_take_alone(steps: int, started:
     matrix, b = systems(1.0, 5.0, 100.0)
     b[1] *= 1e-6
     start = b.flip(1) if started else None
-    together = rows.conjugate_gradient(of_rows(matrix), b, steps, tolerance=1e-7, start=start)
+    together = linear.conjugate_gradient(of_rows(matrix), b, steps, tolerance=1e-7, start=start)
     alone = [
         linear.conjugate_gradient(
             lambda v, i=i: matrix[i] @ v, b[i], steps, tolerance=1e-7,
@@ -44,7 +43,7 @@ def test_every_row_takes_the_steps_that_it_would_take_alone(steps: int, started:
         assert (together.residual.norm(dim=1) <= 1e-7 * b.norm(dim=1)).all()
 
 
-@pytest.mark.parametrize("method", [rows.conjugate_gradient, linear.exact])
+@pytest.mark.parametrize("method", [linear.conjugate_gradient, linear.exact])
 def test_a_row_of_zeros_and_one_that_is_solved_wait_for_the_others(method) -> None:
     matrix, b = systems(3.0, 3.0, 100.0)
     b[0] = 0
@@ -60,14 +59,14 @@ def test_a_row_of_zeros_and_one_that_is_solved_wait_for_the_others(method) -> No
 def test_a_row_that_is_not_positive_definite_stops_alone(last: float) -> None:
     matrix, b = systems(10.0, 10.0)
     matrix[0] = torch.eye(8, dtype=F64) * last
-    solution = rows.conjugate_gradient(of_rows(matrix), b, 50, tolerance=1e-12)
+    solution = linear.conjugate_gradient(of_rows(matrix), b, 50, tolerance=1e-12)
     torch.testing.assert_close(solution.curvature, torch.tensor(last, dtype=F64), equal_nan=True)
     assert solution.value[0].tolist() == [0] * 8
     torch.testing.assert_close(solution.residual[0], b[0])
     assert error(solution.value[1], torch.linalg.solve(matrix[1], b[1])) < 1e-10
 
 
-@pytest.mark.parametrize("method", [rows.conjugate_gradient, linear.exact])
+@pytest.mark.parametrize("method", [linear.conjugate_gradient, linear.exact])
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_a_singular_row_is_solved_where_it_is_not_flat(method, dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +87,7 @@ def test_a_flat_direction_of_a_row_spoils_no_other() -> None:
     matrix, b = systems(10.0, 10.0)
     matrix[0] = torch.ones(8, 8, dtype=F64)
     b[0] = 1 + torch.linspace(-1, 1, 8, dtype=F64)
-    solution = rows.conjugate_gradient(of_rows(matrix), b, 50, tolerance=1e-12)
+    solution = linear.conjugate_gradient(of_rows(matrix), b, 50, tolerance=1e-12)
     assert solution.value[0].sum() == pytest.approx(1, rel=1e-6)
     assert error(solution.value[1], torch.linalg.solve(matrix[1], b[1])) < 1e-10
     torch.testing.assert_close(solution.residual, b - of_rows(matrix)(solution.value))
