@@ -217,32 +217,25 @@ class Implicit(Pullback):
         solution: LinearSolution,
     ) -> None:
         """Warns if the condition does not hold at the answer, or holds far from the optimum too."""
-        y, eps = vector(problem.y), epsilon(problem.y)
-        norm, tiny = vector(residual).norm(), torch.finfo(y.dtype).tiny
-        rounding = 100 * eps * solution.largest * y.norm()
+        y, eps, norm = vector(problem.y), epsilon(problem.y), vector(residual).norm()
+        rounding = 100 * eps * solution.largest  # of F, relative to ‖y‖
         # A fixed point of steps that read no gradient may be near a zero of it without being one.
         other = self.fixed_point is None and reads_no_gradient(problem.solver)
         limit = solved_at(self.tolerance, eps) if other else STATIONARY
-        if other and norm <= rounding:
+        if other and norm <= rounding * y.norm():
             return
         # Before a warning that of this problem: another one may have had another scale.
         fresh = self._scale is None or norm / self._scale > limit
         if fresh and _NOT_STATIONARY not in self._warned:
-            with torch.no_grad():
-                start = problem.began
-                if start is None or not problem.solver.repeatable:  # then it is near the optimum
-                    start = problem.evaluate({}, Oracle.init)
-                there, *_ = problem.evaluate({}, lambda own: residual_of(own, step, start))
-            scale = vector(there).norm()
-            if scale <= 100 * eps * solution.largest * vector(start).norm():
-                return  # the start is optimal up to rounding: nothing to compare with
-            # The weights of a Parametric network may be their own start: the distance tells alone.
-            itself = torch.equal(vector(start), y)
-            self._scale = torch.full_like(scale, torch.inf) if itself else scale
+            scale = _residual_at_start(problem, step, rounding)
+            if scale is None:
+                return
+            self._scale = scale
         if self._scale is None:
             return
         ratio = float(norm / self._scale)
-        distance = float(norm / (solution.sigma - self.damping) / y.norm().clamp(min=tiny))
+        size = y.norm().clamp(min=torch.finfo(y.dtype).tiny)
+        distance = float(norm / (solution.sigma - self.damping) / size)
         remedy = remedy_for(problem.solver, self.fixed_point)
         self.warn_once(
             ratio > limit,
@@ -266,3 +259,19 @@ class Implicit(Pullback):
         """Loads what :meth:`state_dict` returned."""
         self._kept, self._scale = state["kept"], state["scale"]
         self._warned = set(state["warned"])
+
+
+def _residual_at_start(
+    problem: SolvedProblem, step: Update | None, rounding: Tensor
+) -> Tensor | None:
+    """‖F‖ where the solve began; None if it is rounding, and infinite if that is the answer."""
+    with torch.no_grad():
+        start = problem.began
+        if start is None or not problem.solver.repeatable:  # then it is near the optimum
+            start = problem.evaluate({}, Oracle.init)
+        there, *_ = problem.evaluate({}, lambda own: residual_of(own, step, start))
+    point, scale = vector(start), vector(there).norm()
+    if scale <= rounding * point.norm():
+        return None  # the start is optimal: nothing to compare with
+    # The weights of a Parametric network may be their own start: the distance tells alone.
+    return torch.full_like(scale, torch.inf) if torch.equal(point, vector(problem.y)) else scale
