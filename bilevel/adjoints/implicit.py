@@ -20,7 +20,6 @@ from bilevel.adjoints.condition import (
 from bilevel.adjoints.diagnostics import SOLVED, check_system, solved_at
 from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
-from bilevel.adjoints.unrolled import check_differentiable
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.autograd_graph import vjp
 from bilevel.errors import BilevelError
@@ -29,7 +28,7 @@ from bilevel.linear.system import LinearSolver, Product
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, from_leaves, leaves, tree_map, unravel
-from bilevel.updates.base import Update
+from bilevel.updates.base import Update, check_differentiable
 from bilevel.updates.gradient import Gradient
 
 Method = Literal["cg", "neumann", "gmres", "exact"]

@@ -21,7 +21,7 @@ from bilevel.snapshot import Copied, Snapshot
 from bilevel.solvers import Iterative, Parametric, Solution, Solver
 from bilevel.solvers.oracle import Oracle
 from bilevel.tree import Value, leaves
-from bilevel.updates.base import Update, check_state
+from bilevel.updates.base import check_differentiable, check_state
 
 
 class Unrolled(Adjoint):
@@ -175,21 +175,3 @@ def check_steps(adjoint: Adjoint, solver: Solver) -> None:
         )
     if isinstance(solver, Iterative):
         check_differentiable(solver.update)
-
-
-def check_differentiable(update: Update) -> None:
-    """Checks that a step can be differentiated through.
-
-    Args:
-        update: The step rule.
-
-    Raises:
-        BilevelError: If it cannot.
-    """
-    if not update.differentiable:
-        raise BilevelError(
-            f"{type(update).__name__} does not change with its gradient but in jumps: its "
-            "derivative is 0 almost everywhere and tells nothing about y*; take updates.Gradient "
-            "or NormalizedGradient, or an adjoint that does not differentiate through the step: "
-            "Implicit() or Sampled()"
-        )

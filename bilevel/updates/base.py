@@ -97,6 +97,24 @@ def check_state(update: Update, state: State) -> None:
             )
 
 
+def check_differentiable(update: Update) -> None:
+    """Checks that a step can be differentiated through.
+
+    Args:
+        update: The step rule.
+
+    Raises:
+        BilevelError: If it cannot.
+    """
+    if not update.differentiable:
+        raise BilevelError(
+            f"{type(update).__name__} does not change with its gradient but in jumps: its "
+            "derivative is 0 almost everywhere and tells nothing about y*; take updates.Gradient "
+            "or NormalizedGradient, or an adjoint that does not differentiate through the step: "
+            "Implicit() or Sampled()"
+        )
+
+
 def check_types(update: Update, y: Value, error: RuntimeError) -> None:
     """Raises a clearer error if an update cannot compute with the type of a tensor.
 
