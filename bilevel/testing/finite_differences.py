@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -61,15 +62,6 @@ def check_adjoint(
         with snapshot.restored():  # with the same random numbers each time
             return leader.loss(adjoint.solve(solver, follower, leader, batch).value, batch)
 
-    def loss_at(parameter: Tensor, value: Tensor) -> Tensor:
-        """In place: a part that holds the parameter itself is moved too."""
-        before = parameter.detach().clone()
-        try:
-            parameter.copy_(value)
-            return loss()
-        finally:
-            parameter.copy_(before)
-
     here = loss()
     found: tuple[Tensor | None, ...] = (None,) * len(theta)
     if here.requires_grad:  # else it is zero, or the adjoint has lost it
@@ -77,28 +69,35 @@ def check_adjoint(
     grads = leaves(from_leaves(found, like=theta))
     largest = max(float(grad.abs().max()) for grad in grads)
     for (name, parameter), grad in zip(theta.items(), grads, strict=True):
-        point, slopes, eps = (
-            parameter.detach().clone(),
-            ravel(grad),
-            torch.finfo(parameter.dtype).eps,
-        )
+        point, slopes, eps = parameter.detach(), ravel(grad), torch.finfo(parameter.dtype).eps
         h = step or eps ** (1 / 3)
         other = NOISE if parameter.dtype == torch.float64 else ROUNDED
         # At most what is allowed of the largest gradient, however short the step.
         rounding = min(100 * eps * float(here.detach().abs()) / h, tolerance * largest)
         allowed = tolerance * float(grad.abs().max()) + rounding
-        for unit, actual in zip(torch.eye(len(slopes)).to(slopes), slopes, strict=True):
-            move: Any = unravel(h * unit, like=point)
-            with torch.no_grad():
-                rise = loss_at(parameter, point + move) - loss_at(parameter, point - move)
+        for unit, slope in zip(torch.eye(len(slopes)).to(slopes), slopes, strict=True):
+            rise = _rise(loss, parameter, leaves(unravel(h * unit, like=point))[0])
+            error = float((rise / (2 * h) - slope).abs())
             require(
-                bool((rise - actual).isfinite()),
+                math.isfinite(error),
                 f"{adjoint!r}: the loss or the gradient of {name} is not finite: the solve "
                 "diverges, or something is divided by 0; check its steps",
             )
-            error = float((rise / (2 * h) - actual).abs())
             require(
                 error <= allowed,
                 f"{adjoint!r}: the gradient of {name} is off by {error:.3g} from differences of "
                 f"step {h:.1g}: is it wrong, or {other}",
             )
+
+
+@torch.no_grad()
+def _rise(loss: Callable[[], Tensor], parameter: Tensor, move: Tensor) -> Tensor:
+    """The loss after a move less that after its opposite, in place, as others may hold it too."""
+    before = parameter.clone()
+    try:
+        parameter.copy_(before + move)
+        above = loss()
+        parameter.copy_(before - move)
+        return above - loss()
+    finally:
+        parameter.copy_(before)
