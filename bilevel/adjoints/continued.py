@@ -45,9 +45,9 @@ class Continued(Pullback):
         Returns:
             What :meth:`keep` was given for the solve that has ended there; None if none has.
         """
-        if problem.start is None:
+        if problem.kept_before is None:
             return None
-        same = [*self._wanted] == [*problem.wanted] and _same(self._end, problem.start)
+        same = [*self._wanted] == [*problem.wanted] and _same(self._end, problem.kept_before)
         known = self._known if same else None
         self.warn_once(
             known is None,
@@ -65,8 +65,8 @@ class Continued(Pullback):
             problem: The problem.
             known: Tensors in lists, tuples and dicts.
         """
-        if problem.end is not None:
-            self._end, self._known, self._wanted = problem.end, known, problem.wanted
+        if problem.kept_after is not None:
+            self._end, self._known, self._wanted = problem.kept_after, known, problem.wanted
 
     def state_dict(self) -> dict[str, Any]:
         """The last answer of a warm-started solver, and what is known of it."""

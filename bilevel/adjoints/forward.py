@@ -106,7 +106,7 @@ class Forward(Continued):
         # torch.autograd.Function, within which this runs, disables forward mode.
         with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
             theta = {name: forward_ad.make_dual(point, direction)}
-            solve = partial(_answer, problem, _with_tangents(problem.start, start))
+            solve = partial(_answer, problem, _with_tangents(problem.kept_before, start))
             try:
                 y, end, began = problem.evaluate(theta, solve, kind=ForwardOracle)
             except RuntimeError as error:
@@ -145,7 +145,7 @@ class Forward(Continued):
 
 def _answer(problem: SolvedProblem, start: Any, oracle: Oracle) -> tuple[Value, Any, Value | None]:
     """The answer, what a warm-started solver keeps of it, and the point where it began."""
-    y, end = problem.from_start(start, partial(problem.solver.answer, oracle))
+    y, end = problem.going_on_from(start, partial(problem.solver.answer, oracle))
     return y, end, oracle.start
 
 

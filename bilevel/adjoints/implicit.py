@@ -265,7 +265,7 @@ def _residual_at_start(
 ) -> Tensor | None:
     """‖F‖ where the solve began; None if it is rounding, and infinite if that is the answer."""
     with torch.no_grad():
-        start = problem.began
+        start = problem.start
         if start is None or not problem.solver.repeatable:  # then it is near the optimum
             start = problem.evaluate({}, Oracle.init)
         there, *_ = problem.evaluate({}, lambda own: residual_of(own, step, start))

@@ -171,7 +171,7 @@ class Task:
             self.snapshot,
             self.solution.stats,
             *self.kept,
-            began=self.solution.start,
+            start=self.solution.start,
             feed=feed,
         )
         try:

@@ -70,7 +70,7 @@ class Sampled(Continued):
         theta = {name: problem.theta[name] for name in problem.wanted}
         point, weights = ravel(theta), ravel(v)
         total, squares = torch.zeros_like(point), point.new_zeros(())
-        starts = [(torch.zeros_like(point), [problem.start] * 2)] * self.samples
+        starts = [(torch.zeros_like(point), [problem.kept_before] * 2)] * self.samples
         ended = []
         for drawn, pair in self.known_at_start(problem) or starts:
             u = torch.randn_like(point)

@@ -51,9 +51,9 @@ class SolvedProblem:
         wanted: The names of those whose gradients are required.
         snapshot: The state of leader and solver before the solve.
         stats: The solution's statistics, to which :meth:`record` adds.
-        start: What a warm-started solver has started from, its ``kept``; None at a new start.
-        end: What it has kept of the answer; None if it keeps nothing.
-        began: The point where the solve began; None if the solver asked for none.
+        kept_before: What a warm-started solver had ``kept`` before the solve; None at a new start.
+        kept_after: What it has kept since; None if it keeps nothing.
+        start: The point where the solve began; None if the solver asked for none.
         feed: Puts the batch's tensors of ``theta`` in their places in it; None if it has none.
     """
 
@@ -66,9 +66,9 @@ class SolvedProblem:
     wanted: tuple[str, ...]
     snapshot: Snapshot
     stats: dict[str, Tensor]
-    start: Any = None
-    end: Any = None
-    began: Value | None = None
+    kept_before: Any = None
+    kept_after: Any = None
+    start: Value | None = None
     feed: Callable[[Parameters], Batch] | None = None
 
     def variables(self) -> Parameters:
@@ -110,12 +110,12 @@ class SolvedProblem:
         with self.snapshot.restored(), lent(self.leader, given):
             yield self.feed(given) if self.feed else self.batch
 
-    def solve(self, theta: Any, start: Any = None) -> tuple[Value, Any]:
+    def solve(self, theta: Any, kept: Any = None) -> tuple[Value, Any]:
         """Solves the problem again for other leader parameters, with the same random numbers.
 
         Args:
             theta: The parameters, by name; those that are missing are as in the solve.
-            start: See :meth:`from_start`.
+            kept: See :meth:`going_on_from`.
 
         Returns:
             The solution, a constant, and what a warm-started solver keeps of it.
@@ -123,15 +123,15 @@ class SolvedProblem:
         with self._at(theta) as batch, torch.no_grad():
             parts = self.follower, self.leader, batch
             solve = partial(self.solver.solve, *parts, evaluate=False)
-            solution, end = self.from_start(start, solve)
+            solution, kept = self.going_on_from(kept, solve)
         self.stats["evaluations"] += solution.evaluations
-        return solution.value, end
+        return solution.value, kept
 
-    def from_start(self, start: Any, solve: Callable[[], _T]) -> tuple[_T, Any]:
+    def going_on_from(self, kept: Any, solve: Callable[[], _T]) -> tuple[_T, Any]:
         """Runs a warm-started solver from another point than its last answer, which it keeps.
 
         Args:
-            start: The point, as the solver keeps it; None for a new start.
+            kept: The point, as the solver keeps it; None for a new start.
             solve: Runs the solver.
 
         Returns:
@@ -140,7 +140,7 @@ class SolvedProblem:
         solver = self.solver
         if solver.repeatable:
             return solve(), None
-        before, solver.kept = solver.kept, start
+        before, solver.kept = solver.kept, kept
         try:
             return solve(), solver.kept
         finally:
