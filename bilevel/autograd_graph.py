@@ -77,8 +77,7 @@ def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]
 def _differentiated(values: Sequence[Tensor], leafs: Mapping[str, Tensor]) -> list[str]:
     """What :func:`reached` returns, by a backward pass of zeros."""
     roots = [value for value in values if value.requires_grad]
-    zeros, inputs = [torch.zeros_like(root) for root in roots], list(leafs.values())
-    grads = torch.autograd.grad(roots, inputs, zeros, retain_graph=True, allow_unused=True)
+    grads = vjp(roots, [*leafs.values()], [*map(torch.zeros_like, roots)], retain_graph=True)
     return [name for name, grad in zip(leafs, grads, strict=True) if grad is not None]
 
 
