@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from bilevel.adjoints import Adjoint
+from bilevel.arguments import count
 from bilevel.parameters import Parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.snapshot import Snapshot
@@ -29,11 +30,12 @@ def check_adjoint(
     *,
     tolerance: float = 1e-3,
     step: float | None = None,
+    directions: int | None = None,
 ) -> None:
     """Checks an adjoint's gradient against central differences of θ ↦ L(θ, y*(θ)).
 
-    It solves twice for each element of θ: give a small leader in float64, or one that is frozen but
-    for a few parameters, no warm start, and a solver that converges if the adjoint assumes an
+    It solves twice for each element of θ, or of a large leader for each of a few random directions.
+    Give a leader in float64, no warm start, and a solver that converges if the adjoint assumes an
     optimum.
 
     Args:
@@ -47,10 +49,32 @@ def check_adjoint(
         step: The step of the differences. The default is the cube root of the machine epsilon of
             θ, 6e-6 in float64. Where the objective computes in lower precision than θ, as networks
             do that normalise in float32, differences over so short a step are noise: give 1e-2.
+        directions: The number of random directions in each parameter, always the same ones, in
+            place of all of its elements. Few find a gradient that is wrong everywhere, not one that
+            is wrong in a few elements of many.
 
     Raises:
         AssertionError: If an error is larger, with the name of the parameter.
+        BilevelError: If the number of directions is not positive.
+
+    Example:
+        >>> import bilevel
+        >>> from bilevel.testing import check_adjoint
+        >>> class Shrunk(bilevel.FollowerProblem):
+        ...     sense = "min"
+        ...     def init(self, batch): return torch.zeros(1000, dtype=torch.float64)
+        ...     def objective(self, leader, y, batch):
+        ...         return (y - leader.w).square().sum() + y.square().sum()
+        >>> class Target(bilevel.LeaderProblem):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.w = torch.nn.Parameter(torch.ones(1000, dtype=torch.float64))
+        ...     def loss(self, y, batch): return (y - 1).square().sum()
+        >>> solver = bilevel.Iterative(bilevel.updates.Gradient(0.25), 1)
+        >>> check_adjoint(bilevel.Implicit(), solver, Shrunk(), Target(), None, directions=3)
     """
+    if directions is not None:
+        count("directions", directions)
     snapshot = Snapshot(leader, solver, *networks_of(follower))
     theta: Parameters = {n: p for n, p in leader.named_parameters() if p.requires_grad}
     require(
@@ -75,9 +99,9 @@ def check_adjoint(
         # At most what is allowed of the largest gradient, however short the step.
         rounding = min(100 * eps * float(here.detach().abs()) / h, tolerance * largest)
         allowed = tolerance * float(grad.abs().max()) + rounding
-        for unit, slope in zip(torch.eye(len(slopes)).to(slopes), slopes, strict=True):
+        for unit in _units(slopes, directions):
             rise = _rise(loss, parameter, leaves(unravel(h * unit, like=point))[0])
-            error = float((rise / (2 * h) - slope).abs())
+            error = float((rise / (2 * h) - unit @ slopes).abs())
             require(
                 math.isfinite(error),
                 f"{adjoint!r}: the loss or the gradient of {name} is not finite: the solve "
@@ -88,6 +112,18 @@ def check_adjoint(
                 f"{adjoint!r}: the gradient of {name} is off by {error:.3g} from differences of "
                 f"step {h:.1g}: is it wrong, or {other}",
             )
+
+
+def _units(like: Tensor, directions: int | None) -> Iterator[Tensor]:
+    """Vectors of norm 1: one for each element, or so many random ones."""
+    if directions is None:
+        for at in range(len(like)):
+            yield torch.zeros_like(like).index_fill_(0, torch.tensor([at], device=like.device), 1)
+        return
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(directions):
+        drawn = torch.randn(len(like), generator=generator).to(like)
+        yield drawn / drawn.norm()
 
 
 @torch.no_grad()

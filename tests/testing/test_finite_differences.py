@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bilevel import (
     Adjoint,
+    BilevelError,
     Detached,
     FollowerProblem,
     Forward,
@@ -113,6 +114,33 @@ def test_every_element_of_a_parameter_is_checked() -> None:
     testing.check_adjoint(Unrolled(), solver, *parts)
     with pytest.raises(AssertionError, match="the gradient of both is off by 1 "):
         testing.check_adjoint(Detached(), solver, *parts)
+
+
+@pytest.mark.parametrize("directions", [None, 2])
+def test_a_large_leader_is_checked_in_a_few_directions(directions: int | None) -> None:
+    """Twice as many solves as directions, and they find a gradient that is missing."""
+
+    class Wide(Both):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = nn.Parameter(torch.ones(30, dtype=F64))
+
+        def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+            seen.append(y)
+            return super().loss(y, batch)
+
+    seen: list[Tensor] = []
+    solver, parts = Iterative(Gradient(0.5), 1), (Followed(), Wide(), torch.empty(0))
+    testing.check_adjoint(Unrolled(), solver, *parts, directions=directions)
+    assert len(seen) == 1 + 2 * (directions or 30)
+    with pytest.raises(AssertionError, match="the gradient of both is off by"):
+        testing.check_adjoint(Detached(), solver, *parts, directions=directions)
+
+
+def test_no_direction_is_no_check() -> None:
+    parts = Followed(), Both(), torch.empty(0)
+    with pytest.raises(BilevelError, match="directions is 0"):
+        testing.check_adjoint(Unrolled(), Iterative(Gradient(0.5), 1), *parts, directions=0)
 
 
 class Noisy(Both):
