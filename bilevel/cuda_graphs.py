@@ -187,14 +187,15 @@ class CapturedStep:
         modes = [part.training for player in players for part in player.modules()]
         return modes + [p.requires_grad for player in players for p in player.parameters()]
 
+    def _optimizers(self) -> list[Any]:
+        return [one for one in (self.game.leader_opt, self.game.solver_opt) if one is not None]
+
     def _states(self) -> list[Any]:
         """The optimizers' states, of which loading makes new ones."""
-        optimizers: list[Any] = [self.game.leader_opt, self.game.solver_opt]
-        return [one.state for one in optimizers if one is not None]
+        return [one.state for one in self._optimizers()]
 
     def _groups(self) -> list[dict[str, Any]]:
-        optimizers: list[Any] = [self.game.leader_opt, self.game.solver_opt]
-        return [group for one in optimizers if one is not None for group in one.param_groups]
+        return [group for one in self._optimizers() for group in one.param_groups]
 
     @contextmanager
     def _capturable(self) -> Iterator[None]:

@@ -69,7 +69,7 @@ class Task:
         # A graph is for φ, and once for the check that nothing else is trained. Where the batch has
         # one too, the iterates of every solve would hang on it.
         learned = any(parameter.requires_grad for parameter in solver.parameters())
-        needed = learned or not led or not adjoint.held_none
+        needed = learned or not led or not adjoint._held_none
         self.recording = torch.is_grad_enabled() and needed
 
     def split(self, inputs: Sequence[Tensor]) -> tuple[Parameters, Batch]:
@@ -142,17 +142,7 @@ class Task:
         """
         history = self.solution.value
         size = len(leaves(history))
-        if any(tensor.is_sparse for tensor in tensors[:size]):
-            raise BilevelError(
-                f"the leader's loss has a sparse gradient in y, of which {self.adjoint!r} makes a "
-                "vector; build the embedding with sparse=False, or take Unrolled()"
-            )
-        if any(map(torch._C._functorch.is_legacy_batchedtensor, tensors[:size])):
-            raise BilevelError(
-                f"{self.adjoint!r} was given several gradients in y at once (is_grads_batched, "
-                "vectorize): it follows one after the other; loop over them, or take "
-                "torch.func.jacrev"
-            )
+        _check_given(self.adjoint, tensors[:size])
         v = from_leaves(tensors[:size], like=history)
         # Detached: its graph leads to this very node.
         y = from_leaves([leaf.detach() for leaf in tensors[-size:]], like=history)
@@ -211,6 +201,19 @@ def answer(task: Task, tensors: Sequence[Tensor]) -> Value:
         y*, whose gradient in them is that of the adjoint.
     """
     return from_leaves(_Answer.apply(task, *tensors), like=task.solution.value)
+
+
+def _check_given(adjoint: Pullback, v: Sequence[Tensor]) -> None:
+    if any(tensor.is_sparse for tensor in v):
+        raise BilevelError(
+            f"the leader's loss has a sparse gradient in y, of which {adjoint!r} makes a vector; "
+            "build the embedding with sparse=False, or take Unrolled()"
+        )
+    if any(map(torch._C._functorch.is_legacy_batchedtensor, v)):
+        raise BilevelError(
+            f"{adjoint!r} was given several gradients in y at once (is_grads_batched, vectorize): "
+            "it follows one after the other; loop over them, or take torch.func.jacrev"
+        )
 
 
 def _check_gradients(adjoint: Pullback, found: Gradients, wanted: Parameters) -> None:

@@ -195,6 +195,6 @@ class Perturbed(FollowerProblem):
         """The follower's own."""
         return self.follower.project(y, batch)
 
-    def context(self, y: Any, batch: Batch) -> Tensor | None:
+    def context(self, y: Any, batch: Batch) -> Any:
         """The follower's own."""
         return self.follower.context(y, batch)

@@ -42,8 +42,6 @@ class Pullback(Adjoint):
         reaches_batch: Whether :meth:`pull` gives the gradients of tensors of the batch too, which
             are then in ``problem.theta`` and ``problem.wanted`` by the names ``batch[0]``, …: of
             features that the leader has computed from the data.
-        held_none: Whether a solve has shown that its steps hold no parameter of the leader.
-        read_lent: Whether a pull has shown that the follower holds none either.
         pulls_zero: Whether :meth:`pull` is called where v = 0 too: for one that updates what it
             keeps from one pull to the next.
     """
@@ -51,8 +49,10 @@ class Pullback(Adjoint):
     reaches_batch: ClassVar[bool] = False
     pulls_zero: bool = False
 
-    held_none: bool = False
-    read_lent: bool = False
+    # Whether a solve has shown that its steps hold no parameter of the leader, and a pull that the
+    # follower holds none either.
+    _held_none = False
+    _read_lent = False
 
     @abstractmethod
     def pull(self, problem: SolvedProblem, v: Any) -> Gradients:
@@ -90,7 +90,7 @@ class Pullback(Adjoint):
             BilevelError: If it reads one of the leader's own parameters, or another tensor that
                 requires a gradient.
         """
-        if self.read_lent:
+        if self._read_lent:
             return
         if any(not tensor.is_leaf for tensor in tensors_in(problem.batch)):
             return  # features whose own graph leads to θ
@@ -98,7 +98,7 @@ class Pullback(Adjoint):
             with torch.enable_grad():
                 values = [problem.evaluate({}, lambda oracle: oracle.gain(problem.y))]
         self._check_read(values, problem.leader, problem.follower)
-        self.read_lent = True
+        self._read_lent = True
 
     def _check_read(
         self, values: Sequence[Tensor], leader: LeaderProblem, follower: FollowerProblem
@@ -129,9 +129,9 @@ class Pullback(Adjoint):
         value = answer(task, [*theta.values(), *tensors])
         history = task.solution.value
         connected = any(leaf.requires_grad for leaf in leaves(history))
-        if connected and not self.held_none:
+        if connected and not self._held_none:
             self._check_read(leaves(history), leader, follower)
-            self.held_none = True
+            self._held_none = True
         if connected and any(parameter.requires_grad for parameter in solver.parameters()):
             if task.solves > 1:
                 raise BilevelError(

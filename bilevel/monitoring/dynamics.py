@@ -97,11 +97,10 @@ def classify(rows: Array | Tensor, stride: int = 1) -> Verdict:
     """Classifies a record of iterates.
 
     A rotation needs at least three periods in the record and two rows a period; of several at once,
-    the largest at the end counts. It is
-    ``"diverging"`` if its radius grows over the record by more than half, ``"converging"`` if it
-    shrinks by more than 5 % and by more than noise explains, and ``"cycling"`` otherwise. Without a
-    rotation, the iterates diverge if their spread or their steps grow exponentially, at least
-    five-fold over the record.
+    the largest at the end counts. It is ``"diverging"`` if its radius grows over the record by more
+    than half, ``"converging"`` if it shrinks by more than 5 % and by more than noise explains, and
+    ``"cycling"`` otherwise. Without a rotation, the iterates diverge if their spread or their steps
+    grow exponentially, at least five-fold over the record.
 
     Args:
         rows: ``(T, d)``, floating point: one iterate a row, evenly spaced.

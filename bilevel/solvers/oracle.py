@@ -113,26 +113,33 @@ class Oracle:
                 check_floating(type(self.follower).__name__, y, error)
                 raise
             value = self._objective(point)
-            # Sums over the samples and applies the sign, without an operation for either.
-            signs = torch.full_like(value, self.follower.sign)
-            grads: tuple[Tensor | None, ...] = ()
-            if value.requires_grad:
-                try:
-                    grads = torch.autograd.grad(
-                        value, leaves(point), signs, create_graph=create_graph, allow_unused=True
-                    )
-                except RuntimeError as error:
-                    raise_inference_only(error, self.follower)
-                    raise
-            if all(grad is None for grad in grads):
-                raise BilevelError(
-                    f"{type(self.follower).__name__}.objective does not depend on y: its gradient "
-                    "cannot be taken; compute it from y without detach() or no_grad(), or use an "
-                    "update with needs_gradient = False"
-                )
+            grads = self._slopes(value, leaves(point), create_graph=create_graph)
         objective, gradient = value.detach(), from_leaves(grads, like=point)
         self.record(objective, gradient)
         return objective, gradient
+
+    def _slopes(
+        self, value: Tensor, inputs: list[Tensor], *, create_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient of the gain, whose objective this is."""
+        # Sums over the samples and applies the sign, without an operation for either.
+        signs = torch.full_like(value, self.follower.sign)
+        grads: tuple[Tensor | None, ...] = ()
+        if value.requires_grad:
+            try:
+                grads = torch.autograd.grad(
+                    value, inputs, signs, create_graph=create_graph, allow_unused=True
+                )
+            except RuntimeError as error:
+                raise_inference_only(error, self.follower)
+                raise
+        if all(grad is None for grad in grads):
+            raise BilevelError(
+                f"{type(self.follower).__name__}.objective does not depend on y: its gradient "
+                "cannot be taken; compute it from y without detach() or no_grad(), or use an "
+                "update with needs_gradient = False"
+            )
+        return grads
 
     def record(self, objective: Tensor, gradient: Value) -> None:
         """Adds an evaluation of the gradient to the statistics.

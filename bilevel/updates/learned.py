@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,6 @@ Inputs = tuple[Literal["context", "gradient"], ...]
 
 Direction = Literal["sign", "max-abs"]
 """The skip's d(∇): sign ∇, which climbs most steeply in L∞, or ∇ / max|∇|, which does in L2."""
-
-DIRECTIONS: tuple[Direction, ...] = ("sign", "max-abs")
 
 # The paper's Naive, Grad-only and Grad L2L.
 INPUTS: tuple[Inputs, ...] = (("context",), ("gradient",), ("context", "gradient"))
@@ -124,7 +122,7 @@ class ImageUpdate(LearnedUpdate):
         direction: Direction = "sign",
     ) -> None:
         super().__init__(gradient_skip)
-        self.direction = one_of("direction", direction, DIRECTIONS)
+        self.direction = one_of("direction", direction, get_args(Direction))
         self.channels = count("channels", channels)
         self.scale = positive("scale", scale)
         self.inputs = one_of("inputs", inputs, INPUTS)
