@@ -282,9 +282,9 @@ def test_an_environment_that_ends_at_its_first_step_is_refused() -> None:
     )
     try:
         sampler = Sampler(make_envs("Brief-v0", 2), GaussianPolicy(3, 1))
-        assert sampler.collect(1).ended.all()  # one step may be the last of an episode
+        assert sampler.collect(3).ended.all()  # few steps may be the last of their episodes
         with pytest.raises(BilevelError, match="Brief-v0 ends at each step"):
-            sampler.collect(3)
+            sampler.collect(10)
     finally:
         del gymnasium.registry["Brief-v0"]
 

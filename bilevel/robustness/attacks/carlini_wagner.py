@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from bilevel.problem import FollowerProblem
 from bilevel.robustness.attacks.samples import check_gain, choose
 from bilevel.robustness.data.batches import per_sample
 from bilevel.robustness.threats.bounds import PIXELS, equal_bounds, interval
-from bilevel.robustness.threats.losses import cross_entropy
+from bilevel.robustness.threats.losses import OF_CLASSES, cross_entropy
 from bilevel.robustness.threats.perturbation import Linf
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
@@ -93,6 +94,8 @@ class CarliniWagner(Solver):
         """The last successful δ of each image, clipped to Y; zero where there is none."""
         full, search, eps = oracle, _begin(oracle), _ball(oracle.follower).eps
         last = torch.zeros_like(search.delta)
+        if _ball(full.follower).loss not in OF_CLASSES:
+            _check_sign(full.gain(search.delta))
         while len(search.rows):
             gain, gradients = oracle.gain_and_gradient(search.delta)
             full.evaluations += oracle is not full  # a part of the batch has a count of its own
@@ -180,6 +183,17 @@ def _ball(follower: FollowerProblem) -> Linf:
             "an L∞ ball; give Linf or a subclass, or attack with APGD"
         )
     return follower
+
+
+def _check_sign(gain: Tensor) -> None:
+    """Warns of a loss of one's own that may be positive everywhere, as a cross entropy is."""
+    if gain.numel() > 1 and (gain > 0).all():  # one image may be misclassified
+        warnings.warn(
+            "the loss is positive at all clean images: CarliniWagner takes that as success and "
+            "leaves them as they are; give a loss that is positive only where the attack has "
+            "succeeded, as margin is",
+            stacklevel=2,
+        )
 
 
 def _begin(oracle: Oracle) -> _Search:

@@ -226,7 +226,8 @@ def _image_files(root: Path, name: str) -> list[str]:
 
 def _folders_below(top: Path) -> Iterator[tuple[str, list[str]]]:
     """The folder and those below it, each once, with the names of their files."""
-    seen = set()
+    root = Path(os.path.realpath(top.parent))  # a link back up leads to the other classes
+    seen = {str(folder) for folder in (root, *root.parents)}
     for place, inner, names in os.walk(top, followlinks=True):
         here = os.path.realpath(place)
         inner[:] = [] if here in seen else [name for name in inner if not _is_hidden(name)]

@@ -7,6 +7,8 @@ chosen on the test set, as in much work on adversarial training, is reported too
 
 from __future__ import annotations
 
+import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -60,6 +62,23 @@ class ImageSet:
     def __len__(self) -> int:
         """The number of images."""
         return len(self.images)
+
+    def check(self) -> None:
+        """Checks that an accuracy is defined: reads the labels from the device.
+
+        Raises:
+            BilevelError: If there are no images, or a label is none of the classes.
+        """
+        if not len(self):
+            raise BilevelError(
+                "the image set is empty: its accuracy is not defined; give one image or more"
+            )
+        low, high = (int(label) for label in self.labels.aminmax())
+        if low < 0 or high >= len(self.classes):
+            raise BilevelError(
+                f"the labels run from {low} to {high}, but there are {len(self.classes)} classes: "
+                f"a label is the position of a class; give 0 to {len(self.classes) - 1}"
+            )
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same images on ``device``.
@@ -194,6 +213,22 @@ def hold_out_test(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
+def _warn_of_two_labels(keys: Sequence[bytes], images: ImageSet) -> None:
+    """Warns of files that are in the folders of several classes."""
+    labels: defaultdict[bytes, set[int]] = defaultdict(set)
+    for key, label in zip(keys, images.labels.tolist(), strict=True):
+        labels[key].add(label)
+    several = [found for found in labels.values() if len(found) > 1]
+    if several:
+        names = " and ".join(images.classes[label] for label in sorted(several[0])[:2])
+        warnings.warn(
+            f"images in the folders of several classes: {len(several)} (the first is in {names}); "
+            "they are trained on with one label and may be tested with another: remove them from "
+            "all folders but one",
+            stacklevel=2,
+        )
+
+
 def hold_out_by_content(images: ImageSet, sums: Bytes) -> tuple[ImageSet, ImageSet]:
     """Training and test images of a collection that may grow.
 
@@ -211,6 +246,7 @@ def hold_out_by_content(images: ImageSet, sums: Bytes) -> tuple[ImageSet, ImageS
         one, of a single one none.
     """
     keys = [row.tobytes() for row in sums]
+    _warn_of_two_labels(keys, images)
     test = np.zeros(len(images), bool)
     labels = images.labels.numpy(force=True)
     for label in range(len(images.classes)):

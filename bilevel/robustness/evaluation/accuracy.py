@@ -42,8 +42,8 @@ def correct(
         ``(N,)`` bool on the device of the images.
 
     Raises:
-        BilevelError: If there are no images, only one of follower and solver is given, or the
-            output is not one logit for each class.
+        BilevelError: If there are no images, a label is none of the classes, only one of follower
+            and solver is given, or the output is not one logit for each class.
         NonFiniteError: If a logit is NaN or infinite.
     """
     if (follower is None) != (solver is None):
@@ -52,10 +52,7 @@ def correct(
             f"a {given} is given without a {missing}: an attack needs both; give both, or neither "
             "for clean images"
         )
-    if not len(images):
-        raise BilevelError(
-            "the image set is empty: its accuracy is not defined; give one image or more"
-        )
+    images.check()
     own = distributed.shard(len(images))
     part = ImageSet(images.images[own], images.labels[own], images.classes)
     measure = partial(_correct_own, model, part, follower, solver, batch_size)

@@ -203,7 +203,8 @@ class Battery:
                 break
             batch = Batch(clean.x[rows], clean.y[rows])
             with frozen(model):  # whatever it leaves behind is not for the next one
-                adversarial = attack.perturb(model, batch, attempt)
+                # Of copies: one that writes into its images would be checked against itself.
+                adversarial = attack.perturb(model, Batch(*map(torch.clone, batch)), attempt)
             check_threat(batch.x, adversarial, self.ball)
             broken[rows.cpu()] = _misclassified(model, Batch(adversarial, batch.y)).cpu()
         return broken

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bilevel import BilevelError, NonFiniteError
+from bilevel import NonFiniteError
 from bilevel.robustness.data.images import ImageSet, sample
 from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.continuity import is_continuous
@@ -79,16 +79,7 @@ def check_classifier(model: nn.Module, images: ImageSet, *, batch_size: int = 25
             not ``(B, K)``.
         NonFiniteError: If a logit is NaN or infinite.
     """
-    if not len(images):
-        raise BilevelError(
-            "the image set is empty: a classifier cannot be evaluated; give one image or more"
-        )
-    low, high = (int(label) for label in images.labels.aminmax())
-    if low < 0 or high >= len(images.classes):
-        raise BilevelError(
-            f"the labels run from {low} to {high}, but there are {len(images.classes)} classes: "
-            f"a label is the position of a class; give 0 to {len(images.classes) - 1}"
-        )
+    images.check()
     logits = logits_of(model, images, batch_size=batch_size)
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise NonFiniteError(

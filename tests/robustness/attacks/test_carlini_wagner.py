@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from bilevel import BilevelError, FollowerProblem, Oracle, Solver, ZeroSum, testing
 from bilevel.robustness import APGD, L2, Batch, CarliniWagner, Linf, Square, attack, batches
@@ -121,6 +122,15 @@ def test_a_loss_that_is_positive_everywhere_would_leave_every_image_as_it_is() -
     leader, _, batch = image_game()
     with pytest.raises(BilevelError, match=r"given the cross entropy: .* give .*loss=margin"):
         CarliniWagner().solve(Linf(0.1), leader, batch)
+
+
+def test_so_would_one_of_ones_own() -> None:
+    def smoothed(logits: Tensor, batch: Batch) -> Tensor:
+        return cross_entropy(logits, batch.y, reduction="none", label_smoothing=0.1)
+
+    leader, _, batch = image_game()
+    with pytest.warns(UserWarning, match=r"positive at all clean images: .* as margin is"):
+        CarliniWagner(steps=2).solve(Linf(0.1, loss=smoothed), leader, batch)
 
 
 @pytest.mark.parametrize("follower", [L2(0.1, loss=margin), LinearBox(0.1)], ids=["L2", "own"])

@@ -221,6 +221,8 @@ def test_links_that_lead_nowhere_or_back(tree: Path) -> None:
     files = folder.find_trees(tree)["train"].files
     (tree / "train" / "cat" / "again").symlink_to(tree / "train" / "cat")
     assert folder.find_trees(tree)["train"].files == files
+    (tree / "train" / "cat" / "up").symlink_to("..")  # where the other classes are
+    assert folder.find_trees(tree)["train"].files == files
     link = tree / "train" / "cat" / "lost.png"
     link.symlink_to("nowhere.png")
     with pytest.raises(BilevelError, match=f"image {link} is a link to a missing file .*restore"):

@@ -48,6 +48,14 @@ def test_a_fifth_of_each_class_is_held_out(count: int, held_out: int) -> None:
     assert train.labels.bincount(minlength=2).tolist() == [count - held_out] * 2
 
 
+def test_an_image_of_two_classes_is_told() -> None:
+    images = ImageSet(torch.zeros(8, 1, 1, 1).byte(), torch.arange(8) // 4, ("cat", "dog"))
+    sums = np.arange(8, dtype=np.uint8)[:, None].repeat(32, 1)
+    sums[4:6] = sums[0]
+    with pytest.warns(UserWarning, match=r"several classes: 1 \(.* cat and dog\); .*: remove"):
+        hold_out_by_content(images, sums)
+
+
 def test_the_held_out_fifth_is_the_same_in_every_version() -> None:
     """A classifier that an older one trained is not tested on its training images."""
     pixels, labels = torch.arange(20).byte().view(-1, 1, 1, 1), torch.arange(20) % 2

@@ -118,6 +118,27 @@ def test_nothing_is_prepared_for_no_image(images: ImageSet) -> None:
     assert not attack.prepared
 
 
+def test_an_attack_that_writes_into_its_batch_is_not_judged_by_it(images: ImageSet) -> None:
+    def move(x: Tensor, y: Tensor) -> Tensor:
+        return x.copy_(torch.rand_like(x))
+
+    def relabel(x: Tensor, y: Tensor) -> Tensor:
+        y.add_(1)
+        return x
+
+    attacks = [ExternalAttack("in place", lambda model, own=own: own) for own in (move, relabel)]
+    _, (moved, relabelled) = Battery(attacks, eps=1e-3).run(Threshold(), images)
+    assert "left the threat model" in moved.problem
+    assert not relabelled.problem
+    assert not (moved.broken | relabelled.broken).any()
+
+
+def test_labels_that_are_no_classes(images: ImageSet) -> None:
+    other = ImageSet(images.images, images.labels + 1, images.classes)
+    with pytest.raises(BilevelError, match=r"labels run from 1 to 2, .* give 0 to 1"):
+        Battery([], eps=EPS).run(Threshold(), other)
+
+
 def test_an_image_set_without_images(images: ImageSet) -> None:
     with pytest.raises(BilevelError, match=r"image set is empty: .*give one image or more"):
         Battery([], eps=EPS).run(Threshold(), images.subset([]))
