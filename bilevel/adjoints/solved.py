@@ -72,7 +72,11 @@ class SolvedProblem:
     feed: Callable[[Parameters], Batch] | None = None
 
     def variables(self) -> Parameters:
-        """The tensors whose gradients are wanted, by name, as leaves to differentiate in."""
+        """The tensors whose gradients are wanted, as leaves to differentiate in.
+
+        Returns:
+            Them, by name.
+        """
         return {name: self.theta[name].detach().requires_grad_() for name in self.wanted}
 
     def evaluate(

@@ -42,7 +42,11 @@ class Solution:
     start: Any = None
 
     def counted(self) -> Solution:
-        """The same, with the number of evaluations among the statistics, as adjoints give it."""
+        """The same, with the number of evaluations among the statistics, as adjoints give it.
+
+        Returns:
+            A copy; the tensors are shared.
+        """
         # y may be bfloat16; unlike torch.tensor, torch.full does not wait for the device.
         count = torch.full((), float(self.evaluations), device=leaves(self.value)[0].device)
         return replace(self, stats={**self.stats, "evaluations": count})

@@ -174,6 +174,37 @@ def test_a_deep_equilibrium(tmp_path) -> None:
     assert after < 0.95 * before
 
 
+@pytest.mark.filterwarnings("ignore:Implicit.*not stationary:bilevel.HypergradientWarning")
+def test_an_actor_that_leads_its_critic(tmp_path) -> None:
+    """Its gradient with a critic that has converged is that of the values in closed form."""
+    title = "A critic as the follower: Stackelberg actor–critic"
+    names = follow(example(tmp_path), title)
+    actor, step, game = (names[name] for name in ("actor", "critic_step", "stackelberg"))
+    for module in (actor, game.solver):
+        module.double()
+    transition = torch.rand(5, 3, 5, dtype=torch.float64)
+    transition /= transition.sum(-1, keepdim=True)
+    batch = {"reward": torch.randn(5, 3, dtype=torch.float64), "transition": transition}
+
+    def value() -> torch.Tensor:
+        policy = actor.logits.softmax(1)
+        chain = torch.einsum("sa,sat->st", policy, transition)
+        reward = (policy * batch["reward"]).sum(1)
+        return torch.linalg.solve(torch.eye(5, dtype=torch.float64) - 0.9 * chain, reward).mean()
+
+    solved = bilevel.Iterative(step, 500)
+    answer = bilevel.Implicit(fixed_point=step).solve(solved, names["Critic"](), actor, batch).value
+    (found,) = torch.autograd.grad(actor.loss(answer, batch), actor.logits)
+    (expected,) = torch.autograd.grad(-value(), actor.logits)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    for _ in range(300):
+        game.step(batch)
+    best = batch["reward"].new_zeros(5)
+    for _ in range(300):  # value iteration
+        best = (batch["reward"] + 0.9 * transition @ best).amax(1)
+    assert value() > best.mean() - 0.05 * best.std().clamp(min=1)
+
+
 def test_a_schedule_that_reads_second_derivatives(tmp_path) -> None:
     """On xy it moves as extragradient steps do: (I − ηJ) J = J + η I, as J² = −I."""
     looking = follow(example(tmp_path), "A schedule that reads second derivatives")["looking"]
