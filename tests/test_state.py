@@ -250,6 +250,15 @@ def test_a_network_in_a_slot_is_a_network() -> None:
     assert set(networks_of(follower)) == {network, other}
 
 
+def test_a_single_slot_may_be_named_without_a_tuple() -> None:
+    class Alone:
+        __slots__ = "network"
+
+    alone = Alone()
+    alone.network = nn.Linear(1, 1)
+    assert networks_of(alone) == [alone.network]
+
+
 def test_the_state_of_a_follower_with_another_network_changes_nothing() -> None:
     game, other = (discriminating_game(Detached()) for _ in range(2))
     other.follower.network = nn.Linear(3, 1).double()
