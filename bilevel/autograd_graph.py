@@ -52,6 +52,9 @@ def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]
     Returns:
         The names, in the order of ``wanted``.
 
+    Raises:
+        BilevelError: If the graph has layers that hide what they lead to.
+
     Example:
         >>> import torch
         >>> a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
@@ -67,6 +70,12 @@ def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]
         if len(seen) > _WALKED:
             return _differentiated(values, leafs)
         node = stack.pop()
+        if node.name() == "CheckpointFunctionBackward":
+            raise BilevelError(
+                "layers are checkpointed with use_reentrant=True, which hides their parameters "
+                "from autograd's graph: their gradients would be missing; give checkpoint(…, "
+                "use_reentrant=False, context_fn=bilevel.recompute.kept(layers))"
+            )
         found |= ids & {id(getattr(node, "variable", None))}
         fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
         seen.update(fresh)

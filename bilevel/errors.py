@@ -103,9 +103,15 @@ def raise_missing_derivative(error: RuntimeError, part: object) -> None:
         part: The adjoint or the schedule that differentiates a gradient.
 
     Raises:
-        BilevelError: If it is one of a second derivative.
+        BilevelError: If it is one of a second derivative, or of checkpointed layers.
     """
     message = str(error)
+    if "checkpoint: " in message:
+        raise BilevelError(
+            f"{part!r} has checkpointed layers computed again ({first_line(error)}), when the "
+            "solve is over and the leader in another mode or with other parameters; give "
+            "checkpoint(…, use_reentrant=False, context_fn=bilevel.recompute.kept(layers))"
+        ) from error
     if any(sign in message for sign in _NO_SECOND_DERIVATIVE):
         raise BilevelError(
             f"{part!r} differentiates a gradient, and torch cannot "

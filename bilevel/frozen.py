@@ -47,6 +47,7 @@ def frozen(
         (0, True)
     """
     before = ModuleState(module)
+    parametrize._cache.clear()  # of parametrize.cached(): weights from before the last move
     try:
         if mode == "eval" or not module.training:
             module.train(mode == "train")
@@ -56,7 +57,7 @@ def frozen(
         yield
     finally:
         before.restore()
-        parametrize._cache.clear()  # of parametrize.cached(): weights without a gradient
+        parametrize._cache.clear()  # weights without a gradient
 
 
 def _freeze(state: ModuleState) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bilevel.snapshot import with_certainty
 
@@ -34,10 +35,12 @@ def lent(module: nn.Module, given: Parameters) -> Iterator[None]:
     def take_back() -> None:
         for now, name, parameter in places:
             now[name] = parameter
+        parametrize._cache.clear()
 
     try:
         for now, name, parameter in places:
             now[name] = others[parameter]  # type: ignore[assignment]
+        parametrize._cache.clear()  # of parametrize.cached(): weights made of the module's own
         yield
     finally:
         with_certainty(take_back)

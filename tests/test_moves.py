@@ -60,14 +60,16 @@ def test_a_closure_takes_gradients_wherever_it_is_called() -> None:
     assert torch.equal(*results)
 
 
-def test_weights_that_are_cached_around_a_step_are_trained() -> None:
+@pytest.mark.parametrize("schedule", [bilevel.Simultaneous(), Extragradient()], ids=repr)
+def test_weights_that_are_cached_around_a_step_are_trained(schedule) -> None:
     results = []
     for cached in (nullcontext, parametrize.cached):
         torch.manual_seed(0)
         leader, follower, batch = image_game()
         nn.utils.parametrizations.weight_norm(leader.model.layers[0])
         optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
-        game = Bilevel(leader, follower, pgm(0.1, 2), leader_opt=optimizer)
+        solver = pgm(0.1, 2)
+        game = Bilevel(leader, follower, solver, leader_opt=optimizer, schedule=schedule)
         with cached():
             game.step(batch)
         results.append(flat(leader))

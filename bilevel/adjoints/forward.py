@@ -189,10 +189,11 @@ class ForwardOracle(Oracle):
             given = dict(zip(moved, inputs[len(points) :], strict=True))
             with lent(self.leader, given):
                 value = self._objective(point)
-            signs = torch.full_like(value, self.follower.sign)
-            grads = torch.autograd.grad(
-                value, inputs, signs, create_graph=True, materialize_grads=True
-            )
+                signs = torch.full_like(value, self.follower.sign)
+                # Within: checkpointed layers are computed again with these parameters.
+                grads = torch.autograd.grad(
+                    value, inputs, signs, create_graph=True, materialize_grads=True
+                )
         # Contiguous: that of a sum is one number, expanded, of which forward mode makes no dual.
         gradient = [grad.detach().contiguous() for grad in grads[: len(points)]]
         products = _products(grads, [dual.tangent for dual in duals], inputs[: len(points)])
