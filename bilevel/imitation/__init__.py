@@ -8,7 +8,7 @@ Discriminator                        the follower: classifies pairs as the polic
 Imitator                             the leader: a policy rewarded by the discriminator
 generalized_advantages               generalized advantage estimation (GAE)
 TRPO                                 the optimizer of a policy: the ``leader_opt`` of a game
-Trainer                           the training loop: rollout, step of the game, value fit
+Trainer                              the training loop: rollout, step of the game, value fit
 """
 
 from bilevel.imitation.advantages import generalized_advantages
