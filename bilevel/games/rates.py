@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,6 @@ from bilevel.schedules import (
     Alternating,
     CompetitiveGradient,
     Consensus,
-    Corrected,
     Extragradient,
     Lookahead,
     Optimistic,
@@ -41,19 +41,6 @@ from bilevel.schedules import (
 
 Rate = float | Sequence[float]
 """A step size for both players, or the leader's and the follower's."""
-
-KNOWN = (
-    Simultaneous,
-    Alternating,
-    ProximalPoint,
-    Extragradient,
-    Optimistic,
-    Lookahead,
-    Consensus,
-    SymplecticAdjustment,
-    CompetitiveGradient,
-)
-"""The schedules with a rate; their subclasses may step otherwise and have none."""
 
 
 def step_sizes(lr: Rate) -> tuple[float, float]:
@@ -115,13 +102,14 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
     jacobian = jacobian.cpu().double()  # a cycle differs from convergence by rounding
     sizes = jacobian.new_full((len(jacobian),), follower_lr)
     sizes[:leader_size] = leader_lr
-    matrix, steps = _transition(schedule, jacobian, sizes, leader_size)
+    matrix = _transition(schedule, _Linear(jacobian, sizes, leader_size))
     values = torch.linalg.eigvals(matrix)
     moved = sizes.unsqueeze(1) * jacobian
     resting = len(moved) - int(torch.linalg.matrix_rank(moved, rtol=rounding))  # with eigenvalue 1
     if resting == len(moved):
         return 1.0
     moving = values[(values - 1).abs().argsort()[resting:]]
+    steps = schedule.steps if isinstance(schedule, Lookahead) else 1
     return float(moving.abs().max()) ** (1 / steps)
 
 
@@ -150,55 +138,112 @@ def best_step(predicted: Callable[[float], float], scale: float) -> float | None
     return float(f"{best:.9g}") if predicted(best) < 1 - 1e-12 else None
 
 
-def _transition(
-    schedule: Schedule, jacobian: Tensor, sizes: Tensor, leader_size: int
-) -> tuple[Tensor, int]:
-    """The matrix of a step, or of the k steps of Lookahead, and the number of steps."""
-    nested = isinstance(schedule, Lookahead) and isinstance(schedule.inner, Lookahead)
-    aligned = isinstance(schedule, SymplecticAdjustment) and schedule.align
-    if aligned:
+class _Linear(NamedTuple):
+    """A game whose field is J (w − w*), with the step size of each coordinate."""
+
+    jacobian: Tensor
+    sizes: Tensor
+    leader_size: int
+
+    @property
+    def eye(self) -> Tensor:
+        return torch.eye(len(self.sizes), dtype=self.sizes.dtype)
+
+    @property
+    def leads(self) -> Tensor:
+        """Which rows are the leader's."""
+        return (torch.arange(len(self.sizes)) < self.leader_size).unsqueeze(1)
+
+    @property
+    def move(self) -> Tensor:
+        """D."""
+        return -self.sizes.unsqueeze(1) * self.jacobian
+
+    def step(self, jacobian: Tensor) -> Tensor:
+        """The matrix of a gradient step along another field."""
+        return self.eye + self._replace(jacobian=jacobian).move
+
+
+def _transition(schedule: Schedule, game: _Linear) -> Tensor:
+    """The matrix of a step, or of the k steps of Lookahead."""
+    known = _TRANSITIONS.get(type(schedule))  # a subclass may step otherwise
+    if known is None:
+        raise _unknown(schedule)
+    return known(schedule, game)
+
+
+def _unknown(schedule: Schedule) -> BilevelError:
+    return BilevelError(
+        f"the rate of {schedule!r} is not known: bilevel.games.rates has no linear theory for it; "
+        "measure it"
+    )
+
+
+def _simultaneous(_: Simultaneous, game: _Linear) -> Tensor:
+    return game.step(game.jacobian)
+
+
+def _alternating(schedule: Alternating, game: _Linear) -> Tensor:
+    leader, follower = (game.eye + rows * game.move for rows in (game.leads, ~game.leads))
+    return torch.linalg.matrix_power(follower, schedule.follower_steps) @ leader
+
+
+def _proximal_point(schedule: ProximalPoint, game: _Linear) -> Tensor:
+    matrix = game.eye
+    for _ in range(schedule.iterations):
+        matrix = game.eye + game.move @ matrix
+    return matrix
+
+
+def _optimistic(_: Optimistic, game: _Linear) -> Tensor:
+    """On w and the last displacement d."""
+    eye, move = game.eye, game.move
+    return torch.cat([torch.hstack([eye + 2 * move, -eye]), torch.hstack([move, 0 * eye])])
+
+
+def _lookahead(schedule: Lookahead, game: _Linear) -> Tensor:
+    if isinstance(schedule.inner, Lookahead):
+        raise _unknown(schedule)
+    matrix = torch.linalg.matrix_power(_transition(schedule.inner, game), schedule.steps)
+    size = len(game.sizes)  # what the inner schedule keeps beside w is not interpolated
+    matrix[:size] *= schedule.alpha
+    matrix[:size, :size] += (1 - schedule.alpha) * game.eye
+    return matrix
+
+
+def _consensus(schedule: Consensus, game: _Linear) -> Tensor:
+    corrected = game.eye + schedule.gamma * game.jacobian.T
+    return game.step(corrected @ game.jacobian)
+
+
+def _symplectic(schedule: SymplecticAdjustment, game: _Linear) -> Tensor:
+    if schedule.align:
         raise BilevelError(
             f"the rate of {schedule!r} is not known: it chooses a sign in each step; give "
             "align=False, or measure it"
         )
-    if type(schedule) not in KNOWN or nested:
-        raise BilevelError(
-            f"the rate of {schedule!r} is not known: bilevel.games.rates has no linear theory for "
-            "it; measure it"
-        )
-    eye = torch.eye(len(jacobian), dtype=jacobian.dtype)
-    if isinstance(schedule, Corrected):
-        jacobian = _corrected(schedule, jacobian, sizes, leader_size)
-    move = -sizes.unsqueeze(1) * jacobian
-    if isinstance(schedule, Optimistic):  # on w and the last displacement
-        return torch.cat([torch.hstack([eye + 2 * move, -eye]), torch.hstack([move, 0 * eye])]), 1
-    if isinstance(schedule, ProximalPoint):
-        matrix = eye
-        for _ in range(schedule.iterations):
-            matrix = eye + move @ matrix
-        return matrix, 1
-    if isinstance(schedule, Lookahead):
-        inner, _ = _transition(schedule.inner, jacobian, sizes, leader_size)
-        matrix = torch.linalg.matrix_power(inner, schedule.steps)
-        matrix[: len(move)] *= schedule.alpha
-        matrix[: len(move), : len(move)] += (1 - schedule.alpha) * eye
-        return matrix, schedule.steps
-    if isinstance(schedule, Alternating):
-        leads = (torch.arange(len(move)) < leader_size).to(move.dtype).unsqueeze(1)
-        leader, follower = eye + leads * move, eye + (1 - leads) * move
-        return torch.linalg.matrix_power(follower, schedule.follower_steps) @ leader, 1
-    return eye + move, 1
+    turning = (game.jacobian.T - game.jacobian) / 2
+    corrected = game.eye + schedule.strength * turning
+    return game.step(corrected @ game.jacobian)
 
 
-def _corrected(schedule: Schedule, jacobian: Tensor, sizes: Tensor, leader_size: int) -> Tensor:
-    """The Jacobian of the corrected field."""
-    if isinstance(schedule, Consensus):
-        return jacobian + schedule.gamma * jacobian.T @ jacobian
-    if isinstance(schedule, SymplecticAdjustment):
-        return jacobian + schedule.strength * (jacobian.T - jacobian) @ jacobian / 2
-    led = torch.arange(len(jacobian)) < leader_size
-    across = jacobian * (led.unsqueeze(1) != led)
-    return torch.linalg.solve(torch.eye(len(sizes)).to(sizes) + across * sizes, jacobian)
+def _competitive(_: CompetitiveGradient, game: _Linear) -> Tensor:
+    across = game.jacobian * (game.leads != game.leads.T)
+    corrected = game.eye + across * game.sizes
+    return game.step(torch.linalg.solve(corrected, game.jacobian))
+
+
+_TRANSITIONS: dict[type[Schedule], Callable[[Any, _Linear], Tensor]] = {
+    Simultaneous: _simultaneous,
+    Alternating: _alternating,
+    ProximalPoint: _proximal_point,
+    Extragradient: _proximal_point,
+    Optimistic: _optimistic,
+    Lookahead: _lookahead,
+    Consensus: _consensus,
+    SymplecticAdjustment: _symplectic,
+    CompetitiveGradient: _competitive,
+}
 
 
 def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:
