@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from bilevel.adjoints import Detached
-from bilevel.checks.losses import check_finite, check_loss
+from bilevel.checks.losses import Loss, check_finite, check_loss
 from bilevel.errors import raise_missing_derivative
 
 if TYPE_CHECKING:
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def backward(
-    game: Bilevel, term: str, loss: Tensor, moved: list[Tensor], *, retain_graph: bool = False
+    game: Bilevel, which: Loss, loss: Tensor, moved: list[Tensor], *, retain_graph: bool = False
 ) -> Tensor:
     """Fills the gradients of these parameters only, summed over the processes.
 
     Args:
         game: The game.
-        term: The name of the loss, for messages.
+        which: Which loss it is, for messages.
         loss: The loss, a scalar with its graph.
         moved: The parameters that move along its gradient.
         retain_graph: Whether another pass follows.
@@ -35,9 +35,9 @@ def backward(
         NonFiniteError: On the CPU, if the loss is NaN or infinite.
         RuntimeError: If the pass fails otherwise.
     """
-    check_loss(term, loss, moved)
+    check_loss(which, loss, moved)
     if game.pool is None:
-        check_finite(term, loss, game.steps, moved)
+        check_finite(which, loss, game.steps, moved)
     else:
         loss = loss * game.pool.share
     if moved:
@@ -50,5 +50,5 @@ def backward(
     loss = loss.detach()
     if game.pool is not None:
         game.pool.all_reduce_gradients(loss, moved)
-        check_finite(term, loss, game.steps, moved)  # now all processes raise, or none
+        check_finite(which, loss, game.steps, moved)  # now all processes raise, or none
     return loss

@@ -15,7 +15,7 @@ from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
 from bilevel.backward import backward
 from bilevel.checks.first_answer import check_first_answer
-from bilevel.checks.losses import check_gradients
+from bilevel.checks.losses import Loss, check_gradients
 from bilevel.checks.parts import check_in_place, check_optimizer, check_parts, is_zero_sum
 from bilevel.checks.processes import check_processes
 from bilevel.frozen import frozen
@@ -226,8 +226,8 @@ class Bilevel:
         # A leader that is not trained is met as the solver meets it, and left as it is.
         with nullcontext() if theta else frozen(self.leader, self.solver.leader_mode):
             loss = self._backward_leader(y, batch, theta + phi)
-        check_gradients("the leader's loss", [p.grad for p in theta])
-        check_gradients("the follower's objective", [p.grad for p in phi])
+        check_gradients(Loss.LEADER, [p.grad for p in theta])
+        check_gradients(Loss.FOLLOWER, [p.grad for p in phi])
         return loss
 
     def _next_loss(self, y: Value, batch: Batch, theta: list[Tensor]) -> Tensor:
@@ -235,7 +235,7 @@ class Bilevel:
             return self._backward_leader(self._solve_again(y, batch), batch, theta)
 
     def _backward_leader(self, y: Value, batch: Batch, moved: list[Tensor]) -> Tensor:
-        return backward(self, "the leader's loss", self.leader.checked_loss(y, batch), moved)
+        return backward(self, Loss.LEADER, self.leader.checked_loss(y, batch), moved)
 
     def _solve_again(self, y: Value, batch: Batch) -> Value:
         """The answer at a further evaluation of the leader's loss."""
@@ -274,7 +274,7 @@ class Bilevel:
         with frozen(self.leader, self.solver.leader_mode):
             loss = -self.follower.gain(self.leader, y, batch).mean()
             retain = not isinstance(self.adjoint, Detached)
-            loss = backward(self, "the follower's objective", loss, phi, retain_graph=retain)
+            loss = backward(self, Loss.FOLLOWER, loss, phi, retain_graph=retain)
         return -self.follower.sign * loss
 
     def move_both(self, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -10,43 +11,52 @@ from torch import Tensor
 from bilevel.errors import BilevelError, NonFiniteError
 
 
-def check_gradients(term: str, gradients: list[Tensor | None]) -> None:
+class Loss(Enum):
+    """What a player descends, by its name in messages."""
+
+    LEADER = "the leader's loss"
+    FOLLOWER = "the follower's objective"
+
+
+_REMEDIES = {
+    Loss.LEADER: "compute it from them, without detach or no_grad, and if it depends on them "
+    "through y* alone, give the game Implicit(), or with a solver whose steps autograd records "
+    "Unrolled()",
+    Loss.FOLLOWER: "let the solver compute its answer from them, in one step at least, without "
+    "detach or no_grad",
+}
+
+
+def check_gradients(which: Loss, gradients: list[Tensor | None]) -> None:
     """Checks that a backward pass has reached some parameter.
 
     The loss may have a gradient in the other player's parameters only.
 
     Args:
-        term: The name of the loss.
+        which: Which loss it is.
         gradients: Those of the parameters that move along them.
 
     Raises:
         BilevelError: If there are parameters and none has a gradient.
     """
     if gradients and all(gradient is None for gradient in gradients):
-        raise BilevelError(_no_gradient(term))
+        raise BilevelError(_no_gradient(which))
 
 
-def _no_gradient(term: str) -> str:
+def _no_gradient(which: Loss) -> str:
     if torch.is_inference_mode_enabled():
-        return f"{term} has no gradient in torch.inference_mode(): train outside of it"
-    remedy = {
-        "the leader's loss": "compute it from them, without detach or no_grad, and if it depends "
-        "on them through y* alone, give the game Implicit(), or with a solver whose steps autograd "
-        "records Unrolled()",
-        "the follower's objective": "let the solver compute its answer from them, in one step at "
-        "least, without detach or no_grad",
-    }
+        return f"{which.value} has no gradient in torch.inference_mode(): train outside of it"
     return (
-        f"{term} does not depend on the parameters that it trains: there is no gradient to move "
-        f"along; {remedy[term]}"
+        f"{which.value} does not depend on the parameters that it trains: there is no gradient to "
+        f"move along; {_REMEDIES[which]}"
     )
 
 
-def check_loss(term: str, loss: Tensor, moved: list[Tensor]) -> None:
+def check_loss(which: Loss, loss: Tensor, moved: list[Tensor]) -> None:
     """Checks that a loss is a scalar with a gradient.
 
     Args:
-        term: The name of the loss.
+        which: Which loss it is.
         loss: The loss.
         moved: The parameters that move along its gradient.
 
@@ -54,23 +64,23 @@ def check_loss(term: str, loss: Tensor, moved: list[Tensor]) -> None:
         BilevelError: If it is not a scalar, or has no gradient to move along.
     """
     if not isinstance(loss, Tensor):
-        raise BilevelError(f"{term} is a {type(loss).__name__}: return a scalar tensor")
+        raise BilevelError(f"{which.value} is a {type(loss).__name__}: return a scalar tensor")
     if loss.numel() != 1:
         raise BilevelError(
-            f"{term} has shape {tuple(loss.shape)}: a player moves along the gradient of one "
-            "number; return a scalar, such as the mean over the batch"
+            f"{which.value} has shape {tuple(loss.shape)}: a player moves along the gradient of "
+            "one number; return a scalar, such as the mean over the batch"
         )
     if loss.is_complex():
-        raise BilevelError(f"{term} is complex: return its real part, .real, or abs()")
+        raise BilevelError(f"{which.value} is complex: return its real part, .real, or abs()")
     if moved and not loss.requires_grad:
-        raise BilevelError(_no_gradient(term))
+        raise BilevelError(_no_gradient(which))
 
 
-def check_finite(term: str, loss: Tensor, step: int, moved: list[Tensor]) -> None:
+def check_finite(which: Loss, loss: Tensor, step: int, moved: list[Tensor]) -> None:
     """Checks that a loss is finite; on the CPU only, without synchronisation.
 
     Args:
-        term: The name of the loss.
+        which: Which loss it is.
         loss: The loss.
         step: The number of the step.
         moved: The parameters that move along its gradient.
@@ -84,6 +94,6 @@ def check_finite(term: str, loss: Tensor, step: int, moved: list[Tensor]) -> Non
             cause = "parameters are NaN: the last step's gradient was, or training has diverged"
             remedy = "keep sqrt, log and norms off 0, where their derivatives are infinite, "
         raise NonFiniteError(
-            f"step {step}: {term} is {loss.item()}: {cause}; {remedy}lower the learning rate, or "
-            "go back to the last checkpoint"
+            f"step {step}: {which.value} is {loss.item()}: {cause}; {remedy}lower the learning "
+            "rate, or go back to the last checkpoint"
         )

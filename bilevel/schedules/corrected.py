@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bilevel.adjoints.base import Detached
 from bilevel.arguments import count, positive
-from bilevel.checks.losses import check_finite, check_gradients, check_loss
+from bilevel.checks.losses import Loss, check_finite, check_gradients, check_loss
 from bilevel.distributed.job import world_size
 from bilevel.errors import BilevelError, raise_missing_derivative
 from bilevel.frozen import frozen
@@ -238,13 +238,13 @@ def _differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tenso
     if not game.zero_sum:  # first, since the leader's pass moves its running statistics
         with frozen(game.leader, game.solver.leader_mode, differentiable=True):
             cost = -game.follower.gain(game.leader, y, batch).mean()
-        costs = _slopes("the follower's objective", cost, [*theta, *phi], game.steps)
+        costs = _slopes(Loss.FOLLOWER, cost, [*theta, *phi], game.steps)
         objective = -game.follower.sign * cost.detach()
     loss = game.leader.checked_loss(y, batch)
-    slopes = _slopes("the leader's loss", loss, [*theta, *phi], game.steps)
+    slopes = _slopes(Loss.LEADER, loss, [*theta, *phi], game.steps)
     own = slopes if costs is None else costs
-    check_gradients("the leader's loss", [slopes.get(p) for p in theta])
-    check_gradients("the follower's objective", [own.get(p) for p in phi])
+    check_gradients(Loss.LEADER, [slopes.get(p) for p in theta])
+    check_gradients(Loss.FOLLOWER, [own.get(p) for p in phi])
     field = Field(
         # Without those that their player's loss does not read, which optimizers leave alone.
         [p for p in theta if p in slopes],
@@ -255,9 +255,9 @@ def _differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tenso
     return loss.detach(), objective, field
 
 
-def _slopes(term: str, loss: Tensor, parameters: list[Tensor], step: int) -> Slopes:
-    check_loss(term, loss, parameters)
-    check_finite(term, loss, step, parameters)
+def _slopes(which: Loss, loss: Tensor, parameters: list[Tensor], step: int) -> Slopes:
+    check_loss(which, loss, parameters)
+    check_finite(which, loss, step, parameters)
     found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     slopes = {p: slope for p, slope in zip(parameters, found, strict=True) if slope is not None}
     if any(slope.is_sparse for slope in slopes.values()):
