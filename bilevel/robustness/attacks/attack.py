@@ -27,7 +27,7 @@ from bilevel.robustness.attacks.trajectory import Trajectory
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import OF_CLASSES, UNTARGETED, Targeted, cross_entropy
 from bilevel.robustness.threats.perturbation import Perturbation
-from bilevel.robustness.threats.threat import Threat
+from bilevel.robustness.threats.threat import Threat, loss_of
 
 Kind = Literal["one-step", "iterative", "black-box"]
 """What an attack uses of the attacked classifier: one gradient, many, or none."""
@@ -65,7 +65,7 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
     with torch.no_grad(), frozen(nn.ModuleList([solver, *networks_of(follower)])):
         follower.check(batch)
         check_clean(follower, batch)
-        classes = type(follower).objective is Threat.objective and follower.loss in OF_CLASSES
+        classes = loss_of(follower) in OF_CLASSES
         check_labels(batch, classes=classes)
         solution = solver.solve(follower, ZeroSum(model, follower), batch, evaluate=False)
         loss = solution.stats.get("objective_before")
@@ -236,8 +236,7 @@ class SolverAttack(Attack):
         self.targets = count("targets", targets, least=0)
         self.surrogate = surrogate
         self.keep_broken = keep_broken
-        untargeted = type(follower).objective is Threat.objective and follower.loss in UNTARGETED
-        if targets and untargeted:
+        if targets and loss_of(follower) in UNTARGETED:
             raise BilevelError(
                 f"targets is {targets} and the loss is {shown(follower.loss)}, which no target "
                 "changes: all tries would be the same; give the threat model loss=targeted_dlr"
@@ -270,9 +269,8 @@ class SolverAttack(Attack):
         if isinstance(self.solver, RandomSampling):
             return "random sampling"
         learned = any(True for _ in self.solver.parameters())
-        raises_loss = type(self.follower).objective is Threat.objective
-        ascends = raises_loss and self.follower.loss is cross_entropy and not learned
-        return "cross entropy" if ascends else ""
+        ascends = loss_of(self.follower) is cross_entropy
+        return "cross entropy" if ascends and not learned else ""
 
     @property
     def settings(self) -> tuple[str, ...]:

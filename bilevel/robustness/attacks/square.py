@@ -15,13 +15,13 @@ from bilevel.robustness.attacks.samples import better, check_gain
 from bilevel.robustness.attacks.square_proposals import L2Proposals, LinfProposals
 from bilevel.robustness.threats.losses import dlr, margin, targeted_dlr, targeted_margin
 from bilevel.robustness.threats.perturbation import L2, Linf
-from bilevel.robustness.threats.threat import Threat
+from bilevel.robustness.threats.threat import loss_of
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
 _P = 0.8  # the first window's share of the image
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of it, in 10,000 queries
-# Losses that are positive only where misclassified.
+# Losses that are positive only where misclassified, which ends the search.
 _SIGNED = (margin, dlr, targeted_dlr, targeted_margin)
 _EVERY = 10  # queries from one look for misclassified images to the next, which waits
 
@@ -82,7 +82,7 @@ class Square(Solver):
     @torch.no_grad()
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""
-        proposals, stops = _proposals(oracle.follower), _sign_tells(oracle.follower)
+        proposals, stops = _proposals(oracle.follower), loss_of(oracle.follower) in _SIGNED
         search = _begin(oracle)
         answer = search.best.clone()
         for query in range(1, self.queries):
@@ -143,12 +143,6 @@ def _begin(oracle: Oracle) -> _Search:
     check_gain(gain, best, oracle.batch)
     oracle.evaluations += 1
     return _Search(oracle, torch.arange(len(best), device=best.device), best, gain)
-
-
-def _sign_tells(follower: FollowerProblem) -> bool:
-    """Whether a positive gain says that the image is misclassified."""
-    of_loss = type(follower).objective is Threat.objective
-    return of_loss and getattr(follower, "loss", None) in _SIGNED
 
 
 def _proposals(follower: FollowerProblem) -> LinfProposals | L2Proposals:

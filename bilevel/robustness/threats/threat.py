@@ -88,6 +88,13 @@ class Threat(FollowerProblem):
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
+def loss_of(follower: FollowerProblem) -> Loss | None:
+    """The loss that a follower maximises; None if it has an objective of its own."""
+    if isinstance(follower, Threat) and type(follower).objective is Threat.objective:
+        return follower.loss
+    return None
+
+
 def _check_gradient(images: Tensor, output: Tensor) -> None:
     """Checks that a gradient leads from the output to the images, where one is taken."""
     if torch.is_grad_enabled() and images.requires_grad and not output.requires_grad:
