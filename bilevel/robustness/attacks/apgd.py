@@ -68,14 +68,18 @@ class APGD(Solver):
         self.rho = rho
 
     def check(self, follower: FollowerProblem) -> None:
-        """Refuses a threat model that is no ball."""
-        _ball(follower)
+        """Refuses a threat model that is no ball, to whose ε the steps are scaled."""
+        if not isinstance(follower, Perturbation):
+            raise BilevelError(
+                f"APGD was given {type(follower).__name__}: its steps are scaled to the ε of a "
+                "ball; give Linf, L2 or a subclass, or attack with pgm(step, steps)"
+            )
 
     def answer(self, oracle: Oracle) -> Value:
         """The best point that each sample has visited, including the start."""
         best = previous = current = started = _Point.at(oracle.init(), oracle)
         check_gain(best.gain, best.y, oracle.batch)
-        threat = _ball(oracle.follower)
+        threat: Perturbation = oracle.follower
         unit = threat.eps or 1.0  # in L1 a step is spread by its length
         rule = threat.ascent(unit)
         eta = torch.full_like(current.gain, 2 * threat.eps / unit)
@@ -138,16 +142,6 @@ def _check_together(oracle: Oracle, best: _Point, started: _Point) -> None:
             "attack with pgm(step, steps)",
             stacklevel=2,
         )
-
-
-def _ball(follower: FollowerProblem) -> Perturbation:
-    """The threat model, to whose ε the steps are scaled."""
-    if not isinstance(follower, Perturbation):
-        raise BilevelError(
-            f"APGD was given {type(follower).__name__}: its steps are scaled to the ε of a ball; "
-            "give Linf, L2 or a subclass, or attack with pgm(step, steps)"
-        )
-    return follower
 
 
 def _next(oracle: Oracle, current: _Point, previous: _Point, move: Tensor, alpha: float) -> Value:

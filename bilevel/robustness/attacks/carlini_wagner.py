@@ -71,20 +71,25 @@ class CarliniWagner(Solver):
 
     def check(self, follower: FollowerProblem) -> None:
         """Refuses a threat model that is no L∞ ball of images, and a loss without a sign."""
-        threat = _ball(follower)
-        if not equal_bounds(threat.bounds, PIXELS):
+        if not isinstance(follower, Linf):
             raise BilevelError(
-                f"the bounds are {interval(threat.bounds)}: CarliniWagner searches among images, "
+                f"CarliniWagner was given {type(follower).__name__}: its search is scaled to the "
+                "ε of an L∞ ball; give Linf or a subclass, or attack with APGD"
+            )
+        if not equal_bounds(follower.bounds, PIXELS):
+            raise BilevelError(
+                f"the bounds are {interval(follower.bounds)}: CarliniWagner searches among images, "
                 "whose pixels lie in [0, 1]; attack other data with APGD, loss=margin"
             )
-        own = [name for name in _SEARCHED if getattr(type(threat), name) is not getattr(Linf, name)]
+        kind = type(follower)
+        own = [name for name in _SEARCHED if getattr(kind, name) is not getattr(Linf, name)]
         if own:
             raise BilevelError(
-                f"{type(threat).__name__} has a {own[0]} of its own: CarliniWagner searches all "
+                f"{kind.__name__} has a {own[0]} of its own: CarliniWagner searches all "
                 "images x + δ, and would be weak where not all are allowed; attack with APGD, "
                 "loss=margin"
             )
-        if getattr(follower, "loss", None) is cross_entropy:
+        if follower.loss is cross_entropy:
             raise BilevelError(
                 "CarliniWagner was given the cross entropy: it stops where the loss is positive, "
                 "which would be at once, at the clean image; give the threat model loss=margin"
@@ -92,9 +97,10 @@ class CarliniWagner(Solver):
 
     def answer(self, oracle: Oracle) -> Value:
         """The last successful δ of each image, clipped to Y; zero where there is none."""
-        full, search, eps = oracle, _begin(oracle), _ball(oracle.follower).eps
+        threat: Linf = oracle.follower
+        full, search = oracle, _begin(oracle)
         last = torch.zeros_like(search.delta)
-        if _ball(full.follower).loss not in OF_CLASSES:
+        if threat.loss not in OF_CLASSES:
             _check_sign(full.gain(search.delta))
         while len(search.rows):
             gain, gradients = oracle.gain_and_gradient(search.delta)
@@ -102,7 +108,7 @@ class CarliniWagner(Solver):
             check_gain(gain, search.delta, oracle.batch)
             (gradient,) = leaves(gradients)
             solved, norm = search.solved(gain), search.delta.abs().flatten(1).amax(1)
-            within = (gain > 0) & (norm <= eps)
+            within = (gain > 0) & (norm <= threat.eps)
             following = search.stepped(gain, gradient, self.steps)
             if (solved | within).any():  # in most iterations none is
                 last[search.rows] = choose(solved | within, search.delta, last[search.rows])
@@ -173,16 +179,6 @@ class _Search(NamedTuple):
 
     def _excess(self) -> Tensor:
         return relu(self.delta.abs() - per_sample(self.tau, self.delta))
-
-
-def _ball(follower: FollowerProblem) -> Linf:
-    """The L∞ ball, to whose ε the search is scaled."""
-    if not isinstance(follower, Linf):
-        raise BilevelError(
-            f"CarliniWagner was given {type(follower).__name__}: its search is scaled to the ε of "
-            "an L∞ ball; give Linf or a subclass, or attack with APGD"
-        )
-    return follower
 
 
 def _check_sign(gain: Tensor) -> None:
