@@ -60,10 +60,6 @@ class Unavailable(Attack):
         super().__init__(name)
         self.reason = reason
 
-    def prepare(self, model: nn.Module) -> None:
+    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
         """Raises a :class:`BilevelError` with the reason."""
         raise BilevelError(self.reason)
-
-    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """The unchanged images."""
-        return batch.x

@@ -168,7 +168,7 @@ def test_an_attacker_that_is_missing_is_told_when_it_is_wanted() -> None:
         ["own"], attack_settings(trained=Trained("it", target.about, target.model))
     )
     with pytest.raises(BilevelError, match=r"it was saved without its attacker.safetensors"):
-        made.prepare(target.model)
+        made.perturb(target.model, Batch(torch.rand(1, 1, 8, 8), torch.tensor([0])), 0)
 
 
 def test_transfer_uses_the_gradients_of_the_surrogate() -> None:
