@@ -35,7 +35,7 @@ DIGITS = RECIPES["digits"]
         ("--norm l2", "norm is l2 and there is no epsilon: .*give --epsilon, 0.5 in l2 or 12 in"),
         ("--norm l2 --epsilon 0", "epsilon is 0.0: .*give 0 < epsilon < ∞, say 0.5"),
         ("--norm l0", "invalid choice 'l0' for argument '--norm'.*'linf', 'l2', 'l1'"),
-        ("--padding -1", "padding is -1: .*give 0 or more"),
+        ("--padding -1", "padding is -1: .*give 0, 1"),
         ("--milestones 30 60", "milestones are .30.0, 60.0.: .*give numbers in .0, 1."),
         ("--fast --milestones 0.5", "milestones are given with --fast, .*leave out one of them"),
         ("--lr -0.1", "lr is -0.1: .*give a number from 0 on"),
@@ -51,7 +51,7 @@ DIGITS = RECIPES["digits"]
         ("--train-size 2000", "train_size is 2000: 1294 training images .*give 1 to 1294"),
         ("--validation-size 0", "a sample of 0 images is empty: give a size of 1 or more"),
         ("--test-size -2", "a sample of -2 images is empty: give a size of 1 or more"),
-        ("--seed -1", "seed is -1: .*give 0 or more"),
+        ("--seed -1", "seed is -1: .*give 0, 1"),
         ("--method plain pmg", "there is no method 'pmg': did you mean pgm[?]"),
         ("--method two-steps-l2l", "no method 'two-steps-l2l': did you mean two-step-l2l[?]"),
         (

@@ -45,7 +45,7 @@ class Augment:
         flip: Whether images are flipped at random; not for digits: a mirrored 2 is no 2.
 
     Raises:
-        BilevelError: ``padding`` is negative.
+        BilevelError: ``padding`` is not a whole number from 0 on.
 
     Example:
         >>> shift = Augment(padding=1, flip=False)
@@ -59,10 +59,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Checks the padding."""
-        if self.padding < 0:
-            raise BilevelError(
-                f"padding is {self.padding}: a crop is cut out of a padded image; give 0 or more"
-            )
+        count("padding", self.padding, least=0)
 
     def draw(self, count: int, rng: np.random.Generator) -> Tensor:
         """Draws crop and flip for each of ``count`` images.
@@ -170,10 +167,8 @@ def shuffled_batches(
     starts = _starts(images, batch_size)
     if drop_last:
         starts = starts[: len(images) // batch_size]
-    if seed < 0 or epoch < 0:
-        raise BilevelError(
-            f"seed is {seed} and epoch is {epoch}: both seed the random numbers; give 0 or more"
-        )
+    count("seed", seed, least=0)
+    count("epoch", epoch, least=0)
     if not 0 <= start <= len(starts):
         raise BilevelError(
             f"start is {start}: an epoch of {len(images)} images has {len(starts)} batches of "

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from bilevel.arguments import count
+from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.cache import Bytes
 from bilevel.robustness.data.folder import find_trees
@@ -82,8 +82,8 @@ def load_images(
         >>> len(splits.train), len(splits.validation), len(splits.test)
         (1294, 144, 359)
     """
-    if seed < 0:
-        raise BilevelError(f"seed is {seed}: it seeds the validation split; give 0 or more")
+    one_of("dataset", dataset, get_args(Dataset))
+    count("seed", seed, least=0)
     if not 0 <= validation < 1:
         raise BilevelError(
             f"validation is {validation}: it is a share of the training images; give it in [0, 1)"
@@ -103,10 +103,8 @@ def load_images(
         sets = read_npz(root)
         _check_sizes({f"{part}_images of {root}": images for part, images in sets.items()})
         train, test, held_out = sets["train"], sets["test"], sets.get("val")
-    elif dataset in _TORCHVISION:
-        train, test = (_torchvision(dataset, root, part, download) for part in (True, False))
     else:
-        raise BilevelError(f"dataset {dataset!r} is unknown; give {', '.join(get_args(Dataset))}")
+        train, test = (_torchvision(dataset, root, part, download) for part in (True, False))
     if dataset in ("folder", "npz"):
         # They are often sorted by class, and adversarial interpolation needs partners of other
         # classes in a batch.

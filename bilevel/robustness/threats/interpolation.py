@@ -10,7 +10,6 @@ original; the paper prints the follower with the opposite sign (eq. 6), ``sense=
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bilevel.arguments import one_of
 from bilevel.errors import BilevelError
 from bilevel.problem import LeaderProblem, Sense
 from bilevel.robustness.data.batches import Batch
@@ -85,13 +85,8 @@ class Interpolation(Linf):
         start: float | None = None,
     ) -> None:
         super().__init__(eps, start=eps if start is None else start)
-        if pairing not in PAIRINGS:
-            raise BilevelError(
-                f"there is no pairing {pairing!r}: each image needs a partner in its batch; choose "
-                f"from {', '.join(PAIRINGS)}"
-            )
         self.layer = layer
-        self.pairing = pairing
+        self.pairing = one_of("pairing", pairing, tuple(PAIRINGS))
         self.sense = sense
 
     def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
@@ -134,7 +129,7 @@ class InterpolatedLabels(LeaderProblem):
 
     def __init__(self, model: nn.Module, follower: Interpolation, *, epsilon_y: float) -> None:
         super().__init__()
-        if not (math.isfinite(epsilon_y) and 0 <= epsilon_y <= 1):
+        if not 0 <= epsilon_y <= 1:
             raise BilevelError(
                 f"epsilon_y is {epsilon_y}: it is the weight of the partner's term in a label; "
                 "give 0 to 1, 0.5 as in the paper"

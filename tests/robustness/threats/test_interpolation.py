@@ -210,7 +210,7 @@ def test_an_image_broken_on_the_way_counts_as_broken(model: nn.Module, batch: Ba
 
 
 def test_bad_input_is_told(model: nn.Module, batch: Batch) -> None:
-    with pytest.raises(BilevelError, match=r"no pairing 'twins'.*reversed, next, other-class"):
+    with pytest.raises(BilevelError, match=r"pairing is 'twins'.*'next', 'other-class'"):
         Interpolation(EPS, pairing="twins")
     with pytest.raises(BilevelError, match=r"epsilon_y is 1.5: .*0 to 1"):
         InterpolatedLabels(model, Interpolation(EPS), epsilon_y=1.5)
