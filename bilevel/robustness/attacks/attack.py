@@ -26,7 +26,7 @@ from bilevel.robustness.attacks.samples import replaced
 from bilevel.robustness.attacks.trajectory import Trajectory
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import OF_CLASSES, UNTARGETED, Targeted, cross_entropy
-from bilevel.robustness.threats.perturbation import Perturbation
+from bilevel.robustness.threats.perturbation import adds
 from bilevel.robustness.threats.threat import Threat, loss_of
 
 Kind = Literal["one-step", "iterative", "black-box"]
@@ -249,7 +249,7 @@ class SolverAttack(Attack):
                 "that the solver runs on, and the attacked classifier sees the last one; leave out "
                 "keep_broken"
             )
-        if keep_broken and not _adds(follower):
+        if keep_broken and not adds(follower):
             raise BilevelError(
                 f"keep_broken is given for {type(follower).__name__}: whether a point lies in the "
                 "threat model is known for x + δ only; leave it out, the last point then counts, "
@@ -286,7 +286,7 @@ class SolverAttack(Attack):
         solver = for_evaluation(self.solver)
         if not self.keep_broken:
             return attack(queried, self.follower, solver, tried).x
-        assert isinstance(self.follower, Perturbation), "checked in __init__"
+        assert adds(self.follower), "checked in __init__"
         with Trajectory(model, self.follower, tried) as trajectory:
             answer = attack(model, self.follower, solver, tried).x
         return trajectory.broken_or(answer)
@@ -301,9 +301,3 @@ class SolverAttack(Attack):
                 f"target is a wrong class; give targets={logits.shape[1] - 1} at most"
             )
         return replaced(batch, target=logits.argsort(1, descending=True)[:, rank])
-
-
-def _adds(follower: Threat) -> bool:
-    """Whether y is added to the image."""
-    additive = Perturbation.perturbed
-    return isinstance(follower, Perturbation) and type(follower).perturbed is additive

@@ -16,7 +16,7 @@ from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.bounds import rounding
 from bilevel.robustness.threats.checks import check_within
 from bilevel.robustness.threats.losses import Targeted
-from bilevel.robustness.threats.perturbation import Perturbation
+from bilevel.robustness.threats.perturbation import Perturbation, adds
 from bilevel.robustness.threats.threat import Threat
 
 
@@ -76,10 +76,8 @@ def check_clean(follower: Threat, batch: Any) -> None:
         BilevelError: If they do not.
         NonFiniteError: If a value is NaN or infinite.
     """
-    if not isinstance(follower, Perturbation) or follower.bounds is None:
-        return
-    kind = type(follower)
-    if kind.check is Perturbation.check or kind.perturbed is not Perturbation.perturbed:
+    checked = type(follower).check is Perturbation.check
+    if checked or not adds(follower) or follower.bounds is None:
         return
     moved = follower.project(torch.zeros_like(batch.x), batch)
     if (moved.abs() > rounding(batch.x)).any():  # where it does not, the bounds are not in use

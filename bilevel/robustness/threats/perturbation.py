@@ -8,7 +8,7 @@ Data that are no images have bounds of their own in place of [0, 1], or none.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -160,6 +160,12 @@ class Perturbation(Threat):
         if equal_bounds(self.bounds, PIXELS):
             del shown["bounds"]
         return shown
+
+
+def adds(threat: Threat) -> TypeGuard[Perturbation]:
+    """Whether y is added to the image, as a perturbation is unless a subclass does otherwise."""
+    additive = Perturbation.perturbed
+    return isinstance(threat, Perturbation) and type(threat).perturbed is additive
 
 
 class Linf(Perturbation):
