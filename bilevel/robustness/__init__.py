@@ -31,12 +31,12 @@ from bilevel.robustness.data.sources import Dataset, load_images
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
 from bilevel.robustness.evaluation.battery import Battery
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
+from bilevel.robustness.evaluation.figures import draw_attacks
 from bilevel.robustness.evaluation.probes import check_classifier, probe
 from bilevel.robustness.evaluation.records import records
 from bilevel.robustness.evaluation.report import write_report
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
 from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
-from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.methods import (
     EVALUATION_STEP,
     METHODS,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from bilevel.experiment.files import atomic_write
 from bilevel.experiment.style import save_png
+from bilevel.robustness.evaluation.figures import draw_attacks, plot_attacks
 from bilevel.robustness.evaluation.plots import inline_svg, plot_curves
 from bilevel.robustness.evaluation.results import Evaluation, Example
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
-from bilevel.robustness.figures import draw_attacks, plot_attacks
 from bilevel.robustness.threats.norms import NORMS
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from bilevel.experiment.files import claim, writing
 from bilevel.robustness.data.batches import batches
 from bilevel.robustness.data.images import sample
 from bilevel.robustness.evaluation.accuracy import accuracy, examples
+from bilevel.robustness.evaluation.figures import draw_attacks
 from bilevel.robustness.evaluation.results import Example
-from bilevel.robustness.figures import draw_attacks
 from bilevel.robustness.methods import EVALUATION_STEP
 from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.own import code_of
