@@ -26,8 +26,7 @@ class Progress:
         seconds: Training time of each finished epoch, without evaluation.
         elapsed: Training seconds of the current epoch.
         history: A record for each finished epoch.
-        best: The highest validation accuracy so far, of the monitored kind.
-        best_epoch: Its epoch.
+        best_epoch: The epoch of the highest validation accuracy so far; −1 before the first one.
     """
 
     epoch: int = 0
@@ -35,7 +34,6 @@ class Progress:
     seconds: list[float] = field(default_factory=list)
     elapsed: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-    best: float = -1.0
     best_epoch: int = -1
 
 

@@ -271,11 +271,10 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         now = self.progress
-        (group, *_), factor = self._leader_opt.param_groups, self.recipe.lr_factor(now.epoch)
-        lr = group["initial_lr"] * factor
+        lr = self._leader_opt.param_groups[0]["initial_lr"] * self.recipe.lr_factor(now.epoch)
         record = {"epoch": now.epoch, "lr": lr, **self._validate()}
         if now.best_epoch < 0 or self._score(record) > self._score(now.history[now.best_epoch]):
-            now.best, now.best_epoch = record[self.monitor], now.epoch
+            now.best_epoch = now.epoch
             best = {"leader": self._leader(), "solver": self.game.solver}
             self.best_weights = {k: copy.deepcopy(net.state_dict()) for k, net in best.items()}
         now.history.append(record)
