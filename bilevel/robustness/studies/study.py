@@ -34,7 +34,6 @@ from bilevel.robustness.networks.speed import (
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, one_answer, print_one_answer, print_table
 from bilevel.robustness.threats.norms import NORMS
-from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.trained import About, save_trained
 from bilevel.robustness.training.progress import Progress
 from bilevel.robustness.training.trainer import Trainer
@@ -152,7 +151,7 @@ class Study:
         if distributed.is_main():
             save_trained(self.args.out / name, about, model, game.solver)
         with Console().status(f"{name}: attacking {len(self.data.test)} test images"):
-            attacked = self._evaluate(about, model, game)
+            attacked = self._evaluate(about, model, game.solver)
         self.records.append(
             {
                 "method": name,
@@ -170,7 +169,7 @@ class Study:
                 "one_answer": one_answer(self.data.test)[1],
             }
         )
-        self._add_examples(name, about, model, game)
+        self._add_examples(name, about, model, game.solver)
 
     def close(self) -> None:
         """Writes results and figure, and prints the table."""
@@ -220,15 +219,14 @@ class Study:
                 trainer.resume()
             return trainer.fit()
 
-    def _evaluate(self, about: About, model: nn.Module, game: Bilevel) -> dict[str, float | None]:
+    def _evaluate(self, about: About, model: nn.Module, solver: Solver) -> dict[str, float | None]:
         """Test accuracy: clean, under the paper's PGM, and under the method's own attacker."""
         torch.manual_seed(self.args.seed)
         eps, size = about.epsilon, self.recipe.evaluation_batch_size
         ball, step = NORMS[about.norm](eps, start=1e-4), EVALUATION_STEP * eps
         measure = partial(accuracy, model, self.data.test, batch_size=size)
-        assert isinstance(game.follower, Perturbation)
         with explain_out_of_memory(size):
-            own = measure(game.follower, game.solver) if about.learned else None
+            own = measure(about.follower(), solver) if about.learned else None
             return {
                 "clean": measure(),
                 "pgm20": measure(ball, ball.pgm(step, 20)),
@@ -236,10 +234,9 @@ class Study:
                 "own_attacker": own,
             }
 
-    def _add_examples(self, name: str, about: About, model: nn.Module, game: Bilevel) -> None:
+    def _add_examples(self, name: str, about: About, model: nn.Module, solver: Solver) -> None:
         """Attacks a few images for the figure, with PGM-20 if the method has no attacker."""
-        assert isinstance(game.follower, Perturbation)
-        follower, solver = game.follower, game.solver
+        follower = about.follower()
         if about.method == "plain":
             follower = NORMS[about.norm](about.epsilon)
             solver = follower.pgm(EVALUATION_STEP * about.epsilon, 20)
