@@ -12,7 +12,7 @@ from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.batches import Augment
 from bilevel.robustness.methods import Form
-from bilevel.robustness.threats.norms import Norm, check_radius
+from bilevel.robustness.threats.norms import Norm, check_epsilon
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Recipe:
                 f"gradient_skip is {self.gradient_skip}: it is the initial value of a weight; give "
                 "a finite number"
             )
-        check_radius(self.epsilon, self.norm)
+        check_epsilon(self.epsilon, self.norm)
         Augment(self.padding, flip=self.flip)  # checks the padding
 
     def lr_factor(self, epoch: float) -> float:

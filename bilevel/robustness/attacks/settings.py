@@ -11,7 +11,7 @@ from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.threats.losses import Loss, cross_entropy
-from bilevel.robustness.threats.norms import NORMS, Norm, check_radius
+from bilevel.robustness.threats.norms import NORMS, Norm, check_epsilon
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.trained import Trained
 
@@ -58,7 +58,7 @@ class AttackSettings:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        check_radius(self.eps, self.norm)
+        check_epsilon(self.eps, self.norm)
         if self.classes < 2:
             raise BilevelError(
                 f"classes is {self.classes}: an attack looks for a wrong class; give 2 or more"

@@ -22,7 +22,7 @@ from bilevel.robustness.threats.losses import Targeted
 _IMAGES = "(B, C, H, W) in [0, 1], bytes divided by 255, the rows of a table as images of one row"
 
 
-def check_number(name: str, radius: float) -> None:
+def check_radius(name: str, radius: float) -> None:
     """Checks that a radius is one number from 0 on.
 
     Args:

@@ -17,7 +17,7 @@ NORMS: dict[Norm, type[Perturbation]] = {"linf": Linf, "l2": L2, "l1": L1}
 """The threat models by the names of their norms."""
 
 
-def check_radius(eps: float, norm: Norm) -> None:
+def check_epsilon(eps: float, norm: Norm) -> None:
     """Checks the radius of a threat model that leaves an adversary some room.
 
     Args:
@@ -28,12 +28,15 @@ def check_radius(eps: float, norm: Norm) -> None:
         BilevelError: If there is no such norm, or ε is 0 or out of its range.
     """
     one_of("norm", norm, tuple(NORMS))
-    room = 0 < eps <= 1 if norm == "linf" else 0 < eps < math.inf
-    if not room:
-        usual = {"linf": "≤ 1, 8/255 = 0.031 rather than 8", "l1": "< ∞, say 12 for CIFAR-10"}.get(
-            norm, "< ∞, say 0.5 for CIFAR-10"
-        )
+    if not (0 < eps <= 1 if norm == "linf" else 0 < eps < math.inf):
         raise BilevelError(
             f"epsilon is {eps}: an adversary needs room, in units of the pixel range; give 0 < "
-            f"epsilon {usual} (the method plain trains without an adversary)"
+            f"epsilon {_USUAL[norm]} (the method plain trains without an adversary)"
         )
+
+
+_USUAL: dict[Norm, str] = {
+    "linf": "≤ 1, 8/255 = 0.031 rather than 8",
+    "l2": "< ∞, say 0.5 for CIFAR-10",
+    "l1": "< ∞, say 12 for CIFAR-10",
+}

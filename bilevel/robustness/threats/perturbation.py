@@ -24,7 +24,7 @@ from bilevel.robustness.threats.bounds import (
     clipped,
     equal_bounds,
 )
-from bilevel.robustness.threats.checks import check_number, check_reach, check_values
+from bilevel.robustness.threats.checks import check_radius, check_reach, check_values
 from bilevel.robustness.threats.losses import Loss, Targeted, cross_entropy
 from bilevel.robustness.threats.threat import Threat
 from bilevel.updates import NormalizedGradient, SignGradient, Update
@@ -61,8 +61,8 @@ class Perturbation(Threat):
         loss: Loss = cross_entropy,
         bounds: Bounds | None = PIXELS,
     ) -> None:
-        check_number("eps", eps)
-        check_number("start", start)
+        check_radius("eps", eps)
+        check_radius("start", start)
         self.eps = eps
         self.start = start
         self.bounds = checked_bounds(bounds)

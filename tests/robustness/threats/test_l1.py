@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bilevel import BilevelError
 from bilevel.robustness import APGD, L1, Adversary, AttackSettings, Batch, attack, make_attacks
 from bilevel.robustness.threats.l1 import SparseSign
-from bilevel.robustness.threats.norms import check_radius
+from bilevel.robustness.threats.norms import check_epsilon
 from bilevel.robustness.training.validation import default_attack
 
 F64 = torch.float64
@@ -128,7 +128,7 @@ def test_the_ball_is_known_by_its_name() -> None:
     assert type(threat) is L1
     assert "SparseSign" in repr(solver)
     with pytest.raises(BilevelError, match=r"epsilon is 0: .* give 0 < epsilon < ∞, say 12 for"):
-        check_radius(0, "l1")
+        check_epsilon(0, "l1")
     (square,) = make_attacks(["square"], AttackSettings(2.0, 10, norm="l1"))
     batch = Batch(torch.rand(2, 1, 2, 2), torch.zeros(2).long())
     with pytest.raises(BilevelError, match="Square was given L1: "):
