@@ -171,7 +171,6 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
             f"class {unknown[0]} is in {root} but not among the training images: the classifier "
             "would never answer it; add training images of it, or remove it here"
         )
-    digest = hashlib.sha256(_CACHE_FORMAT.encode())
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes or names):
@@ -181,10 +180,6 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
                 f"class folder {root / name} holds no image ({', '.join(EXTENSIONS)}); "
                 "put images in it or remove it"
             )
-        for file in members:
-            status = _status(root / file)
-            entry = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0"
-            digest.update(entry.encode(errors="surrogatepass"))  # names need not be UTF-8
         files += members
         labels += [label] * len(members)
     if not files:
@@ -193,7 +188,7 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
             f"put images in {root}/CLASS/"
         )
     rows = np.array(labels, np.int64)
-    return ImageTree(root, classes or names, tuple(files), rows, digest.hexdigest())
+    return ImageTree(root, classes or names, tuple(files), rows, _fingerprint(root, files))
 
 
 def _class_folders(root: Path) -> dict[str, list[str]]:
@@ -240,11 +235,18 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _status(file: Path) -> os.stat_result:
-    try:
-        return file.stat()
-    except OSError as error:
-        kind = "is a link to a missing file" if file.is_symlink() else "cannot be read"
-        raise BilevelError(
-            f"image {file} {kind} ({error.strerror}): restore it, or remove it"
-        ) from error
+def _fingerprint(root: Path, files: list[str]) -> str:
+    """A digest of the files' names, sizes and modification times."""
+    digest = hashlib.sha256(_CACHE_FORMAT.encode())
+    for name in files:
+        file = root / name
+        try:
+            status = file.stat()
+        except OSError as error:
+            kind = "is a link to a missing file" if file.is_symlink() else "cannot be read"
+            raise BilevelError(
+                f"image {file} {kind} ({error.strerror}): restore it, or remove it"
+            ) from error
+        entry = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"
+        digest.update(entry.encode(errors="surrogatepass"))  # names need not be UTF-8
+    return digest.hexdigest()
