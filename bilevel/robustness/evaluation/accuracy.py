@@ -151,6 +151,11 @@ def check_logits(output: object, batch: Batch, classes: Sequence[str]) -> Tensor
     )
 
 
+def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which images are classified correctly, ``(N,)`` bool; not where a logit is not finite."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+
+
 def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> Tensor:
     """A classifier's logits, finite or not.
 

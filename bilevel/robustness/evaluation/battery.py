@@ -29,7 +29,7 @@ from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.samples import check_threat
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.evaluation.accuracy import correct
+from bilevel.robustness.evaluation.accuracy import correct, right_answers
 from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Outcome
 from bilevel.robustness.threats.norms import NORMS, Norm
@@ -160,7 +160,7 @@ class Battery:
         attack, progress = self.attacks[position], state.works[position]
         begun = time.perf_counter() - progress.seconds
         torch.manual_seed(derived_seed(self.seed, position))
-        rounds = list(self._rounds(progress))
+        rounds = self._rounds(progress)
         if rounds:
             with _noting_problem(progress):
                 distributed.gather_results(partial(attack.prepare, model))
@@ -176,12 +176,12 @@ class Battery:
         progress.seconds, progress.finished = time.perf_counter() - begun, True
         self._save_and_report(position, state)
 
-    def _rounds(self, progress: _Progress) -> Iterator[tuple[Tensor, ...]]:
+    def _rounds(self, progress: _Progress) -> list[tuple[Tensor, ...]]:
         """The remaining images, a batch for each process at a time."""
         rows = progress.attacked.nonzero().squeeze(1)[progress.done :]
         step = distributed.world_size()
         queue = rows.split(self.batch_size) if len(rows) else ()
-        return (queue[begin : begin + step] for begin in range(0, len(queue), step))
+        return [queue[begin : begin + step] for begin in range(0, len(queue), step)]
 
     def _attack_own(
         self, position: int, model: nn.Module, images: ImageSet, rows: Sequence[Tensor], done: int
@@ -206,7 +206,8 @@ class Battery:
                 # Of copies: one that writes into its images would be checked against itself.
                 adversarial = attack.perturb(model, Batch(*map(torch.clone, batch)), attempt)
             check_threat(batch.x, adversarial, self.ball)
-            broken[rows.cpu()] = _misclassified(model, Batch(adversarial, batch.y)).cpu()
+            with torch.no_grad():
+                broken[rows.cpu()] = ~right_answers(model(adversarial), batch.y).cpu()
         return broken
 
     def _save_and_report(self, position: int, state: _State) -> None:
@@ -260,10 +261,3 @@ def _sampled(images: Tensor, size: int | None, seed: int) -> Tensor:
     rows = images.nonzero().squeeze(1)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return torch.zeros_like(images).index_fill(0, rows[order[:size]], True)
-
-
-def _misclassified(model: nn.Module, batch: Batch) -> Tensor:
-    """Which images are classified wrongly; logits that are not finite count as wrong."""
-    with torch.no_grad():
-        logits: Tensor = model(batch.x)
-    return (logits.argmax(1) != batch.y) | ~logits.isfinite().all(1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.evaluation.accuracy import right_answers
 from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.results import Finding, finding
 from bilevel.robustness.evaluation.tolerance import exceeds, share
@@ -22,10 +23,11 @@ _MAX_ODDS_RATIO = 5
 
 def expects_unit_interval(probed: Probed) -> Finding:
     """Whether the classifier is not much more accurate on another range than [0, 1]."""
-    images, unit, others = probed.images, _correct(probed), {}
+    images, others = probed.images, {}
+    unit = right_answers(probed.logits, images.labels)
     for name, normalize in _ranges(images).items():
         model = nn.Sequential(normalize.to(images.images.device), probed.model)
-        others[name] = _correct(replace(probed, model=model))
+        others[name] = right_answers(replace(probed, model=model).logits, images.labels)
     name, other = max(others.items(), key=lambda item: int(item[1].sum()))
     ok = not exceeds(other, unit) or _odds(other) <= _MAX_ODDS_RATIO * _odds(unit)
     return finding(
@@ -56,12 +58,6 @@ def _ranges(images: ImageSet) -> dict[str, Normalize]:
         for name, (mean, std) in statistics.items()
         if len(mean) in (1, channels)
     }
-
-
-def _correct(probed: Probed) -> Tensor:
-    """Which images are classified correctly; logits that are not finite count as wrong."""
-    logits = probed.logits
-    return (logits.argmax(1) == probed.images.labels) & logits.isfinite().all(1)
 
 
 def _odds(correct: Tensor) -> float:
