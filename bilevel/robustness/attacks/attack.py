@@ -287,7 +287,8 @@ class SolverAttack(Attack):
         if not self.keep_broken:
             return attack(queried, self.follower, solver, tried).x
         assert adds(self.follower), "checked in __init__"
-        with Trajectory(model, self.follower, tried) as trajectory:
+        trajectory = Trajectory(model, self.follower, tried)
+        with trajectory.recorded():
             answer = attack(model, self.follower, solver, tried).x
         return trajectory.broken_or(answer)
 

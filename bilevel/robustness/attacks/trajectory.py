@@ -7,6 +7,7 @@ points too.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from bilevel.robustness.threats.perturbation import Perturbation
 
 
 class Trajectory:
-    """Within a block, the first misclassified point of each image among a classifier's inputs.
+    """The first misclassified point of each image among a classifier's inputs.
 
     Calls that do not return logits of one tensor of images are not looked at. What returns features
     may be taken for logits all the same, so that in the end each point is classified once more.
@@ -43,19 +44,11 @@ class Trajectory:
         self._images = batch.x
         self._broken = torch.zeros_like(batch.y, dtype=torch.bool)
 
-    def __enter__(self) -> Trajectory:
-        """Begins to record."""
-        scripted = isinstance(self._model, torch.jit.ScriptModule)
-        record = self._record
-        self._hook = (
-            None if scripted else self._model.register_forward_hook(record, with_kwargs=True)
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Ends it."""
-        if self._hook is not None:
-            self._hook.remove()
+    def recorded(self) -> AbstractContextManager[Any]:
+        """Within the block the classifier's inputs are recorded."""
+        if isinstance(self._model, torch.jit.ScriptModule):
+            return nullcontext()
+        return self._model.register_forward_hook(self._record, with_kwargs=True)
 
     @torch.no_grad()
     def _record(self, model: nn.Module, inputs: Any, named: dict[str, Any], logits: object) -> None:
