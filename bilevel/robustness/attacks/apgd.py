@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import check_gain, choose
+from bilevel.robustness.attacks.samples import check_gain, choose, choose_all
 from bilevel.robustness.data.batches import per_sample
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle, Solver
@@ -92,11 +91,11 @@ class APGD(Solver):
                 direction, _ = rule(nowhere, current.gradient, context, None)
                 y = _next(oracle, current, previous, per_sample(eta, direction) * direction, alpha)
                 previous, current = current, _Point.at(y, oracle)
-                best = current.where(current.gain > best.gain, best)
+                best = choose_all(current.gain > best.gain, current, best)
                 increases += current.gain > previous.gain
             halve = (increases < self.rho * (end - begin)) | (kept & (best.gain == best_gain))
             eta = choose(halve, eta / 2, eta)
-            current = best.where(halve, current)
+            current = choose_all(halve, best, current)
             kept, best_gain = ~halve, best.gain
         _check_together(oracle, best, started)
         return best.y
@@ -118,10 +117,6 @@ class _Point(NamedTuple):
         gain, gradients = oracle.gain_and_gradient(y)
         (point,), (gradient,) = leaves(y), leaves(gradients)
         return cls(point, gain, gradient)
-
-    def where(self, mask: Tensor, other: _Point) -> _Point:
-        """This point for the samples in the mask, the other one for the rest."""
-        return _Point._make(map(partial(choose, mask), self, other))
 
 
 def _check_together(oracle: Oracle, best: _Point, started: _Point) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn.functional import relu
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import check_gain, choose
+from bilevel.robustness.attacks.samples import check_gain, choose, choose_all
 from bilevel.robustness.data.batches import per_sample
 from bilevel.robustness.threats.bounds import PIXELS, equal_bounds, interval
 from bilevel.robustness.threats.losses import OF_CLASSES, cross_entropy
@@ -112,7 +111,7 @@ class CarliniWagner(Solver):
             following = search.stepped(gain, gradient, self.steps)
             if (solved | within).any():  # in most iterations none is
                 last[search.rows] = choose(solved | within, search.delta, last[search.rows])
-                following = search.tightened(norm).where(solved, following)
+                following = choose_all(solved, search.tightened(norm), following)
             search = following
             active = ~within & (search.tau > _MIN_TAU) & (search.log10_c <= _MAX_LOG10_C)
             if not active.all():
@@ -165,10 +164,6 @@ class _Search(NamedTuple):
             step=step,
             log10_c=self.log10_c + (step % steps == 0),
         )
-
-    def where(self, mask: Tensor, other: _Search) -> _Search:
-        """These searches for the images in the mask, the others for the rest."""
-        return _Search._make(map(partial(choose, mask), self, other))
 
     def restricted(self, mask: Tensor) -> _Search:
         """The searches of the images in the mask."""

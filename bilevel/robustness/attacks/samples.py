@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from bilevel.robustness.threats.bounds import clipped, interval, rounding
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle
+
+Tensors = TypeVar("Tensors", bound=NamedTuple)
+"""A named tuple of tensors with a row per sample."""
 
 
 def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -33,6 +36,11 @@ def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
                 [0., 0., 0.]])
     """
     return torch.where(per_sample(mask, yes), yes, no)
+
+
+def choose_all(mask: Tensor, yes: Tensors, no: Tensors) -> Tensors:
+    """:func:`choose` for each tensor of two named tuples."""
+    return type(yes)._make(choose(mask, one, other) for one, other in zip(yes, no, strict=True))
 
 
 def better(oracle: Oracle, point: Tensor, best: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
