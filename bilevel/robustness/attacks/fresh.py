@@ -18,6 +18,8 @@ from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.threats.threat import Threat
 
+_LR = 1e-3  # of Adam, as in the paper
+
 
 class FreshAttack(Attack):
     """Trains a learned solver against the frozen classifier, then attacks with it.
@@ -32,7 +34,6 @@ class FreshAttack(Attack):
         images: Images to train on; not those that are attacked.
         steps: Training steps.
         batch_size: Images a step.
-        lr: Adam's learning rate; 1e-3 in the paper.
         alone: See :class:`Attack`.
         passes: Likewise.
 
@@ -49,7 +50,6 @@ class FreshAttack(Attack):
         *,
         steps: int = 300,
         batch_size: int = 128,
-        lr: float = 1e-3,
         alone: bool = False,
         passes: float = 1.0,
     ) -> None:
@@ -63,13 +63,12 @@ class FreshAttack(Attack):
         self.images = images
         self.steps = steps
         self.batch_size = batch_size
-        self.lr = lr
         self.solver: Solver | None = None
 
     @property
     def settings(self) -> tuple[str, ...]:
         """The name, the follower, the untrained solver, and how and on what it is trained."""
-        training = f"{self.steps} steps of {self.batch_size} at {self.lr}"
+        training = f"{self.steps} steps of {self.batch_size}"
         images = fingerprint(self.images.images, self.images.labels)
         return self.name, *map(settings_of, (self.follower, self.make())), training, images
 
@@ -77,7 +76,7 @@ class FreshAttack(Attack):
         """Trains the attacker in the game whose leader does not move."""
         self.solver = self.make().to(self.images.images.device).train()
         leader = ZeroSum(model, self.follower)
-        optimizer = torch.optim.Adam(self.solver.parameters(), lr=self.lr)
+        optimizer = torch.optim.Adam(self.solver.parameters(), lr=_LR)
         held = nn.ModuleList([model, *networks_of(self.follower)])
         with frozen(held), torch.enable_grad():
             game = Bilevel(
