@@ -65,6 +65,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks the numbers before any image is read."""
+        count("padding", self.padding, least=0)
         for name in ("pgm_steps", "epochs", "batch_size", "attacker_width"):
             if (number := getattr(self, name)) is not None:
                 count(name, number)
@@ -87,7 +88,6 @@ class Recipe:
                 "a finite number"
             )
         check_epsilon(self.epsilon, self.norm)
-        Augment(self.padding, flip=self.flip)  # checks the padding
 
     def lr_factor(self, epoch: float) -> float:
         """By what the classifier's learning rate is multiplied.
