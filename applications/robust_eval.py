@@ -48,7 +48,7 @@ from bilevel.robustness import (
     sample,
     write_report,
 )
-from bilevel.robustness.studies.arguments import Radius, least
+from bilevel.robustness.studies.arguments import Radius, at_most
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Args:
     def __post_init__(self) -> None:
         """The sizes of a smoke run."""
         if self.smoke:
-            self.test_size = least(16, self.test_size)
+            self.test_size = at_most(16, self.test_size)
             self.curve_size = min(16, self.curve_size)
             self.points, self.queries = min(20, self.points), min(20, self.queries)
             self.fresh_steps = min(5, self.fresh_steps)

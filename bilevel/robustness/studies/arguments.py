@@ -39,7 +39,7 @@ Radius = Annotated[
 """A number on the command line that may be a fraction, as radii in grey levels are: 8/255."""
 
 
-def least(size: int, given: int | None) -> int:
+def at_most(size: int, given: int | None) -> int:
     """The size of a smoke run: no more than was asked for, so that bad values are still refused.
 
     Args:
@@ -50,7 +50,7 @@ def least(size: int, given: int | None) -> int:
         The smaller of the two.
 
     Example:
-        >>> least(2, None), least(2, 10), least(2, 0)
+        >>> at_most(2, None), at_most(2, 10), at_most(2, 0)
         (2, 2, 0)
     """
     return size if given is None else min(size, given)
@@ -165,7 +165,7 @@ class TrainingArguments:
         known = {name: value for name, value in given.items() if value is not None}
         if self.smoke:
             known = {"model": "small-cnn", "attacker": "two-layer"} | known
-            known["epochs"] = least(2, self.epochs)
+            known["epochs"] = at_most(2, self.epochs)
         recipe = replace(RECIPES[self.dataset], **known)
         return replace(fast(recipe), **known) if self.fast else recipe
 
@@ -234,6 +234,6 @@ class TrainingArguments:
             )
         sizes: list[int | None] = [None, self.validation_size, self.test_size]
         if self.smoke:
-            sizes = [least(*pair) for pair in zip((256, 64, 64), sizes, strict=True)]
+            sizes = [at_most(*pair) for pair in zip((256, 64, 64), sizes, strict=True)]
         parts = (sample(part, size).to(device) for part, size in zip(data, sizes, strict=True))
         return Splits(*parts)
