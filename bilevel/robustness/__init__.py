@@ -14,7 +14,7 @@
 
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.robustness.attacks.apgd import APGD
-from bilevel.robustness.attacks.attack import Attack, SolverAttack, attack
+from bilevel.robustness.attacks.attack import Attack, attack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
 from bilevel.robustness.attacks.external import ExternalAttack
 from bilevel.robustness.attacks.fresh import FreshAttack
@@ -22,6 +22,7 @@ from bilevel.robustness.attacks.interfaces import Adversary, foolbox_attack
 from bilevel.robustness.attacks.named import check_attack
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.settings import AttackSettings
+from bilevel.robustness.attacks.solver_attack import SolverAttack
 from bilevel.robustness.attacks.square import Square
 from bilevel.robustness.attacks.standard import STANDARD, make_attacks, standard_attacks
 from bilevel.robustness.data.batches import Augment, Batch, batches, shuffled_batches

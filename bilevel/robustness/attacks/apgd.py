@@ -12,7 +12,8 @@ from torch import Tensor
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import check_gain, choose, choose_all
+from bilevel.robustness.attacks.checks import check_gain
+from bilevel.robustness.attacks.samples import choose, choose_all
 from bilevel.robustness.data.batches import per_sample
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle, Solver

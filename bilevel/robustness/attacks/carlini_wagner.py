@@ -13,7 +13,8 @@ from torch.nn.functional import relu
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import check_gain, choose, choose_all
+from bilevel.robustness.attacks.checks import check_gain
+from bilevel.robustness.attacks.samples import choose, choose_all
 from bilevel.robustness.data.batches import per_sample
 from bilevel.robustness.threats.bounds import PIXELS, equal_bounds, interval
 from bilevel.robustness.threats.losses import OF_CLASSES, cross_entropy

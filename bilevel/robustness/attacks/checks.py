@@ -1,19 +1,15 @@
-"""Checks of what an attack is given, for mistakes that its images would not show."""
+"""Checks of what an attack is given and returns, for mistakes that its images would not show."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bilevel import Iterative, Solver
 from bilevel.errors import BilevelError, NonFiniteError, describe
-from bilevel.robustness.attacks.apgd import APGD
-from bilevel.robustness.attacks.samples import check_classes
 from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.threats.bounds import rounding
+from bilevel.robustness.threats.bounds import clipped, interval, rounding
 from bilevel.robustness.threats.checks import check_within
 from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import Perturbation, adds
@@ -84,23 +80,69 @@ def check_clean(follower: Threat, batch: Any) -> None:
         check_within(batch.x, follower.bounds)
 
 
-def check_restarts(follower: Threat, solver: Solver, restarts: int) -> None:
-    """Warns of several tries that all begin at the image, and so end at the same point.
-
-    No error, since a classifier that draws at random gives each try another gradient.
+def check_classes(batch: Batch | Targeted, otherwise: str) -> None:
+    """Checks that the labels are a class for each image.
 
     Args:
-        follower: The threat model.
-        solver: The attack.
-        restarts: The number of tries.
+        batch: The images.
+        otherwise: What helps too if they are not, the last clause of the error.
+
+    Raises:
+        BilevelError: If they are not int64 of shape (B,).
     """
-    if not isinstance(follower, Perturbation) or type(follower).init is not Perturbation.init:
-        return
-    if restarts == 1 or follower.start or type(solver) not in (Iterative, APGD):
-        return
-    name = type(follower).__name__
-    warnings.warn(
-        f"restarts is {restarts} and {name} starts at the image: of a classifier that does not "
-        f"draw at random all tries are the same; give a random start, {name}(eps, start=eps)",
-        stacklevel=3,
+    labels: object = batch.y  # of another task anything, such as a list of boxes
+    size = len(batch.x)
+    if isinstance(labels, Tensor):
+        if labels.dtype == torch.int64 and labels.shape == (size,):
+            return
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+    else:
+        found = describe(labels)
+    raise BilevelError(
+        f"labels are {found}: each image has one class; give int64 of shape ({size},), or "
+        f"{otherwise}"
     )
+
+
+def check_gain(gain: Tensor, y: Tensor, batch: Any) -> None:
+    """Checks that each image has a gain of its own, by which points are compared.
+
+    Args:
+        gain: The gain at a point.
+        y: The point.
+        batch: The images.
+
+    Raises:
+        BilevelError: If the gain is one number for images that have a y each.
+    """
+    images = getattr(batch, "x", ())  # of a follower of one's own the batch may be anything
+    if gain.dim() == 0 and y.dim() and len(y) == len(images) > 1:
+        raise BilevelError(
+            f"the objective is one number for {len(y)} images: of two points the better one would "
+            "be kept for all images at once; let the loss return one value per image, (B,), "
+            'reduction="none", and of pixels the mean over each image'
+        )
+
+
+def check_threat(clean: Tensor, adversarial: Tensor, threat: Perturbation) -> None:
+    """Checks that adversarial images lie in the ball around the clean ones and within its bounds.
+
+    Args:
+        clean: ``(B, C, H, W)`` within the bounds.
+        adversarial: What an attack returned for them.
+        threat: The ball.
+
+    Raises:
+        BilevelError: If an image lies outside by more than rounding, or a pixel is NaN.
+    """
+    slack, delta = rounding(clean), adversarial - clean
+    norm = threat.norm(delta)
+    outside = (adversarial - clipped(adversarial, threat.bounds)).abs()
+    # Each pixel may be off by rounding, also where the norm counts pixels.
+    least = threat.norm(delta.sign() * (delta.abs() - slack).clamp(min=0))
+    if not ((least <= threat.eps * (1 + 1e-6)).all() and (outside <= slack).all()):
+        raise BilevelError(
+            f"it left the threat model (‖δ‖{threat.index} = {norm.max():.4g} where ε = "
+            f"{threat.eps:g}, pixels {outside.max():.2g} outside {interval(threat.bounds)}): give "
+            "it the ε of the evaluation"
+        )

@@ -24,13 +24,14 @@ from functools import partial
 
 from bilevel.errors import BilevelError, raise_unknown
 from bilevel.robustness.attacks.apgd import APGD
-from bilevel.robustness.attacks.attack import Attack, SolverAttack
+from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.autoattack import autoattack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
 from bilevel.robustness.attacks.external import Unavailable
 from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.settings import AttackSettings
+from bilevel.robustness.attacks.solver_attack import SolverAttack
 from bilevel.robustness.attacks.square import Square
 from bilevel.robustness.methods import (
     EVALUATION_STEP,

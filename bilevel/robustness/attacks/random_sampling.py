@@ -6,7 +6,8 @@ import torch
 
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
-from bilevel.robustness.attacks.samples import better, check_gain
+from bilevel.robustness.attacks.checks import check_gain
+from bilevel.robustness.attacks.samples import better
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 

@@ -1,4 +1,4 @@
-"""Helpers that the attacks share: operations sample by sample, and checks."""
+"""Operations on points and batches, sample by sample, that the attacks share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError, describe
 from bilevel.robustness.data.batches import Batch, per_sample
-from bilevel.robustness.threats.bounds import clipped, interval, rounding
 from bilevel.robustness.threats.losses import Targeted
-from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.solvers import Oracle
 
 Tensors = TypeVar("Tensors", bound=NamedTuple)
@@ -60,26 +57,6 @@ def better(oracle: Oracle, point: Tensor, best: Tensor, gain: Tensor) -> tuple[T
     return choose(improves, point, best), choose(improves, value, gain)
 
 
-def check_gain(gain: Tensor, y: Tensor, batch: Any) -> None:
-    """Checks that each image has a gain of its own, by which points are compared.
-
-    Args:
-        gain: The gain at a point.
-        y: The point.
-        batch: The images.
-
-    Raises:
-        BilevelError: If the gain is one number for images that have a y each.
-    """
-    images = getattr(batch, "x", ())  # of a follower of one's own the batch may be anything
-    if gain.dim() == 0 and y.dim() and len(y) == len(images) > 1:
-        raise BilevelError(
-            f"the objective is one number for {len(y)} images: of two points the better one would "
-            "be kept for all images at once; let the loss return one value per image, (B,), "
-            'reduction="none", and of pixels the mean over each image'
-        )
-
-
 def replaced(batch: Any, **fields: Tensor) -> Any:
     """A batch with other values in some fields.
 
@@ -103,51 +80,3 @@ def replaced(batch: Any, **fields: Tensor) -> Any:
         return Targeted(*batch, **fields)
     values = batch._asdict() | fields
     return namedtuple(type(batch).__name__, values)(**values)
-
-
-def check_classes(batch: Batch | Targeted, otherwise: str) -> None:
-    """Checks that the labels are a class for each image.
-
-    Args:
-        batch: The images.
-        otherwise: What helps too if they are not, the last clause of the error.
-
-    Raises:
-        BilevelError: If they are not int64 of shape (B,).
-    """
-    labels: object = batch.y  # of another task anything, such as a list of boxes
-    size = len(batch.x)
-    if isinstance(labels, Tensor):
-        if labels.dtype == torch.int64 and labels.shape == (size,):
-            return
-        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
-    else:
-        found = describe(labels)
-    raise BilevelError(
-        f"labels are {found}: each image has one class; give int64 of shape ({size},), or "
-        f"{otherwise}"
-    )
-
-
-def check_threat(clean: Tensor, adversarial: Tensor, threat: Perturbation) -> None:
-    """Checks that adversarial images lie in the ball around the clean ones and within its bounds.
-
-    Args:
-        clean: ``(B, C, H, W)`` within the bounds.
-        adversarial: What an attack returned for them.
-        threat: The ball.
-
-    Raises:
-        BilevelError: If an image lies outside by more than rounding, or a pixel is NaN.
-    """
-    slack, delta = rounding(clean), adversarial - clean
-    norm = threat.norm(delta)
-    outside = (adversarial - clipped(adversarial, threat.bounds)).abs()
-    # Each pixel may be off by rounding, also where the norm counts pixels.
-    least = threat.norm(delta.sign() * (delta.abs() - slack).clamp(min=0))
-    if not ((least <= threat.eps * (1 + 1e-6)).all() and (outside <= slack).all()):
-        raise BilevelError(
-            f"it left the threat model (‖δ‖{threat.index} = {norm.max():.4g} where ε = "
-            f"{threat.eps:g}, pixels {outside.max():.2g} outside {interval(threat.bounds)}): give "
-            "it the ε of the evaluation"
-        )

@@ -11,7 +11,8 @@ from torch import Tensor
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
-from bilevel.robustness.attacks.samples import better, check_gain
+from bilevel.robustness.attacks.checks import check_gain
+from bilevel.robustness.attacks.samples import better
 from bilevel.robustness.attacks.square_proposals import L2Proposals, LinfProposals
 from bilevel.robustness.threats.losses import dlr, margin, targeted_dlr, targeted_margin
 from bilevel.robustness.threats.perturbation import L2, Linf

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bilevel.robustness.attacks.samples import check_classes, choose
+from bilevel.robustness.attacks.checks import check_classes
+from bilevel.robustness.attacks.samples import choose
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.bounds import rounding
 from bilevel.robustness.threats.losses import Targeted

@@ -26,7 +26,7 @@ from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.randomness import derived_seed, random_state_kept
 from bilevel.robustness.attacks.attack import Attack
-from bilevel.robustness.attacks.samples import check_threat
+from bilevel.robustness.attacks.checks import check_threat
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct, right_answers

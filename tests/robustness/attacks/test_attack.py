@@ -28,7 +28,7 @@ from bilevel.robustness import (
     attack,
     make_attacks,
 )
-from bilevel.robustness.attacks.samples import check_threat, rounding
+from bilevel.robustness.attacks.checks import check_threat, rounding
 from bilevel.robustness.threats.losses import margin, targeted_dlr, targeted_margin
 from bilevel.updates import CNN
 from tests.images import image_set

@@ -198,7 +198,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_turn(monkeypatch: pytest.Mon
         aims.append(batch.target.tolist())
         return batch
 
-    monkeypatch.setattr("bilevel.robustness.attacks.attack.attack", spy)
+    monkeypatch.setattr("bilevel.robustness.attacks.solver_attack.attack", spy)
     batch = Batch(torch.zeros(2, 1, 1, 1), torch.tensor([3, 2]))
     made = only("apgd-t", classes=4)
     for attempt in range(made.tries):

@@ -24,7 +24,8 @@ from bilevel.robustness import (
     correct,
     sample,
 )
-from bilevel.robustness.attacks.attack import Kind, SolverAttack
+from bilevel.robustness.attacks.attack import Kind
+from bilevel.robustness.attacks.solver_attack import SolverAttack
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
 from bilevel.robustness.evaluation.probes import probe
 from bilevel.robustness.evaluation.verdict import headline, judge
