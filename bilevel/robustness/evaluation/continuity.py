@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from bilevel import frozen
-from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.attacks.samples import choose
+from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import stratified_order
 from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.results import Finding, finding, not_measured
@@ -28,7 +29,7 @@ def is_continuous(probed: Probed) -> Finding:
     """Whether the margin passes through 0 where the answer changes, between images of two kinds."""
     # Stratified: sorted images begin with many of one kind.
     rows = stratified_order(probed.images, seed=0)[:_PAIRS].sort().values
-    images, logits = probed.images.images[rows] / 255, probed.logits[rows]
+    images, logits = next(batches(probed.images.subset(rows), _PAIRS)).x, probed.logits[rows]
     answers = logits.argmax(1)
     others = answers.unsqueeze(1) != answers
     paired = others.any(1)
@@ -57,8 +58,8 @@ def _jumps(probed: Probed, batch: Batch, end: Tensor) -> Tensor:
     start = batch.x
     for _ in range(_HALVINGS):
         middle = (start + end) / 2
-        same = (_logits(probed, middle).argmax(1) == batch.y).view(-1, 1, 1, 1)
-        start, end = torch.where(same, middle, start), torch.where(same, end, middle)
+        same = _logits(probed, middle).argmax(1) == batch.y
+        start, end = choose(same, middle, start), choose(same, end, middle)
     before, after = (margin(_logits(probed, x), batch).float() for x in (start, end))
     return after - before
 
