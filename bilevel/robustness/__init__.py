@@ -32,7 +32,7 @@ from bilevel.robustness.data.sources import Dataset, load_images
 from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
 from bilevel.robustness.evaluation.battery import Battery
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
-from bilevel.robustness.evaluation.figures import draw_attacks
+from bilevel.robustness.evaluation.figures import plot_attacks
 from bilevel.robustness.evaluation.probes import check_classifier, probe
 from bilevel.robustness.evaluation.records import records
 from bilevel.robustness.evaluation.report import write_report
@@ -142,7 +142,6 @@ __all__ = [
     "cross_entropy",
     "default_precision",
     "dlr",
-    "draw_attacks",
     "examples",
     "explain_out_of_memory",
     "fast",
@@ -160,6 +159,7 @@ __all__ = [
     "make_solver",
     "margin",
     "not_to_be_quoted",
+    "plot_attacks",
     "probe",
     "read_about",
     "read_image",

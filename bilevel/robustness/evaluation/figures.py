@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bilevel.experiment.style import BAD, INK, MUTED, STYLE, save_png
+from bilevel.experiment.style import BAD, INK, MUTED, STYLE
 from bilevel.robustness.evaluation.results import Example
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def draw_attacks(path: str | os.PathLike[str], examples: Sequence[Example]) -> None:
-    """Writes the figure of :func:`plot_attacks`.
-
-    Args:
-        path: The PNG file.
-        examples: See there.
-
-    Raises:
-        BilevelError: If the file cannot be written.
-    """
-    save_png(path, plot_attacks(examples))
 
 
 def plot_attacks(examples: Sequence[Example]) -> Figure:

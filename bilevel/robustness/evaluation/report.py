@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bilevel.experiment.files import atomic_write
 from bilevel.experiment.style import save_png
-from bilevel.robustness.evaluation.figures import draw_attacks, plot_attacks
+from bilevel.robustness.evaluation.figures import plot_attacks
 from bilevel.robustness.evaluation.plots import inline_svg, plot_curves
 from bilevel.robustness.evaluation.results import Evaluation, Example
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
@@ -59,7 +59,7 @@ def write_report(
     if quantities:
         save_png(folder / "curves.png", plot_curves(quantities, evaluations))
     if examples:
-        draw_attacks(folder / "examples.png", examples)
+        save_png(folder / "examples.png", plot_attacks(examples))
     page = {
         "evaluations": evaluations,
         "pictures": pictures,

@@ -17,10 +17,11 @@ from bilevel.cuda_graphs import check_cuda_graphs
 from bilevel.distributed import SyncBatchNorm
 from bilevel.errors import BilevelError
 from bilevel.experiment.files import claim, writing
+from bilevel.experiment.style import save_png
 from bilevel.robustness.data.batches import batches
 from bilevel.robustness.data.images import sample
 from bilevel.robustness.evaluation.accuracy import accuracy, examples
-from bilevel.robustness.evaluation.figures import draw_attacks
+from bilevel.robustness.evaluation.figures import plot_attacks
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.methods import EVALUATION_STEP
 from bilevel.robustness.networks.compilation import compile_network
@@ -178,7 +179,7 @@ class Study:
         add_ratios(self.records)
         environment = experiment.environment(self.device)
         experiment.write_results(self.args.out, asdict(self.args), environment, self.records)
-        draw_attacks(self.args.out / "attacks.png", self._examples)
+        save_png(self.args.out / "attacks.png", plot_attacks(self._examples))
         recipe = self.recipe
         radius = f"‖δ‖{NORMS[recipe.norm].index} ≤ {recipe.epsilon:g}"
         title = f"{self.args.dataset}, {recipe.model}, {radius}"
