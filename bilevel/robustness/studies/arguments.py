@@ -15,6 +15,7 @@ from bilevel.fingerprint import fingerprint
 from bilevel.robustness.data.images import Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_images
 from bilevel.robustness.methods import Form
+from bilevel.robustness.networks.own import is_own
 from bilevel.robustness.recipe import RECIPES, SMALL, Recipe, fast
 from bilevel.updates.normalize import Over
 
@@ -198,7 +199,7 @@ class TrainingArguments:
         if self.cuda_graphs != "auto":
             return self.cuda_graphs == "on"
         # A graph would not repeat what a network of one's own may do in Python.
-        known = ":" not in self.recipe().model and not isinstance(schedule, Optimistic | Lookahead)
+        known = not (is_own(self.recipe().model) or isinstance(schedule, Optimistic | Lookahead))
         # Before torch 2.10 checkpointed layers, as the wide attacker has, could not be captured.
         able = torch.__version__ >= "2.10" and distributed.world_size() == 1
         return device.type == "cuda" and able and known and not self.recompute  # for less memory
