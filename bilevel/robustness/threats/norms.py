@@ -16,6 +16,12 @@ Norm = Literal["linf", "l2", "l1"]
 NORMS: dict[Norm, type[Perturbation]] = {"linf": Linf, "l2": L2, "l1": L1}
 """The threat models by the names of their norms."""
 
+_USUAL: dict[Norm, str] = {
+    "linf": "≤ 1, 8/255 = 0.031 rather than 8",
+    "l2": "< ∞, say 0.5 for CIFAR-10",
+    "l1": "< ∞, say 12 for CIFAR-10",
+}
+
 
 def check_epsilon(eps: float, norm: Norm) -> None:
     """Checks the radius of a threat model that leaves an adversary some room.
@@ -33,10 +39,3 @@ def check_epsilon(eps: float, norm: Norm) -> None:
             f"epsilon is {eps}: an adversary needs room, in units of the pixel range; give 0 < "
             f"epsilon {_USUAL[norm]} (the method plain trains without an adversary)"
         )
-
-
-_USUAL: dict[Norm, str] = {
-    "linf": "≤ 1, 8/255 = 0.031 rather than 8",
-    "l2": "< ∞, say 0.5 for CIFAR-10",
-    "l1": "< ∞, say 12 for CIFAR-10",
-}
