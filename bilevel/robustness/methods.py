@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bilevel import Iterative, Solver
 from bilevel.errors import raise_unknown
-from bilevel.robustness.threats.norms import NORMS, Norm
+from bilevel.robustness.threats.norms import Norm, ball_of
 from bilevel.updates import CNN, ConvRNN, Update
 from bilevel.updates.learned import Inputs
 from bilevel.updates.normalize import Over
@@ -180,7 +180,7 @@ def make_solver(
         2
     """
     check_method(method)
-    ball = NORMS[norm](eps)
+    ball = ball_of(norm)(eps)
     if method == "fgsm":
         return ball.pgm(eps, 1)
     if method in ("plain", "pgm"):

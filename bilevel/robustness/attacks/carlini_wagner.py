@@ -19,6 +19,7 @@ from bilevel.robustness.data.batches import per_sample
 from bilevel.robustness.threats.bounds import PIXELS, equal_bounds, interval
 from bilevel.robustness.threats.losses import OF_CLASSES, cross_entropy
 from bilevel.robustness.threats.perturbation import Linf
+from bilevel.robustness.threats.threat import loss_of
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value, leaves
 
@@ -89,7 +90,7 @@ class CarliniWagner(Solver):
                 "images x + δ, and would be weak where not all are allowed; attack with APGD, "
                 "loss=margin"
             )
-        if follower.loss is cross_entropy:
+        if loss_of(follower) is cross_entropy:
             raise BilevelError(
                 "CarliniWagner was given the cross entropy: it stops where the loss is positive, "
                 "which would be at once, at the clean image; give the threat model loss=margin"
@@ -100,7 +101,7 @@ class CarliniWagner(Solver):
         threat: Linf = oracle.follower
         full, search = oracle, _begin(oracle)
         last = torch.zeros_like(search.delta)
-        if threat.loss not in OF_CLASSES:
+        if loss_of(threat) not in OF_CLASSES:
             _check_sign(full.gain(search.delta))
         while len(search.rows):
             gain, gradients = oracle.gain_and_gradient(search.delta)

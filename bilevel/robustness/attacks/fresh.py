@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, ZeroSum, frozen
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
@@ -38,7 +39,8 @@ class FreshAttack(Attack):
         passes: Likewise.
 
     Raises:
-        BilevelError: If there are no images.
+        BilevelError: If there are no images, or ``steps`` or ``batch_size`` is not a positive
+            integer.
     """
 
     def __init__(
@@ -61,8 +63,8 @@ class FreshAttack(Attack):
         self.follower = follower
         self.make = make
         self.images = images
-        self.steps = steps
-        self.batch_size = batch_size
+        self.steps = count("steps", steps)
+        self.batch_size = count("batch_size", batch_size)
         self.solver: Solver | None = None
 
     @property

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel import distributed, frozen
-from bilevel.arguments import count, one_of
+from bilevel.arguments import count
 from bilevel.experiment import checkpoint
 from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
@@ -32,7 +32,7 @@ from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct, right_answers
 from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Outcome
-from bilevel.robustness.threats.norms import NORMS, Norm
+from bilevel.robustness.threats.norms import Norm, ball_of
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Battery:
         report: Callable[[str, float, float], None] = _unreported,
     ) -> None:
         self.attacks = attacks
-        self.ball = NORMS[one_of("norm", norm, tuple(NORMS))](eps)
+        self.ball = ball_of(norm)(eps)
         self.seed = count("seed", seed, least=0)
         self.batch_size = count("batch_size", batch_size)
         self.path = None if path is None else Path(path)

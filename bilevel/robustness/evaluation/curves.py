@@ -7,19 +7,20 @@ fewer iterations have broken: otherwise an accuracy that rises with ε would go 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from itertools import count, pairwise
 
 import torch
 from torch import nn
 
 from bilevel import Iterative, Solver
+from bilevel.arguments import count
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Curve
 from bilevel.robustness.methods import EVALUATION_STEP
-from bilevel.robustness.threats.norms import NORMS, Norm
+from bilevel.robustness.threats.norms import Norm, ball_of
 from bilevel.robustness.threats.perturbation import Perturbation
 
 _START = 1e-4  # radius of the random start (Sec. 4.1)
@@ -55,8 +56,11 @@ def accuracy_by_epsilon(
     Returns:
         The curve, from ε = 0 (clean) to where a sound attack leaves no accuracy; without points,
         and with the problem, if the attack fails.
+
+    Raises:
+        BilevelError: If there is no such norm.
     """
-    ball, shape = NORMS[norm], images.images.shape[1:]
+    ball, shape = ball_of(norm), images.images.shape[1:]
     reach = ball(1.0).norm(torch.ones(1, *shape)).item()  # from black to white
     near = {min(reach, factor * eps) for factor in (0.25, 0.5, 1, 2, 4)}
     at = sorted(near | {tenth / 10 * reach for tenth in range(11)})
@@ -103,14 +107,18 @@ def accuracy_by_iterations(
 
     Returns:
         The curve; without points, and with the problem, if the attack fails.
+
+    Raises:
+        BilevelError: If there is no such norm, or ``most`` is not a positive integer.
     """
-    follower = NORMS[norm](eps, start=_START)
+    count("most", most)
+    follower = ball_of(norm)(eps, start=_START)
     step = follower.ascent(EVALUATION_STEP * eps)
     parts = _correct_batches(model, images, batch_size)
     solvers = [Iterative(step, 0, warm_start=True) for _ in parts]  # each keeps its batch's δ
     at: list[int] = []
     accuracies: list[float] = []
-    for done, iterations in pairwise((0, *_one_two_five(most))):
+    for done, iterations in itertools.pairwise((0, *_one_two_five(most))):
         for solver in solvers:
             solver.steps = iterations - done
         pairs = zip(parts, solvers, strict=True)
@@ -129,7 +137,7 @@ def accuracy_by_iterations(
 
 def _one_two_five(most: int) -> Iterator[int]:
     """1, 2, 5, 10, 20, 50, … below ``most``, then ``most``."""
-    for power in count():
+    for power in itertools.count():
         for digit in (1, 2, 5):
             if digit * 10**power >= most:
                 yield most

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from bilevel.errors import BilevelError
+
 
 class EMA(AveragedModel):
     r"""A network whose weights are the moving average of another's (Polyak & Juditsky, 1992).
@@ -30,6 +32,9 @@ class EMA(AveragedModel):
     Attributes:
         module: The averaged network.
 
+    Raises:
+        BilevelError: If the decay is out of its range.
+
     Example:
         >>> network = nn.Linear(1, 1, bias=False)
         >>> averaged = EMA(network, decay=0.9)
@@ -42,6 +47,11 @@ class EMA(AveragedModel):
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__(network)
+        if not 0 < decay < 1:
+            raise BilevelError(
+                f"decay is {decay}: it is the weight of the average in each update; give a number "
+                "between 0 and 1, such as 0.995"
+            )
         self.decay = decay
 
     @torch.no_grad()

@@ -23,6 +23,25 @@ _USUAL: dict[Norm, str] = {
 }
 
 
+def ball_of(norm: Norm) -> type[Perturbation]:
+    """The threat model of a norm.
+
+    Args:
+        norm: The name of the norm.
+
+    Returns:
+        Its class, which takes ε.
+
+    Raises:
+        BilevelError: If there is no such norm.
+
+    Example:
+        >>> ball_of("l2")(0.5)
+        L2(eps=0.5, start=0.0, loss=cross_entropy)
+    """
+    return NORMS[one_of("norm", norm, tuple(NORMS))]
+
+
 def check_epsilon(eps: float, norm: Norm) -> None:
     """Checks the radius of a threat model that leaves an adversary some room.
 
@@ -33,7 +52,7 @@ def check_epsilon(eps: float, norm: Norm) -> None:
     Raises:
         BilevelError: If there is no such norm, or ε is 0 or out of its range.
     """
-    one_of("norm", norm, tuple(NORMS))
+    ball_of(norm)
     if not (0 < eps <= 1 if norm == "linf" else 0 < eps < math.inf):
         raise BilevelError(
             f"epsilon is {eps}: an adversary needs room, in units of the pixel range; give 0 < "

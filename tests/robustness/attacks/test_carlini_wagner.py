@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,19 @@ def test_so_would_one_of_ones_own() -> None:
     leader, _, batch = image_game()
     with pytest.warns(UserWarning, match=r"positive at all clean images: .* as margin is"):
         CarliniWagner(steps=2).solve(Linf(0.1, loss=smoothed), leader, batch)
+
+
+def test_an_objective_of_ones_own_is_not_refused_for_a_loss_that_it_does_not_read() -> None:
+    class Margin(Linf):
+        def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
+            return margin(leader.model(self.perturbed(y, batch)), batch)
+
+    leader, _, batch = image_game()
+    expected, found = (
+        CarliniWagner(steps=3).solve(follower, leader, batch).value
+        for follower in (Linf(0.1, loss=margin), Margin(0.1))
+    )
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("follower", [L2(0.1, loss=margin), LinearBox(0.1)], ids=["L2", "own"])

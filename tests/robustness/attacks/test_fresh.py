@@ -37,3 +37,10 @@ def test_no_images_to_train_on() -> None:
     images = ImageSet(torch.zeros(0, 1, 2, 2).byte(), torch.zeros(0).long(), ("a", "b"))
     with pytest.raises(BilevelError, match=r"image set is empty: .*give one or more"):
         FreshAttack("it", Linf(0.1), lambda: pgm(0.1, 1), images)
+
+
+@pytest.mark.parametrize(("name", "number"), [("steps", 0), ("batch_size", -1)])
+def test_an_attacker_that_is_not_trained_is_no_attack(name: str, number: Any) -> None:
+    images = ImageSet(torch.zeros(2, 1, 2, 2).byte(), torch.arange(2), ("a", "b"))
+    with pytest.raises(BilevelError, match=rf"{name} is {number}: .* give 1, 2"):
+        FreshAttack("it", Linf(0.1), lambda: pgm(0.1, 1), images, **{name: number})

@@ -259,10 +259,17 @@ def test_a_mistake_of_the_caller_is_no_problem_of_an_attack(
 ) -> None:
     with pytest.raises(BilevelError, match="a radius is a number from 0 on"):
         measure(Brightness(), greys, -1.0)
+    with pytest.raises(BilevelError, match=r"norm is 'l7': .* give one of 'linf'"):
+        measure(Brightness(), greys, 0.1, norm="l7")
     with pytest.raises(BilevelError, match=r"an attack needs one logit"):
         measure(nn.Flatten(), greys, 0.1)
     with pytest.raises(BrokenPipeError):
         measure(Brightness(), greys, 0.1, report=broken_pipe)
+
+
+def test_no_iteration_is_no_attack(greys: ImageSet) -> None:
+    with pytest.raises(BilevelError, match=r"most is 0: .* give 1, 2"):
+        accuracy_by_iterations(Brightness(), greys, 0.1, most=0)
 
 
 def broken_pipe(done: int, total: int) -> None:

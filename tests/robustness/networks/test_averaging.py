@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bilevel import BilevelError
 from bilevel.robustness import EMA
 from tests.problems import BatchNormNet
 
@@ -28,6 +29,12 @@ def test_weights_and_statistics_follow_the_recursion(decay: float) -> None:
             else:
                 expected[name] = d * expected[name] + (1 - d) * value
     torch.testing.assert_close(averaged.module.state_dict(), expected)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, 1.5, float("nan")])
+def test_a_decay_that_is_no_weight_is_refused(decay: float) -> None:
+    with pytest.raises(BilevelError, match=rf"decay is {decay}: .* between 0 and 1"):
+        EMA(BatchNormNet(), decay)
 
 
 def test_what_never_changes_stays_bit_for_bit() -> None:
