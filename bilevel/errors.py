@@ -126,6 +126,7 @@ def raise_missing_derivative(error: RuntimeError, part: object) -> None:
 _NO_SECOND_DERIVATIVE = (
     "derivative for",  # "… is not implemented": fused attention, recurrent networks of cuDNN
     "does not currently support double backward",  # compiled networks
+    "non-empty donated buffers",  # likewise, where their parameters need no gradient
 )
 
 

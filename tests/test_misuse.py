@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bilevel import (
@@ -175,6 +176,36 @@ def test_an_operation_without_second_derivative_outside_a_game(adjoint) -> None:
     value = adjoint.solve(solver, Attention(), Apart(), None).value
     with pytest.raises(BilevelError, match=r"operation without second derivative.*Penalty"):
         value.sum().backward()
+
+
+@pytest.mark.parametrize("rows", [4, 3])
+def test_a_compiled_network_has_none(rows) -> None:
+    """In other words where it is compiled anew, for a batch of another size."""
+    torch.compiler.reset()  # else it may know the sizes from another test
+
+    class Features(LeaderProblem):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 3))
+
+        def loss(self, y, batch):
+            return (self.network(batch[1]) @ y).square().mean()
+
+    class Head(Pulled):
+        def objective(self, leader, y, batch):
+            return (leader.network(batch[0]) @ y - 1).square().mean()
+
+    leader = Features()
+    leader.network.compile(backend="aot_eager")
+    game = Bilevel(
+        leader,
+        Head(),
+        Iterative(Gradient(0.1), 2),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        adjoint=Forward(),
+    )
+    with pytest.raises(BilevelError, match=r"operation without second derivative.*uncompiled"):
+        game.step((torch.randn(4, 2), torch.randn(rows, 2)))
 
 
 def test_the_words_of_a_forgotten_return() -> None:
