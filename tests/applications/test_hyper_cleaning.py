@@ -306,7 +306,7 @@ def test_fashion_mnist(run: Callable[..., Any], tmp_path: Path) -> None:
         ("--lr -1", "lr is -1.0"),
         ("--decay -1", "decay is -1.0: .*give a number from 0 on"),
         ("--decay nan", "decay is nan"),
-        ("--seed -1", "seed is -1: .*give 0 or more"),
+        ("--seed -1", "seed is -1: .*give 0, 1"),
         ("--device gpu", "device 'gpu' is not available"),
         ("--dataset mnist", "invalid choice 'mnist'"),
         ("--model cnn", "invalid choice 'cnn'"),
