@@ -66,24 +66,26 @@ def test_sparse_tensors(adjoint: Adjoint, form: Any) -> None:
 
 
 class Items(FollowerProblem):
-    """A number for each item, looked up in a table."""
+    """A number for each item, looked up in a table, and one that no loss reads."""
 
     sense = "min"
     table = nn.Embedding(5, 1, sparse=True, dtype=F64)
 
     def init(self, batch: Any) -> dict[str, Tensor]:
-        return {"weight": torch.zeros(5, 1, dtype=F64)}
+        zeros = torch.zeros(5, 1, dtype=F64)
+        return {"rest": zeros, "weight": zeros}
 
     def objective(self, leader: Any, y: dict[str, Tensor], batch: Any) -> Tensor:
-        found = functional_call(self.table, y, torch.arange(3))
-        return (found - leader.log.exp()).square().sum() + y["weight"].square().sum()
+        found = functional_call(self.table, {"weight": y["weight"]}, torch.arange(3))
+        squares = sum(numbers.square().sum() for numbers in y.values())
+        return (found - leader.log.exp()).square().sum() + squares
 
 
 class Found(Log):
     """The first two numbers are to be large."""
 
     def loss(self, y: dict[str, Tensor], batch: Any) -> Tensor:
-        return -functional_call(Items.table, y, torch.arange(2)).sum()
+        return -functional_call(Items.table, {"weight": y["weight"]}, torch.arange(2)).sum()
 
 
 def test_sparse_gradients_in_y() -> None:
