@@ -195,6 +195,14 @@ def test_a_series_that_diverges() -> None:
     )  # fmt: skip
 
 
+def test_a_system_is_solved_at_the_tolerance_that_was_given() -> None:
+    """No warning of a residual that the default tolerance would not allow."""
+    batch, v = valley(20, 1e3), torch.ones(20, dtype=F64)
+    adjoint = Implicit(tolerance=0.1)
+    _, solution = hypergradient(adjoint, Known(optimum), Quadratic(), Numbers(3), batch, v)
+    assert 1e-3 < solution.stats["residual"] <= 0.1
+
+
 @pytest.mark.parametrize("adjoint", [Implicit(), Unrolled()])
 def test_a_parameter_on_which_the_follower_does_not_depend(adjoint) -> None:
     class Two(Numbers):
