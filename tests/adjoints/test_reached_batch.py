@@ -25,7 +25,7 @@ from bilevel import (
     Simultaneous,
     Unrolled,
 )
-from bilevel.updates import Gradient
+from bilevel.updates import Gradient, Update
 from tests.valleys import F64
 
 ADJOINTS: list[tuple[Adjoint, float]] = [
@@ -216,6 +216,29 @@ def test_solves_for_other_data() -> None:
     (expected,) = torch.autograd.grad(Unrolled().solve(SOLVER, Curved(), leader, x).value.sum(), x)
     (found,) = torch.autograd.grad(Differences().solve(SOLVER, Curved(), leader, x).value.sum(), x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Sized(Update):
+    """A step whose size is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor(0.2, dtype=F64))
+
+    def forward(self, y: Tensor, gradient: Tensor, context: Any, state: Any) -> Any:
+        return y + self.size * gradient, state
+
+
+@pytest.mark.parametrize("adjoint", [Implicit(), Penalty(1e4)])
+def test_a_solver_is_trained_by_every_solve(adjoint: Adjoint) -> None:
+    """Also by those after the first one, in which it is checked that nothing else is."""
+    solver = Iterative(Sized(), 1)
+    for _ in range(2):
+        x = data()
+        y = adjoint.solve(solver, Curved(), Log(), x).value
+        (found,) = torch.autograd.grad(y.sum(), solver.parameters())
+        expected = (x.square() * Log().log.exp()).sum()  # ∂y/∂size, the gradient at y = 0
+        torch.testing.assert_close(found, expected)
 
 
 def alive(adjoint: Adjoint, x: Tensor) -> int:
