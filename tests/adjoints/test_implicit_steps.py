@@ -17,7 +17,7 @@ from bilevel import (
     Iterative,
     LeaderProblem,
 )
-from bilevel.updates import Gradient
+from bilevel.updates import Gradient, Update
 from tests.valleys import F64, Boxed, Numbers, Quadratic, hypergradient, pulled_back, valley
 
 
@@ -105,6 +105,20 @@ def test_damping_is_the_hessians_whatever_the_step(method, step: float) -> None:
         slope, solution = hypergradient(adjoint, solver, follower, leader, batch, v)
         torch.testing.assert_close(slope, 0.1 * weights / (weights + 0.25))
         assert 0.49 < solution.stats["curvature"] < 2.01
+
+
+def test_damping_of_another_step_is_added_to_its_own_condition() -> None:
+    """(H/2 + ¼I)⁻¹ H/2 of F = T(y) − y, where a step has no size to divide by."""
+
+    class Halfway(Update):
+        def forward(self, y, gradient, context, state):
+            return y + gradient / 2, state
+
+    leader, batch, v = Numbers(4), torch.full((1, 4), 0.1, dtype=F64), torch.ones(1, 4, dtype=F64)
+    weights = torch.linspace(0.5, 2.0, 4, dtype=F64)
+    adjoint = Implicit(damping=0.25, tolerance=1e-10, fixed_point=Halfway())
+    slope, _ = hypergradient(adjoint, Iterative(Halfway(), 400), Boxed(), leader, batch, v)
+    torch.testing.assert_close(slope, 0.1 * weights / (weights + 0.5))
 
 
 def test_the_condition_does_not_depend_on_the_step() -> None:
