@@ -122,6 +122,7 @@ def test_best_steps_and_where_the_optimistic_step_diverges() -> None:
     assert game.best_step(Extragradient()) == pytest.approx(math.sqrt(0.5), rel=1e-6)
     assert game.best_step(Simultaneous()) is None
     assert game.best_step(Alternating()) is None
+    assert game.best_step(CompetitiveGradient()) == math.inf  # the factor is 1/√(1 + η²)
     edge = 1 / math.sqrt(3)
     assert radii(game, Optimistic(), edge - 0.03, 600)[-1] < 1e-6
     assert radii(game, Optimistic(), edge + 0.03, 600)[-1] > 1e6
