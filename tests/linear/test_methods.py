@@ -183,13 +183,13 @@ def test_float32_matrices_are_solved_as_well_as_by_elimination(method, size, con
     assert error(solution.value.to(F64), truth) < 1e-2
 
 
-@given(size=st.integers(1, 10), seed=st.integers(0, 99))
-def test_gmres_needs_no_symmetry_and_no_sign(size: int, seed: int) -> None:
+@given(method=st.sampled_from([gmres, exact]), size=st.integers(1, 10), seed=st.integers(0, 99))
+def test_no_symmetry_and_no_sign_are_needed(method, size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(size, size, generator=generator, dtype=F64)
     matrix = torch.linalg.qr(matrix)[0] + 0.2 * matrix / matrix.norm()
     b = torch.randn(size, generator=generator, dtype=F64)
-    solution = gmres(lambda v: matrix @ v, b, size, tolerance=1e-13)
+    solution = method(lambda v: matrix @ v, b, size, tolerance=1e-13)
     assert error(matrix @ solution.value, b) < 1e-10
     assert solution.products <= size
 
