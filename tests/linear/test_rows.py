@@ -103,6 +103,7 @@ def test_a_matrix_of_a_row_that_is_not_finite_is_reported() -> None:
 
 def test_the_matrices_of_all_rows_take_the_products_of_one() -> None:
     matrix, b = systems(1.0, 100.0, 1e4)
+    matrix += torch.ones(8, 8, dtype=F64).triu(1) - torch.ones(8, 8, dtype=F64).tril(-1)
     solution = linear.exact(of_rows(matrix), b, 0, tolerance=0.0)
     assert error(solution.value, torch.linalg.solve(matrix, b[..., None])[..., 0]) < 1e-10
     torch.testing.assert_close(solution.curvature, torch.tensor(1.0, dtype=F64))
