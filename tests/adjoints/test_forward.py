@@ -276,3 +276,18 @@ def test_a_path_from_a_start_of_two_rows() -> None:
     v = torch.ones(6, 3, dtype=F64)
     slope, _ = hypergradient(Forward(), Short(3, noise=0.0), Pair(), Numbers(3), None, v)
     torch.testing.assert_close(slope, torch.full((3,), 0.12, dtype=F64))
+
+
+def test_an_objective_that_is_linear_in_a_part_of_y() -> None:
+    """The other part is θ − (1 − 2η)³ θ after three steps."""
+
+    class Partly(Far):
+        def init(self, batch: Any) -> Any:
+            return {"linear": torch.zeros(3, dtype=F64), "near": torch.zeros(3, dtype=F64)}
+
+        def objective(self, leader: Numbers, y: Any, batch: Any) -> Tensor:
+            return y["linear"].sum() + super().objective(leader, y["near"], batch)
+
+    leader, v = Numbers(3), dict.fromkeys(("linear", "near"), torch.ones(3, dtype=F64))
+    slope, _ = hypergradient(Forward(), Iterative(Gradient(0.1), 3), Partly(), leader, None, v)
+    torch.testing.assert_close(slope, torch.full((3,), 1 - 0.8**3, dtype=F64))
