@@ -67,7 +67,7 @@ def test_a_run_is_noted_as_it_was_trained(
     assert (record["method"], record["seed"], record["precision"]) == ("pgm", 1, "bf16")
     assert (record["seconds"], record["seconds_with_compilation"]) == (6, 12)
     assert record["test_images"] == len(images.test)
-    assert [one.monitor for one in fitted] == ["validation_clean", "validation_robust"]
+    assert [one.validation.monitor for one in fitted] == ["validation_clean", "validation_robust"]
     assert [one.precision for one in fitted] == ["bf16", "bf16"]
     first, second = (next(one.game.leader.parameters()) for one in fitted)
     assert not torch.equal(first, second)

@@ -7,25 +7,22 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bilevel import Bilevel, Solver, distributed
-from bilevel.arguments import instance_of, one_of
+from bilevel.arguments import instance_of
 from bilevel.cuda_graphs import CapturedStep
-from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.errors import BilevelError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.settings import attributes_of, settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.problem import networks_of
-from bilevel.randomness import derived_seed, random_state_kept
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import Splits
-from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
 from bilevel.robustness.recipe import Recipe
@@ -33,7 +30,7 @@ from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.optimizers import optimizer_settings, scale_rates
 from bilevel.robustness.training.progress import MetricWindows, Progress
 from bilevel.robustness.training.shares import batch_share, own_images, seed_process
-from bilevel.robustness.training.validation import check_radius_stays, default_attack
+from bilevel.robustness.training.validation import Monitor, Validation
 
 WINDOW = 50
 """Steps over which metrics are averaged."""
@@ -77,6 +74,7 @@ class Trainer:
             the end.
 
     Attributes:
+        validation: By what epochs are compared.
         averaged: The leader with its averaged weights, which are validated and kept; None if the
             recipe has no averaging.
 
@@ -95,7 +93,7 @@ class Trainer:
         seed: int,
         path: str | os.PathLike[str],
         config: dict[str, Any] | None = None,
-        monitor: Literal["validation_robust", "validation_clean"] = "validation_robust",
+        monitor: Monitor = "validation_robust",
         validation_attack: tuple[Threat, Solver] | None = None,
         precision: Precision = "float32",
         cuda_graphs: bool = False,
@@ -113,9 +111,14 @@ class Trainer:
         self.recipe = recipe
         self.seed = seed
         self.path = Path(path)
-        self.monitor = one_of("monitor", monitor, ("validation_robust", "validation_clean"))
-        self._in_followers_ball = validation_attack is None
-        self.validation_attack = validation_attack or default_attack(game.follower)
+        self.validation = Validation(
+            game,
+            data.validation,
+            monitor=monitor,
+            attack=validation_attack,
+            batch_size=recipe.evaluation_batch_size,
+            seed=seed,
+        )
         self.precision = precision
         self.config = {**(config or {}), **asdict(recipe), **self._settings()}
         self.report = report
@@ -145,9 +148,9 @@ class Trainer:
         return {
             "seed": self.seed,
             "precision": self.precision,
-            "monitor": self.monitor,
+            "monitor": self.validation.monitor,
             "checksum of images": fingerprint(*tensors),
-            "validation attack": "; ".join(map(settings_of, self.validation_attack)),
+            "validation attack": "; ".join(map(settings_of, self.validation.attack)),
             "leader": attributes_of(self.game.leader),  # its network is known by its weights
             **{name: settings_of(getattr(self.game, name)) for name in parts},
             **{name: optimizer_settings(getattr(self.game, name)) for name in optimizers},
@@ -272,8 +275,9 @@ class Trainer:
     def _end_epoch(self) -> None:
         now = self.progress
         lr = self._leader_opt.param_groups[0]["initial_lr"] * self.recipe.lr_factor(now.epoch)
-        record = {"epoch": now.epoch, "lr": lr, **self._validate()}
-        if now.best_epoch < 0 or self._score(record) > self._score(now.history[now.best_epoch]):
+        model, score = self._leader().get_submodule("model"), self.validation.score
+        record = {"epoch": now.epoch, "lr": lr, **self.validation.measure(model, now.epoch)}
+        if now.best_epoch < 0 or score(record) > score(now.history[now.best_epoch]):
             now.best_epoch = now.epoch
             best = {"leader": self._leader(), "solver": self.game.solver}
             self.best_weights = {k: copy.deepcopy(net.state_dict()) for k, net in best.items()}
@@ -282,28 +286,9 @@ class Trainer:
         now.epoch, now.position, now.elapsed = now.epoch + 1, 0, 0.0
         self.report(self.game.steps, record)
 
-    def _score(self, record: dict[str, float]) -> tuple[float, float]:
-        """By what epochs are compared: where none is robust, the clean accuracy decides."""
-        return record[self.monitor], record["validation_clean"]
-
     def _leader(self) -> nn.Module:
         """The leader that is evaluated."""
         return self.averaged.module if self.averaged else self.game.leader
-
-    def _validate(self) -> dict[str, float]:
-        """Clean and robust accuracy on the validation images."""
-        if self._in_followers_ball:
-            check_radius_stays(self.game.follower, self.validation_attack[0])
-        model, size = self._leader().get_submodule("model"), self.recipe.evaluation_batch_size
-        measure = partial(accuracy, model, self.data.validation, batch_size=size)
-        stream = derived_seed(self.seed, self.progress.epoch, distributed.rank())
-        try:
-            with random_state_kept(self.data.validation.images.device), explain_out_of_memory(size):
-                torch.manual_seed(stream)  # training draws as it would without validation
-                clean, robust = measure(), measure(*self.validation_attack)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"step {self.game.steps}: {error}") from error
-        return {"validation_clean": clean, "validation_robust": robust}
 
 
 def _set_training(module: nn.Module) -> None:

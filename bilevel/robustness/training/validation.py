@@ -1,20 +1,106 @@
-"""The attack under which epochs are compared, unless another is given."""
+"""By what the epochs of a run are compared."""
 
 from __future__ import annotations
 
-from bilevel import Solver
-from bilevel.errors import BilevelError
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+from bilevel import Bilevel, Solver, distributed
+from bilevel.arguments import one_of
+from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.problem import FollowerProblem
+from bilevel.randomness import derived_seed, random_state_kept
+from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.methods import TRAINING_STEP
+from bilevel.robustness.networks.speed import explain_out_of_memory
 from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.l1 import L1
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
 
+Monitor = Literal["validation_robust", "validation_clean"]
+
 STEPS = 10
 
 # The ball of a follower; a subclass of one may mean another set.
 _BALLS: dict[type, type[Perturbation]] = {Linf: Linf, L2: L2, L1: L1, Interpolation: Linf}
+
+
+class Validation:
+    """Clean accuracy, and accuracy under an attack, on images that are held out.
+
+    Args:
+        game: The game that is trained.
+        images: The images.
+        monitor: The metric by which epochs are compared, see :class:`Trainer`.
+        attack: The threat model and the attack; :func:`default_attack` unless given.
+        batch_size: Images a batch.
+        seed: Of the attack's random numbers.
+
+    Raises:
+        BilevelError: If there is no such metric, or an attack has to be given.
+    """
+
+    def __init__(
+        self,
+        game: Bilevel,
+        images: ImageSet,
+        *,
+        monitor: Monitor,
+        attack: tuple[Threat, Solver] | None,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.game = game
+        self.images = images
+        self.monitor = one_of("monitor", monitor, ("validation_robust", "validation_clean"))
+        self.attack = attack or default_attack(game.follower)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._in_followers_ball = attack is None
+
+    def measure(self, model: nn.Module, epoch: int) -> dict[str, float]:
+        """Both accuracies of a classifier. Collective.
+
+        Args:
+            model: The classifier.
+            epoch: The number of the epoch, from 0.
+
+        Returns:
+            ``validation_clean`` and ``validation_robust``.
+
+        Raises:
+            NonFiniteError: If a logit is NaN or infinite.
+        """
+        if self._in_followers_ball:
+            _check_radius_stays(self.game.follower, self.attack[0])
+        measure = partial(accuracy, model, self.images, batch_size=self.batch_size)
+        stream = derived_seed(self.seed, epoch, distributed.rank())
+        try:
+            with (
+                random_state_kept(self.images.images.device),
+                explain_out_of_memory(self.batch_size),
+            ):
+                torch.manual_seed(stream)  # training draws as it would without validation
+                clean, robust = measure(), measure(*self.attack)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {self.game.steps}: {error}") from error
+        return {"validation_clean": clean, "validation_robust": robust}
+
+    def score(self, record: dict[str, float]) -> tuple[float, float]:
+        """By what epochs are compared: where none is robust, the clean accuracy decides.
+
+        Args:
+            record: Of an epoch, with both accuracies.
+
+        Returns:
+            The higher, the better.
+        """
+        return record[self.monitor], record["validation_clean"]
 
 
 def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
@@ -45,16 +131,8 @@ def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
     return ball, ball.pgm(TRAINING_STEP * ball.eps, STEPS)
 
 
-def check_radius_stays(follower: FollowerProblem, threat: Threat) -> None:
-    """Checks that the ball of :func:`default_attack` is still the follower's.
-
-    Args:
-        follower: The follower of the game.
-        threat: The ball when the training began.
-
-    Raises:
-        BilevelError: If the follower's ε has changed since.
-    """
+def _check_radius_stays(follower: FollowerProblem, threat: Threat) -> None:
+    """Checks that the ball of :func:`default_attack` is still the follower's."""
     now, then = (getattr(one, "eps", None) for one in (follower, threat))
     if now != then:
         raise BilevelError(

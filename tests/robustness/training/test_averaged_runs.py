@@ -13,6 +13,7 @@ import torch
 from bilevel.experiment import checkpoint
 from bilevel.robustness import EMA, Batch, Trainer
 from bilevel.robustness.training import trainer as module
+from bilevel.robustness.training import validation
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
 
 AVERAGING = replace(RECIPE, ema=0.8)
@@ -66,13 +67,13 @@ def test_the_best_weights_are_those_that_were_validated(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = module.accuracy
+    original = validation.accuracy
 
     def spy(model: Any, *rest: Any, **options: Any) -> float:
         seen.append(copy.deepcopy(model.state_dict()))
         return original(model, *rest, **options)
 
-    monkeypatch.setattr(module, "accuracy", spy)
+    monkeypatch.setattr(validation, "accuracy", spy)
     trainer = build(recipe=AVERAGING)
     progress = trainer.fit()
     assert equal(trainer.game.leader.model.state_dict(), seen[2 * progress.best_epoch])

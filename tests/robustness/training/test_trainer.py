@@ -19,6 +19,7 @@ from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simulta
 from bilevel.experiment import checkpoint
 from bilevel.robustness import Linf, Trainer, shuffled_batches
 from bilevel.robustness.training import trainer as module
+from bilevel.robustness.training import validation
 from bilevel.robustness.training.progress import MetricWindows
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
 
@@ -103,7 +104,7 @@ def test_the_weights_that_validate_best_are_put_back(
     """
     clean, attacked = iter([0.5, 0.9, 0.9, 0.7, 0.7]), iter([0.4, 0.2, 0.3, 0.4, 0.4])
     monkeypatch.setattr(
-        module,
+        validation,
         "accuracy",
         lambda model, images, *attack, batch_size: next(attacked if attack else clean),
     )

@@ -19,7 +19,7 @@ from bilevel.robustness import (
     batches,
 )
 from bilevel.robustness.threats.bounds import Bounds
-from bilevel.robustness.training import trainer as module
+from bilevel.robustness.training import validation as module
 from bilevel.robustness.training.validation import default_attack
 from bilevel.updates import NormalizedGradient, SignGradient
 from tests.robustness.training.runs import RECIPE
@@ -30,7 +30,7 @@ def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Traine
     game = given.game
     game.follower = L2(0.05)
     trainer = Trainer(game, given.data, RECIPE, seed=0, path=given.path)
-    threat, solver = trainer.validation_attack
+    threat, solver = trainer.validation.attack
     assert repr(threat) == "L2(eps=0.05, start=0.0, loss=cross_entropy)"
     assert isinstance(solver.update, NormalizedGradient)
     assert (solver.steps, solver.update.step) == (10, pytest.approx(0.05 * 7 / 31))
@@ -71,7 +71,7 @@ def test_a_follower_whose_ball_is_not_known_brings_its_own_attack(
     ):
         make()
     own = Mine(0.1), pgm(0.1, 1)
-    assert make(validation_attack=own).validation_attack is own
+    assert make(validation_attack=own).validation.attack is own
 
 
 def test_validation_takes_no_more_memory_than_training(
