@@ -12,6 +12,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Before pytest imports single files for their examples, outside of their packages.
+import bilevel.imitation  # noqa: F401
+import bilevel.robustness  # noqa: F401
+
 settings.register_profile("shared", deadline=None)  # on a busy machine any example may be slow
 settings.load_profile("shared")
 
