@@ -53,7 +53,8 @@ def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]
         The names, in the order of ``wanted``.
 
     Raises:
-        BilevelError: If the graph has layers that hide what they lead to.
+        BilevelError: If the graph has layers that hide what they lead to, or a gradient that has no
+            derivative.
 
     Example:
         >>> import torch
@@ -62,25 +63,47 @@ def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]
         ['a']
     """
     leafs = {name: t for name, t in wanted.items() if t.is_leaf and t.requires_grad}
-    ids = {id(tensor) for tensor in leafs.values()}
-    found = ids & {id(value) for value in values}
-    seen: set[Any] = set()
-    stack = [value.grad_fn for value in values if value.grad_fn is not None]
-    while stack and found != ids:
-        if len(seen) > _WALKED:
-            return _differentiated(values, leafs)
-        node = stack.pop()
-        if node.name() == "CheckpointFunctionBackward":
-            raise BilevelError(
-                "layers are checkpointed with use_reentrant=True, which hides their parameters "
-                "from autograd's graph: their gradients would be missing; give checkpoint(…, "
-                "use_reentrant=False, context_fn=bilevel.recompute.kept(layers))"
-            )
-        found |= ids & {id(getattr(node, "variable", None))}
-        fresh = [n for n, _ in node.next_functions if n is not None and n not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
+    nodes = _nodes(values)
+    if len(nodes) > _WALKED:
+        return _differentiated(values, leafs)
+    found = {*map(id, values), *(id(getattr(node, "variable", None)) for node in nodes)}
     return [name for name, tensor in leafs.items() if id(tensor) in found]
+
+
+def check_leads_on(values: Sequence[Tensor]) -> None:
+    """Checks that nothing hides what the graph of some values leads to.
+
+    Args:
+        values: Any tensors, such as gradients that are differentiated again.
+
+    Raises:
+        BilevelError: As :func:`reached`.
+    """
+    _nodes(values)
+
+
+_DEAD_ENDS = {
+    "CheckpointFunctionBackward": "layers are checkpointed with use_reentrant=True, which hides "
+    "their parameters from autograd's graph: their gradients would be missing; give checkpoint(…, "
+    "use_reentrant=False, context_fn=bilevel.recompute.kept(layers))",
+    "torch::autograd::Error": "a gradient is differentiated that has passed through a function "
+    "marked @once_differentiable: torch would leave that part out; write its backward by "
+    "operations of torch, without the mark, or take Penalty(…), which takes first derivatives only",
+}
+
+
+def _nodes(values: Sequence[Tensor]) -> set[Any]:
+    """The nodes of the graph of some values, or somewhat more than the limit of them."""
+    stack = [value.grad_fn for value in values if value.grad_fn is not None]
+    seen: set[Any] = {*stack}
+    while stack and len(seen) <= _WALKED:
+        node = stack.pop()
+        if node.name() in _DEAD_ENDS:
+            raise BilevelError(_DEAD_ENDS[node.name()])
+        fresh = {n for n, _ in node.next_functions if n is not None} - seen
+        seen |= fresh
+        stack.extend(fresh)
+    return seen
 
 
 def _differentiated(values: Sequence[Tensor], leafs: Mapping[str, Tensor]) -> list[str]:

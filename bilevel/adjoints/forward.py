@@ -15,6 +15,7 @@ from bilevel.adjoints.continued import Continued
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.adjoints.unrolled import Unrolled, check_steps
 from bilevel.arguments import count
+from bilevel.autograd_graph import check_leads_on
 from bilevel.errors import BilevelError, first_line
 from bilevel.parameters import lent
 from bilevel.problem import FollowerProblem, LeaderProblem
@@ -194,6 +195,8 @@ class ForwardOracle(Oracle):
                 grads = torch.autograd.grad(
                     value, inputs, signs, create_graph=True, materialize_grads=True
                 )
+        if not self.evaluations:
+            check_leads_on(grads)
         # Contiguous: that of a sum is one number, expanded, of which forward mode makes no dual.
         gradient = [grad.detach().contiguous() for grad in grads[: len(points)]]
         products = _products(grads, [dual.tangent for dual in duals], inputs[: len(points)])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bilevel.adjoints.base import Detached
 from bilevel.arguments import count, positive
+from bilevel.autograd_graph import check_leads_on
 from bilevel.checks.losses import Loss, check_finite, check_gradients, check_loss
 from bilevel.distributed.job import world_size
 from bilevel.errors import BilevelError, raise_missing_derivative
@@ -260,6 +261,8 @@ def _slopes(which: Loss, loss: Tensor, parameters: list[Tensor], step: int) -> S
     check_finite(which, loss, step, parameters)
     found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     slopes = {p: slope for p, slope in zip(parameters, found, strict=True) if slope is not None}
+    if step == 0:
+        check_leads_on([*slopes.values()])
     if any(slope.is_sparse for slope in slopes.values()):
         raise BilevelError(
             "a loss has a sparse gradient, of which no vector is made: build the embedding with "
