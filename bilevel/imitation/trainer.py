@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -96,7 +95,7 @@ class Trainer:
             objective = follower.objective(self.leader, y, batch)  # a penalty may need its gradient
             accuracy = follower.accuracy(y, batch)
         return {
-            "return": rollout.returns.mean().item() if len(rollout.returns) else math.nan,
+            "return": rollout.returns.mean().item(),  # NaN of none
             "episodes": float(len(rollout.returns)),
             "objective": objective.item(),
             "accuracy": accuracy.item(),
