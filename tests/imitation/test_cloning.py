@@ -171,8 +171,9 @@ def test_one_pair_at_least_is_held_out() -> None:
     assert epochs == 3
 
 
-def test_three_in_ten_pairs_are_held_out() -> None:
-    policy, states, sizes = CategoricalPolicy(1, 2), torch.randn(10, 1), []
+@pytest.mark.parametrize(("pairs", "fitted"), [(10, 7), (3, 2)])
+def test_three_in_ten_pairs_are_held_out(pairs: int, fitted: int) -> None:
+    policy, states, sizes = CategoricalPolicy(1, 2), torch.randn(pairs, 1), []
     policy.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     clone(policy, states, (states[:, 0] > 0).long(), max_epochs=1)
-    assert sizes[-2:] == [7, 3]
+    assert sizes[-2:] == [fitted, pairs - fitted]
