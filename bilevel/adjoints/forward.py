@@ -195,7 +195,7 @@ class ForwardOracle(Oracle):
                 grads = torch.autograd.grad(
                     value, inputs, signs, create_graph=True, materialize_grads=True
                 )
-        if not self.evaluations:
+        if not self.evaluations:  # once a solve: it walks through the graph
             check_leads_on(grads)
         # Contiguous: that of a sum is one number, expanded, of which forward mode makes no dual.
         gradient = [grad.detach().contiguous() for grad in grads[: len(points)]]

@@ -261,7 +261,7 @@ def _slopes(which: Loss, loss: Tensor, parameters: list[Tensor], step: int) -> S
     check_finite(which, loss, step, parameters)
     found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     slopes = {p: slope for p, slope in zip(parameters, found, strict=True) if slope is not None}
-    if step == 0:
+    if step == 0:  # once: it walks through the graph
         check_leads_on([*slopes.values()])
     if any(slope.is_sparse for slope in slopes.values()):
         raise BilevelError(

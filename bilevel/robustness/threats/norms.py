@@ -56,5 +56,5 @@ def check_epsilon(eps: float, norm: Norm) -> None:
     if not (0 < eps <= 1 if norm == "linf" else 0 < eps < math.inf):
         raise BilevelError(
             f"epsilon is {eps}: an adversary needs room, in units of the pixel range; give 0 < "
-            f"epsilon {_USUAL[norm]} (the method plain trains without an adversary)"
+            f"epsilon {_USUAL.get(norm, '< ∞')} (the method plain trains without an adversary)"
         )

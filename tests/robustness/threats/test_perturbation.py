@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bilevel import BilevelError, ZeroSum
 from bilevel.robustness import L2, Batch, Linf, Perturbation
-from bilevel.robustness.threats.norms import check_epsilon
+from bilevel.robustness.threats.norms import NORMS, check_epsilon
 from tests.problems import BatchNormNet, images
 
 TINY = 1e-6  # rounding of numbers up to 1 in float32
@@ -56,6 +56,14 @@ def test_no_step_of_a_length_climbs_a_linear_function_more(kind: type[Perturbati
 def test_a_radius_leaves_room(eps: float, norm: Any, message: str) -> None:
     with pytest.raises(BilevelError, match=message):
         check_epsilon(eps, norm)
+
+
+def test_a_norm_of_ones_own_needs_a_radius_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NORMS, "own", L2)
+    own: Any = "own"
+    check_epsilon(3.0, own)
+    with pytest.raises(BilevelError, match=r"epsilon is 0: .* give 0 < epsilon < ∞ \(the method"):
+        check_epsilon(0, own)
 
 
 def test_a_ball_may_be_as_large_as_the_pixel_range_and_in_l2_larger() -> None:
