@@ -29,6 +29,7 @@ from bilevel.experiment.files import claim
 from bilevel.experiment.tables import Table, cell
 from bilevel.fingerprint import fingerprint
 from bilevel.robustness import (
+    EVALUATION_START,
     STANDARD,
     AttackSettings,
     Battery,
@@ -72,7 +73,7 @@ class Args:
     """The norm of the perturbations; by default the one the classifier was trained for."""
     epsilon: Radius | None = None
     """Radius of the threat model, such as 8/255; by default the one of the training."""
-    start: float = 1e-4
+    start: float = EVALUATION_START
     """Radius of PGM's random start."""
     restarts: int = 1
     """Random starts of PGM and APGD; the worst counts. 5 in the paper. No effect on apgd-t, which

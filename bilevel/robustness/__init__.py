@@ -39,6 +39,7 @@ from bilevel.robustness.evaluation.report import write_report
 from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
 from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
 from bilevel.robustness.methods import (
+    EVALUATION_START,
     EVALUATION_STEP,
     METHODS,
     TRAINING_STEP,
@@ -81,6 +82,7 @@ from bilevel.robustness.training.trainer import Trainer
 __all__ = [
     "APGD",
     "EMA",
+    "EVALUATION_START",
     "EVALUATION_STEP",
     "L1",
     "L2",

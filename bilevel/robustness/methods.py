@@ -44,6 +44,9 @@ TRAINING_STEP = 0.007 / 0.031
 EVALUATION_STEP = 0.003 / 0.031
 """The paper's step size in evaluation, as a share of its ε."""
 
+EVALUATION_START = 1e-4
+"""The radius of the ball from which PGM starts in evaluation (Sec. 4.1)."""
+
 Form = Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"]
 """An attacker's network: a form of :class:`~bilevel.updates.CNN`, or the recurrent one."""
 

@@ -10,6 +10,7 @@ from torch import nn
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.methods import EVALUATION_START
 from bilevel.robustness.threats.losses import Loss, cross_entropy
 from bilevel.robustness.threats.norms import NORMS, Norm, check_epsilon
 from bilevel.robustness.threats.perturbation import Perturbation
@@ -43,7 +44,7 @@ class AttackSettings:
 
     eps: float
     classes: int
-    start: float = 1e-4
+    start: float = EVALUATION_START
     restarts: int = 1
     points: int = 100
     queries: int = 300

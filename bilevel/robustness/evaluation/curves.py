@@ -19,11 +19,10 @@ from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Curve
-from bilevel.robustness.methods import EVALUATION_STEP
+from bilevel.robustness.methods import EVALUATION_START, EVALUATION_STEP
 from bilevel.robustness.threats.norms import Norm, ball_of
 from bilevel.robustness.threats.perturbation import Perturbation
 
-_START = 1e-4  # radius of the random start (Sec. 4.1)
 _STEPS = 10  # of the attack against ε (Appendix D.1)
 
 # Steps of 0.003/0.031·ε take ten iterations from the image to the edge of the ball, and the first
@@ -64,10 +63,10 @@ def accuracy_by_epsilon(
     reach = ball(1.0).norm(torch.ones(1, *shape)).item()  # from black to white
     near = {min(reach, factor * eps) for factor in (0.25, 0.5, 1, 2, 4)}
     at = sorted(near | {tenth / 10 * reach for tenth in range(11)})
-    followers = [ball(radius, start=_START) if radius else None for radius in at]  # None: clean
+    attacked = [ball(radius, start=EVALUATION_START) for radius in at[1:]]
     parts = _correct_batches(model, images, batch_size)
     accuracies = []
-    for done, follower in enumerate(followers, start=1):
+    for done, follower in enumerate((None, *attacked), start=1):  # None: clean, at ε = 0
         solver = follower.pgm(follower.eps / _STEPS, _STEPS) if follower else None
         try:
             left = sum(_count_correct(model, part, follower, solver) for part in parts)
@@ -112,7 +111,7 @@ def accuracy_by_iterations(
         BilevelError: If there is no such norm, or ``most`` is not a positive integer.
     """
     count("most", most)
-    follower = ball_of(norm)(eps, start=_START)
+    follower = ball_of(norm)(eps, start=EVALUATION_START)
     step = follower.ascent(EVALUATION_STEP * eps)
     parts = _correct_batches(model, images, batch_size)
     solvers = [Iterative(step, 0, warm_start=True) for _ in parts]  # each keeps its batch's δ

@@ -23,7 +23,7 @@ from bilevel.robustness.data.images import sample
 from bilevel.robustness.evaluation.accuracy import accuracy, examples
 from bilevel.robustness.evaluation.figures import plot_attacks
 from bilevel.robustness.evaluation.results import Example
-from bilevel.robustness.methods import EVALUATION_STEP
+from bilevel.robustness.methods import EVALUATION_START, EVALUATION_STEP
 from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.own import code_of
 from bilevel.robustness.networks.speed import (
@@ -224,7 +224,7 @@ class Study:
         """Test accuracy: clean, under the paper's PGM, and under the method's own attacker."""
         torch.manual_seed(self.args.seed)
         eps, size = about.epsilon, self.recipe.evaluation_batch_size
-        ball, step = NORMS[about.norm](eps, start=1e-4), EVALUATION_STEP * eps
+        ball, step = NORMS[about.norm](eps, start=EVALUATION_START), EVALUATION_STEP * eps
         measure = partial(accuracy, model, self.data.test, batch_size=size)
         with explain_out_of_memory(size):
             own = measure(about.follower(), solver) if about.learned else None
