@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from bilevel.distributed.job import rank, translate_errors, world_size
+from bilevel.distributed.job import is_main, rank, translate_errors, world_size
 from bilevel.errors import BilevelError
 
 _T = TypeVar("_T")
@@ -70,18 +70,21 @@ def gather_results(function: Callable[[], _T]) -> list[_T]:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """One process of each machine runs the block before the others. Collective.
+    """The first process runs the block, then one of each other machine, then the rest. Collective.
+
+    So files are written by one process, whether machines share a folder or each has its own.
 
     Yields:
         Nothing.
     """
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if not first:
+    first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    turn = 0 if is_main() else 1 if first_here else 2
+    for _ in range(turn):
         all_gather(None)
     try:
         yield
     finally:  # the others wait
-        if first:
+        for _ in range(2 - turn):
             all_gather(None)
 
 

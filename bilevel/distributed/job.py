@@ -131,12 +131,13 @@ def rank() -> int:
 
 
 def restarted() -> bool:
-    """Whether the job is begun again after a failure, as ``torchrun --max-restarts`` does.
+    """Whether the job is begun again, by ``torchrun --max-restarts`` or requeued by SLURM.
 
     Returns:
         True from the second attempt on, when what the first one has saved is to be resumed.
     """
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+    counts = "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"
+    return any(int(os.environ.get(count) or 0) > 0 for count in counts)
 
 
 def is_main() -> bool:

@@ -54,33 +54,44 @@ def test_contact_that_is_lost_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch)
         distributed.all_gather("mine")
 
 
-@pytest.mark.parametrize("rank", [None, "0", "1"])
-def test_one_process_of_each_machine_comes_first(
-    monkeypatch: pytest.MonkeyPatch, rank: str | None
+@pytest.mark.parametrize(
+    ("rank", "local", "expected"),
+    [
+        (0, None, ["block", "met", "met"]),
+        (0, "0", ["block", "met", "met"]),
+        (2, "0", ["met", "block", "met"]),
+        (1, "1", ["met", "met", "block"]),
+    ],
+)
+def test_one_process_comes_first_then_one_of_each_machine(
+    monkeypatch: pytest.MonkeyPatch, rank: int, local: str | None, expected: list[str]
 ) -> None:
+    monkeypatch.setattr(collectives, "is_main", lambda: rank == 0)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank:
-        monkeypatch.setenv("LOCAL_RANK", rank)
+    if local:
+        monkeypatch.setenv("LOCAL_RANK", local)
     done: list[str] = []
     monkeypatch.setattr(collectives, "all_gather", lambda _: done.append("met"))
     with distributed.main_first():
         done.append("block")
-    assert done == (["met", "block"] if rank == "1" else ["block", "met"])
+    assert done == expected
     done.clear()
     with pytest.raises(ZeroDivisionError), distributed.main_first():
         raise ZeroDivisionError
-    assert done == ["met"]  # also after a failure: the others wait
+    assert done == ["met", "met"]  # also after a failure: the others wait
 
 
 @pytest.mark.parametrize(
     ("count", "restarted"), [(None, False), ("", False), ("0", False), ("1", True), ("2", True)]
 )
+@pytest.mark.parametrize("launcher", ["TORCHELASTIC", "SLURM"])
 def test_a_job_is_restarted_from_its_second_attempt_on(
-    monkeypatch: pytest.MonkeyPatch, count: str | None, restarted: bool
+    monkeypatch: pytest.MonkeyPatch, launcher: str, count: str | None, restarted: bool
 ) -> None:
-    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    for name in ("TORCHELASTIC", "SLURM"):
+        monkeypatch.delenv(f"{name}_RESTART_COUNT", raising=False)
     if count is not None:
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        monkeypatch.setenv(f"{launcher}_RESTART_COUNT", count)
     assert distributed.restarted() is restarted
 
 

@@ -46,7 +46,8 @@ class Study:
     Args:
         args: The application's arguments.
         names: The names of the runs; checkpoints and logs of earlier runs of these names are
-            removed unless they are resumed, as they are when ``torchrun`` has restarted the job.
+            removed unless they are resumed, as they are when the job is restarted
+            (:func:`bilevel.distributed.restarted`).
 
     Raises:
         BilevelError: If the images are not available, there is nothing to resume, or the arguments
