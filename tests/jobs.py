@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -231,12 +232,18 @@ def waiting(folder: Path) -> None:
 def missed(folder: Path) -> None:
     """The second process waits for the first one, which never joins, and is told to stop."""
     number = folder / "number"
-    if os.environ["RANK"] == "1":
+
+    def tell_when_it_waits() -> None:
+        while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            time.sleep(0.1)
         number.write_text(str(os.getpid()))
+
+    if os.environ["RANK"] == "1":
+        threading.Thread(target=tell_when_it_waits, daemon=True).start()
         distributed.join()
     while not (number.exists() and number.read_text()):
         time.sleep(0.1)
-    time.sleep(2)
+    time.sleep(0.5)
     os.kill(int(number.read_text()), signal.SIGTERM)
 
 
