@@ -66,13 +66,13 @@ class Penalty(Pullback):
 
     def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
         """Checks that there are steps to solve the perturbed problems with."""
-        if not all(self._steps(solver)):
+        update, steps = self._steps(solver)
+        if update is None or not steps:
             raise BilevelError(
                 f"{self!r} solves by the solver's own steps, and {type(solver).__name__} has none: "
                 "give update=updates.Gradient(step) and steps"
             )
-        update, _ = self._steps(solver)
-        if update is not None and not update.needs_gradient:
+        if not update.needs_gradient:
             raise BilevelError(
                 f"{self!r} perturbs the objective, and {type(update).__name__} reads no gradient "
                 "of it: the perturbed answers would be the same; give "
@@ -82,7 +82,9 @@ class Penalty(Pullback):
     def _steps(self, solver: Solver) -> tuple[Update | None, int]:
         """The rule and the number of steps of a perturbed solve."""
         if isinstance(solver, Iterative):
-            return self.update or solver.update, self.steps or solver.steps
+            # Not the truth of a module: one that is compiled, or a container, has a length.
+            update = solver.update if self.update is None else self.update
+            return update, self.steps or solver.steps
         return self.update, self.steps or 0
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:

@@ -260,3 +260,13 @@ def test_an_update_that_reads_the_context() -> None:
     solver = Iterative(Contextual(), 40)
     slope, _ = hypergradient(Penalty(10.0), solver, Seen(), Numbers(3), ROUND, ONES)
     assert error(slope, pulled_back(ROUND, ONES)) < 1e-6
+
+
+def test_a_compiled_step_is_one() -> None:
+    """A compiled module says that it has a length, and does not."""
+    batch, v = valley(3, 2.0), torch.randn(3, dtype=F64)
+    solver = Iterative(Gradient(0.1), 200)
+    slope, _ = hypergradient(Penalty(10.0), solver, Quadratic(), Numbers(3), batch, v)
+    solver.update = torch.compile(solver.update, backend="eager")
+    same, _ = hypergradient(Penalty(10.0), solver, Quadratic(), Numbers(3), batch, v)
+    assert error(same, slope) < 1e-12
