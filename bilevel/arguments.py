@@ -135,6 +135,8 @@ def instance_of(name: str, value: T, kind: type, remedy: str) -> T:
         BilevelError: If it is something else, such as a class.
     """
     if not isinstance(value, kind):
+        if isinstance(getattr(value, "_orig_mod", None), kind):
+            remedy = "what torch.compile was given, and compile its networks (network.compile())"
         raise BilevelError(
             f"{name} is {describe(value)}: it takes an object of type {kind.__name__}; give "
             f"{remedy}"

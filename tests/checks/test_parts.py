@@ -48,6 +48,7 @@ def play(**parts) -> None:
     ("name", "part", "message"),
     [
         ("leader", nn.Linear(1, 1), "a Linear: it takes an object of type LeaderProblem"),
+        ("leader", torch.compile(ZeroSum(nn.Linear(1, 1), LinearBox())), "an OptimizedModule: .* compile its networks"),
         (
             "follower",
             LinearBox,
