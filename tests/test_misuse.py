@@ -208,6 +208,15 @@ def test_a_compiled_network_has_none(rows) -> None:
         game.step((torch.randn(4, 2), torch.randn(rows, 2)))
 
 
+def test_a_compiled_network_whose_last_steps_alone_are_differentiated() -> None:
+    """The first steps have compiled a backward pass that frees what the others need."""
+    leader, follower, batch = image_game()
+    leader.model.compile(backend="aot_eager")
+    solver = Iterative(Gradient(0.1), 3)
+    with pytest.raises(BilevelError, match=r"operation without second derivative.*uncompiled"):
+        Unrolled(truncate=1).solve(solver, follower, leader, batch)
+
+
 def test_the_words_of_a_forgotten_return() -> None:
     leader, follower, batch = image_game()
 

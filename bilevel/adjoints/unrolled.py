@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -13,7 +15,7 @@ from bilevel.adjoints.compiled import CompiledOracle
 from bilevel.arguments import count
 from bilevel.autograd_graph import check_not_lost, reached
 from bilevel.containers import tensors_in
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, raise_missing_derivative
 from bilevel.frozen import frozen
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.recompute import recomputed
@@ -78,33 +80,33 @@ class Unrolled(Adjoint):
         self._check_solver(solver)
         self._check_batch(batch)
         oracle_type = CompiledOracle if self.compile else Oracle
-        with frozen(leader, solver.leader_mode, differentiable=True):
+        with frozen(leader, solver.leader_mode, differentiable=True), _conversions_of_their_own():
             oracle = oracle_type(follower, leader, batch, differentiable=True)
-            if self._whole:
-                value = self._answer_whole(solver, oracle)
-            else:
-                assert isinstance(solver, Iterative)
+            try:
                 value = self._answer(solver, oracle, leader)
+            except RuntimeError as error:
+                self._explain(error, solver)
+                raise
         if torch.is_grad_enabled() and not self._checked:
             self._check_graph(leader, batch, value)
         return Solution(value, oracle.stats(), oracle.evaluations, oracle.start).counted()
 
-    def _answer_whole(self, solver: Solver, oracle: Oracle) -> Value:
-        try:
-            return solver.checked_answer(oracle)
-        except RuntimeError as error:
-            if "Can't call numpy()" not in str(error):
-                raise
+    def _explain(self, error: RuntimeError, solver: Solver) -> None:
+        if "Can't call numpy()" in str(error):
             raise BilevelError(
                 f"{type(solver).__name__} computes in numpy, where {self!r} has no graph to "
                 "differentiate: take Implicit(), which needs the answer only"
             ) from error
+        raise_missing_derivative(error, self)
 
     @property
     def _whole(self) -> bool:
         return self.truncate is None and not self.recompute
 
-    def _answer(self, solver: Iterative, oracle: Oracle, leader: nn.Module) -> Value:
+    def _answer(self, solver: Solver, oracle: Oracle, leader: nn.Module) -> Value:
+        if self._whole:
+            return solver.checked_answer(oracle)
+        assert isinstance(solver, Iterative)
         kept = solver.steps if self.truncate is None else min(self.truncate, solver.steps)
         y, state = solver.start(oracle)  # with its graph: the start may depend on θ
         if kept < solver.steps:
@@ -156,6 +158,20 @@ class Unrolled(Adjoint):
         theta = {name: p for name, p in leader.named_parameters() if p.requires_grad}
         used = reached(leaves(value), theta)
         self.warn_unused([name for name in theta if name not in used])
+
+
+@contextmanager
+def _conversions_of_their_own() -> Iterator[None]:
+    """Within the block, autocast converts the weights anew for each step.
+
+    Of a conversion that all steps share, autograd would add up the gradient in low precision.
+    """
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 def check_steps(adjoint: Adjoint, solver: Solver) -> None:
