@@ -73,7 +73,7 @@ def _compiled_step(task: Task) -> Callable[[Weights, Tensor], Weights]:
         gradients = torch.func.grad(task.inner)(y, theta)
         return {name: leaf - task.step * gradients[name] for name, leaf in y.items()}
 
-    return torch.compile(step)
+    return torch.compile(step, fullgraph=True)
 
 
 def recomputed_by_hand(task: Task) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from hyper_cleaning_lib.data import load
@@ -15,6 +15,12 @@ from torch import Tensor
 from bilevel.robustness import Batch
 
 Weights = dict[str, Tensor]
+
+
+class Logits(NamedTuple):
+    """What the follower reads of the leader; a class that torch.compile can trace."""
+
+    logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Task:
 
     def inner(self, y: Weights, theta: Tensor) -> Tensor:
         """The follower's objective."""
-        return self.follower.objective(SimpleNamespace(logits=theta), y, self.images)
+        return self.follower.objective(Logits(theta), y, self.images)
 
     def outer(self, y: Weights) -> Tensor:
         """The leader's loss."""
