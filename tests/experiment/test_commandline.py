@@ -150,6 +150,17 @@ def test_a_reader_who_has_seen_enough_ends_it_quietly() -> None:
         assert process.stderr.read() == ""
 
 
+def test_nothing_is_said_of_lines_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are left, Python would write once more at its end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as end:
+            commandline.run(lambda _: print("epoch 1", flush=True), Args, lambda _: Args())
+    assert end.value.code == 1
+
+
 @dataclass
 class Resumed(Args):
     resume: bool = False

@@ -54,6 +54,7 @@ def test_a_bar_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.Monkey
         journal._bar._bar.refresh()
         assert screen.getvalue().rstrip().endswith("loss 2.500")
         assert journal._bar._bar.tasks[0].percentage == 50
+    assert screen.getvalue().count("\x1b[?25h") == 1  # the cursor is back for what comes next
 
 
 def test_a_bar_leaves_the_screen_to_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +84,16 @@ def test_a_curve_has_a_point_for_each_report_at_its_step(tmp_path: Path) -> None
         journal.report(20, {"loss": 1.5})
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(point.step, point.value) for point in curves.Scalars("loss")] == [(10, 2.5), (20, 1.5)]
+
+
+def test_one_process_of_a_job_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bilevel.distributed.is_main", lambda: False)
+    with Journal("pgm", tmp_path) as journal:
+        journal.report(50, {"epoch": 0, "validation_clean": 0.25})
+    assert not [*tmp_path.iterdir()]
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("first", "kept"), [(10, []), (20, [(10, 1.0)])])
