@@ -101,6 +101,13 @@ def test_against_iterations_in_closed_form(greys: ImageSet, batch_size: int) -> 
     assert curve.images == len(greys)
 
 
+def test_a_batch_may_be_larger_than_those_of_other_measures(greys: ImageSet) -> None:
+    """A run goes on from what it has found for the whole batch."""
+    many = greys.subset([*range(len(greys))] * 3)
+    curve = accuracy_by_iterations(Brightness(), many, 0.2, most=5, batch_size=len(many))
+    assert curve.accuracy == accuracy_by_iterations(Brightness(), greys, 0.2, most=5).accuracy
+
+
 def test_a_longer_run_continues_the_shorter(robust_model: nn.Module, digits: Splits) -> None:
     """Each point is what PGM of so many iterations from the same start gives, in one batch."""
     images = sample(digits.test, 60)

@@ -67,6 +67,13 @@ def test_a_gradient_that_cannot_be_followed(reach: Callable[[Tensor], Tensor]) -
     assert has_gradients(Probed(model, image_set(20))).figure == "none at 100.0% of images"
 
 
+def test_gradients_are_found_where_none_are_recorded() -> None:
+    probed = Probed(linear(), image_set(20))
+    with torch.no_grad():
+        assert has_gradients(probed).ok
+        assert gradients_predict(probed).ok
+
+
 def changed(x: Tensor, reach: Callable[[Tensor], Tensor]) -> Tensor:
     """The same images, with the slope at zero of ``reach`` as the factor of their gradient."""
     return x.detach() + reach(x - x.detach())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bilevel import BilevelError
 from bilevel.experiment.style import INK
+from bilevel.robustness.evaluation.figures import plot_attacks
 from bilevel.robustness.evaluation.plots import plot_curves
 from bilevel.robustness.evaluation.records import records
 from bilevel.robustness.evaluation.report import _standard_error, write_report
@@ -201,6 +202,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     markdown = (tmp_path / "report.md").read_text("utf-8")
     lines = [line for line in markdown.splitlines() if "`` " not in line]  # but for the command
     assert not any(re.search(r"(?<!\\)(<script|`|\$)", line) for line in lines)
+    assert f"- command: `` {name} ``\n" in markdown  # as it is typed
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
     assert set(cells) == {6, 8, 5, 3}  # summary, attacks, checklist, curves
 
@@ -252,6 +254,12 @@ def test_images_show_the_answer_and_how_far_a_pixel_moved(one: tuple[str, str]) 
     drawn = Page(one[0]).drawn
     assert all(text in drawn for text in ("cat", "→ dog ✗", "→ cat", "± 0.25", "PGM-20", "Square"))
     assert "→ cat ✗" not in drawn
+
+
+def test_grey_images_are_grey_and_what_is_added_to_them_has_a_sign() -> None:
+    grey = torch.rand(1, 4, 4)
+    (axis,) = plot_attacks([Example("PGM-20", grey, 1 - grey, "cat", "dog")]).axes
+    assert [image.get_cmap().name for image in axis.images] == ["gray", "RdBu_r", "gray"]
 
 
 def test_names_beside_lines_that_meet_are_apart() -> None:
