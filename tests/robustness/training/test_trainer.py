@@ -59,6 +59,20 @@ def test_a_stopped_run_resumed_equals_the_run_never_stopped(
     assert torch.equal(torch.get_rng_state(), after)
 
 
+def test_a_trainer_that_goes_back_forgets_what_it_has_measured_since(
+    build: Callable[..., Trainer],
+) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+    trainer = build("pgm", report=lambda *report: told.append(report))
+    stop_after(trainer, 3)
+    del trainer.game.step
+    trainer.resume()
+    trainer.fit()
+    expected: list[tuple[int, dict[str, float]]] = []
+    build("pgm", report=lambda *report: expected.append(report)).fit()
+    assert told == expected
+
+
 def test_the_seed_decides_the_run(build: Callable[..., Trainer]) -> None:
     first, again, other = build(seed=0), build(seed=0), build(seed=1)
     for trainer, seed in ((first, 5), (again, 5), (other, 6)):
