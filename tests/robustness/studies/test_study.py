@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from bilevel import BilevelError
+from bilevel.distributed import collectives
 from bilevel.robustness import trained
+from bilevel.robustness.studies import study as module
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
 
@@ -30,3 +33,21 @@ def test_the_attacker_is_scaled_once_and_draws_no_random_numbers(
     assert torch.equal(torch.get_rng_state(), before)
     assert [study.about(name).attacker.width for name in study.names] == [12, 12]
     assert len(counted) == 1
+
+
+def test_processes_that_are_given_other_arguments_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collectives, "all_gather", lambda own: [own, {**own, "lr": 0.5}])
+    with pytest.raises(BilevelError, match="processes 0 and 1 differ in lr: "):
+        Study(TrainingArguments(out=tmp_path), ["pgm"])
+
+
+def test_all_networks_are_compiled_if_they_are_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(module, "compile_network", compiled.append)
+    study = Study(TrainingArguments(compile="on", out=tmp_path), ["grad-l2l"])
+    model, solver = study.networks(study.about("grad-l2l"))
+    assert compiled == [model, *solver.children()]
