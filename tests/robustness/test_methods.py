@@ -91,6 +91,10 @@ def test_a_learned_method(method: str, steps: int, inputs: tuple[str, ...], form
     assert (made.update.gradient_skip is None) == ("gradient" not in inputs)
 
 
+def test_a_recurrent_attacker_has_the_given_width() -> None:
+    assert solver("grad-l2l", Attacker("conv-rnn", width=5)).update.hidden == 5
+
+
 def test_the_default_attacker_is_table_1() -> None:
     with torch.device("meta"):
         made = solver("grad-l2l", Attacker())

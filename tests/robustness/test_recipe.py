@@ -70,7 +70,7 @@ def test_milestones_that_are_no_shares(milestones: tuple[float, ...]) -> None:
         Recipe(milestones=milestones)
 
 
-@pytest.mark.parametrize("name", ["pgm_steps", "epochs", "batch_size", "attacker_width"])
+@pytest.mark.parametrize("name", ["padding", "pgm_steps", "epochs", "batch_size", "attacker_width"])
 def test_counts_that_are_no_whole_numbers(name: str) -> None:
     with pytest.raises(BilevelError, match=f"{name} is 2.5: it is a whole number"):
         Recipe(**{name: 2.5})
