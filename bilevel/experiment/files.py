@@ -116,7 +116,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             part.replace(path)
     finally:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+            part.unlink()
 
 
 @contextlib.contextmanager
