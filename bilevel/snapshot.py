@@ -47,6 +47,16 @@ class ModuleState:
         if copied is not None:
             self.buffers = [(now, _copies(kept, copied)) for now, kept in self.buffers]
 
+    def tensors(self) -> Iterator[Tensor]:
+        """The parameters and buffers.
+
+        Yields:
+            Each parameter once, then the buffers.
+        """
+        yield from (parameter for parameter, _ in self.requires_grad)
+        for _, kept in self.buffers:
+            yield from (buffer for buffer in kept.values() if buffer is not None)
+
     def restore(self) -> None:
         """Puts the module back into this state, also where Ctrl+C falls into that."""
         with_certainty(self._restore)
@@ -137,8 +147,7 @@ class Snapshot:
         copied = {} if copied is None else copied
         self.states = [ModuleState(module, copied=copied) for module in modules]
         self.rng_state = torch.get_rng_state()
-        tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
-        places = dict.fromkeys(tensor.device for tensor in tensors)
+        places = dict.fromkeys(t.device for state in self.states for t in state.tensors())
         others = [place for place in places if place.type not in ("cpu", "meta")]
         self.device_type = others[0].type if others else "cuda"
         self.devices = [place for place in others if place.type == self.device_type]

@@ -99,11 +99,11 @@ def from_leaves(tensors: Sequence[Tensor | None], like: Value) -> Value:
         >>> from_leaves([torch.ones(1), None], like={"a": torch.zeros(1), "b": torch.zeros(2)})
         {'a': tensor([1.]), 'b': tensor([0., 0.])}
     """
-    filled = (
+    filled = [
         torch.zeros_like(leaf) if tensor is None else tensor
         for tensor, leaf in zip(tensors, leaves(like), strict=True)
-    )
-    return next(filled) if isinstance(like, Tensor) else dict(zip(like, filled, strict=True))
+    ]
+    return filled[0] if isinstance(like, Tensor) else dict(zip(like, filled, strict=True))
 
 
 def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value:
@@ -123,8 +123,8 @@ def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value
     """
     if isinstance(y, Tensor):
         return function(y, *others)
-    trees = [other for other in others if isinstance(other, dict)]
-    return {name: function(leaf, *(tree[name] for tree in trees)) for name, leaf in y.items()}
+    columns = [leaves_like(other, like=y) for other in others]
+    return dict(zip(y, map(function, y.values(), *columns), strict=True))
 
 
 def detach(y: Value) -> Value:

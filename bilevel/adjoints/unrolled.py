@@ -116,11 +116,12 @@ class Unrolled(Adjoint):
         size = math.isqrt(kept // 4) if self.recompute is True else self.recompute or kept
         size, players = max(size, 1), (leader, solver)
         copied: Copied = {}
+        check = None
+        if self.recompute and not self._checked:
+            check = partial(check_not_lost, repr(self), holders=(leader, oracle.follower))
         for done in range(0, kept, size):
             steps = partial(oracle.advance, solver.update, steps=min(size, kept - done))
             if self.recompute:
-                lost = partial(check_not_lost, repr(self), holders=(leader, oracle.follower))
-                check = None if self._checked else lost
                 now = Snapshot(*players, *networks_of(oracle.follower), copied=copied)
                 y, state = recomputed(steps, players, now, y, state, check=check)
                 if check:

@@ -31,13 +31,14 @@ def check_point(source: str, found: Value, y: Value) -> Value:
             f"{source} returned {describe(found)} for {describe(y)}: a point of Y is of the kind "
             "that init gives; return that"
         )
-    for leaf, own in zip(leaves_like(found, like=y), leaves(y), strict=True):
+    tensors = leaves_like(found, like=y)
+    for leaf, own in zip(tensors, leaves(y), strict=True):
         if leaf.shape != own.shape:
             raise BilevelError(
                 f"{source} returned shape {tuple(leaf.shape)} for a tensor of shape "
                 f"{tuple(own.shape)}: a point of Y has the shapes that init gives; return those"
             )
-    return from_leaves(leaves_like(found, like=y), like=y)
+    return from_leaves(tensors, like=y)
 
 
 def check_start(follower: str, y: object) -> None:

@@ -48,7 +48,6 @@ def play(**parts) -> None:
     ("name", "part", "message"),
     [
         ("leader", nn.Linear(1, 1), "a Linear: it takes an object of type LeaderProblem"),
-        ("leader", torch.compile(ZeroSum(nn.Linear(1, 1), LinearBox())), "an OptimizedModule: .* compile its networks"),
         (
             "follower",
             LinearBox,
@@ -73,6 +72,12 @@ def play(**parts) -> None:
 def test_a_part_of_another_kind_is_named(name, part, message) -> None:
     with pytest.raises(BilevelError, match=f"{name} is {message}"):
         play(**{name: part})
+
+
+def test_what_is_compiled_is_a_network() -> None:
+    leader = torch.compile(image_game()[0])
+    with pytest.raises(BilevelError, match=r"leader is an OptimizedModule: .* compile its networks"):
+        play(leader=leader)
 
 
 @pytest.mark.parametrize("adjoint", [Implicit(), Sampled(0.1)], ids=repr)
