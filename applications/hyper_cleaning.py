@@ -14,7 +14,7 @@ Franceschi et al., "Forward and Reverse Gradient-Based Hyperparameter Optimizati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ from hyper_cleaning_lib import metrics
 from hyper_cleaning_lib.adjoints import ALL, NAMES, make
 from hyper_cleaning_lib.data import Corrupted, Dataset, load
 from hyper_cleaning_lib.figure import draw
-from hyper_cleaning_lib.problem import SampleWeights, Training
+from hyper_cleaning_lib.problem import Images, SampleWeights, Training
 from hyper_cleaning_lib.trainer import WeightTrainer
 
 from bilevel import Bilevel, BilevelError, experiment
@@ -163,7 +163,7 @@ def make_leader(args: Args, data: Corrupted) -> SampleWeights:
     torch.manual_seed(args.seed)
     device = data.wrong.device
     follower = Training(data.network(args.model).to(device), args.decay)
-    return SampleWeights(follower, args.train_size).to(device)
+    return SampleWeights(follower, len(data.images.train.y)).to(device)
 
 
 def learn(args: Args, name: str, data: Corrupted) -> WeightTrainer:
@@ -203,12 +203,16 @@ def report(args: Args, name: str, trainer: WeightTrainer, data: Corrupted) -> di
 
 
 def baselines(args: Args, data: Corrupted) -> list[dict[str, Any]]:
-    """Records of equal weights, and of the correct labels only."""
+    """Records of equal weights, of the correct labels only, and of the held-out images only."""
     records = []
     for name, wrong, right in (("uniform", 0.0, 0.0), ("right only", -torch.inf, torch.inf)):
         leader = make_leader(args, data)
         leader.logits.data = torch.where(data.wrong, wrong, right)
         records.append(evaluate(args, name, leader, data))
+    held_out = replace(data, images=Images(data.images.validation, data.images.validation))
+    leader = make_leader(args, held_out)
+    leader.logits.data.fill_(torch.inf)
+    records.append(evaluate(args, "held out", leader, held_out))
     return records
 
 

@@ -22,7 +22,7 @@ Part = Callable[[str], ModuleType]
 # PyTorch's own, on its way to forward mode.
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
-REFERENCES = {"uniform", "right only"}
+REFERENCES = ("uniform", "right only", "held out")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_run_with_several_adjoints(
     assert (out / "hyper_cleaning.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads((out / "results.json").read_text())
     assert list(content) == ["config", "environment", "results"]
-    assert [one["weights"] for one in content["results"]] == ["uniform", "right only", *names]
+    assert [one["weights"] for one in content["results"]] == [*REFERENCES, *names]
     for record in content["results"]:
         assert 0.5 < record["accuracy"] <= 1
         if record["weights"] not in REFERENCES:

@@ -10,6 +10,7 @@ from tabulated.reading import Record, per_cent, ranged, read, seeds, significant
 WEIGHTS = {
     "uniform": "all ½ (the initial weights)",
     "right only": "correct labels only",
+    "held out": "held-out images only",
     "unrolled": "`Unrolled()`",
     "compiled": "`Unrolled(compile=True)`",
     "recomputed": "`Unrolled(recompute=True)`",
