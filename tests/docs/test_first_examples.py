@@ -37,7 +37,7 @@ def test_the_example_of_the_readme() -> None:
 
 
 def test_a_penalty_is_learned() -> None:
-    """It predicts better on the samples that were held out than the one that it begins with."""
+    """No other predicts the samples that were held out better, and the first one does worse."""
     torch.manual_seed(0)
     names = run("docs/adjoints.md", "import torch\n", {})
     game, leader, batch = names["game"], names["leader"], names["batch"]
@@ -49,7 +49,9 @@ def test_a_penalty_is_learned() -> None:
             return (batch["held out x"] @ y - batch["held out t"]).square().mean()
 
     learned = leader.log_penalty.detach().clone()
-    assert held_out(learned) < 0.9 * held_out(torch.zeros(()))
+    others = [held_out(other) for other in torch.linspace(-6, 0, 13)]
+    assert held_out(learned) < 1.001 * min(others)
+    assert held_out(learned) < 0.9 * others[-1]
 
 
 class Program(bilevel.FollowerProblem):
