@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -17,6 +15,7 @@ from bilevel.autograd_graph import check_not_lost, reached
 from bilevel.containers import tensors_in
 from bilevel.errors import BilevelError, raise_missing_derivative
 from bilevel.frozen import frozen
+from bilevel.precision import uncached_autocast
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.recompute import recomputed
 from bilevel.snapshot import Copied, Snapshot
@@ -80,7 +79,7 @@ class Unrolled(Adjoint):
         self._check_solver(solver)
         self._check_batch(batch)
         oracle_type = CompiledOracle if self.compile else Oracle
-        with frozen(leader, solver.leader_mode, differentiable=True), _conversions_of_their_own():
+        with frozen(leader, solver.leader_mode, differentiable=True), uncached_autocast():
             oracle = oracle_type(follower, leader, batch, differentiable=True)
             try:
                 value = self._answer(solver, oracle, leader)
@@ -159,20 +158,6 @@ class Unrolled(Adjoint):
         theta = {name: p for name, p in leader.named_parameters() if p.requires_grad}
         used = reached(leaves(value), theta)
         self.warn_unused([name for name in theta if name not in used])
-
-
-@contextmanager
-def _conversions_of_their_own() -> Iterator[None]:
-    """Within the block, autocast converts the weights anew for each step.
-
-    Of a conversion that all steps share, autograd would add up the gradient in low precision.
-    """
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)
 
 
 def check_steps(adjoint: Adjoint, solver: Solver) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bilevel.arguments import one_of
 from bilevel.errors import BilevelError
 from bilevel.frozen import Mode, frozen
+from bilevel.precision import uncached_autocast
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.checks import check_answer
 from bilevel.solvers.oracle import Oracle
@@ -167,7 +168,7 @@ class Solver(nn.Module, ABC):
             BilevelError: If the batch does not suit the problem, or the objective's shape is wrong.
         """
         self.check(follower)
-        with frozen(leader, self.leader_mode):
+        with frozen(leader, self.leader_mode), uncached_autocast():
             oracle = Oracle(follower, leader, batch)
             value = self.checked_answer(oracle)
             if evaluate:

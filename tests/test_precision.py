@@ -1,4 +1,4 @@
-"""Hypergradients of an objective in bfloat16."""
+"""Gradients through many steps in bfloat16: autocast keeps no conversion that all would share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilevel import Adjoint, FollowerProblem, Iterative, LeaderProblem, Unrolled
-from bilevel.updates import Gradient
+from bilevel.updates import CoordinateRNN, Gradient
 from tests.valleys import error
 
 STEPS = 200
@@ -44,8 +44,7 @@ def slope(adjoint: Adjoint, leader: Encoder, batch: tuple[Tensor, ...]) -> Tenso
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_steps_are_added_up_in_float32(cached: bool) -> None:
-    """Not in bfloat16, as autograd adds those of a conversion that autocast keeps for all."""
+def test_the_leaders_gradient(cached: bool) -> None:
     x, labels = torch.randn(64, 16), torch.arange(64) % 2
     batch, leader = (x[:32], labels[:32], x[32:], labels[32:]), Encoder()
     truth = slope(Unrolled(), leader, batch)
@@ -54,3 +53,30 @@ def test_steps_are_added_up_in_float32(cached: bool) -> None:
         assert torch.is_autocast_cache_enabled() is cached
     assert error(slopes[0], slopes[1]) < 1e-3
     assert error(slopes[0], truth) < 0.03
+
+
+class Quadratics(FollowerProblem):
+    """½‖Ay − c‖² for each sample."""
+
+    sense = "min"
+
+    def init(self, batch: tuple[Tensor, ...]) -> Tensor:
+        return torch.zeros_like(batch[1])
+
+    def objective(self, leader: LeaderProblem, y: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+        return (torch.einsum("bij,bj->bi", batch[0], y) - batch[1]).square().sum(1) / 2
+
+
+def test_the_gradient_of_a_learned_solver() -> None:
+    batch = torch.randn(16, 10, 10) / 10**0.5, torch.randn(16, 10)
+    follower, leader = Quadratics(), Encoder()
+    solver = Iterative(CoordinateRNN(scale=0.1, hidden=8, gradient_skip=0.05), STEPS)
+
+    def slopes(low: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            y = solver.solve(follower, leader, batch).value
+            gain = follower.objective(leader, y, batch).mean()
+        grads = torch.autograd.grad(gain, [*solver.parameters()])
+        return torch.cat([grad.flatten() for grad in grads])
+
+    assert error(slopes(low=True), slopes(low=False)) < 0.01
