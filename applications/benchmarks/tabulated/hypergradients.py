@@ -39,13 +39,20 @@ def cleaning() -> str:
 
 
 def cleaning_by_seeds() -> str:
-    """Those adjoints that were run with three seeds."""
-    runs = [{one["weights"]: one for one in records} for records in seeds("hyper_cleaning/seed-*")]
+    """Those adjoints that were run with three seeds, with many and with few images held out."""
+    many, few = (
+        [{one["weights"]: one for one in records} for records in seeds(f"hyper_cleaning/{name}-*")]
+        for name in ("seed", "few")
+    )
     rows = []
-    for name in (name for name in WEIGHTS if all(name in run for run in runs)):
-        accuracy = per_cent([run[name]["accuracy"] for run in runs])
-        rows.append([WEIGHTS[name], accuracy, ranged([run[name].get("auc") for run in runs])])
-    return markdown(["weights", "accuracy", "AUC"], rows)
+    for name in (name for name in WEIGHTS if all(name in run for run in many)):
+        row = [WEIGHTS[name]]
+        for runs in (many, few):
+            row.append(per_cent([run[name]["accuracy"] for run in runs]))
+            row.append(ranged([run[name].get("auc") for run in runs]))
+        rows.append(row)
+    titles = "weights", "accuracy, 431", "AUC, 431", "accuracy, 100", "AUC, 100"
+    return markdown(titles, rows)
 
 
 def costs(records: Sequence[Record], model: str, kind: str) -> str:
