@@ -63,18 +63,24 @@ class Ended(NamedTuple):
     err: str
 
 
-def launch(*command: object, processes: int = 2, timeout: float = 120) -> list[Ended]:
-    """Runs a command in processes that find each other; all have ended when it returns."""
+def launch(
+    *command: object, processes: int = 2, machines: int = 1, timeout: float = 120
+) -> list[Ended]:
+    """Runs a command in processes that find each other; all have ended when it returns.
+
+    Of several machines each has as many, and numbers its own from 0.
+    """
+    here = processes // machines
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "WORLD_SIZE": processes}
     shared |= {"TORCHELASTIC_USE_AGENT_STORE": True}
-    shared |= {"LOCAL_WORLD_SIZE": processes, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
+    shared |= {"LOCAL_WORLD_SIZE": here, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
     shared |= {"PYTHONUNBUFFERED": ""}  # what is not flushed at the end is lost
     started = [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
             cwd=ROOT,
-            env={**os.environ, **{k: str(v) for k, v in {**shared, **own(rank)}.items()}},
+            env={**os.environ, **{k: str(v) for k, v in {**shared, **own(rank, here)}.items()}},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -88,8 +94,8 @@ def launch(*command: object, processes: int = 2, timeout: float = 120) -> list[E
             process.kill()
 
 
-def own(rank: int) -> dict[str, int]:
-    return {"RANK": rank, "LOCAL_RANK": rank}
+def own(rank: int, here: int) -> dict[str, int]:
+    return {"RANK": rank, "LOCAL_RANK": rank % here}
 
 
 def _wait(process: subprocess.Popen[str], timeout: float) -> tuple[int, str, str]:

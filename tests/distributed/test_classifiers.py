@@ -28,9 +28,9 @@ def other():
 """
 
 
-@pytest.mark.parametrize("function", ["same", "other"])
+@pytest.mark.parametrize(("function", "machines"), [("same", 2), ("other", 1)])
 def test_a_classifier_that_differs_between_processes_is_refused(
-    tmp_path: Path, function: str
+    tmp_path: Path, function: str, machines: int
 ) -> None:
     (tmp_path / "by_rank.py").write_text(MODULE)
     arguments = ["robust_eval.py", f"by_rank:{function}", "--dataset", "digits", "--smoke"]
@@ -42,7 +42,7 @@ sys.path.insert(0, {str(Path(ROOT) / "applications")!r})
 sys.argv = {arguments!r}
 runpy.run_path({str(Path(ROOT) / "applications" / "robust_eval.py")!r}, run_name="__main__")
 """
-    ended = launch("-c", script)
+    ended = launch("-c", script, machines=machines)
     if function == "same":
         assert [one.status for one in ended] == [0, 0], ended
     else:
