@@ -1,4 +1,4 @@
-"""The recipes of the documentation, and the example that they continue."""
+"""The code of the documentation: its recipes, the example that they continue, and other pieces."""
 
 from __future__ import annotations
 
@@ -47,6 +47,13 @@ def follow(names: dict[str, Any], title: str) -> dict[str, Any]:
     assert RECIPES[title], "the recipe has lost its code"
     for code in RECIPES[title]:
         exec(code, names)
+    return names
+
+
+def run_piece(page: Path, start: str, names: dict[str, Any]) -> dict[str, Any]:
+    """The names after a page's piece of code that begins so."""
+    (code,) = re.findall(rf"^```python\n({re.escape(start)}.*?)^```", page.read_text(), re.M | re.S)
+    exec(code, names)
     return names
 
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bilevel
 from tests.images import image_set
+from tests.recipes import run_piece
 
 ROOT = Path(__file__).parents[2]
 F64 = torch.float64
-
-
-def run(page: str, start: str, names: dict[str, Any]) -> dict[str, Any]:
-    """The piece of code of a page that begins so."""
-    text = (ROOT / page).read_text()
-    (code,) = re.findall(rf"^```python\n({re.escape(start)}.*?)^```", text, re.M | re.S)
-    exec(code, names)
-    return names
 
 
 def test_the_example_of_the_readme() -> None:
@@ -30,7 +23,7 @@ def test_the_example_of_the_readme() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
     before = model[1].weight.detach().clone()
     loader = [(torch.rand(2, 3, 8, 8), torch.arange(2))]
-    names = run("README.md", "import torch\n", {"model": model, "loader": loader})
+    names = run_piece(ROOT / "README.md", "import torch\n", {"model": model, "loader": loader})
     assert names["metrics"]["loss"].isfinite()
     assert not torch.equal(model[1].weight, before)
     assert all(parameter.grad is not None for parameter in names["attacker"].parameters())
@@ -39,7 +32,7 @@ def test_the_example_of_the_readme() -> None:
 def test_a_penalty_is_learned() -> None:
     """No other predicts the samples that were held out better, and the first one does worse."""
     torch.manual_seed(0)
-    names = run("docs/adjoints.md", "import torch\n", {})
+    names = run_piece(ROOT / "docs" / "adjoints.md", "import torch\n", {})
     game, leader, batch = names["game"], names["leader"], names["batch"]
 
     def held_out(log_penalty: Tensor) -> Tensor:
@@ -70,9 +63,7 @@ class Program(bilevel.FollowerProblem):
 
     def solution(self, c: Tensor) -> dict[str, Tensor]:
         active = self.g[:1]
-        matrix = torch.cat(
-            [torch.cat([self.q, active.T], 1), torch.nn.functional.pad(active, (0, 1))]
-        )
+        matrix = torch.cat([torch.cat([self.q, active.T], 1), F.pad(active, (0, 1))])
         x, multiplier = torch.linalg.solve(matrix, torch.cat([-c, self.h[:1]])).split([2, 1])
         return {"x": x, "l": torch.cat([multiplier, multiplier.new_zeros(1)])}
 
@@ -94,7 +85,9 @@ def test_a_program_is_differentiated_through_its_conditions() -> None:
         needs_gradient = False
 
         def forward(self, y: Any, gradient: Any, context: Any, state: Any) -> Any:
-            page = run("docs/adjoints.md", "def forward(", {**given, "c": leader.c})
+            page = run_piece(
+                ROOT / "docs" / "adjoints.md", "def forward(", {**given, "c": leader.c}
+            )
             return page["forward"](self, y, gradient, context, state)
 
     class Package(bilevel.Solver):
@@ -119,6 +112,7 @@ def test_a_battery_of_parts(
     size = images.images[0].numel()
     model = nn.Sequential(nn.Flatten(), nn.Linear(size, len(images.classes)))
     given = {"model": model, "images": images}
-    run("docs/robustness_evaluation.md", "from dataclasses import replace\n", given)
+    page = ROOT / "docs" / "robustness_evaluation.md"
+    run_piece(page, "from dataclasses import replace\n", given)
     assert "of 20 images withstand every attack at ε = 0.0314" in capsys.readouterr().out
     assert (tmp_path / "report" / "report.html").exists()
