@@ -21,6 +21,7 @@ from bilevel.robustness import About, Attacker, save_trained
 APPLICATIONS = Path(__file__).parents[2] / "applications"
 BENCHMARKS = APPLICATIONS / "benchmarks"
 Suite = Callable[[str], ModuleType]
+Part = Callable[[str], ModuleType]
 SIZES = {"train_size": 40, "validation_size": 20, "test_size": 10}
 
 
@@ -54,6 +55,12 @@ def suite(applications: Suite) -> Iterator[Suite]:
     scripts = "battery", "gpu_suite", "step_cost"
     yield lambda name: applications(name if name in scripts else f"suite.{name}")
     sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="session")
+def part(applications: Part) -> Part:
+    """A module of hyper-cleaning, by its name."""
+    return lambda name: applications(f"hyper_cleaning_lib.{name}")
 
 
 @pytest.fixture(scope="session")

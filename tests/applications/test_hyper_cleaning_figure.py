@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,14 +11,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from bilevel.experiment.style import BAD, INK
+from tests.applications.conftest import Part
 
-Part = Callable[[str], ModuleType]
 WEIGHTS = (torch.randperm(30, generator=torch.Generator().manual_seed(0)) + 0.5) / 30
-
-
-@pytest.fixture(scope="module")
-def part(applications: Part) -> Part:
-    return lambda name: applications(f"hyper_cleaning_lib.{name}")
 
 
 @pytest.fixture(scope="module")
