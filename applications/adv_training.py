@@ -39,13 +39,12 @@ class Args(TrainingArguments):
     """
 
     method: tuple[str, ...] = ("plain", "pgm", "grad-l2l", "two-step-l2l")
-    """plain, fgsm, pgm, naive-l2l, grad-l2l, two-step-l2l, grad-only-l2l, two-step-grad-only-l2l,
-    or K-step-l2l for any K; several are trained one after the other."""
+    """plain, fgsm, pgm (PGD, ten steps), naive-l2l, grad-l2l, two-step-l2l, grad-only-l2l,
+    two-step-grad-only-l2l, or K-step-pgm or K-step-l2l for any K; several are trained one after
+    the other."""
     norm: Norm = "linf"
     """The norm of the perturbations; l2 and l1 need an --epsilon, since those of the recipes are
     for linf as in the paper. For CIFAR-10 0.5 and 12 are usual."""
-    pgm_steps: int | None = None
-    """Steps of the pgm method (PGD); 10 in the paper."""
     schedule: ScheduleName = "simultaneous"
     """One pass for both networks (simultaneous), one for each as in the authors' code
     (alternating), or a schedule for games that cycle, at up to five times the cost."""
@@ -82,21 +81,12 @@ def check_methods(args: Args) -> None:
     args.method = choices("method", args.method)
     for method in args.method:
         check_method(method)
-    # What describes the attacker is kept with every classifier, for the attack fresh.
-    takers = {
-        "pgm_steps": ("pgm" in args.method, "only pgm takes it; add pgm"),
-        "attacker_lr": (
-            any(map(is_learned, args.method)),
-            "only methods with l2l take it; add two-step-l2l",
-        ),
-    }
-    for name, (taken, remedy) in takers.items():
-        value = getattr(args, name)
-        if value is not None and not taken:
-            raise BilevelError(
-                f"{name} is {value} and --method is {' '.join(args.method)}: {remedy}, or leave "
-                f"out --{name.replace('_', '-')}"
-            )
+    # What else describes the attacker is kept with every classifier, for the attack fresh.
+    if args.attacker_lr is not None and not any(map(is_learned, args.method)):
+        raise BilevelError(
+            f"attacker_lr is {args.attacker_lr} and --method is {' '.join(args.method)}: only "
+            "methods with l2l take it; add two-step-l2l, or leave out --attacker-lr"
+        )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ RECIPE = Recipe(epsilon=0.1, epochs=2, batch_size=5, padding=1, milestones=(0.5,
 """Two epochs of five steps on 22 images: shares of 2 and 3 images, at last of 1 and 1."""
 
 GAMES = {
-    "pgm": ("pgm", "simultaneous", "none"),
+    "pgm": ("two-step-pgm", "simultaneous", "none"),
     "two-step": ("two-step-l2l", "simultaneous", "sync"),
     "alternating": ("grad-l2l", "alternating", "sync"),
     "extragradient": ("grad-l2l", "extragradient", "sync"),
@@ -120,7 +120,7 @@ def build(name: str, folder: Path, **options: Any) -> Trainer:
     torch.manual_seed(0)
     data = Splits(image_set(22), image_set(7), image_set(6))
     attacker = Attacker("two-layer", width=4)
-    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker)
     model = BatchNormNet()
     if norm == "none":
         model.layers[1] = torch.nn.Identity()

@@ -56,7 +56,7 @@ print(x[x > 0].shape)
 @pytest.mark.parametrize(
     ("method", "norm", "bounds", "schedules"),
     [
-        ("pgm", "linf", "(0, torch.ones(8, device='pretend'))", "SCHEDULES"),
+        ("two-step-pgm", "linf", "(0, torch.ones(8, device='pretend'))", "SCHEDULES"),
         ("two-step-l2l", "linf", "(0, 1)", "SCHEDULES"),
         ("conv-rnn", "linf", "(0, 1)", "['simultaneous']"),
         ("grad-l2l", "l2", "(0, 1)", "['simultaneous']"),
@@ -78,12 +78,11 @@ from bilevel.robustness import (
 
 form = "conv-rnn" if {method!r} == "conv-rnn" else "wide"
 attacker = Attacker(form, width=4, gradient_skip=1.0)
-settings = {{"norm": {norm!r}, "pgm_steps": 2}}
 method = {method!r}.replace("conv-rnn", "two-step-l2l")
 for name in {schedules}:
     follower = NORMS[{norm!r}](0.1, start=0.01, bounds={bounds})
     model = build_model("small-cnn", channels=1, classes=10)
-    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, **settings)
+    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, norm={norm!r})
     for network in (model, solver):
         network.to("pretend", memory_format=torch.channels_last)
     batch = Batch(torch.rand(4, 1, 8, 8), torch.arange(4))

@@ -77,7 +77,7 @@ def build(schedule, method="two-step-l2l", fused=True):
     layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Flatten()
     model, follower = nn.Sequential(*layers, nn.Linear(144, 10)), Linf(0.1, start=0.05)
     attacker = Attacker("two-layer", width=4, gradient_skip=1.0)
-    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker)
     for network in (model, solver):
         network.to("pretend")
     leader, phi = ZeroSum(model, follower), list(solver.parameters())
@@ -108,7 +108,7 @@ def train(game, step):
     ("schedule", "method"),
     [
         ("simultaneous", "two-step-l2l"),
-        ("simultaneous", "pgm"),
+        ("simultaneous", "two-step-pgm"),
         ("alternating", "two-step-l2l"),
         ("extragradient", "two-step-l2l"),
     ],
@@ -148,7 +148,7 @@ for game in (
     build("lookahead"),
     build("optimistic"),
     build("simultaneous", fused=False),
-    build("simultaneous", "pgm", fused=False),
+    build("simultaneous", "two-step-pgm", fused=False),
 ):
     try:
         train(game, CapturedStep(game))

@@ -30,6 +30,7 @@ MARKERS = {
     "naive-l2l": "P",
     "grad-l2l": "^",
     "two-step-l2l": "s",
+    "two-step-pgm": "d",
     "NU-AT": "D",
     "PGD-AT": "v",
 }

@@ -1,7 +1,8 @@
 """The training methods of the paper by name; each is a solver of the follower's problem.
 
 plain                     no follower                       pgm(η, 0)
-fgsm, pgm                 hand-designed                     pgm(ε, 1), pgm(η, 10), in either norm
+fgsm, pgm                 hand-designed                     pgm(ε, 1), pgm(η, 10)
+K-step-pgm                the same with K steps             pgm(max(η, ε/K), K)
 naive-l2l                 δ = g(x)                          Iterative(CNN(image), 1)
 grad-l2l, grad-only-l2l   δ = g(x, ∇), δ = g(∇)             Iterative(CNN(…), 1)
 K-step-l2l, …             δ ← Π(δ + g(x + δ, ∇)), K times   Iterative(CNN(…), K)
@@ -36,7 +37,7 @@ METHODS = (
     "grad-only-l2l",
     "two-step-grad-only-l2l",
 )
-"""The methods of Table 2; ``K-step-l2l`` and ``K-step-grad-only-l2l`` take any number K."""
+"""The methods of Table 2; K in ``K-step-pgm``, ``K-step-l2l``, … is a number, or ``two``."""
 
 TRAINING_STEP = 0.007 / 0.031
 """The paper's step size in training, as a share of its ε."""
@@ -50,7 +51,10 @@ EVALUATION_START = 1e-4
 Form = Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"]
 """An attacker's network: a form of :class:`~bilevel.updates.CNN`, or the recurrent one."""
 
-_MULTI_STEP = re.compile(r"(two|[1-9]\d*)-step-(grad-only-)?l2l")
+_MULTI_STEP = re.compile(r"(two|[1-9]\d*)-step-(pgm|l2l|grad-only-l2l)")
+
+_STEPS = {"plain": 0, "pgm": 10}
+"""Where it is neither one nor in the name."""
 
 
 @dataclass(frozen=True)
@@ -158,17 +162,17 @@ def make_solver(
     eps: float,
     channels: int,
     attacker: Attacker,
-    pgm_steps: int = 10,
     norm: Norm = "linf",
 ) -> Solver:
     """The solver of a training method.
 
     Args:
         method: One of :data:`METHODS`, or one with K steps such as ``"3-step-l2l"``.
+            Steps of PGM have the size 0.007/0.031·ε as in the paper, but ε/K where K of these would
+            not reach the boundary.
         eps: ε of the threat model.
         channels: Channels of the images.
         attacker: The attacker of a learned method.
-        pgm_steps: Steps of ``pgm``, of size 0.007/0.031·ε as in the paper.
         norm: The norm of the threat model.
 
     Returns:
@@ -183,13 +187,10 @@ def make_solver(
         2
     """
     check_method(method)
-    ball = ball_of(norm)(eps)
-    if method == "fgsm":
-        return ball.pgm(eps, 1)
-    if method in ("plain", "pgm"):
-        return ball.pgm(TRAINING_STEP * eps, 0 if method == "plain" else pgm_steps)
     multi_step = _MULTI_STEP.fullmatch(method)
-    steps = int(multi_step[1].replace("two", "2")) if multi_step else 1
+    steps = int(multi_step[1].replace("two", "2")) if multi_step else _STEPS.get(method, 1)
+    if not is_learned(method):
+        return ball_of(norm)(eps).pgm(max(TRAINING_STEP, 1 / max(steps, 1)) * eps, steps)
     inputs: Inputs = ("context", "gradient")
     if method == "naive-l2l":
         inputs = ("context",)
@@ -208,4 +209,4 @@ def check_method(method: str) -> None:
         BilevelError: If there is none; the message suggests the closest name.
     """
     if not (method in METHODS or _MULTI_STEP.fullmatch(method)):
-        raise_unknown("method", method, METHODS)
+        raise_unknown("method", method, (*METHODS, "two-step-pgm"))

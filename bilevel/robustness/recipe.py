@@ -24,7 +24,6 @@ class Recipe:
             ``MODULE:FUNCTION`` that is called with ``channels`` and ``classes``.
         epsilon: ε of the threat model, in units of the pixel range.
         norm: The norm that it bounds: ``"linf"`` as in the paper, ``"l2"`` or ``"l1"``.
-        pgm_steps: Steps of the ``pgm`` method.
         epochs: Passes over the training set.
         batch_size: Images a step.
         lr: The classifier's learning rate (SGD, momentum 0.9), times 0.1 at each milestone.
@@ -48,7 +47,6 @@ class Recipe:
     model: str = "wrn-34-10"
     epsilon: float = 0.031
     norm: Norm = "linf"
-    pgm_steps: int = 10
     epochs: int = 100
     batch_size: int = 128
     lr: float = 0.1
@@ -66,7 +64,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Checks the numbers before any image is read."""
         count("padding", self.padding, least=0)
-        for name in ("pgm_steps", "epochs", "batch_size", "attacker_width"):
+        for name in ("epochs", "batch_size", "attacker_width"):
             if (number := getattr(self, name)) is not None:
                 count(name, number)
         for name in ("lr", "weight_decay", "attacker_lr"):

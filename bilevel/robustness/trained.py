@@ -130,11 +130,8 @@ class About:
             return NORMS[self.norm](eps)
         return Interpolation(eps, **self.interpolation)
 
-    def solver(self, pgm_steps: int = 10) -> Solver:
+    def solver(self) -> Solver:
         """A new, untrained solver of the method.
-
-        Args:
-            pgm_steps: Steps of ``pgm``.
 
         Returns:
             A new solver.
@@ -144,7 +141,6 @@ class About:
             eps=self.epsilon,
             channels=self.channels,
             attacker=self.attacker,
-            pgm_steps=pgm_steps,
             norm=self.norm,
         )
 

@@ -80,14 +80,14 @@ def test_what_is_given_reaches_the_solver(
     run: Callable[..., Any], app: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spy(method: str, **options: object) -> None:
-        assert (method, options) == ("pgm", expected)
+        assert (method, options) == ("3-step-pgm", expected)
         raise KeyboardInterrupt
 
-    expected = {"eps": 0.1, "channels": 1, "pgm_steps": 3, "norm": "l2"}
+    expected = {"eps": 0.1, "channels": 1, "norm": "l2"}
     expected["attacker"] = Attacker("slim", 7, "batch", 0.5)
     monkeypatch.setattr("bilevel.robustness.trained.make_solver", spy)
     attacker = "--attacker slim --attacker-width 7 --normalize batch --gradient-skip 0.5"
-    arguments = f"--method pgm --norm l2 --epsilon 0.1 --pgm-steps 3 {attacker}"
+    arguments = f"--method 3-step-pgm --norm l2 --epsilon 0.1 {attacker}"
     assert run(*arguments.split()).status == 130
 
 

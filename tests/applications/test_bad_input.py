@@ -30,7 +30,6 @@ DIGITS = RECIPES["digits"]
         ("--epochs 0", "epochs is 0: .*give 1, 2"),
         ("--epochs -3", "epochs is -3: .*give 1, 2"),
         ("--batch-size 0", "batch_size is 0: .*give 1, 2"),
-        ("--method pgm --pgm-steps 0", "pgm_steps is 0: .*give 1, 2"),
         ("--attacker-width 0", "attacker_width is 0: .*give 1, 2"),
         ("--norm l2", "norm is l2 and there is no epsilon: .*give --epsilon, 0.5 in l2 or 12 in"),
         ("--norm l2 --epsilon 0", "epsilon is 0.0: .*give 0 < epsilon < ∞, say 0.5"),
@@ -54,10 +53,8 @@ DIGITS = RECIPES["digits"]
         ("--seed -1", "seed is -1: .*give 0, 1"),
         ("--method plain pmg", "there is no method 'pmg': did you mean pgm[?]"),
         ("--method two-steps-l2l", "no method 'two-steps-l2l': did you mean two-step-l2l[?]"),
-        (
-            "--method fgsm plain --pgm-steps 7",
-            "pgm_steps is 7 and --method is fgsm plain: only pgm takes it; add pgm, or leave",
-        ),
+        ("--method two-steps-pgm", "no method 'two-steps-pgm': did you mean two-step-pgm[?]"),
+        ("--method 0-step-pgm", "no method '0-step-pgm': did you mean two-step-pgm[?]"),
         ("--method pgm --attacker-lr 0.1", "attacker_lr is 0.1 .*: only methods with l2l take it"),
         ("--method zzz", "there is no method 'zzz': choose from plain, fgsm, pgm"),
         ("--method", "no method is given: .*name one or several"),
@@ -167,7 +164,6 @@ def test_a_bad_folder(
             "--validation-size 10",
             "with validation_images = 20, .*this one has validation_images = 10, .*",
         ),
-        ("--method plain pgm --pgm-steps 3", "with pgm_steps = 10, this one has pgm_steps = 3"),
         ("--seed 1", "with seed = 0, .*this one has seed = 1, checksum of images = .{8}"),
     ],
 )

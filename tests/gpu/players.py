@@ -67,7 +67,7 @@ def image_game(
     layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout), nn.Flatten()
     model, follower = nn.Sequential(*layers, nn.Linear(144, 10)), Linf(0.1, start=start)
     attacker = Attacker("two-layer", width=4, gradient_skip=1.0)
-    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker)
     for network in (model, solver):
         network.to(device)
     leader, phi = ZeroSum(model, follower), list(solver.parameters())

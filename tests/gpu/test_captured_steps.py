@@ -44,7 +44,7 @@ def tensors(game: Bilevel) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("schedule", ["simultaneous", "alternating", "extragradient"])
-@pytest.mark.parametrize("method", ["pgm", "two-step-l2l"])
+@pytest.mark.parametrize("method", ["two-step-pgm", "two-step-l2l"])
 def test_captured_steps_are_the_same_steps(
     method: str, schedule: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +64,7 @@ def test_a_replay_draws_new_random_numbers(
     dropout: float, start: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    game: Any = image_game(device, "pgm", dropout=dropout, start=start)
+    game: Any = image_game(device, "two-step-pgm", dropout=dropout, start=start)
     game.leader_opt.param_groups[0].update(lr=0.0)
     game.leader.model[1].momentum = 0.0  # nothing but the random numbers differs
     step, batch = CapturedStep(game), image_batch(device)

@@ -37,14 +37,14 @@ def waiting_forbidden() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("method", ["pgm", "two-step-l2l"])
+@pytest.mark.parametrize("method", ["two-step-pgm", "two-step-l2l"])
 def test_steps_within_an_epoch_do_not_wait(
     method: str, precision: Precision, device: torch.device, tmp_path: Path
 ) -> None:
     pixels = torch.randint(256, (32, 1, 4, 4), dtype=torch.uint8)
     images = ImageSet(pixels, torch.arange(32) % 3, ("a", "b", "c")).to(device)
     attacker, follower = Attacker("two-layer", width=4), Linf(0.1, start=0.05)
-    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=2)
+    solver = make_solver(method, eps=0.1, channels=1, attacker=attacker)
     model, recipe = BatchNormNet(dropout=0.2), Recipe(epsilon=0.1, batch_size=4, padding=1, ema=0.9)
     for network in (model, solver):
         network.to(device).to(memory_format=torch.channels_last)

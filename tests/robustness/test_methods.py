@@ -33,17 +33,29 @@ def solver(method: str, attacker: Attacker = SMALL, **options: Any) -> Iterative
 
 @pytest.mark.parametrize(
     ("method", "steps", "step"),
-    [("plain", 0, TRAINING_STEP * EPS), ("fgsm", 1, EPS), ("pgm", 7, TRAINING_STEP * EPS)],
+    [
+        ("fgsm", 1, EPS),
+        ("two-step-pgm", 2, EPS / 2),
+        ("3-step-pgm", 3, EPS / 3),
+        ("5-step-pgm", 5, TRAINING_STEP * EPS),
+        ("pgm", 10, TRAINING_STEP * EPS),
+    ],
 )
 def test_a_hand_designed_method(method: str, steps: int, step: float) -> None:
-    made = solver(method, pgm_steps=7)
+    """Its steps reach the boundary, however few they are."""
+    made = solver(method)
     assert isinstance(made.update, SignGradient)
-    assert (made.steps, made.update.step) == (steps, step)
+    assert (made.steps, made.update.step) == (steps, pytest.approx(step))
     assert not is_learned(method)
     assert not list(made.parameters())
 
 
-@pytest.mark.parametrize("method", ["plain", "fgsm", "pgm"])
+def test_plain_training_takes_no_step() -> None:
+    assert solver("plain").steps == 0
+    assert not is_learned("plain")
+
+
+@pytest.mark.parametrize("method", ["plain", "fgsm", "two-step-pgm", "pgm"])
 def test_a_hand_designed_method_in_l2(method: str) -> None:
     """Steps of the same length as in L∞, along the gradient."""
     made = solver(method, norm="l2")
@@ -105,7 +117,7 @@ def test_the_default_attacker_is_table_1() -> None:
     ("name", "told"),
     [
         ("pgmm", "did you mean pgm"),
-        ("two-step", "did you mean two-step-l2l"),
+        ("two-step", "did you mean two-step-pgm"),
         ("0-step-l2l", "did you mean two-step-l2l"),
         ("-1-step-l2l", "did you mean two-step-l2l"),
         ("gradl2l", "did you mean grad-l2l"),

@@ -36,7 +36,7 @@ class Still(LeaderProblem):
 
 def test_the_defaults_are_the_papers() -> None:
     paper = Recipe()
-    assert (paper.epsilon, paper.pgm_steps, paper.epochs, paper.batch_size) == (0.031, 10, 100, 128)
+    assert (paper.epsilon, paper.epochs, paper.batch_size) == (0.031, 100, 128)
     assert (paper.lr, paper.attacker_lr, paper.weight_decay) == (0.1, 1e-3, 2e-4)
     assert paper.augment == Augment(padding=4, flip=True)
     assert (paper.one_cycle, paper.ema, paper.gradient_skip) == (False, 0, None)
@@ -70,7 +70,7 @@ def test_milestones_that_are_no_shares(milestones: tuple[float, ...]) -> None:
         Recipe(milestones=milestones)
 
 
-@pytest.mark.parametrize("name", ["padding", "pgm_steps", "epochs", "batch_size", "attacker_width"])
+@pytest.mark.parametrize("name", ["padding", "epochs", "batch_size", "attacker_width"])
 def test_counts_that_are_no_whole_numbers(name: str) -> None:
     with pytest.raises(BilevelError, match=f"{name} is 2.5: it is a whole number"):
         Recipe(**{name: 2.5})

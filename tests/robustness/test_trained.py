@@ -90,13 +90,14 @@ def test_the_follower_is_the_one_that_was_played_against() -> None:
 
 def test_what_is_trained_in_l2_is_attacked_in_l2() -> None:
     images = ImageSet(torch.zeros(2, 1, 8, 6).byte(), torch.arange(2), ("a", "b"))
-    about = About.of("pgm", Recipe(norm="l2", epsilon=0.5), images, dataset="folder", image_size=8)
+    recipe = Recipe(norm="l2", epsilon=0.5)
+    about = About.of("7-step-pgm", recipe, images, dataset="folder", image_size=8)
     assert (about.norm, about.size, about.image_size) == ("l2", (8, 6), 8)
     assert [(type(f), f.eps) for f in (about.follower(), about.follower(2.0))] == [
         (L2, 0.5),
         (L2, 2.0),
     ]
-    solver = about.solver(pgm_steps=7)
+    solver = about.solver()
     assert isinstance(solver.update, NormalizedGradient)
     assert (solver.steps, solver.update.step) == (7, TRAINING_STEP * 0.5)
 

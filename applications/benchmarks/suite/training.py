@@ -92,7 +92,7 @@ class Training:
 
     def _game(self, about: About, device: torch.device) -> Bilevel:
         torch.manual_seed(self.seed)
-        model, solver = about.classifier(), about.solver(self.recipe.pgm_steps)
+        model, solver = about.classifier(), about.solver()
         for network in (model, *learned(solver)):
             network.to(device, memory_format=torch.channels_last)
             if self.fast:

@@ -115,7 +115,7 @@ class Study:
             Both, untrained.
         """
         torch.manual_seed(self.args.seed)
-        model, solver = about.classifier(), about.solver(self.recipe.pgm_steps)
+        model, solver = about.classifier(), about.solver()
         if self.args.recompute:
             recompute_activations(model)
         for network in (model, solver):

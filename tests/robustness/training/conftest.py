@@ -32,7 +32,6 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
         method: str = "two-step-l2l",
         schedule: Schedule | None = None,
         *,
-        pgm_steps: int = 2,
         start: float = 0.05,
         recipe: Recipe = RECIPE,
         seed: int = 0,
@@ -41,7 +40,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
     ) -> Trainer:
         torch.manual_seed(seed)
         attacker = Attacker("two-layer", width=4)
-        solver = make_solver(method, eps=0.1, channels=1, attacker=attacker, pgm_steps=pgm_steps)
+        solver = make_solver(method, eps=0.1, channels=1, attacker=attacker)
         networks = BatchNormNet(dropout=0.2), solver
         for network in networks:
             network.to(memory_format=torch.channels_last)

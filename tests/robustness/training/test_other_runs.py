@@ -21,8 +21,8 @@ from tests.robustness.training.runs import RECIPE, stop_after
     ("change", "told"),
     [
         (
-            {"method": "pgm"},
-            "method = two-step-l2l, .*, this one has method = pgm, .*the same settings",
+            {"method": "two-step-pgm"},
+            "method = two-step-l2l, .*, this one has method = two-step-pgm, .*the same settings",
         ),
         ({"recipe": replace(RECIPE, lr=0.5)}, "lr = 0.1, .*, this one has lr = 0.5, "),
         ({"seed": 3}, "seed = 0, this one has seed = 3: "),
@@ -49,7 +49,7 @@ def test_a_checkpoint_of_another_run(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"pgm_steps": 3}, "solver"),
+        ({"method": "3-step-pgm", "config": {"method": "two-step-pgm"}}, "solver"),
         ({"start": 0.1}, "follower"),
         ({"schedule": Alternating()}, "schedule"),
     ],
@@ -57,9 +57,9 @@ def test_a_checkpoint_of_another_run(
 def test_a_checkpoint_of_another_game(
     build: Callable[..., Trainer], change: dict[str, Any], named: str
 ) -> None:
-    build("pgm").save()
+    build("two-step-pgm").save()
     with pytest.raises(BilevelError, match=f"run.pt is a run with .*{named} = "):
-        build("pgm", **change).resume()
+        build(**{"method": "two-step-pgm", **change}).resume()
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_a_checkpoint_of_other_optimizers(build: Callable[..., Trainer], change:
     """Their state would bring their settings along, without a word."""
 
     def stepped_by(make: Any) -> Trainer:
-        game = build("pgm").game
+        game = build("two-step-pgm").game
         game.leader_opt = make([{"params": [*game.leader.parameters()]}])
         return Trainer(game, given.data, RECIPE, seed=0, path=given.path)
 
-    given, same = build("pgm"), partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    given, same = build("two-step-pgm"), partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     stopped = stepped_by(same)
     stop_after(stopped, 3)
     stopped.save()
@@ -119,7 +119,7 @@ def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer])
 
 
 def test_a_leader_with_other_settings_is_not_resumed(build: Callable[..., Trainer]) -> None:
-    given = build("pgm")
+    given = build("two-step-pgm")
 
     def weighted(weight: float) -> Trainer:
         given.game.leader.weight = weight

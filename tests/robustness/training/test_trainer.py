@@ -30,7 +30,7 @@ from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
     ids=["first step", "first epoch", "saved between epochs", "last epoch", "saved at the start"],
 )
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
-@pytest.mark.parametrize("method", ["pgm", "two-step-l2l"])
+@pytest.mark.parametrize("method", ["two-step-pgm", "two-step-l2l"])
 def test_a_stopped_run_resumed_equals_the_run_never_stopped(
     build: Callable[..., Trainer],
     monkeypatch: pytest.MonkeyPatch,
@@ -63,13 +63,13 @@ def test_a_trainer_that_goes_back_forgets_what_it_has_measured_since(
     build: Callable[..., Trainer],
 ) -> None:
     told: list[tuple[int, dict[str, float]]] = []
-    trainer = build("pgm", report=lambda *report: told.append(report))
+    trainer = build("two-step-pgm", report=lambda *report: told.append(report))
     stop_after(trainer, 3)
     del trainer.game.step
     trainer.resume()
     trainer.fit()
     expected: list[tuple[int, dict[str, float]]] = []
-    build("pgm", report=lambda *report: expected.append(report)).fit()
+    build("two-step-pgm", report=lambda *report: expected.append(report)).fit()
     assert told == expected
 
 
@@ -206,16 +206,16 @@ def test_what_a_gpu_has_not_told_yet_is_read_before_it_is_saved(
 
 @pytest.mark.parametrize("part", ["train", "validation"])
 def test_no_images(build: Callable[..., Trainer], part: str) -> None:
-    data = build("pgm").data
+    data = build("two-step-pgm").data
     nothing = data._replace(**{part: data.train.subset([])})
     with pytest.raises(BilevelError, match=f"the {part} split is empty: .*give one image or more"):
-        build("pgm", data=nothing)
+        build("two-step-pgm", data=nothing)
 
 
 def test_statistics_of_what_the_follower_holds_are_averaged_over_processes(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, averaged = build("pgm"), []
+    trainer, averaged = build("two-step-pgm"), []
     game, follower = trainer.game, trainer.game.follower
     follower.reference = nn.BatchNorm1d(2)
     game.pool, step = SimpleNamespace(), game.step
@@ -245,7 +245,7 @@ def test_each_step_has_the_recipes_learning_rate(
 ) -> None:
     """Within an epoch, too; here of six steps, with a milestone in the middle of the second."""
     recipe = replace(RECIPE, one_cycle=one_cycle, milestones=(0.75,))
-    trainer, rates = build("pgm", recipe=recipe), []
+    trainer, rates = build("two-step-pgm", recipe=recipe), []
     step = trainer.game.step
 
     def noting(batch: Any) -> Any:
@@ -276,7 +276,7 @@ def test_a_metric_that_is_not_measured(build: Callable[..., Trainer]) -> None:
 def test_while_a_checkpoint_waits_for_the_device_it_trains(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = build("pgm")
+    trainer = build("two-step-pgm")
     monkeypatch.setattr(trainer._windows, "check", lambda: 5.0)
     trainer.save()
     assert trainer.progress.elapsed == 5
@@ -284,7 +284,7 @@ def test_while_a_checkpoint_waits_for_the_device_it_trains(
 
 def test_frozen_parts_in_eval_mode_stay_so(build: Callable[..., Trainer]) -> None:
     """As the statistics of a pretrained network; a part that learns is put into training mode."""
-    trainer = build("pgm")
+    trainer = build("two-step-pgm")
     leader = trainer.game.leader.eval()
     norms = [part for part in leader.modules() if isinstance(part, nn.BatchNorm2d)]
     means = [norm.requires_grad_(False).running_mean.clone() for norm in norms]

@@ -96,7 +96,7 @@ def test_epochs_are_compared_on_the_images_that_are_held_out(
         return 0.5
 
     monkeypatch.setattr(module, "accuracy", noting)
-    trainer = build("pgm")
+    trainer = build("two-step-pgm")
     trainer.fit()
     assert len(given) == 2 * RECIPE.epochs  # clean, and under attack
     assert all(images is trainer.data.validation for images in given)
@@ -106,10 +106,10 @@ def test_a_radius_that_grows_needs_the_attack_that_compares_the_epochs(
     build: Callable[..., Trainer],
 ) -> None:
     """At the first ε the accuracies of later epochs would tell nothing."""
-    trainer = build("pgm")
+    trainer = build("two-step-pgm")
     trainer.game.follower.eps = 0.2
     with pytest.raises(BilevelError, match=r"eps was 0.1 .* and is 0.2 now: .*validation_attack="):
         trainer.fit()
-    trainer = build("pgm", validation_attack=(Linf(0.2), pgm(0.05, 2)))
+    trainer = build("two-step-pgm", validation_attack=(Linf(0.2), pgm(0.05, 2)))
     trainer.game.follower.eps = 0.2
     assert trainer.fit().epoch == RECIPE.epochs
