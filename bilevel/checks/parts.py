@@ -50,7 +50,7 @@ def check_parts(
     Raises:
         BilevelError: If one is something else, such as a network, a class or an update; if the
             adjoint is missing or has nothing to do, the players share a parameter, or one is
-            sharded.
+            sharded, or a method has its parameters in another order.
     """
     remedy = "ZeroSum(model, follower), or your own with its loss"
     instance_of("leader", leader, LeaderProblem, remedy)
@@ -60,6 +60,10 @@ def check_parts(
         instance_of("adjoint", adjoint, Adjoint, "Unrolled(), Implicit(), … or your own")
     if schedule is not None:
         instance_of("schedule", schedule, Schedule, "Alternating(), Extragradient(), … or your own")
+    _check_order(leader, "loss", "y", "batch")
+    _check_order(follower, "objective", "leader", "y", "batch")
+    for name in ("project", "context"):
+        _check_order(follower, name, "y", "batch")
     if adjoint is None and not zero_sum:
         raise BilevelError(
             f"{type(leader).__name__} is not zero-sum with {type(follower).__name__}: treating y* "
@@ -89,6 +93,17 @@ def check_parts(
             f"the solver's {shared[0]} is the leader's too: each player would undo the other's "
             "step; do not register parts of one player as modules of the other (a leader finds a "
             "discriminator through its follower, which is no module)"
+        )
+
+
+def _check_order(problem: LeaderProblem | FollowerProblem, name: str, *order: str) -> None:
+    """Refuses a method that would take the batch for the leader: arguments go by position."""
+    found = list(inspect.signature(getattr(problem, name)).parameters)
+    known = {"leader", "batch"}.intersection(order, found)  # y has many names
+    if any(found.index(one) != order.index(one) for one in known):
+        raise BilevelError(
+            f"{type(problem).__name__}.{name} takes {', '.join(found)}: it is called with "
+            f"{', '.join(order)}, by position; write its parameters in this order"
         )
 
 

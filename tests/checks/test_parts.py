@@ -30,6 +30,25 @@ from tests.problems import (
 )
 
 
+class Shuffled(LinearBox):
+    """Who writes the arguments of another library's loss."""
+
+    def objective(self, delta, batch, leader):
+        return super().objective(leader, delta, batch)
+
+
+class Backwards(ZeroSum):
+    def loss(self, batch, y):
+        return super().loss(y, batch)
+
+
+class OwnWords(LinearBox):
+    """Names are free where they do not belong to another argument."""
+
+    def objective(self, model, delta, y):
+        return super().objective(model, delta, y)
+
+
 def play(**parts) -> None:
     leader, follower, batch = image_game()
     optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
@@ -72,6 +91,28 @@ def play(**parts) -> None:
 def test_a_part_of_another_kind_is_named(name, part, message) -> None:
     with pytest.raises(BilevelError, match=f"{name} is {message}"):
         play(**{name: part})
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (
+            {"follower": Shuffled()},
+            r"Shuffled.objective takes delta, batch, leader: .* leader, y, b",
+        ),
+        (
+            {"leader": Backwards(nn.Identity(), LinearBox())},
+            r"Backwards.loss takes batch, y: .*y, b",
+        ),
+    ],
+)
+def test_arguments_in_another_order(parts, told) -> None:
+    with pytest.raises(BilevelError, match=told):
+        play(**parts)
+
+
+def test_names_of_arguments_are_free() -> None:
+    play(follower=OwnWords())
 
 
 def test_what_is_compiled_is_a_network() -> None:
