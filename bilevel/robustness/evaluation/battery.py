@@ -31,7 +31,7 @@ from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct, right_answers
 from bilevel.robustness.evaluation.problems import problem_of
-from bilevel.robustness.evaluation.results import Outcome
+from bilevel.robustness.evaluation.results import Outcome, unbroken
 from bilevel.robustness.threats.norms import Norm, ball_of
 
 
@@ -56,10 +56,7 @@ class _State:
     works: list[_Progress] = field(default_factory=list)
 
     def survivors(self) -> Tensor:
-        alive = self.right.clone()
-        for progress in self.works:
-            alive &= ~progress.broken
-        return alive
+        return unbroken(self.right, (progress.broken for progress in self.works))
 
 
 def _unreported(name: str, done: float, total: float) -> None:

@@ -9,6 +9,7 @@ Example       one image before and after an attack
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,27 @@ class Outcome:
     seconds: float
     problem: str = ""
     role: Role = ""
+
+
+def unbroken(right: Tensor, broken: Iterable[Tensor]) -> Tensor:
+    """The images that are classified correctly, clean and under each of some attacks.
+
+    Args:
+        right: The clean images that are, ``(N,)`` bool.
+        broken: Those that an attack broke, ``(N,)`` for each attack.
+
+    Returns:
+        ``(N,)`` bool.
+
+    Example:
+        >>> right = torch.tensor([True, True, False])
+        >>> unbroken(right, [torch.tensor([False, True, False])]).tolist()
+        [True, False, False]
+    """
+    alive = right.clone()
+    for one in broken:
+        alive &= ~one
+    return alive
 
 
 @dataclass(frozen=True)
@@ -172,10 +194,7 @@ class Evaluation:
         Returns:
             ``(N,)`` bool.
         """
-        alive = self.right.clone()
-        for outcome in outcomes:
-            alive &= ~outcome.broken
-        return alive
+        return unbroken(self.right, (outcome.broken for outcome in outcomes))
 
     def alone(self, outcome: Outcome) -> float | None:
         """The accuracy under one attack alone.
