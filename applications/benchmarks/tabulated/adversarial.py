@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import mean
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from statistics import mean, stdev
 
 from bilevel.experiment.tables import markdown
 from tabulated.reading import Record, per_cent, ranged, read, seeds
 
 ATTACKS = {"clean": "clean", "pgm20": "PGM-20", "pgm100": "PGM-100"}
+
+HAND_DESIGNED = {1: "fgsm", 2: "two-step-pgm", 3: "3-step-pgm", 10: "pgm"}
+LEARNED = {1: "grad-l2l", 2: "two-step-l2l", 3: "3-step-l2l"}
+"""By their number of steps."""
 
 
 def digits(results: str = "digits") -> str:
@@ -79,6 +84,31 @@ def through_the_attacker(records: Sequence[Record]) -> str:
         accuracies = (per_cent([run[key] for run in runs]) for key in attacks)
         rows.append([f"`{name.capitalize()}()`", *accuracies, f"{ratio:.3g}"])
     return markdown(["adjoint", *attacks.values(), "CPU time of a step"], rows)
+
+
+def learned_steps(records: Sequence[Record]) -> str:
+    """The worst case of learned and hand-designed attackers, and how they differ, over seeds."""
+    titles = "data", "steps", "hand-designed", "learned", "learned − hand-designed", "− ten steps"
+    rows = []
+    for name in dict.fromkeys(one["dataset"] for one in records):
+        worst: dict[str, dict[int, float]] = {}
+        for one in (one for one in records if one["dataset"] == name):
+            worst.setdefault(one["method"], {})[one["seed"]] = one["worst_case"]
+        for steps, method in HAND_DESIGNED.items():
+            hand, learned = worst.get(method, {}), worst.get(LEARNED.get(steps, ""), {})
+            ten = worst.get(HAND_DESIGNED[10], {})
+            shares = (per_cent([*found.values()]) for found in (hand, learned))
+            gains = (_difference(learned, other) for other in (hand, ten))
+            rows.append([name, str(steps), *shares, *gains])
+    return markdown(list(titles), rows)
+
+
+def _difference(these: Mapping[int, float], those: Mapping[int, float]) -> str:
+    """Seed by seed, in points: the mean and its standard error."""
+    found = [100 * (these[seed] - those[seed]) for seed in these.keys() & those.keys()]
+    if len(found) < 2:
+        return "–"
+    return f"{mean(found):+.1f} ± {stdev(found) / sqrt(len(found)):.1f}"
 
 
 def _training(runs: Sequence[Sequence[Record]], timed: int | None = None) -> str:

@@ -1,0 +1,159 @@
+"""Whether it helps that an attacker learns: learned and hand-designed ones of as many steps.
+
+    OMP_NUM_THREADS=1 python applications/benchmarks/learned_steps.py --data-dir ~/data
+
+K steps of a small learned attacker cost about as much as K of PGM, so that the paper's comparison,
+with PGM of ten steps, does not tell whether what is saved is saved by learning. Classifiers are
+trained with both for several K, over seeds, by the recipe of each dataset, and their worst case
+over PGM-20, PGM-100, APGD-CE and APGD-T is taken. A stopped run goes on by the same command.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from suite.ledger import Clock, Job, Ledger, Record, work
+from suite.training import Training
+from tabulated import adversarial
+from tabulated.adversarial import HAND_DESIGNED, LEARNED
+from tabulated.reading import ranges
+
+from bilevel import BilevelError, experiment
+from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
+from bilevel.experiment.style import COLORS, STYLE, save_png
+from bilevel.robustness import RECIPES, Recipe, Splits, load_images, sample
+from bilevel.robustness.data.sources import Dataset
+
+METHODS = (*HAND_DESIGNED.values(), *LEARNED.values())
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained on.
+
+    Args:
+        images: Training, validation and test images; None for all.
+        epochs: Passes over them; None for the recipe's.
+    """
+
+    images: tuple[int | None, int | None, int | None] = (None, None, None)
+    epochs: int | None = None
+
+
+SCALES: dict[Dataset, Scale] = {
+    "digits": Scale(),
+    "fashion-mnist": Scale((10_000, 1000, 500), 10),
+}
+SMOKE = Scale((128, 32, 16), 1)
+
+
+@dataclass
+class Args:
+    """Train against learned and hand-designed attackers of 1, 2, … steps, and compare."""
+
+    dataset: tuple[Dataset, ...] = tuple(SCALES)
+    """digits, fashion-mnist."""
+    data_dir: Path = Path("data")
+    """Where Fashion-MNIST is, or is downloaded to."""
+    seeds: int = 5
+    """Number of seeds, from 0 on."""
+    out: Path = Path("runs/learned_steps")
+    """Results, checkpoints and the figure; what has been measured is kept."""
+    smoke: bool = False
+    """Try everything in seconds."""
+
+
+def main(args: Args) -> None:
+    """Trains and attacks, prints the table and draws the figure."""
+    if args.smoke:
+        args.dataset, args.seeds = ("digits",), 2
+    claim(args.out)
+    given = {name: value for name, value in asdict(args).items() if name != "out"}
+    ledger = Ledger(args.out, given, experiment.environment(torch.device("cpu")))
+    jobs = planned(args)
+    work(jobs, ledger, Clock(math.inf))
+    measured = [one for job in jobs for one in ledger.measured(job)]
+    print(adversarial.learned_steps(measured))
+    draw(args.out / "learned-steps.png", measured)
+    if not all(map(ledger.done, jobs)):
+        raise BilevelError(
+            f"some runs failed, for reasons that {args.out}/results.json tells: the same command "
+            "tries them again"
+        )
+
+
+def planned(args: Args) -> list[Job]:
+    """A job for each classifier."""
+    jobs = []
+    for name in args.dataset:
+        scale = SMOKE if args.smoke else SCALES[name]
+        epochs = scale.epochs or RECIPES[name].epochs
+        recipe = replace(RECIPES[name], epochs=epochs)
+        for seed in range(args.seeds):
+            load = partial(load_sample, name, args.data_dir, seed, scale)
+            for method in METHODS:
+                folder = args.out / name / f"{method}-{seed}"
+                run = partial(train, method, recipe, name, load, seed, folder)
+                jobs.append(Job(f"{name}, {method}, seed {seed}", run, 0.0))
+    return jobs
+
+
+@lru_cache(maxsize=1)
+def load_sample(dataset: Dataset, folder: Path, seed: int, scale: Scale) -> Splits:
+    """The images of a seed."""
+    splits = load_images(dataset, folder, seed=seed)
+    return Splits(*(sample(*pair) for pair in zip(splits, scale.images, strict=True)))
+
+
+def train(
+    method: str, recipe: Recipe, dataset: Dataset, load: partial[Splits], seed: int, folder: Path
+) -> list[Record]:
+    """One classifier."""
+    training = Training(method, recipe, dataset, "float32", fast=False, seed=seed, folder=folder)
+    return training.run(load(), Clock(math.inf))
+
+
+def draw(path: Path, records: list[Record]) -> None:
+    """The worst case against the number of steps: the mean over seeds, and the range."""
+    names = list(dict.fromkeys(one["dataset"] for one in records))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * len(names), 3.0), layout="constrained")
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for axes, name in zip(panels, names, strict=True):
+            panel(axes, [one for one in records if one["dataset"] == name])
+            axes.set_title(name, loc="left")
+        panels[0].set_ylabel("worst case, %")
+        panels[0].legend(edgecolor="none", loc="lower right")
+        save_png(path, figure)
+
+
+def panel(axes: Axes, records: list[Record]) -> None:
+    """One dataset."""
+    kinds = {"hand-designed": HAND_DESIGNED, "learned": LEARNED}
+    for (label, methods), color in zip(kinds.items(), (COLORS[1], COLORS[0]), strict=True):
+        found = {
+            steps: [100 * one["worst_case"] for one in records if one["method"] == method]
+            for steps, method in methods.items()
+        }
+        found = {steps: values for steps, values in found.items() if values}
+        middle, below, above = ranges(found.values())
+        axes.errorbar(
+            list(found), middle, (below, above), color=color, label=label, marker="o", capsize=3
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(list(HAND_DESIGNED), list(map(str, HAND_DESIGNED)))
+    axes.minorticks_off()
+    axes.set_xlabel("steps K of the attacker in training")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    commandline.run(main, Args)
