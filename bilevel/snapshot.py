@@ -155,16 +155,27 @@ class Snapshot:
         device_module = torch.get_device_module(self.device_type)
         self.device_rng_states = [device_module.get_rng_state(place) for place in self.devices]
         # A backward pass may run outside of autocast, and on a GPU runs in another thread.
-        self.autocast = [
-            torch.autocast(
-                kind,
-                dtype=torch.get_autocast_dtype(kind),
-                enabled=torch.is_autocast_enabled(kind),
-                cache_enabled=torch.is_autocast_cache_enabled(),
-            )
+        self.autocast: dict[str, dict[str, Any]] = {
+            kind: {
+                "dtype": torch.get_autocast_dtype(kind),
+                "enabled": torch.is_autocast_enabled(kind),
+                "cache_enabled": torch.is_autocast_cache_enabled(),
+            }
             for kind in {"cpu", self.device_type}
             if torch.amp.is_autocast_available(kind)
-        ]
+        }
+
+    def converted_to(self, kind: str) -> torch.dtype | None:
+        """The type to which autocast converted.
+
+        Args:
+            kind: The type of a device.
+
+        Returns:
+            None if it did not.
+        """
+        settings = self.autocast.get(kind, {"enabled": False})
+        return settings["dtype"] if settings["enabled"] else None
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -176,8 +187,8 @@ class Snapshot:
         with ExitStack() as stack:
             for state in self.states:
                 stack.enter_context(state)
-            for autocast in self.autocast:
-                stack.enter_context(autocast)
+            for kind, settings in self.autocast.items():
+                stack.enter_context(torch.autocast(kind, **settings))
             stack.enter_context(torch.random.fork_rng(self.devices, device_type=self.device_type))
             torch.set_rng_state(self.rng_state)
             device_module = torch.get_device_module(self.device_type)

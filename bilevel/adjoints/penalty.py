@@ -99,9 +99,9 @@ class Penalty(Pullback):
         curvature = ravel(v) @ difference / square
         problem.record(residual=torch.maximum(residual, other), curvature=curvature)
         self.warn_once(
-            difference.norm() < self.strength * _rounding(problem.y),
+            difference.norm() < self.strength * _rounding(problem),
             "the perturbation is lost in rounding: the two perturbed solutions hardly differ; "
-            "lower the strength, or compute in float64; if the leader's loss is flat in y at y*, "
+            "lower the strength, leave autocast, or compute in float64; if the leader's loss is flat in y at y*, "
             "as the follower's own objective is, nothing is missing, and Detached() is exact too",
         )
         grads = [self._gradients(problem, y) for y in (minus, plus)]
@@ -140,7 +140,7 @@ class Penalty(Pullback):
         before, end = problem.evaluate({}, solve, Perturbed(problem.follower, cost))
         last, moved = (ravel(tree_map(torch.sub, end, y)).norm() for y in (before, problem.y))
         # Solutions that have not moved say nothing about convergence.
-        residual = torch.where(moved <= _rounding(problem.y), 0.0, steps * last / moved)
+        residual = torch.where(moved <= _rounding(problem), 0.0, steps * last / moved)
         self.warn_once(
             ~(residual <= CONVERGED),  # it may be NaN
             "the perturbed problems are not solved: their iterates still move as far as at first, "
@@ -162,10 +162,13 @@ class Penalty(Pullback):
         return dict(zip(theta, grads, strict=True))
 
 
-def _rounding(y: Value) -> Tensor:
+def _rounding(problem: SolvedProblem) -> Tensor:
     """The distance from y that two solutions may have by rounding alone."""
-    point = ravel(y)
-    return 100 * torch.finfo(point.dtype).eps * point.norm()
+    point = ravel(problem.y)
+    # What autocast converts cannot tell solutions apart that are closer than its precision.
+    low = problem.snapshot.converted_to(point.device.type)
+    unit = max(100 * torch.finfo(point.dtype).eps, torch.finfo(low).eps if low else 0.0)
+    return unit * point.norm()
 
 
 class Perturbed(FollowerProblem):

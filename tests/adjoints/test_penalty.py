@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -107,6 +109,32 @@ def test_what_should_not_be_trusted(adjoint, update, message) -> None:
     given = adjoint, Iterative(update, 300), Quadratic(), leader, batch, v
     with pytest.warns(HypergradientWarning, match=message):
         hypergradient(*given)
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_solutions_that_autocast_cannot_tell_apart(low) -> None:
+    """Which float32 can: they differ by a thousandth."""
+
+    class Regression(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch: Tensor) -> Tensor:
+            return torch.zeros(1, 3)
+
+        def objective(self, leader: Numbers, y: Tensor, batch: Tensor) -> Tensor:
+            return ((y @ batch).float() - leader.theta.float()).square().sum() / 2
+
+    class Length(Numbers):
+        def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+            return y.square().sum()
+
+    solver, leader = Iterative(Gradient(1.0), 3), Length(3)
+    with warnings.catch_warnings(record=True) as caught, torch.autocast("cpu", enabled=low):
+        warnings.simplefilter("always")
+        solution = Penalty(1000.0).solve(solver, Regression(), leader, torch.eye(3))
+        leader.loss(solution.value, None).backward()
+    told = [str(one.message) for one in caught]
+    assert any(re.search("lost in rounding: .* leave autocast", one) for one in told) is low, told
 
 
 def test_an_answer_that_is_not_a_number_is_not_solved() -> None:
