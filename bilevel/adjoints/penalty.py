@@ -101,8 +101,9 @@ class Penalty(Pullback):
         self.warn_once(
             difference.norm() < self.strength * _rounding(problem),
             "the perturbation is lost in rounding: the two perturbed solutions hardly differ; "
-            "lower the strength, leave autocast, or compute in float64; if the leader's loss is flat in y at y*, "
-            "as the follower's own objective is, nothing is missing, and Detached() is exact too",
+            "lower the strength, leave autocast, or compute in float64; if the leader's loss is "
+            "flat in y at y*, as the follower's own objective is, nothing is missing, and "
+            "Detached() is exact too",
         )
         grads = [self._gradients(problem, y) for y in (minus, plus)]
         return {
