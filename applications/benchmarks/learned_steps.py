@@ -137,17 +137,16 @@ def draw(path: Path, records: list[Record]) -> None:
 
 def panel(axes: Axes, records: list[Record]) -> None:
     """One dataset."""
-    kinds = {"hand-designed": HAND_DESIGNED, "learned": LEARNED}
-    for (label, methods), color in zip(kinds.items(), (COLORS[1], COLORS[0]), strict=True):
+    kinds = ("hand-designed", HAND_DESIGNED, COLORS[1], 0.98), ("learned", LEARNED, COLORS[0], 1.02)
+    for label, methods, color, beside in kinds:
         found = {
             steps: [100 * one["worst_case"] for one in records if one["method"] == method]
             for steps, method in methods.items()
         }
         found = {steps: values for steps, values in found.items() if values}
         middle, below, above = ranges(found.values())
-        axes.errorbar(
-            list(found), middle, (below, above), color=color, label=label, marker="o", capsize=3
-        )
+        at = [beside * steps for steps in found]
+        axes.errorbar(at, middle, (below, above), color=color, label=label, marker="o", capsize=3)
     axes.set_xscale("log")
     axes.set_xticks(list(HAND_DESIGNED), list(map(str, HAND_DESIGNED)))
     axes.minorticks_off()

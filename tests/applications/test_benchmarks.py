@@ -18,6 +18,7 @@ from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstration
 from tests.applications.conftest import Suite, write
 
 TABLES = {
+    "learned_steps": "learned steps",
     "monitor": "monitor",
     "network_games": "cost between networks",
     "schedules": "cost of a schedule",
@@ -54,6 +55,23 @@ def test_the_screen_shows_the_columns_of_the_documentation(
     assert ended.status == 0, ended.err
     assert header.replace("1,000 stacked", "10 stacked") in ended.out
     assert json.loads((tmp_path / "results.json").read_text())["results"]
+
+
+def test_attackers_of_as_many_steps_are_compared_seed_by_seed(
+    benchmarks: Callable[[str], ModuleType],
+) -> None:
+    worst = {"two-step-pgm": (0.5, 0.7), "two-step-l2l": (0.53, 0.71), "pgm": (0.6, 0.6)}
+    records = [
+        {"dataset": "digits", "method": method, "seed": seed, "worst_case": share}
+        for method, shares in worst.items()
+        for seed, share in enumerate(shares)
+    ]
+    table = benchmarks("tabulated.adversarial").learned_steps(records[::-1])
+    assert table.splitlines()[3:] == [
+        "| digits | 2 | 60.0 (50.0–70.0) | 62.0 (53.0–71.0) | +2.0 ± 1.0 | +2.0 ± 9.0 |",
+        "| digits | 3 | – | – | – | – |",
+        "| digits | 10 | 60.0 | – | – | – |",
+    ]
 
 
 def test_what_the_battery_costs(suite: Suite, call: Callable[..., Any], tmp_path: Path) -> None:
