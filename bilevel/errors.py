@@ -42,22 +42,23 @@ def explained(problem: object, method: Callable[..., _T], *args: Any) -> _T:
         What it returned.
 
     Raises:
-        BilevelError: If the batch lacks the attribute or the key, or the method takes a gradient in
-            what does not require one.
+        BilevelError: If the batch lacks the attribute or the key, or has no items at all, or the
+            method takes a gradient in what does not require one.
         AttributeError: If another object lacks an attribute.
         KeyError: If another object lacks a key.
+        TypeError: If another object has no items.
         RuntimeError: If the method fails otherwise.
     """
     try:  # a context manager would cost as much as a small tensor operation, at each step
         return method(*args)
-    except (AttributeError, KeyError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         _raise_explained(error, problem, batch=args[-1])
         raise
 
 
 def _raise_explained(error: Exception, problem: object, batch: object) -> None:
     name = type(problem).__name__
-    if isinstance(error, AttributeError) and error.name is not None and error.obj is batch:
+    if _is_unreadable(error, batch):
         raise BilevelError(
             f"{name} cannot read a batch of type {type(batch).__name__} ({error}): a batch must "
             "have the fields that the problem's own methods use; wrap what the loader yields, for "
@@ -77,6 +78,14 @@ def _raise_explained(error: Exception, problem: object, batch: object) -> None:
             "compute with copies that require it, w.detach().requires_grad_(), and inside "
             "torch.enable_grad()"
         ) from error
+
+
+def _is_unreadable(error: Exception, batch: object) -> bool:
+    """Whether it says that the batch lacks an attribute, or has no items (``None``, a loader)."""
+    if isinstance(error, AttributeError):
+        return error.name is not None and error.obj is batch
+    no_items = f"'{type(batch).__name__}' object is not subscriptable"
+    return isinstance(error, TypeError) and str(error) == no_items
 
 
 def first_line(error: BaseException) -> str:

@@ -281,6 +281,8 @@ class Keyed(Linf):
             lambda batch: {"x": batch.x},
             r"Keyed reads a key 'images', .* \(it has 'x'\)",
         ),
+        (Keyed(0.1), lambda _: None, "Keyed cannot read a batch of type NoneType"),
+        (Keyed(0.1), torch.utils.data.DataLoader, "Keyed cannot read a batch of type DataLoader"),
     ],
 )
 def test_a_batch_with_the_wrong_fields(follower, wrap, message) -> None:
