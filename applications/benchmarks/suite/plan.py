@@ -132,11 +132,6 @@ FULL = Scale(
 SMALL = Scale(
     parts=(
         *(Run("wrn-10-1", method, 10, attacker="two-layer") for method in METHODS),
-        *(
-            Run("wrn-10-1", method, 10, attacker="two-layer", seed=seed)
-            for seed in (1, 2)
-            for method in ("two-step-l2l", "pgm", "two-step-pgm")
-        ),
         Run("wrn-10-1", "two-step-l2l", 10),
         Steps(Size("wrn-16-2", None, 32), (FLOAT32, BF16), rounds=6),
     ),
