@@ -98,7 +98,10 @@ def check_parts(
 
 def _check_order(problem: LeaderProblem | FollowerProblem, name: str, *order: str) -> None:
     """Refuses a method that would take the batch for the leader: arguments go by position."""
-    found = list(inspect.signature(getattr(problem, name)).parameters)
+    try:
+        found = list(inspect.signature(getattr(problem, name)).parameters)
+    except ValueError:  # of a function that is not written in Python, such as torch.add
+        return
     known = {"leader", "batch"}.intersection(order, found)  # y has many names
     if any(found.index(one) != order.index(one) for one in known):
         raise BilevelError(

@@ -43,7 +43,9 @@ class Backwards(ZeroSum):
 
 
 class OwnWords(LinearBox):
-    """Names are free where they do not belong to another argument."""
+    """Names are free where they do not belong to another argument, and functions may lack them."""
+
+    context = staticmethod(torch.add)
 
     def objective(self, model, delta, y):
         return super().objective(model, delta, y)
