@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel import Alternating
+from bilevel import Alternating, Simultaneous
 from bilevel.imitation import CategoricalPolicy, MountainCarExpert, Task, demonstrate, pairs
 
 ENV = "MountainCar-v0"
@@ -35,6 +35,13 @@ def test_the_discriminator_steps_before_the_policy(make: Callable[..., Any]) -> 
     schedule = make().game.schedule
     assert isinstance(schedule, Alternating)
     assert (schedule.follower_steps, schedule.first) == (3, "follower")
+
+
+def test_a_learned_discriminator_takes_one_step_from_its_last(make: Callable[..., Any]) -> None:
+    """Beside the policy's, from the same rollout (Algorithm 5)."""
+    game = make(method="l2l-gail").game
+    assert isinstance(game.schedule, Simultaneous)
+    assert (game.solver.steps, game.solver.warm_start) == (1, True)
 
 
 def test_a_trainer_is_of_its_setting(make: Callable[..., Any]) -> None:

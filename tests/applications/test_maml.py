@@ -69,6 +69,17 @@ def test_a_step_is_that_of_the_paper(app: ModuleType) -> None:
     assert not torch.allclose(gradients["Detached()"][0], exact[0])
 
 
+def test_waves_are_those_of_the_paper(app: ModuleType) -> None:
+    """Amplitudes from 0.1 to 5, of which twenty points show most, on [−5, 5]."""
+    waves = app.sine_waves(1000, torch.Generator().manual_seed(0), torch.device("cpu"))
+    x, y = (torch.cat([getattr(points, name) for points in waves], 1) for name in "xy")
+    heights = y.abs().amax((1, 2))
+    assert 0.05 < heights.min() < 0.15
+    assert 4.9 < heights.max() <= 5
+    assert -5 <= x.min() < -4.9
+    assert 4.9 < x.max() <= 5
+
+
 def test_a_learned_start_adapts_better_than_one_of_all_tasks(
     app: ModuleType, tmp_path: Path
 ) -> None:
