@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -70,14 +71,15 @@ def test_a_step_is_that_of_the_paper(app: ModuleType) -> None:
 
 
 def test_waves_are_those_of_the_paper(app: ModuleType) -> None:
-    """Amplitudes from 0.1 to 5, of which twenty points show most, on [−5, 5]."""
+    """Amplitudes from 0.1 to 5 and phases from 0 to π, read off twenty points on [−5, 5]."""
     waves = app.sine_waves(1000, torch.Generator().manual_seed(0), torch.device("cpu"))
     x, y = (torch.cat([getattr(points, name) for points in waves], 1) for name in "xy")
-    heights = y.abs().amax((1, 2))
-    assert 0.05 < heights.min() < 0.15
-    assert 4.9 < heights.max() <= 5
     assert -5 <= x.min() < -4.9
     assert 4.9 < x.max() <= 5
+    a, b = torch.linalg.lstsq(torch.cat([x.sin(), -x.cos()], -1), y).solution.squeeze(-1).T
+    for found, least, greatest in ((torch.hypot(a, b), 0.1, 5), (torch.atan2(b, a), 0, math.pi)):
+        assert least - 1e-3 <= found.min() < least + 0.05
+        assert greatest - 0.05 < found.max() <= greatest + 1e-3
 
 
 def test_a_learned_start_adapts_better_than_one_of_all_tasks(
