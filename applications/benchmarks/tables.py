@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits in short": adversarial.digits_in_short,
     "digits in l2": partial(adversarial.digits, "digits-l2"),
     "learned steps": lambda: adversarial.learned_steps(read("learned_steps")),
+    "attack strength": lambda: adversarial.attack_strength(read("attack_strength")),
     "cifar10": adversarial.cifar10,
     "cifar10 in l2": adversarial.cifar10_in_l2,
     "precisions": adversarial.precisions,

@@ -18,6 +18,7 @@ from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstration
 from tests.applications.conftest import Suite, write
 
 TABLES = {
+    "attack_strength": "attack strength",
     "learned_steps": "learned steps",
     "monitor": "monitor",
     "network_games": "cost between networks",

@@ -103,6 +103,18 @@ def learned_steps(records: Sequence[Record]) -> str:
     return markdown(list(titles), rows)
 
 
+def attack_strength(records: Sequence[Record]) -> str:
+    """The accuracy that each attacker leaves of its own classifier, and of PGM's."""
+    rows = []
+    for methods in (HAND_DESIGNED, LEARNED):
+        for steps, method in methods.items():
+            found = [one for one in records if one["method"] == method]
+            shares = (per_cent([one[key] for one in found]) for key in ("pgm", "own"))
+            rows.append([method, str(steps), *shares])
+    titles = "attacker", "steps", "on the classifier of ten PGM steps", "on its own classifier"
+    return markdown(list(titles), rows)
+
+
 def _difference(these: Mapping[int, float], those: Mapping[int, float]) -> str:
     """Seed by seed, in points: the mean and its standard error."""
     found = [100 * (these[seed] - those[seed]) for seed in these.keys() & those.keys()]
