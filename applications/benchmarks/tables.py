@@ -23,7 +23,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits": adversarial.digits,
     "digits in short": adversarial.digits_in_short,
     "digits in l2": partial(adversarial.digits, "digits-l2"),
-    "learned steps": lambda: adversarial.learned_steps(read("learned_steps")),
+    "learned steps": lambda: adversarial.learned_steps(
+        [*read("learned_steps/digits"), *read("learned_steps/fashion-mnist")]
+    ),
     "attack strength": lambda: adversarial.attack_strength(read("attack_strength")),
     "cifar10": adversarial.cifar10,
     "cifar10 in l2": adversarial.cifar10_in_l2,

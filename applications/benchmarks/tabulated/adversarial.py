@@ -97,9 +97,10 @@ def learned_steps(records: Sequence[Record]) -> str:
         for steps, method in HAND_DESIGNED.items():
             hand, learned = worst.get(method, {}), worst.get(LEARNED.get(steps, ""), {})
             ten = worst.get(HAND_DESIGNED[10], {})
-            shares = (per_cent([*found.values()]) for found in (hand, learned))
-            gains = (_difference(learned, other) for other in (hand, ten))
-            rows.append([name, str(steps), *shares, *gains])
+            if hand or learned:
+                shares = (per_cent([*found.values()]) for found in (hand, learned))
+                gains = (_difference(learned, other) for other in (hand, ten))
+                rows.append([name, str(steps), *shares, *gains])
     return markdown(list(titles), rows)
 
 
