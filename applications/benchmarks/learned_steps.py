@@ -24,7 +24,7 @@ from suite.ledger import Clock, Job, Ledger, Record, work
 from suite.training import Training
 from tabulated import adversarial
 from tabulated.adversarial import HAND_DESIGNED, LEARNED
-from tabulated.reading import ranges
+from tabulated.reading import error_bars
 
 from bilevel import BilevelError, experiment
 from bilevel.arguments import choices
@@ -136,14 +136,14 @@ def draw_lines(axes: Axes, records: list[Record]) -> None:
     """A line for hand-designed attackers, and one for learned ones."""
     kinds = ("hand-designed", HAND_DESIGNED, COLORS[1], 0.98), ("learned", LEARNED, COLORS[0], 1.02)
     for label, methods, color, beside in kinds:
-        found = {
-            steps: [100 * one["worst_case"] for one in records if one["method"] == method]
-            for steps, method in methods.items()
-        }
-        found = {steps: values for steps, values in found.items() if values}
-        middle, below, above = ranges(found.values())
-        at = [beside * steps for steps in found]
-        axes.errorbar(at, middle, (below, above), color=color, label=label, marker="o", capsize=3)
+        found: dict[float, list[float]] = {}
+        for steps, method in methods.items():
+            if worst := [100 * one["worst_case"] for one in records if one["method"] == method]:
+                found[beside * steps] = worst
+        means, bars = error_bars(found.values())
+        axes.errorbar(
+            list(found), means, bars, color=color, label=label, marker="o", markersize=4, capsize=3
+        )
     axes.set_xscale("log")
     axes.set_xticks(list(HAND_DESIGNED), list(map(str, HAND_DESIGNED)))
     axes.minorticks_off()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -37,11 +37,13 @@ def ranged(values: Sequence[float | None], decimals: int = 3) -> str:
     return f"{middle} ({low}–{high})"
 
 
-def ranges(values: Iterable[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:
-    """Means, and how far the least and the greatest are from them, as error bars take them."""
-    found = [(mean(one), mean(one) - min(one), max(one) - mean(one)) for one in values]
-    middle, below, above = (list(column) for column in zip(*found, strict=True))
-    return middle, below, above
+def error_bars(
+    values: Collection[Sequence[float]],
+) -> tuple[list[float], tuple[list[float], list[float]]]:
+    """Means, and how far the least and the greatest are from them."""
+    below = [mean(one) - min(one) for one in values]
+    above = [max(one) - mean(one) for one in values]
+    return [mean(one) for one in values], (below, above)
 
 
 def per_cent(shares: Sequence[float | None]) -> str:
