@@ -121,7 +121,8 @@ def _difference(these: Mapping[int, float], those: Mapping[int, float]) -> str:
     found = [100 * (these[seed] - those[seed]) for seed in these.keys() & those.keys()]
     if len(found) < 2:
         return "–"
-    return f"{mean(found):+.1f} ± {stdev(found) / sqrt(len(found)):.1f}"
+    middle = round(mean(found), 1) + 0.0  # no −0.0
+    return f"{middle:+.1f} ± {stdev(found) / sqrt(len(found)):.1f}"
 
 
 def _training(runs: Sequence[Sequence[Record]], timed: int | None = None) -> str:
