@@ -19,6 +19,7 @@ from tabulated import adversarial
 from tabulated.adversarial import HAND_DESIGNED, LEARNED
 
 from bilevel import Bilevel, ZeroSum, experiment
+from bilevel.arguments import count
 from bilevel.experiment import commandline
 from bilevel.robustness import ImageSet, accuracy, make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
@@ -40,6 +41,7 @@ def main(args: Args) -> None:
     """Trains, attacks, prints the table and writes the results."""
     if args.smoke:
         args.seeds = 1
+    count("seeds", args.seeds)
     records = []
     for seed in range(args.seed, args.seed + args.seeds):
         study = Study(replace(args, seed=seed, out=args.out / f"seed-{seed}"), METHODS)

@@ -27,7 +27,7 @@ from tabulated.adversarial import HAND_DESIGNED, LEARNED
 from tabulated.reading import error_bars
 
 from bilevel import BilevelError, experiment
-from bilevel.arguments import choices
+from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
 from bilevel.experiment.files import claim
 from bilevel.experiment.style import COLORS, STYLE, save_png
@@ -79,6 +79,7 @@ def main(args: Args) -> None:
     if args.smoke:
         args.dataset, args.seeds = "digits", 2
     args.method = choices("method", args.method, METHODS)
+    count("seeds", args.seeds)
     claim(args.out)
     given = {name: value for name, value in asdict(args).items() if name != "out"}
     ledger = Ledger(args.out, given, experiment.environment(torch.device("cpu")))
@@ -99,6 +100,7 @@ def planned(args: Args) -> list[Job]:
     scale = SMOKE if args.smoke else SCALES[args.dataset]
     recipe = RECIPES[args.dataset]
     recipe = replace(recipe, epochs=scale.epochs or recipe.epochs)
+    load_sample(args.dataset, args.data_dir, 0, scale)  # what is wrong with them is told at once
     jobs = []
     for seed in range(args.seeds):
         load = partial(load_sample, args.dataset, args.data_dir, seed, scale)
