@@ -64,6 +64,7 @@ class Args:
     dataset: Literal["digits", "fashion-mnist"] = "digits"
     """A part of Fashion-MNIST, since it takes long."""
     method: tuple[str, ...] = METHODS
+    """Attackers to train against, learned and hand-designed."""
     data_dir: Path = Path("data")
     """Where Fashion-MNIST is, or is downloaded to."""
     seeds: int = 5
