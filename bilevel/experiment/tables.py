@@ -135,4 +135,4 @@ def _numeric(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]
 
 def _is_number(cell: str) -> bool:
     """Whether a cell holds a number, or says that there is none."""
-    return cell in {"", "–", "not measured"} or cell.lstrip("*−-")[:1].isdigit()
+    return cell in {"", "–", "not measured"} or cell.lstrip("*+−-")[:1].isdigit()

@@ -14,7 +14,7 @@ TABLE = Table("Accuracy", ("method", "note", "clean"), [["pgm", "a", "0.5"], ["p
 
 def test_columns_of_numbers_are_aligned_to_the_right() -> None:
     assert markdown(TABLE.header, TABLE.rows).splitlines()[1] == "| --- | --- | ---: |"
-    signed = [["x", "-0.5", "−0.5", "**2**"], ["y", "0.5", "–", "1"]]
+    signed = [["x", "-0.5", "−0.5", "**2**"], ["y", "+0.5", "–", "1"]]
     assert markdown("abcd", signed).splitlines()[1] == "| --- | ---: | ---: | ---: |"
     assert markdown(("a", "b"), []) == "| a | b |\n| --- | ---: |"
 

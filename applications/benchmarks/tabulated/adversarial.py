@@ -88,7 +88,8 @@ def through_the_attacker(records: Sequence[Record]) -> str:
 
 def learned_steps(records: Sequence[Record]) -> str:
     """The worst case of learned and hand-designed attackers, and how they differ, over seeds."""
-    titles = "data", "steps", "hand-designed", "learned", "learned − hand-designed", "− ten steps"
+    gains = "learned − hand-designed", "learned − ten steps"
+    titles = "data", "steps", "hand-designed", "learned", *gains
     rows = []
     for name in dict.fromkeys(one["dataset"] for one in records):
         worst: dict[str, dict[int, float]] = {}
@@ -99,8 +100,8 @@ def learned_steps(records: Sequence[Record]) -> str:
             ten = worst.get(HAND_DESIGNED[10], {})
             if hand or learned:
                 shares = (per_cent([*found.values()]) for found in (hand, learned))
-                gains = (_difference(learned, other) for other in (hand, ten))
-                rows.append([name, str(steps), *shares, *gains])
+                gained = (_difference(learned, other) for other in (hand, ten))
+                rows.append([name, str(steps), *shares, *gained])
     return markdown(list(titles), rows)
 
 
