@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from tabulated import adversarial
-from tabulated.adversarial import HAND_DESIGNED, LEARNED
+from tabulated.adversarial import HAND_DESIGNED, STEPPED
 
 from bilevel import Bilevel, ZeroSum, experiment
 from bilevel.arguments import count
@@ -24,8 +24,6 @@ from bilevel.experiment import commandline
 from bilevel.robustness import ImageSet, accuracy, make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
-
-METHODS = (*HAND_DESIGNED.values(), *LEARNED.values())
 
 
 @dataclass
@@ -44,8 +42,8 @@ def main(args: Args) -> None:
     count("seeds", args.seeds)
     records = []
     for seed in range(args.seed, args.seed + args.seeds):
-        study = Study(replace(args, seed=seed, out=args.out / f"seed-{seed}"), METHODS)
-        games = {method: trained(study, method) for method in METHODS}
+        study = Study(replace(args, seed=seed, out=args.out / f"seed-{seed}"), STEPPED)
+        games = {method: trained(study, method) for method in STEPPED}
         records += [{"seed": seed, **one} for one in attacked(games, study.data.test)]
     environment = experiment.environment(study.device)
     experiment.write_results(args.out, asdict(args), environment, records)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from suite.ledger import Clock, Job, Ledger, Record, work
 from suite.training import Training
 from tabulated import adversarial
-from tabulated.adversarial import HAND_DESIGNED, LEARNED
+from tabulated.adversarial import HAND_DESIGNED, LEARNED, STEPPED
 from tabulated.reading import error_bars
 
 from bilevel import BilevelError, experiment
@@ -33,8 +33,6 @@ from bilevel.experiment.files import claim
 from bilevel.experiment.style import COLORS, STYLE, save_png
 from bilevel.robustness import RECIPES, Recipe, Splits, load_images, sample
 from bilevel.robustness.data.sources import Dataset
-
-METHODS = (*HAND_DESIGNED.values(), *LEARNED.values())
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Args:
 
     dataset: Literal["digits", "fashion-mnist"] = "digits"
     """A part of Fashion-MNIST, since it takes long."""
-    method: tuple[str, ...] = METHODS
+    method: tuple[str, ...] = STEPPED
     """Attackers to train against, learned and hand-designed."""
     data_dir: Path = Path("data")
     """Where Fashion-MNIST is, or is downloaded to."""
@@ -79,7 +77,7 @@ def main(args: Args) -> None:
     """Trains and attacks, prints the table and draws the figure."""
     if args.smoke:
         args.dataset, args.seeds = "digits", 2
-    args.method = choices("method", args.method, METHODS)
+    args.method = choices("method", args.method, STEPPED)
     count("seeds", args.seeds)
     claim(args.out)
     given = {name: value for name, value in asdict(args).items() if name != "out"}

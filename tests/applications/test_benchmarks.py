@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstrations
 from tests.applications.conftest import Suite, write
@@ -72,6 +73,24 @@ def test_attackers_of_as_many_steps_are_compared_seed_by_seed(
         "| digits | 2 | 60.0 (50.0–70.0) | 62.0 (53.0–71.0) | +2.0 ± 1.0 | +2.0 ± 9.0 |",
         "| digits | 10 | 60.0 | – | – | – |",
     ]
+
+
+def test_bars_reach_from_the_least_to_the_greatest_seed(
+    benchmarks: Callable[[str], ModuleType],
+) -> None:
+    worst = {"fgsm": (0.5, 0.6, 0.64), "pgm": (0.7,), "two-step-l2l": (0.4,)}
+    records = [
+        {"method": method, "worst_case": share}
+        for method, shares in worst.items()
+        for share in shares
+    ]
+    axes = Figure().subplots()
+    benchmarks("learned_steps").draw_lines(axes, records)
+    hand, learned = axes.containers
+    assert hand.lines[0].get_ydata().tolist() == pytest.approx([58, 70])
+    assert learned.lines[0].get_xydata().tolist() == [pytest.approx([2, 40], rel=0.03)]
+    (bars,) = hand.lines[2]
+    assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([50, 64])
 
 
 def test_what_the_battery_costs(suite: Suite, call: Callable[..., Any], tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ HAND_DESIGNED = {1: "fgsm", 2: "two-step-pgm", 3: "3-step-pgm", 10: "pgm"}
 LEARNED = {1: "grad-l2l", 2: "two-step-l2l", 3: "3-step-l2l"}
 """By their number of steps."""
 
+STEPPED = (*HAND_DESIGNED.values(), *LEARNED.values())
+"""Both."""
+
 
 def digits(results: str = "digits") -> str:
     """Digits, three seeds: everything."""
