@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from bilevel import BilevelError, distributed
-from bilevel.fingerprint import fingerprint
+from bilevel import BilevelError
 from bilevel.robustness import (
     About,
     ImageSet,
@@ -18,9 +17,9 @@ from bilevel.robustness import (
     Trained,
     build_own,
     is_own,
-    load_images,
     load_trained,
 )
+from bilevel.robustness.data.sources import load_together
 from bilevel.robustness.trained import CLASSIFIER
 
 
@@ -149,8 +148,5 @@ def differing(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, str] |
 @lru_cache(maxsize=1)
 def read(source: Source, seed: int, device: torch.device) -> Splits:
     """Loads a dataset, once for all classifiers that were trained on it."""
-    with distributed.main_first():
-        data = load_images(*source[:2], seed=seed, image_size=source.image_size)
-    sums = [fingerprint(part.images, part.labels) for part in data]
-    distributed.check_consistent({"images": sums})
+    data = load_together(*source[:2], seed=seed, image_size=source.image_size)
     return Splits(*(part.to(device) for part in data))

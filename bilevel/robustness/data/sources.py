@@ -11,8 +11,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from bilevel import distributed
 from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness.data.cache import Bytes
 from bilevel.robustness.data.folder import find_trees
 from bilevel.robustness.data.images import (
@@ -119,6 +121,29 @@ def load_images(
             )
         train, _ = split(train, train_size, seed)
     return Splits(train, held_out, test)
+
+
+def load_together(dataset: Dataset, data_dir: str | os.PathLike[str], **options: Any) -> Splits:
+    """Loads a dataset in every process, and checks that all have the same images. Collective.
+
+    One process goes first: it downloads, and fills the caches.
+
+    Args:
+        dataset: See :func:`load_images`.
+        data_dir: Likewise.
+        **options: Likewise.
+
+    Returns:
+        Likewise.
+
+    Raises:
+        BilevelError: Likewise, or if the images of the processes differ.
+    """
+    with distributed.main_first():
+        data = load_images(dataset, data_dir, **options)
+    sums = [fingerprint(part.images, part.labels) for part in data]
+    distributed.check_consistent({"images": sums})
+    return data
 
 
 def _digits() -> tuple[ImageSet, ImageSet]:

@@ -11,9 +11,8 @@ import tyro
 
 from bilevel import Lookahead, Optimistic, Schedule, distributed
 from bilevel.errors import BilevelError
-from bilevel.fingerprint import fingerprint
 from bilevel.robustness.data.images import Splits, sample
-from bilevel.robustness.data.sources import Dataset, load_images
+from bilevel.robustness.data.sources import Dataset, load_together
 from bilevel.robustness.methods import Form
 from bilevel.robustness.networks.own import is_own
 from bilevel.robustness.recipe import RECIPES, SMALL, Recipe, fast
@@ -216,17 +215,14 @@ class TrainingArguments:
         Raises:
             BilevelError: If the images are not available, or are too few.
         """
-        with distributed.main_first():  # it downloads, and fills the caches
-            data = load_images(
-                self.dataset,
-                self.data_dir,
-                seed=self.seed,
-                train_size=self.train_size,
-                image_size=self.image_size,
-                download=self.download,
-            )
-        sums = [fingerprint(part.images, part.labels) for part in data]
-        distributed.check_consistent({"images": sums})
+        data = load_together(
+            self.dataset,
+            self.data_dir,
+            seed=self.seed,
+            train_size=self.train_size,
+            image_size=self.image_size,
+            download=self.download,
+        )
         if not all(map(len, data)):
             counts = ", ".join(f"{len(part)} {name}" for name, part in data._asdict().items())
             raise BilevelError(
