@@ -11,6 +11,7 @@ PGM-20, PGM-100, APGD-CE and APGD-T is taken. A stopped run goes on by the same 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,42 +26,52 @@ from suite.training import Training
 from tabulated import adversarial
 from tabulated.adversarial import HAND_DESIGNED, LEARNED, STEPPED
 from tabulated.reading import error_bars
+from torch.nn.functional import avg_pool2d
 
 from bilevel import BilevelError, experiment
 from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
 from bilevel.experiment.files import claim
 from bilevel.experiment.style import COLORS, STYLE, save_png
-from bilevel.robustness import RECIPES, Recipe, Splits, load_images, sample
+from bilevel.robustness import RECIPES, ImageSet, Recipe, Splits, load_images, sample
 from bilevel.robustness.data.sources import Dataset
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained on.
+    """What is trained, on how much.
 
     Args:
+        dataset: Where the images come from.
+        recipe: How.
         images: Training, validation and test images; None for all.
-        epochs: Passes over them; None for the recipe's.
+        halved: Whether height and width of the images are halved.
     """
 
+    dataset: Dataset
+    recipe: Recipe
     images: tuple[int | None, int | None, int | None] = (None, None, None)
-    epochs: int | None = None
+    halved: bool = False
 
 
-SCALES: dict[Dataset, Scale] = {
-    "digits": Scale(),
-    "fashion-mnist": Scale((4000, 500, 500), 10),
+_FASHION = RECIPES["fashion-mnist"]
+
+SCALES = {
+    "digits": Scale("digits", RECIPES["digits"]),
+    "fashion-mnist": Scale("fashion-mnist", replace(_FASHION, epochs=10), (4000, 500, 500)),
+    "fashion-mnist-halved": Scale(
+        "fashion-mnist", replace(_FASHION, epochs=8), (20000, 1000, 1000), halved=True
+    ),
 }
-SMOKE = Scale((128, 32, 16), 1)
+SMOKE = replace(SCALES["digits"], recipe=replace(RECIPES["digits"], epochs=1), images=(128, 32, 16))
 
 
 @dataclass
 class Args:
     """Train against learned and hand-designed attackers of 1, 2, … steps, and compare."""
 
-    dataset: Literal["digits", "fashion-mnist"] = "digits"
-    """A part of Fashion-MNIST, since it takes long."""
+    dataset: Literal["digits", "fashion-mnist", "fashion-mnist-halved"] = "digits"
+    """Of Fashion-MNIST 4,000 images, or 20,000 of half the height and width."""
     method: tuple[str, ...] = STEPPED
     """Attackers to train against, learned and hand-designed."""
     data_dir: Path = Path("data")
@@ -97,32 +108,37 @@ def main(args: Args) -> None:
 def planned(args: Args) -> list[Job]:
     """A job for each classifier."""
     scale = SMOKE if args.smoke else SCALES[args.dataset]
-    recipe = RECIPES[args.dataset]
-    recipe = replace(recipe, epochs=scale.epochs or recipe.epochs)
-    load_sample(args.dataset, args.data_dir, 0, scale)  # what is wrong with them is told at once
+    load_sample(scale, args.data_dir, 0)  # what is wrong with them is told at once
     jobs = []
     for seed in range(args.seeds):
-        load = partial(load_sample, args.dataset, args.data_dir, seed, scale)
+        load = partial(load_sample, scale, args.data_dir, seed)
         for method in args.method:
             folder = args.out / f"{method}-{seed}"
-            run = partial(train, method, recipe, args.dataset, load, seed, folder)
+            training = Training(
+                method, scale.recipe, scale.dataset, "float32", fast=False, seed=seed, folder=folder
+            )
+            run = partial(train, args.dataset, training, load)
             jobs.append(Job(f"{method}, seed {seed}", run, 0.0))
     return jobs
 
 
 @lru_cache(maxsize=1)
-def load_sample(dataset: Dataset, folder: Path, seed: int, scale: Scale) -> Splits:
+def load_sample(scale: Scale, folder: Path, seed: int) -> Splits:
     """The images of a seed."""
-    splits = load_images(dataset, folder, seed=seed)
-    return Splits(*(sample(*pair) for pair in zip(splits, scale.images, strict=True)))
+    splits = load_images(scale.dataset, folder, seed=seed)
+    parts = [sample(*pair) for pair in zip(splits, scale.images, strict=True)]
+    return Splits(*(map(halve, parts) if scale.halved else parts))
 
 
-def train(
-    method: str, recipe: Recipe, dataset: Dataset, load: partial[Splits], seed: int, folder: Path
-) -> list[Record]:
+def halve(data: ImageSet) -> ImageSet:
+    """Means of 2×2 pixels."""
+    means = avg_pool2d(data.images.float(), 2)
+    return replace(data, images=means.round().to(data.images.dtype))
+
+
+def train(name: str, training: Training, load: Callable[[], Splits]) -> list[Record]:
     """One classifier."""
-    training = Training(method, recipe, dataset, "float32", fast=False, seed=seed, folder=folder)
-    return training.run(load(), Clock(math.inf))
+    return [{**one, "dataset": name} for one in training.run(load(), Clock(math.inf))]
 
 
 def draw(path: Path, records: list[Record]) -> None:

@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstrations
+from bilevel.robustness import ImageSet
 from tests.applications.conftest import Suite, write
 
 TABLES = {
@@ -73,6 +74,16 @@ def test_attackers_of_as_many_steps_are_compared_seed_by_seed(
         "| digits | 2 | 60.0 (50.0–70.0) | 62.0 (53.0–71.0) | +2.0 ± 1.0 | +2.0 ± 9.0 |",
         "| digits | 10 | 60.0 | – | – | – |",
     ]
+
+
+def test_halved_images_are_means_of_four_pixels(
+    benchmarks: Callable[[str], ModuleType],
+) -> None:
+    pixels = torch.randint(0, 250, (3, 1, 2, 5), dtype=torch.uint8)
+    blocks = pixels.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    blocks[..., ::2, ::2] += 4  # one of the four
+    images = ImageSet(blocks, torch.tensor([0, 1, 0]), ("a", "b"))
+    assert torch.equal(benchmarks("learned_steps").halve(images).images, pixels + 1)
 
 
 def test_bars_reach_from_the_least_to_the_greatest_seed(
