@@ -38,6 +38,7 @@ from bilevel.robustness import (
     make_game,
     make_solver,
 )
+from bilevel.robustness.data.sources import load_together
 from tests.images import image_set
 from tests.pooled_games import share_one_y, stumble, two_heads
 from tests.problems import BatchNormNet
@@ -289,6 +290,7 @@ def tell(folder: Path) -> None:
         lambda: distributed.check_consistent({"seed": distributed.rank(), "epochs": 3}),
         lambda: distributed.check_consistent({"seed": 0} if distributed.rank() else {}),
         lambda: distributed.gather_results(fail),
+        lambda: load_together("digits", ".", seed=0, train_size=100 + distributed.rank()),
     ):
         try:
             attempt()

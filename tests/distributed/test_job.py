@@ -181,9 +181,9 @@ def test_a_process_that_waits_elsewhere_is_ended_in_words(tmp_path: Path, name: 
 
 def test_what_differs_or_fails_is_told_by_all(folder: Path) -> None:
     for rank, other in ((0, 1), (1, 0)):
-        differ, missing, failed = (folder / f"told {rank}").read_text().splitlines()
-        for told in (differ, missing):
-            assert re.match(f"processes {rank} and {other} differ in seed: .*one command", told)
+        seed, missing, failed, images = (folder / f"told {rank}").read_text().splitlines()
+        for told, what in ((seed, "seed"), (missing, "seed"), (images, "images")):
+            assert re.match(f"processes {rank} and {other} differ in {what}: .*one command", told)
         assert failed == "it is so: because; change it"
 
 
