@@ -7,6 +7,8 @@ from pathlib import PurePath
 ORDER = [
     "own_follower_problem.py",
     "robust_classifier.py",
+    "find_wrong_labels.py",
+    "learn_an_optimizer.py",
     "games_that_circle.py",
     "imitate_an_expert.py",
 ]
