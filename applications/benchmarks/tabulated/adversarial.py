@@ -91,20 +91,18 @@ def through_the_attacker(records: Sequence[Record]) -> str:
 
 def learned_steps(records: Sequence[Record]) -> str:
     """The worst case of learned and hand-designed attackers, and how they differ, over seeds."""
-    gains = "learned − hand-designed", "learned − ten steps"
+    gains = "learned − hand-designed", "the same under PGM-20", "learned − ten steps"
     titles = "data", "steps", "hand-designed", "learned", *gains
     rows = []
     for name in dict.fromkeys(one["dataset"] for one in records):
-        worst: dict[str, dict[int, float]] = {}
-        for one in (one for one in records if one["dataset"] == name):
-            worst.setdefault(one["method"], {})[one["seed"]] = one["worst_case"]
-        for steps, method in HAND_DESIGNED.items():
-            hand, learned = worst.get(method, {}), worst.get(LEARNED.get(steps, ""), {})
-            ten = worst.get(HAND_DESIGNED[10], {})
-            if hand or learned:
-                shares = (per_cent([*found.values()]) for found in (hand, learned))
-                gained = (_difference(learned, other) for other in (hand, ten))
-                rows.append([name, str(steps), *shares, *gained])
+        worst, pgm20 = (_by_method(records, name, key) for key in ("worst_case", "pgm20"))
+        for steps, hand in HAND_DESIGNED.items():
+            both = hand, LEARNED.get(steps, "")
+            if any(method in worst for method in both):
+                shares = (per_cent([*worst.get(method, {}).values()]) for method in both)
+                gained = (_gain(found, *both) for found in (worst, pgm20))
+                ten = _gain(worst, HAND_DESIGNED[10], both[1])
+                rows.append([name, str(steps), *shares, *gained, ten])
     return markdown(list(titles), rows)
 
 
@@ -120,13 +118,23 @@ def attack_strength(records: Sequence[Record]) -> str:
     return markdown(list(titles), rows)
 
 
-def _difference(these: Mapping[int, float], those: Mapping[int, float]) -> str:
-    """Seed by seed, in points: the mean and its standard error."""
-    found = [100 * (these[seed] - those[seed]) for seed in these.keys() & those.keys()]
-    if len(found) < 2:
+def _by_method(records: Sequence[Record], dataset: str, key: str) -> dict[str, dict[int, float]]:
+    """What each method's classifiers have under a key, by seed."""
+    found: dict[str, dict[int, float]] = {}
+    for one in records:
+        if one["dataset"] == dataset:
+            found.setdefault(one["method"], {})[one["seed"]] = one[key]
+    return found
+
+
+def _gain(found: Mapping[str, Mapping[int, float]], of: str, to: str) -> str:
+    """From one method to another, seed by seed, in points: the mean and its standard error."""
+    before, after = found.get(of, {}), found.get(to, {})
+    gains = [100 * (after[seed] - before[seed]) for seed in before.keys() & after.keys()]
+    if len(gains) < 2:
         return "–"
-    middle = round(mean(found), 1) + 0.0  # no −0.0
-    return f"{middle:+.1f} ± {stdev(found) / sqrt(len(found)):.1f}"
+    middle = round(mean(gains), 1) + 0.0  # no −0.0
+    return f"{middle:+.1f} ± {stdev(gains) / sqrt(len(gains)):.1f}"
 
 
 def _training(runs: Sequence[Sequence[Record]], timed: int | None = None) -> str:
