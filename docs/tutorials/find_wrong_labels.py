@@ -50,7 +50,8 @@ given = torch.where(wrong, (labels[train] + torch.randint(1, 10, (400,))) % 10, 
 # -------------------
 #
 # The follower trains a linear model y on the weighted samples. The leader holds θ, from which the
-# weights come, and its loss is that of the trained model on the clean samples.
+# weights come, and its loss is that of the trained model on the clean samples. Each step sees all
+# samples, so there are no batches: ``batch`` is None.
 
 DECAY = 0.003
 
@@ -110,30 +111,29 @@ print(f"they differ by {difference(hypergradient(bilevel.Unrolled(), 3000), trut
 # %%
 # Real trainings are shorter. What is the error then?
 
-adjoints = {
-    "Unrolled()": bilevel.Unrolled,
-    "Unrolled(truncate=20)": lambda: bilevel.Unrolled(truncate=20),
-    "Implicit()": bilevel.Implicit,
-    "Penalty(100)": lambda: bilevel.Penalty(100),
-}
 lengths = [5, 10, 20, 50, 100, 200, 400, 800]
-figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
 told = []
-for name, make in adjoints.items():
+figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+for adjoint in (
+    bilevel.Unrolled(),
+    bilevel.Unrolled(truncate=20),
+    bilevel.Implicit(),
+    bilevel.Penalty(100),
+):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        errors = [difference(hypergradient(make(), steps), truth) for steps in lengths]
-    axis.loglog(lengths, errors, marker="o", label=name)
-    told += [str(one.message) for one in caught[:1]]
+        errors = [difference(hypergradient(adjoint, steps), truth) for steps in lengths]
+    axis.loglog(lengths, errors, marker="o", label=repr(adjoint))
+    told += [str(one.message) for one in caught]
 axis.set(xlabel="inner steps", ylabel="relative error of the hypergradient")
 axis.legend(fontsize="small")
 plt.show()
 
 # %%
 # After few steps y is not optimal, and no adjoint gives the gradient of an optimum that was not
-# reached. ``Unrolled`` is then still the exact gradient of what was computed; ``Implicit`` assumes
-# an optimum, and warns if there is none. Truncation keeps an error however long the solve is: it
-# leaves out what the steps before the last twenty depend on.
+# reached. ``Unrolled`` is then still the exact gradient of what was computed; ``Implicit`` and
+# ``Penalty`` assume an optimum, and warn if there is none. Truncation keeps an error however long
+# the training is: it leaves out what all steps but the last twenty contribute.
 
 for message in told:
     print(textwrap.fill(message, 80), "\n")
