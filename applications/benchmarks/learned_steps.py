@@ -76,6 +76,8 @@ class Args:
     """Attackers to train against, learned and hand-designed."""
     data_dir: Path = Path("data")
     """Where Fashion-MNIST is, or is downloaded to."""
+    attacker_lr: float | None = None
+    """The learned attackers' learning rate, in place of the recipe's."""
     seeds: int = 5
     """Number of seeds, from 0 on."""
     out: Path = Path("runs/learned_steps")
@@ -108,6 +110,9 @@ def main(args: Args) -> None:
 def planned(args: Args) -> list[Job]:
     """A job for each classifier."""
     scale = SMOKE if args.smoke else SCALES[args.dataset]
+    recipe = scale.recipe
+    if args.attacker_lr is not None:
+        recipe = replace(recipe, attacker_lr=args.attacker_lr)
     load_sample(scale, args.data_dir, 0)  # what is wrong with them is told at once
     jobs = []
     for seed in range(args.seeds):
@@ -115,7 +120,7 @@ def planned(args: Args) -> list[Job]:
         for method in args.method:
             folder = args.out / f"{method}-{seed}"
             training = Training(
-                method, scale.recipe, scale.dataset, "float32", fast=False, seed=seed, folder=folder
+                method, recipe, scale.dataset, "float32", fast=False, seed=seed, folder=folder
             )
             run = partial(train, args.dataset, training, load)
             jobs.append(Job(f"{method}, seed {seed}", run, 0.0))

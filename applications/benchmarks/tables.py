@@ -19,12 +19,19 @@ from tabulated.reading import read
 
 ROOT = Path(__file__).parents[2]
 
+LEARNED_STEPS = (
+    "digits",
+    "fashion-mnist",
+    "fashion-mnist-halved",
+    "fashion-mnist-halved-rate",
+)
+
 TABLES: dict[str, Callable[[], str]] = {
     "digits": adversarial.digits,
     "digits in short": adversarial.digits_in_short,
     "digits in l2": partial(adversarial.digits, "digits-l2"),
     "learned steps": lambda: adversarial.learned_steps(
-        [*read("learned_steps/digits"), *read("learned_steps/fashion-mnist")]
+        [one for name in LEARNED_STEPS for one in read(f"learned_steps/{name}")]
     ),
     "attack strength": lambda: adversarial.attack_strength(read("attack_strength")),
     "cifar10": adversarial.cifar10,

@@ -63,23 +63,31 @@ def test_the_screen_shows_the_columns_of_the_documentation(
 def test_attackers_of_as_many_steps_are_compared_seed_by_seed(
     benchmarks: Callable[[str], ModuleType],
 ) -> None:
-    worst = {"two-step-pgm": (0.5, 0.7), "two-step-l2l": (0.53, 0.71), "pgm": (0.6, 0.6)}
+    worst = {
+        ("two-step-pgm", None): (0.5, 0.7),
+        ("two-step-l2l", 0.002): (0.4, 0.5),
+        ("two-step-l2l", 0.0005): (0.53, 0.71),
+        ("pgm", None): (0.6, 0.6),
+    }
     records = [
         {
             "dataset": "digits",
             "method": method,
+            "attacker_lr": rate,
             "seed": seed,
             "worst_case": share,
             "pgm20": share + 0.1 * (method == "two-step-pgm"),
         }
-        for method, shares in worst.items()
+        for (method, rate), shares in worst.items()
         for seed, share in enumerate(shares)
     ]
     table = benchmarks("tabulated.adversarial").learned_steps(records[::-1])
     assert table.splitlines()[2:] == [
-        "| digits | 2 | 60.0 (50.0–70.0) | 62.0 (53.0–71.0) "
+        "| digits | 2 | 60.0 (50.0–70.0) | 62.0 (53.0–71.0) | 0.0005 "
         "| +2.0 ± 1.0 | -8.0 ± 1.0 | +2.0 ± 9.0 |",
-        "| digits | 10 | 60.0 | – | – | – | – |",
+        "| digits | 2 | 60.0 (50.0–70.0) | 45.0 (40.0–50.0) | 0.002 "
+        "| -15.0 ± 5.0 | -25.0 ± 5.0 | -15.0 ± 5.0 |",
+        "| digits | 10 | 60.0 | – | – | – | – | – |",
     ]
 
 

@@ -15,6 +15,12 @@ HAND_DESIGNED = {1: "fgsm", 2: "two-step-pgm", 3: "3-step-pgm", 10: "pgm"}
 LEARNED = {1: "grad-l2l", 2: "two-step-l2l", 3: "3-step-l2l"}
 """By their number of steps."""
 
+Attacker = tuple[str, float | None]
+"""A method, and its learning rate if it learns."""
+
+UNTOLD = 5e-4
+"""The learning rate in results that do not tell it: that of the recipe for small images."""
+
 STEPPED = (*HAND_DESIGNED.values(), *LEARNED.values())
 """Both."""
 
@@ -92,17 +98,20 @@ def through_the_attacker(records: Sequence[Record]) -> str:
 def learned_steps(records: Sequence[Record]) -> str:
     """The worst case of learned and hand-designed attackers, and how they differ, over seeds."""
     gains = "learned − hand-designed", "the same under PGM-20", "learned − ten steps"
-    titles = "data", "steps", "hand-designed", "learned", *gains
+    titles = "data", "steps", "hand-designed", "learned", "its rate", *gains
     rows = []
     for name in dict.fromkeys(one["dataset"] for one in records):
-        worst, pgm20 = (_by_method(records, name, key) for key in ("worst_case", "pgm20"))
-        for steps, hand in HAND_DESIGNED.items():
-            both = hand, LEARNED.get(steps, "")
-            if any(method in worst for method in both):
-                shares = (per_cent([*worst.get(method, {}).values()]) for method in both)
-                gained = (_gain(found, *both) for found in (worst, pgm20))
-                ten = _gain(worst, HAND_DESIGNED[10], both[1])
-                rows.append([name, str(steps), *shares, *gained, ten])
+        worst, pgm20 = (_by_attacker(records, name, key) for key in ("worst_case", "pgm20"))
+        for steps, method in HAND_DESIGNED.items():
+            hand, ten, nobody = (method, None), (HAND_DESIGNED[10], None), ("", None)
+            learned = sorted(one for one in worst if one[0] == LEARNED.get(steps))
+            for one in learned or [nobody]:
+                if hand in worst or one in worst:
+                    shares = (per_cent([*worst.get(each, {}).values()]) for each in (hand, one))
+                    rate = "–" if one[1] is None else f"{one[1]:g}"
+                    gained = (_gain(found, hand, one) for found in (worst, pgm20))
+                    ten_steps = _gain(worst, ten, one)
+                    rows.append([name, str(steps), *shares, rate, *gained, ten_steps])
     return markdown(list(titles), rows)
 
 
@@ -118,17 +127,20 @@ def attack_strength(records: Sequence[Record]) -> str:
     return markdown(list(titles), rows)
 
 
-def _by_method(records: Sequence[Record], dataset: str, key: str) -> dict[str, dict[int, float]]:
-    """What each method's classifiers have under a key, by seed."""
-    found: dict[str, dict[int, float]] = {}
+def _by_attacker(
+    records: Sequence[Record], dataset: str, key: str
+) -> dict[Attacker, dict[int, float]]:
+    """What the classifiers of each attacker have under a key, by seed."""
+    found: dict[Attacker, dict[int, float]] = {}
     for one in records:
         if one["dataset"] == dataset:
-            found.setdefault(one["method"], {})[one["seed"]] = one[key]
+            rate = one.get("attacker_lr", UNTOLD) if one["method"] in LEARNED.values() else None
+            found.setdefault((one["method"], rate), {})[one["seed"]] = one[key]
     return found
 
 
-def _gain(found: Mapping[str, Mapping[int, float]], of: str, to: str) -> str:
-    """From one method to another, seed by seed, in points: the mean and its standard error."""
+def _gain(found: Mapping[Attacker, Mapping[int, float]], of: Attacker, to: Attacker) -> str:
+    """From one attacker to another, seed by seed, in points: the mean and its standard error."""
     before, after = found.get(of, {}), found.get(to, {})
     gains = [100 * (after[seed] - before[seed]) for seed in before.keys() & after.keys()]
     if len(gains) < 2:
