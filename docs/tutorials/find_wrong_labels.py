@@ -2,9 +2,10 @@ r"""
 Find wrong labels by a hypergradient
 ====================================
 
-Two out of five training labels are wrong. A few hundred clean ones exist, too few to train on, but
-enough to tell *which training samples to trust*: give each a weight :math:`w_i(\theta)`, train on
-the weighted samples, and choose the weights for which the trained model is best on the clean ones.
+Two out of five training labels are wrong, and it is not known which. A few hundred samples with
+clean labels can tell *which training samples to trust*: give each a weight :math:`w_i(\theta)`,
+train on the weighted samples, and choose the weights for which the trained model is best on the
+clean ones.
 
 .. math::
 
