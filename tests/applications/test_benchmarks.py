@@ -101,6 +101,15 @@ def test_halved_images_are_means_of_four_pixels(
     assert torch.equal(benchmarks("learned_steps").halve(images).images, pixels + 1)
 
 
+def test_the_attacker_learns_at_the_rate_that_is_given(
+    benchmarks: Callable[[str], ModuleType], call: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = "--smoke", "--method", "two-step-l2l", "--attacker-lr", "0.25", "--out", tmp_path
+    assert call(benchmarks("learned_steps"), *options).status == 0
+    records = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert {one["attacker_lr"] for one in records} == {0.25}
+
+
 def test_bars_reach_from_the_least_to_the_greatest_seed(
     benchmarks: Callable[[str], ModuleType],
 ) -> None:
