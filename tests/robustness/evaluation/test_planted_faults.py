@@ -67,11 +67,13 @@ def evaluate(
     """A small evaluation with everything that the verdict reads."""
     torch.manual_seed(seed)
     data, steps = sample(data, 150, seed=seed), pgm(EVALUATION_STEP * eps, 20)
+    on_margin = Linf(eps, start=eps, loss=margin)
     attacks: list[tuple[str, Kind, Perturbation, Solver]] = [
         ("FGSM", "one-step", Linf(eps), fgsm(eps)),
         ("PGM-20", "iterative", Linf(eps, start=1e-4), steps),
-        ("PGM-20 margin", "iterative", Linf(eps, start=eps, loss=margin), steps),
-        ("random 50", "black-box", Linf(eps, start=eps, loss=margin), RandomSampling(50)),
+        # One start leaves what that of the spot check breaks, for three of 24 networks and seeds.
+        *[("PGM-20 margin", "iterative", on_margin, steps)] * 5,
+        ("random 50", "black-box", on_margin, RandomSampling(50)),
         ("Square 50", "black-box", Linf(eps, loss=margin), Square(50)),
     ]
     few = sample(data, 100, seed=seed)
@@ -80,7 +82,7 @@ def evaluate(
         attacked(name, kind, model, data, follower, solver)
         for name, kind, follower, solver in attacks
     )
-    check = spot_check(model, data, attacks[2][2], outcomes[:3])
+    check = spot_check(model, data, on_margin, outcomes[:-2])
     outcomes, right = (*outcomes, check), correct(model, data)
     evaluation = Evaluation("digits", eps, trained_eps, right, outcomes, curves)
     return replace(evaluation, findings=judge(evaluation, probe(model, data)))
