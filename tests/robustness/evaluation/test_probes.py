@@ -114,7 +114,8 @@ def test_what_harms_no_attack_is_no_fault(
 
 
 def test_an_untrained_classifier_has_no_fault_but_that(digits: Splits) -> None:
-    assert failed(small_cnn(channels=1, classes=10), digits.test) == ONE_ANSWER
+    """It may give all images one answer."""
+    assert {UNTRAINED} <= failed(small_cnn(channels=1, classes=10), digits.test) <= ONE_ANSWER
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -282,7 +283,7 @@ def test_one_logit_that_is_not_finite_is_enough() -> None:
 def test_the_classifier_is_left_as_it_was(training: bool) -> None:
     model = BatchNormNet(dropout=0.5).train(training)
     before = copy.deepcopy(model.state_dict())
-    assert failed(model, image_set(20)) <= {UNTRAINED}  # dropout and BatchNorm do not train
+    assert failed(model, image_set(20)) <= ONE_ANSWER  # dropout and BatchNorm do not train
     assert all(module.training is training for module in model.modules())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items():
