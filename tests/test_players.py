@@ -202,7 +202,8 @@ def test_a_leader_that_is_not_trained_is_met_as_the_solver_meets_it(schedule) ->
     game = Bilevel(
         leader, follower, solver, leader_opt=None, solver_opt=optimizer, schedule=Simultaneous()
     )
-    before, y = copy.deepcopy(leader.state_dict()), solver.y.detach().clone().requires_grad_()
+    before = copy.deepcopy(leader.state_dict())
+    y = follower.project(solver.y.detach(), batch).requires_grad_()
     (slope,) = torch.autograd.grad(follower.gain(evaluated, y, batch).mean(), y)
     game.step(batch)
     torch.testing.assert_close(solver.y, follower.project(y + 0.1 * slope, batch))
