@@ -182,7 +182,9 @@ def test_batch_statistics_of_single_values(size: int) -> None:
     """BatchNorm1d refuses a batch of one image, and an odd number has no pairs."""
     norm = nn.BatchNorm1d(16, track_running_stats=False)
     model = nn.Sequential(nn.Flatten(), norm, nn.Linear(16, 3))
-    assert failed(model, image_set(size)) == {UNTRAINED, "output is independent of the batch"}
+    found, mixed = failed(model, image_set(size)), "output is independent of the batch"
+    # The gradient of one image's margin may lie in those of the others of its batch.
+    assert {UNTRAINED, mixed} <= found <= {UNTRAINED, mixed, "gradients predict the loss"}
 
 
 def test_a_single_image() -> None:
