@@ -121,11 +121,17 @@ class Trainer:
         """Restores a :meth:`state_dict`, including the state of torch's random generator.
 
         Args:
-            state: The state.
+            state: The state; if it does not fit, all stays as it was.
 
         Raises:
-            BilevelError: If it belongs to another game.
+            BilevelError: If it belongs to another game, or to none.
         """
+        for name in self.state_dict():
+            if name not in state:
+                raise BilevelError(
+                    f"the state has no {name!r}: it is not that of an imitation trainer; give what "
+                    "its state_dict() returned"
+                )
         self.game.load_state_dict(state["game"])
         self.value_opt.load_state_dict(state["value_opt"])
         self.iteration = state["iteration"]

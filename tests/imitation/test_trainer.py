@@ -159,6 +159,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(kind: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("lacking", ["game", "value_opt", "iteration", "random"])
+def test_a_state_of_something_else_changes_nothing(lacking: str) -> None:
+    trainer, moved = make("gail"), make("gail")
+    moved.iterate()
+    state = moved.state_dict()
+    del state[lacking]
+    before = {name: one.clone() for name, one in trainer.game.trained_parameters().items()}
+    with pytest.raises(BilevelError, match=f"no '{lacking}': it is not that of an imitation"):
+        trainer.load_state_dict(state)
+    torch.testing.assert_close(trainer.game.trained_parameters(), before, rtol=0, atol=0)
+    assert trainer.iteration == 0
+
+
 def test_other_games_are_refused() -> None:
     trainer = make("gail")
     game = trainer.game
