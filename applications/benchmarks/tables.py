@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 LEARNED_STEPS = (
     "digits",
+    "digits-rate",
     "fashion-mnist",
     "fashion-mnist-halved",
     "fashion-mnist-halved-rate",
