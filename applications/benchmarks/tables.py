@@ -25,6 +25,7 @@ LEARNED_STEPS = (
     "fashion-mnist",
     "fashion-mnist-halved",
     "fashion-mnist-halved-rate",
+    "fashion-mnist-halved-3-steps",
 )
 
 TABLES: dict[str, Callable[[], str]] = {
