@@ -71,7 +71,7 @@ def evaluate(
     attacks: list[tuple[str, Kind, Perturbation, Solver]] = [
         ("FGSM", "one-step", Linf(eps), fgsm(eps)),
         ("PGM-20", "iterative", Linf(eps, start=1e-4), steps),
-        # One start leaves what that of the spot check breaks, for three of 24 networks and seeds.
+        # One start left what that of the spot check broke, for three of 24 networks and seeds.
         *[("PGM-20 margin", "iterative", on_margin, steps)] * 5,
         ("random 50", "black-box", on_margin, RandomSampling(50)),
         ("Square 50", "black-box", Linf(eps, loss=margin), Square(50)),
