@@ -114,8 +114,8 @@ def test_what_harms_no_attack_is_no_fault(
 
 
 def test_an_untrained_classifier_has_no_fault_but_that(digits: Splits) -> None:
-    """It may give all images one answer."""
-    assert {UNTRAINED} <= failed(small_cnn(channels=1, classes=10), digits.test) <= ONE_ANSWER
+    """It may give all images one answer, or by chance be right on more than one answer is."""
+    assert failed(small_cnn(channels=1, classes=10), digits.test) <= ONE_ANSWER
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
