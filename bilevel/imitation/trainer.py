@@ -121,7 +121,7 @@ class Trainer:
         """Restores a :meth:`state_dict`, including the state of torch's random generator.
 
         Args:
-            state: The state; if it does not fit, all stays as it was.
+            state: The state; if a part is missing or the game is another, all stays as it was.
 
         Raises:
             BilevelError: If it belongs to another game, or to none.
