@@ -103,6 +103,7 @@ class Bilevel:
         self.schedule.check(self)
         self.pool: Pool | None = None
         self.steps = 0
+        self._answer: Value | None = None
         self._checked = False
 
     def __repr__(self) -> str:
@@ -139,8 +140,15 @@ class Bilevel:
         with torch.enable_grad():
             metrics = self.schedule.step(self, batch)
         self.project(batch)
+        self._keep_answer(batch)
         self.steps += 1
         return metrics
+
+    def _keep_answer(self, batch: Batch) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:  # a schedule of one's own may not solve
+            with torch.no_grad():
+                self.follower.keep(answer, batch)
 
     # The building blocks of schedules.
 
@@ -192,6 +200,7 @@ class Bilevel:
         if not self._checked and not leaves(solution.value)[0].is_meta:
             check_first_answer(self, solution, batch)
             self._checked = True
+        self._answer = detach(solution.value)
         return solution
 
     def move_leader(self, y: Value, batch: Batch) -> Tensor:

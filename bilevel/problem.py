@@ -79,7 +79,7 @@ class FollowerProblem(ABC):
     """The problem that y solves while the leader is held fixed.
 
     A subclass sets :attr:`sense` and implements :meth:`init` and :meth:`objective`;
-    :meth:`project` and :meth:`context` are optional.
+    :meth:`project`, :meth:`context` and :meth:`keep` are optional.
 
     Attributes:
         sense: Whether y maximises (``"max"``) or minimises (``"min"``) the objective.
@@ -156,6 +156,17 @@ class FollowerProblem(ABC):
 
         Raises:
             BilevelError: If they do not, in an override.
+        """
+
+    def keep(self, y: Any, batch: Batch, /) -> None:
+        """Takes note of the answer with which a step of a game ended; by default nothing is kept.
+
+        Where each sample has its own y and comes again, :meth:`init` may start at its last answer:
+        ``self.answers[batch.index] = y``. Solves within one step start at the same point.
+
+        Args:
+            y: The answer of the step's last solve, a constant.
+            batch: The data of that step.
         """
 
     def context(self, y: Any, batch: Batch, /) -> Any:

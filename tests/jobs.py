@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ RECIPE = Recipe(epsilon=0.1, epochs=2, batch_size=5, padding=1, milestones=(0.5,
 
 GAMES = {
     "pgm": ("two-step-pgm", "simultaneous", "none"),
+    "memory": ("two-step-pgm", "simultaneous", "none"),
     "two-step": ("two-step-l2l", "simultaneous", "sync"),
     "alternating": ("grad-l2l", "alternating", "sync"),
     "extragradient": ("grad-l2l", "extragradient", "sync"),
@@ -129,11 +131,12 @@ def build(name: str, folder: Path, **options: Any) -> Trainer:
         SyncBatchNorm.convert_sync_batchnorm(model)
         SyncBatchNorm.convert_sync_batchnorm(solver)
     follower = Linf(0.1)
+    recipe = replace(RECIPE, memory=name == "memory")
     game = make_game(
-        ZeroSum(model, follower), follower, solver, RECIPE, schedule=SCHEDULES[schedule]()
+        ZeroSum(model, follower), follower, solver, recipe, schedule=SCHEDULES[schedule]()
     )
     path = folder / f"{name}.pt"
-    return Trainer(game, data, RECIPE, seed=0, path=path, config={"game": name}, **options)
+    return Trainer(game, data, recipe, seed=0, path=path, config={"game": name}, **options)
 
 
 def together(folder: Path) -> None:

@@ -25,7 +25,7 @@ from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.attacks.solver_attack import SolverAttack
 from bilevel.robustness.attacks.square import Square
 from bilevel.robustness.attacks.standard import STANDARD, make_attacks, standard_attacks
-from bilevel.robustness.data.batches import Augment, Batch, batches, shuffled_batches
+from bilevel.robustness.data.batches import Augment, Batch, TrackedBatch, batches, shuffled_batches
 from bilevel.robustness.data.decoding import read_image
 from bilevel.robustness.data.images import ImageSet, Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_images
@@ -72,6 +72,7 @@ from bilevel.robustness.threats.losses import (
     targeted_dlr,
     targeted_margin,
 )
+from bilevel.robustness.threats.memory import Memory
 from bilevel.robustness.threats.norms import NORMS, Norm
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
@@ -112,6 +113,7 @@ __all__ = [
     "InterpolatedLabels",
     "Interpolation",
     "Linf",
+    "Memory",
     "Norm",
     "Normalize",
     "Outcome",
@@ -124,6 +126,7 @@ __all__ = [
     "Square",
     "Targeted",
     "Threat",
+    "TrackedBatch",
     "Trained",
     "Trainer",
     "Trunk",

@@ -48,6 +48,7 @@ class About:
         size: Height and width of its images; empty if not known.
         image_size: The height and width to which the images of its folder were scaled and cropped;
             None if they were not.
+        memory: Whether its training attacked each image from where the last attack had ended.
     """
 
     method: str
@@ -63,6 +64,7 @@ class About:
     norm: Norm = "linf"
     size: tuple[int, ...] = ()
     image_size: int | None = None
+    memory: bool = False
 
     @classmethod
     def of(
@@ -114,6 +116,7 @@ class About:
             class_names=images.classes,
             size=(height, width),
             image_size=image_size,
+            memory=recipe.memory,
         )
 
     def follower(self, eps: float | None = None) -> Perturbation:
@@ -142,6 +145,7 @@ class About:
             channels=self.channels,
             attacker=self.attacker,
             norm=self.norm,
+            memory=self.memory,
         )
 
     def classifier(self) -> nn.Module:

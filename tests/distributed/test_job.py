@@ -63,8 +63,9 @@ def test_shares_of_a_batch_train_as_the_batch(folder: Path, tmp_path: Path, name
     ended = torch.load(folder / f"{name} ended.pt")
     for state in ended["states"]:
         assert state["steps"] == 10
-        for player in ("leader", "solver"):
-            assert difference(state[player], alone.game.state_dict()[player]) <= 1e-6
+        expected = alone.game.state_dict()
+        for part in {"leader", "solver", "follower"} & expected.keys():
+            assert difference(state[part], expected[part]) <= 1e-6
     assert difference(*ended["states"]) == 0
     assert difference(*ended["reports"]) == 0
     kept = checkpoint.load(folder / f"{name}.pt")

@@ -50,6 +50,15 @@ def test_a_hand_designed_method(method: str, steps: int, step: float) -> None:
     assert not list(made.parameters())
 
 
+@pytest.mark.parametrize(("method", "share"), [("fgsm", 0.5), ("two-step-pgm", 0.5), ("plain", 0)])
+def test_steps_from_the_last_answer_are_no_longer_than_the_radius(
+    method: str, share: float
+) -> None:
+    """Two of ε/2 reach the boundary too; one of ε would pass from corner to corner."""
+    made = solver(method, memory=True)
+    assert made.update.step * bool(made.steps) == pytest.approx(share * EPS)
+
+
 def test_plain_training_takes_no_step() -> None:
     assert solver("plain").steps == 0
     assert not is_learned("plain")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,22 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor
+
+
+class TrackedBatch(NamedTuple):
+    """A batch of training images that tells which they are.
+
+    Attributes:
+        x: Images, ``(B, C, H, W)`` float in [0, 1].
+        y: Their classes, ``(B,)`` int64.
+        rows: Their positions in the training set, ``(B,)`` int64.
+        drawn: How each was augmented, as :meth:`Augment.draw` returns it; None if they were not.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor
+    drawn: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -86,16 +102,44 @@ class Augment:
         Returns:
             Images of the same shape and type.
         """
+        # One gather over flattened pixels does both, in half the time of slicing and flipping.
+        pixels = self._padded(images).flatten(2).gather(2, self._sources(images, drawn))
+        return pixels.view_as(images)
+
+    def undo(self, crops: Tensor, drawn: Tensor, images: Tensor) -> Tensor:
+        """Puts crops back where they were taken from.
+
+        Args:
+            crops: ``(B, C, H, W)``, such as this returned for some images.
+            drawn: Where each was taken, likewise.
+            images: What has the pixels that the crops do not cover, of the same shape and type.
+
+        Returns:
+            The images with the crops in their places; without what lies outside of them.
+
+        Example:
+            >>> shift = Augment(padding=1, flip=False)
+            >>> crop, drawn = torch.tensor([[[[3, 4], [9, 9]]]]), torch.tensor([[2], [1], [0]])
+            >>> shift.undo(crop, drawn, torch.tensor([[[[1, 2], [0, 0]]]])).tolist()
+            [[[[1, 2], [3, 4]]]]
+        """
+        padded = self._padded(images)
+        flat = padded.flatten(2).scatter(2, self._sources(images, drawn), crops.flatten(2))
+        edge, (height, width) = self.padding, images.shape[-2:]
+        return flat.view_as(padded)[..., edge : edge + height, edge : edge + width]
+
+    def _padded(self, images: Tensor) -> Tensor:
+        return F.pad(images, (self.padding,) * 4)
+
+    def _sources(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The place of each pixel of the crops in the flattened padded images."""
         height, width = images.shape[-2:]
         top, left, flipped = drawn.unsqueeze(-1)
         rows = top + torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device)
         columns = left + torch.where(flipped.bool(), width - 1 - columns, columns)
-        # One gather over flattened pixels does both, in half the time of slicing and flipping.
         pixels = rows.unsqueeze(2) * (width + 2 * self.padding) + columns.unsqueeze(1)
-        padded = F.pad(images, (self.padding,) * 4).flatten(2)
-        index = pixels.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
-        return padded.gather(2, index).view_as(images)
+        return pixels.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)
 
 
 def batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
@@ -134,7 +178,8 @@ def shuffled_batches(
     start: int = 0,
     share: Callable[[int], slice] = lambda count: slice(count),
     drop_last: bool = False,
-) -> Iterator[Batch]:
+    tracked: bool = False,
+) -> Iterator[Any]:
     """All images once, shuffled and augmented: for training.
 
     The order and the augmentation are drawn on the CPU from (``seed``, ``epoch``) and sent to the
@@ -151,6 +196,7 @@ def shuffled_batches(
         share: From the number of images of a batch to the slice of them to make; all unless given.
             :func:`bilevel.distributed.shard` if several processes share a batch.
         drop_last: Whether the last batch is left out if it is smaller than the others.
+        tracked: Whether the batches tell which images they hold: each is a :class:`TrackedBatch`.
 
     Returns:
         The batches ``start``, ``start + 1``, … of the epoch.
@@ -180,13 +226,15 @@ def shuffled_batches(
         plan = torch.cat([plan, augment.draw(len(images), rng)])
     plan = plan.to(images.images.device, non_blocking=True)
 
-    def batch(begin: int) -> Batch:
+    def batch(begin: int) -> Batch | TrackedBatch:
         part = plan[:, begin : begin + batch_size]
         part = part[:, share(part.shape[1])]
-        pixels = images.images.index_select(0, part[0])
+        rows, drawn = part[0], None if augment is None else part[1:]
+        pixels = images.images.index_select(0, rows)
         if augment is not None:
             pixels = augment(pixels, part[1:])
-        return Batch(_to_float(pixels), images.labels.index_select(0, part[0]))
+        made = Batch(_to_float(pixels), images.labels.index_select(0, rows))
+        return TrackedBatch(*made, rows, drawn) if tracked else made
 
     return map(batch, starts[start:])
 

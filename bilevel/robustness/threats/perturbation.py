@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from bilevel import Iterative, Solver
-from bilevel.robustness.data.batches import Batch, per_sample
+from bilevel.robustness.data.batches import Batch, TrackedBatch, per_sample
 from bilevel.robustness.threats.bounds import (
     PIXELS,
     Bounds,
@@ -26,6 +26,7 @@ from bilevel.robustness.threats.bounds import (
 )
 from bilevel.robustness.threats.checks import check_radius, check_reach, check_values
 from bilevel.robustness.threats.losses import Loss, Targeted, cross_entropy
+from bilevel.robustness.threats.memory import Memory
 from bilevel.robustness.threats.threat import Threat
 from bilevel.updates import NormalizedGradient, SignGradient, Update
 
@@ -46,9 +47,15 @@ class Perturbation(Threat):
             tensors where the data lie that broadcast over a sample, such as one value per feature.
             None for none.
 
+    Attributes:
+        memory: Where the perturbations of the training images are kept from one step to the next,
+            to start there; None, the default, if each attack starts anew.
+
     Raises:
         BilevelError: If a radius is not one number from 0 on, or the bounds are no such pair.
     """
+
+    memory: Memory | None = None
 
     index: ClassVar[str] = ""
     """The norm's index in print, such as ∞."""
@@ -137,17 +144,24 @@ class Perturbation(Threat):
         """Checks that the batch has images in [0, 1]; with other bounds, data within them."""
         check_values(batch, self.bounds)
 
-    def init(self, batch: Batch) -> Tensor:
-        """Zero, or noise of radius :attr:`start`, projected."""
+    def init(self, batch: Any) -> Tensor:
+        """Zero, or noise of radius :attr:`start`, projected; with a memory the last answer."""
+        if self.memory is not None and isinstance(batch, TrackedBatch):
+            return self.project(self.memory.read(batch), batch)
         if self.start == 0:
             return torch.zeros_like(batch.x)
         return self.project(self.noise(batch.x), batch)
+
+    def keep(self, y: Tensor, batch: Any) -> None:
+        """Writes δ into the memory, if there is one."""
+        if self.memory is not None and isinstance(batch, TrackedBatch):
+            self.memory.write(y, batch)
 
     def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
         """The image with δ added, x + δ."""
         return batch.x + y
 
-    def project(self, y: Tensor, batch: Batch) -> Tensor:
+    def project(self, y: Tensor, batch: Any) -> Tensor:
         """δ projected onto the ball, then x + δ clipped to the bounds, which stays in the ball."""
         delta = self.clip(y)
         if self.bounds is None:

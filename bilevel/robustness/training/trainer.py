@@ -26,6 +26,8 @@ from bilevel.robustness.data.images import Splits
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
 from bilevel.robustness.recipe import Recipe
+from bilevel.robustness.threats.memory import Memory
+from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.optimizers import optimizer_settings, scale_rates
 from bilevel.robustness.training.progress import MetricWindows, Progress
@@ -77,11 +79,12 @@ class Trainer:
         validation: By what epochs are compared.
         averaged: The leader with its averaged weights, which are validated and kept; None if the
             recipe has no averaging.
+        memory: Where the follower starts each image's attack; None if the recipe has none.
 
     Raises:
         BilevelError: If there are no images to train or to validate on, ``leader_opt`` is none of
-            ``torch.optim``, ``validation_attack`` has to be given, ``monitor`` is another, or the
-            device has no CUDA graphs.
+            ``torch.optim``, ``validation_attack`` has to be given, ``monitor`` is another, the
+            device has no CUDA graphs, or the follower's answers are no perturbations to keep.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Trainer:
         self.progress = Progress()
         self.best_weights: dict[str, Any] = {}
         self.averaged = EMA(game.leader, recipe.ema) if recipe.ema else None
+        self.memory = self._memory() if recipe.memory else None
         remedy = "one of torch.optim, since the recipe changes its learning rates"
         self._leader_opt: Any = instance_of(
             "leader_opt", game.leader_opt, torch.optim.Optimizer, remedy
@@ -138,6 +142,13 @@ class Trainer:
             game.pool = distributed.Pool()
             seed_process(seed, game.steps)
         self._captured = CapturedStep(game) if cuda_graphs else None
+
+    def _memory(self) -> Memory:
+        """Lets the follower start at its last answers."""
+        remedy = "Linf, L2, L1 or a subclass, whose answers are kept, or a recipe without memory"
+        follower = instance_of("follower", self.game.follower, Perturbation, remedy)
+        follower.memory = Memory(self.data.train, self.recipe.augment)
+        return follower.memory
 
     def _settings(self) -> dict[str, Any]:
         """What a run is made of, apart from the recipe; a resumed one must share it."""
@@ -185,6 +196,8 @@ class Trainer:
             BilevelError: If it cannot be written.
         """
         self.progress.elapsed += self._windows.check()
+        if self.memory and self.game.pool:
+            self.memory.merge(self.game.pool)
         state = {
             "config": self.config,
             "game": self.game.state_dict(),
@@ -224,6 +237,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Trains the rest of the epoch; only steps count as its seconds."""
         now = self.progress
+        if self.memory and self.game.pool:  # others may have attacked this epoch's images
+            self.memory.merge(self.game.pool)
         _set_training(self.game.leader)
         _set_training(self.game.solver)
         begun = time.perf_counter()
@@ -254,6 +269,7 @@ class Trainer:
             start=self.progress.position,
             share=own_images,
             drop_last=self._drop_last,
+            tracked=self.memory is not None,
         )
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,70 @@
+"""Runs in which each image's attack starts where the last one on it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from bilevel import BilevelError, ZeroSum, pgm
+from bilevel.robustness import Splits, Threat, Trainer, make_game
+from bilevel.robustness.training import trainer as module
+from tests.images import image_set
+from tests.problems import BatchNormNet
+from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
+
+REMEMBERING = replace(RECIPE, memory=True)
+
+
+@pytest.mark.parametrize("steps", [4, 6, 9])
+@pytest.mark.parametrize("method", ["fgsm", "two-step-l2l"])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, method: str, steps: int
+) -> None:
+    monkeypatch.setattr(module, "WINDOW", 2)
+    straight = build(method, recipe=REMEMBERING)
+    straight.fit()
+    assert straight.memory.answers.flatten(1).any(1).all()
+    stop_after(build(method, recipe=REMEMBERING, save_every=-1.0), steps)
+    resumed = build(method, recipe=REMEMBERING)
+    resumed.resume()
+    assert bool(resumed.memory.answers.any())
+    resumed.fit()
+    left = [outcome(trainer) for trainer in (resumed, straight)]
+    assert all(one.pop("seconds") for one in left)
+    assert equal(*left)
+    assert "follower" in left[0]["game"]
+    assert left[0]["best"].keys() == {"leader", "solver"}
+
+
+def test_runs_with_and_without_memory_are_different_ones(build: Callable[..., Trainer]) -> None:
+    build(recipe=REMEMBERING).fit()
+    with pytest.raises(BilevelError, match="memory"):
+        build().resume()
+
+
+class Shift(Threat):
+    def init(self, batch):
+        return batch.x.new_zeros(len(batch.x), 1)
+
+    def project(self, y, batch):
+        return y.clamp(-0.1, 0.1)
+
+    def perturbed(self, y, batch):
+        return (batch.x + y[:, :, None, None]).clamp(0, 1)
+
+
+def test_answers_that_are_no_perturbations_are_not_kept(tmp_path) -> None:
+    threat = Shift()
+    game = make_game(ZeroSum(BatchNormNet(), threat), threat, pgm(0.1, 1), REMEMBERING)
+    data = Splits(image_set(6), image_set(6), image_set(6))
+    with pytest.raises(BilevelError, match=r"follower is .*Linf, L2, L1 or a subclass"):
+        Trainer(
+            game,
+            data,
+            REMEMBERING,
+            seed=0,
+            path=tmp_path / "run.pt",
+            validation_attack=(threat, pgm(0.1, 1)),
+        )
