@@ -45,7 +45,7 @@ class Args(TrainingArguments):
     norm: Norm = "linf"
     """The norm of the perturbations; l2 and l1 need an --epsilon, since those of the recipes are
     for linf as in the paper. For CIFAR-10 0.5 and 12 are usual."""
-    memory: bool = False
+    warm_start: bool = False
     """Start the attack on each image where the last one on it has ended: a few steps then come as
     far as many (ATTA; Zheng et al., 2020). Takes two bytes of memory for each value of the
     training images."""

@@ -51,7 +51,7 @@ RECIPE = Recipe(epsilon=0.1, epochs=2, batch_size=5, padding=1, milestones=(0.5,
 
 GAMES = {
     "pgm": ("two-step-pgm", "simultaneous", "none"),
-    "memory": ("two-step-pgm", "simultaneous", "none"),
+    "warm start": ("two-step-pgm", "simultaneous", "none"),
     "two-step": ("two-step-l2l", "simultaneous", "sync"),
     "alternating": ("grad-l2l", "alternating", "sync"),
     "extragradient": ("grad-l2l", "extragradient", "sync"),
@@ -131,7 +131,7 @@ def build(name: str, folder: Path, **options: Any) -> Trainer:
         SyncBatchNorm.convert_sync_batchnorm(model)
         SyncBatchNorm.convert_sync_batchnorm(solver)
     follower = Linf(0.1)
-    recipe = replace(RECIPE, memory=name == "memory")
+    recipe = replace(RECIPE, warm_start=name == "warm start")
     game = make_game(
         ZeroSum(model, follower), follower, solver, recipe, schedule=SCHEDULES[schedule]()
     )

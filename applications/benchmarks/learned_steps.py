@@ -78,7 +78,7 @@ class Args:
     """Where Fashion-MNIST is, or is downloaded to."""
     attacker_lr: float | None = None
     """The learned attackers' learning rate, in place of the recipe's."""
-    memory: bool = False
+    warm_start: bool = False
     """Start the attack on each image where the last one on it has ended."""
     seeds: int = 5
     """Number of seeds, from 0 on."""
@@ -112,7 +112,7 @@ def main(args: Args) -> None:
 def planned(args: Args) -> list[Job]:
     """A job for each classifier."""
     scale = SMOKE if args.smoke else SCALES[args.dataset]
-    recipe = replace(scale.recipe, memory=args.memory)
+    recipe = replace(scale.recipe, warm_start=args.warm_start)
     if args.attacker_lr is not None:
         recipe = replace(recipe, attacker_lr=args.attacker_lr)
     load_sample(scale, args.data_dir, 0)  # what is wrong with them is told at once

@@ -163,7 +163,7 @@ def make_solver(
     channels: int,
     attacker: Attacker,
     norm: Norm = "linf",
-    memory: bool = False,
+    warm_start: bool = False,
 ) -> Solver:
     """The solver of a training method.
 
@@ -175,7 +175,7 @@ def make_solver(
         channels: Channels of the images.
         attacker: The attacker of a learned method.
         norm: The norm of the threat model.
-        memory: Whether attacks start at the last answer for the image: one step of PGM then has the
+        warm_start: Whether attacks start at the last answer for the image: one step of PGM then has the
             size ε/2, since one of ε would only go from corner to corner of the ball.
 
     Returns:
@@ -193,7 +193,7 @@ def make_solver(
     multi_step = _MULTI_STEP.fullmatch(method)
     steps = int(multi_step[1].replace("two", "2")) if multi_step else _STEPS.get(method, 1)
     if not is_learned(method):
-        share = max(TRAINING_STEP, 1 / max(steps, 2 if memory else 1))
+        share = max(TRAINING_STEP, 1 / max(steps, 2 if warm_start else 1))
         return ball_of(norm)(eps).pgm(share * eps, steps)
     inputs: Inputs = ("context", "gradient")
     if method == "naive-l2l":

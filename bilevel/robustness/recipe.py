@@ -33,7 +33,7 @@ class Recipe:
         weight_decay: Weight decay of both networks.
         ema: Decay of the classifier's averaged weights, which are then validated, kept and
             evaluated (:class:`~bilevel.robustness.EMA`); 0 for no averaging, as in the paper.
-        memory: Whether each image's attack starts where the last one on it has ended, see
+        warm_start: Whether each image's attack starts where the last one on it has ended, see
             :class:`~bilevel.robustness.Memory`; the paper's start anew.
         attacker_lr: The attacker's learning rate (Adam), constant.
         attacker: See :class:`~bilevel.robustness.Attacker`.
@@ -56,7 +56,7 @@ class Recipe:
     one_cycle: bool = False
     weight_decay: float = 2e-4
     ema: float = 0.0
-    memory: bool = False
+    warm_start: bool = False
     attacker_lr: float = 1e-3
     attacker: Form = "wide"
     attacker_width: int | None = 64

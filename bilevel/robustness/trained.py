@@ -48,7 +48,7 @@ class About:
         size: Height and width of its images; empty if not known.
         image_size: The height and width to which the images of its folder were scaled and cropped;
             None if they were not.
-        memory: Whether its training attacked each image from where the last attack had ended.
+        warm_start: Whether its training attacked each image from where the last attack had ended.
     """
 
     method: str
@@ -64,7 +64,7 @@ class About:
     norm: Norm = "linf"
     size: tuple[int, ...] = ()
     image_size: int | None = None
-    memory: bool = False
+    warm_start: bool = False
 
     @classmethod
     def of(
@@ -116,7 +116,7 @@ class About:
             class_names=images.classes,
             size=(height, width),
             image_size=image_size,
-            memory=recipe.memory,
+            warm_start=recipe.warm_start,
         )
 
     def follower(self, eps: float | None = None) -> Perturbation:
@@ -145,7 +145,7 @@ class About:
             channels=self.channels,
             attacker=self.attacker,
             norm=self.norm,
-            memory=self.memory,
+            warm_start=self.warm_start,
         )
 
     def classifier(self) -> nn.Module:

@@ -83,11 +83,11 @@ def test_what_is_given_reaches_the_solver(
         assert (method, options) == ("3-step-pgm", expected)
         raise KeyboardInterrupt
 
-    expected = {"eps": 0.1, "channels": 1, "norm": "l2", "memory": True}
+    expected = {"eps": 0.1, "channels": 1, "norm": "l2", "warm_start": True}
     expected["attacker"] = Attacker("slim", 7, "batch", 0.5)
     monkeypatch.setattr("bilevel.robustness.trained.make_solver", spy)
     attacker = "--attacker slim --attacker-width 7 --normalize batch --gradient-skip 0.5"
-    arguments = f"--method 3-step-pgm --norm l2 --epsilon 0.1 {attacker} --memory"
+    arguments = f"--method 3-step-pgm --norm l2 --epsilon 0.1 {attacker} --warm-start"
     assert run(*arguments.split()).status == 130
 
 
@@ -288,11 +288,11 @@ def test_memory_that_ends_in_the_attack(
 
 
 def test_attacks_that_go_on_from_the_last_epochs(run: Callable[..., Any], tmp_path: Path) -> None:
-    assert run("--memory", "--method", "fgsm", "two-step-l2l", "--smoke").status == 0
+    assert run("--warm-start", "--method", "fgsm", "two-step-l2l", "--smoke").status == 0
     for method in ("fgsm", "two-step-l2l"):
         folder = tmp_path / "run" / method
-        assert checkpoint.load(folder / "checkpoint.pt")["config"]["memory"]
-        assert load_trained(folder).about.memory
+        assert checkpoint.load(folder / "checkpoint.pt")["config"]["warm_start"]
+        assert load_trained(folder).about.warm_start
 
 
 def test_the_fast_recipe(run: Callable[..., Any], app: ModuleType, tmp_path: Path) -> None:

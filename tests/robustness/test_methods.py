@@ -55,7 +55,7 @@ def test_steps_from_the_last_answer_are_no_longer_than_the_radius(
     method: str, share: float
 ) -> None:
     """Two of ε/2 reach the boundary too; one of ε would pass from corner to corner."""
-    made = solver(method, memory=True)
+    made = solver(method, warm_start=True)
     assert made.update.step * bool(made.steps) == pytest.approx(share * EPS)
 
 

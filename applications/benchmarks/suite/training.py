@@ -84,7 +84,7 @@ class Training:
                 "attacker": about.attacker.form if about.learned else None,
                 "attacker_width": about.attacker.width if about.learned else None,
                 "attacker_lr": self.recipe.attacker_lr if about.learned else None,
-                "memory": self.recipe.memory,
+                "warm_start": self.recipe.warm_start,
                 "seconds": median(progress.seconds) * self.recipe.epochs,
                 "seconds_with_compilation": sum(progress.seconds),
                 "test_images": len(data.test),

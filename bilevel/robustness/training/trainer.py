@@ -129,7 +129,7 @@ class Trainer:
         self.progress = Progress()
         self.best_weights: dict[str, Any] = {}
         self.averaged = EMA(game.leader, recipe.ema) if recipe.ema else None
-        self.memory = self._memory() if recipe.memory else None
+        self.memory = self._memory() if recipe.warm_start else None
         remedy = "one of torch.optim, since the recipe changes its learning rates"
         self._leader_opt: Any = instance_of(
             "leader_opt", game.leader_opt, torch.optim.Optimizer, remedy
@@ -145,7 +145,9 @@ class Trainer:
 
     def _memory(self) -> Memory:
         """Lets the follower start at its last answers."""
-        remedy = "Linf, L2, L1 or a subclass, whose answers are kept, or a recipe without memory"
+        remedy = (
+            "Linf, L2, L1 or a subclass, whose answers are kept, or a recipe without warm_start"
+        )
         follower = instance_of("follower", self.game.follower, Perturbation, remedy)
         follower.memory = Memory(self.data.train, self.recipe.augment)
         return follower.memory

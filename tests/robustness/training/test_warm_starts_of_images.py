@@ -14,7 +14,7 @@ from tests.images import image_set
 from tests.problems import BatchNormNet
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
 
-REMEMBERING = replace(RECIPE, memory=True)
+GOING_ON = replace(RECIPE, warm_start=True)
 
 
 @pytest.mark.parametrize("steps", [4, 6, 9])
@@ -23,11 +23,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, method: str, steps: int
 ) -> None:
     monkeypatch.setattr(module, "WINDOW", 2)
-    straight = build(method, recipe=REMEMBERING)
+    straight = build(method, recipe=GOING_ON)
     straight.fit()
     assert straight.memory.answers.flatten(1).any(1).all()
-    stop_after(build(method, recipe=REMEMBERING, save_every=-1.0), steps)
-    resumed = build(method, recipe=REMEMBERING)
+    stop_after(build(method, recipe=GOING_ON, save_every=-1.0), steps)
+    resumed = build(method, recipe=GOING_ON)
     resumed.resume()
     assert bool(resumed.memory.answers.any())
     resumed.fit()
@@ -39,8 +39,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
 
 def test_runs_with_and_without_memory_are_different_ones(build: Callable[..., Trainer]) -> None:
-    build(recipe=REMEMBERING).fit()
-    with pytest.raises(BilevelError, match="memory"):
+    build(recipe=GOING_ON).fit()
+    with pytest.raises(BilevelError, match="warm_start"):
         build().resume()
 
 
@@ -57,13 +57,13 @@ class Shift(Threat):
 
 def test_answers_that_are_no_perturbations_are_not_kept(tmp_path) -> None:
     threat = Shift()
-    game = make_game(ZeroSum(BatchNormNet(), threat), threat, pgm(0.1, 1), REMEMBERING)
+    game = make_game(ZeroSum(BatchNormNet(), threat), threat, pgm(0.1, 1), GOING_ON)
     data = Splits(image_set(6), image_set(6), image_set(6))
     with pytest.raises(BilevelError, match=r"follower is .*Linf, L2, L1 or a subclass"):
         Trainer(
             game,
             data,
-            REMEMBERING,
+            GOING_ON,
             seed=0,
             path=tmp_path / "run.pt",
             validation_attack=(threat, pgm(0.1, 1)),
