@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map_only
 
 from bilevel import distributed
 from bilevel.errors import BilevelError, describe, first_line
@@ -154,7 +153,8 @@ class CapturedStep:
 
     def _capture(self, batch: Batch) -> Any:
         """The graph of a step; recording computes nothing."""
-        self._batch = copy.deepcopy(batch)
+        # Not by deepcopy, which copies all of the data where a tensor is a view of them.
+        self._batch = tree_map_only(Tensor, Tensor.clone, batch)
         self._rates = [torch.zeros((), device=self._device) for _ in self._groups()]
         graph, steps = self._gpu.CUDAGraph(), self.game.steps
         try:

@@ -226,7 +226,7 @@ QUIET = (
 TRAIN = (
     "applications/adv_training.py",
     *("--smoke", "--device", "pretend", "--ema", "0.9", "--batch-size", "48"),
-    *("--method", "pgm", "two-step-l2l"),
+    *("--method", "pgm", "two-step-l2l", "--warm-start"),
 )
 
 

@@ -34,7 +34,7 @@ MARKERS = {
     "NU-AT": "D",
     "PGD-AT": "v",
 }
-"""By method; a wide attacker has a colour of its own."""
+"""By method; a wide attacker and a warm start have colours of their own."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,9 @@ def draw(axes: Axes, panel: Panel) -> dict[str, PathCollection]:
     axes.set_ylim(-0.05 * top, 1.15 * top)
     drawn = {}
     for point in points:
-        method, _, attacker = point.name.partition(", ")
-        color = COLORS[attacker == "wide"] if point.ours else INK
+        method, *rest = point.name.split(", ")
+        kind = 2 if "warm start" in rest else 1 if "wide" in rest else 0
+        color = COLORS[kind] if point.ours else INK
         drawn[f"{point.name} ({'ours' if point.ours else 'published'})"] = axes.scatter(
             point.time,
             point.accuracy,

@@ -172,7 +172,12 @@ def train(args: Args, part: Run, images: Splits, device: torch.device, clock: Cl
     precision = part.precision or default_precision(device)
     training = Training(
         part.method,
-        replace(recipe, attacker=part.attacker, epochs=recipe.epochs if epochs is None else epochs),
+        replace(
+            recipe,
+            attacker=part.attacker,
+            warm_start=part.warm_start,
+            epochs=recipe.epochs if epochs is None else epochs,
+        ),
         dataset(args),
         precision=precision,
         fast=part.fast,

@@ -175,8 +175,8 @@ def make_solver(
         channels: Channels of the images.
         attacker: The attacker of a learned method.
         norm: The norm of the threat model.
-        warm_start: Whether attacks start at the last answer for the image: one step of PGM then has the
-            size ε/2, since one of ε would only go from corner to corner of the ball.
+        warm_start: Whether attacks start at the last answer for the image: one step of PGM then has
+            the size ε/2, since one of ε would only go from corner to corner of the ball.
 
     Returns:
         A new solver.

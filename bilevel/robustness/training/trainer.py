@@ -145,9 +145,7 @@ class Trainer:
 
     def _memory(self) -> Memory:
         """Lets the follower start at its last answers."""
-        remedy = (
-            "Linf, L2, L1 or a subclass, whose answers are kept, or a recipe without warm_start"
-        )
+        remedy = "Linf, L2, L1 or a subclass, or a recipe without warm_start"
         follower = instance_of("follower", self.game.follower, Perturbation, remedy)
         follower.memory = Memory(self.data.train, self.recipe.augment)
         return follower.memory
