@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, RawTextHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from tabulated import adversarial, costs, hypergradients, imitation, minmax
-from tabulated.reading import read
+from tabulated.reading import Record, read
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,12 +28,15 @@ LEARNED_STEPS = (
     "fashion-mnist-halved-3-steps",
 )
 
+WARM_STARTS = ("digits-warm", "fashion-mnist-halved-warm")
+
 TABLES: dict[str, Callable[[], str]] = {
     "digits": adversarial.digits,
     "digits in short": adversarial.digits_in_short,
     "digits in l2": partial(adversarial.digits, "digits-l2"),
-    "learned steps": lambda: adversarial.learned_steps(
-        [one for name in LEARNED_STEPS for one in read(f"learned_steps/{name}")]
+    "learned steps": lambda: adversarial.learned_steps(learned_steps(LEARNED_STEPS)),
+    "warm starts": lambda: adversarial.warm_starts(
+        learned_steps(LEARNED_STEPS), learned_steps(WARM_STARTS)
     ),
     "attack strength": lambda: adversarial.attack_strength(read("attack_strength")),
     "cifar10": adversarial.cifar10,
@@ -78,6 +81,11 @@ def main() -> None:
         if after != before:
             page.write_text(after, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: written")
+
+
+def learned_steps(folders: Sequence[str]) -> list[Record]:
+    """The records of ``learned_steps.py`` in several folders."""
+    return [one for name in folders for one in read(f"learned_steps/{name}")]
 
 
 def pages() -> list[Path]:

@@ -91,6 +91,28 @@ def test_attackers_of_as_many_steps_are_compared_seed_by_seed(
     ]
 
 
+def test_going_on_is_compared_with_starting_anew_seed_by_seed(
+    benchmarks: Callable[[str], ModuleType],
+) -> None:
+    anew, going_on = (
+        [
+            {"dataset": "digits", "method": method, "seed": seed, "worst_case": share, "pgm20": 0.5}
+            for method, shares in worst.items()
+            for seed, share in enumerate(shares)
+        ]
+        for worst in (
+            {"fgsm": (0.5, 0.6), "pgm": (0.6, 0.6), "two-step-pgm": (0.5, 0.5)},
+            {"grad-l2l": (0.7,), "fgsm": (0.7, 0.76)},
+        )
+    )
+    table = benchmarks("tabulated.adversarial").warm_starts(anew, going_on)
+    assert table.splitlines()[2:] == [
+        "| digits | fgsm | – | 55.0 (50.0–60.0) | 73.0 (70.0–76.0) "
+        "| +18.0 ± 2.0 | +0.0 ± 0.0 | +13.0 ± 3.0 |",
+        "| digits | grad-l2l | 0.0005 | – | 70.0 | – | – | – |",
+    ]
+
+
 def test_halved_images_are_means_of_four_pixels(
     benchmarks: Callable[[str], ModuleType],
 ) -> None:
@@ -104,10 +126,11 @@ def test_halved_images_are_means_of_four_pixels(
 def test_the_attacker_learns_at_the_rate_that_is_given(
     benchmarks: Callable[[str], ModuleType], call: Callable[..., Any], tmp_path: Path
 ) -> None:
-    options = "--smoke", "--method", "two-step-l2l", "--attacker-lr", "0.25", "--out", tmp_path
-    assert call(benchmarks("learned_steps"), *options).status == 0
+    options = "--smoke", "--method", "two-step-l2l", "--attacker-lr", "0.25", "--warm-start"
+    assert call(benchmarks("learned_steps"), *options, "--out", tmp_path).status == 0
     records = json.loads((tmp_path / "results.json").read_text())["results"]
     assert {one["attacker_lr"] for one in records} == {0.25}
+    assert {one["warm_start"] for one in records} == {True}
 
 
 def test_bars_reach_from_the_least_to_the_greatest_seed(

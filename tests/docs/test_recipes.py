@@ -265,3 +265,19 @@ def test_domain_adaptation_is_gradient_reversal(tmp_path) -> None:
         (loss + F.cross_entropy(domains(Reversed.apply(found)), names["domain"])).backward()
         optimizer.step()
     torch.testing.assert_close(flat(parts), flat(by_hand))
+
+
+def test_codes_that_are_kept_are_learned_and_those_found_anew_are_not(tmp_path) -> None:
+    errors = {}
+    for kept in (True, False):
+        names = example(tmp_path)
+        torch.manual_seed(0)
+        code = RECIPES["Answers that are kept for each sample"][0]
+        exec(code if kept else code.replace('self.last[batch["rows"]] = z', "pass"), names)
+        x, codes, decoder = names["x"], names["codes"], names["decoding"].decoder
+        start = codes.init({"rows": torch.arange(40)})
+        z = names["game"].solver.solve(codes, names["decoding"], {"x": x, "rows": torch.arange(40)})
+        errors[kept] = (decoder(z.value) - x).square().sum().item() / x.square().sum().item()
+        assert torch.equal(codes.last, start)
+        assert "last" in str(names["game"].state_dict()["follower"].keys())
+    assert errors[True] < 0.05 < errors[False] / 4

@@ -109,9 +109,28 @@ def learned_steps(records: Sequence[Record]) -> str:
                 if hand in worst or one in worst:
                     shares = (per_cent([*worst.get(each, {}).values()]) for each in (hand, one))
                     rate = "–" if one[1] is None else f"{one[1]:g}"
-                    gained = (_gain(found, hand, one) for found in (worst, pgm20))
-                    ten_steps = _gain(worst, ten, one)
+                    gained = (_gain(found, hand, found, one) for found in (worst, pgm20))
+                    ten_steps = _gain(worst, ten, worst, one)
                     rows.append([name, str(steps), *shares, rate, *gained, ten_steps])
+    return markdown(list(titles), rows)
+
+
+def warm_starts(anew: Sequence[Record], going_on: Sequence[Record]) -> str:
+    """The worst case of attackers that start anew, and at their last answers, over seeds."""
+    gains = "gain", "the same under PGM-20", "to ten steps anew"
+    titles = "data", "attacker", "its rate", "anew", "going on", *gains
+    rows = []
+    for name in dict.fromkeys(one["dataset"] for one in going_on):
+        worst, pgm20 = (
+            [_by_attacker(records, name, key) for records in (anew, going_on)]
+            for key in ("worst_case", "pgm20")
+        )
+        for one in sorted(worst[1], key=lambda one: STEPPED.index(one[0])):
+            rate = "–" if one[1] is None else f"{one[1]:g}"
+            shares = (per_cent([*found.get(one, {}).values()]) for found in worst)
+            gained = (_gain(before, one, after, one) for before, after in (worst, pgm20))
+            to_ten = _gain(worst[0], (HAND_DESIGNED[10], None), worst[1], one)
+            rows.append([name, one[0], rate, *shares, *gained, to_ten])
     return markdown(list(titles), rows)
 
 
@@ -139,9 +158,13 @@ def _by_attacker(
     return found
 
 
-def _gain(found: Mapping[Attacker, Mapping[int, float]], of: Attacker, to: Attacker) -> str:
+Accuracies = Mapping[Attacker, Mapping[int, float]]
+"""By attacker and seed."""
+
+
+def _gain(found: Accuracies, of: Attacker, there: Accuracies, to: Attacker) -> str:
     """From one attacker to another, seed by seed, in points: the mean and its standard error."""
-    before, after = found.get(of, {}), found.get(to, {})
+    before, after = found.get(of, {}), there.get(to, {})
     gains = [100 * (after[seed] - before[seed]) for seed in before.keys() & after.keys()]
     if len(gains) < 2:
         return "–"

@@ -150,6 +150,10 @@ class Trainer:
         follower.memory = Memory(self.data.train, self.recipe.augment)
         return follower.memory
 
+    def _merge_memory(self) -> None:
+        if self.memory and self.game.pool:
+            self.memory.merge(self.game.pool)
+
     def _settings(self) -> dict[str, Any]:
         """What a run is made of, apart from the recipe; a resumed one must share it."""
         splits = (self.data.train, self.data.validation)
@@ -196,8 +200,7 @@ class Trainer:
             BilevelError: If it cannot be written.
         """
         self.progress.elapsed += self._windows.check()
-        if self.memory and self.game.pool:
-            self.memory.merge(self.game.pool)
+        self._merge_memory()
         state = {
             "config": self.config,
             "game": self.game.state_dict(),
@@ -237,8 +240,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Trains the rest of the epoch; only steps count as its seconds."""
         now = self.progress
-        if self.memory and self.game.pool:  # others may have attacked this epoch's images
-            self.memory.merge(self.game.pool)
+        self._merge_memory()  # in another epoch other processes have an image
         _set_training(self.game.leader)
         _set_training(self.game.solver)
         begun = time.perf_counter()
