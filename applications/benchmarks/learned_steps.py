@@ -33,7 +33,7 @@ from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
 from bilevel.experiment.files import claim
 from bilevel.experiment.style import COLORS, STYLE, save_png
-from bilevel.robustness import RECIPES, ImageSet, Recipe, Splits, load_images, sample
+from bilevel.robustness import RECIPES, ImageSet, Recipe, Splits, fast, load_images, sample
 from bilevel.robustness.data.sources import Dataset
 
 
@@ -55,6 +55,7 @@ class Scale:
 
 
 _FASHION = RECIPES["fashion-mnist"]
+_CIFAR = replace(fast(RECIPES["folder"]), model="wrn-16-1", epochs=10, padding=2)
 
 SCALES = {
     "digits": Scale("digits", RECIPES["digits"]),
@@ -62,6 +63,7 @@ SCALES = {
     "fashion-mnist-halved": Scale(
         "fashion-mnist", replace(_FASHION, epochs=8), (20000, 1000, 1000), halved=True
     ),
+    "cifar10-halved": Scale("folder", _CIFAR, (20000, 1000, 1000), halved=True),
 }
 SMOKE = replace(SCALES["digits"], recipe=replace(RECIPES["digits"], epochs=1), images=(128, 32, 16))
 
@@ -70,12 +72,12 @@ SMOKE = replace(SCALES["digits"], recipe=replace(RECIPES["digits"], epochs=1), i
 class Args:
     """Train against learned and hand-designed attackers of 1, 2, … steps, and compare."""
 
-    dataset: Literal["digits", "fashion-mnist", "fashion-mnist-halved"] = "digits"
-    """Of Fashion-MNIST 4,000 images, or 20,000 of half the height and width."""
+    dataset: Literal["digits", "fashion-mnist", "fashion-mnist-halved", "cifar10-halved"] = "digits"
+    """Of Fashion-MNIST 4,000 images, or 20,000 of half the height and width, as of CIFAR-10."""
     method: tuple[str, ...] = STEPPED
     """Attackers to train against, learned and hand-designed."""
     data_dir: Path = Path("data")
-    """Where Fashion-MNIST is, or is downloaded to."""
+    """Where Fashion-MNIST is, or is downloaded to, or the folder of CIFAR-10's classes."""
     attacker_lr: float | None = None
     """The learned attackers' learning rate, in place of the recipe's."""
     warm_start: bool = False
