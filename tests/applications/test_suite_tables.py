@@ -38,7 +38,10 @@ def test_targets_are_told_from_the_records(suite: Suite) -> None:
         {**learned, "worst_case": 0.9, "clean": 0.9, "seconds": 9.0, "compiled": False},
         {**learned, "worst_case": 0.47, "clean": 0.9, "seconds": 30.0, "attacker": "two-layer"},
         {**learned, "worst_case": 0.9, "clean": 0.9, "seconds": 9.0, "model": "wrn-34-10"},
+        {**pgm, "worst_case": 0.9, "clean": 0.9, "seconds": 1.0, "warm_start": True},
     ]
+    going_on = {**learned, "attacker": "two-layer", "warm_start": True, "clean": 0.8}
+    runs.append({**going_on, "worst_case": 0.52, "seconds": 31.0})
     reached = {what: value for what, _, value in tables.reached([*wide, authors, rate, *runs])}
     measured = {what: round(value, 6) for what, value in reached.items() if value is not None}
     assert measured == {
@@ -47,10 +50,12 @@ def test_targets_are_told_from_the_records(suite: Suite) -> None:
         "memory of two-step-l2l ÷ pgm, wrn-34-10, bf16 compiled": 1.5,
         "two-step-l2l, wrn-34-10: bf16 compiled in a CUDA graph ÷ float32 alternating": 0.1,
         "plain wrn-34-10, bf16 compiled in a CUDA graph, share of the matrix rate": 0.5,
-        "worst case of two-step-l2l, wide attacker, − pgm, resnet18": 0.02,
-        "training time of the same ÷ pgm, wide attacker": 0.43,
-        "worst case of two-step-l2l, two-layer attacker, − pgm, resnet18": -0.03,
-        "training time of the same ÷ pgm, two-layer attacker": 0.3,
+        "worst case of two-step-l2l, wide, − pgm, resnet18": 0.02,
+        "training time of two-step-l2l, wide, ÷ pgm, resnet18": 0.43,
+        "worst case of two-step-l2l, two-layer, − pgm, resnet18": -0.03,
+        "training time of two-step-l2l, two-layer, ÷ pgm, resnet18": 0.3,
+        "worst case of two-step-l2l, two-layer, warm start, − pgm, resnet18": 0.02,
+        "training time of two-step-l2l, two-layer, warm start, ÷ pgm, resnet18": 0.31,
         "clean accuracy of two-step-l2l, resnet18: bf16 − float32": 0.002,
         "worst case of two-step-l2l, resnet18: bf16 − float32": 0.005,
     }
@@ -76,7 +81,7 @@ def test_without_pgm_there_is_nothing_to_divide_by(suite: Suite) -> None:
     step = {"job": "steps", "model": "wrn-34-10", "schedule": "simultaneous", "method": "plain"}
     step |= {"precision": "float32", "compiled": False, "graphs": False, "seconds": 1.0}
     records = [{**step, "flops_per_second": 1e12, "peak_mib": 1.0}]
-    assert suite("tables").targets(records).count("not measured") == 17
+    assert suite("tables").targets(records).count("not measured") == 19
 
 
 def test_runs_of_several_seeds_share_a_row(suite: Suite) -> None:
@@ -93,6 +98,8 @@ def test_runs_of_several_seeds_share_a_row(suite: Suite) -> None:
     assert pgm.endswith("| 45.0 (40.0–50.0) | 10.0 | 1.000 |")
     assert learned.startswith("| two-step-l2l, wide | bf16 | 1 | 80.0 |")
     assert learned.endswith("| 45.0 | 4.0 | 0.400 |")
+    going_on = {**seeds[0], "warm_start": True, "seconds": 5.0}
+    assert runs.trained([going_on, *seeds]).splitlines()[2].endswith("| 40.0 | 5.0 | 0.500 |")
     (_, other) = runs.over_seeds([*seeds, {**seeds[0], "graphs": True}])[1:]
     assert runs.time_to_pgm(other, runs.over_seeds(seeds)) is None
 
