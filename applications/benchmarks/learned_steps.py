@@ -55,13 +55,15 @@ class Scale:
 
 
 _FASHION = RECIPES["fashion-mnist"]
+_HALVED = Scale("fashion-mnist", replace(_FASHION, epochs=8), (20000, 1000, 1000), halved=True)
 _CIFAR = replace(fast(RECIPES["folder"]), model="wrn-16-1", epochs=10, padding=2)
 
 SCALES = {
     "digits": Scale("digits", RECIPES["digits"]),
     "fashion-mnist": Scale("fashion-mnist", replace(_FASHION, epochs=10), (4000, 500, 500)),
-    "fashion-mnist-halved": Scale(
-        "fashion-mnist", replace(_FASHION, epochs=8), (20000, 1000, 1000), halved=True
+    "fashion-mnist-halved": _HALVED,
+    "fashion-mnist-augmented": replace(
+        _HALVED, recipe=replace(_HALVED.recipe, padding=1, flip=True)
     ),
     "cifar10-halved": Scale("folder", _CIFAR, (20000, 1000, 1000), halved=True),
 }
@@ -72,8 +74,15 @@ SMOKE = replace(SCALES["digits"], recipe=replace(RECIPES["digits"], epochs=1), i
 class Args:
     """Train against learned and hand-designed attackers of 1, 2, … steps, and compare."""
 
-    dataset: Literal["digits", "fashion-mnist", "fashion-mnist-halved", "cifar10-halved"] = "digits"
-    """Of Fashion-MNIST 4,000 images, or 20,000 of half the height and width, as of CIFAR-10."""
+    dataset: Literal[
+        "digits",
+        "fashion-mnist",
+        "fashion-mnist-halved",
+        "fashion-mnist-augmented",
+        "cifar10-halved",
+    ] = "digits"
+    """Of Fashion-MNIST 4,000 images, or 20,000 of half the height and width, plain or augmented,
+    of CIFAR-10 as many, augmented."""
     method: tuple[str, ...] = STEPPED
     """Attackers to train against, learned and hand-designed."""
     data_dir: Path = Path("data")

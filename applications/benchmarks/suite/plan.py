@@ -103,7 +103,7 @@ METHODS = ("two-step-l2l", "pgm", "two-step-pgm", "grad-l2l", "plain")
 _resnet = partial(Run, "resnet18", epochs=15, fast=True, minutes=2.0)
 
 
-# The targets need no more than the first eleven; the rest completes the tables.
+# The targets need no more than the first twelve; the rest completes the tables.
 FULL = Scale(
     parts=(
         Steps(WRN, (FLOAT32,), rounds=3, minutes=3.0),

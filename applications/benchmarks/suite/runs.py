@@ -86,7 +86,7 @@ def time_to_pgm(run: Record, runs: Sequence[Record]) -> float | None:
 
 
 def reached_by_runs(records: Sequence[Record]) -> Iterator[Target]:
-    """What ResNet-18 withstands, and how long it took to learn it, with either attacker."""
+    """What ResNet-18 withstands, and how long it took to learn it, with each attacker."""
     runs = [one for one in runs_of(records) if one["model"] == "resnet18" and one["compiled"]]
     pgm = chosen(runs, "pgm", "bf16")
     for attacker in ("wide", "two-layer", "two-layer, warm start"):
