@@ -26,9 +26,16 @@ LEARNED_STEPS = (
     "fashion-mnist-halved",
     "fashion-mnist-halved-rate",
     "fashion-mnist-halved-3-steps",
+    "fashion-mnist-augmented",
+    "cifar10-halved",
 )
 
-WARM_STARTS = ("digits-warm", "fashion-mnist-halved-warm")
+WARM_STARTS = (
+    "digits-warm",
+    "fashion-mnist-halved-warm",
+    "fashion-mnist-augmented-warm",
+    "cifar10-halved-warm",
+)
 
 TABLES: dict[str, Callable[[], str]] = {
     "digits": adversarial.digits,

@@ -149,8 +149,9 @@ print(textwrap.fill(robustness.headline(replace(evaluation, findings=findings)),
 # From here
 # ---------
 #
-# ``Recipe(warm_start=True)`` starts each image's attack where the last one on it has ended, which
-# makes few steps as good as many. ``applications/adv_training.py`` trains on your images with
-# checkpoints, tables and several processes: :doc:`/adversarial_training`. ``applications/robust_eval.py`` evaluates any classifier,
-# with a page of results: :doc:`/robustness_evaluation`. What a learned attacker saves on large
-# networks is in :doc:`/speed`.
+# ``Recipe(warm_start=True)`` starts each image's attack where the last one on it has ended, with
+# which few steps can be as good as many. ``applications/adv_training.py`` trains on your images
+# with checkpoints, tables and several processes: :doc:`/adversarial_training`.
+# ``applications/robust_eval.py`` evaluates any classifier, with a page of results:
+# :doc:`/robustness_evaluation`. What a learned attacker saves on large networks is in
+# :doc:`/speed`.
