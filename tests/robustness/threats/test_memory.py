@@ -118,3 +118,39 @@ def test_its_settings_are_shown_and_not_its_contents() -> None:
     assert repr(threat) == repr(other)
     assert "memory=Memory((7, 1, 4, 4), augment=Augment(padding=2, flip=True))" in repr(threat)
     assert "memory" not in repr(Linf(0.1))
+
+
+def written(rows: list[int], value: float) -> Memory:
+    """What a process has after it was given a value for some images."""
+    memory = Memory(IMAGES, None)
+    memory.answers.fill_(0.125)  # from before
+    x = torch.zeros(len(rows), 1, 4, 4)
+    memory.write(
+        x + value, TrackedBatch(x, torch.zeros(len(rows)).long(), torch.tensor(rows), None)
+    )
+    return memory
+
+
+class OfTwo:
+    """Sums with what the other process contributes."""
+
+    def __init__(self, other: Memory) -> None:
+        self.other = other
+
+    def all_reduce(self, tensors: list[torch.Tensor]) -> None:
+        mine, count = tensors
+        mine += self.other.answers * self.other.written.view(-1, 1, 1, 1)
+        count += self.other.written
+
+
+def test_processes_exchange_what_they_have_written_since_the_last_time() -> None:
+    """Both have attacked the same images where a batch has fewer than there are processes."""
+    first, second = written([0, 3], 0.5), written([3, 5], 0.5)
+    first.merge(OfTwo(second))
+    expected = torch.full((7,), 0.125)
+    expected[[0, 3, 5]] = 0.5
+    assert torch.equal(first.answers[:, 0, 1, 2].float(), expected)
+    second.answers.fill_(1)
+    second.written.zero_()
+    first.merge(OfTwo(second))  # nothing is new
+    assert torch.equal(first.answers[:, 0, 1, 2].float(), expected)
