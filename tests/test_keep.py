@@ -146,6 +146,8 @@ class Idle(Schedule):
 
 
 def test_a_step_without_a_solve_keeps_nothing() -> None:
-    game = build(Idle())
+    game = build()
     game.step(batch(0))
-    assert not game.follower.kept
+    game.schedule = Idle()
+    game.step(batch(1))
+    assert len(game.follower.kept) == 1

@@ -125,9 +125,7 @@ def written(rows: list[int], value: float) -> Memory:
     memory = Memory(IMAGES, None)
     memory.answers.fill_(0.125)  # from before
     x = torch.zeros(len(rows), 1, 4, 4)
-    memory.write(
-        x + value, TrackedBatch(x, torch.zeros(len(rows)).long(), torch.tensor(rows), None)
-    )
+    memory.write(x + value, TrackedBatch(x, torch.tensor(rows), torch.tensor(rows), None))
     return memory
 
 
@@ -150,7 +148,6 @@ def test_processes_exchange_what_they_have_written_since_the_last_time() -> None
     expected = torch.full((7,), 0.125)
     expected[[0, 3, 5]] = 0.5
     assert torch.equal(first.answers[:, 0, 1, 2].float(), expected)
-    second.answers.fill_(1)
-    second.written.zero_()
-    first.merge(OfTwo(second))  # nothing is new
+    first.merge(OfTwo(written([0], 0.25)))  # the other process has the image now
+    expected[0] = 0.25
     assert torch.equal(first.answers[:, 0, 1, 2].float(), expected)
