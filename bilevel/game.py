@@ -21,7 +21,7 @@ from bilevel.checks.processes import check_processes
 from bilevel.frozen import frozen
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer, has_hooks, take_step, zero_grad
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, overrides
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
 from bilevel.solvers.base import MEANS
@@ -140,15 +140,15 @@ class Bilevel:
         with torch.enable_grad():
             metrics = self.schedule.step(self, batch)
         self.project(batch)
-        self._keep_answer(batch)
+        if self._answer is not None:
+            self._keep(batch)
         self.steps += 1
         return metrics
 
-    def _keep_answer(self, batch: Batch) -> None:
+    def _keep(self, batch: Batch) -> None:
         answer, self._answer = self._answer, None
-        if answer is not None:  # a schedule of one's own may not solve
-            with torch.no_grad():
-                self.follower.keep(answer, batch)
+        with torch.no_grad():
+            self.follower.keep(answer, batch)
 
     # The building blocks of schedules.
 
@@ -200,7 +200,8 @@ class Bilevel:
         if not self._checked and not leaves(solution.value)[0].is_meta:
             check_first_answer(self, solution, batch)
             self._checked = True
-        self._answer = detach(solution.value)
+        if overrides(self.follower, "keep"):
+            self._answer = detach(solution.value)
         return solution
 
     def move_leader(self, y: Value, batch: Batch) -> Tensor:

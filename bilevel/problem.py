@@ -257,6 +257,20 @@ class FollowerProblem(ABC):
         )
 
 
+def overrides(follower: FollowerProblem, method: str) -> bool:
+    """Whether a follower has a method of its own in place of the default.
+
+    Args:
+        follower: The problem.
+        method: The name of an optional method.
+
+    Returns:
+        True if it has, in its class or as an attribute.
+    """
+    own = getattr(getattr(follower, method), "__func__", None)
+    return own is not getattr(FollowerProblem, method)
+
+
 def networks_of(follower: FollowerProblem) -> list[nn.Module]:
     """The networks that a follower computes with, whose running statistics its solves move.
 

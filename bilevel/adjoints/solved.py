@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel.frozen import frozen
 from bilevel.parameters import Parameters, lent
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, overrides
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value
@@ -33,7 +33,7 @@ def is_constrained(follower: FollowerProblem) -> bool:
     Returns:
         True if it has a projection of its own.
     """
-    return getattr(follower.project, "__func__", None) is not FollowerProblem.project
+    return overrides(follower, "project")
 
 
 @dataclass(frozen=True)
