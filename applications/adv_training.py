@@ -91,6 +91,11 @@ def check_methods(args: Args) -> None:
             f"attacker_lr is {args.attacker_lr} and --method is {' '.join(args.method)}: only "
             "methods with l2l take it; add two-step-l2l, or leave out --attacker-lr"
         )
+    if args.warm_start and set(args.method) == {"plain"}:
+        raise BilevelError(
+            "warm_start is given and --method is plain, which attacks no image: add two-step-pgm, or "
+            "leave out --warm-start"
+        )
 
 
 if __name__ == "__main__":

@@ -165,7 +165,10 @@ for game in (
 
 @has_device
 def test_captured_steps_of_an_unrolled_solve(tmp_path: Path) -> None:
-    """A number of the host in a batch is not taken for that of another batch."""
+    """A number of the host in a batch is not taken for that of another batch.
+
+    Of data that a batch is a view of, the rest is not kept.
+    """
     script = tmp_path / "script.py"
     script.write_text(
         """
@@ -200,8 +203,11 @@ def train(captured):
     torch.manual_seed(0)
     losses = []
     for k in range(10):
-        batch = {"x": torch.rand(4, 3, device="pretend"), "weight": 2.0 if k == 7 else 1.0}
+        data = torch.rand(400, 3, device="pretend")
+        batch = {"x": data[:4], "weight": 2.0 if k == 7 else 1.0}
         losses.append(step(batch)["loss"].item())
+    if captured:
+        assert step._batch["x"].raw.untyped_storage().nbytes() == 4 * 3 * 4
     return losses, leader.w.tolist(), game.steps
 
 assert train(captured=True) == train(captured=False)

@@ -56,6 +56,7 @@ DIGITS = RECIPES["digits"]
         ("--method two-steps-pgm", "no method 'two-steps-pgm': did you mean two-step-pgm[?]"),
         ("--method 0-step-pgm", "no method '0-step-pgm': did you mean two-step-pgm[?]"),
         ("--method pgm --attacker-lr 0.1", "attacker_lr is 0.1 .*: only methods with l2l take it"),
+        ("--method plain --warm-start", "warm_start is given .*: add two-step-pgm, or leave out"),
         ("--method zzz", "there is no method 'zzz': choose from plain, fgsm, pgm"),
         ("--method", "no method is given: .*name one or several"),
         ("--model resnet20", "no model 'resnet20': did you mean resnet18[?]"),

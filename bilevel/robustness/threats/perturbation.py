@@ -49,7 +49,7 @@ class Perturbation(Threat):
 
     Attributes:
         memory: Where the perturbations of the training images are kept from one step to the next,
-            to start there; None, the default, if each attack starts anew.
+            for :meth:`init` to start there; None, the default, if each attack starts anew.
 
     Raises:
         BilevelError: If a radius is not one number from 0 on, or the bounds are no such pair.
