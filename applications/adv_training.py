@@ -93,8 +93,8 @@ def check_methods(args: Args) -> None:
         )
     if args.warm_start and set(args.method) == {"plain"}:
         raise BilevelError(
-            "warm_start is given and --method is plain, which attacks no image: add two-step-pgm, or "
-            "leave out --warm-start"
+            "warm_start is given and --method is plain, which attacks no image: add two-step-pgm, "
+            "or leave out --warm-start"
         )
 
 
