@@ -117,7 +117,8 @@ def learned_steps(records: Sequence[Record]) -> str:
 
 def warm_starts(anew: Sequence[Record], going_on: Sequence[Record]) -> str:
     """The worst case of attackers that start anew, and at their last answers, over seeds."""
-    gains = "gain", "the same under PGM-20", "to ten steps anew"
+    gains = "gain", "the same under PGM-20", "to ten steps anew", "to as many of PGM going on"
+    designed = {LEARNED[steps]: HAND_DESIGNED[steps] for steps in LEARNED}
     titles = "data", "attacker", "its rate", "anew", "going on", *gains
     rows = []
     for name in dict.fromkeys(one["dataset"] for one in going_on):
@@ -130,7 +131,8 @@ def warm_starts(anew: Sequence[Record], going_on: Sequence[Record]) -> str:
             shares = (per_cent([*found.get(one, {}).values()]) for found in worst)
             gained = (_gain(before, one, after, one) for before, after in (worst, pgm20))
             to_ten = _gain(worst[0], (HAND_DESIGNED[10], None), worst[1], one)
-            rows.append([name, one[0], rate, *shares, *gained, to_ten])
+            to_pgm = _gain(worst[1], (designed.get(one[0], ""), None), worst[1], one)
+            rows.append([name, one[0], rate, *shares, *gained, to_ten, to_pgm])
     return markdown(list(titles), rows)
 
 
