@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +16,15 @@ from bilevel.frozen import frozen
 from bilevel.player import trainable_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
+from bilevel.testing.assertions import (
+    assert_close,
+    assert_moving,
+    assert_nearest,
+    assert_same_structure,
+    assert_samples_independent,
+)
 from bilevel.testing.requirement import require
-from bilevel.tree import Value, detach, leaves, leaves_like, ravel, tree_map
+from bilevel.tree import Value, detach, leaves, ravel, tree_map
 from bilevel.updates.base import Update, check_state
 
 
@@ -43,9 +49,10 @@ def check_follower(
 ) -> None:
     """Checks the properties of a follower that solvers rely on.
 
-    The start lies in Y; ``project`` gives the nearest point of Y, keeps shapes and is idempotent;
-    the objective has the right shape, depends on y and has finite gradients; and a sample's value
-    depends on its own y only.
+    The start lies in Y, and its gradient is not zero where other points are better; ``project``
+    gives the nearest point of Y, keeps shapes and is idempotent; the objective has the right shape,
+    depends on y and has finite gradients; and where it gives a value per sample, that and the
+    sample's projection depend on its own y only.
 
     Args:
         follower: The problem under test.
@@ -73,20 +80,21 @@ def check_follower(
         oracle = Oracle(follower, leader, batch)
         start = detach(oracle.init())
         again = oracle.project(tree_map(Tensor.clone, start))  # it may work in place
-        _assert_close(again, start, tolerance, f"{name}.init gives a point that project moves")
+        assert_close(again, start, tolerance, f"{name}.init gives a point that project moves")
         far = tree_map(lambda leaf: leaf + torch.randn_like(leaf), start)
         inside = oracle.project(tree_map(Tensor.clone, far))
-        _assert_same_structure(inside, start, f"{name}.project")
+        assert_same_structure(inside, start, f"{name}.project")
         again = oracle.project(tree_map(Tensor.clone, inside))
-        _assert_close(again, inside, tolerance, f"{name}.project moves what it has projected")
-        if nearest:
-            _assert_nearest(oracle, far, inside, tolerance)
+        assert_close(again, inside, tolerance, f"{name}.project moves what it has projected")
         gradient = oracle.gradient(inside)
         require(
             all(leaf.isfinite().all() for leaf in leaves(gradient)),
             f"{name}.objective has a gradient that is not finite at a point of Y",
         )
-        _assert_samples_independent(oracle, inside)
+        assert_samples_independent(oracle, far, inside, tolerance)
+        if nearest:
+            assert_nearest(oracle, far, inside, tolerance)
+        assert_moving(oracle, start, inside)
 
 
 @_as_assertion_errors()
@@ -127,14 +135,14 @@ def check_update(
         f"{name} returns a {type(result).__name__} where it must return y and its state, a pair",
     )
     moved, state = result
-    _assert_same_structure(moved, y, name)
+    assert_same_structure(moved, y, name)
     check_state(update, state)
     first = [leaf.detach().clone() for leaf in leaves(moved)]
     given = tree_leaves((moved, gradient, context, state))
     arguments = [leaf for leaf in given if isinstance(leaf, Tensor)]
     copies = [leaf.detach().clone() for leaf in arguments]
     moved, _ = update(moved, gradient, context, state)
-    _assert_same_structure(moved, y, f"{name} with its own state")
+    assert_same_structure(moved, y, f"{name} with its own state")
     require(all(map(torch.equal, arguments, copies)), f"{name} modifies its arguments")
     torch.manual_seed(0)
     again, _ = update(y, gradient, context, None)
@@ -221,20 +229,20 @@ def check_solver(
         require(same, f"{name}.solve changed the leader's {what}")
     value = detach(solution.value)
     oracle = Oracle(follower, leader, batch)
-    _assert_same_structure(value, oracle.init(), name)
+    assert_same_structure(value, oracle.init(), name)
     nearest = oracle.project(tree_map(Tensor.clone, value))
-    _assert_close(nearest, value, tolerance, f"{name}'s answer lies outside Y")
+    assert_close(nearest, value, tolerance, f"{name}'s answer lies outside Y")
     for stat, number in solution.stats.items():
         require(bool(torch.isfinite(number)), f"{name}'s {stat} is {number.item()}")
     torch.manual_seed(0)
     again = twin.solve(follower, leader, batch).value
-    _assert_close(again, value, 0.0, f"{name} gives another answer with the same seed")
+    assert_close(again, value, 0.0, f"{name} gives another answer with the same seed")
     unused.load_state_dict(solver.state_dict())
     torch.manual_seed(0)
     later = detach(solver.solve(follower, leader, batch).value)
     torch.manual_seed(0)
     loaded = detach(unused.solve(follower, leader, batch).value)
-    _assert_close(loaded, later, 0.0, f"{name}'s state dict lacks something that its answer needs")
+    assert_close(loaded, later, 0.0, f"{name}'s state dict lacks something that its answer needs")
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
@@ -247,72 +255,3 @@ def _state(module: nn.Module) -> dict[str, Any]:
     state |= {f"buffer {name}": buffer.clone() for name, buffer in module.named_buffers()}
     state |= {f"training flag of {name}": part.training for name, part in module.named_modules()}
     return state
-
-
-def _assert_nearest(oracle: Oracle, far: Value, inside: Value, tolerance: float) -> None:
-    """No other point of Y that was tried is nearer to ``far`` than its projection."""
-    distance = _distance(far, inside)
-    rounding = max(torch.finfo(leaf.dtype).eps for leaf in leaves(far))
-    for beside in _around(inside, far):
-        other = _distance(far, oracle.project(beside))
-        require(
-            distance <= other + max(tolerance, 2 * rounding) * (1 + other),
-            f"{type(oracle.follower).__name__}.project gives a point at distance {distance:.5g} "
-            f"where Y has one at {other:.5g}: it must give the nearest one (or say nearest=False, "
-            "if that is meant)",
-        )
-
-
-def _around(inside: Value, far: Value) -> Iterator[Value]:
-    """Points on the way to ``far``, and at random."""
-    for size in (0.01, 0.1, 1.0):
-        yield tree_map(partial(torch.lerp, weight=size / 2), inside, far)
-        for _ in range(4):
-            noise = tree_map(torch.randn_like, inside)
-            yield tree_map(partial(torch.add, alpha=size), inside, noise)
-
-
-def _distance(one: Value, other: Value) -> float:
-    return float(ravel(tree_map(torch.sub, one, other)).double().norm())
-
-
-def _assert_samples_independent(oracle: Oracle, inside: Value) -> None:
-    """Where the objective gives a value per sample, as the gradients of some of them show."""
-    name = type(oracle.follower).__name__
-    point = tree_map(lambda leaf: leaf.detach().requires_grad_(), inside)
-    gain = oracle.gain(point)
-    if gain.dim() == 0:
-        return
-    numbers = torch.arange(len(gain), device=gain.device)
-    for bit in range(len(gain).bit_length()):  # any two samples differ in a bit of their number
-        for chosen in ((numbers >> bit) % 2 == 1, (numbers >> bit) % 2 == 0):
-            grads = torch.autograd.grad(
-                gain, leaves(point), chosen.to(gain), retain_graph=True, materialize_grads=True
-            )
-            require(
-                not any(grad[~chosen].any() for grad in grads),
-                f"{name}.objective of a sample depends on another sample's y: each sample's value "
-                "must depend on its own y only",
-            )
-
-
-def _assert_same_structure(value: Value, like: Value, name: str) -> None:
-    require(
-        isinstance(value, dict) == isinstance(like, dict),
-        f"{name} gives a {type(value).__name__} where y is a {type(like).__name__}",
-    )
-    if isinstance(value, dict) and isinstance(like, dict):
-        require(value.keys() == like.keys(), f"{name} gives {[*value]} where y has {[*like]}")
-    forms = [
-        [(leaf.shape, leaf.dtype, leaf.device) for leaf in tensors]
-        for tensors in (leaves_like(value, like), leaves(like))
-    ]
-    require(forms[0] == forms[1], f"{name} gives {forms[0]} where y is {forms[1]}")
-
-
-def _assert_close(value: Value, like: Value, tolerance: float, message: str) -> None:
-    for leaf, other in zip(leaves_like(value, like), leaves(like), strict=True):
-        distance = float((leaf.detach() - other.detach()).abs().max()) if leaf.numel() else 0.0
-        rounding = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
-        allowed = tolerance and max(tolerance, 2 * rounding)
-        require(distance <= allowed, f"{message} (by {distance:.3g})")

@@ -24,6 +24,14 @@ def total(y: Tensor) -> Tensor:
     return y.flatten(1).sum(1)
 
 
+def mean(_: Any, leader: Any, y: Tensor, batch: Any) -> Tensor:
+    return y.mean()
+
+
+def clipped(y: Tensor, norm: Tensor) -> Tensor:
+    return y * (0.5 / norm.clamp(min=1e-9)).clamp(max=1)
+
+
 SECOND = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
 
 
@@ -47,7 +55,22 @@ SECOND = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
         ({"objective": lambda _, f, y, x: total(y).cumsum(0)}, "depends on another sample"),
         ({"objective": lambda _, f, y, x: total(y) + total(y)[5] * SECOND}, "on another sample"),
         ({"project": lambda _, y, x: y * (y.abs() < 0.5)}, "distance .* where Y has one at .*near"),
-        ({"project": lambda _, y, x: y * (0.5 / y.norm().clamp(min=1e-9)).clamp(max=1)}, PASSES),
+        (
+            {"project": lambda _, y, x: clipped(y, y.flatten(1).norm(dim=1)[:, None, None, None])},
+            PASSES,
+        ),
+        (
+            {"project": lambda _, y, x: clipped(y, y.norm())},
+            r"Odd\.project moves a sample elsewhere",
+        ),
+        ({"project": lambda _, y, x: clipped(y, y.norm(dim=0))}, "where another's y differs"),
+        ({"project": lambda _, y, x: clipped(y, y.norm()), "objective": mean}, PASSES),
+        (
+            {"objective": lambda _, f, y, x: total(y.square())},
+            "the gradient 0 in y where init starts",
+        ),
+        ({"objective": lambda _, f, y, x: -total(y.square())}, PASSES),  # the start is the best
+        ({"objective": lambda _, f, y, x: 0 * total(y)}, PASSES),  # no point is better
     ],
 )
 def test_a_follower(methods: dict[str, Any], message: str | None) -> None:

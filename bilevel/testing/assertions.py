@@ -1,0 +1,158 @@
+"""What the checks of problems, updates and solvers require of points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bilevel.solvers import Oracle
+from bilevel.testing.requirement import require
+from bilevel.tree import Value, leaves, leaves_like, ravel, tree_map
+
+
+def assert_nearest(oracle: Oracle, far: Value, inside: Value, tolerance: float) -> None:
+    """Checks that no other point of Y that is tried is nearer to a point than its projection.
+
+    Args:
+        oracle: Evaluates the problem.
+        far: The point.
+        inside: Its projection.
+        tolerance: How much nearer another may be, in units of y.
+
+    Raises:
+        AssertionError: If one is.
+    """
+    distance = _distance(far, inside)
+    rounding = max(torch.finfo(leaf.dtype).eps for leaf in leaves(far))
+    for beside in _around(inside, far):
+        other = _distance(far, oracle.project(beside))
+        require(
+            distance <= other + max(tolerance, 2 * rounding) * (1 + other),
+            f"{type(oracle.follower).__name__}.project gives a point at distance {distance:.5g} "
+            f"where Y has one at {other:.5g}: it must give the nearest one (or say nearest=False, "
+            "if that is meant)",
+        )
+
+
+def _around(inside: Value, far: Value) -> Iterator[Value]:
+    """Points on the way to ``far``, and at random."""
+    for size in (0.01, 0.1, 1.0):
+        yield tree_map(partial(torch.lerp, weight=size / 2), inside, far)
+        for _ in range(4):
+            noise = tree_map(torch.randn_like, inside)
+            yield tree_map(partial(torch.add, alpha=size), inside, noise)
+
+
+def _distance(one: Value, other: Value) -> float:
+    return float(ravel(tree_map(torch.sub, one, other)).double().norm())
+
+
+def assert_samples_independent(oracle: Oracle, far: Value, inside: Value, tolerance: float) -> None:
+    """Checks that samples that have a value each do not depend on each other's y.
+
+    Args:
+        oracle: Evaluates the problem.
+        far: A point outside of Y.
+        inside: Its projection.
+        tolerance: The largest distance of a projected sample from where it is beside others.
+
+    Raises:
+        AssertionError: If the objective or the projection of a sample depends on another's y.
+    """
+    name = type(oracle.follower).__name__
+    point = tree_map(lambda leaf: leaf.detach().requires_grad_(), inside)
+    gain = oracle.gain(point)
+    if gain.dim() == 0:
+        return
+    numbers = torch.arange(len(gain), device=gain.device)
+    for bit in range(len(gain).bit_length()):  # any two samples differ in a bit of their number
+        for chosen in ((numbers >> bit) % 2 == 1, (numbers >> bit) % 2 == 0):
+            grads = torch.autograd.grad(
+                gain, leaves(point), chosen.to(gain), retain_graph=True, materialize_grads=True
+            )
+            require(
+                not any(grad[~chosen].any() for grad in grads),
+                f"{name}.objective of a sample depends on another sample's y: each sample's value "
+                "must depend on its own y only",
+            )
+            mixed = tree_map(partial(_replaced, chosen), far)
+            assert_close(
+                tree_map(lambda leaf, own=chosen: leaf[~own], oracle.project(mixed)),
+                tree_map(lambda leaf, own=chosen: leaf[~own], inside),
+                tolerance,
+                f"{name}.project moves a sample elsewhere where another's y differs: give each "
+                "sample a set of its own (norms over dim=1 and the next), or return a scalar "
+                "objective if the samples share a constraint",
+            )
+
+
+def _replaced(chosen: Tensor, leaf: Tensor) -> Tensor:
+    """The leaf with other numbers, and larger ones, in the rows that are chosen."""
+    return torch.where(chosen.view(-1, *[1] * (leaf.dim() - 1)), 10 * torch.randn_like(leaf), leaf)
+
+
+def assert_moving(oracle: Oracle, start: Value, inside: Value) -> None:
+    """Checks that steps along the gradient can leave the start.
+
+    Args:
+        oracle: Evaluates the problem.
+        start: The start.
+        inside: Another point of Y.
+
+    Raises:
+        AssertionError: If the gradient is zero there, and the other point is better.
+    """
+    if any(leaf.any() for leaf in leaves(oracle.gradient(start))):
+        return
+    require(
+        bool(oracle.gain(inside).mean() <= oracle.gain(start).mean()),
+        f"{type(oracle.follower).__name__}.objective has the gradient 0 in y where init starts, "
+        "and a random point of Y is better: no step along the gradient leaves that start; draw a "
+        "random one",
+    )
+
+
+def assert_same_structure(value: Value, like: Value, name: str) -> None:
+    """Checks that a point has the form of y.
+
+    Args:
+        value: The point.
+        like: y.
+        name: What gave it.
+
+    Raises:
+        AssertionError: If it has not.
+    """
+    require(
+        isinstance(value, dict) == isinstance(like, dict),
+        f"{name} gives a {type(value).__name__} where y is a {type(like).__name__}",
+    )
+    if isinstance(value, dict) and isinstance(like, dict):
+        require(value.keys() == like.keys(), f"{name} gives {[*value]} where y has {[*like]}")
+    forms = [
+        [(leaf.shape, leaf.dtype, leaf.device) for leaf in tensors]
+        for tensors in (leaves_like(value, like), leaves(like))
+    ]
+    require(forms[0] == forms[1], f"{name} gives {forms[0]} where y is {forms[1]}")
+
+
+def assert_close(value: Value, like: Value, tolerance: float, message: str) -> None:
+    """Checks that two points are the same.
+
+    Args:
+        value: One point.
+        like: The other.
+        tolerance: The largest difference, in units of y; 0 for none, else rounding is allowed too.
+        message: What is violated otherwise.
+
+    Raises:
+        AssertionError: If they are not.
+    """
+    for leaf, other in zip(leaves_like(value, like), leaves(like), strict=True):
+        distance = float((leaf.detach() - other.detach()).abs().max()) if leaf.numel() else 0.0
+        rounding = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
+        allowed = tolerance and max(tolerance, 2 * rounding)
+        require(distance <= allowed, f"{message} (by {distance:.3g})")
