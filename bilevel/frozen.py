@@ -13,8 +13,8 @@ from bilevel.errors import BilevelError
 from bilevel.snapshot import ModuleState
 
 Mode = Literal["eval", "train"]
-"""The mode of a frozen module. In ``"train"`` its running statistics are still kept, and parts that
-are in evaluation mode while the module itself trains stay so."""
+"""The mode of a frozen module. In ``"train"`` its running statistics are still kept, and layers
+that are in evaluation mode while others train stay so."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def frozen(
     before = ModuleState(module)
     parametrize._cache.clear()  # of parametrize.cached(): weights from before the last move
     try:
-        if mode == "eval" or not module.training:
+        if mode == "eval" or not _trains(module):
             module.train(mode == "train")
         if not differentiable:
             _freeze(before)
@@ -58,6 +58,11 @@ def frozen(
     finally:
         before.restore()
         parametrize._cache.clear()  # weights without a gradient
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether a layer does: the flag of what holds them says nothing after ``model.eval()``."""
+    return any(part.training for part in module.modules() if not part._modules)
 
 
 def _freeze(state: ModuleState) -> None:

@@ -38,6 +38,20 @@ def test_a_module_in_evaluation_mode_trains_as_a_whole_if_asked() -> None:
     assert not any(part.training for part in module.modules())
 
 
+def test_a_network_in_evaluation_mode_trains_within_a_leader_that_is_not() -> None:
+    leader = nn.ModuleDict({"model": nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2))})
+    leader["model"].eval()
+    with frozen(leader, "train"):
+        assert all(part.training for part in leader.modules())
+    assert [part.training for part in leader.modules()] == [True, False, False, False]
+
+
+def test_layers_in_evaluation_mode_stay_so_while_others_train() -> None:
+    layers = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
+    with frozen(nn.ModuleDict({"model": layers}), "train"):
+        assert [layer.training for layer in layers] == [True, False]
+
+
 def test_a_module_that_overrides_train_is_asked() -> None:
     class AlwaysEval(nn.Dropout):
         def train(self, mode: bool = True) -> AlwaysEval:
