@@ -50,7 +50,7 @@ def check_parts(
     Raises:
         BilevelError: If one is something else, such as a network, a class or an update; if the
             adjoint is missing or has nothing to do, the players share a parameter, or one is
-            sharded, or a method has its parameters in another order.
+            sharded, the leader is within itself, or a method has its parameters in another order.
     """
     remedy = "ZeroSum(model, follower), or your own with its loss"
     instance_of("leader", leader, LeaderProblem, remedy)
@@ -60,6 +60,7 @@ def check_parts(
         instance_of("adjoint", adjoint, Adjoint, "Unrolled(), Implicit(), … or your own")
     if schedule is not None:
         instance_of("schedule", schedule, Schedule, "Alternating(), Extragradient(), … or your own")
+    _check_tree(leader, follower)
     _check_order(leader, "loss", "y", "batch")
     _check_order(follower, "objective", "leader", "y", "batch")
     for name in ("project", "context"):
@@ -93,6 +94,16 @@ def check_parts(
             f"the solver's {shared[0]} is the leader's too: each player would undo the other's "
             "step; do not register parts of one player as modules of the other (a leader finds a "
             "discriminator through its follower, which is no module)"
+        )
+
+
+def _check_tree(leader: LeaderProblem, follower: FollowerProblem) -> None:
+    """Refuses a leader that is a module of its own modules: train() and eval() would not end."""
+    if any(child is leader for part in leader.modules() for child in part.children()):
+        raise BilevelError(
+            f"{type(leader).__name__} is a module within itself, as where a leader holds its "
+            f"follower ({type(follower).__name__}) and that its leader: objective is given the "
+            'leader; elsewhere keep it by object.__setattr__(self, "leader", leader)'
         )
 
 
