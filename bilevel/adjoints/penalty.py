@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
 from bilevel.arguments import count, instance_of, positive
+from bilevel.autograd_graph import vjp
 from bilevel.errors import BilevelError
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem
+from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Oracle, Solver
-from bilevel.tree import Value, as_real, leaves, leaves_like, ravel, tree_map
+from bilevel.tree import Value, leaves, ravel, tree_map
 from bilevel.updates.base import Update
 
 # A solve counts as converged if its last step, times the number of steps, is at most this part of
@@ -138,7 +140,7 @@ class Penalty(Pullback):
             y, state = oracle.advance(update, start, None, steps - 1)
             return y, oracle.advance(update, tree_map(Tensor.clone, y), state, 1)[0]
 
-        before, end = problem.evaluate({}, solve, Perturbed(problem.follower, cost))
+        before, end = problem.evaluate({}, solve, kind=partial(Perturbed, cost))
         last, moved = (ravel(tree_map(torch.sub, end, y)).norm() for y in (before, problem.y))
         # Solutions that have not moved say nothing about convergence.
         residual = torch.where(moved <= _rounding(problem), 0.0, steps * last / moved)
@@ -154,12 +156,10 @@ class Penalty(Pullback):
         """The gradient of the follower's gain in θ, at a point."""
         theta = problem.variables()
         with torch.enable_grad():
-            gain = problem.evaluate(theta, lambda oracle: oracle.gain(y)).sum()
+            gain = problem.evaluate(theta, lambda oracle: oracle.gain(y))
         self.check_lent(problem, [gain])
         problem.stats["evaluations"] += 1
-        if not gain.requires_grad:
-            return dict.fromkeys(theta)
-        grads = torch.autograd.grad(gain, list(theta.values()), allow_unused=True)
+        grads = vjp([gain], [*theta.values()], [torch.ones_like(gain)])
         return dict(zip(theta, grads, strict=True))
 
 
@@ -172,35 +172,19 @@ def _rounding(problem: SolvedProblem) -> Tensor:
     return unit * point.norm()
 
 
-class Perturbed(FollowerProblem):
-    """A follower with a linear cost on y in addition to its own objective.
+class Perturbed(Oracle):
+    """An oracle of the problem with a linear cost on y.
 
     Args:
-        follower: The problem.
         cost: The cost's coefficients, in the shape of y.
+        *problem: The arguments of :class:`~bilevel.Oracle`.
+        **settings: Likewise.
     """
 
-    def __init__(self, follower: FollowerProblem, cost: Value) -> None:
-        self.follower = follower
-        self.sense = follower.sense
+    def __init__(self, cost: Value, *problem: Any, **settings: Any) -> None:
+        super().__init__(*problem, **settings)
         self.cost = cost
 
-    def init(self, batch: Batch) -> Value:
-        """The follower's own."""
-        return self.follower.init(batch)
-
-    def objective(self, leader: Any, y: Any, batch: Batch) -> Tensor:
-        """The follower's own minus the cost if it is maximised, plus the cost otherwise."""
-        value = self.follower.objective(leader, y, batch)
-        pairs = zip(leaves(y), leaves_like(self.cost, like=y), strict=True)
-        products = [as_real(a) * as_real(b) for a, b in pairs]
-        costs = [p[..., None].flatten(1).sum(1) if value.dim() else p.sum() for p in products]
-        return value - self.sign * torch.stack(costs).sum(0)
-
-    def project(self, y: Any, batch: Batch) -> Value:
-        """The follower's own."""
-        return self.follower.project(y, batch)
-
-    def context(self, y: Any, batch: Batch) -> Any:
-        """The follower's own."""
-        return self.follower.context(y, batch)
+    def gradient(self, y: Value) -> Any:
+        """The gradient of each sample's gain less its cost."""
+        return tree_map(torch.sub, super().gradient(y), self.cost)

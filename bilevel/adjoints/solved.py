@@ -83,16 +83,14 @@ class SolvedProblem:
         self,
         theta: Parameters,
         function: Callable[[Oracle], _T],
-        follower: FollowerProblem | None = None,
         *,
-        kind: type[Oracle] = Oracle,
+        kind: Callable[..., Oracle] = Oracle,
     ) -> _T:
         """Calls a function of the problem's oracle as in the solve, for another θ.
 
         Args:
             theta: The tensors, by name; those that are missing are as in the solve.
             function: Called with a differentiable oracle.
-            follower: Another problem, to evaluate instead of this one.
             kind: The class of the oracle.
 
         Returns:
@@ -102,7 +100,7 @@ class SolvedProblem:
             self._at(theta) as batch,
             frozen(self.leader, self.solver.leader_mode, differentiable=True),
         ):
-            oracle = kind(follower or self.follower, self.leader, batch, differentiable=True)
+            oracle = kind(self.follower, self.leader, batch, differentiable=True)
             result = function(oracle)
         self.stats["evaluations"] += oracle.evaluations
         return result
