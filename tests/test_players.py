@@ -92,6 +92,15 @@ def test_a_zero_sum_leader_with_a_loss_of_its_own_is_not_zero_sum() -> None:
     assert metrics["objective_after"] > 0  # a divergence
 
 
+def test_nor_is_one_whose_loss_is_an_attribute() -> None:
+    follower = Saddle()
+    leader = ZeroSum(Scalar(1.0), follower)
+    leader.loss = lambda y, batch: (y - 3) ** 2 + leader.model.x * y
+    solver = Parametric(torch.tensor(0.5).double())
+    with pytest.raises(BilevelError, match="ZeroSum is not zero-sum with Saddle"):
+        Bilevel(leader, follower, solver, leader_opt=sgd(leader), solver_opt=sgd(solver))
+
+
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
 def test_the_leader_of_a_minimising_follower_maximises(schedule) -> None:
     class Low(Saddle):

@@ -30,7 +30,7 @@ def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
     return (
         isinstance(leader, ZeroSum)
         and leader.follower is follower
-        and type(leader).loss is ZeroSum.loss
+        and getattr(leader.loss, "__func__", None) is ZeroSum.loss  # it may be an attribute
     )
 
 
