@@ -285,6 +285,7 @@ class Bilevel:
             loss = -self.follower.gain(self.leader, y, batch).mean()
             retain = not isinstance(self.adjoint, Detached)
             loss = backward(self, Loss.FOLLOWER, loss, phi, retain_graph=retain)
+        check_gradients(Loss.FOLLOWER, [p.grad for p in phi])
         return -self.follower.sign * loss
 
     def move_both(self, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None]:

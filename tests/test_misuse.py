@@ -106,6 +106,33 @@ def test_a_gradient_that_reaches_only_the_solver(schedule) -> None:
         game.step(None)
 
 
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=str)
+@pytest.mark.parametrize("adjoint", [Unrolled(), Implicit(), Forward()], ids=str)
+def test_a_gradient_that_reaches_only_the_leader(adjoint, schedule) -> None:
+    """Through the answer, which does not lead to the learned step size: it would never learn."""
+
+    class Learned(Update):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = torch.nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, y, gradient, context, state):
+            return y + self.step.item() * gradient, state
+
+    leader, solver = Apart(), Iterative(Learned(), 3)
+    game = Bilevel(
+        leader,
+        Pulled(),
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+        adjoint=adjoint,
+        schedule=schedule,
+    )
+    with pytest.raises(BilevelError, match="follower's objective does not depend on the param"):
+        game.step(None)
+
+
 @pytest.mark.parametrize("adjoint", [Unrolled(), Implicit(), Forward()])
 def test_an_objective_that_does_not_read_the_answer(adjoint) -> None:
     class Deaf(Nearest):
