@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 _PLAIN = {type(None), str, bytes, int, float, bool}
+
+
+def partition(tree: object) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], Any]]:
+    """The tensors of a pytree, and the function that puts others in their places.
+
+    Args:
+        tree: Tensors and anything else, in tuples, lists and dicts.
+
+    Returns:
+        Both; the function does not keep the tensors.
+
+    Example:
+        >>> import torch
+        >>> tensors, rebuild = partition({"x": torch.ones(1), "name": "a"})
+        >>> rebuild(2 * tensor for tensor in tensors)
+        {'x': tensor([2.]), 'name': 'a'}
+    """
+    leaves, spec = tree_flatten(tree)
+    constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+
+    def rebuild(tensors: Iterable[Tensor]) -> Any:
+        given = iter(tensors)
+        return tree_unflatten([next(given) if one is None else one[0] for one in constants], spec)
+
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], rebuild
 
 
 def tensors_in(container: object) -> list[Tensor]:

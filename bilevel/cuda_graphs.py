@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map_only
 
 from bilevel import distributed
+from bilevel.containers import partition
 from bilevel.errors import BilevelError, describe, first_line
 from bilevel.game import Bilevel
 from bilevel.problem import Batch
@@ -109,7 +110,7 @@ class CapturedStep:
 
     def _replay(self, batch: Batch) -> dict[str, Tensor]:
         """The step that was captured, with this batch and the learning rates of now."""
-        for held, given in zip(_tensors(self._batch), _tensors(batch), strict=True):
+        for held, given in zip(partition(self._batch)[0], partition(batch)[0], strict=True):
             held.copy_(given)
         for group, rate in zip(self._groups(), self._rates, strict=True):
             rate.fill_(group["lr"])
@@ -223,7 +224,3 @@ def _kind(batch: Batch) -> Any:
             )
     kinds = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return structure, kinds
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from bilevel.autograd_graph import check_not_held, vjp
+from bilevel.containers import partition
 from bilevel.errors import BilevelError
 from bilevel.parameters import lent
 from bilevel.snapshot import ModuleState, Snapshot
@@ -103,18 +103,14 @@ def recomputed(
     Returns:
         The point after the last step, and the state there.
     """
-    start, spec = tree_flatten((y, state))
-    structure: list[Any] = []
+    tensors, start_of = partition((y, state))
+    end_of: Callable[[Iterable[Tensor]], Any]
 
     def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        inputs = iter(tensors)
-        point = [next(inputs) if isinstance(leaf, Tensor) else leaf for leaf in start]
-        end, end_spec = tree_flatten(steps(*tree_unflatten(point, spec)))
-        # Without the tensors, whose graph refers to this function.
-        structure[:] = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in end], end_spec
-        return tuple(leaf for leaf in end if isinstance(leaf, Tensor))
+        nonlocal end_of
+        outputs, end_of = partition(steps(*start_of(tensors)))
+        return tuple(outputs)
 
-    tensors = [leaf for leaf in start if isinstance(leaf, Tensor)]
     module = nn.ModuleList(modules)
     own = dict(module.named_parameters())
 
@@ -129,9 +125,8 @@ def recomputed(
         return outputs
 
     sizes = len(tensors), len(tensors) + len(own)
-    outputs = iter(_Recomputed.apply(run, rerun, sizes, bool(check), *tensors, *own.values()))
-    end = [next(outputs) if constant is None else constant[0] for constant in structure[0]]
-    return tree_unflatten(end, structure[1])
+    outputs = _Recomputed.apply(run, rerun, sizes, bool(check), *tensors, *own.values())
+    return end_of(outputs)
 
 
 class _Recomputed(torch.autograd.Function):

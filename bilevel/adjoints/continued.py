@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import SolvedProblem
+from bilevel.containers import partition
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Solver
 
@@ -79,11 +78,7 @@ class Continued(Pullback):
 
 def _same(end: Any, start: Any) -> bool:
     """Whether two kept answers are the same; those of a checkpoint are copies."""
-    before, now = _tensors(end), _tensors(start)
+    before, now = partition(end)[0], partition(start)[0]
     if end is None or [one.shape for one in before] != [one.shape for one in now]:
         return False
     return all(torch.equal(a, b.to(a)) for a, b in zip(before, now, strict=True))
-
-
-def _tensors(kept: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from bilevel.adjoints.continued import Continued
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.adjoints.unrolled import Unrolled, check_steps
 from bilevel.arguments import count
 from bilevel.autograd_graph import check_leads_on
+from bilevel.containers import partition
 from bilevel.errors import BilevelError, first_line
 from bilevel.parameters import lent
 from bilevel.problem import FollowerProblem, LeaderProblem
@@ -120,7 +120,7 @@ class Forward(Continued):
                         "projections; write them out, or take Unrolled(recompute=True)"
                     ) from error
                 raise
-            tangents, ended = ([*map(_tangent, tree)] for tree in (leaves(y), tree_leaves(end)))
+            tangents, ended = ([*map(_tangent, tree)] for tree in (leaves(y), partition(end)[0]))
         if not self._checked:  # once: this waits for the device
             self._check_repeated(problem.y, y, began)
             self._checked = True
@@ -150,18 +150,17 @@ def _answer(problem: SolvedProblem, start: Any, oracle: Oracle) -> tuple[Value, 
     return y, end, oracle.start
 
 
-def _tangent(leaf: Any) -> Tensor | None:
-    return forward_ad.unpack_dual(leaf).tangent if isinstance(leaf, Tensor) else None
+def _tangent(leaf: Tensor) -> Tensor | None:
+    return forward_ad.unpack_dual(leaf).tangent
 
 
 def _with_tangents(kept: Any, tangents: Tangents | None) -> Any:
     """What a solver has kept, with these derivatives."""
     if tangents is None:
         return kept
-    parts, spec = tree_flatten(kept)
+    parts, rebuild = partition(kept)
     pairs = zip(parts, tangents, strict=True)
-    duals = [part if t is None else forward_ad.make_dual(part, t) for part, t in pairs]
-    return tree_unflatten(duals, spec)
+    return rebuild(part if t is None else forward_ad.make_dual(part, t) for part, t in pairs)
 
 
 class ForwardOracle(Oracle):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from bilevel.adjoints.solved import Gradients, SolvedProblem
-from bilevel.containers import tensors_in
+from bilevel.containers import partition, tensors_in
 from bilevel.errors import BilevelError, describe, raise_missing_derivative
 from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
@@ -49,17 +49,15 @@ class Task:
     ) -> None:
         self.adjoint = adjoint
         self.parts = solver, follower, leader
-        data, self.spec = tree_flatten(batch)
-        self.tensors = [leaf for leaf in data if isinstance(leaf, Tensor)]
-        self.data = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in data]
-        closed = tensors_in([leaf for leaf in data if not isinstance(leaf, Tensor)])
+        self.tensors, self.rebuild = partition(batch)
+        closed = tensors_in([leaf for leaf in tree_leaves(batch) if not isinstance(leaf, Tensor)])
         self.closed = [tensor for tensor in closed if tensor.requires_grad]
         led = any(tensor.requires_grad for tensor in self.tensors)
         # A batch of constants is handed on itself: its class may not be one that can be rebuilt,
         # and init may keep in it what the leader's loss reads.
         mapped = any(map(torch._C._functorch.is_functorch_wrapped_tensor, self.tensors))
         self.batch = None if led or mapped else (batch,)
-        reached = range(self.data.count(None) if adjoint.reaches_batch else 0)
+        reached = range(len(self.tensors) if adjoint.reaches_batch else 0)
         self.own, self.names = names, (*names, *(f"batch[{number}]" for number in reached))
         self.snapshot: Snapshot
         self.kept: tuple[Any, Any]
@@ -99,11 +97,7 @@ class Task:
         return self._batch([given[name] for name in self.names[len(self.own) :]])
 
     def _batch(self, tensors: Iterable[Tensor]) -> Batch:
-        if self.batch is not None:
-            return self.batch[0]
-        tensors = iter(tensors)
-        data = [next(tensors) if constant is None else constant[0] for constant in self.data]
-        return tree_unflatten(data, self.spec)
+        return self.rebuild(tensors) if self.batch is None else self.batch[0]
 
     def solve(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Solves.

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from bilevel.containers import partition
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
 from bilevel.player import trainable_parameters
@@ -138,8 +138,7 @@ def check_update(
     assert_same_structure(moved, y, name)
     check_state(update, state)
     first = [leaf.detach().clone() for leaf in leaves(moved)]
-    given = tree_leaves((moved, gradient, context, state))
-    arguments = [leaf for leaf in given if isinstance(leaf, Tensor)]
+    arguments, _ = partition((moved, gradient, context, state))
     copies = [leaf.detach().clone() for leaf in arguments]
     moved, _ = update(moved, gradient, context, state)
     assert_same_structure(moved, y, f"{name} with its own state")
