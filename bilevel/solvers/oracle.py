@@ -236,7 +236,7 @@ class Oracle:
         Returns:
             The follower's context.
         """
-        return self.follower.context(y, self.batch)
+        return explained(self.follower, self.follower.context, y, self.batch)
 
     def start_at(self, y: Value) -> Any:
         """Begins the solve at a point of another solve instead of :meth:`init`.
@@ -262,9 +262,9 @@ class Oracle:
 
         Raises:
             BilevelError: If the follower returns no tensor for a tensor, no dict of its names, or
-                other shapes.
+                other shapes, or the batch lacks a field that it reads.
         """
-        nearest = self.follower.project(y, self.batch)
+        nearest = explained(self.follower, self.follower.project, y, self.batch)
         if nearest is y:
             return y
         return check_point(f"{type(self.follower).__name__}.project", nearest, y)

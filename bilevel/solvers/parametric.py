@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bilevel.errors import BilevelError, describe
+from bilevel.errors import BilevelError, describe, explained
 from bilevel.frozen import Mode
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.base import Solution, Solver
@@ -58,7 +58,7 @@ class Parametric(Solver):
 
     def project(self, follower: FollowerProblem, batch: Batch) -> None:
         """Projects the parameters onto Y."""
-        self._project_with(lambda y: follower.project(y, batch))
+        self._project_with(lambda y: explained(follower, follower.project, y, batch))
 
     def _project_with(self, project: Callable[[Value], Value]) -> Value:
         y: Value = self.y if isinstance(self.y, Tensor) else dict(self.y.named_parameters())

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from bilevel import BilevelError, Iterative, pgm
+from bilevel import Bilevel, BilevelError, Iterative, Parametric, pgm
 from bilevel.robustness import Linf
-from bilevel.updates import Gradient, SignGradient
+from bilevel.updates import CNN, CoordinateRNN, Gradient, SignGradient
 from tests.problems import Saddle, Weights, image_game
 
 
@@ -52,6 +52,23 @@ def test_a_batch_with_the_wrong_fields(follower, wrap, message) -> None:
     leader, _, batch = image_game()
     with pytest.raises(BilevelError, match=message):
         pgm(0.1, 1).solve(follower, leader, wrap(batch))
+
+
+@pytest.mark.parametrize(
+    ("method", "solver"),
+    [
+        ("project", Iterative(CoordinateRNN(0.1), 1)),
+        ("project", Parametric(torch.zeros(6, 1, 4, 4))),
+        ("context", Iterative(CNN(1, 0.1, form="two-layer", width=4), 1)),
+    ],
+)
+def test_a_field_that_an_optional_method_misses(method, solver) -> None:
+    leader, follower, batch = image_game()
+    setattr(follower, method, lambda y, batch: batch.bounds)
+    optimizers = [torch.optim.SGD(player.parameters(), lr=0.1) for player in (leader, solver)]
+    game = Bilevel(leader, follower, solver, leader_opt=optimizers[0], solver_opt=optimizers[1])
+    with pytest.raises(BilevelError, match=r"Linf cannot read a batch .*'bounds'"):
+        game.step(batch)
 
 
 @pytest.mark.parametrize("wrap", [lambda batch: batch, lambda batch: batch._asdict()])
