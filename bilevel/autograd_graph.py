@@ -63,7 +63,7 @@ def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]
         ['a']
     """
     leafs = {name: t for name, t in wanted.items() if t.is_leaf and t.requires_grad}
-    nodes = _nodes(values)
+    nodes = nodes_of(values)
     if len(nodes) > _WALKED:
         return _differentiated(values, leafs)
     found = {*map(id, values), *(id(getattr(node, "variable", None)) for node in nodes)}
@@ -79,7 +79,7 @@ def check_leads_on(values: Sequence[Tensor]) -> None:
     Raises:
         BilevelError: As :func:`reached`.
     """
-    _nodes(values)
+    nodes_of(values)
 
 
 _DEAD_ENDS = {
@@ -92,14 +92,27 @@ _DEAD_ENDS = {
 }
 
 
-def _nodes(values: Sequence[Tensor]) -> set[Any]:
-    """The nodes of the graph of some values, or somewhat more than the limit of them."""
+def nodes_of(values: Sequence[Tensor], *, until: str = "") -> set[Any]:
+    """The nodes of the graph of some values, or somewhat more than the limit of them.
+
+    Args:
+        values: Any tensors.
+        until: The name of nodes beyond which not to look.
+
+    Returns:
+        The nodes.
+
+    Raises:
+        BilevelError: As :func:`reached`.
+    """
     stack = [value.grad_fn for value in values if value.grad_fn is not None]
     seen: set[Any] = {*stack}
     while stack and len(seen) <= _WALKED:
         node = stack.pop()
         if node.name() in _DEAD_ENDS:
             raise BilevelError(_DEAD_ENDS[node.name()])
+        if node.name() == until:
+            continue
         fresh = {n for n, _ in node.next_functions if n is not None} - seen
         seen |= fresh
         stack.extend(fresh)

@@ -16,6 +16,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from bilevel.autograd_graph import nodes_of
 from bilevel.distributed.pool import Pool
 from bilevel.tree import Value, from_leaves, leaves
 
@@ -79,17 +80,9 @@ def is_summed(value: Tensor) -> bool:
     Returns:
         True if :func:`summed` was applied to all that was made of :func:`replicated` values.
     """
-    nodes, seen = [value.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "_SummedBackward":
-            return True
-        seen.add(node)
-        if node.name() != "_ReplicatedBackward":  # where a part begins, as in SyncBatchNorm
-            nodes += [before for before, _ in node.next_functions]
-    return False
+    # A part begins where something is replicated: SyncBatchNorm sums within one.
+    nodes = nodes_of([value], until="_ReplicatedBackward")
+    return any(node.name() == "_SummedBackward" for node in nodes)
 
 
 class _Replicated(torch.autograd.Function):

@@ -137,6 +137,15 @@ def test_a_sum_is_told_from_a_part_of_one() -> None:
     assert is_summed(summed(part) + y.square().sum())
 
 
+def test_a_sum_of_a_long_part() -> None:
+    """Python would overflow its stack when it frees a graph that it has walked through whole."""
+    part = y = torch.ones((), requires_grad=True)
+    for _ in range(100_000):
+        part = part * y
+    assert is_summed(summed(part))
+    assert not is_summed(part)
+
+
 PAGE = (jobs.ROOT / "docs" / "distributed.md").read_text()
 (EXAMPLE,) = re.findall(
     r"^## One y for the samples of all processes\n.*?```python\n(.*?)```", PAGE, re.M | re.S
