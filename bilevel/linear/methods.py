@@ -1,4 +1,4 @@
-"""Matrix-free solvers of A x = b, for the implicit adjoint and TRPO.
+"""Matrix-free solvers of A x = b.
 
 Each reports diagnostics of its answer, and none raises if A does not meet its assumptions.
 

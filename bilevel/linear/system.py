@@ -78,10 +78,10 @@ class LinearSolver(Protocol):
 
         Args:
             product: v to A v.
-            b: ``(m,)``.
+            b: ``(m,)``; for :func:`conjugate_gradient` and :func:`exact` also ``(rows, m)``.
             steps: The largest number of steps.
             tolerance: The solve ends when the residual's norm is at most this times b's.
-            start: The initial x, ``(m,)``; zero if None.
+            start: The initial x, in the shape of b; zero if None.
 
         Returns:
             The solution.
