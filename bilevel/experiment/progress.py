@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+def unreported(*progress: object) -> None:
+    """No report of progress; unlike a lambda it can be pickled."""
+
+
 class ProgressBar:
     """A progress bar with the time left; lines instead if the output is not a terminal.
 

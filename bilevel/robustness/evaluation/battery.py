@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bilevel import distributed, frozen
 from bilevel.arguments import count
 from bilevel.experiment import checkpoint
+from bilevel.experiment.progress import unreported
 from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.randomness import derived_seed, random_state_kept
@@ -57,10 +58,6 @@ class _State:
 
     def survivors(self) -> Tensor:
         return unbroken(self.right, (progress.broken for progress in self.works))
-
-
-def _unreported(name: str, done: float, total: float) -> None:
-    """No report; a lambda could not be pickled."""
 
 
 class Battery:
@@ -105,7 +102,7 @@ class Battery:
         seed: int = 0,
         batch_size: int = 256,
         path: str | os.PathLike[str] | None = None,
-        report: Callable[[str, float, float], None] = _unreported,
+        report: Callable[[str, float, float], None] = unreported,
     ) -> None:
         self.attacks = attacks
         self.ball = ball_of(norm)(eps)

@@ -15,6 +15,7 @@ from torch import nn
 
 from bilevel import Iterative, Solver
 from bilevel.arguments import count
+from bilevel.experiment.progress import unreported
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.evaluation.accuracy import correct
 from bilevel.robustness.evaluation.problems import problem_of
@@ -37,7 +38,7 @@ def accuracy_by_epsilon(
     *,
     norm: Norm = "linf",
     batch_size: int = 256,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[int, int], None] = unreported,
 ) -> Curve:
     """Accuracy under PGM-10 of step size ε/10 for ε from 0 to where every image is within reach.
 
@@ -86,7 +87,7 @@ def accuracy_by_iterations(
     most: int = 1000,
     threshold: float = 0.005,
     batch_size: int = 256,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[int, int], None] = unreported,
 ) -> Curve:
     """Accuracy under PGM of step size 0.003/0.031·ε at 1, 2, 5, 10, 20, 50, … iterations.
 

@@ -18,6 +18,7 @@ from bilevel.arguments import instance_of
 from bilevel.cuda_graphs import CapturedStep
 from bilevel.errors import BilevelError
 from bilevel.experiment import checkpoint
+from bilevel.experiment.progress import unreported
 from bilevel.experiment.settings import attributes_of, settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.problem import networks_of
@@ -36,10 +37,6 @@ from bilevel.robustness.training.validation import Monitor, Validation
 
 WINDOW = 50
 """Steps over which metrics are averaged."""
-
-
-def _unreported(steps: int, metrics: dict[str, float]) -> None:
-    """No report; a lambda could not be pickled."""
 
 
 class Trainer:
@@ -100,7 +97,7 @@ class Trainer:
         validation_attack: tuple[Threat, Solver] | None = None,
         precision: Precision = "float32",
         cuda_graphs: bool = False,
-        report: Callable[[int, dict[str, float]], None] = _unreported,
+        report: Callable[[int, dict[str, float]], None] = unreported,
         save_every: float = 60.0,
     ) -> None:
         for name, part in zip(("train", "validation"), data, strict=False):
