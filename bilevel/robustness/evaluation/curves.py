@@ -8,7 +8,8 @@ fewer iterations have broken: otherwise an accuracy that rises with ε would go 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -66,16 +67,14 @@ def accuracy_by_epsilon(
     at = sorted(near | {tenth / 10 * reach for tenth in range(11)})
     attacked = [ball(radius, start=EVALUATION_START) for radius in at[1:]]
     parts = _correct_batches(model, images, batch_size)
-    accuracies = []
-    for done, follower in enumerate((None, *attacked), start=1):  # None: clean, at ε = 0
-        solver = follower.pgm(follower.eps / _STEPS, _STEPS) if follower else None
-        try:
-            left = sum(_count_correct(model, part, follower, solver) for part in parts)
-        except Exception as error:
-            return Curve("ε", (), (), len(images), problem_of(error))
-        accuracies.append(left / len(images))
-        report(done, len(at))
-    return Curve("ε", tuple(at), tuple(accuracies), len(images))
+    curve = Curve("ε", (), (), len(images))
+    for radius, follower in zip(at, (None, *attacked), strict=True):  # None: clean, at ε = 0
+        solver = follower.pgm(radius / _STEPS, _STEPS) if follower else None
+        curve = _extended(curve, radius, model, follower, ((part, solver) for part in parts))
+        if curve.problem:
+            break
+        report(len(curve.at), len(at))
+    return curve
 
 
 def accuracy_by_iterations(
@@ -116,23 +115,20 @@ def accuracy_by_iterations(
     step = follower.ascent(EVALUATION_STEP * eps)
     parts = _correct_batches(model, images, batch_size)
     solvers = [Iterative(step, 0, warm_start=True) for _ in parts]  # each keeps its batch's δ
-    at: list[int] = []
-    accuracies: list[float] = []
+    curve = Curve("iterations", (), (), len(images))
     for done, iterations in itertools.pairwise((0, *_one_two_five(most))):
         for solver in solvers:
             solver.steps = iterations - done
-        pairs = zip(parts, solvers, strict=True)
-        try:
-            left = sum(_count_correct(model, part, follower, solver) for part, solver in pairs)
-        except Exception as error:
-            return Curve("iterations", (), (), len(images), problem_of(error))
-        at.append(iterations)
-        accuracies.append(left / len(images))
-        ended = iterations >= _MIN_ITERATIONS and accuracies[-2] - accuracies[-1] <= threshold
+        attacked = zip(parts, solvers, strict=True)
+        curve = _extended(curve, iterations, model, follower, attacked)
+        if curve.problem:
+            break
+        accuracy, enough = curve.accuracy, iterations >= _MIN_ITERATIONS
+        ended = enough and accuracy[-2] - accuracy[-1] <= threshold
         report(iterations, iterations if ended else most)
         if ended:
             break
-    return Curve("iterations", tuple(at), tuple(accuracies), len(images))
+    return curve
 
 
 def _one_two_five(most: int) -> Iterator[int]:
@@ -151,8 +147,18 @@ def _correct_batches(model: nn.Module, images: ImageSet, batch_size: int) -> lis
     return [images.subset(part) for part in rows.split(batch_size) if len(part)]
 
 
-def _count_correct(
-    model: nn.Module, part: ImageSet, follower: Perturbation | None, solver: Solver | None
-) -> int:
-    """The number of images that are classified correctly, attacked as one batch."""
-    return int(correct(model, part, follower, solver, batch_size=len(part)).sum())
+def _extended(
+    curve: Curve,
+    at: float,
+    model: nn.Module,
+    follower: Perturbation | None,
+    attacked: Iterable[tuple[ImageSet, Solver | None]],
+) -> Curve:
+    """The curve with one more point; without any, and with the problem, if an attack fails."""
+    left = 0
+    try:
+        for batch, solver in attacked:
+            left += int(correct(model, batch, follower, solver, batch_size=len(batch)).sum())
+    except Exception as error:
+        return replace(curve, at=(), accuracy=(), problem=problem_of(error))
+    return replace(curve, at=(*curve.at, at), accuracy=(*curve.accuracy, left / curve.images))

@@ -146,12 +146,14 @@ def test_the_run_ends_where_accuracy_falls_no_longer(
     broken_by = torch.tensor([60] * 5 + [150] * 4 + [400] + [10**6] * 90)
     done = 0
 
-    def left(model: nn.Module, part: ImageSet, follower: Linf, solver: Iterative) -> int:
+    def left(
+        model: nn.Module, part: ImageSet, *attack: Linf | Iterative, batch_size: int
+    ) -> Tensor:
         nonlocal done
-        done += solver.steps
-        return int((broken_by > done).sum())
+        done += attack[1].steps if attack else 0
+        return broken_by > done
 
-    monkeypatch.setattr(curves, "_count_correct", left)
+    monkeypatch.setattr(curves, "correct", left)
     hundred = greys.subset(range(100))
     curve = accuracy_by_iterations(Brightness(), hundred, 0.2, threshold=threshold)
     assert curve.at[-1] == end
