@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bilevel.robustness.evaluation.checklist import CHECKLIST, OF_BALLS
+from bilevel.robustness.evaluation.checklist import CHECKLIST
 from bilevel.robustness.evaluation.results import Evaluation, Finding
 from bilevel.robustness.evaluation.tolerance import exceeds
 
@@ -25,8 +25,7 @@ def judge(evaluation: Evaluation, probed: Sequence[Finding]) -> tuple[Finding, .
         >>> sorted({finding.figure for finding in judge(evaluation, [])})
         ['0 of 0', '4 images', 'not measured']
     """
-    checks = [check for check in CHECKLIST if not (evaluation.threat and check in OF_BALLS)]
-    return *probed, *(check(evaluation) for check in checks)
+    return *probed, *filter(None, (check(evaluation) for check in CHECKLIST))
 
 
 def headline(evaluation: Evaluation) -> str:
