@@ -74,6 +74,10 @@ class Perturbation(Threat):
         self.start = start
         self.bounds = checked_bounds(bounds)
         super().__init__(loss=loss)
+        self._check_reach()
+
+    def _check_reach(self) -> None:
+        """Refuses an ε that reaches all data, in norms where their size does not matter."""
 
     @abstractmethod
     def clip(self, delta: Tensor) -> Tensor:
@@ -207,16 +211,9 @@ class Linf(Perturbation):
 
     index = "∞"
 
-    def __init__(
-        self,
-        eps: float,
-        *,
-        start: float = 0.0,
-        loss: Loss = cross_entropy,
-        bounds: Bounds | None = PIXELS,
-    ) -> None:
-        super().__init__(eps, start=start, loss=loss, bounds=bounds)
-        check_reach(eps, self.bounds)
+    def _check_reach(self) -> None:
+        """Each value is bounded by itself."""
+        check_reach(self.eps, self.bounds)
 
     def clip(self, delta: Tensor) -> Tensor:
         """Π_ε(δ) = sign(δ) ∘ min(abs(δ), ε)."""
