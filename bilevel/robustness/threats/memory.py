@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.distributed import Pool
-from bilevel.robustness.data.batches import Augment, TrackedBatch
+from bilevel.robustness.data.batches import Augment, TrackedBatch, per_sample
 from bilevel.robustness.data.images import ImageSet
 
 
@@ -23,6 +23,9 @@ class Memory(nn.Module):
     Args:
         images: The training images, on the device that trains.
         augment: How batches of them are augmented; None if they are not.
+
+    Attributes:
+        unread: Whether nothing has been read since this was made.
 
     Example:
         >>> images = ImageSet(torch.zeros(5, 1, 2, 2).byte(), torch.zeros(5).long(), ("zero",))
@@ -40,6 +43,7 @@ class Memory(nn.Module):
     def __init__(self, images: ImageSet, augment: Augment | None) -> None:
         super().__init__()
         self.augment = augment
+        self.unread = True
         shape, place = images.images.shape, images.images.device
         self.register_buffer("answers", torch.zeros(shape, dtype=torch.half, device=place))
         # Whether this process has since the last merge, before which nothing is saved.
@@ -55,6 +59,7 @@ class Memory(nn.Module):
         Returns:
             ``(B, C, H, W)``, of the type of the images; 0 where there is none.
         """
+        self.unread = False
         answers = self.answers.index_select(0, batch.rows)
         if self.augment is not None and batch.drawn is not None:
             answers = self.augment(answers, batch.drawn)
@@ -80,10 +85,9 @@ class Memory(nn.Module):
         Args:
             pool: Of the processes, which have written different rows, or the same values.
         """
-        seen = self.written.view(-1, *(1,) * (self.answers.dim() - 1))
-        answers = self.answers * seen
+        answers = self.answers * per_sample(self.written, self.answers)
         pool.all_reduce([answers, self.written])
-        count = self.written.view_as(seen)
+        count = per_sample(self.written, answers)
         self.answers.copy_(torch.where(count > 0, answers / count.clamp(min=1), self.answers))
         self.written.zero_()
 

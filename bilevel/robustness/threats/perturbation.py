@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from bilevel import Iterative, Solver
+from bilevel.errors import BilevelError
 from bilevel.robustness.data.batches import Batch, TrackedBatch, per_sample
 from bilevel.robustness.threats.bounds import (
     PIXELS,
@@ -159,6 +160,12 @@ class Perturbation(Threat):
     def keep(self, y: Tensor, batch: Any) -> None:
         """Writes δ into the memory, if there is one."""
         if self.memory is not None and isinstance(batch, TrackedBatch):
+            if self.memory.unread:
+                raise BilevelError(
+                    f"nothing reads the memory of {type(self).__name__}: its init, or the solver, "
+                    "starts elsewhere; let init begin with super().init(batch), or train without a "
+                    "memory (warm_start)"
+                )
             self.memory.write(y, batch)
 
     def perturbed(self, y: Tensor, batch: Batch) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilevel import Bilevel, ZeroSum, pgm
+from bilevel import Bilevel, BilevelError, ZeroSum, pgm
 from bilevel.robustness import (
     L1,
     L2,
@@ -108,6 +110,33 @@ def test_other_batches_are_attacked_anew(start: float) -> None:
     assert bool(delta.any()) == (start > 0)
     threat.keep(torch.ones_like(delta), batch)
     assert torch.equal(threat.memory.answers, torch.full((7, 1, 4, 4), 0.05).half())
+
+
+class FromNoise(Linf):
+    """Starts at random whatever the last answer was."""
+
+    def init(self, batch: TrackedBatch) -> torch.Tensor:
+        return self.project(self.noise(batch.x), batch)
+
+
+class FromHalf(Linf):
+    """Starts at half of the last answer."""
+
+    def init(self, batch: TrackedBatch) -> torch.Tensor:
+        return super().init(batch) / 2
+
+
+@pytest.mark.parametrize(("kind", "reads"), [(FromNoise, False), (FromHalf, True)])
+def test_an_init_of_ones_own_that_reads_no_memory_is_told(kind: type[Linf], reads: bool) -> None:
+    threat = kind(0.1, start=0.1)
+    threat.memory = Memory(IMAGES, None)
+    leader = ZeroSum(BatchNormNet().requires_grad_(False), threat)
+    game = Bilevel(leader, threat, pgm(0.05, 1), leader_opt=None)
+    (batch,) = shuffled_batches(IMAGES, 7, seed=0, epoch=0, tracked=True)
+    told = pytest.raises(BilevelError, match="nothing reads the memory of FromNoise: its init")
+    with nullcontext() if reads else told:
+        game.step(batch)
+    assert bool(threat.memory.answers.any()) == reads
 
 
 def test_its_settings_are_shown_and_not_its_contents() -> None:
