@@ -95,22 +95,7 @@ def load_images(
             f"image_size is {image_size} and the images are those of {dataset}: only the images of "
             "a folder are brought to a size; leave it out"
         )
-    root = Path(data_dir).expanduser()
-    held_out: ImageSet | None = None
-    if dataset == "digits":
-        train, test = _digits()
-    elif dataset == "folder":
-        train, test, held_out = _folder(root, image_size)
-    elif dataset == "npz":
-        sets = read_npz(root)
-        _check_sizes({f"{part}_images of {root}": images for part, images in sets.items()})
-        train, test, held_out = sets["train"], sets["test"], sets.get("val")
-    else:
-        train, test = (_torchvision(dataset, root, part, download) for part in (True, False))
-    if dataset in ("folder", "npz"):
-        # They are often sorted by class, and adversarial interpolation needs partners of other
-        # classes in a batch.
-        test = _shuffled(test)
+    train, test, held_out = _read(dataset, Path(data_dir).expanduser(), image_size, download)
     if held_out is None:
         held_out, train = split(train, round(validation * len(train)), seed)
     if train_size is not None:
@@ -144,6 +129,21 @@ def load_together(dataset: Dataset, data_dir: str | os.PathLike[str], **options:
     sums = [fingerprint(part.images, part.labels) for part in data]
     distributed.check_consistent({"images": sums})
     return data
+
+
+def _read(
+    dataset: Dataset, root: Path, side: int | None, download: bool
+) -> tuple[ImageSet, ImageSet, ImageSet | None]:
+    """Training, test and perhaps validation images of any dataset."""
+    if dataset == "digits":
+        return *_digits(), None
+    if dataset not in ("folder", "npz"):
+        train, test = (_torchvision(dataset, root, part, download) for part in (True, False))
+        return train, test, None
+    train, test, held_out = _folder(root, side) if dataset == "folder" else _npz(root)
+    # They are often sorted by class, and adversarial interpolation pairs images across classes.
+    order = np.random.default_rng(0).permutation(len(test))  # depends on their number alone
+    return train, test.subset(torch.from_numpy(order)), held_out
 
 
 def _digits() -> tuple[ImageSet, ImageSet]:
@@ -184,9 +184,11 @@ def _warn_of_copies(root: Path, train: Bytes, test: Bytes) -> None:
         )
 
 
-def _shuffled(images: ImageSet) -> ImageSet:
-    """The images in an order that depends on their number alone."""
-    return images.subset(torch.from_numpy(np.random.default_rng(0).permutation(len(images))))
+def _npz(path: Path) -> tuple[ImageSet, ImageSet, ImageSet | None]:
+    """Training, test and perhaps validation images of a file of arrays."""
+    sets = read_npz(path)
+    _check_sizes({f"{part}_images of {path}": images for part, images in sets.items()})
+    return sets["train"], sets["test"], sets.get("val")
 
 
 def _check_sizes(sets: Mapping[str, ImageSet]) -> None:
