@@ -48,8 +48,8 @@ class Square(Solver):
     here it must raise the gain too, so that no sample ends below its start.
 
     It takes no gradient, so masked gradients do not stop it. The authors maximise the margin, and
-    stop when an image is misclassified. Here images leave the batch when ``margin``, ``dlr`` or
-    ``targeted_dlr`` is positive, which says so; the solver looks at the start and every 10 queries,
+    stop when an image is misclassified. Here images leave the batch when ``margin`` or ``dlr``,
+    targeted or not, is positive, which says so; the solver looks at the start and every 10 queries,
     and then waits for the device. All images get all queries with another loss, which is better on
     a surrogate, with an objective of your own, or in a batch that cannot be divided.
 

@@ -233,9 +233,9 @@ def hold_out_by_content(images: ImageSet, sums: Bytes) -> tuple[ImageSet, ImageS
     """Training and test images of a collection that may grow.
 
     A class's images are ordered by the checksums of their files, so that the size to which they are
-    brought does not matter. One more image then moves at most one of its
-    class from a part to the other, so that a classifier that was trained before is not tested on
-    what it has seen. Copies of a file are one image: they stay together.
+    brought does not matter. One more image then moves at most one of its class from a part to the
+    other, so that a classifier that was trained before is not tested on what it has seen. Copies of
+    a file are one image: they stay together.
 
     Args:
         images: All images.

@@ -1,1 +1,1 @@
-"""Classifiers: architectures, precision and compilation, and weights in files."""
+"""Classifiers: architectures, averaged weights, precision and compilation."""

@@ -3,7 +3,8 @@
 cross_entropy    −log softmax(z)_y                        its gradient vanishes at confident logits
 margin           max_{k≠y} z_k − z_y                      positive exactly where misclassified
 dlr              (max_{k≠y} z_k − z_y) / (z_π1 − z_π3)    the margin, invariant to scale
-targeted_dlr     (z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2)   toward one class t
+targeted_margin  z_t − z_y                                toward one class t
+targeted_dlr     (z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2)   the same, invariant to scale
 
 with z_π1 ≥ z_π2 ≥ … the sorted logits. The ratios are those of Croce & Hein (2020), "Reliable
 evaluation of adversarial robustness", eqs. 6 and 7.

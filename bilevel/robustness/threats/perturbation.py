@@ -1,4 +1,4 @@
-"""Perturbations of an image, bounded in a norm: L∞ or L2.
+"""Perturbations of an image, bounded in a norm; the L∞ and the L2 ball.
 
 Perturbation    max over δ of loss(f(x + δ))   subject to   ‖δ‖ ≤ ε and x + δ in [0, 1]
 

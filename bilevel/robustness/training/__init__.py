@@ -1,1 +1,1 @@
-"""Training a classifier against an adversary: methods, recipes, epochs, results on disk."""
+"""Training a classifier against an adversary: epochs, validation and checkpoints."""
