@@ -54,8 +54,7 @@ class ImageTree:
 
         The cache is the file ``.bilevel-cache.npz`` in ``root``, or ``.bilevel-cache-64.npz`` for
         ``side=64``, or, if that is not writable, a file in the user's cache folder. It holds the
-        fingerprint of the files that it was made from, and
-        is ignored if theirs differs.
+        fingerprint of the files that it was made from, and is ignored if theirs differs.
 
         Args:
             side: Their height and width: images are scaled and cropped to it, turned upright where
@@ -153,11 +152,6 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
         BilevelError: The folder is missing or without images, or holds another class than the given
             ones; or, if none are given, fewer than two classes, or an empty one.
     """
-    if not root.is_dir():
-        raise BilevelError(
-            f"there is no folder {root}: images are read from its class folders, {root}/CLASS/; "
-            "give the folder that holds them"
-        )
     folders = _class_folders(root)
     names = tuple(sorted(folders))
     if not classes and len(names) < 2:
@@ -193,6 +187,11 @@ def list_images(root: Path, classes: tuple[str, ...] = ()) -> ImageTree:
 
 def _class_folders(root: Path) -> dict[str, list[str]]:
     """The folders of each class. Some systems write an umlaut as a letter and two dots."""
+    if not root.is_dir():
+        raise BilevelError(
+            f"there is no folder {root}: images are read from its class folders, {root}/CLASS/; "
+            "give the folder that holds them"
+        )
     folders: dict[str, list[str]] = {}
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         if entry.is_dir() and not _is_hidden(entry.name):
