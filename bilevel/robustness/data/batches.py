@@ -179,7 +179,7 @@ def shuffled_batches(
     share: Callable[[int], slice] = lambda count: slice(count),
     drop_last: bool = False,
     tracked: bool = False,
-) -> Iterator[Any]:
+) -> Iterator[Batch | Any]:  # Any for TrackedBatch, which few callers ask for
     """All images once, shuffled and augmented: for training.
 
     The order and the augmentation are drawn on the CPU from (``seed``, ``epoch``) and sent to the
