@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -57,7 +57,7 @@ class Validation:
     ) -> None:
         self.game = game
         self.images = images
-        self.monitor = one_of("monitor", monitor, ("validation_robust", "validation_clean"))
+        self.monitor = one_of("monitor", monitor, get_args(Monitor))
         self.attack = attack or default_attack(game.follower)
         self.batch_size = batch_size
         self.seed = seed
