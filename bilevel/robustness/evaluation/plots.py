@@ -81,6 +81,25 @@ def _panel(
         for curve in one.measured
         if curve.quantity == quantity
     ]
+    _draw_lines(axis, shown, only)
+    images = sorted({curve.images for _, curve, _, _ in shown})
+    axis.set_title(f"Accuracy against {quantity}", loc="left", fontweight="bold")
+    axis.set_title(f"{', '.join(map(str, images))} images", loc="right", color=MUTED)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    linear, label = 1.0, quantity
+    if quantity == "ε":
+        evaluated = {one.eps for one in evaluations}
+        linear, label = max(evaluated), "ε (dotted line: evaluated ε; logarithmic beyond it)"
+        for eps in evaluated:
+            axis.axvline(eps, color=MUTED, linewidth=0.9, linestyle=":")
+    axis.set(ylim=(0, 1), xlabel=label)
+    _scale(axis, {at for _, curve, _, _ in shown for at in curve.at}, linear)
+
+
+def _draw_lines(
+    axis: Axes, shown: Sequence[tuple[Evaluation, Curve, str, Any]], only: Evaluation | None
+) -> None:
+    """A line for each curve, with its name unless one is highlighted."""
     for one, curve, color, stroke in shown:
         if only is None or one is only:
             style: dict[str, Any] = {"color": color, "linestyle": stroke, "marker": "o"}
@@ -88,21 +107,6 @@ def _panel(
         else:
             style = {"color": MUTED, "alpha": 0.35, "zorder": 1}
         axis.plot(curve.at, curve.accuracy, markersize=3.5, **style)
-    images = sorted({curve.images for _, curve, _, _ in shown})
-    axis.set_title(f"Accuracy against {quantity}", loc="left", fontweight="bold")
-    axis.set_title(f"{', '.join(map(str, images))} images", loc="right", color=MUTED)
-    axis.set_ylim(0, 1)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
-    measured = {at for _, curve, _, _ in shown for at in curve.at}
-    if quantity == "ε":
-        evaluated = {one.eps for one in evaluations}
-        for eps in evaluated:
-            axis.axvline(eps, color=MUTED, linewidth=0.9, linestyle=":")
-        _scale(axis, measured, max(evaluated))
-        axis.set_xlabel("ε (dotted line: evaluated ε; logarithmic beyond it)")
-    else:
-        _scale(axis, measured, 1.0)
-        axis.set_xlabel(quantity)
     if only is None and len(shown) <= len(COLORS):
         _label_lines(axis, [line[:3] for line in shown])
     elif only is None:
