@@ -151,11 +151,6 @@ def _check_restarts(follower: Threat, solver: Solver, restarts: int) -> None:
     """Warns of several tries that all begin at the image, and so end at the same point.
 
     No error, since a classifier that draws at random gives each try another gradient.
-
-    Args:
-        follower: The threat model.
-        solver: The attack.
-        restarts: The number of tries.
     """
     if not isinstance(follower, Perturbation) or type(follower).init is not Perturbation.init:
         return
