@@ -24,7 +24,7 @@ from bilevel.arguments import choices
 from bilevel.errors import raise_unknown
 from bilevel.experiment import commandline
 from bilevel.problem import Sense
-from bilevel.robustness import InterpolatedLabels, Interpolation, check_method, make_game
+from bilevel.robustness import InterpolatedLabels, check_method, make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
 
@@ -65,7 +65,7 @@ def main(args: Args) -> None:
         about = study.about(SOLVERS.get(name, name), interpolation=settings)
         model, solver = study.networks(about)
         check_layer(model, args.layer)
-        follower = Interpolation(about.epsilon, **settings)
+        follower = about.follower()
         leader = InterpolatedLabels(model, follower, epsilon_y=args.epsilon_y)
         # Not zero-sum: the leader holds x̃ constant because Algorithms 2 and 4 do.
         game = make_game(leader, follower, solver, study.recipe, adjoint=Detached())
