@@ -248,7 +248,7 @@ def _spot_checks(evaluation: Evaluation) -> list[Outcome]:
     """Those that gave a figure, of what an iterative attack had left."""
     done = [o for o in evaluation.outcomes if o.role == "spot check" and not o.problem]
     iterative = _completed(evaluation, "iterative")
-    return [o for o in done if any(one is b for b in evaluation.before(o) for one in iterative)]
+    return [o for o in done if any(one in evaluation.before(o) for one in iterative)]
 
 
 def _part_broken(outcome: Outcome) -> float:

@@ -20,7 +20,7 @@ from bilevel.robustness.evaluation.tolerance import share
 from bilevel.robustness.threats.norms import NORMS, Norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """The result of one attack.
 
@@ -218,8 +218,7 @@ class Evaluation:
         Returns:
             Those before it.
         """
-        position = next(i for i, other in enumerate(self.outcomes) if other is outcome)
-        return self.outcomes[:position]
+        return self.outcomes[: self.outcomes.index(outcome)]
 
     def so_far(self, outcome: Outcome) -> float:
         """The worst case over the attacks up to and including this one.
