@@ -24,8 +24,6 @@ from bilevel.robustness.threats.threat import Threat
 
 Monitor = Literal["validation_robust", "validation_clean"]
 
-STEPS = 10
-
 # The ball of a follower; a subclass of one may mean another set.
 _BALLS: dict[type, type[Perturbation]] = {Linf: Linf, L2: L2, L1: L1, Interpolation: Linf}
 
@@ -128,7 +126,7 @@ def default_attack(follower: FollowerProblem) -> tuple[Threat, Solver]:
             "model, attack)"
         )
     ball = kind(follower.eps, bounds=follower.bounds)
-    return ball, ball.pgm(TRAINING_STEP * ball.eps, STEPS)
+    return ball, ball.pgm(TRAINING_STEP * ball.eps, 10)
 
 
 def _check_radius_stays(follower: FollowerProblem, threat: Threat) -> None:
