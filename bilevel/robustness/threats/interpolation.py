@@ -26,14 +26,6 @@ from bilevel.robustness.networks.speed import at_least_float32
 from bilevel.robustness.threats.perturbation import Linf
 
 
-def _reversed(y: Tensor) -> Tensor:
-    return torch.arange(len(y) - 1, -1, -1, device=y.device)
-
-
-def _next(y: Tensor) -> Tensor:
-    return torch.arange(len(y), device=y.device).roll(-1)
-
-
 def _other_class(y: Tensor) -> Tensor:
     """The next image of another class; the next one if the batch has a single class."""
     rows = torch.arange(len(y), device=y.device)
@@ -43,8 +35,8 @@ def _other_class(y: Tensor) -> Tensor:
 
 
 PAIRINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "reversed": _reversed,
-    "next": _next,
+    "reversed": lambda y: torch.arange(len(y) - 1, -1, -1, device=y.device),
+    "next": lambda y: torch.arange(len(y), device=y.device).roll(-1),
     "other-class": _other_class,
 }
 """From the labels of a batch to the position of each image's partner in it. In shuffled batches
