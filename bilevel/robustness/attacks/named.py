@@ -186,14 +186,12 @@ def _fresh(settings: AttackSettings) -> list[Attack]:
         raise BilevelError(f"fresh is {method!r}, which learns nothing: name a method with l2l")
     if train is None:
         return [Unavailable(f"fresh {method}", "there are no images to train it on")]
-    attacker = trained.about.attacker if trained else Attacker()
-    channels = train.images.shape[1]
     make = partial(
         make_solver,
         method,
         eps=settings.eps,
-        channels=channels,
-        attacker=attacker,
+        channels=train.images.shape[1],
+        attacker=trained.about.attacker if trained else Attacker(),
         norm=settings.norm,
     )
     follower, steps = settings.ball(), settings.fresh_steps
