@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.cache import Bytes
 
@@ -112,6 +113,27 @@ class ImageSet:
                 f"the subset; give one of shape ({len(self)},), or positions"
             )
         return ImageSet(self.images[rows], self.labels[rows], self.classes)
+
+
+def image_set(name: str, images: object) -> ImageSet:
+    """Checks that an argument is an image set.
+
+    Args:
+        name: The argument's name.
+        images: Its value.
+
+    Returns:
+        The value.
+
+    Raises:
+        BilevelError: If it is something else, such as a batch.
+    """
+    remedy = (
+        "ImageSet(bytes, labels, classes), whose images have a class each; for labels of another "
+        "kind call game.step and attack(…) batch by batch"
+    )
+    checked: ImageSet = instance_of(name, images, ImageSet, remedy)  # type: ignore[assignment]
+    return checked
 
 
 class Splits(NamedTuple):

@@ -13,7 +13,7 @@ from bilevel.errors import describe
 from bilevel.randomness import random_state_kept
 from bilevel.robustness.attacks.attack import attack, for_evaluation
 from bilevel.robustness.data.batches import Batch, batches
-from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.data.images import ImageSet, image_set
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.evaluation.tolerance import share
 from bilevel.robustness.threats.threat import Threat
@@ -42,8 +42,8 @@ def correct(
         ``(N,)`` bool on the device of the images.
 
     Raises:
-        BilevelError: If there are no images, a label is none of the classes, only one of follower
-            and solver is given, or the output is not one logit for each class.
+        BilevelError: If there are no images, they are no image set, a label is none of the classes,
+            only one of follower and solver is given, or the output is not one logit for each class.
         NonFiniteError: If a logit is NaN or infinite.
     """
     if (follower is None) != (solver is None):
@@ -52,7 +52,7 @@ def correct(
             f"a {given} is given without a {missing}: an attack needs both; give both, or neither "
             "for clean images"
         )
-    images.check()
+    image_set("images", images).check()
     own = distributed.shard(len(images))
     part = ImageSet(images.images[own], images.labels[own], images.classes)
     measure = partial(_correct_own, model, part, follower, solver, batch_size)

@@ -29,7 +29,7 @@ from bilevel.randomness import derived_seed, random_state_kept
 from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.checks import check_threat
 from bilevel.robustness.data.batches import Batch, batches
-from bilevel.robustness.data.images import ImageSet
+from bilevel.robustness.data.images import ImageSet, image_set
 from bilevel.robustness.evaluation.accuracy import correct, right_answers
 from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Outcome, unbroken
@@ -127,8 +127,9 @@ class Battery:
         Raises:
             OtherRunError: If the state belongs to other attacks, another classifier or
                 other images.
+            BilevelError: If they are no image set.
         """
-        device = images.images.device
+        device = image_set("images", images).images.device
         # Attacks draw from streams of the battery's own; the caller's goes on where it was.
         with frozen(model), random_state_kept(device):
             config = self._config(model, images)  # solvers that are to be trained are drawn for it

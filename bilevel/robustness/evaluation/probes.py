@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bilevel import NonFiniteError
-from bilevel.robustness.data.images import ImageSet, sample
+from bilevel.robustness.data.images import ImageSet, image_set, sample
 from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.continuity import is_continuous
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
@@ -79,7 +79,7 @@ def check_classifier(model: nn.Module, images: ImageSet, *, batch_size: int = 25
             not ``(B, K)``.
         NonFiniteError: If a logit is NaN or infinite.
     """
-    images.check()
+    image_set("images", images).check()
     logits = logits_of(model, images, batch_size=batch_size)
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise NonFiniteError(

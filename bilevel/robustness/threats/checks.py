@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -20,6 +21,30 @@ from bilevel.robustness.threats.bounds import (
 from bilevel.robustness.threats.losses import Targeted
 
 _IMAGES = "(B, C, H, W) in [0, 1], bytes divided by 255, the rows of a table as images of one row"
+
+
+def check_loss(loss: object) -> None:
+    """Checks that a loss can be called with the classifier's output and the batch.
+
+    Args:
+        loss: The loss.
+
+    Raises:
+        BilevelError: If it takes other arguments, as those of torch do, which take labels.
+    """
+    try:
+        inspect.signature(loss).bind("output", "batch")  # type: ignore[arg-type]
+        of_torch = str(getattr(loss, "__module__", "")).startswith("torch.nn.")
+    except TypeError:
+        of_torch = True
+    except ValueError:  # of a function that is not written in Python
+        return
+    if of_torch:
+        raise BilevelError(
+            f"loss is {getattr(loss, '__name__', describe(loss))}: it is called as loss(output, "
+            "batch) and returns one value a sample; give lambda output, batch: F.cross_entropy("
+            'output, batch.y, reduction="none"), say'
+        )
 
 
 def check_radius(name: str, radius: float) -> None:

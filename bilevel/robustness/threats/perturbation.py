@@ -53,7 +53,8 @@ class Perturbation(Threat):
             for :meth:`init` to start there; None, the default, if each attack starts anew.
 
     Raises:
-        BilevelError: If a radius is not one number from 0 on, or the bounds are no such pair.
+        BilevelError: If a radius is not one number from 0 on, the bounds are no such pair, or the
+            loss cannot be called with an output and a batch.
     """
 
     memory: Memory | None = None

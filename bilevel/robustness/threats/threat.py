@@ -17,7 +17,7 @@ from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.speed import at_least_float32
 from bilevel.robustness.threats.bounds import PIXELS
-from bilevel.robustness.threats.checks import check_values
+from bilevel.robustness.threats.checks import check_loss, check_values
 from bilevel.robustness.threats.losses import OF_CLASSES, Loss, Targeted, cross_entropy
 
 
@@ -30,6 +30,9 @@ class Threat(FollowerProblem):
     Args:
         loss: The loss to maximise, a function of the logits; see
             ``bilevel.robustness.threats.losses``. One of your own reads whatever the model returns.
+
+    Raises:
+        BilevelError: If the loss cannot be called with an output and a batch.
 
     Example:
         >>> class Shift(Threat):
@@ -44,6 +47,7 @@ class Threat(FollowerProblem):
     sense: Sense = "max"
 
     def __init__(self, *, loss: Loss = cross_entropy) -> None:
+        check_loss(loss)
         self.loss = loss
 
     @abstractmethod

@@ -23,7 +23,7 @@ from bilevel.experiment.settings import attributes_of, settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.problem import networks_of
 from bilevel.robustness.data.batches import Batch, shuffled_batches
-from bilevel.robustness.data.images import Splits
+from bilevel.robustness.data.images import Splits, image_set
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.speed import Precision, computing, explain_out_of_memory
 from bilevel.robustness.recipe import Recipe
@@ -79,9 +79,10 @@ class Trainer:
         memory: Where the follower starts each image's attack; None if the recipe has none.
 
     Raises:
-        BilevelError: If there are no images to train or to validate on, ``leader_opt`` is none of
-            ``torch.optim``, ``validation_attack`` has to be given, ``monitor`` is another, the
-            device has no CUDA graphs, or the follower's answers are no perturbations to keep.
+        BilevelError: If there are no image sets to train and to validate on, ``leader_opt`` is none
+            of ``torch.optim``, ``validation_attack`` has to be given, ``monitor`` is another, the
+            device has no CUDA graphs, or the follower's answers are no perturbations to keep, or
+            are kept by its solver already.
     """
 
     def __init__(
@@ -100,8 +101,9 @@ class Trainer:
         report: Callable[[int, dict[str, float]], None] = unreported,
         save_every: float = 60.0,
     ) -> None:
+        instance_of("data", data, Splits, "Splits(train, validation, test)")
         for name, part in zip(("train", "validation"), data, strict=False):
-            if not len(part):
+            if not len(image_set(f"the {name} split", part)):
                 raise BilevelError(
                     f"the {name} split is empty: each epoch trains on images and is validated on "
                     "others; give one image or more of each"
@@ -142,6 +144,8 @@ class Trainer:
 
     def _memory(self) -> Memory:
         """Lets the follower start at its last answers."""
+        use = "warm_start lets an attack start where the last one on its image has ended"
+        self.game.solver.check_repeatable(use)
         remedy = "Linf, L2, L1 or a subclass, or a recipe without warm_start"
         follower = instance_of("follower", self.game.follower, Perturbation, remedy)
         follower.memory = Memory(self.data.train, self.recipe.augment)
@@ -177,8 +181,10 @@ class Trainer:
         Raises:
             NonFiniteError: If a loss, or a logit on the validation images, becomes NaN or infinite;
                 the last checkpoint is kept.
-            BilevelError: If a checkpoint cannot be written.
+            BilevelError: If the classifier's output is not one logit for each class, or a
+                checkpoint cannot be written.
         """
+        self.validation.check(self._leader().get_submodule("model"))
         self.save()  # so that a run that is stopped early can be resumed
         while self.progress.epoch < self.recipe.epochs:
             self._train_epoch()

@@ -8,13 +8,14 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from bilevel import Bilevel, Solver, distributed
+from bilevel import Bilevel, Solver, distributed, frozen
 from bilevel.arguments import one_of
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.problem import FollowerProblem
 from bilevel.randomness import derived_seed, random_state_kept
+from bilevel.robustness.data.batches import batches
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.evaluation.accuracy import accuracy
+from bilevel.robustness.evaluation.accuracy import accuracy, check_logits
 from bilevel.robustness.methods import TRAINING_STEP
 from bilevel.robustness.networks.speed import explain_out_of_memory
 from bilevel.robustness.threats.interpolation import Interpolation
@@ -60,6 +61,24 @@ class Validation:
         self.batch_size = batch_size
         self.seed = seed
         self._in_followers_ball = attack is None
+
+    def check(self, model: nn.Module) -> None:
+        """Checks one batch of what is measured after each epoch, before the first.
+
+        Args:
+            model: The classifier.
+
+        Raises:
+            BilevelError: If its output is not one logit for each class.
+        """
+        batch = next(iter(batches(self.images, self.batch_size)))
+        with (
+            random_state_kept(self.images.images.device),
+            explain_out_of_memory(self.batch_size),
+            torch.no_grad(),
+            frozen(model),
+        ):
+            check_logits(model(batch.x), batch, self.images.classes)
 
     def measure(self, model: nn.Module, epoch: int) -> dict[str, float]:
         """Both accuracies of a classifier. Collective.

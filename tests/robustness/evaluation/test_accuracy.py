@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bilevel import BilevelError, Iterative, NonFiniteError, distributed, fgsm, pgm
 from bilevel.robustness import (
     Batch,
+    Battery,
     ImageSet,
     Linf,
     SolverAttack,
@@ -19,6 +20,7 @@ from bilevel.robustness import (
     attack,
     batches,
     examples,
+    probe,
 )
 from bilevel.updates import CNN, SignGradient
 from tests.images import image_set
@@ -184,3 +186,11 @@ def test_a_solver_that_goes_on_is_measured_from_where_it_is(greys: ImageSet) -> 
     assert torch.equal(*moved)
     examples("one step", model, threat, solver, batch, greys.classes)
     assert solver.kept is None
+
+
+def test_a_batch_is_no_image_set() -> None:
+    batch = Batch(torch.rand(2, 1, 4, 4), torch.zeros(2, 4, 4))
+    told = r"images is a Batch: .* ImageSet\(bytes, labels, classes\).* another kind"
+    for evaluate in (accuracy, probe, Battery([], eps=0.1).run):
+        with pytest.raises(BilevelError, match=told):
+            evaluate(Halfspaces(), batch)

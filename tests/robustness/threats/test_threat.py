@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -303,3 +304,23 @@ def test_a_ball_in_a_norm_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not inside.problem
     assert "left the threat model (‖δ‖₁ = " in outside.problem
     assert len(accuracy_by_epsilon(model, images, 0.5, norm="l1").at) > 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        (F.mse_loss, "mse_loss"),
+        (nn.CrossEntropyLoss(), "a CrossEntropyLoss"),
+        (lambda output: output.sum(1), "<lambda>"),
+        (0.5, "a float"),
+    ],
+    ids=["function", "module", "of one argument", "number"],
+)
+def test_a_loss_that_is_called_otherwise_is_refused(loss: Any, name: str) -> None:
+    with pytest.raises(BilevelError, match=rf"loss is {name}: it is called as loss\(output, batch"):
+        Linf(0.1, loss=loss)
+
+
+@pytest.mark.parametrize("loss", [bilevel.robustness.dlr, torch.add, lambda *both: both[0].sum(1)])
+def test_a_loss_may_be_any_function_of_two(loss: Any) -> None:
+    assert Linf(0.1, loss=loss).loss is loss

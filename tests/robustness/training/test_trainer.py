@@ -17,7 +17,7 @@ from torch import nn
 
 from bilevel import Alternating, BilevelError, NonFiniteError, Schedule, Simultaneous
 from bilevel.experiment import checkpoint
-from bilevel.robustness import Linf, Trainer, shuffled_batches
+from bilevel.robustness import Batch, Linf, Splits, Trainer, shuffled_batches
 from bilevel.robustness.training import trainer as module
 from bilevel.robustness.training import validation
 from bilevel.robustness.training.progress import MetricWindows
@@ -294,3 +294,25 @@ def test_frozen_parts_in_eval_mode_stay_so(build: Callable[..., Trainer]) -> Non
         torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, means, strict=True)
     )
     assert {part for part in leader.modules() if not part.training} == set(norms)
+
+
+def test_an_output_that_validation_cannot_read_is_found_before_training(
+    build: Callable[..., Trainer],
+) -> None:
+    trainer = build()
+    images = trainer.validation.images
+    trainer.validation.images = replace(images, classes=(*images.classes, "one more"))
+    before = torch.get_rng_state()
+    with pytest.raises(BilevelError, match=r"output for 6 images is of shape \(6, 3\).* 4 classes"):
+        trainer.fit()
+    assert trainer.game.steps == 0
+    assert not trainer.path.exists()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_data_that_are_no_image_sets(build: Callable[..., Trainer]) -> None:
+    batch = Batch(torch.rand(8, 1, 4, 4), torch.zeros(8, 4, 4))
+    with pytest.raises(BilevelError, match=r"data is a list: .* give Splits\("):
+        build(data=[batch])
+    with pytest.raises(BilevelError, match=r"the train split is a Batch: .* attack\(…\) batch by"):
+        build(data=Splits(batch, batch, batch))

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from bilevel import BilevelError, ZeroSum, pgm
+from bilevel import BilevelError, Iterative, ZeroSum, pgm
 from bilevel.robustness import Splits, Threat, Trainer, make_game
 from bilevel.robustness.training import trainer as module
+from bilevel.updates import SignGradient
 from tests.images import image_set
 from tests.problems import BatchNormNet
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
@@ -68,3 +69,13 @@ def test_answers_that_are_no_perturbations_are_not_kept(tmp_path) -> None:
             path=tmp_path / "run.pt",
             validation_attack=(threat, pgm(0.1, 1)),
         )
+
+
+def test_a_solver_that_goes_on_by_itself_has_no_memory_beside(
+    build: Callable[..., Trainer],
+) -> None:
+    trainer = build("two-step-pgm")
+    solver = Iterative(SignGradient(0.05), 2, warm_start=True)
+    game = make_game(trainer.game.leader, trainer.game.follower, solver, GOING_ON)
+    with pytest.raises(BilevelError, match=r"warm_start lets an attack start .* warm_start=False"):
+        Trainer(game, trainer.data, GOING_ON, seed=0, path=trainer.path)
