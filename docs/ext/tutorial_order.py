@@ -9,6 +9,7 @@ ORDER = [
     "robust_classifier.py",
     "find_wrong_labels.py",
     "learn_an_optimizer.py",
+    "learn_a_dictionary.py",
     "games_that_circle.py",
     "imitate_an_expert.py",
 ]
