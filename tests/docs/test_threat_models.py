@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import bilevel
 from bilevel import Bilevel, Parametric, ZeroSum
 from bilevel.robustness import Batch, Threat, accuracy, shuffled_batches
 from tests.images import image_set
@@ -78,3 +80,25 @@ def test_a_trained_universal_perturbation_is_the_same_for_every_batch_size() -> 
     assert figures == pytest.approx([right] * 3)
     loss = [F.cross_entropy(model(x), images.labels) for x in (images.images / 255, moved)]
     assert loss[1] > loss[0]
+
+
+def test_a_segmenter_is_trained_and_attacked_as_by_hand() -> None:
+    section = PAGE[PAGE.index("## Labels that are not one class") :]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names: dict[str, Any] = dict(vars(bilevel), **vars(bilevel.robustness), torch=torch, F=F)
+    setup, step = code.split("segmentation.step(scenes)")
+    exec(setup, names)
+    scenes, twin = names["scenes"], copy.deepcopy(names["segmenter"])
+    delta = torch.zeros_like(scenes.x, requires_grad=True)
+    for _ in range(10):
+        loss = F.cross_entropy(twin(scenes.x + delta), scenes.y)
+        (gradient,) = torch.autograd.grad(loss, delta)
+        moved = (delta + 0.01 * gradient.sign()).clamp(-0.03, 0.03)
+        delta = ((scenes.x + moved).clamp(0, 1) - scenes.x).detach().requires_grad_()
+    F.cross_entropy(twin(scenes.x + delta), scenes.y).backward()
+    exec("segmentation.step(scenes)" + step, names)
+    for trained, by_hand in zip(names["segmenter"].parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(trained, by_hand - 0.1 * by_hand.grad)
+    assert (names["seen"] - scenes.x).abs().max() == pytest.approx(0.03)
+    clean, attacked = (names["pixelwise"](twin(x), scenes) for x in (scenes.x, names["seen"]))
+    assert (attacked > clean).all()
