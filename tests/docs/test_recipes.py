@@ -151,6 +151,29 @@ def test_weights_of_groups_are_multiplied(tmp_path) -> None:
     torch.testing.assert_close(logits.detach().softmax(0), expected / expected.sum())
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"adjoint": bilevel.Unrolled()},
+        {"adjoint": bilevel.Implicit()},
+        {"adjoint": bilevel.Forward()},
+        {"schedule": bilevel.Consensus(0.1)},
+        {"schedule": bilevel.CompetitiveGradient()},
+    ],
+    ids=lambda part: "".join(map(repr, part.values())),
+)
+def test_nothing_differentiates_the_mirrored_gradient(tmp_path, part) -> None:
+    names = follow(example(tmp_path), "Points of the simplex")
+    fair, solver = names["fair"], bilevel.Iterative(bilevel.updates.Gradient(0.1), 3)
+    optimizers = {"leader_opt": torch.optim.SGD(fair.parameters(), lr=0.1)}
+    if "schedule" in part:
+        solver = names["weights"]
+        optimizers["solver_opt"] = torch.optim.SGD(solver.parameters(), lr=0.01)
+    game = bilevel.Bilevel(fair, names["worst"], solver, **optimizers, **part)
+    with pytest.raises(bilevel.BilevelError, match="marked @once_differentiable"):
+        game.step(names["samples"])
+
+
 class Prices(bilevel.LeaderProblem):
     """Prices u of three goods, and a leader who wants the third one bought."""
 
