@@ -94,6 +94,28 @@ def _replaced(chosen: Tensor, leaf: Tensor) -> Tensor:
     return torch.where(chosen.view(-1, *[1] * (leaf.dim() - 1)), 10 * torch.randn_like(leaf), leaf)
 
 
+def assert_all_read(oracle: Oracle, inside: Value) -> None:
+    """Checks that the objective reads all tensors of y.
+
+    Args:
+        oracle: Evaluates the problem.
+        inside: A point of Y.
+
+    Raises:
+        AssertionError: If it does not, as where ``functional_call`` ignores a misspelt name.
+    """
+    point = tree_map(lambda leaf: leaf.detach().requires_grad_(), inside)
+    gain = oracle.gain(point).sum()
+    slopes = torch.autograd.grad(gain, leaves(point), allow_unused=True)
+    names = point if isinstance(point, dict) else ("y",)
+    unread = [name for name, slope in zip(names, slopes, strict=True) if slope is None]
+    require(
+        not unread,
+        f"{type(oracle.follower).__name__}.objective does not depend on {', '.join(unread)}: no "
+        "step would move it; correct the name, or let init leave it out",
+    )
+
+
 def assert_moving(oracle: Oracle, start: Value, inside: Value) -> None:
     """Checks that steps along the gradient can leave the start.
 

@@ -17,6 +17,7 @@ from bilevel.player import trainable_parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Oracle, Solver
 from bilevel.testing.assertions import (
+    assert_all_read,
     assert_close,
     assert_moving,
     assert_nearest,
@@ -51,8 +52,8 @@ def check_follower(
 
     The start lies in Y, and its gradient is not zero where other points are better; ``project``
     gives the nearest point of Y, keeps shapes and is idempotent; the objective has the right shape,
-    depends on y and has finite gradients; and where it gives a value per sample, that and the
-    sample's projection depend on its own y only.
+    depends on all of y and has finite gradients; and where it gives a value per sample, that value
+    and the sample's projection depend on its own y only.
 
     Args:
         follower: The problem under test.
@@ -91,6 +92,7 @@ def check_follower(
             all(leaf.isfinite().all() for leaf in leaves(gradient)),
             f"{name}.objective has a gradient that is not finite at a point of Y",
         )
+        assert_all_read(oracle, inside)
         assert_samples_independent(oracle, far, inside, tolerance)
         if nearest:
             assert_nearest(oracle, far, inside, tolerance)

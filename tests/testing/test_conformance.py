@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from bilevel import FollowerProblem, Iterative, Oracle, Solution, Solver, ZeroSum, pgm
 from bilevel.robustness import L2
@@ -77,6 +78,21 @@ def test_a_follower(methods: dict[str, Any], message: str | None) -> None:
     leader, _, batch = image_game()
     with violation(message):
         check_follower(type("Odd", (LinearBox,), methods)(), leader, batch)
+
+
+def test_a_weight_whose_name_is_misspelt() -> None:
+    class Misspelt(FollowerProblem):
+        sense = "min"
+
+        def init(self, batch: Any) -> dict[str, Tensor]:
+            return {"layers.5.weigth": torch.zeros(3, 64), "layers.5.bias": torch.zeros(3)}
+
+        def objective(self, leader: Any, y: dict[str, Tensor], batch: Any) -> Tensor:
+            return functional_call(leader.model, y, (batch.x,)).square().mean()
+
+    leader, _, batch = image_game()
+    with pytest.raises(AssertionError, match=r"does not depend on layers\.5\.weigth: no step"):
+        check_follower(Misspelt(), leader, batch)
 
 
 def test_a_composition_of_projections_is_taken_for_one_if_told() -> None:
