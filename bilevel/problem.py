@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bilevel.arguments import instance_of
 from bilevel.containers import attributes
 from bilevel.errors import BilevelError, explained
-from bilevel.tree import Value, leaves
+from bilevel.tree import Value, handed, leaves
 
 Batch = Any
 """Any object that the problem's methods can read."""
@@ -65,7 +65,7 @@ class LeaderProblem(nn.Module, ABC):
         Raises:
             BilevelError: If the batch is wrong, or the loss differentiates at a constant.
         """
-        return explained(self, self.loss, y, batch)
+        return explained(self, self.loss, handed(y), batch)
 
     def project(self) -> None:
         """Projects θ onto its constraints, in place; by default there are none.
@@ -213,7 +213,7 @@ class FollowerProblem(ABC):
         Raises:
             BilevelError: If the objective's shape or the batch is wrong.
         """
-        value = explained(self, self.objective, leader, y, batch)
+        value = explained(self, self.objective, leader, handed(y), batch)
         if not isinstance(value, Tensor):
             raise BilevelError(
                 f"{type(self).__name__}.objective returned a {type(value).__name__}: return a "

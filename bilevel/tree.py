@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,24 @@ def leaves_like(y: Value, like: Value) -> list[Tensor]:
     if isinstance(y, Tensor) or isinstance(like, Tensor):
         return leaves(y)
     return [y[name] for name in like]
+
+
+def handed(y: Any) -> Any:
+    """``y`` for a method of the user's, which may put other tensors under its names.
+
+    Args:
+        y: A tensor or a dict of tensors.
+
+    Returns:
+        The tensor, or a new dict of the same tensors.
+
+    Example:
+        >>> y = {"a": torch.zeros(1)}
+        >>> handed(y)["a"] = torch.ones(1)
+        >>> y
+        {'a': tensor([0.])}
+    """
+    return dict(y) if isinstance(y, dict) else y
 
 
 def is_value(y: object) -> bool:

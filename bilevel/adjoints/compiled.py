@@ -14,7 +14,7 @@ from bilevel.errors import BilevelError
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.checks import check_point
 from bilevel.solvers.oracle import Oracle
-from bilevel.tree import Value, detach, requiring_grad, tree_map
+from bilevel.tree import Value, detach, handed, requiring_grad, tree_map
 from bilevel.updates.base import State, Update
 
 
@@ -88,6 +88,6 @@ def _step(
     if update.needs_gradient:
         gradient, objective = torch.func.grad(total, has_aux=True)(y)
         seen = objective.detach(), detach(gradient)
-    context = follower.context(y, batch) if update.needs_context else None
+    context = follower.context(handed(y), batch) if update.needs_context else None
     y, state = update(y, gradient, context, state)
     return follower.project(y, batch), state, seen

@@ -15,6 +15,7 @@ from bilevel.tree import (
     Value,
     detach,
     from_leaves,
+    handed,
     leaves,
     norms,
     requiring_grad,
@@ -236,7 +237,7 @@ class Oracle:
         Returns:
             The follower's context.
         """
-        return explained(self.follower, self.follower.context, y, self.batch)
+        return explained(self.follower, self.follower.context, handed(y), self.batch)
 
     def start_at(self, y: Value) -> Any:
         """Begins the solve at a point of another solve instead of :meth:`init`.
