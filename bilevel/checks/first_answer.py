@@ -36,13 +36,14 @@ def check_first_answer(game: Bilevel, solution: Solution, batch: Batch) -> None:
         BilevelError: If the answer has not the form of the start, one of the two lies outside Y,
             Y depends on the leader where the adjoint takes the answer for a constant, or processes
             share a y of different problems.
-        NonFiniteError: If one of the two is NaN or infinite.
+        NonFiniteError: If one of the two is NaN or infinite, or the gradient is NaN.
     """
     y, start = solution.value, solution.start
     if start is None:
         with random_state_kept(leaves(y)[0].device), torch.no_grad():
             start = _trial(game.follower).init(batch)
     check_answer(type(game.solver).__name__, y, start)
+    _check_slope(game.follower, solution)
     if isinstance(game.solver, Iterative):  # others may read its form only
         check_feasible(game.follower, start, batch, "start")
     check_feasible(game.follower, y, batch)
@@ -50,6 +51,16 @@ def check_first_answer(game: Bilevel, solution: Solution, batch: Batch) -> None:
         _check_fixed_constraints(game, y, batch)
     if game.pool is not None:
         check_same_problem(game, y, batch)
+
+
+def _check_slope(follower: FollowerProblem, solution: Solution) -> None:
+    """Checks that the gradient is not NaN, along which a sign step would be none."""
+    norm = solution.stats.get("gradient_norm")
+    if norm is not None and norm.isnan():
+        raise NonFiniteError(
+            f"{type(follower).__name__}.objective has a gradient in y that is NaN: no step goes "
+            "along it; avoid what has no slope, such as the square root of 0, and check the batch"
+        )
 
 
 def _trial(follower: FollowerProblem) -> FollowerProblem:

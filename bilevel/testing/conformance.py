@@ -87,11 +87,11 @@ def check_follower(
         assert_same_structure(inside, start, f"{name}.project")
         again = oracle.project(tree_map(Tensor.clone, inside))
         assert_close(again, inside, tolerance, f"{name}.project moves what it has projected")
-        gradient = oracle.gradient(inside)
-        require(
-            all(leaf.isfinite().all() for leaf in leaves(gradient)),
-            f"{name}.objective has a gradient that is not finite at a point of Y",
-        )
+        for point, where in ((inside, "at a point of Y"), (start, "where init starts")):
+            require(
+                all(leaf.isfinite().all() for leaf in leaves(oracle.gradient(point))),
+                f"{name}.objective has a gradient that is not finite {where}",
+            )
         assert_all_read(oracle, inside)
         assert_samples_independent(oracle, far, inside, tolerance)
         if nearest:

@@ -21,6 +21,7 @@ from bilevel import (
     Parametric,
     Unrolled,
     ZeroSum,
+    pgm,
 )
 from bilevel.checks.first_answer import check_feasible
 from bilevel.robustness import Batch
@@ -128,6 +129,23 @@ def test_a_start_that_keeps_what_it_draws() -> None:
 def test_an_answer_that_is_not_finite(number: float) -> None:
     with pytest.raises(NonFiniteError, match="the follower's first answer is not finite"):
         check_feasible(Nearest(), torch.tensor([0.0, number]), None)
+
+
+def test_a_gradient_that_signs_do_not_show_to_be_none() -> None:
+    class Cornered(LinearBox):
+        """Its gain has no slope at the start: that of the square root of 0."""
+
+        def objective(self, leader, y, batch):
+            return super().objective(leader, y, batch) - y.square().sum(1).sqrt()
+
+    follower = Cornered()
+    leader = ZeroSum(torch.nn.Linear(2, 1), follower)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, follower, pgm(0.1, 3), leader_opt=optimizer)
+    with pytest.raises(
+        NonFiniteError, match=r"Cornered\.objective has a gradient in y that is NaN"
+    ):
+        game.step(Batch(torch.rand(3, 2), torch.zeros(3)))
 
 
 def test_an_answer_of_zero_is_in_y_but_for_rounding() -> None:

@@ -52,6 +52,10 @@ SECOND = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
             },
             r"Odd\.objective has a gradient that is not finite",
         ),
+        (
+            {"objective": lambda _, f, y, x: total(y) - y.flatten(1).norm(dim=1).square().sqrt()},
+            r"Odd\.objective has a gradient that is not finite where init starts",
+        ),
         ({"objective": lambda _, f, y, x: total(y).flip(0).cumsum(0)}, "depends on another sample"),
         ({"objective": lambda _, f, y, x: total(y).cumsum(0)}, "depends on another sample"),
         ({"objective": lambda _, f, y, x: total(y) + total(y)[5] * SECOND}, "on another sample"),
