@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -68,6 +68,23 @@ def reached(values: Sequence[Tensor], wanted: Mapping[str, Tensor]) -> list[str]
         return _differentiated(values, leafs)
     found = {*map(id, values), *(id(getattr(node, "variable", None)) for node in nodes)}
     return [name for name, tensor in leafs.items() if id(tensor) in found]
+
+
+def passes(values: Sequence[Tensor], through: Set[Any]) -> bool:
+    """Whether the graph of some values has one of some nodes in it.
+
+    Args:
+        values: Any tensors.
+        through: The nodes, such as the ``grad_fn`` of other tensors.
+
+    Returns:
+        True if so, and for a graph that is too large to be searched.
+
+    Raises:
+        BilevelError: As :func:`reached`.
+    """
+    nodes = nodes_of(values)
+    return len(nodes) > _WALKED or not nodes.isdisjoint(through)
 
 
 def check_leads_on(values: Sequence[Tensor]) -> None:

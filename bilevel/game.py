@@ -245,7 +245,10 @@ class Bilevel:
             return self._backward_leader(self._solve_again(y, batch), batch, theta)
 
     def _backward_leader(self, y: Value, batch: Batch, moved: list[Tensor]) -> Tensor:
-        return backward(self, Loss.LEADER, self.leader.checked_loss(y, batch), moved)
+        loss = self.leader.checked_loss(y, batch)
+        if self.steps == 0 and isinstance(loss, Tensor):
+            self.adjoint.warn_unread(loss, y)
+        return backward(self, Loss.LEADER, loss, moved)
 
     def _solve_again(self, y: Value, batch: Batch) -> Value:
         """The answer at a further evaluation of the leader's loss."""

@@ -9,10 +9,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from bilevel.autograd_graph import passes
 from bilevel.errors import BilevelError, HypergradientWarning
 from bilevel.part import Part
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Solution, Solver
+from bilevel.tree import Value, leaves
 
 
 class Adjoint(Part, ABC):
@@ -88,6 +90,21 @@ class Adjoint(Part, ABC):
             "it, or differentiate a solver with a formula by Unrolled()",
         )
 
+    def warn_unread(self, loss: Tensor, y: Value) -> None:
+        """Warns once of a leader's loss that does not depend on the answer.
+
+        Args:
+            loss: The loss, with its graph.
+            y: The answer, with the graph that the adjoint gave it.
+        """
+        ends = {leaf.grad_fn for leaf in leaves(y)} - {None}
+        self.warn_once(
+            bool(ends) and not passes([loss], ends),
+            "the leader's loss does not depend on the follower's answer: its gradient through y* "
+            "is 0; compute the loss from the y that LeaderProblem.loss is given, without detach(), "
+            "the weights of a network by torch.func.functional_call(network, y, inputs)",
+        )
+
 
 class Detached(Adjoint):
     r"""Treats the answer as a constant: dL/dθ ≈ ∂L/∂θ.
@@ -106,3 +123,6 @@ class Detached(Adjoint):
     ) -> Solution:
         """Solves with the leader frozen: the graph leads to the solver's parameters only."""
         return solver.solve(follower, leader, batch, evaluate=False)
+
+    def warn_unread(self, loss: Tensor, y: Value) -> None:
+        """Does nothing: the answer is a constant."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,9 @@ from bilevel import (
     Simultaneous,
     Unrolled,
 )
+from bilevel.robustness import Batch
 from bilevel.updates import Gradient
+from tests.problems import Nearest, Weights
 from tests.valleys import F64, Decay, Shrunk
 
 ADJOINTS: dict[str, Adjoint] = {
@@ -260,3 +264,44 @@ def test_a_leader_whose_parameters_are_lent(adjoint: Adjoint) -> None:
     slopes = torch.autograd.grad(lent.sum(), [theta, own], allow_unused=True)
     assert slopes[1] is None
     torch.testing.assert_close(slopes[0], expected)
+
+
+class Elsewhere(Weights):
+    """Its loss has lost the answer."""
+
+    def loss(self, y: Tensor, batch: Batch) -> Tensor:
+        return super().loss(y.detach(), batch)
+
+
+def a_step(leader: Weights, adjoint: Adjoint) -> None:
+    game = Bilevel(
+        leader,
+        Nearest(),
+        Iterative(Gradient(0.5), 10),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        adjoint=adjoint,
+    )
+    game.step(Batch(torch.ones(2, 4), torch.zeros(2)))
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS.values(), ids=ADJOINTS)
+def test_a_loss_that_does_not_read_the_answer_is_told_of(adjoint: Adjoint) -> None:
+    with pytest.warns(HypergradientWarning, match=r"loss does not depend on the follower's answer"):
+        a_step(Elsewhere(4), adjoint)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        a_step(Weights(4), adjoint)
+    assert not any("loss does not depend" in str(warning.message) for warning in told)
+
+
+def test_nothing_is_said_of_an_answer_that_is_a_constant_or_far_away() -> None:
+    a_step(Elsewhere(4), Detached())  # warnings are errors
+
+    class Long(Elsewhere):
+        def loss(self, y: Tensor, batch: Batch) -> Tensor:
+            loss = super().loss(y, batch)
+            for _ in range(10_001):  # the graph is not searched to its end
+                loss = loss + 0
+            return loss
+
+    a_step(Long(4), Unrolled())
