@@ -196,6 +196,7 @@ class ForwardOracle(Oracle):
                 )
         if not self.evaluations:  # once a solve: it walks through the graph
             check_leads_on(grads)
+        self._check_no_tangents(grads)
         # Contiguous: that of a sum is one number, expanded, of which forward mode makes no dual.
         gradient = [grad.detach().contiguous() for grad in grads[: len(points)]]
         products = _products(grads, [dual.tangent for dual in duals], inputs[: len(points)])
@@ -205,6 +206,16 @@ class ForwardOracle(Oracle):
             ]
         self.record(value.detach(), from_leaves(gradient, like=y))
         return value.detach(), from_leaves(gradient, like=y)
+
+    def _check_no_tangents(self, grads: Sequence[Tensor]) -> None:
+        """Refuses an objective that holds what has a derivative of its own."""
+        if any(_tangent(grad) is not None for grad in grads):
+            raise BilevelError(
+                f"{type(self.follower).__name__}.objective reads a tensor that depends on the "
+                "leader, beside the leader and y that it is given, such as the answer of another "
+                "solve: Forward() would lack that part of the derivative; take Unrolled(), or make "
+                "it a part of y"
+            )
 
 
 def _products(

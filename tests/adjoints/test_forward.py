@@ -26,7 +26,9 @@ from bilevel import (
     Unrolled,
 )
 from bilevel.experiment.memory import peak_mib
+from bilevel.robustness import Batch
 from bilevel.updates import Gradient, Update
+from tests.problems import Nearest, Weights
 from tests.valleys import F64, Numbers, Quadratic, error, hypergradient, pulled_back, valley
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -291,3 +293,32 @@ def test_an_objective_that_is_linear_in_a_part_of_y() -> None:
     leader, v = Numbers(3), dict.fromkeys(("linear", "near"), torch.ones(3, dtype=F64))
     slope, _ = hypergradient(Forward(), Iterative(Gradient(0.1), 3), Partly(), leader, None, v)
     torch.testing.assert_close(slope, torch.full((3,), 1 - 0.8**3, dtype=F64))
+
+
+class After(Nearest):
+    """Its objective holds the answer of another solve."""
+
+    def __init__(self, before: Tensor) -> None:
+        self.before = before
+
+    def objective(self, leader, y, batch):
+        return super().objective(leader, y, batch) + (y - self.before).square().sum(1) / 2
+
+
+class Chained(Solver):
+    def answer(self, oracle):
+        y = oracle.init()
+        for _ in range(2):
+            after = oracle.of(After(y))
+            y, _ = after.advance(Gradient(0.3), after.init(), None, 40)
+        return y
+
+
+def test_solves_that_follow_each_other_are_told_what_differentiates_them() -> None:
+    leader, batch = Weights(3), Batch(torch.ones(2, 3), torch.zeros(2))
+    answer = Unrolled().solve(Chained(), Nearest(), leader, batch).value
+    (slope,) = torch.autograd.grad(answer.sum(), leader.w)
+    torch.testing.assert_close(slope, torch.full((3,), 1.5))  # 1/2 + 1/4, of two samples
+    answer = Forward().solve(Chained(), Nearest(), leader, batch).value
+    with pytest.raises(BilevelError, match=r"After\.objective reads a tensor .* take Unrolled"):
+        answer.sum().backward()
