@@ -165,6 +165,11 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
             "the optimizer and you the scheduler; give the optimizer, and call scheduler.step() "
             "after game.step(batch)"
         )
+    if isinstance(optimizer, torch.amp.GradScaler):
+        raise BilevelError(
+            f"{player}_opt is a GradScaler: a game takes the gradient of the loss as it is; give "
+            "the optimizer, and compute under torch.autocast in bfloat16, which needs no scaling"
+        )
     if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "step")):
         raise BilevelError(
             f"{player}_opt is {describe(optimizer)}: it takes an object with step(closure); give "

@@ -76,7 +76,8 @@ def assert_samples_independent(oracle: Oracle, far: Value, inside: Value, tolera
             require(
                 not any(grad[~chosen].any() for grad in grads),
                 f"{name}.objective of a sample depends on another sample's y: each sample's value "
-                "must depend on its own y only",
+                "must depend on its own y only; if the batch shares y or its samples are compared, "
+                "return a scalar",
             )
             mixed = tree_map(partial(_replaced, chosen), far)
             assert_close(

@@ -75,7 +75,7 @@ class Optimizer(Update):
             raise BilevelError(
                 f"{optimizer.__name__} cannot be unrolled: there is no correct differentiable "
                 f"version of it; give one of {', '.join(kind.__name__ for kind in STEPS)}, or "
-                "train y by it in bilevel.Parametric and take the adjoint Implicit()"
+                "move y by it in a solver of your own and take the adjoint Implicit()"
             )
         if settings.get("maximize"):
             raise BilevelError(

@@ -150,6 +150,13 @@ def test_a_scheduler_is_no_optimizer() -> None:
         Bilevel(leader, follower, pgm(0.1, 1), leader_opt=scheduler)
 
 
+def test_a_scaler_of_losses_is_no_optimizer() -> None:
+    leader, follower, _ = image_game()
+    scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(BilevelError, match=r"leader_opt is a GradScaler: .* in bfloat16"):
+        Bilevel(leader, follower, pgm(0.1, 1), leader_opt=scaler)
+
+
 @pytest.mark.parametrize("player", ["leader", "solver"])
 def test_lazy_modules_have_seen_data(player: str) -> None:
     follower, lazy = LinearBox(), nn.LazyLinear(1)

@@ -94,7 +94,8 @@ def test_a_solver_of_ones_own(tmp_path, adjoint) -> None:
             return (batch["x"] @ y - batch["t"]).square().mean() + penalty
 
     converged = names["Converged"](bilevel.updates.Gradient(0.1), tolerance=1e-12)
-    for solver in (names["Ridge"](), converged):
+    quasi_newton = [names["LBFGS"](50)] if isinstance(adjoint, bilevel.Implicit) else []
+    for solver in (names["Ridge"](), converged, *quasi_newton):
         bilevel.testing.check_adjoint(adjoint, solver, Whole(), Penalties(), regression())
 
 
