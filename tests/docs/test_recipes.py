@@ -304,3 +304,16 @@ def test_codes_that_are_kept_are_learned_and_those_found_anew_are_not(tmp_path) 
         assert torch.equal(codes.last, start)
         assert "last" in str(names["game"].state_dict()["follower"].keys())
     assert errors[True] < 0.05 < errors[False] / 4
+
+
+def test_answers_that_follow_each_other(tmp_path) -> None:
+    """Each stock is (1 − θ_t + before) / 2."""
+    names = follow(example(tmp_path), "Answers that follow each other")
+    prices = names["seller"].prices
+    stock, stocks = torch.tensor([0.0, 0.5]), []
+    for price in prices:
+        stock = (1 - price + stock) / 2
+        stocks.append(stock)
+    torch.testing.assert_close(torch.stack(names["stocks"]), torch.stack(stocks))
+    (slope,) = torch.autograd.grad((torch.stack(stocks) - 0.4).square().sum(), prices)
+    torch.testing.assert_close(prices.grad, slope)
