@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
-from functools import partial
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bilevel import moves
 from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
-from bilevel.backward import backward
 from bilevel.checks.first_answer import check_first_answer
-from bilevel.checks.losses import Loss, check_gradients
 from bilevel.checks.parts import check_in_place, check_optimizer, check_parts, is_zero_sum
 from bilevel.checks.processes import check_processes
-from bilevel.frozen import frozen
 from bilevel.parameters import Parameters
-from bilevel.player import Optimizer, has_hooks, take_step, zero_grad
+from bilevel.player import Optimizer
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, overrides
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
 from bilevel.solvers.base import MEANS
-from bilevel.tree import Value, detach, leaves, tree_map
+from bilevel.tree import Value, detach, leaves
 
 if TYPE_CHECKING:
     from bilevel.distributed import Pool
@@ -221,44 +217,7 @@ class Bilevel:
             BilevelError: If the optimizer does not call its closure, or calls it again while the
                 solver starts from its last answer.
         """
-        return self._move_leader(y, batch, [])
-
-    def _move_leader(self, y: Value, batch: Batch, phi: list[Tensor]) -> Tensor:
-        """Like :meth:`move_leader`; the first evaluation also fills the gradients of ``phi``."""
-        if isinstance(self.adjoint, Detached) and not phi:
-            # φ itself, whose gradient is not needed; an answer with a graph may be that of a
-            # schedule that differentiates by an adjoint of its own.
-            y = tree_map(lambda leaf: leaf.detach() if leaf.is_leaf else leaf, y)
-        first = partial(self._first_loss, y, batch, phi)
-        return take_step(self.leader_opt, self.leader, first, partial(self._next_loss, y, batch))
-
-    def _first_loss(self, y: Value, batch: Batch, phi: list[Tensor], theta: list[Tensor]) -> Tensor:
-        # A leader that is not trained is met as the solver meets it, and left as it is.
-        with nullcontext() if theta else frozen(self.leader, self.solver.leader_mode):
-            loss = self._backward_leader(y, batch, theta + phi)
-        check_gradients(Loss.LEADER, [p.grad for p in theta])
-        check_gradients(Loss.FOLLOWER, [p.grad for p in phi])
-        return loss
-
-    def _next_loss(self, y: Value, batch: Batch, theta: list[Tensor]) -> Tensor:
-        with torch.enable_grad():  # which optimizers switch off around their step
-            return self._backward_leader(self._solve_again(y, batch), batch, theta)
-
-    def _backward_leader(self, y: Value, batch: Batch, moved: list[Tensor]) -> Tensor:
-        loss = self.leader.checked_loss(y, batch)
-        if self.steps == 0 and isinstance(loss, Tensor):
-            self.adjoint.warn_unread(loss, y)
-        return backward(self, Loss.LEADER, loss, moved)
-
-    def _solve_again(self, y: Value, batch: Batch) -> Value:
-        """The answer at a further evaluation of the leader's loss."""
-        if isinstance(self.adjoint, Detached):
-            torch.clear_autocast_cache()
-            return detach(y)
-        use = f"{type(self.leader_opt).__name__} evaluates the leader's loss several times a step"
-        once = ", or take an optimizer that evaluates once"
-        self.solver.check_repeatable(use, otherwise=once)
-        return self.solve(batch).value
+        return moves.move_leader(self, y, batch)
 
     def move_solver(self, y: Value, batch: Batch) -> Tensor | None:
         """Takes one step of the solver's optimizer, which ascends the follower's mean gain.
@@ -272,24 +231,7 @@ class Bilevel:
         Returns:
             The follower's mean objective at ``y``; None if the solver is not trained.
         """
-        objective = self._backward_solver(y, batch)
-        if self.solver_opt is not None:
-            self.solver_opt.step()
-        return objective
-
-    def _backward_solver(self, y: Value, batch: Batch) -> Tensor | None:
-        """The first half of :meth:`move_solver`; retains a graph that leads to the leader."""
-        if self.solver_opt is None:
-            return None
-        phi = zero_grad(self.solver)
-        if not phi:
-            return None
-        with frozen(self.leader, self.solver.leader_mode):
-            loss = -self.follower.gain(self.leader, y, batch).mean()
-            retain = not isinstance(self.adjoint, Detached)
-            loss = backward(self, Loss.FOLLOWER, loss, phi, retain_graph=retain)
-        check_gradients(Loss.FOLLOWER, [p.grad for p in phi])
-        return -self.follower.sign * loss
+        return moves.move_solver(self, y, batch)
 
     def move_both(self, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Moves both players from one answer.
@@ -305,18 +247,7 @@ class Bilevel:
         Returns:
             What :meth:`move_leader` and :meth:`move_solver` return.
         """
-        if self.zero_sum and not has_hooks(self.solver):
-            phi, objective = zero_grad(self.solver), None
-            loss = self._move_leader(y, batch, phi)
-            for parameter in phi:
-                if parameter.grad is not None:
-                    parameter.grad.neg_()
-        else:  # the gradient before the leader moves, the step after: φ may be the answer itself
-            objective = self._backward_solver(y, batch)
-            loss = self.move_leader(y, batch)
-        if self.solver_opt is not None:
-            self.solver_opt.step()
-        return loss, objective
+        return moves.move_both(self, y, batch)
 
     def metrics(
         self, loss: Tensor, solution: Solution, objective: Tensor | None = None

@@ -1,0 +1,141 @@
+"""How the players of a game move, from one answer y*, along the gradients of their losses.
+
+    move_leader    θ along ∇θ L(θ, y*)
+    move_solver    φ along the gradient of the follower's mean gain at y*, the leader held fixed
+    move_both      both; in a zero-sum game by one backward pass
+
+They are methods of :class:`~bilevel.Bilevel`, from which schedules are built.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bilevel.adjoints import Detached
+from bilevel.checks.losses import Loss, check_finite, check_gradients, check_loss
+from bilevel.errors import raise_missing_derivative
+from bilevel.frozen import frozen
+from bilevel.player import has_hooks, take_step, zero_grad
+from bilevel.problem import Batch
+from bilevel.tree import Value, detach, tree_map
+
+if TYPE_CHECKING:
+    from bilevel.game import Bilevel
+
+
+def move_leader(game: Bilevel, y: Value, batch: Batch) -> Tensor:
+    """See :meth:`Bilevel.move_leader`."""
+    return _move_leader(game, y, batch, [])
+
+
+def move_solver(game: Bilevel, y: Value, batch: Batch) -> Tensor | None:
+    """See :meth:`Bilevel.move_solver`."""
+    objective = _backward_solver(game, y, batch)
+    if game.solver_opt is not None:
+        game.solver_opt.step()
+    return objective
+
+
+def move_both(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """See :meth:`Bilevel.move_both`."""
+    if game.zero_sum and not has_hooks(game.solver):
+        phi, objective = zero_grad(game.solver), None
+        loss = _move_leader(game, y, batch, phi)
+        for parameter in phi:  # the follower ascends what the leader descends
+            if parameter.grad is not None:
+                parameter.grad.neg_()
+    else:  # the gradient before the leader moves, the step after: φ may be the answer itself
+        objective = _backward_solver(game, y, batch)
+        loss = move_leader(game, y, batch)
+    if game.solver_opt is not None:
+        game.solver_opt.step()
+    return loss, objective
+
+
+def _move_leader(game: Bilevel, y: Value, batch: Batch, phi: list[Tensor]) -> Tensor:
+    """The first evaluation of the leader's loss also fills the gradients of ``phi``."""
+    if isinstance(game.adjoint, Detached) and not phi:
+        # φ itself, whose gradient is not needed; an answer with a graph may be that of a schedule
+        # that differentiates by an adjoint of its own.
+        y = tree_map(lambda leaf: leaf.detach() if leaf.is_leaf else leaf, y)
+    first = partial(_first_loss, game, y, batch, phi)
+    return take_step(game.leader_opt, game.leader, first, partial(_next_loss, game, y, batch))
+
+
+def _first_loss(
+    game: Bilevel, y: Value, batch: Batch, phi: list[Tensor], theta: list[Tensor]
+) -> Tensor:
+    # A leader that is not trained is met as the solver meets it, and left as it is.
+    with nullcontext() if theta else frozen(game.leader, game.solver.leader_mode):
+        loss = _backward_leader(game, y, batch, theta + phi)
+    check_gradients(Loss.LEADER, [p.grad for p in theta])
+    check_gradients(Loss.FOLLOWER, [p.grad for p in phi])
+    return loss
+
+
+def _next_loss(game: Bilevel, y: Value, batch: Batch, theta: list[Tensor]) -> Tensor:
+    with torch.enable_grad():  # which optimizers switch off around their step
+        return _backward_leader(game, _solve_again(game, y, batch), batch, theta)
+
+
+def _solve_again(game: Bilevel, y: Value, batch: Batch) -> Value:
+    """The answer at a further evaluation of the leader's loss."""
+    if isinstance(game.adjoint, Detached):
+        torch.clear_autocast_cache()
+        return detach(y)
+    use = f"{type(game.leader_opt).__name__} evaluates the leader's loss several times a step"
+    once = ", or take an optimizer that evaluates once"
+    game.solver.check_repeatable(use, otherwise=once)
+    again: Value = game.solve(batch).value
+    return again
+
+
+def _backward_leader(game: Bilevel, y: Value, batch: Batch, moved: list[Tensor]) -> Tensor:
+    loss = game.leader.checked_loss(y, batch)
+    if game.steps == 0 and isinstance(loss, Tensor):
+        game.adjoint.warn_unread(loss, y)
+    return _backward(game, Loss.LEADER, loss, moved)
+
+
+def _backward_solver(game: Bilevel, y: Value, batch: Batch) -> Tensor | None:
+    """Fills the gradients of φ, and retains a graph that leads to the leader."""
+    if game.solver_opt is None:
+        return None
+    phi = zero_grad(game.solver)
+    if not phi:
+        return None
+    with frozen(game.leader, game.solver.leader_mode):
+        loss = -game.follower.gain(game.leader, y, batch).mean()
+        retain = not isinstance(game.adjoint, Detached)
+        loss = _backward(game, Loss.FOLLOWER, loss, phi, retain_graph=retain)
+    check_gradients(Loss.FOLLOWER, [p.grad for p in phi])
+    objective: Tensor = -game.follower.sign * loss
+    return objective
+
+
+def _backward(
+    game: Bilevel, which: Loss, loss: Tensor, moved: list[Tensor], *, retain_graph: bool = False
+) -> Tensor:
+    """Fills the gradients of these parameters only; they and the loss are summed over processes."""
+    check_loss(which, loss, moved)
+    if game.pool is None:
+        check_finite(which, loss, game.steps, moved)
+    else:
+        loss = loss * game.pool.share
+    if moved:
+        try:
+            loss.backward(inputs=moved, retain_graph=retain_graph)
+        except RuntimeError as error:
+            if not isinstance(game.adjoint, Detached):
+                raise_missing_derivative(error, game.adjoint)
+            raise
+    loss = loss.detach()
+    if game.pool is not None:
+        game.pool.all_reduce_gradients(loss, moved)
+        check_finite(which, loss, game.steps, moved)  # now all processes raise, or none
+    return loss
