@@ -59,7 +59,8 @@ def _check_slope(follower: FollowerProblem, solution: Solution) -> None:
     if norm is not None and norm.isnan():
         raise NonFiniteError(
             f"{type(follower).__name__}.objective has a gradient in y that is NaN: no step goes "
-            "along it; avoid what has no slope, such as the square root of 0, and check the batch"
+            "along it; check the batch and the leader's parameters, and keep sqrt, log and norms "
+            "off 0, where their derivatives are infinite"
         )
 
 
