@@ -105,7 +105,7 @@ _DEAD_ENDS = {
     "use_reentrant=False, context_fn=bilevel.recompute.kept(layers))",
     "torch::autograd::Error": "a gradient is differentiated that has passed through a function "
     "marked @once_differentiable: torch would leave that part out; write its backward by "
-    "operations of torch, without the mark, or take Penalty(…), which takes first derivatives only",
+    "operations of torch, without the mark, or, where it is the true derivative, take Penalty(…)",
 }
 
 

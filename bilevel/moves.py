@@ -51,7 +51,7 @@ def move_both(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor | N
                 parameter.grad.neg_()
     else:  # the gradient before the leader moves, the step after: φ may be the answer itself
         objective = _backward_solver(game, y, batch)
-        loss = move_leader(game, y, batch)
+        loss = game.move_leader(y, batch)
     if game.solver_opt is not None:
         game.solver_opt.step()
     return loss, objective
@@ -97,7 +97,7 @@ def _solve_again(game: Bilevel, y: Value, batch: Batch) -> Value:
 
 def _backward_leader(game: Bilevel, y: Value, batch: Batch, moved: list[Tensor]) -> Tensor:
     loss = game.leader.checked_loss(y, batch)
-    if game.steps == 0 and isinstance(loss, Tensor):
+    if game.steps == 0 and game.leader_opt is not None and isinstance(loss, Tensor):
         game.adjoint.warn_unread(loss, y)
     return _backward(game, Loss.LEADER, loss, moved)
 

@@ -101,6 +101,15 @@ def test_nor_is_one_whose_loss_is_an_attribute() -> None:
         Bilevel(leader, follower, solver, leader_opt=sgd(leader), solver_opt=sgd(solver))
 
 
+def test_but_one_whose_loss_is_compiled_is() -> None:
+    follower = Saddle()
+    leader, solver = ZeroSum(Scalar(1.0), follower), Parametric(torch.tensor(0.5).double())
+    leader.loss = torch.compile(leader.loss, backend="eager")
+    game = Bilevel(leader, follower, solver, leader_opt=sgd(leader), solver_opt=sgd(solver))
+    assert game.step(None)["objective_after"] == 0.5
+    assert game.zero_sum
+
+
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
 def test_the_leader_of_a_minimising_follower_maximises(schedule) -> None:
     class Low(Saddle):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bilevel import (
     Adjoint,
     Bilevel,
+    Detached,
     FollowerProblem,
     Forward,
     Implicit,
@@ -61,12 +62,12 @@ class Leader(LeaderProblem):
 
 
 class Reading(Update):
-    """A step of half the gradient, for a context that is twice y."""
+    """A gradient step; what it adds is 0 if the context is twice y."""
 
     def forward(
         self, y: Any, gradient: Any, context: Any, state: Any
     ) -> tuple[dict[str, Tensor], None]:
-        return {"w": context / 2 + 0.1 * gradient["w"]}, None
+        return {"w": y["w"] + 0.1 * gradient["w"] + (context - 2 * y["w"])}, None
 
 
 @pytest.mark.parametrize("update", [Gradient(0.1), Reading()], ids=["objective", "and context"])
@@ -92,7 +93,8 @@ def test_a_solve_takes_the_gradient_in_y(update: Update) -> None:
     ids=repr,
 )
 def test_a_hypergradient(adjoint: Adjoint) -> None:
-    leader, solver = Leader(), Iterative(Gradient(0.1), 200)
+    update = Reading() if isinstance(adjoint, Unrolled) else Gradient(0.1)
+    leader, solver = Leader(), Iterative(update, 200)
     answer = adjoint.solve(solver, Rebound(), leader, None).value
     (slope,) = torch.autograd.grad(leader.checked_loss(answer, None), leader.theta)
     expected = 3 * leader.theta.detach() ** 2 / SCALE**3
@@ -122,3 +124,19 @@ def test_both_players_read_the_same_answer() -> None:
     error = 0.1 * SCALE - 1
     torch.testing.assert_close(leader.model.theta.detach(), 1 - 0.1 * error)
     torch.testing.assert_close(solver.state_dict()["y.w"], 0.1 - 0.1 * error * SCALE)
+
+
+def test_an_optimizer_that_asks_again_reads_the_same_answer() -> None:
+    """The square of (s y)² − θ is least at θ = (s y)², and LBFGS needs several evaluations."""
+
+    class Fitted(Leader):
+        def loss(self, y: dict[str, Tensor], batch: None) -> Tensor:
+            y["w"] = (y["w"] * SCALE) ** 2
+            return (y["w"] - self.theta).square().sum()
+
+    leader, follower = Fitted(), Rebound()
+    solver = Parametric({"w": torch.full((3,), 0.5).double()}).requires_grad_(False)
+    lbfgs = torch.optim.LBFGS(leader.parameters(), max_iter=20)
+    game = Bilevel(leader, follower, solver, leader_opt=lbfgs, adjoint=Detached())
+    game.step(None)
+    torch.testing.assert_close(leader.theta.detach(), (0.5 * SCALE) ** 2)

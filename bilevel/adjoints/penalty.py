@@ -173,7 +173,7 @@ def _rounding(problem: SolvedProblem) -> Tensor:
 
 
 class Perturbed(Oracle):
-    """An oracle of the problem with a linear cost on y.
+    """An oracle of the problem with a linear cost on y, which its gradient alone knows.
 
     Args:
         cost: The cost's coefficients, in the shape of y.

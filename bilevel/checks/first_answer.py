@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,31 +37,32 @@ def check_first_answer(game: Bilevel, solution: Solution, batch: Batch) -> None:
         BilevelError: If the answer has not the form of the start, one of the two lies outside Y,
             Y depends on the leader where the adjoint takes the answer for a constant, or processes
             share a y of different problems.
-        NonFiniteError: If one of the two is NaN or infinite, or the gradient is NaN.
+        NonFiniteError: If one of the two is NaN or infinite.
     """
     y, start = solution.value, solution.start
     if start is None:
         with random_state_kept(leaves(y)[0].device), torch.no_grad():
             start = _trial(game.follower).init(batch)
     check_answer(type(game.solver).__name__, y, start)
-    _check_slope(game.follower, solution)
     if isinstance(game.solver, Iterative):  # others may read its form only
         check_feasible(game.follower, start, batch, "start")
     check_feasible(game.follower, y, batch)
+    _warn_of_nan(game.follower, solution)
     if game.zero_sum and isinstance(game.adjoint, Detached):
         _check_fixed_constraints(game, y, batch)
     if game.pool is not None:
         check_same_problem(game, y, batch)
 
 
-def _check_slope(follower: FollowerProblem, solution: Solution) -> None:
-    """Checks that the gradient is not NaN, along which a sign step would be none."""
+def _warn_of_nan(follower: FollowerProblem, solution: Solution) -> None:
+    """Warns of a gradient that is NaN where the answer does not show it: the sign of NaN is 0."""
     norm = solution.stats.get("gradient_norm")
     if norm is not None and norm.isnan():
-        raise NonFiniteError(
-            f"{type(follower).__name__}.objective has a gradient in y that is NaN: no step goes "
-            "along it; check the batch and the leader's parameters, and keep sqrt, log and norms "
-            "off 0, where their derivatives are infinite"
+        warnings.warn(
+            f"{type(follower).__name__}.objective has a gradient in y that is NaN, along which a "
+            "sign step does not move: check the batch and the leader's parameters, and keep sqrt, "
+            "log and norms off 0, where their derivatives are infinite",
+            stacklevel=2,
         )
 
 

@@ -27,11 +27,11 @@ def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
     Returns:
         True for a :class:`~bilevel.ZeroSum` with this follower that does not override ``loss``.
     """
-    return (
-        isinstance(leader, ZeroSum)
-        and leader.follower is follower
-        and getattr(leader.loss, "__func__", None) is ZeroSum.loss  # it may be an attribute
-    )
+    if not isinstance(leader, ZeroSum):
+        return False
+    # It may be an attribute, and compiled.
+    loss = getattr(leader.loss, "_torchdynamo_orig_callable", leader.loss)
+    return leader.follower is follower and getattr(loss, "__func__", None) is ZeroSum.loss
 
 
 def check_parts(

@@ -92,7 +92,7 @@ def assert_samples_independent(oracle: Oracle, far: Value, inside: Value, tolera
 
 def _replaced(chosen: Tensor, leaf: Tensor) -> Tensor:
     """The leaf with other numbers, and larger ones, in the rows that are chosen."""
-    return torch.where(chosen.view(-1, *[1] * (leaf.dim() - 1)), 10 * torch.randn_like(leaf), leaf)
+    return torch.where(chosen.view(-1, *[1] * (leaf.dim() - 1)), 3 * torch.randn_like(leaf), leaf)
 
 
 def assert_all_read(oracle: Oracle, inside: Value) -> None:
@@ -130,8 +130,10 @@ def assert_moving(oracle: Oracle, start: Value, inside: Value) -> None:
     """
     if any(leaf.any() for leaf in leaves(oracle.gradient(start))):
         return
+    # Twice, of an objective that draws noise.
+    better = [oracle.gain(inside).mean() > oracle.gain(start).mean() for _ in range(2)]
     require(
-        bool(oracle.gain(inside).mean() <= oracle.gain(start).mean()),
+        not all(better),
         f"{type(oracle.follower).__name__}.objective has the gradient 0 in y where init starts, "
         "and a random point of Y is better: no step along the gradient leaves that start; draw a "
         "random one",

@@ -130,7 +130,7 @@ class Learned(bilevel.Update):
 # -----
 #
 # One function trains a dictionary with any of them. ``Detached()`` takes y for a constant in the
-# leader's gradient, which is right here: at the best y a small change of it does not change q.
+# leader's gradient. At the best y that is exact, since a small change of it does not change q.
 
 
 def fit(update: bilevel.Update, steps: int) -> tuple[Dictionary, bilevel.Solver]:

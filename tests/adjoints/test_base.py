@@ -278,7 +278,7 @@ def a_step(leader: Weights, adjoint: Adjoint) -> None:
         leader,
         Nearest(),
         Iterative(Gradient(0.5), 10),
-        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1) if leader.w.requires_grad else None,
         adjoint=adjoint,
     )
     game.step(Batch(torch.ones(2, 4), torch.zeros(2)))
@@ -296,6 +296,7 @@ def test_a_loss_that_does_not_read_the_answer_is_told_of(adjoint: Adjoint) -> No
 
 def test_nothing_is_said_of_an_answer_that_is_a_constant_or_far_away() -> None:
     a_step(Elsewhere(4), Detached())  # warnings are errors
+    a_step(Elsewhere(4).requires_grad_(False), Unrolled())
 
     class Long(Elsewhere):
         def loss(self, y: Tensor, batch: Batch) -> Tensor:

@@ -34,7 +34,11 @@ def check_loss(loss: object) -> None:
     """
     try:
         inspect.signature(loss).bind("output", "batch")  # type: ignore[arg-type]
-        of_torch = str(getattr(loss, "__module__", "")).startswith("torch.nn.")
+        own = getattr(loss, "func", loss)  # of a functools.partial
+        of_torch = getattr(own, "__module__", "") in (
+            "torch.nn.functional",
+            "torch.nn.modules.loss",
+        )
     except TypeError:
         of_torch = True
     except ValueError:  # of a function that is not written in Python

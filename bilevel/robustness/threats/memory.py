@@ -24,9 +24,6 @@ class Memory(nn.Module):
         images: The training images, on the device that trains.
         augment: How batches of them are augmented; None if they are not.
 
-    Attributes:
-        unread: Whether nothing has been read since this was made.
-
     Example:
         >>> images = ImageSet(torch.zeros(5, 1, 2, 2).byte(), torch.zeros(5).long(), ("zero",))
         >>> fourth = torch.tensor([3])
@@ -43,7 +40,6 @@ class Memory(nn.Module):
     def __init__(self, images: ImageSet, augment: Augment | None) -> None:
         super().__init__()
         self.augment = augment
-        self.unread = True
         shape, place = images.images.shape, images.images.device
         self.register_buffer("answers", torch.zeros(shape, dtype=torch.half, device=place))
         # Whether this process has since the last merge, before which nothing is saved.
@@ -59,7 +55,6 @@ class Memory(nn.Module):
         Returns:
             ``(B, C, H, W)``, of the type of the images; 0 where there is none.
         """
-        self.unread = False
         answers = self.answers.index_select(0, batch.rows)
         if self.augment is not None and batch.drawn is not None:
             answers = self.augment(answers, batch.drawn)

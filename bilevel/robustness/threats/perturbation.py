@@ -58,6 +58,7 @@ class Perturbation(Threat):
     """
 
     memory: Memory | None = None
+    _reads = False  # whether init has read the memory
 
     index: ClassVar[str] = ""
     """The norm's index in print, such as ∞."""
@@ -153,6 +154,7 @@ class Perturbation(Threat):
     def init(self, batch: Any) -> Tensor:
         """Zero, or noise of radius :attr:`start`, projected; with a memory the last answer."""
         if self.memory is not None and isinstance(batch, TrackedBatch):
+            self._reads = True
             return self.project(self.memory.read(batch), batch)
         if self.start == 0:
             return torch.zeros_like(batch.x)
@@ -161,11 +163,11 @@ class Perturbation(Threat):
     def keep(self, y: Tensor, batch: Any) -> None:
         """Writes δ into the memory, if there is one."""
         if self.memory is not None and isinstance(batch, TrackedBatch):
-            if self.memory.unread:
+            if not self._reads:
                 raise BilevelError(
                     f"nothing reads the memory of {type(self).__name__}: its init, or the solver, "
-                    "starts elsewhere; let init begin with super().init(batch), or train without a "
-                    "memory (warm_start)"
+                    "starts elsewhere; let init begin with super().init(batch), the solver with "
+                    "oracle.init(), or train without a memory (warm_start)"
                 )
             self.memory.write(y, batch)
 

@@ -269,7 +269,7 @@ def test_a_fresh_attacker_does_not_learn_from_nan() -> None:
     torch.nn.init.constant_(target.model.head.bias, torch.nan)
     train = ImageSet(images, torch.arange(8), tuple(map(str, range(10))))
     (made,) = make_attacks(["fresh"], attack_settings(trained=target, train=train))
-    with pytest.raises(NonFiniteError, match="gradient in y that is NaN: .* check the batch and"):
+    with pytest.raises(NonFiniteError, match="answer is not finite"):
         made.prepare(target.model)
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilevel import Bilevel, BilevelError, ZeroSum, pgm
+from bilevel import Bilevel, BilevelError, Oracle, Solver, ZeroSum, pgm
 from bilevel.robustness import (
     L1,
     L2,
@@ -137,6 +137,23 @@ def test_an_init_of_ones_own_that_reads_no_memory_is_told(kind: type[Linf], read
     with nullcontext() if reads else told:
         game.step(batch)
     assert bool(threat.memory.answers.any()) == reads
+
+
+class FromZero(Solver):
+    """Starts at δ = 0 whatever the follower's start is."""
+
+    def answer(self, oracle: Oracle) -> torch.Tensor:
+        return oracle.project(0.1 * oracle.gradient(torch.zeros_like(oracle.batch.x)).sign())
+
+
+def test_a_solver_that_starts_elsewhere_is_told() -> None:
+    threat = Linf(0.1)
+    threat.memory = Memory(IMAGES, None)
+    leader = ZeroSum(BatchNormNet().requires_grad_(False), threat)
+    game = Bilevel(leader, threat, FromZero(), leader_opt=None)
+    (batch,) = shuffled_batches(IMAGES, 7, seed=0, epoch=0, tracked=True)
+    with pytest.raises(BilevelError, match=r"its init, or the solver, .* with oracle\.init\(\)"):
+        game.step(batch)
 
 
 def test_its_settings_are_shown_and_not_its_contents() -> None:

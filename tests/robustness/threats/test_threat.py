@@ -311,10 +311,11 @@ def test_a_ball_in_a_norm_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (F.mse_loss, "mse_loss"),
         (nn.CrossEntropyLoss(), "a CrossEntropyLoss"),
+        (partial(F.cross_entropy, reduction="none"), "a partial"),
         (lambda output: output.sum(1), "<lambda>"),
         (0.5, "a float"),
     ],
-    ids=["function", "module", "of one argument", "number"],
+    ids=["function", "module", "partial", "of one argument", "number"],
 )
 def test_a_loss_that_is_called_otherwise_is_refused(loss: Any, name: str) -> None:
     with pytest.raises(BilevelError, match=rf"loss is {name}: it is called as loss\(output, batch"):
