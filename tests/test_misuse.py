@@ -147,17 +147,6 @@ def test_an_objective_that_does_not_read_the_answer(adjoint) -> None:
         game.step(Batch(torch.ones(2, 4), torch.zeros(2)))
 
 
-def test_a_leader_and_a_follower_that_hold_each_other() -> None:
-    class Holding(Saddle, nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-
-    held, leader = Holding(), Weights(1)
-    held.leader, leader.follower = leader, held
-    with pytest.raises(BilevelError, match=r"Weights is a module within itself.*Holding"):
-        Bilevel(leader, held, pgm(0.1, 1), leader_opt=None, adjoint=Detached())
-
-
 def test_an_error_of_ones_own_is_no_missing_field() -> None:
     class Own(Saddle):
         def objective(self, leader, y, batch):

@@ -25,6 +25,7 @@ from tests.problems import (
     LinearBox,
     Saddle,
     Scalar,
+    Weights,
     image_game,
     zero_sum_game,
 )
@@ -234,3 +235,14 @@ def test_no_part_of_a_player_climbs() -> None:
     optimizer = torch.optim.SGD(groups, lr=0.1)
     with pytest.raises(BilevelError, match=r"leader_opt has maximize=True: .* leave maximize out"):
         Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
+
+
+def test_a_leader_and_a_follower_that_hold_each_other() -> None:
+    class Holding(Saddle, nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+
+    held, leader = Holding(), Weights(1)
+    held.leader, leader.follower = leader, held
+    with pytest.raises(BilevelError, match=r"Weights is a module within itself.*Holding"):
+        Bilevel(leader, held, pgm(0.1, 1), leader_opt=None, adjoint=Detached())

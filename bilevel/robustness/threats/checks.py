@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from bilevel.robustness.threats.losses import Targeted
 
 _IMAGES = "(B, C, H, W) in [0, 1], bytes divided by 255, the rows of a table as images of one row"
 
+_LOSSES_OF_TORCH = ("torch.nn.functional", "torch.nn.modules.loss")
+
 
 def check_loss(loss: object) -> None:
     """Checks that a loss can be called with the classifier's output and the batch.
@@ -32,23 +35,24 @@ def check_loss(loss: object) -> None:
     Raises:
         BilevelError: If it takes other arguments, as those of torch do, which take labels.
     """
-    try:
-        inspect.signature(loss).bind("output", "batch")  # type: ignore[arg-type]
-        own = getattr(loss, "func", loss)  # of a functools.partial
-        of_torch = getattr(own, "__module__", "") in (
-            "torch.nn.functional",
-            "torch.nn.modules.loss",
-        )
-    except TypeError:
-        of_torch = True
-    except ValueError:  # of a function that is not written in Python
-        return
-    if of_torch:
+    called = getattr(loss, "func", loss)  # of a functools.partial
+    takes_labels = getattr(called, "__module__", "") in _LOSSES_OF_TORCH
+    if takes_labels or not _takes_two(loss):
         raise BilevelError(
             f"loss is {getattr(loss, '__name__', describe(loss))}: it is called as loss(output, "
             "batch) and returns one value a sample; give lambda output, batch: F.cross_entropy("
             'output, batch.y, reduction="none"), say'
         )
+
+
+def _takes_two(loss: Any) -> bool:
+    try:
+        inspect.signature(loss).bind("output", "batch")
+    except TypeError:
+        return False
+    except ValueError:  # of a function that is not written in Python
+        return True
+    return True
 
 
 def check_radius(name: str, radius: float) -> None:
