@@ -18,6 +18,7 @@ release = importlib.metadata.version("bilevel")
 extensions = [
     "coverage_check",
     "myst_parser",
+    "navigation",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
