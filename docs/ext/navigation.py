@@ -1,4 +1,4 @@
-"""The sidebar opens the branch of the page alone: every page would copy the whole tree otherwise."""
+"""The sidebar opens the page's own branch alone: every page would copy the whole tree otherwise."""
 
 from __future__ import annotations
 
