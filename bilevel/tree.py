@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch.linalg import vector_norm
 
 Value = Tensor | dict[str, Tensor]
 """A follower's variable: one tensor, or named tensors (a network's parameters)."""
+
+_V = TypeVar("_V", Tensor, dict[str, Tensor], Value)
 
 
 def leaves(y: Value) -> list[Tensor]:
@@ -104,7 +106,7 @@ def same_structure(y: object, other: Value) -> bool:
     return isinstance(y, dict) and set(y) == set(other)
 
 
-def from_leaves(tensors: Sequence[Tensor | None], like: Value) -> Value:
+def from_leaves(tensors: Sequence[Tensor | None], like: _V) -> _V:
     """The inverse of :func:`leaves`.
 
     Args:
@@ -125,7 +127,7 @@ def from_leaves(tensors: Sequence[Tensor | None], like: Value) -> Value:
     return filled[0] if isinstance(like, Tensor) else dict(zip(like, filled, strict=True))
 
 
-def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value:
+def tree_map(function: Callable[..., Tensor], y: _V, *others: Value) -> _V:
     """Applies ``function`` to corresponding tensors of ``y`` and ``others``.
 
     Args:
@@ -146,7 +148,7 @@ def tree_map(function: Callable[..., Tensor], y: Value, *others: Value) -> Value
     return dict(zip(y, map(function, y.values(), *columns), strict=True))
 
 
-def detach(y: Value) -> Value:
+def detach(y: _V) -> _V:
     """``y`` detached from autograd's graph.
 
     Args:
@@ -174,7 +176,7 @@ def ravel(y: Value) -> Tensor:
     return torch.cat([as_real(leaf).reshape(-1) for leaf in leaves(y)])
 
 
-def unravel(vector: Tensor, like: Value) -> Value:
+def unravel(vector: Tensor, like: _V) -> _V:
     """The inverse of :func:`ravel`.
 
     Args:

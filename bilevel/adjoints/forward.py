@@ -93,7 +93,7 @@ class Forward(Continued):
                 self._product(problem, v, name, *one) for one in zip(units, starts, strict=True)
             ]
             known = [product for product, _ in pairs if product is not None]
-            grads[name] = leaves(unravel(torch.stack(known), like=point))[0] if known else None
+            grads[name] = unravel(torch.stack(known), like=point) if known else None
             ended[name] = [tangents for _, tangents in pairs]
         self.keep(problem, ended)
         return grads
@@ -103,10 +103,9 @@ class Forward(Continued):
     ) -> tuple[Tensor | None, Tangents]:
         """vᵀ dy/dθ along a unit vector, None if it does not move y, and that of what is kept."""
         point = problem.theta[name]
-        (direction,) = leaves(unravel(unit, like=point))
         # torch.autograd.Function, within which this runs, disables forward mode.
         with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
-            theta = {name: forward_ad.make_dual(point, direction)}
+            theta = {name: forward_ad.make_dual(point, unravel(unit, like=point))}
             solve = partial(_answer, problem, _with_tangents(problem.kept_before, start))
             try:
                 y, end, began = problem.evaluate(theta, solve, kind=ForwardOracle)

@@ -10,7 +10,7 @@ from bilevel.arguments import count, positive
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem, LeaderProblem
 from bilevel.solvers import Iterative, Parametric, Solver
-from bilevel.tree import Value, leaves, ravel, unravel
+from bilevel.tree import Value, ravel, unravel
 
 # The standard error, relative to the estimate's norm, above which to warn; of pure noise it is 1.
 NOISE = 0.7
@@ -95,4 +95,4 @@ class Sampled(Continued):
         )
         if squares.is_cpu and not squares and weights.any():
             self.warn_unused([*theta])
-        return dict(zip(theta, leaves(unravel(mean, like=theta)), strict=True))
+        return unravel(mean, like=theta)

@@ -112,7 +112,7 @@ class SolvedProblem:
         with self.snapshot.restored(), lent(self.leader, given):
             yield self.feed(given) if self.feed else self.batch
 
-    def solve(self, theta: Any, kept: Any = None) -> tuple[Value, Any]:
+    def solve(self, theta: Parameters, kept: Any = None) -> tuple[Value, Any]:
         """Solves the problem again for other leader parameters, with the same random numbers.
 
         Args:

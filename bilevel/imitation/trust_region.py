@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,10 +97,7 @@ class TrustRegion:
         Returns:
             The trained parameters by name.
         """
-        return cast(
-            "Parameters",
-            tree_map(torch.add, self.old_parameters, unravel(step, self.old_parameters)),
-        )
+        return tree_map(torch.add, self.old_parameters, unravel(step, self.old_parameters))
 
     def write(self, parameters: Parameters) -> None:
         """Writes parameters into the policy.
