@@ -74,6 +74,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            if not group["params"]:
+                continue
             y = {str(number): p for number, p in enumerate(group["params"])}
             uphill = {n: torch.zeros_like(p) if p.grad is None else -p.grad for n, p in y.items()}
             kept = self.state[group["params"][0]]  # so that torch saves and moves it
@@ -95,6 +97,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         super().load_state_dict(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            if not group["params"]:
+                continue
             first, own = group["params"][0], state_dict["state"].get(saved["params"][0])
             if own is not None:  # torch has cast all of the group's state to the type of its first
                 on_device = partial(Tensor.to, device=first.device, copy=True)

@@ -173,6 +173,17 @@ def test_groups_closures_and_parameters_without_a_gradient() -> None:
     assert other.tolist() == [1, 1]
 
 
+def test_a_group_without_parameters() -> None:
+    """As where all weights of a network are in the group without weight decay."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = LearnedOptimizer([{"params": []}, {"params": [weight]}], Momentum(Gradient(1.0), 1))
+    for expected in (0.0, -2.0):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert weight.item() == expected
+
+
 def test_frozen_parameters_stay() -> None:
     """Of an update that moves every coordinate, also one with a gradient of zero."""
     network, batches = regression()
