@@ -248,3 +248,24 @@ def norms(y: Value, *, by_sample: bool) -> Tensor:
         parts = [vector_norm(leaf) for leaf in leaves(y)]
     whole: Tensor = vector_norm(torch.stack(parts), dim=0)
     return whole
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """The largest absolute difference between two tensors.
+
+    Args:
+        one: A tensor, of any type.
+        other: A tensor of the same shape.
+
+    Returns:
+        The difference; 0 where they have no elements, 1 between True and False.
+
+    Example:
+        >>> largest_difference(torch.tensor([True, True]), torch.tensor([True, False]))
+        1.0
+    """
+    if not one.numel():
+        return 0.0
+    if one.dtype == torch.bool:
+        one, other = one.int(), other.int()
+    return float((one - other).abs().max())

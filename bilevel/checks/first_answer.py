@@ -19,7 +19,7 @@ from bilevel.problem import Batch, FollowerProblem
 from bilevel.randomness import random_state_kept
 from bilevel.solvers import Iterative, Solution
 from bilevel.solvers.checks import check_answer, check_point
-from bilevel.tree import Value, detach, leaves, leaves_like, tree_map
+from bilevel.tree import Value, detach, largest_difference, leaves, leaves_like, tree_map
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
@@ -102,11 +102,9 @@ def check_feasible(
                 f"the follower's {what} is not finite: init, the objective, its gradient or "
                 "the update gave NaN or infinity; check the batch and the update's step"
             )
-        if leaf.dtype == torch.bool:
-            leaf, nearest = leaf.int(), nearest.int()
-        distance = float((leaf - nearest).abs().max()) if leaf.numel() else 0.0
+        distance = largest_difference(leaf, nearest)
         rounding = torch.finfo(leaf.dtype).eps if leaf.is_floating_point() else 0.0
-        largest = float(nearest.abs().max()) if leaf.numel() else 0.0
+        largest = largest_difference(nearest, torch.zeros_like(nearest))
         if not distance <= max(1e-5, 2 * rounding) * max(1.0, largest):  # it may be NaN
             raise BilevelError(
                 f"the follower's {what} lies {distance:.3g} outside Y: "

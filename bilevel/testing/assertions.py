@@ -8,9 +8,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bilevel.errors import describe
 from bilevel.solvers import Oracle
 from bilevel.testing.requirement import require
-from bilevel.tree import Value, leaves, leaves_like, ravel, tree_map
+from bilevel.tree import (
+    Value,
+    is_value,
+    largest_difference,
+    leaves,
+    leaves_like,
+    ravel,
+    tree_map,
+)
 
 
 def assert_nearest(oracle: Oracle, far: Value, inside: Value, tolerance: float) -> None:
@@ -152,6 +161,10 @@ def assert_same_structure(value: Value, like: Value, name: str) -> None:
         AssertionError: If it has not.
     """
     require(
+        is_value(value),
+        f"{name} gives {describe(value)} where y is a tensor or a dict of tensors",
+    )
+    require(
         isinstance(value, dict) == isinstance(like, dict),
         f"{name} gives a {type(value).__name__} where y is a {type(like).__name__}",
     )
@@ -177,7 +190,7 @@ def assert_close(value: Value, like: Value, tolerance: float, message: str) -> N
         AssertionError: If they are not.
     """
     for leaf, other in zip(leaves_like(value, like), leaves(like), strict=True):
-        distance = float((leaf.detach() - other.detach()).abs().max()) if leaf.numel() else 0.0
+        distance = largest_difference(leaf.detach(), other.detach())
         rounding = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
         allowed = tolerance and max(tolerance, 2 * rounding)
         require(distance <= allowed, f"{message} (by {distance:.3g})")

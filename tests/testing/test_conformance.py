@@ -200,6 +200,33 @@ def test_an_answer_of_whole_numbers(answer: int, message: str | None) -> None:
         check_solver(solver, Choice(), leader, batch)
 
 
+class Kept(FollowerProblem):
+    """Which samples to keep, of which the last must go."""
+
+    sense = "max"
+
+    def init(self, batch: Any) -> Tensor:
+        return torch.zeros(len(batch.x), dtype=torch.bool)
+
+    def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
+        return batch.x.flatten(1).sum(1) * y
+
+    def project(self, y: Tensor, batch: Any) -> Tensor:
+        return y & (torch.arange(len(y)) < len(y) - 1)
+
+
+@pytest.mark.parametrize(("last", "message"), [(False, PASSES), (True, "outside Y .by 1")])
+def test_an_answer_of_yes_and_no(last: bool, message: str | None) -> None:
+    def answer(net: Any, oracle: Any) -> Tensor:
+        y = oracle.init()
+        y[0], y[-1] = True, last
+        return y
+
+    leader, _, batch = image_game()
+    with violation(message):
+        check_solver(Odd(answer, lambda net: None), Kept(), leader, batch)
+
+
 def test_an_answer_of_another_type() -> None:
     leader, _, batch = image_game()
     solver = Odd(lambda _, oracle: oracle.init().double(), lambda net: None)
