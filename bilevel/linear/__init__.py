@@ -1,9 +1,18 @@
 """Matrix-free solvers of linear systems A x = b, which report what they learned about A.
 
-Implicit differentiation, competitive gradients and trust-region policy optimization need them.
+Implicit differentiation, competitive gradients and trust-region policy optimization need them. None
+raises if A does not meet its assumptions.
+
+    conjugate_gradient    A symmetric and positive definite; one product a step, little memory; of
+                          each row, where b has several
+    neumann               η Σ (I − ηA)ᵏ b, where I − ηA contracts; one product a step
+    gmres                 any A; one product a step, keeps a vector for each step
+    exact                 any A; as many products as unknowns, and the matrix in memory; of a row,
+                          where b has several
 """
 
-from bilevel.linear.methods import conjugate_gradient, exact, gmres, neumann
+from bilevel.linear.least_squares import exact, gmres
+from bilevel.linear.recurrences import conjugate_gradient, neumann
 from bilevel.linear.system import LinearSolution
 
 __all__ = [

@@ -143,3 +143,15 @@ def begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Te
     if start is None:
         return torch.zeros_like(b), b.clone(), 0
     return start.clone(), b - product(start), 1
+
+
+def unseen(b: Tensor) -> tuple[Tensor, Tensor]:
+    """The curvatures before the first product, such that any that is met replaces them.
+
+    Args:
+        b: The right-hand side.
+
+    Returns:
+        The smallest, which is infinite, and the largest, which is 0.
+    """
+    return b.new_full((), torch.inf), b.new_zeros(())
