@@ -45,7 +45,7 @@ def gmres(
     x, residual, products = begin(product, b, start)
     smallest, largest = unseen(b)
     norm, target = residual.norm(), tolerance * b.norm()
-    if norm <= target:
+    if norm <= target or not steps:
         return LinearSolution(x, residual, smallest, largest, smallest, products)
     kind = torch.finfo(b.dtype)
     basis = Basis(residual / norm)

@@ -97,6 +97,14 @@ def test_conjugate_gradient_stops_at_a_direction_without_curvature(last: float) 
     assert solution.residual.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("method", [conjugate_gradient, gmres, neumann])
+def test_no_step_leaves_the_start(method) -> None:
+    start, b = torch.tensor([1.0, -1.0]), torch.tensor([3.0, 3.0])
+    solution = method(lambda v: 2 * v, b, 0, tolerance=1e-6, start=start)
+    assert (solution.value.tolist(), solution.residual.tolist()) == ([1, -1], [1, 5])
+    assert method(lambda v: 2 * v, b, 0, tolerance=1e-6).products == 0
+
+
 @pytest.mark.parametrize("method", [conjugate_gradient, gmres, exact])
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_a_singular_matrix_is_solved_where_it_is_not_flat(method, dtype) -> None:
