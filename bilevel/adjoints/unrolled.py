@@ -22,7 +22,7 @@ from bilevel.snapshot import Copied, Snapshot
 from bilevel.solvers import Iterative, Parametric, Solution, Solver
 from bilevel.solvers.oracle import Oracle
 from bilevel.tree import Value, leaves
-from bilevel.updates.base import check_differentiable, check_state
+from bilevel.updates.base import State, check_differentiable, check_state
 
 
 class Unrolled(Adjoint):
@@ -82,7 +82,7 @@ class Unrolled(Adjoint):
         with frozen(leader, solver.leader_mode, differentiable=True), uncached_autocast():
             oracle = oracle_type(follower, leader, batch, differentiable=True)
             try:
-                value = self._answer(solver, oracle, leader)
+                value = self._answer(solver, oracle)
             except RuntimeError as error:
                 self._explain(error, solver)
                 raise
@@ -102,7 +102,7 @@ class Unrolled(Adjoint):
     def _whole(self) -> bool:
         return self.truncate is None and not self.recompute
 
-    def _answer(self, solver: Solver, oracle: Oracle, leader: nn.Module) -> Value:
+    def _answer(self, solver: Solver, oracle: Oracle) -> Value:
         if self._whole:
             return solver.checked_answer(oracle)
         assert isinstance(solver, Iterative)
@@ -111,24 +111,30 @@ class Unrolled(Adjoint):
         if kept < solver.steps:
             with torch.no_grad():
                 y, state = oracle.advance(solver.update, y, state, solver.steps - kept)
-        # √kept / 2 minimises the memory if a step's graph takes four times that of y.
-        size = math.isqrt(kept // 4) if self.recompute is True else self.recompute or kept
-        size, players = max(size, 1), (leader, solver)
-        copied: Copied = {}
-        check = None
-        if self.recompute and not self._checked:
-            check = partial(check_not_lost, repr(self), holders=(leader, oracle.follower))
-        for done in range(0, kept, size):
-            steps = partial(oracle.advance, solver.update, steps=min(size, kept - done))
-            if self.recompute:
-                now = Snapshot(*players, *networks_of(oracle.follower), copied=copied)
-                y, state = recomputed(steps, players, now, y, state, check=check)
-                if check:
-                    check_state(solver.update, state)
-            else:
-                y, state = steps(y, state)
+        if self.recompute:
+            y, state = self._advance_by_segments(solver, oracle, y, state, kept)
+        else:
+            y, state = oracle.advance(solver.update, y, state, kept)
         solver.keep(y, state)
         return y
+
+    def _advance_by_segments(
+        self, solver: Iterative, oracle: Oracle, y: Value, state: State, steps: int
+    ) -> tuple[Value, State]:
+        """The last steps, of which the end points of segments are saved."""
+        # √steps / 2 minimises the memory if a step's graph takes four times that of y.
+        size = max(math.isqrt(steps // 4), 1) if self.recompute is True else self.recompute
+        players, copied = (oracle.leader, solver), Copied()
+        check = None
+        if not self._checked:
+            check = partial(check_not_lost, repr(self), holders=(oracle.leader, oracle.follower))
+        for done in range(0, steps, size):
+            segment = partial(oracle.advance, solver.update, steps=min(size, steps - done))
+            now = Snapshot(*players, *networks_of(oracle.follower), copied=copied)
+            y, state = recomputed(segment, players, now, y, state, check=check)
+            if check:
+                check_state(solver.update, state)
+        return y, state
 
     def _check_solver(self, solver: Solver) -> None:
         check_steps(self, solver)
