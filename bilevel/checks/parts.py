@@ -52,14 +52,7 @@ def check_parts(
             adjoint is missing or has nothing to do, the players share a parameter, or one is
             sharded, the leader is within itself, or a method has its parameters in another order.
     """
-    remedy = "ZeroSum(model, follower), or your own with its loss"
-    instance_of("leader", leader, LeaderProblem, remedy)
-    instance_of("follower", follower, FollowerProblem, "an object of your own subclass")
-    instance_of("solver", solver, Solver, "Iterative(update, steps), Parametric(y) or your own")
-    if adjoint is not None:
-        instance_of("adjoint", adjoint, Adjoint, "Unrolled(), Implicit(), … or your own")
-    if schedule is not None:
-        instance_of("schedule", schedule, Schedule, "Alternating(), Extragradient(), … or your own")
+    _check_kinds(leader, follower, solver, adjoint, schedule)
     _check_tree(leader, follower)
     _check_order(leader, "loss", "y", "batch")
     _check_order(follower, "objective", "leader", "y", "batch")
@@ -72,29 +65,22 @@ def check_parts(
             "Unrolled(), Implicit(), …, or Detached() if that is what you want (a ZeroSum is "
             "zero-sum only with its own follower object, and if it does not override loss)"
         )
-    for player, module in (("leader", leader), ("solver", solver)):
-        if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
-            raise BilevelError(
-                f"the {player} has a lazy module that has not seen data: its parameters have no "
-                "shape yet, and optimizers and adjoints need them; pass a batch through it first"
-            )
-    theta = {id(parameter) for parameter in leader.parameters()}
-    if isinstance(adjoint, Pullback) and not theta:
-        raise BilevelError(
-            f"{adjoint!r} has nothing to do: it gives the gradient of the leader's parameters "
-            "through the answer, and the leader has none; leave the adjoint out, or give "
-            "Detached() or Unrolled(), which train the solver"
-        )
-    _check_frozen(solver, adjoint)
-    _check_whole("leader", leader)
-    _check_whole("solver", solver)
-    shared = [name for name, parameter in solver.named_parameters() if id(parameter) in theta]
-    if shared:
-        raise BilevelError(
-            f"the solver's {shared[0]} is the leader's too: each player would undo the other's "
-            "step; do not register parts of one player as modules of the other (a leader finds a "
-            "discriminator through its follower, which is no module)"
-        )
+    _check_parameters("leader", leader)
+    _check_parameters("solver", solver)
+    if isinstance(adjoint, Pullback):
+        _check_pullback(adjoint, leader, solver)
+    _check_not_shared(leader, solver)
+
+
+def _check_kinds(leader: Any, follower: Any, solver: Any, adjoint: Any, schedule: Any) -> None:
+    remedy = "ZeroSum(model, follower), or your own with its loss"
+    instance_of("leader", leader, LeaderProblem, remedy)
+    instance_of("follower", follower, FollowerProblem, "an object of your own subclass")
+    instance_of("solver", solver, Solver, "Iterative(update, steps), Parametric(y) or your own")
+    if adjoint is not None:
+        instance_of("adjoint", adjoint, Adjoint, "Unrolled(), Implicit(), … or your own")
+    if schedule is not None:
+        instance_of("schedule", schedule, Schedule, "Alternating(), Extragradient(), … or your own")
 
 
 def _check_tree(leader: LeaderProblem, follower: FollowerProblem) -> None:
@@ -121,9 +107,14 @@ def _check_order(problem: LeaderProblem | FollowerProblem, name: str, *order: st
         )
 
 
-def _check_whole(player: str, module: nn.Module) -> None:
-    """Refuses sharded parameters, whose gradients only a backward pass to all leaves sums."""
+def _check_parameters(player: str, module: nn.Module) -> None:
+    """Refuses parameters without a shape, and sharded ones."""
     for name, parameter in module.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise BilevelError(
+                f"the {player} has a lazy module that has not seen data: its parameters have no "
+                "shape yet, and optimizers and adjoints need them; pass a batch through it first"
+            )
         if hasattr(parameter, "device_mesh"):  # of DTensor, whose module takes long to import
             raise BilevelError(
                 f"the {player}'s {name} is sharded (fully_shard): a game takes the gradients of "
@@ -133,17 +124,32 @@ def _check_whole(player: str, module: nn.Module) -> None:
             )
 
 
-def _check_frozen(solver: Solver, adjoint: Adjoint | None) -> None:
-    """Refuses frozen parameters in an answer, all of which an adjoint takes for the optimum."""
-    if not (isinstance(solver, Parametric) and isinstance(adjoint, Pullback)):
-        return
+def _check_pullback(adjoint: Pullback, leader: LeaderProblem, solver: Solver) -> None:
+    """Refuses a leader without parameters, and an answer of which only a part is the optimum."""
+    if not [*leader.parameters()]:
+        raise BilevelError(
+            f"{adjoint!r} has nothing to do: it gives the gradient of the leader's parameters "
+            "through the answer, and the leader has none; leave the adjoint out, or give "
+            "Detached() or Unrolled(), which train the solver"
+        )
     trained = {name: p.requires_grad for name, p in solver.named_parameters()}
-    if len({*trained.values()}) > 1:
+    if isinstance(solver, Parametric) and len({*trained.values()}) > 1:
         raise BilevelError(
             f"Parametric's {min(trained, key=trained.__getitem__)} is frozen "
             f"(requires_grad=False): {adjoint!r} would take it for a part of the optimum; give "
             "Parametric({n: p for n, p in network.named_parameters() if p.requires_grad}), and "
             "let init return the same"
+        )
+
+
+def _check_not_shared(leader: LeaderProblem, solver: Solver) -> None:
+    theta = {id(parameter) for parameter in leader.parameters()}
+    shared = [name for name, parameter in solver.named_parameters() if id(parameter) in theta]
+    if shared:
+        raise BilevelError(
+            f"the solver's {shared[0]} is the leader's too: each player would undo the other's "
+            "step; do not register parts of one player as modules of the other (a leader finds a "
+            "discriminator through its follower, which is no module)"
         )
 
 
@@ -159,22 +165,7 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
         BilevelError: If it is missing for trainable parameters, has parameters of others, or
             maximises.
     """
-    if isinstance(optimizer, torch.optim.lr_scheduler.LRScheduler):
-        raise BilevelError(
-            f"{player}_opt is a scheduler of learning rates, {describe(optimizer)}: the game steps "
-            "the optimizer and you the scheduler; give the optimizer, and call scheduler.step() "
-            "after game.step(batch)"
-        )
-    if isinstance(optimizer, torch.amp.GradScaler):
-        raise BilevelError(
-            f"{player}_opt is a GradScaler: a game takes the gradient of the loss as it is; give "
-            "the optimizer, and compute under torch.autocast in bfloat16, which needs no scaling"
-        )
-    if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "step")):
-        raise BilevelError(
-            f"{player}_opt is {describe(optimizer)}: it takes an object with step(closure); give "
-            f"{player}_opt=torch.optim.Adam({player}.parameters())"
-        )
+    _check_kind_of_optimizer(player, optimizer)
     own = {id(parameter) for parameter in module.parameters()}
     groups = getattr(optimizer, "param_groups", [])
     if not all(id(parameter) in own for group in groups for parameter in group["params"]):
@@ -197,6 +188,25 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
         raise BilevelError(
             f"{type(module).__name__} has parameters but no optimizer: it would never learn; give "
             f"{player}_opt=torch.optim.Adam({player}.parameters()), or requires_grad_(False)"
+        )
+
+
+def _check_kind_of_optimizer(player: str, optimizer: Any) -> None:
+    if isinstance(optimizer, torch.optim.lr_scheduler.LRScheduler):
+        raise BilevelError(
+            f"{player}_opt is a scheduler of learning rates, {describe(optimizer)}: the game steps "
+            "the optimizer and you the scheduler; give the optimizer, and call scheduler.step() "
+            "after game.step(batch)"
+        )
+    if isinstance(optimizer, torch.amp.GradScaler):
+        raise BilevelError(
+            f"{player}_opt is a GradScaler: a game takes the gradient of the loss as it is; give "
+            "the optimizer, and compute under torch.autocast in bfloat16, which needs no scaling"
+        )
+    if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "step")):
+        raise BilevelError(
+            f"{player}_opt is {describe(optimizer)}: it takes an object with step(closure); give "
+            f"{player}_opt=torch.optim.Adam({player}.parameters())"
         )
 
 
