@@ -21,17 +21,14 @@ from torch import Tensor
 
 from bilevel.adjoints.base import Detached
 from bilevel.arguments import count, positive
-from bilevel.autograd_graph import check_leads_on
-from bilevel.checks.losses import Loss, check_finite, check_gradients, check_loss
 from bilevel.distributed.job import world_size
 from bilevel.errors import BilevelError, raise_missing_derivative
-from bilevel.frozen import frozen
 from bilevel.linear import gmres
-from bilevel.player import take_step, trainable_parameters, zero_grad
+from bilevel.player import take_step, zero_grad
 from bilevel.problem import Batch
 from bilevel.schedules.base import Schedule
-from bilevel.schedules.field import Field, Slopes
-from bilevel.tree import Value, as_real
+from bilevel.schedules.field import Field, Slopes, differentiate
+from bilevel.tree import as_real
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
@@ -85,7 +82,7 @@ class Corrected(Schedule):
             )
         solution = game.solve(batch)
         try:
-            loss, objective, field = _differentiate(game, solution.value, batch)
+            loss, objective, field = differentiate(game, solution.value, batch)
             metrics = game.metrics(loss, solution, objective)
             metrics["field_norm"] = field.value.norm()
             # Without autocast, which would round the products of vectors.
@@ -230,45 +227,6 @@ class CompetitiveGradient(Corrected):
         metrics["residual"] = residual = solution.residual.norm() / norm
         led = torch.where(residual.isfinite(), solution.value, torch.nan)  # as F is, or J
         return torch.cat([led, g - field.to_follower(alpha * led)])
-
-
-def _differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None, Field]:
-    """The leader's loss, the follower's objective, and the field."""
-    theta, phi = trainable_parameters(game.leader), trainable_parameters(game.solver)
-    costs, objective = None, None
-    if not game.zero_sum:  # first, since the leader's pass moves its running statistics
-        with frozen(game.leader, game.solver.leader_mode, differentiable=True):
-            cost = -game.follower.gain(game.leader, y, batch).mean()
-        costs = _slopes(Loss.FOLLOWER, cost, [*theta, *phi], game.steps)
-        objective = -game.follower.sign * cost.detach()
-    loss = game.leader.checked_loss(y, batch)
-    slopes = _slopes(Loss.LEADER, loss, [*theta, *phi], game.steps)
-    own = slopes if costs is None else costs
-    check_gradients(Loss.LEADER, [slopes.get(p) for p in theta])
-    check_gradients(Loss.FOLLOWER, [own.get(p) for p in phi])
-    field = Field(
-        # Without those that their player's loss does not read, which optimizers leave alone.
-        [p for p in theta if p in slopes],
-        [p for p in phi if p in own],
-        slopes,
-        costs,
-    )
-    return loss.detach(), objective, field
-
-
-def _slopes(which: Loss, loss: Tensor, parameters: list[Tensor], step: int) -> Slopes:
-    check_loss(which, loss, parameters)
-    check_finite(which, loss, step, parameters)
-    found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-    slopes = {p: slope for p, slope in zip(parameters, found, strict=True) if slope is not None}
-    if step == 0:  # once: it walks through the graph
-        check_leads_on([*slopes.values()])
-    if any(slope.is_sparse for slope in slopes.values()):
-        raise BilevelError(
-            "a loss has a sparse gradient, of which no vector is made: build the embedding with "
-            "sparse=False, or take Extragradient() or Optimistic()"
-        )
-    return slopes
 
 
 def _learning_rates(game: Bilevel, field: Field) -> Tensor:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bilevel.autograd_graph import vjp
-from bilevel.tree import as_real, leaves, ravel, unravel
+from bilevel.autograd_graph import check_leads_on, vjp
+from bilevel.checks.losses import Loss, check_finite, check_gradients, check_loss
+from bilevel.errors import BilevelError
+from bilevel.frozen import frozen
+from bilevel.player import trainable_parameters
+from bilevel.problem import Batch
+from bilevel.tree import Value, as_real, leaves, ravel, unravel
+
+if TYPE_CHECKING:
+    from bilevel.game import Bilevel
 
 Slopes = dict[Tensor, Tensor]
 """The gradients of parameters."""
@@ -163,6 +172,55 @@ class Field:
         found = vjp(slopes, inputs, _split(v, slopes), retain_graph=True)
         pairs = zip(found, inputs, strict=True)
         return self.flat([torch.zeros_like(w) if grad is None else grad for grad, w in pairs])
+
+
+def differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor | None, Field]:
+    """The field of a game, with the losses of its players.
+
+    Args:
+        game: The game.
+        y: An answer with its graph.
+        batch: The data.
+
+    Returns:
+        The leader's loss, the follower's mean objective (None in a zero-sum game, where it follows
+        from the loss), and the field.
+    """
+    theta, phi = trainable_parameters(game.leader), trainable_parameters(game.solver)
+    costs, objective = None, None
+    if not game.zero_sum:  # first, since the leader's pass moves its running statistics
+        with frozen(game.leader, game.solver.leader_mode, differentiable=True):
+            cost = -game.follower.gain(game.leader, y, batch).mean()
+        costs = _slopes(Loss.FOLLOWER, cost, [*theta, *phi], game.steps)
+        objective = -game.follower.sign * cost.detach()
+    loss = game.leader.checked_loss(y, batch)
+    slopes = _slopes(Loss.LEADER, loss, [*theta, *phi], game.steps)
+    own = slopes if costs is None else costs
+    check_gradients(Loss.LEADER, [slopes.get(p) for p in theta])
+    check_gradients(Loss.FOLLOWER, [own.get(p) for p in phi])
+    field = Field(
+        # Without those that their player's loss does not read, which optimizers leave alone.
+        [p for p in theta if p in slopes],
+        [p for p in phi if p in own],
+        slopes,
+        costs,
+    )
+    return loss.detach(), objective, field
+
+
+def _slopes(which: Loss, loss: Tensor, parameters: list[Tensor], step: int) -> Slopes:
+    check_loss(which, loss, parameters)
+    check_finite(which, loss, step, parameters)
+    found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    slopes = {p: slope for p, slope in zip(parameters, found, strict=True) if slope is not None}
+    if step == 0:  # once: it walks through the graph
+        check_leads_on([*slopes.values()])
+    if any(slope.is_sparse for slope in slopes.values()):
+        raise BilevelError(
+            "a loss has a sparse gradient, of which no vector is made: build the embedding with "
+            "sparse=False, or take Extragradient() or Optimistic()"
+        )
+    return slopes
 
 
 def _in_order(slopes: Slopes, parameters: Sequence[Tensor]) -> list[Tensor]:
