@@ -87,7 +87,7 @@ def passes(values: Sequence[Tensor], through: Set[Any]) -> bool:
     return len(nodes) > _WALKED or not nodes.isdisjoint(through)
 
 
-def check_leads_on(values: Sequence[Tensor]) -> None:
+def check_no_dead_ends(values: Sequence[Tensor]) -> None:
     """Checks that nothing hides what the graph of some values leads to.
 
     Args:

@@ -14,7 +14,7 @@ from bilevel.adjoints.continued import Continued
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.adjoints.unrolled import Unrolled, check_steps
 from bilevel.arguments import count
-from bilevel.autograd_graph import check_leads_on
+from bilevel.autograd_graph import check_no_dead_ends
 from bilevel.containers import partition
 from bilevel.errors import BilevelError, first_line
 from bilevel.parameters import lent
@@ -194,7 +194,7 @@ class ForwardOracle(Oracle):
                     value, inputs, signs, create_graph=True, materialize_grads=True
                 )
         if not self.evaluations:  # once a solve: it walks through the graph
-            check_leads_on(grads)
+            check_no_dead_ends(grads)
         self._check_no_tangents(grads)
         # Contiguous: that of a sum is one number, expanded, of which forward mode makes no dual.
         gradient = [grad.detach().contiguous() for grad in grads[: len(points)]]
