@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints.base import Adjoint
-from bilevel.adjoints.node import Task, answer, constant
+from bilevel.adjoints.node import answer, constant
 from bilevel.adjoints.solved import Gradients, SolvedProblem
+from bilevel.adjoints.task import Task
 from bilevel.autograd_graph import check_not_held, check_not_lost
 from bilevel.containers import tensors_in
 from bilevel.errors import BilevelError
