@@ -28,7 +28,8 @@ class Parametric(Solver):
         leader_mode: See :class:`Solver`.
 
     Raises:
-        BilevelError: If ``y`` is something else, or not of floating point.
+        BilevelError: If ``y`` is something else, not of floating point, or has a name that no
+            parameter can have.
 
     Example:
         >>> solver = Parametric(torch.tensor([1.0]))
@@ -106,11 +107,20 @@ def _nested(weights: Mapping[str, Tensor]) -> nn.Module:
     """A module with submodules, so that ``"0.bias"`` is the name of a parameter."""
     root = nn.Module()
     for name, leaf in weights.items():
-        *path, last = name.split(".")
-        owner = root
-        for part in path:
-            if part not in dict(owner.named_children()):
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        owner.register_parameter(last, nn.Parameter(leaf.detach().clone()))
+        try:
+            _register(root, name.split("."), nn.Parameter(leaf.detach().clone()))
+        except KeyError as error:  # "parameters", or "a.b" beside "a"
+            raise BilevelError(
+                f"y has the name {name!r}, which no parameter of a module can have "
+                f"({error.args[0]}): give it another one"
+            ) from error
     return root
+
+
+def _register(owner: nn.Module, path: list[str], parameter: nn.Parameter) -> None:
+    *parents, last = path
+    for part in parents:
+        if part not in dict(owner.named_children()):
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    owner.register_parameter(last, parameter)

@@ -86,8 +86,21 @@ def test_the_start_that_was_given_stays(names) -> None:
         (nn.Linear(1, 1).parameters(), "y is a generator"),
         (torch.zeros(3, dtype=torch.int64), r"y has numbers of type torch\.int64"),
         (nn.BatchNorm1d(3).state_dict(), r"numbers of type torch\.int64.*the network itself"),
+        ({"parameters": torch.zeros(1)}, "y has the name 'parameters', which no parameter of a"),
+        ({"a": torch.zeros(1), "a.b": torch.zeros(1)}, "y has the name 'a.b', which no parameter"),
     ],
-    ids=["list", "float", "empty", "nested", "half", "generator", "int64", "state_dict"],
+    ids=[
+        "list",
+        "float",
+        "empty",
+        "nested",
+        "half",
+        "generator",
+        "int64",
+        "state_dict",
+        "method",
+        "prefix",
+    ],
 )
 def test_a_start_that_no_optimizer_could_move(start, message) -> None:
     with pytest.raises(BilevelError, match=message):
