@@ -223,16 +223,13 @@ class Implicit(Pullback):
         limit = solved_at(self.tolerance, eps) if other else STATIONARY
         if other and norm <= rounding * y.norm():
             return
+        scale = self._scale
         # Before a warning that of this problem: another one may have had another scale.
-        fresh = self._scale is None or norm / self._scale > limit
-        if fresh and _NOT_STATIONARY not in self._warned:
+        if (scale is None or norm / scale > limit) and _NOT_STATIONARY not in self._warned:
             scale = _residual_at_start(problem, step, rounding)
-            if scale is None:
-                return
-            self._scale = scale
-        if self._scale is None:
+        if scale is None:
             return
-        ratio = float(norm / self._scale)
+        self._scale, ratio = scale, float(norm / scale)
         size = y.norm().clamp(min=torch.finfo(y.dtype).tiny)
         distance = float(norm / (solution.sigma - self.damping) / size)
         remedy = remedy_for(problem.solver, self.fixed_point)
@@ -242,7 +239,7 @@ class Implicit(Pullback):
             f"at the start, and the implicit gradient is exact at an optimum only; {remedy}",
         )
         known = float(solution.sigma) > solution.flat(eps)
-        topic = _ILL_CONDITIONED if self._scale.isfinite() else _NOT_STATIONARY
+        topic = _ILL_CONDITIONED if scale.isfinite() else _NOT_STATIONARY
         self.warn_once(
             ratio <= limit and distance > FAR and known,
             f"{topic}: by the residual of its optimality condition and the smallest singular value "
