@@ -8,7 +8,8 @@ Each raises an :class:`AssertionError` that says which requirement is violated:
     bilevel.testing.check_adjoint(MyAdjoint(), MySolver(), MyFollower(), leader, batch)
 """
 
-from bilevel.testing.conformance import check_follower, check_solver, check_update
+from bilevel.testing.conformance import check_follower, check_solver
 from bilevel.testing.finite_differences import check_adjoint
+from bilevel.testing.updates import check_update
 
 __all__ = ["check_adjoint", "check_follower", "check_solver", "check_update"]

@@ -15,7 +15,7 @@ from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Solver
 from bilevel.testing.requirement import require
-from bilevel.tree import from_leaves, leaves, ravel, unravel
+from bilevel.tree import from_leaves, ravel, unravel
 
 NOISE = "does the objective compute in lower precision? Then give a larger step"
 ROUNDED = "are the differences noise? Then give a leader in float64"
@@ -90,18 +90,16 @@ def check_adjoint(
     found: tuple[Tensor | None, ...] = (None,) * len(theta)
     if here.requires_grad:  # else it is zero, or the adjoint has lost it
         found = torch.autograd.grad(here, list(theta.values()), allow_unused=True)
-    grads = leaves(from_leaves(found, like=theta))
-    largest = max(float(grad.abs().max()) for grad in grads)
-    for (name, parameter), grad in zip(theta.items(), grads, strict=True):
-        point, slopes, eps = parameter.detach(), ravel(grad), torch.finfo(parameter.dtype).eps
+    grads = from_leaves(found, like=theta)
+    largest = max(float(grad.abs().max()) for grad in grads.values())
+    for name, parameter in theta.items():
+        eps = torch.finfo(parameter.dtype).eps
         h = step or eps ** (1 / 3)
         other = NOISE if parameter.dtype == torch.float64 else ROUNDED
         # At most what is allowed of the largest gradient, however short the step.
         rounding = min(100 * eps * float(here.detach().abs()) / h, tolerance * largest)
-        allowed = tolerance * float(grad.abs().max()) + rounding
-        for unit in _units(slopes, directions):
-            rise = _rise(loss, parameter, unravel(h * unit, like=point))
-            error = float((rise / (2 * h) - unit @ slopes).abs())
+        allowed = tolerance * float(grads[name].abs().max()) + rounding
+        for error in _errors(loss, parameter, grads[name], h, directions):
             require(
                 math.isfinite(error),
                 f"{adjoint!r}: the loss or the gradient of {name} is not finite: the solve "
@@ -112,6 +110,20 @@ def check_adjoint(
                 f"{adjoint!r}: the gradient of {name} is off by {error:.3g} from differences of "
                 f"step {h:.1g}: is it wrong, or {other}",
             )
+
+
+def _errors(
+    loss: Callable[[], Tensor],
+    parameter: Tensor,
+    gradient: Tensor,
+    h: float,
+    directions: int | None,
+) -> Iterator[float]:
+    """How far the gradient is off from central differences, along each of some directions."""
+    point, slopes = parameter.detach(), ravel(gradient)
+    for unit in _units(slopes, directions):
+        rise = _rise(loss, parameter, unravel(h * unit, like=point))
+        yield float((rise / (2 * h) - unit @ slopes).abs())
 
 
 def _units(like: Tensor, directions: int | None) -> Iterator[Tensor]:
