@@ -32,10 +32,10 @@ class Iterative(Solver):
     Args:
         update: The step rule, hand-designed or learned.
         steps: The number of steps; 0 returns the follower's start (no follower at all).
-        warm_start: Start from the previous solve's answer and update state instead of
-            :meth:`FollowerProblem.init`: for a y shared by all batches. Where each sample has its
-            own, the start is that of the last batch's samples. They are part of the state dict. The
-            leader then moves after the follower has: ``steps=1`` is alternating play.
+        warm_start: Start from the previous solve's answer and update state, which are part of the
+            state dict, instead of :meth:`FollowerProblem.init`: for a y shared by all batches
+            (where each sample has its own, that answer is for the last batch's samples). The leader
+            then moves after the follower has: ``steps=1`` is alternating play.
         leader_mode: See :class:`Solver`.
 
     Attributes:
