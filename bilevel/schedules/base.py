@@ -121,6 +121,6 @@ class Alternating(Schedule):
 
     def _move_solver(self, game: Bilevel, batch: Batch) -> Tensor | None:
         objective = None
-        for _ in range(self.follower_steps if game.solver_opt else 0):
+        for _ in range(0 if game.solver_opt is None else self.follower_steps):
             objective = game.move_solver(game.solve(batch).value, batch)
         return objective

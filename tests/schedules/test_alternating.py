@@ -9,6 +9,7 @@ from bilevel import (
     Alternating,
     Bilevel,
     Iterative,
+    Parametric,
     Unrolled,
     ZeroSum,
 )
@@ -51,3 +52,21 @@ def test_a_warm_start_that_is_not_trained_is_solved_once_a_step() -> None:
     game = Bilevel(leader, leader.follower, solver, leader_opt=sgd, schedule=Alternating())
     game.step(None)
     assert solver.kept[0].item() == 0.5
+
+
+def test_an_optimizer_that_has_a_length_of_its_own_moves_the_solver() -> None:
+    class Stepped(torch.optim.SGD):
+        def __len__(self) -> int:
+            return len(self.state)  # none yet, which is no reason to leave the step out
+
+    leader, solver = ZeroSum(Scalar(1.0), Saddle()), Parametric(torch.tensor(0.0))
+    game = Bilevel(
+        leader,
+        leader.follower,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+        solver_opt=Stepped(solver.parameters(), lr=0.1),
+        schedule=Alternating(first="follower"),
+    )
+    game.step(None)
+    assert solver.y.item() == torch.tensor(0.1).item()
