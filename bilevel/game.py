@@ -94,8 +94,10 @@ class Bilevel:
         modules = [*leader.modules(), *solver.modules()]
         tensors = [tensor for module in (leader, solver) for tensor in module.parameters()]
         shared: dict[int, Any] = {id(part): part for part in (*parts, *modules, *tensors)}
-        self.adjoint = copy.deepcopy(adjoint or Detached(), shared)
-        self.schedule = copy.deepcopy(schedule or Simultaneous(), shared)
+        adjoint = Detached() if adjoint is None else adjoint
+        schedule = Simultaneous() if schedule is None else schedule
+        self.adjoint = copy.deepcopy(adjoint, shared)
+        self.schedule = copy.deepcopy(schedule, shared)
         self.schedule.check(self)
         self.pool: Pool | None = None
         self.steps = 0
