@@ -68,12 +68,13 @@ class Continued(Pullback):
             self._end, self._known, self._wanted = problem.kept_after, known, problem.wanted
 
     def state_dict(self) -> dict[str, Any]:
-        """The last answer of a warm-started solver, and what is known of it."""
-        return {"end": self._end, "known": self._known, "wanted": [*self._wanted]}
+        """The last answer of a warm-started solver, and what this adjoint knows of it."""
+        return {"end": self._end, type(self).__name__: self._known, "wanted": [*self._wanted]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned."""
-        self._end, self._known, self._wanted = state["end"], state["known"], state["wanted"]
+        self._end, self._wanted = state["end"], state["wanted"]
+        self._known = state[type(self).__name__]
 
 
 def _same(end: Any, start: Any) -> bool:

@@ -76,9 +76,9 @@ class Sampled(Continued):
             u = torch.randn_like(point)
             sides = [unravel(point + side * self.scale * u, like=theta) for side in (1, -1)]
             (up, above), (down, below) = map(problem.solve, sides, pair)
-            drawn = drawn + u
+            drawn = drawn + u / self.scale  # in each solve with the scale of its time
             ended.append((drawn, [above, below]))
-            slope = weights @ (ravel(up) - ravel(down)) / (2 * self.scale)
+            slope = weights @ (ravel(up) - ravel(down)) / 2
             total = torch.addcmul(total, slope, drawn)
             squares = squares + slope.square() * (drawn @ drawn)
         self.keep(problem, ended)

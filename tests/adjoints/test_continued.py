@@ -213,6 +213,27 @@ def test_a_state_of_another_number_of_samples_is_a_mean_over_these() -> None:
     assert torch.equal(*slopes)
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_samples_count_by_the_scale_that_they_were_drawn_at(scale: float) -> None:
+    batch, leader, v = valley(1, 1.0), Numbers(3), torch.ones(1, dtype=F64)
+    adjoint, solver = Sampled(0.1, samples=2000), Iterative(Gradient(0.1), 1, warm_start=True)
+    given = solver, Quadratic(), leader, batch, v
+    for _ in range(5):
+        hypergradient(adjoint, *given)
+    adjoint.scale = scale
+    slope, _ = hypergradient(adjoint, *given)
+    whole, _ = hypergradient(Unrolled(), Iterative(Gradient(0.1), 6), *given[1:])
+    assert error(slope, whole) < 0.15
+
+
+def test_what_one_adjoint_knows_is_not_read_by_another() -> None:
+    adjoint, solver = Forward(), Iterative(Gradient(0.1), 2, warm_start=True)
+    given = solver, Quadratic(), Numbers(3), valley(4, 5.0), torch.ones(4, dtype=F64)
+    hypergradient(adjoint, *given)
+    with pytest.raises(KeyError, match="Sampled"):
+        Sampled(0.1).load_state_dict(adjoint.state_dict())
+
+
 @pytest.mark.parametrize("adjoint", [Forward(), Sampled(0.1, samples=100)], ids=repr)
 def test_the_derivative_ends_where_other_parameters_train(adjoint: Adjoint) -> None:
     batch, v = valley(4, 5.0), torch.ones(4, dtype=F64)
