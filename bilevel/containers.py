@@ -69,20 +69,20 @@ def _members(part: object) -> Iterable[object]:
         return part.values()
     if isinstance(part, list | tuple):  # perhaps all names of a dataset
         return [member for member in part if type(member) not in _PLAIN]
-    return attributes(part)
+    return attributes(part).values()
 
 
-def attributes(part: object) -> list[object]:
-    """The values of the attributes of an object, also of those in slots.
+def attributes(part: object) -> dict[str, object]:
+    """The attributes of an object, also those in slots.
 
     Args:
         part: Any object.
 
     Returns:
-        The values, without those of its class.
+        The values by name, without those of its class.
     """
     slots = (name for kind in type(part).__mro__ for name in _slots(kind))
-    return [*getattr(part, "__dict__", {}).values(), *(getattr(part, s, None) for s in slots)]
+    return {**getattr(part, "__dict__", {}), **{name: getattr(part, name, None) for name in slots}}
 
 
 def _slots(kind: type) -> Iterable[str]:

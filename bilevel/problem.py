@@ -280,9 +280,15 @@ def networks_of(follower: FollowerProblem) -> list[nn.Module]:
     Returns:
         Its attributes that are modules (``nn.ModuleList`` for several), or itself if it is one.
     """
+    return [*named_networks(follower).values()]
+
+
+def named_networks(follower: FollowerProblem) -> dict[str, nn.Module]:
+    """See :func:`networks_of`, by the names of the attributes, itself by an empty one."""
     if isinstance(follower, nn.Module):
-        return [follower]
-    return [value for value in attributes(follower) if isinstance(value, nn.Module)]
+        return {"": follower}
+    found = attributes(follower).items()
+    return {name: value for name, value in found if isinstance(value, nn.Module)}
 
 
 class ZeroSum(LeaderProblem):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,13 +12,16 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from bilevel.errors import BilevelError
-from bilevel.problem import networks_of
+from bilevel.problem import named_networks
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel
 
 MOVED = ("solver", "schedule", "adjoint")
 """Parts whose state holds tensors that are not parameters: loading must move them to the device."""
+
+NETWORK = "follower"
+"""What the name of a network of the follower begins with."""
 
 
 def read(game: Bilevel) -> dict[str, Any]:
@@ -45,15 +48,10 @@ def load(game: Bilevel, state: Mapping[str, Any]) -> None:
     """
     parts = _parts(game)
     device = next((p.device for p in game.leader.parameters()), torch.device("cpu"))
-    for name in (*parts, "steps"):
-        if name not in state:
-            raise BilevelError(
-                f"the state has no {name!r}: it was written by a game of other parts; build "
-                "the game as it was when the state was saved"
-            )
-    for name in ("leader", "solver", "follower"):
-        if name in parts:
-            check_fits(name, parts[name].state_dict(), state[name])
+    _check_names([*parts, "steps"], state)
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            check_fits(name, part.state_dict(), state[name])
     # An optimizer of torch puts another state in the place of its own.
     before = {
         name: part.state_dict() if isinstance(part, Optimizer) else copy.deepcopy(part.state_dict())
@@ -78,17 +76,37 @@ def load(game: Bilevel, state: Mapping[str, Any]) -> None:
 def _parts(game: Bilevel) -> dict[str, Any]:
     """What has a state, by name; of the follower its networks that are no player's."""
     players = {*game.leader.modules(), *game.solver.modules()}
-    networks = [network for network in networks_of(game.follower) if network not in players]
+    networks = named_networks(game.follower).items()
     parts = {
         "leader": game.leader,
         "solver": game.solver,
-        "follower": nn.ModuleList(networks) if networks else None,
+        **{_network(name): net for name, net in networks if net not in players},
         "leader_opt": game.leader_opt,
         "solver_opt": game.solver_opt,
         "schedule": game.schedule,
         "adjoint": game.adjoint,
     }
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def _network(name: str) -> str:
+    return f"{NETWORK}.{name}" if name else NETWORK
+
+
+def _check_names(own: Collection[str], state: Collection[str]) -> None:
+    """Refuses a state that lacks a part, or has a network that the follower does not hold."""
+    for name in own:
+        if name not in state:
+            raise BilevelError(
+                f"the state has no {name!r}: it was written by a game of other parts; build "
+                "the game as it was when the state was saved"
+            )
+    for name in state:
+        if name.startswith(NETWORK) and name not in own:
+            raise BilevelError(
+                f"the state has a network {name!r}, which this game's follower does not hold: it "
+                "would be left out; build the game as it was when the state was saved"
+            )
 
 
 def _load(parts: Mapping[str, Any], state: Mapping[str, Any], device: torch.device) -> None:

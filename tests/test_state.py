@@ -239,6 +239,37 @@ def test_running_statistics_of_the_follower_come_back() -> None:
         assert torch.equal(one, two)
 
 
+class Ranking(Discriminating):
+    """Holds two networks of the same form, in either order."""
+
+    def __init__(self, *names: str) -> None:
+        for name in names:
+            setattr(self, name, nn.Linear(1, 1))
+
+
+def ranking_game(*names: str) -> Bilevel:
+    follower = Ranking(*names)
+    leader = Fooling(follower)
+    solver = Iterative(Gradient(0.1), 1)
+    return Bilevel(leader, follower, solver, leader_opt=sgd(leader), adjoint=Detached())
+
+
+def test_networks_of_the_follower_are_known_by_their_names() -> None:
+    game, other = ranking_game("teacher", "critic"), ranking_game("critic", "teacher")
+    other.load_state_dict(game.state_dict())
+    for name in ("teacher", "critic"):
+        own, loaded = (getattr(one.follower, name).weight for one in (game, other))
+        assert torch.equal(own, loaded)
+
+
+def test_a_network_that_would_not_be_loaded_is_named() -> None:
+    state = ranking_game("teacher", "critic").state_dict()
+    with pytest.raises(BilevelError, match=r"has a network 'follower.critic', which this game's"):
+        ranking_game("teacher").load_state_dict(state)
+    with pytest.raises(BilevelError, match=r"the state has no 'follower.rival'"):
+        ranking_game("teacher", "critic", "rival").load_state_dict(state)
+
+
 def test_a_network_in_a_slot_is_a_network() -> None:
     @dataclass(slots=True)
     class Slotted(Discriminating):
@@ -263,7 +294,7 @@ def test_the_state_of_a_follower_with_another_network_changes_nothing() -> None:
     game, other = (discriminating_game(Detached()) for _ in range(2))
     other.follower.network = nn.Linear(3, 1).double()
     before = copy.deepcopy(other.state_dict())
-    with pytest.raises(BilevelError, match="the saved follower is of another architecture"):
+    with pytest.raises(BilevelError, match="the saved follower.network is of another architecture"):
         other.load_state_dict(game.state_dict())
     assert torch.equal(other.leader.w, before["leader"]["w"])
 
@@ -272,7 +303,7 @@ def test_a_network_of_the_leader_that_the_follower_holds_is_saved_once() -> None
     leader, follower, _ = image_game()
     follower.features = leader.model
     game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader))
-    assert "follower" not in game.state_dict()
+    assert not [name for name in game.state_dict() if name.startswith("follower")]
 
 
 def test_what_a_solver_keeps_beside_its_parameters_is_of_any_shape() -> None:

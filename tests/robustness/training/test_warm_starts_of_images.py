@@ -35,7 +35,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     left = [outcome(trainer) for trainer in (resumed, straight)]
     assert all(one.pop("seconds") for one in left)
     assert equal(*left)
-    assert "follower" in left[0]["game"]
+    assert "follower.memory" in left[0]["game"]
     assert left[0]["best"].keys() == {"leader", "solver"}
 
 
