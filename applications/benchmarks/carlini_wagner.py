@@ -25,6 +25,7 @@ from timing import interleaved, spread
 from torch import Tensor, nn
 
 from bilevel import ZeroSum, experiment, fgsm, frozen
+from bilevel.arguments import count
 from bilevel.experiment import commandline
 from bilevel.robustness import (
     RECIPES,
@@ -61,6 +62,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Trains, attacks, prints the ratios and writes the results."""
+    for name in ("images", "rounds"):
+        count(name, getattr(args, name))
     if args.smoke:
         args.images, args.epochs, args.rounds = 2, 1, 1
     device = experiment.pick_device(args.device)

@@ -35,6 +35,7 @@ from tabulated.hypergradients import costs
 from timing import Turn, interleaved, ratios
 
 from bilevel import HypergradientWarning, experiment
+from bilevel.arguments import count
 from bilevel.experiment import commandline
 from bilevel.experiment.memory import peak_mib
 
@@ -81,6 +82,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Measures, prints the tables and writes the results."""
+    for name in ("rounds", "steps"):
+        count(name, getattr(args, name))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
     warnings.simplefilter("ignore", HypergradientWarning)  # errors are measured

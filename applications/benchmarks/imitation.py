@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from timing import interleaved, ratios
 from torch import Tensor
 
 from bilevel import BilevelError, experiment
+from bilevel.arguments import count
 from bilevel.experiment import commandline
 from bilevel.experiment.tables import Table, cell
 from bilevel.imitation import (
@@ -76,6 +78,13 @@ class Args:
 
 def main(args: Args) -> None:
     """Measures, prints tables and writes the results."""
+    for name in ("rounds", "steps", "seeds", "iterations"):
+        count(name, getattr(args, name))
+    if args.imitation is not None and shutil.which(args.imitation) is None:
+        raise BilevelError(
+            f"there is no interpreter {args.imitation}: see the first lines of this file for how "
+            "to install imitation, or leave out --imitation"
+        )
     torch.set_num_threads(1)
     if args.smoke:
         args.rounds, args.steps, args.seeds, args.iterations = 2, 320, 1, 2
@@ -84,7 +93,7 @@ def main(args: Args) -> None:
     records += ours.updaters(args.rounds, ("coordinate", "block") + ("dense",) * (not args.smoke))
     records += ours.side_by_side(max(1, args.rounds // 5), 2 if args.smoke else 40)
     if args.imitation is not None:
-        records += gail(args)
+        records += gail(args, args.imitation)
     environment = experiment.environment(torch.device("cpu"))
     experiment.write_results(args.out, asdict(args), environment, records)
     for kind in dict.fromkeys(record["measured"] for record in records):
@@ -155,7 +164,7 @@ def trpo_record(who: str, seed: int, args: Args, seconds: float, returns: list[f
     }
 
 
-def gail(args: Args) -> list[Record]:
+def gail(args: Args, python: Path) -> list[Record]:
     """GAIL on MountainCar: rollout, five steps of D, TRPO, three epochs of the value function."""
     demonstrations = demonstrate(ENV, MountainCarExpert(), 10, seed=99)
     (setting,) = plan_runs(GailArgs(env=(ENV,), method=("gail",), steps=args.steps))
@@ -163,7 +172,7 @@ def gail(args: Args) -> list[Record]:
     ours, theirs = [], []
     for _ in track(range(max(2, args.rounds // 3)), "GAIL"):
         ours += interleaved({"ours": trainer.iterate}, range(3))["ours"]
-        theirs += time_imitation_package(args.imitation, demonstrations, args.steps)
+        theirs += time_imitation_package(python, demonstrations, args.steps)
     return [
         {
             "measured": "GAIL on MountainCar-v0",
@@ -174,9 +183,7 @@ def gail(args: Args) -> list[Record]:
     ]
 
 
-def time_imitation_package(
-    python: Path | None, demonstrations: Demonstrations, steps: int
-) -> list[float]:
+def time_imitation_package(python: Path, demonstrations: Demonstrations, steps: int) -> list[float]:
     """Seconds of three iterations, measured by another interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "demonstrations.npz"

@@ -17,6 +17,7 @@ from timing import interleaved, ratios
 from torch import nn
 
 from bilevel import Bilevel, Monitor, ZeroSum, experiment, pgm
+from bilevel.arguments import count
 from bilevel.experiment import commandline
 from bilevel.robustness import (
     RECIPES,
@@ -45,6 +46,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Measures, prints the table and writes the results."""
+    count("rounds", args.rounds)
     device = experiment.pick_device(args.device)
     names = list(NETWORKS)
     if args.smoke:

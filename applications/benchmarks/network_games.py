@@ -22,6 +22,7 @@ from torch.func import functional_call
 import bilevel
 from bilevel import experiment
 from bilevel.alias import SCHEDULES
+from bilevel.arguments import count
 from bilevel.experiment import commandline
 
 BATCH, NOISE, DATA = 128, 64, 256
@@ -69,6 +70,9 @@ class Critic(bilevel.FollowerProblem):
 
 def main(args: Args) -> None:
     """Measures, prints the table and writes the results."""
+    count("rounds", args.rounds)
+    for width in args.widths:
+        count("width", width)
     device = experiment.pick_device(args.device)
     if args.smoke:
         args.rounds = 2

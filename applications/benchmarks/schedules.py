@@ -23,6 +23,7 @@ from timing import Turn, interleaved, ratios
 
 from bilevel import experiment, games
 from bilevel.alias import SCHEDULES
+from bilevel.arguments import count
 from bilevel.experiment import commandline
 
 GAME, STEP = games.bilinear(), 0.1
@@ -44,6 +45,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Measures, prints the table and writes the results."""
+    for name in ("rounds", "steps", "games"):
+        count(name, getattr(args, name))
     torch.set_num_threads(1)
     if args.smoke:
         args.rounds, args.steps, args.games = 2, 20, 10

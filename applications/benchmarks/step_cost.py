@@ -28,7 +28,7 @@ from timing import interleaved, spread
 
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.alias import ScheduleName
-from bilevel.arguments import choices
+from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
 from bilevel.robustness import Batch, computing
 
@@ -61,6 +61,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Counts, measures, prints the table and writes the results."""
+    for name in ("attacker_width", "channels", "image_size", "batch_size", "rounds"):
+        count(name, getattr(args, name))
     if args.smoke:
         args.model, args.attacker_width, args.rounds = "wrn-10-1", 3, 2
     args.method = choices("method", args.method, METHODS)

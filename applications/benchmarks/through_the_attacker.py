@@ -23,6 +23,7 @@ from tabulated import adversarial
 from timing import interleaved, ratios
 
 from bilevel import Adjoint, Bilevel, Detached, Unrolled, ZeroSum, experiment
+from bilevel.arguments import count
 from bilevel.experiment import commandline
 from bilevel.robustness import About, Linf, batches, make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
@@ -45,6 +46,8 @@ class Args(TrainingArguments):
 
 def main(args: Args) -> None:
     """Trains, measures, prints the table and writes the results."""
+    for name in ("seeds", "rounds"):
+        count(name, getattr(args, name))
     if args.smoke:
         args.seeds, args.rounds = 1, 2
     records = []

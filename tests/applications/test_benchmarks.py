@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstrations
 from bilevel.robustness import ImageSet
-from tests.applications.conftest import Suite, write
+from tests.applications.conftest import Suite, one_line, write
 
 TABLES = {
     "attack_strength": "attack strength",
@@ -58,6 +59,44 @@ def test_the_screen_shows_the_columns_of_the_documentation(
     assert ended.status == 0, ended.err
     assert header.replace("1,000 stacked", "10 stacked") in ended.out
     assert json.loads((tmp_path / "results.json").read_text())["results"]
+
+
+@pytest.mark.parametrize(
+    ("script", "argument"),
+    [
+        ("carlini_wagner", "rounds"),
+        ("carlini_wagner", "images"),
+        ("hypergradient", "rounds"),
+        ("hypergradient", "steps"),
+        ("imitation", "seeds"),
+        ("monitor", "rounds"),
+        ("network_games", "rounds"),
+        ("network_games", "widths"),
+        ("schedules", "rounds"),
+        ("schedules", "steps"),
+        ("step_cost", "rounds"),
+        ("step_cost", "attacker_width"),
+        ("through_the_attacker", "seeds"),
+        ("through_the_attacker", "rounds"),
+    ],
+)
+def test_a_measurement_of_nothing_is_refused(
+    benchmarks: Callable[[str], ModuleType],
+    call: Callable[..., Any],
+    tmp_path: Path,
+    script: str,
+    argument: str,
+) -> None:
+    ended = call(benchmarks(script), f"--{argument}", 0, "--out", tmp_path / "out")
+    assert re.search(f"{argument[:-1]}.* is 0: .*give 1, 2", one_line(ended))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interpreter_that_is_not_there_is_told_before_minutes_are_spent(
+    benchmarks: Callable[[str], ModuleType], call: Callable[..., Any], tmp_path: Path
+) -> None:
+    ended = call(benchmarks("imitation"), "--imitation", tmp_path / "python")
+    assert re.search("there is no interpreter .*: .*leave out --imitation", one_line(ended))
 
 
 def test_attackers_of_as_many_steps_are_compared_seed_by_seed(
