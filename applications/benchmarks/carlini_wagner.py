@@ -85,7 +85,7 @@ def main(args: Args) -> None:
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
     for row in records:
         Console().print(
-            f"{row['attack']}: {row['broken']} of {args.images} broken in {row['seconds']:.3g} s, "
+            f"{row['attack']}: {row['broken']} of {len(batch.y)} broken in {row['seconds']:.3g} s, "
             f"{row['ratio_to_batched']:.3g} times the batched attack; "
             f"{row['missed_by_batched']} of them not broken by it"
         )
