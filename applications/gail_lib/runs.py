@@ -75,6 +75,9 @@ def run_all(
                 f"there is one pair of {one.env}: bc fits some and holds out others; give more "
                 "--demonstrations, a smaller --every, or a --method without bc"
             )
+    if not resume:  # of all at once: --resume would continue the old run of a later one
+        for one in settings:
+            _remove_earlier(out / one.name)
     tasks = [(s, iterations, *pairs[s.env], out, resume) for s in settings]
     if 1 in (jobs, len(tasks)):
         return [run_one(*task, progress) for task in tasks]
@@ -146,7 +149,7 @@ def run_one(
     policy = trainer.leader.policy
     about = {name: str(value) for name, value in asdict(setting).items()}
     about["demonstrations"] = fingerprint(states, actions)
-    rows = _resume(trainer, folder, about, iterations) if resume else _begin(folder)
+    rows = _resume(trainer, folder, about, iterations) if resume else []
     if setting.method == "bc":
         begun = time.perf_counter()
         clone(policy, states, actions)
@@ -198,12 +201,11 @@ def _train(
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
-def _begin(folder: Path) -> list[dict[str, float]]:
-    """Removes what a later ``--resume`` would take for this run's; a run begins without rows."""
+def _remove_earlier(folder: Path) -> None:
+    """Removes what a later ``--resume`` would take for a run's."""
     with writing(folder):
         for name in ("checkpoint.pt", "policy.safetensors"):
             (folder / name).unlink(missing_ok=True)
-    return []
 
 
 def _resume(

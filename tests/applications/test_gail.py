@@ -102,6 +102,26 @@ def test_a_new_run_leaves_nothing_of_an_old_one_to_resume(
     assert call(module, *one, 2, "--max-kl", 0.02, "--resume").status == 0
 
 
+@pytest.mark.usefixtures("early_checkpoints")
+def test_a_new_run_that_is_stopped_leaves_none_of_a_later_seed_either(
+    module: ModuleType,
+    call: Callable[..., Any],
+    applications: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    two = [*SMALL, "--method", "gail", "--seeds", 2, "--jobs", 1, "--iterations", 2]
+    assert call(module, *two, "--out", tmp_path).status == 0
+    assert len(list(tmp_path.glob("*/*/checkpoint.pt"))) == 2
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(applications("gail_lib.runs"), "run_one", stop)
+    assert call(module, *two, "--out", tmp_path).status == 130
+    assert not list(tmp_path.glob("*/*/checkpoint.pt"))
+
+
 def test_a_finished_run_without_a_checkpoint_is_resumed_as_it_was_begun(
     module: ModuleType, call: Callable[..., Any], tmp_path: Path
 ) -> None:
