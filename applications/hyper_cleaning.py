@@ -123,12 +123,12 @@ def main(args: Args) -> None:
             checkpoint = args.out / name / "checkpoint.pt"
             with writing(checkpoint):
                 checkpoint.unlink(missing_ok=True)
-    records = baselines(args, data)
-    learned = {}
+    records, learned = [], {}
     for name in names:
         trainer = learn(args, name, data)
         learned[name] = trainer.leader.weights
         records.append(report(args, name, trainer, data))
+    records = baselines(args, data) + records  # last, since --resume may refuse these arguments
     curves = {name: metrics.roc(weights, data.wrong) for name, weights in learned.items()}
     draw(args.out / "hyper_cleaning.png", curves, names[0], learned[names[0]], data)
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)

@@ -234,9 +234,12 @@ def test_forward_mode_is_for_few_samples(run: Callable[..., Any]) -> None:
     assert "would solve 1000 times" in one_line(run("--adjoint", "forward"))
 
 
-def test_a_checkpoint_of_another_run(app: ModuleType, run: Callable[..., Any]) -> None:
+def test_a_checkpoint_of_another_run(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Its weights, those of the baselines too, stay as its results tell of them."""
     small = ["--adjoint", "unrolled", "--train-size", 30]
     assert run(*small).status == 0
+    written = [path.read_bytes() for path in sorted(tmp_path.rglob("*.safetensors"))]
     assert "is a run with decay = 0.01, this one has decay = 0.5" in one_line(
         run(*small, "--decay", 0.5, "--resume")
     )
+    assert written == [path.read_bytes() for path in sorted(tmp_path.rglob("*.safetensors"))]
