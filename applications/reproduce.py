@@ -26,7 +26,7 @@ from reproduce_lib.plan import ALONE, BATTERY, CW_ROWS, ROWS, SCALES, Scale
 from reproduce_lib.tables import Measured, tables
 from rich.console import Console
 
-from bilevel import experiment
+from bilevel import BilevelError, experiment
 from bilevel.arguments import choices
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import OtherRunError, check_settings
@@ -66,6 +66,11 @@ def main(args: Args) -> None:
     args.row = choices("row", args.row, ROWS)
     if args.smoke:
         args.row = ("pgm", "ait-grad-l2l", "surrogate-fgsm")
+    if all(ROWS[name].surrogate for name in args.row):
+        raise BilevelError(
+            f"--row is {' '.join(args.row)}: surrogates are sources of transferred attacks, and "
+            "there is no classifier to attack; add one, such as pgm"
+        )
     scale = SCALES[args.scale]
     out = args.out / (f"{args.scale}-trial" if args.smoke else args.scale)
     claim(out)

@@ -105,12 +105,21 @@ def test_a_cell_finds_its_own_attack(module: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--row", "pgd"], "there is no row 'pgd'"), (["--scale", "large"], "--scale")],
+    [
+        (["--row", "pgd"], "there is no row 'pgd'"),
+        (["--row", "surrogate-pgm"], "there is no classifier to attack; add one, such as pgm"),
+        (["--scale", "large"], "--scale"),
+    ],
 )
 def test_bad_input_is_one_line(
-    module: ModuleType, call: Callable[..., Any], arguments: list[str], message: str
+    module: ModuleType,
+    call: Callable[..., Any],
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
 ) -> None:
-    assert message in one_line(call(module, *arguments))
+    assert message in one_line(call(module, *arguments, "--out", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_goes_on_is_not_removed(
