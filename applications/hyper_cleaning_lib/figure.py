@@ -12,12 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from bilevel.experiment import style
-from bilevel.experiment.style import BAD, COLORS, INK, MUTED, STROKES, save_png
+from bilevel.experiment.style import BAD, COLORS, INK, LOG_STYLE, MUTED, STROKES, save_png
 from hyper_cleaning_lib.data import Corrupted
 from hyper_cleaning_lib.metrics import Roc
-
-STYLE = style.STYLE | {"text.parse_math": True}  # powers of ten
 
 ROWS, COLUMNS = 3, 5
 """The grid of images."""
@@ -35,7 +32,7 @@ def draw(
         weights: Its weights, ``(N,)``.
         data: The images.
     """
-    with rc_context(STYLE):
+    with rc_context(LOG_STYLE):
         figure = Figure(figsize=(14, 4.4), layout="constrained")
         left, middle, right = figure.subfigures(1, 3, squeeze=False, width_ratios=(1.2, 1, 1.2))[0]
         _curves(left.subplots(), curves)

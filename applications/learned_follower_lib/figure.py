@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bilevel.experiment.style import COLORS, LINE, MUTED, STYLE, save_png
+from bilevel.experiment.style import COLORS, LINE, LOG_STYLE, MUTED, save_png
 from bilevel.games import Game
 from learned_follower_lib.evaluation import SCHEDULES
 from learned_follower_lib.random_games import Start
@@ -36,7 +36,7 @@ def draw(path: Path, portraits: Portraits, curves: Curves, horizon: int) -> None
         curves: By setting and method, relative distances, ``(steps + 1, G)``.
         horizon: Of training.
     """
-    with rc_context({**STYLE, "axes.grid": False, "text.parse_math": True}):  # powers of ten
+    with rc_context(LOG_STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(10, 6.4), layout="constrained")
         parts: Any = figure.subfigures(2, 1, height_ratios=(1.05, 1))
         upper, lower = parts

@@ -12,14 +12,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
-from bilevel.experiment import style
-from bilevel.experiment.style import INK, MUTED, save_png
+from bilevel.experiment.style import INK, LOG_STYLE, MUTED, save_png
 from bilevel.games import Game
 from limit_cycles_lib.panels import COLOR, distances, half_width, portrait
 from limit_cycles_lib.play import Run, format_factor
 from limit_cycles_lib.settings import Setting
-
-STYLE = style.STYLE | {"text.parse_math": True}  # powers of ten
 
 
 def draw_setting(path: Path, game: Game, runs: Sequence[Run]) -> None:
@@ -30,7 +27,7 @@ def draw_setting(path: Path, game: Game, runs: Sequence[Run]) -> None:
         game: The game.
         runs: The runs of one setting.
     """
-    with rc_context(STYLE):
+    with rc_context(LOG_STYLE):
         if runs[0].in_plane:
             figure = Figure(figsize=(13, 6.4), layout="constrained")
             left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.25, 1))[0]
@@ -52,7 +49,7 @@ def draw_paper(path: Path, game: Game, runs: Sequence[Run]) -> None:
         game: f(x, y) = xy.
         runs: The runs of :func:`~limit_cycles_lib.settings.one_revolution`.
     """
-    with rc_context(STYLE):
+    with rc_context(LOG_STYLE):
         figure = Figure(figsize=(9.5, 5), layout="constrained")
         _paper(figure, (1, 2), game, runs)
         _legend(figure)
@@ -70,7 +67,7 @@ def draw_overview(
         played: The runs of :data:`~limit_cycles_lib.settings.OVERVIEW`, or shortened ones.
     """
     paper, larger_step, far_start, near_start = played.values()
-    with rc_context(STYLE | {"font.size": 11}):
+    with rc_context(LOG_STYLE | {"font.size": 11}):
         figure = Figure(figsize=(16, 8.4), layout="constrained")
         figure.suptitle(
             "Limit cycles: which schedules cycle, and which converge",

@@ -43,6 +43,9 @@ STYLE: dict[Any, Any] = {
 }
 """For ``matplotlib.rc_context``."""
 
+LOG_STYLE = STYLE | {"text.parse_math": True}
+"""The same for logarithmic axes, whose labels are powers of ten."""
+
 
 def save_png(path: str | os.PathLike[str], figure: Figure) -> None:
     """Writes a figure.
