@@ -31,6 +31,7 @@ from bilevel.arguments import choices
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import OtherRunError, check_settings
 from bilevel.experiment.files import claim, writing
+from bilevel.experiment.results import read_results
 from bilevel.experiment.tables import write_markdown
 
 
@@ -116,10 +117,9 @@ def train_missing(args: Args, scale: Scale, out: Path) -> dict[str, dict[str, An
 
 def is_trained(args: Args, scale: Scale, name: str, out: Path) -> bool:
     """Whether a row has been trained; raises if with other settings."""
-    path = out / "results.json"
-    if not path.exists():
+    if not (out / "results.json").exists():
         return False
-    kept = json.loads(path.read_text(encoding="utf-8"))["config"]
+    kept = read_results(out)["config"]
     wanted = json.loads(json.dumps(asdict(training(args, scale, name, out)), default=str))
     for where in ("out", "data_dir", "device", "download", "resume"):
         kept.pop(where, None)
@@ -190,8 +190,7 @@ def figures(args: Args, scale: Scale, out: Path, evaluated: list[dict[str, Any]]
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The records of an application's ``results.json``."""
-    text = (folder / "results.json").read_text(encoding="utf-8")
-    records: list[dict[str, Any]] = json.loads(text)["results"]
+    records: list[dict[str, Any]] = read_results(folder)["results"]
     return records
 
 

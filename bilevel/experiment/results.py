@@ -37,6 +37,19 @@ def write_results(
     return path
 
 
+def read_results(out: Path) -> dict[str, Any]:
+    """Reads what :func:`write_results` wrote.
+
+    Args:
+        out: The run's folder, which holds a ``results.json``.
+
+    Returns:
+        ``config``, ``environment`` and ``results``.
+    """
+    content: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return content
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON has it: arrays as lists, NaN and infinity as null, all else as text."""
     if hasattr(value, "tolist"):  # numbers of numpy, too

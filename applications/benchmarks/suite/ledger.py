@@ -11,6 +11,7 @@ from typing import Any
 
 from bilevel import experiment
 from bilevel.experiment.checkpoint import check_settings
+from bilevel.experiment.results import read_results
 
 Record = dict[str, Any]
 
@@ -70,9 +71,8 @@ class Ledger:
         self.config = json.loads(json.dumps(config, default=str))
         self.environment = environment
         self.records: list[Record] = []
-        path = out / "results.json"
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+        if (path := out / "results.json").exists():
+            found = read_results(out)
             kept = found["config"] | {n: found["environment"].get(n) for n in ("device", "torch")}
             here = self.config | {n: environment.get(n) for n in ("device", "torch")}
             check_settings(path, kept, here)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from bilevel.experiment.results import read_results
 
 RESULTS = Path(__file__).parents[1] / "results"
 Record = dict[str, Any]
@@ -14,11 +15,8 @@ Record = dict[str, Any]
 
 def read(folder: str | Path) -> list[Record]:
     """The records of a results folder; none where there is none."""
-    path = RESULTS / folder / "results.json"
-    if not path.exists():
-        return []
-    records: list[Record] = json.loads(path.read_text(encoding="utf-8"))["results"]
-    return records
+    there = (RESULTS / folder / "results.json").exists()
+    return read_results(RESULTS / folder)["results"] if there else []
 
 
 def seeds(pattern: str) -> list[list[Record]]:
