@@ -30,7 +30,7 @@ from hyper_cleaning_lib.trainer import WeightTrainer
 from bilevel import Bilevel, BilevelError, experiment
 from bilevel.arguments import choices, count, positive
 from bilevel.experiment import commandline
-from bilevel.experiment.files import claim, writing
+from bilevel.experiment.files import claim, remove
 from bilevel.experiment.tables import Table, cell
 from bilevel.experiment.weights import save_weights
 
@@ -119,10 +119,7 @@ def main(args: Args) -> None:
     ).to(device)
     claim(args.out)
     if not args.resume:  # of all at once: --resume would continue the old run of a later one
-        for name in names:
-            checkpoint = args.out / name / "checkpoint.pt"
-            with writing(checkpoint):
-                checkpoint.unlink(missing_ok=True)
+        remove(*(args.out / name / "checkpoint.pt" for name in names))
     records, learned = [], {}
     for name in names:
         trainer = learn(args, name, data)

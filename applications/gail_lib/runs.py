@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bilevel import BilevelError
 from bilevel.experiment import checkpoint
-from bilevel.experiment.files import make_folder, writing
+from bilevel.experiment.files import make_folder, remove, writing
 from bilevel.experiment.weights import read_about, save_weights
 from bilevel.fingerprint import fingerprint
 from bilevel.imitation import Policy, Trainer, clone
@@ -76,8 +76,8 @@ def run_all(
                 "--demonstrations, a smaller --every, or a --method without bc"
             )
     if not resume:  # of all at once: --resume would continue the old run of a later one
-        for one in settings:
-            _remove_earlier(out / one.name)
+        files = "checkpoint.pt", "policy.safetensors"
+        remove(*(out / one.name / file for one in settings for file in files))
     tasks = [(s, iterations, *pairs[s.env], out, resume) for s in settings]
     if 1 in (jobs, len(tasks)):
         return [run_one(*task, progress) for task in tasks]
@@ -199,13 +199,6 @@ def _train(
     with writing(folder):
         writer.close()
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-
-
-def _remove_earlier(folder: Path) -> None:
-    """Removes what a later ``--resume`` would take for a run's."""
-    with writing(folder):
-        for name in ("checkpoint.pt", "policy.safetensors"):
-            (folder / name).unlink(missing_ok=True)
 
 
 def _resume(

@@ -69,6 +69,20 @@ def claim(folder: Path) -> None:
         return
 
 
+def remove(*paths: Path) -> None:
+    """Removes files, as far as they exist.
+
+    Args:
+        *paths: The files.
+
+    Raises:
+        BilevelError: If one cannot be removed.
+    """
+    for path in paths:
+        with writing(path):
+            path.unlink(missing_ok=True)
+
+
 def _check_results(path: Path) -> None:
     """Raises if results that are there were written by another application."""
     own = application = Path(sys.argv[0]).name
