@@ -100,7 +100,7 @@ def check_consistent(values: Mapping[str, object]) -> None:
     for number, others in enumerate(all_gather(dict(values))):
         names = {**values, **others}
         differing = [name for name in names if others.get(name) != values.get(name)]
-        if differing:
+        if differing and number != rank():  # NaN differs from itself
             raise BilevelError(
                 f"processes {rank()} and {number} differ in {', '.join(differing)}: all compute "
                 "parts of the same steps; run one command on the same files everywhere"
