@@ -24,7 +24,7 @@ import torch
 from suite import plan, tables
 from suite.ledger import Clock, Job, Ledger, Record, work
 from suite.measuring import matrix_rate, measure
-from suite.plan import Run, Scale, Steps
+from suite.plan import Run, Scale, Timing
 from suite.steps import METHODS, Case, way
 from suite.training import Training
 
@@ -123,12 +123,12 @@ def planned(
         if isinstance(part, Run):
             jobs.append(train(args, part, images, device, clock))
         else:
-            jobs.append(Job(named(part), partial(time_steps, part, device, clock), part.minutes))
+            jobs.append(Job(title_of(part), partial(time_steps, part, device, clock), part.minutes))
     return jobs
 
 
 def rate(device: torch.device) -> list[Record]:
-    """What the device's matrix units do at best."""
+    """The device's rate of arithmetic in a large matrix product, in each precision."""
     precisions: tuple[Precision, ...] = ("float32", "tf32", "bf16")
     return [
         {"precision": precision, "flops_per_second": matrix_rate(precision, device)}
@@ -137,13 +137,13 @@ def rate(device: torch.device) -> list[Record]:
     ]
 
 
-def named(part: Steps) -> str:
-    """What its records are kept under."""
+def title_of(part: Timing) -> str:
+    """The name of its job, under which its records are kept."""
     return f"steps of {part.size.model}, {' and '.join(way(*one) for one in part.ways)}"
 
 
-def time_steps(part: Steps, device: torch.device, clock: Clock) -> list[Record]:
-    """Every method under each schedule, in some ways that take turns."""
+def time_steps(part: Timing, device: torch.device, clock: Clock) -> list[Record]:
+    """Times a step of every method under each schedule, computed in each way."""
     cases = [
         Case(method, schedule, *how)
         for how in part.ways
@@ -190,7 +190,7 @@ def train(args: Args, part: Run, images: Splits, device: torch.device, clock: Cl
 
 
 def dataset(args: Args) -> Dataset:
-    """What the images come from."""
+    """The name of the dataset that is given."""
     if args.data is None:
         return "digits"
     return "npz" if args.data.suffix == ".npz" else "folder"
