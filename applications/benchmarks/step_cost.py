@@ -21,8 +21,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from suite.ledger import Record
 from suite.measuring import measure
-from suite.steps import METHODS, Bench, Case, Record, Size
+from suite.steps import METHODS, Bench, Case, Size
 from suite.tables import cost, steps_of
 from timing import interleaved, spread
 

@@ -17,7 +17,8 @@ from bilevel.experiment.memory import peak_mib
 from bilevel.robustness import computing
 from bilevel.robustness.networks.compilation import is_compiled
 from bilevel.robustness.networks.speed import Precision
-from suite.steps import Bench, Case, Record, Size, count, learned, take
+from suite.ledger import Record
+from suite.steps import Bench, Case, Size, count, learned, take
 
 
 def measure(
@@ -105,7 +106,7 @@ def set_up(bench: Bench, case: Case) -> Game:
 
 
 def peak(game: Bilevel, step: Turn, device: torch.device) -> float:
-    """MiB of a game at the peak of a step: networks, what optimizers keep, and what comes and goes.
+    """MiB of a game at the peak of a step: networks, optimizer states, graph and temporaries.
 
     Other games on the device do not count.
     """

@@ -1,11 +1,10 @@
-"""Training steps: what takes them, and what they count to."""
+"""Training steps to be timed, and the multiply–adds that they take."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,19 +36,17 @@ METHODS = {
 }
 """The methods and what Algorithm 3 costs, a backward pass to the weights as two forward passes."""
 
-Record = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained, and on how much at a time.
+    """The sizes of classifier, attacker and batch.
 
     Args:
         model: The classifier, see ``build_model``.
-        attacker_width: None for a tenth of the classifier's cost.
-        batch_size: Images a step.
-        channels: Of the images.
-        image_size: Their height and width.
+        attacker_width: Channels of the attacker; None for a tenth of the classifier's cost.
+        batch_size: Images per step.
+        channels: Channels of an image.
+        image_size: Its height and width.
     """
 
     model: str
@@ -104,8 +101,8 @@ class Bench:
     Their learning rates are 0: a step costs what any step costs, and nothing diverges.
 
     Args:
-        size: What is trained.
-        device: Where.
+        size: The sizes of networks and batch.
+        device: The device.
     """
 
     def __init__(self, size: Size, device: torch.device) -> None:
@@ -167,6 +164,6 @@ def count(
 
 
 def take(step: Callable[[Batch], object], batch: Batch, precision: Precision) -> None:
-    """A step, by the game or by its graph."""
+    """Takes a step of a game, or of its graph, in a precision."""
     with computing(precision, batch.x.device, one_size=True):
         step(batch)
