@@ -138,7 +138,7 @@ def draw(axes: Axes, panel: Panel) -> dict[str, PathCollection]:
     axes.set_title(panel.title, loc="left", fontsize=9)
     axes.set_xlabel("training time ÷ PGM-10" + ("" if ours else "\n(ours: not measured)"))
     axes.set_ylabel(f"accuracy, %\n({panel.attack})")
-    top = max(one.accuracy for one in (*points, Point("", 0, 10)))
+    top = max([10.0, *(one.accuracy for one in points)])
     axes.set_xlim(0, 1.1)
     axes.set_ylim(-0.05 * top, 1.15 * top)
     drawn = {}

@@ -1,4 +1,4 @@
-"""What training runs gave: accuracies beside the seconds that they took, over seeds."""
+"""Results of training runs, over seeds: accuracies and training times."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def named(run: Record) -> str:
 
 
 def way_of(record: Record) -> str:
-    """How it computed."""
+    """How the networks of a record computed, in words."""
     return way(record["precision"], record["compiled"], record.get("graphs", False))
 
 
 def trained(runs: Sequence[Record]) -> str:
-    """What classifiers withstand, beside the seconds that it took to train them."""
+    """A table of accuracies under attack and training times."""
     kinds = over_seeds(runs)
     rows = [
         [
@@ -72,7 +72,7 @@ def trained(runs: Sequence[Record]) -> str:
 
 
 def accuracy(run: Record, key: str) -> str:
-    """In per cent, with the range over seeds."""
+    """An accuracy in per cent, with the range over seeds."""
     least, greatest = run["ranges"][key]
     spread = f" ({100 * least:.1f}–{100 * greatest:.1f})" if run["seeds"] > 1 else ""
     return f"{100 * run[key]:.1f}{spread}"
@@ -86,7 +86,7 @@ def time_to_pgm(run: Record, runs: Sequence[Record]) -> float | None:
 
 
 def reached_by_runs(records: Sequence[Record]) -> Iterator[Target]:
-    """What ResNet-18 withstands, and how long it took to learn it, with each attacker."""
+    """The targets of ResNet-18's worst case and training time, for each attacker."""
     runs = [one for one in runs_of(records) if one["model"] == "resnet18" and one["compiled"]]
     pgm = chosen(runs, "pgm", "bf16")
     for attacker in ("wide", "two-layer", "two-layer, warm start"):
@@ -112,6 +112,6 @@ def paired(
     those: Sequence[Record],
     compare: Callable[[float, float], float],
 ) -> float | None:
-    """How a figure differs, the mean over the seeds of both."""
+    """The mean over common seeds of a comparison of a figure of two kinds of runs."""
     found = [compare(a[key], b[key]) for a in these for b in those if a["seed"] == b["seed"]]
     return fmean(found) if found else None

@@ -23,7 +23,7 @@ PAPER_PGM20 = {
 """Accuracies under PGM-20 of the same classifiers, in per cent."""
 
 FAST: dict[str, object] = {"precision": "bf16", "compiled": True, "graphs": True}
-"""What a GPU trains in unless told otherwise."""
+"""How a GPU computes by default."""
 
 UNKNOWN = "not measured"
 
@@ -99,7 +99,7 @@ def table_3(cpu: Sequence[Record], gpu: Sequence[Record], *, counted: bool = Tru
 
 
 def targets(records: Sequence[Record]) -> str:
-    """What is aimed at on a GPU, and what was reached."""
+    """A table of the targets for a GPU and the figures that were measured."""
     rows = [
         [what, aim, UNKNOWN if value is None else f"{value:.3f}"]
         for what, aim, value in reached(records)
@@ -114,7 +114,7 @@ def reached(records: Sequence[Record]) -> Iterator[Target]:
 
 
 def reached_by_steps(records: Sequence[Record]) -> Iterator[Target]:
-    """Of the cost of a step beside WRN-34-10."""
+    """The targets of the cost of a step of WRN-34-10."""
     steps = Steps(records, "wrn-34-10")
     for precision in ("float32", "tf32", "bf16"):
         fast = precision == "bf16"

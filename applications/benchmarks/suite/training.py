@@ -41,12 +41,12 @@ class Training:
 
     Args:
         method: See :data:`bilevel.robustness.METHODS`.
-        recipe: How, and which classifier.
-        dataset: What the images come from.
-        precision: That it trains in.
+        recipe: The recipe, which names the classifier.
+        dataset: The name of the dataset.
+        precision: Of training.
         fast: Whether its networks are compiled and its steps captured in a CUDA graph.
         seed: Of everything.
-        folder: Of its checkpoints.
+        folder: Where its checkpoints are.
         attack_minutes: What must be left of a stage for the attacks to begin.
     """
 

@@ -12,26 +12,30 @@ from tabulated.reading import Record, per_cent, ranged, read, seeds
 ATTACKS = {"clean": "clean", "pgm20": "PGM-20", "pgm100": "PGM-100"}
 
 HAND_DESIGNED = {1: "fgsm", 2: "two-step-pgm", 3: "3-step-pgm", 10: "pgm"}
+"""Hand-designed attackers by their number of steps."""
+
 LEARNED = {1: "grad-l2l", 2: "two-step-l2l", 3: "3-step-l2l"}
-"""By their number of steps."""
+"""Learned attackers by their number of steps."""
+
+STEPPED = (*HAND_DESIGNED.values(), *LEARNED.values())
+
+DEFAULT_RATE = 5e-4
+"""The learning rate in results that do not tell it: that of the recipe for small images."""
 
 Attacker = tuple[str, float | None]
 """A method, and its learning rate if it learns."""
 
-UNTOLD = 5e-4
-"""The learning rate in results that do not tell it: that of the recipe for small images."""
-
-STEPPED = (*HAND_DESIGNED.values(), *LEARNED.values())
-"""Both."""
+Accuracies = Mapping[Attacker, Mapping[int, float]]
+"""Accuracies by attacker and seed."""
 
 
 def digits(results: str = "digits") -> str:
-    """Digits, three seeds: everything."""
+    """Accuracies and times on digits, three seeds."""
     return _training(seeds(f"{results}/seed-*"))
 
 
 def digits_in_short() -> str:
-    """The same without ranges."""
+    """The same without ranges, of fewer columns."""
     rows = []
     for runs in zip(*seeds("digits/seed-*"), strict=True):
         name = {"pgm": "pgm (10 steps)"}.get(runs[0]["method"], runs[0]["method"])
@@ -67,7 +71,7 @@ def precisions() -> str:
 
 
 def schedules() -> str:
-    """2-Step L2L under each schedule."""
+    """Accuracies of 2-Step L2L under each schedule."""
     order = [
         "simultaneous",
         "alternating",
@@ -84,7 +88,7 @@ def schedules() -> str:
 
 
 def through_the_attacker(records: Sequence[Record]) -> str:
-    """2-Step L2L with two adjoints."""
+    """Accuracies and cost of 2-Step L2L with two adjoints."""
     attacks = {**ATTACKS, "own_attacker": "own attacker"}
     cost = {"detached": 1.0, "unrolled": next(one["ratio"] for one in records if "ratio" in one)}
     rows = []
@@ -148,25 +152,20 @@ def attack_strength(records: Sequence[Record]) -> str:
     return markdown(list(titles), rows)
 
 
-def _by_attacker(
-    records: Sequence[Record], dataset: str, key: str
-) -> dict[Attacker, dict[int, float]]:
-    """What the classifiers of each attacker have under a key, by seed."""
+def _by_attacker(records: Sequence[Record], dataset: str, key: str) -> Accuracies:
+    """The accuracies ``key`` of the classifiers that were trained with each attacker."""
     found: dict[Attacker, dict[int, float]] = {}
     for one in records:
         if one["dataset"] == dataset:
-            rate = one.get("attacker_lr", UNTOLD) if one["method"] in LEARNED.values() else None
+            learns = one["method"] in LEARNED.values()
+            rate = one.get("attacker_lr", DEFAULT_RATE) if learns else None
             found.setdefault((one["method"], rate), {})[one["seed"]] = one[key]
     return found
 
 
-Accuracies = Mapping[Attacker, Mapping[int, float]]
-"""By attacker and seed."""
-
-
-def _gain(found: Accuracies, of: Attacker, there: Accuracies, to: Attacker) -> str:
-    """From one attacker to another, seed by seed, in points: the mean and its standard error."""
-    before, after = found.get(of, {}), there.get(to, {})
+def _gain(these: Accuracies, one: Attacker, those: Accuracies, other: Attacker) -> str:
+    """What the other attacker gains over the one in points: mean and standard error over seeds."""
+    before, after = these.get(one, {}), those.get(other, {})
     gains = [100 * (after[seed] - before[seed]) for seed in before.keys() & after.keys()]
     if len(gains) < 2:
         return "–"

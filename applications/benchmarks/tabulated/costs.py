@@ -21,7 +21,7 @@ def table_3_in_short() -> str:
 
 
 def cpu(results: str = "step_cost-small") -> str:
-    """Options of one processor, relative to the same method in float32, eager and in one pass."""
+    """Times of a step on a CPU, relative to the same method in float32, eager and in one pass."""
     steps = tables.Steps(read(results), "wrn-16-2")
     ways = [
         (precision, compiled) for precision in ("float32", "bf16") for compiled in (False, True)
@@ -40,7 +40,7 @@ def cpu(results: str = "step_cost-small") -> str:
 
 
 def memory() -> str:
-    """MiB of a step."""
+    """Peak memory of a step in MiB."""
     steps = tables.Steps(read("step_cost-16"), "wrn-34-10")
     rows = []
     for method in ("pgm", "grad-l2l", "two-step-l2l"):
@@ -81,7 +81,7 @@ def gpu_training() -> str:
 
 
 def targets() -> str:
-    """What is aimed at on a GPU, and what was reached."""
+    """The targets for a GPU and the figures that were measured."""
     return tables.targets(read("gpu_suite"))
 
 

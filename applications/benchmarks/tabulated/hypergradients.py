@@ -24,7 +24,7 @@ WEIGHTS = {
 
 
 def cleaning() -> str:
-    """One seed, all adjoints."""
+    """Hyper-cleaning with all adjoints, one seed."""
     rows = [
         [
             WEIGHTS[one["weights"]],
@@ -39,7 +39,7 @@ def cleaning() -> str:
 
 
 def cleaning_by_seeds() -> str:
-    """Those adjoints that were run with three seeds, with many and with few images held out."""
+    """The same of adjoints that were run with three seeds, with many and few images held out."""
     many, few = (
         [{one["weights"]: one for one in records} for records in seeds(f"hyper_cleaning/{name}-*")]
         for name in ("seed", "few")
@@ -78,7 +78,7 @@ def _ours_bold(way: str) -> str:
 
 
 def maml() -> str:
-    """Errors on unseen waves after so many steps."""
+    """MAML: errors on unseen waves after so many steps."""
     adjoints = {"maml": "`Unrolled()`", "fomaml": "`Detached()`", "joint": "no inner steps"}
     steps = (0, 1, 5, 20)
 

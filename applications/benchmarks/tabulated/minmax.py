@@ -9,7 +9,7 @@ from tabulated.reading import Record, read, significant
 
 
 def learned_follower() -> str:
-    """Unseen bilinear games, all seeds."""
+    """Distances to the equilibrium in unseen bilinear games, over all seeds."""
     methods = {
         "gda": "gradient descent–ascent",
         "alternating": "alternating",

@@ -1,4 +1,4 @@
-"""Committed results, and how their figures are written."""
+"""Reading of committed results, and the formats of their figures."""
 
 from __future__ import annotations
 
