@@ -95,17 +95,17 @@ class Imitator(LeaderProblem):
         self.discriminator_weights: Weights = {}
         self.discriminator_state = Snapshot()
         self.returns = self._advantages = torch.empty(0, 0)
-        # What the advantages are of: a batch, and copies of y and of V's tensors.
+        # What the advantages were computed from: a batch, and copies of y and of V's tensors.
         self._batch: ImitationBatch | None = None
-        self._met: list[Tensor] = []
+        self._tensors: list[Tensor] = []
 
     def loss(self, y: Weights, batch: ImitationBatch) -> Tensor:
         """The surrogate loss; evaluates the policy once."""
         # The line search evaluates the loss repeatedly at the same y, V and batch.
-        met = [*y.values(), *self.value.parameters(), *self.value.buffers()]
-        if batch is not self._batch or not all(map(torch.equal, met, self._met)):
-            self._batch, self._met = batch, [tensor.detach().clone() for tensor in met]
-            self.discriminator_weights = dict(zip(y, self._met, strict=False))
+        tensors = [*y.values(), *self.value.parameters(), *self.value.buffers()]
+        if batch is not self._batch or not all(map(torch.equal, tensors, self._tensors)):
+            self._batch, self._tensors = batch, [tensor.detach().clone() for tensor in tensors]
+            self.discriminator_weights = dict(zip(y, self._tensors, strict=False))
             self.discriminator_state = Snapshot(*networks_of(self.follower))
             self._advantages, self.returns = self.advantages_and_returns(
                 self.discriminator_weights, batch
