@@ -41,13 +41,13 @@ def join() -> None:
     if dist.is_initialized():
         _enter(dist.distributed_c10d._get_default_store())
     else:
-        _meet()
+        _init_process_group()
     if rank() > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (to the end of the process)
 
 
-def _meet() -> None:
-    """Makes the process group of the processes that the environment tells of."""
+def _init_process_group() -> None:
+    """Makes the process group that ``torchrun``'s environment variables describe."""
     names = ("RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if not os.environ.get(name)]
     if missing:
@@ -67,7 +67,7 @@ def _meet() -> None:
 
 
 def _enter(store: Any) -> None:
-    """From here on one process speaks for all, and SIGTERM ends this one in words."""
+    """Keeps the store, through which one process speaks for all, and handles SIGTERM."""
     global _job
     _job = dist.PrefixStore(  # type: ignore[attr-defined]
         os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
