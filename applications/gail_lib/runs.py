@@ -216,11 +216,7 @@ def _resume(
     else:
         return rows
     checkpoint.check_settings(path, saved, about)
-    if done > iterations:
-        raise BilevelError(
-            f"{path} has run {done} iterations already, and {iterations} are requested: give "
-            f"--iterations {done} or more, or another --out"
-        )
+    checkpoint.check_iterations(path, done, iterations)
     if rows:
         trainer.load_state_dict(state)
     return rows

@@ -76,6 +76,7 @@ class WeightTrainer:
             iterations: Total number of outer steps.
             report: Called after each step with its number and metrics.
         """
+        checkpoint.check_iterations(self.path, self.game.steps, iterations)
         saved = started = time.perf_counter()
         if self.game.steps == 0 and not self.game.solver.repeatable:
             for _ in range(WARMUP_SOLVES):

@@ -105,6 +105,24 @@ def check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any
         )
 
 
+def check_iterations(path: Path, done: int, requested: int) -> None:
+    """Checks that a run that was saved has not gone on for longer than is requested.
+
+    Args:
+        path: Its file, for the message.
+        done: The iterations that it has run.
+        requested: The iterations of this run.
+
+    Raises:
+        BilevelError: If it has run more.
+    """
+    if done > requested:
+        raise BilevelError(
+            f"{path} has run {done} iterations already, and {requested} are requested: give "
+            f"--iterations {done} or more, or another --out"
+        )
+
+
 def _short(value: object) -> str:
     """A value as text, unless it is too long for a line."""
     text = str(value)

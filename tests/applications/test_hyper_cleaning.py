@@ -242,4 +242,6 @@ def test_a_checkpoint_of_another_run(run: Callable[..., Any], tmp_path: Path) ->
     assert "is a run with decay = 0.01, this one has decay = 0.5" in one_line(
         run(*small, "--decay", 0.5, "--resume")
     )
+    fewer = run(*small, "--iterations", 1, "--resume")
+    assert "has run 3 iterations already, and 1 are requested" in one_line(fewer)
     assert written == [path.read_bytes() for path in sorted(tmp_path.rglob("*.safetensors"))]
