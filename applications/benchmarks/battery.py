@@ -9,6 +9,7 @@ images that no earlier attack has broken.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -31,6 +32,7 @@ from bilevel.robustness import (
     AttackSettings,
     Battery,
     ImageSet,
+    Trained,
     load_images,
     load_trained,
     make_attacks,
@@ -66,32 +68,44 @@ def main(args: Args) -> None:
             network.to(device).to(memory_format=torch.channels_last)
     data = load_images(target.about.dataset, args.data_dir, seed=target.about.seed)
     images = sample(data.test, args.test_size).to(device)
-    eps = target.about.epsilon
-    make = partial(AttackSettings, eps, target.about.classes, trained=target)
-    settings = make(alone=tuple(name for name in args.attack if name != "longer"))
-    measured = partial(cost, model=target.model, images=images, eps=eps)
-    records = [
-        {"attack": attack, "how": "alone", **spent}
-        for name in track(args.attack, "each alone")
-        for attack, spent in measured(make_attacks([name], settings)).items()
-    ]
-    with Console().status("all together"):
-        attacks = make_attacks(args.attack, make())
-        together = measured(attacks)
-    records += [{"attack": name, "how": "in battery", **spent} for name, spent in together.items()]
+    records = measure(args.attack, target, images)
     ratios = {unit: ratio(records, unit) for unit in ("seconds", "passes")}
-    records.append({"attack": "battery", "how": "÷ longest alone", **ratios})
-    experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
-    rows = [
-        [name, *(cell(one["passes"] / len(images), ".0f") for one in (alone, spent))]
-        for alone, (name, spent) in zip(records, together.items(), strict=False)
-    ]
-    header = "attack", "alone", "in the battery"
-    Table(f"passes of each of {len(images)}", header, rows).print()
+    whole = {"attack": "battery", "how": "÷ longest alone", **ratios}
+    environment = experiment.environment(device)
+    experiment.write_results(args.out, asdict(args), environment, [*records, whole])
+    print_table(records, len(images))
     print(
         f"the battery costs {ratios['passes']:.2f} times its longest attack in passes, "
         f"{ratios['seconds']:.2f} times in seconds"
     )
+
+
+def measure(names: Sequence[str], target: Trained, images: ImageSet) -> list[dict[str, Any]]:
+    """A record of each attack alone, then of each in the battery."""
+    eps = target.about.epsilon
+    make = partial(AttackSettings, eps, target.about.classes, trained=target)
+    measured = partial(cost, model=target.model, images=images, eps=eps)
+    settings = make(alone=tuple(name for name in names if name != "longer"))
+    alone = [
+        {"attack": attack, "how": "alone", **spent}
+        for name in track(names, "each alone")
+        for attack, spent in measured(make_attacks([name], settings)).items()
+    ]
+    with Console().status("all together"):
+        together = measured(make_attacks(names, make()))
+    return alone + [{"attack": name, "how": "in battery", **it} for name, it in together.items()]
+
+
+def print_table(records: Sequence[dict[str, Any]], images: int) -> None:
+    """Prints the passes of each attack per image, alone and in the battery."""
+    alone, together = (
+        [record for record in records if record["how"] == how] for how in ("alone", "in battery")
+    )
+    rows = [
+        [one["attack"], *(cell(how["passes"] / images, ".0f") for how in (one, other))]
+        for one, other in zip(alone, together, strict=True)
+    ]
+    Table(f"passes of each of {images}", ("attack", "alone", "in the battery"), rows).print()
 
 
 def cost(
