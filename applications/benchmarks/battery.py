@@ -52,6 +52,7 @@ class Args:
     out: Path = Path("runs/battery")
     device: str = "auto"
     seed: int = 0
+    """Of the attacks."""
     smoke: bool = False
     """Seconds instead of minutes: few images, two attacks."""
 
@@ -68,7 +69,7 @@ def main(args: Args) -> None:
             network.to(device).to(memory_format=torch.channels_last)
     data = load_images(target.about.dataset, args.data_dir, seed=target.about.seed)
     images = sample(data.test, args.test_size).to(device)
-    records = measure(args.attack, target, images)
+    records = measure(args.attack, target, images, args.seed)
     ratios = {unit: ratio(records, unit) for unit in ("seconds", "passes")}
     whole = {"attack": "battery", "how": "÷ longest alone", **ratios}
     environment = experiment.environment(device)
@@ -80,11 +81,13 @@ def main(args: Args) -> None:
     )
 
 
-def measure(names: Sequence[str], target: Trained, images: ImageSet) -> list[dict[str, Any]]:
+def measure(
+    names: Sequence[str], target: Trained, images: ImageSet, seed: int
+) -> list[dict[str, Any]]:
     """A record of each attack alone, then of each in the battery."""
     eps = target.about.epsilon
-    make = partial(AttackSettings, eps, target.about.classes, trained=target)
-    measured = partial(cost, model=target.model, images=images, eps=eps)
+    make = partial(AttackSettings, eps, target.about.classes, trained=target, seed=seed)
+    measured = partial(cost, model=target.model, images=images, eps=eps, seed=seed)
     settings = make(alone=tuple(name for name in names if name != "longer"))
     alone = [
         {"attack": attack, "how": "alone", **spent}
@@ -109,7 +112,7 @@ def print_table(records: Sequence[dict[str, Any]], images: int) -> None:
 
 
 def cost(
-    attacks: list[Attack], *, model: nn.Module, images: ImageSet, eps: float
+    attacks: list[Attack], *, model: nn.Module, images: ImageSet, eps: float, seed: int
 ) -> dict[str, dict[str, float]]:
     """The cost of each attack of a battery: seconds, and passes, which other load does not change.
 
@@ -126,7 +129,7 @@ def cost(
         marks[name] = (time.perf_counter(), passes)
 
     handle = model.register_forward_hook(count)
-    Battery(attacks, eps=eps, report=note).run(model, images)
+    Battery(attacks, eps=eps, seed=seed, report=note).run(model, images)
     handle.remove()
     return {
         name: {"seconds": end[0] - begun[0], "passes": end[1] - begun[1]}
