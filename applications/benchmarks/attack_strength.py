@@ -10,11 +10,12 @@ trained, which no learned attacker has seen.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from seeded import studies
 from tabulated import adversarial
 from tabulated.adversarial import HAND_DESIGNED, STEPPED
 
@@ -41,10 +42,9 @@ def main(args: Args) -> None:
         args.seeds = 1
     count("seeds", args.seeds)
     records = []
-    for seed in range(args.seed, args.seed + args.seeds):
-        study = Study(replace(args, seed=seed, out=args.out / f"seed-{seed}"), STEPPED)
+    for study in studies(args, STEPPED, args.seeds):
         games = {method: trained(study, method) for method in STEPPED}
-        records += [{"seed": seed, **one} for one in attacked(games, study.data.test)]
+        records += [{"seed": study.args.seed, **one} for one in attacked(games, study.data.test)]
     environment = experiment.environment(study.device)
     experiment.write_results(args.out, asdict(args), environment, records)
     print(adversarial.attack_strength(records))

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from rich.progress import track
+from seeded import studies
 from tabulated import adversarial
 from timing import interleaved, ratios
 
@@ -51,8 +52,7 @@ def main(args: Args) -> None:
     if args.smoke:
         args.seeds, args.rounds = 1, 2
     records = []
-    for seed in range(args.seed, args.seed + args.seeds):
-        study = Study(replace(args, seed=seed, out=args.out / f"seed-{seed}"), tuple(ADJOINTS))
+    for study in studies(args, tuple(ADJOINTS), args.seeds):
         for name, about, game in games(study):
             study.run(name, about, game, {"adjoint": name})
         records += study.records

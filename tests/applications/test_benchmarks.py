@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstrations
 from bilevel.robustness import ImageSet
-from tests.applications.conftest import Suite, one_line, write
+from tests.applications.conftest import SIZES, Suite, one_line, write
 
 TABLES = {
     "attack_strength": "attack strength",
@@ -97,6 +97,20 @@ def test_an_interpreter_that_is_not_there_is_told_before_minutes_are_spent(
 ) -> None:
     ended = call(benchmarks("imitation"), "--imitation", tmp_path / "python")
     assert re.search("there is no interpreter .*: .*leave out --imitation", one_line(ended))
+
+
+def test_a_stopped_run_goes_on_with_the_seeds_that_have_not_begun(
+    benchmarks: Callable[[str], ModuleType], call: Callable[..., Any], tmp_path: Path
+) -> None:
+    sizes = (f"--{name.replace('_', '-')}={size}" for name, size in SIZES.items())
+    tiny = [*sizes, "--epochs", 1, "--rounds", 1, "--attacker", "two-layer", "--attacker-width", 4]
+    script = benchmarks("through_the_attacker")
+    given = [*tiny, "--out", tmp_path]
+    assert "no checkpoint" in one_line(call(script, *given, "--seeds", 2, "--resume"))
+    assert call(script, *given, "--seeds", 1).status == 0
+    assert call(script, *given, "--seeds", 2, "--resume").status == 0
+    records = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [one["seed"] for one in records if "seed" in one] == [0, 0, 1, 1]
 
 
 def test_attackers_of_as_many_steps_are_compared_seed_by_seed(
