@@ -208,7 +208,7 @@ def _resume(
     path, rows = folder / "checkpoint.pt", []
     if path.exists():
         state = checkpoint.load(path)
-        saved, rows = state.get("about", {}), state["rows"]
+        saved, rows = state.get("about", {}), state.get("rows", [])
         done = len(rows)
     elif (path := folder / "policy.safetensors").exists():  # it was short, and is run anew
         saved = read_about(path)

@@ -16,6 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bilevel import BilevelError
+from bilevel.experiment import checkpoint
 from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstrations
 from tests.applications.conftest import one_line
 
@@ -100,6 +101,14 @@ def test_a_new_run_leaves_nothing_of_an_old_one_to_resume(
     assert call(module, *one, 2).status == 0
     assert call(module, *one, 1, "--max-kl", 0.02).status == 0  # too short for a checkpoint
     assert call(module, *one, 2, "--max-kl", 0.02, "--resume").status == 0
+
+
+def test_a_checkpoint_of_another_application_is_refused(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path
+) -> None:
+    checkpoint.save(tmp_path / ENV / "gail-0" / "checkpoint.pt", {"config": {"seed": 0}})
+    other = call(module, *SMALL, "--method", "gail", "--resume", "--out", tmp_path)
+    assert re.search("checkpoint.pt is a run with env = None, .*give the same", one_line(other))
 
 
 @pytest.mark.usefixtures("early_checkpoints")
