@@ -294,7 +294,7 @@ def test_the_state_of_a_follower_with_another_network_changes_nothing() -> None:
     game, other = (discriminating_game(Detached()) for _ in range(2))
     other.follower.network = nn.Linear(3, 1).double()
     before = copy.deepcopy(other.state_dict())
-    with pytest.raises(BilevelError, match="the saved follower.network is of another architecture"):
+    with pytest.raises(BilevelError, match=r"saved follower\.network is of another"):
         other.load_state_dict(game.state_dict())
     assert torch.equal(other.leader.w, before["leader"]["w"])
 

@@ -67,6 +67,7 @@ class Iterative(Solver):
         self.update = instance_of("update", update, Update, remedy)
         self.steps = count("steps", steps, least=0)
         self.warm_start = warm_start
+        self._kept_by: str | None = None
 
     @property
     def repeatable(self) -> bool:
@@ -92,6 +93,7 @@ class Iterative(Solver):
         if self.warm_start:
             check_state(self.update, state)
             self.kept = tree_map_only(Tensor, _without_graph, (y, state))
+            self._kept_by = self.update.state_kind
 
     def start(self, oracle: Oracle) -> tuple[Value, State]:
         """The start of a solve.
@@ -103,7 +105,8 @@ class Iterative(Solver):
             The follower's start or the kept answer, and the update's state there.
 
         Raises:
-            BilevelError: If the kept answer is that of a batch of another size.
+            BilevelError: If the kept answer is that of a batch of another size, or the kept state
+                that of another update.
         """
         y = oracle.init()
         if self.kept is None or not self.warm_start:
@@ -118,6 +121,12 @@ class Iterative(Solver):
                 f"{shapes[1]}: a kept answer fits batches of one size; drop the last batch, or "
                 "warm_start=False"
             )
+        if state is not None and self._kept_by not in (None, self.update.state_kind):
+            raise BilevelError(
+                f"warm_start: the kept state is that of {self._kept_by}, which "
+                f"{self.update.state_kind} cannot read: go on from the kept answer alone, "
+                "solver.kept = (solver.kept[0], None), or anew, solver.kept = None"
+            )
         # A loaded state may be of another precision or device; as optimizers do, it is converted.
         kinds = {_kind(own): _kind(start) for own, start in zip(found, wanted, strict=True)}
         kept, state = tree_map_only(Tensor, partial(_converted, kinds), (kept, state))
@@ -130,21 +139,22 @@ class Iterative(Solver):
         self.kept = tree_map_only(Tensor, fn, self.kept)
         return self
 
-    def get_extra_state(self) -> tuple[Value, State] | None:
-        """The kept answer and update state, for the state dict.
+    def get_extra_state(self) -> tuple[Value, State, str | None] | None:
+        """The kept answer and update state, and of which kind it is, for the state dict.
 
         Returns:
             None before the first solve and without a warm start.
         """
-        return self.kept
+        return None if self.kept is None else (*self.kept, self._kept_by)
 
-    def set_extra_state(self, state: tuple[Value, State] | None) -> None:
+    def set_extra_state(self, state: tuple[Value, State, str | None] | None) -> None:
         """Loads what :meth:`get_extra_state` returned.
 
         Args:
-            state: The kept answer and update state, or None.
+            state: The kept answer, the update state and its kind, or None.
         """
-        self.kept = tree_map_only(Tensor, Tensor.clone, state)
+        y, own, self._kept_by = state or (None, None, None)
+        self.kept = state and tree_map_only(Tensor, Tensor.clone, (y, own))
 
     def extra_repr(self) -> str:
         """The settings, as ``repr`` shows them.

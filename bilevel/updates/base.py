@@ -42,6 +42,11 @@ class Update(nn.Module, ABC):
     needs_context: bool = True
     differentiable: bool = True
 
+    @property
+    def state_kind(self) -> str:
+        """What tells apart updates that cannot read each other's states: the class's name."""
+        return type(self).__name__
+
     @abstractmethod
     def forward(self, y: Any, gradient: Any, context: Any, state: State) -> tuple[Value, State]:
         """Moves ``y`` by one step.

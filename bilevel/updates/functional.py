@@ -29,7 +29,7 @@ def sgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Tens
     momentum = settings["momentum"]
     if _is_set(momentum):
         buffer = grad
-        if state:
+        if "momentum_buffer" in state:  # it may be switched on later
             dampening = settings["dampening"]
             damped = (1 - dampening) * grad if _is_set(dampening) else grad
             buffer = _plus(damped, momentum, state["momentum_buffer"])
@@ -50,7 +50,7 @@ def adam(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Ten
     square = _average(beta2, state.get("exp_avg_sq"), grad.square())
     new_state = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": square}
     if settings["amsgrad"]:
-        if state:
+        if "max_exp_avg_sq" in state:
             square = torch.maximum(state["max_exp_avg_sq"], square)
         new_state["max_exp_avg_sq"] = square
     unbias = (1 - beta2**step) ** 0.5  # on both sides of the fraction, it scales numbers alone
@@ -80,7 +80,7 @@ def rmsprop(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[
         new_state["grad_avg"], variance = mean, square.addcmul(mean, mean, value=-1)
     move = grad / (_root(variance) + settings["eps"])
     if _is_set(settings["momentum"]):
-        if state:
+        if "momentum_buffer" in state:
             move = _plus(move, settings["momentum"], state["momentum_buffer"])
         new_state["momentum_buffer"] = move
     return _plus(y, -settings["lr"], move), new_state

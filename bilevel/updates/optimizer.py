@@ -86,6 +86,11 @@ class Optimizer(Update):
         self.settings = settings
         self._defaults = optimizer([torch.empty(0)], **settings).defaults
 
+    @property
+    def state_kind(self) -> str:
+        """Adam and AdamW read the same."""
+        return f"Optimizer({STEPS[self.optimizer].__name__})"
+
     def forward(
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import namedtuple
 
+import pytest
 import torch
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW
 
-from bilevel import FollowerProblem, Iterative, Update, ZeroSum
+from bilevel import BilevelError, FollowerProblem, Iterative, Update, ZeroSum
 from bilevel.robustness import Batch
-from bilevel.updates import Gradient
+from bilevel.updates import Gradient, Momentum, Optimizer
 from tests.problems import image_game
 
 Memory = namedtuple("Memory", "slope count")
@@ -54,6 +56,41 @@ def test_what_is_kept_is_converted_with_the_solver() -> None:
     (leader, follower, batch), kept = game, solver.kept
     assert kept[0].dtype == kept[1].slope[0].dtype == torch.float64
     assert solver.solve(follower, leader, batch).value.dtype == torch.float64
+
+
+KINDS = {
+    "adam": Optimizer(Adam, lr=0.1),
+    "adamax": Optimizer(Adamax, lr=0.1),
+    "adagrad": Optimizer(Adagrad, lr=0.1),
+    "momentum of torch": Optimizer(SGD, lr=0.1, momentum=0.5),
+    "momentum": Momentum(Gradient(0.1), 0.5),
+}
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("other", [name for name in KINDS if name != "adam"])
+def test_the_state_of_another_update_is_not_read(other: str, loaded: bool) -> None:
+    leader, follower, batch = image_game()
+    solver = first = Iterative(KINDS[other], 1, warm_start=True)
+    first.solve(follower, leader, batch)
+    if loaded:
+        solver = Iterative(KINDS["adam"], 1, warm_start=True)
+        solver.load_state_dict(first.state_dict())
+    solver.update = KINDS["adam"]
+    with pytest.raises(BilevelError, match=r"is that of .*, which Optimizer\(adam\) cannot read"):
+        solver.solve(follower, leader, batch)
+    solver.kept = (solver.kept[0], None)  # as the message says
+    solver.solve(follower, leader, batch)
+    assert solver.kept[1][0]["step"] == 1
+
+
+def test_updates_that_read_the_same_state_follow_each_other() -> None:
+    leader, follower, batch = image_game()
+    solver = Iterative(KINDS["adam"], 1, warm_start=True)
+    solver.solve(follower, leader, batch)
+    solver.update = Optimizer(AdamW, lr=0.1)
+    solver.solve(follower, leader, batch)
+    assert solver.kept[1][0]["step"] == 2
 
 
 def test_a_solve_begins_at_the_kept_answer() -> None:

@@ -200,6 +200,25 @@ def test_settings_may_be_changed_between_solves() -> None:
     assert repr(update) == "Optimizer(SGD, lr=0.1, momentum=0.9)"
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+        (torch.optim.Adam, {"amsgrad": True}),
+        (torch.optim.RMSprop, {"momentum": 0.9}),
+        (torch.optim.RMSprop, {"centered": True}),
+    ],
+)
+def test_a_setting_may_be_switched_on_between_solves(kind, settings) -> None:
+    """What it remembers begins then."""
+    update, y, gradient = Optimizer(kind, lr=0.1), torch.zeros(2), torch.ones(2)
+    y, state = update(y, gradient, None, None)
+    update.settings.update(settings)
+    _, state = update(y, 2 * gradient, None, state)
+    _, fresh = Optimizer(kind, lr=0.1, **settings)(y, gradient, None, None)
+    assert state[0].keys() == fresh[0].keys()
+
+
 class Allocations(TorchDispatchMode):
     """Counts the operations that return a new tensor."""
 
