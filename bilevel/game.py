@@ -17,7 +17,7 @@ from bilevel.checks.parts import check_in_place, check_optimizer, check_parts, i
 from bilevel.checks.processes import check_processes
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem, overrides
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of, overrides
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
 from bilevel.solvers.base import MEANS
@@ -89,11 +89,12 @@ class Bilevel:
         self.solver_opt: Any = solver_opt
         self._check_optimizers()
         # Copies, but what they refer to of the other parts is these parts: the solver's update, the
-        # leader's parameters in an update or a schedule of one's own.
-        parts = (leader, follower, solver, leader_opt, solver_opt)
-        modules = [*leader.modules(), *solver.modules()]
-        tensors = [tensor for module in (leader, solver) for tensor in module.parameters()]
-        shared: dict[int, Any] = {id(part): part for part in (*parts, *modules, *tensors)}
+        # leader's parameters or the follower's network in an update or a schedule of one's own.
+        networks = (leader, solver, *networks_of(follower))
+        modules = [module for network in networks for module in network.modules()]
+        tensors = [tensor for network in networks for tensor in network.parameters()]
+        parts = (follower, leader_opt, solver_opt, *modules, *tensors)
+        shared: dict[int, Any] = {id(part): part for part in parts}
         adjoint = Detached() if adjoint is None else adjoint
         schedule = Simultaneous() if schedule is None else schedule
         self.adjoint = copy.deepcopy(adjoint, shared)

@@ -118,7 +118,9 @@ def test_a_game_copies_its_own_and_not_what_that_holds_of_the_game() -> None:
     leader, follower = Numbers(3, ONES), Quadratic()
     sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
     solver = Iterative(Gradient(0.1), 3)
-    parts = leader, leader.theta, follower, solver, solver.update, sgd
+    follower.network = nn.Linear(1, 1)
+    networks = follower.network, follower.network.bias
+    parts = leader, leader.theta, follower, solver, solver.update, sgd, *networks
     adjoint, schedule = Implicit(fixed_point=Holds(*parts)), Following(*parts)
     game = Bilevel(leader, follower, solver, leader_opt=sgd, adjoint=adjoint, schedule=schedule)
     assert game.adjoint is not adjoint
