@@ -76,7 +76,8 @@ def check_adjoint(
     if directions is not None:
         count("directions", directions)
     snapshot = Snapshot(leader, solver, *networks_of(follower))
-    theta: Parameters = {n: p for n, p in leader.named_parameters() if p.requires_grad}
+    named = leader.named_parameters()
+    theta: Parameters = {n: p for n, p in named if p.requires_grad and p.numel()}
     require(
         bool(theta),
         f"{type(leader).__name__} has no trainable parameter: there is nothing to check",

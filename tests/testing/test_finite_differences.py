@@ -193,6 +193,14 @@ def test_what_is_wrong_is_named(adjoint: Adjoint, steps: int) -> None:
         testing.check_adjoint(adjoint, solver, Soft(), Shift(), torch.randn(3, dtype=F64))
 
 
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")  # y* ignores it
+def test_a_parameter_without_elements_has_no_slope_to_check() -> None:
+    leader = Shift()
+    leader.none = nn.Parameter(torch.zeros(0, 2, dtype=F64))
+    solver = Iterative(Gradient(0.5), 60)
+    testing.check_adjoint(Unrolled(), solver, Soft(), leader, torch.randn(3, dtype=F64))
+
+
 def test_a_solve_that_diverges_is_named() -> None:
     solver = Iterative(Gradient(1e3), 400)
     with pytest.raises(AssertionError, match=r"gradient of matrix is not finite: the solve diverg"):
