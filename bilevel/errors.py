@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -43,7 +44,7 @@ def explained(problem: object, method: Callable[..., _T], *args: Any) -> _T:
 
     Raises:
         BilevelError: If the batch lacks the attribute or the key, or has no items at all, or the
-            method takes a gradient in what does not require one.
+            method takes a gradient in what does not require one, or changes y in place.
         AttributeError: If another object lacks an attribute.
         KeyError: If another object lacks a key.
         TypeError: If another object has no items.
@@ -75,8 +76,13 @@ def _raise_explained(error: Exception, problem: object, batch: object) -> None:
         raise BilevelError(
             f"{name} takes a gradient in something that does not require one "
             f"({first_line(error)}): while one player moves, the other's variables are constants; "
-            "compute with copies that require it, w.detach().requires_grad_(), and inside "
-            "torch.enable_grad()"
+            "take torch.func.grad, whose result depends on them where they train, or, for one that "
+            "is a constant, copies w.detach().requires_grad_() inside torch.enable_grad()"
+        ) from error
+    if isinstance(error, RuntimeError) and "leaf Variable that requires grad" in str(error):
+        raise BilevelError(
+            f"{name} changes y in place ({first_line(error)}): its gradient is taken at y as it "
+            "was; compute a new tensor, y = y - 1 in place of y -= 1"
         ) from error
 
 
@@ -102,6 +108,22 @@ def first_line(error: BaseException) -> str:
         'no kernel'
     """
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+
+
+def raise_changed_answer(error: RuntimeError) -> None:
+    """Raises a clearer error if y* was changed in place; does nothing for other errors.
+
+    Args:
+        error: The error of a backward pass.
+
+    Raises:
+        BilevelError: If it is one of the answer of an adjoint.
+    """
+    if re.search("inplace.*(_Answer|_Recomputed)", str(error)):
+        raise BilevelError(
+            "the leader's loss changes y* in place, of which the adjoint has yet to take the "
+            "derivative: compute a new tensor, y = y - 1 in place of y -= 1"
+        ) from error
 
 
 def raise_missing_derivative(error: RuntimeError, part: object) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints import Detached
-from bilevel.checks.losses import Loss, check_finite, check_gradients, check_loss
-from bilevel.errors import raise_missing_derivative
+from bilevel.checks.losses import Loss, check_finite, check_gradients, check_loss, check_untouched
+from bilevel.errors import raise_changed_answer, raise_missing_derivative
 from bilevel.frozen import frozen
 from bilevel.player import has_hooks, take_step, zero_grad
 from bilevel.problem import Batch
@@ -98,6 +98,7 @@ def _solve_again(game: Bilevel, y: Value, batch: Batch) -> Value:
 def _backward_leader(game: Bilevel, y: Value, batch: Batch, moved: list[Tensor]) -> Tensor:
     loss = game.leader.checked_loss(y, batch)
     if game.steps == 0 and game.leader_opt is not None and isinstance(loss, Tensor):
+        check_untouched(moved)
         game.adjoint.warn_unread(loss, y)
     return _backward(game, Loss.LEADER, loss, moved)
 
@@ -133,6 +134,7 @@ def _backward(
         except RuntimeError as error:
             if not isinstance(game.adjoint, Detached):
                 raise_missing_derivative(error, game.adjoint)
+                raise_changed_answer(error)
             raise
     loss = loss.detach()
     if game.pool is not None:

@@ -76,6 +76,22 @@ def check_loss(which: Loss, loss: Tensor, moved: list[Tensor]) -> None:
         raise BilevelError(_no_gradient(which))
 
 
+def check_untouched(moved: list[Tensor]) -> None:
+    """Checks that the leader's loss has left the gradients to the game, which adds its own.
+
+    Args:
+        moved: The parameters that move along the gradient, which had none before.
+
+    Raises:
+        BilevelError: If one has.
+    """
+    if any(parameter.grad is not None for parameter in moved):
+        raise BilevelError(
+            f"{Loss.LEADER.value} takes its gradient itself, and the game's would be added to it: "
+            "return the loss, without backward()"
+        )
+
+
 def check_finite(which: Loss, loss: Tensor, step: int, moved: list[Tensor]) -> None:
     """Checks that a loss is finite; on the CPU only, without synchronisation.
 

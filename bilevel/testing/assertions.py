@@ -59,6 +59,28 @@ def _distance(one: Value, other: Value) -> float:
     return float(ravel(tree_map(torch.sub, one, other)).double().norm())
 
 
+def assert_unchanged(oracle: Oracle, y: Value) -> None:
+    """Checks that evaluating a problem does not move y.
+
+    Args:
+        oracle: Evaluates the problem.
+        y: A point of Y.
+
+    Raises:
+        AssertionError: If it does.
+    """
+    for method in (oracle.gain, oracle.context):
+        point = tree_map(Tensor.clone, y)
+        with torch.no_grad():
+            method(point)
+        require(
+            all(map(torch.equal, leaves(point), leaves(y))),
+            f"{type(oracle.follower).__name__} changes y in place in objective or context: "
+            "autograd may not see it, and solvers go on from there; compute a new tensor, or "
+            "constrain y in project",
+        )
+
+
 def assert_samples_independent(oracle: Oracle, far: Value, inside: Value, tolerance: float) -> None:
     """Checks that samples that have a value each do not depend on each other's y.
 

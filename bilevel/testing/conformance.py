@@ -18,6 +18,7 @@ from bilevel.testing.assertions import (
     assert_nearest,
     assert_same_structure,
     assert_samples_independent,
+    assert_unchanged,
 )
 from bilevel.testing.requirement import as_assertion_errors, require
 from bilevel.tree import detach, leaves, tree_map
@@ -37,8 +38,8 @@ def check_follower(
 
     The start lies in Y, and its gradient is not zero where other points are better; ``project``
     gives the nearest point of Y, keeps shapes and is idempotent; the objective has the right shape,
-    depends on all of y and has finite gradients; and where it gives a value per sample, that value
-    and the sample's projection depend on its own y only.
+    depends on all of y, leaves it unchanged and has finite gradients; and where it gives a value
+    per sample, that value and the sample's projection depend on its own y only.
 
     Args:
         follower: The problem under test.
@@ -72,6 +73,7 @@ def check_follower(
         assert_same_structure(inside, start, f"{name}.project")
         again = oracle.project(tree_map(Tensor.clone, inside))
         assert_close(again, inside, tolerance, f"{name}.project moves what it has projected")
+        assert_unchanged(oracle, inside)
         for point, where in ((inside, "at a point of Y"), (start, "where init starts")):
             require(
                 all(leaf.isfinite().all() for leaf in leaves(oracle.gradient(point))),
