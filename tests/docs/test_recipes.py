@@ -42,6 +42,19 @@ def test_a_saved_run_goes_on_bit_for_bit(tmp_path) -> None:
     assert torch.equal(flat(names["leader"]), flat(again["leader"]))
 
 
+def test_another_schedule_goes_on_with_the_same_players(tmp_path) -> None:
+    names = example(tmp_path)
+    x, y = names["loader"][0]
+    names["game"].step(Batch(x, y))
+    before, adam = flat(names["leader"]), names["game"].solver_opt
+    follow(names, "Change parts on the way")
+    game = names["game"]
+    assert isinstance(game.schedule, bilevel.Extragradient)
+    assert torch.equal(flat(game.leader), before)
+    game.step(Batch(x, y))
+    assert all(state["step"] > 1 for state in adam.state.values())
+
+
 def test_the_best_epoch_is_kept(tmp_path) -> None:
     names = follow(example(tmp_path), "Keep the best epoch")
     assert names["epoch"] > names["best_epoch"]
