@@ -87,11 +87,12 @@ def _raise_explained(error: Exception, problem: object, batch: object) -> None:
 
 
 def _is_unreadable(error: Exception, batch: object) -> bool:
-    """Whether it says that the batch lacks an attribute, or has no items (``None``, a loader)."""
+    """Whether it says that the batch lacks an attribute, or has no items (``None``), or no keys."""
     if isinstance(error, AttributeError):
         return error.name is not None and error.obj is batch
-    no_items = f"'{type(batch).__name__}' object is not subscriptable"
-    return isinstance(error, TypeError) and str(error) == no_items
+    kind = type(batch).__name__
+    signs = f"'{kind}' object is not subscriptable", f"{kind} indices must be integers"
+    return isinstance(error, TypeError) and str(error).startswith(signs)
 
 
 def first_line(error: BaseException) -> str:

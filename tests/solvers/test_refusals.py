@@ -46,6 +46,8 @@ class Keyed(Linf):
         ),
         (Keyed(0.1), lambda _: None, "Keyed cannot read a batch of type NoneType"),
         (Keyed(0.1), torch.utils.data.DataLoader, "Keyed cannot read a batch of type DataLoader"),
+        (Keyed(0.1), list, "Keyed cannot read a batch of type list .*indices must be integers"),
+        (Keyed(0.1), tuple, "Keyed cannot read a batch of type tuple .*: a batch must have the"),
     ],
 )
 def test_a_batch_with_the_wrong_fields(follower, wrap, message) -> None:
