@@ -22,6 +22,7 @@ from bilevel.robustness.threats.bounds import (
 from bilevel.robustness.threats.losses import Targeted
 
 _IMAGES = "(B, C, H, W) in [0, 1], bytes divided by 255, the rows of a table as images of one row"
+_OTHERS = "for other data give Linf or L2 their bounds=(low, high), or a Threat a check of its own"
 
 _LOSSES_OF_TORCH = ("torch.nn.functional", "torch.nn.modules.loss")
 
@@ -117,7 +118,7 @@ def check_values(batch: Batch | Targeted, bounds: Bounds | None) -> None:
     """
     values, images = _tensor(batch), equal_bounds(bounds, PIXELS)
     if not values.is_floating_point() or (values.ndim != 4 if images else values.ndim < 2):
-        kind, form = ("images", _IMAGES) if images else ("data", "(B, ...)")
+        kind, form = ("images", f"{_IMAGES}; {_OTHERS}") if images else ("data", "(B, ...)")
         raise BilevelError(
             f"{kind} are {values.dtype} of shape {tuple(values.shape)}: an attack moves each value "
             f"by fractions; give float of shape {form}"
@@ -151,8 +152,8 @@ def check_within(values: Tensor, bounds: Bounds | None) -> None:
     if images:
         raise BilevelError(
             f"images lie in [{values.min():.9g}, {values.max():.9g}]: the threat model is for "
-            "pixels in [0, 1]; give such images and normalise inside the classifier, or give Linf "
-            "or L2 the bounds=(low, high) of other data"
+            "pixels in [0, 1]; give such images and normalise inside the classifier; "
+            f"{_OTHERS}"
         )
     raise BilevelError(
         f"data lie up to {outside.max():.3g} outside the threat model's bounds: clipped to them, "
