@@ -97,6 +97,7 @@ class Args:
 def main(args: Args) -> None:
     """Learns with each method, prints the table and writes the results."""
     count("iterations", args.iterations)
+    count("seed", args.seed, least=0)
     args.method = choices("method", args.method, METHODS)
     if args.smoke:
         args.iterations = min(args.iterations, 20)

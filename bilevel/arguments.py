@@ -13,9 +13,12 @@ from bilevel.errors import BilevelError, describe, raise_unknown
 
 T = TypeVar("T")
 
+MOST = 2**63 - 1
+"""The largest whole number that torch takes, as a seed or a size."""
+
 
 def count(name: str, value: int, *, least: int = 1) -> int:
-    """Checks that ``value`` is a whole number, and not too small.
+    """Checks that ``value`` is a whole number, and not too small or large for torch.
 
     Args:
         name: The argument's name.
@@ -39,6 +42,8 @@ def count(name: str, value: int, *, least: int = 1) -> int:
             f"{name} is {value!r}: it is a whole number from {least} on; give {least}, "
             f"{least + 1}, …"
         )
+    if value > MOST:
+        raise BilevelError(f"{name} is {value}: torch takes numbers of 64 bits; give a smaller one")
     return operator.index(value)
 
 

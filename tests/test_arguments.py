@@ -20,7 +20,7 @@ from bilevel import (
     Sampled,
     Unrolled,
 )
-from bilevel.arguments import choices
+from bilevel.arguments import choices, count
 from bilevel.updates import CNN, MLP, CoordinateRNN, Gradient
 
 COUNTS: list[Callable[[Any], Any]] = [
@@ -46,6 +46,12 @@ def test_a_number_of_things_is_a_whole_number(make: Callable[[Any], Any]) -> Non
             make(wrong)
     # What an array holds is one too, and is kept as a number of Python.
     assert repr(make(np.int64(8))) == repr(make(8))
+
+
+def test_a_seed_is_one_that_torch_takes() -> None:
+    torch.Generator().manual_seed(count("seed", 2**63 - 1, least=0))
+    with pytest.raises(BilevelError, match="seed is 9223372036854775808: torch takes numbers of"):
+        count("seed", 2**63, least=0)
 
 
 def test_a_step_is_no_parameter() -> None:
