@@ -71,6 +71,7 @@ class Critic(bilevel.FollowerProblem):
 def main(args: Args) -> None:
     """Measures, prints the table and writes the results."""
     count("rounds", args.rounds)
+    count("number of widths", len(args.widths))
     for width in args.widths:
         count("width", width)
     device = experiment.pick_device(args.device)
