@@ -35,7 +35,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 
 
 def pgm(step: float, steps: int, *, leader_mode: Mode = "eval") -> Iterative:
-    r"""Projected sign-gradient method (Kurakin et al., 2016; Madry et al., 2017), also called PGD.
+    r"""Projected sign-gradient method (Kurakin et al., 2017; Madry et al., 2018), also called PGD.
 
     .. math:: \delta \leftarrow \Pi_Y(\delta + \eta\,\mathrm{sign}\,\nabla_\delta q(\theta, \delta))
 
@@ -60,7 +60,7 @@ def pgm(step: float, steps: int, *, leader_mode: Mode = "eval") -> Iterative:
 
 
 def fgsm(eps: float, *, leader_mode: Mode = "eval") -> Iterative:
-    """Fast gradient sign method (Goodfellow et al., 2014): :func:`pgm` with one step of size ε.
+    """Fast gradient sign method (Goodfellow et al., 2015): :func:`pgm` with one step of size ε.
 
     Args:
         eps: ε, in the units of y.

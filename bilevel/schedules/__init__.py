@@ -9,7 +9,7 @@
     Consensus, SymplecticAdjustment, CompetitiveGradient
                     Simultaneous along gradients that second derivatives correct
 
-All but the first two converge in games in which those two cycle.
+All but the first two converge in games in which those two cycle or diverge.
 """
 
 from bilevel.schedules.base import Alternating, Schedule, Simultaneous

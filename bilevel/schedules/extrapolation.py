@@ -1,4 +1,4 @@
-r"""Schedules that converge in games in which simultaneous and alternating steps cycle.
+r"""Schedules that converge in games in which simultaneous steps diverge and alternating ones cycle.
 
 A simultaneous step moves both players, w = (θ, φ), by a *displacement* D(w), which for gradient
 descent–ascent is −ηF(w). All of these methods are defined by it:
