@@ -296,9 +296,9 @@ class ZeroSum(LeaderProblem):
 
     .. math:: \min_\theta \max_{y \in Y} q(\theta, y)
 
-    Its loss is the mean of the follower's gain. Treating y* as a constant then gives the right
-    gradient (Danskin, 1967), and one backward pass serves both players. If the follower minimises
-    q, the leader maximises it.
+    Its loss is the mean of the follower's gain. At an optimal y*, treating it as a constant gives
+    the right gradient (Danskin, 1967), and one backward pass serves both players. If the follower
+    minimises q, the leader maximises it.
 
     A subclass that overrides ``loss`` is not zero-sum, and its game must name an adjoint.
 

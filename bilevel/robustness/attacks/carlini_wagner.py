@@ -48,7 +48,7 @@ class CarliniWagner(Solver):
     The follower's gain must be positive exactly where a sample is misclassified, and the negative
     of the term that c multiplies: ``loss=margin``.
 
-    "Towards evaluating the robustness of neural networks", arXiv 1608.04644, Sec. VI-D. Jiang et
+    "Towards evaluating the robustness of neural networks", arXiv 1608.04644, Sec. VI. Jiang et
     al. (2021) allow 100 iterations (Sec. 4).
 
     Args:

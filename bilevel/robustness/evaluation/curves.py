@@ -43,7 +43,7 @@ def accuracy_by_epsilon(
 ) -> Curve:
     """Accuracy under PGM-10 of step size ε/10 for ε from 0 to where every image is within reach.
 
-    That is 1 in L∞ (Appendix D.1, Figure 10), and √d in L2 for images of d numbers.
+    That is 1 in L∞ (Appendix D.1, Figure 10), and √d in L2 and d in L1 for images of d numbers.
 
     Args:
         model: The classifier; it computes in evaluation mode and is left as it was.
