@@ -11,7 +11,7 @@ An adjoint decides how the second term is computed:
     Forward      by forward-mode differentiation of the solve, one element of θ at a time
     Sampled      from solves at perturbed θ; no derivatives at all
 
-The last four need y* only, not the iterates that led to it: each is a :class:`Pullback`. Of a
+The last four record none of the iterates that led to y*: each is a :class:`Pullback`. Of a
 solver that goes on from its last answer, the last two count the steps of earlier solves too.
 """
 

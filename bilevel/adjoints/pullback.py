@@ -1,9 +1,9 @@
-"""The base class of adjoints that need only y*, not the iterates that led to it.
+"""The base class of adjoints that record none of the iterates that led to y*.
 
 The leader's gradient needs one product with the Jacobian dy*/dθ: v ↦ (dy*/dθ)ᵀ v with v = ∂L/∂y.
 Such an adjoint is that function: the answer is a node of autograd's graph whose backward calls it.
-So it works with any solver, costs nothing until a gradient is required, and is one operation to the
-transforms of ``torch.func``.
+So it costs nothing until a gradient is required, and is one operation to the transforms of
+``torch.func``.
 """
 
 from __future__ import annotations
