@@ -1,4 +1,4 @@
-"""The recipe for training a network within the solve, as it is printed."""
+"""The recipes for networks beside the two players, as they are printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bilevel
-from tests.recipes import example, follow
+from tests.recipes import example, flat, follow
 
 
 def network() -> nn.Module:
@@ -112,3 +112,37 @@ def test_features_that_are_computed_once(tmp_path) -> None:
         torch.testing.assert_close(game.step(batch)["loss"], loss.detach())
     assert len(passes) == 2 * 4
     torch.testing.assert_close(network.state_dict(), theirs.state_dict())
+
+
+def two_copies(tmp_path) -> tuple[nn.Module, nn.Module]:
+    return example(tmp_path)["model"], example(tmp_path)["model"]
+
+
+def test_a_teacher_follows_the_leader_and_tells_what_to_answer(tmp_path) -> None:
+    names, (model, teacher) = example(tmp_path), two_copies(tmp_path)
+    torch.manual_seed(1)
+    follow(names, "A teacher that averages the leader")
+    torch.manual_seed(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in names["loader"]:
+        told = teacher(x).log_softmax(1).detach()
+
+        def consistency(delta, x=x, told=told):
+            answer = model(x + delta).log_softmax(1)
+            return (told.exp() * (told - answer)).sum(1)
+
+        delta = 8 / 255 * (2 * torch.rand_like(x) - 1)
+        for _ in range(3):
+            delta.requires_grad_()
+            (slope,) = torch.autograd.grad(consistency(delta).sum(), delta)
+            delta = (delta.detach() + 2 / 255 * slope.sign()).clamp(-8 / 255, 8 / 255)
+        optimizer.zero_grad()
+        (F.cross_entropy(model(x), y) + consistency(delta).mean()).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for mean, parameter in zip(teacher.parameters(), model.parameters(), strict=True):
+                mean.lerp_(parameter, 1.0 if x is names["loader"][0][0] else 0.01)
+    torch.testing.assert_close(flat(names["model"]), flat(model))
+    torch.testing.assert_close(flat(names["teacher"]), flat(teacher))
+    assert not torch.equal(flat(teacher), flat(model))
+    assert "follower.teacher" in names["game"].state_dict()
