@@ -79,8 +79,8 @@ class Trainer:
         memory: Where the follower starts each image's attack; None if the recipe has none.
 
     Raises:
-        BilevelError: If there are no image sets to train and to validate on, ``leader_opt`` is none
-            of ``torch.optim``, ``validation_attack`` has to be given, ``monitor`` is another, the
+        BilevelError: If there are no image sets to train and to validate on, a label is none of
+            their classes, ``leader_opt`` is none of ``torch.optim``, ``validation_attack`` has to be given, ``monitor`` is another, the
             device has no CUDA graphs, or the follower's answers are no perturbations to keep, or
             are kept by its solver already.
     """
@@ -108,6 +108,7 @@ class Trainer:
                     f"the {name} split is empty: each epoch trains on images and is validated on "
                     "others; give one image or more of each"
                 )
+            part.check()
         self.game = game
         self.data = data
         self.recipe = recipe
@@ -122,6 +123,7 @@ class Trainer:
             seed=seed,
         )
         self.precision = precision
+        self._lend(None)
         self.config = {**(config or {}), **asdict(recipe), **self._settings()}
         self.report = report
         self.save_every = save_every
@@ -147,9 +149,16 @@ class Trainer:
         use = "warm_start lets an attack start where the last one on its image has ended"
         self.game.solver.check_repeatable(use)
         remedy = "Linf, L2, L1 or a subclass, or a recipe without warm_start"
-        follower = instance_of("follower", self.game.follower, Perturbation, remedy)
-        follower.memory = Memory(self.data.train, self.recipe.augment)
-        return follower.memory
+        instance_of("follower", self.game.follower, Perturbation, remedy)
+        return Memory(self.data.train, self.recipe.augment)
+
+    def _lend(self, memory: Memory | None) -> None:
+        """Gives the follower this memory alone: it may be that of several trainers in turn."""
+        follower = self.game.follower
+        if isinstance(getattr(follower, "memory", None), Memory):
+            del follower.memory
+        if memory is not None:
+            follower.memory = memory
 
     def _merge_memory(self) -> None:
         if self.memory and self.game.pool:
@@ -184,6 +193,7 @@ class Trainer:
             BilevelError: If the classifier's output is not one logit for each class, or a
                 checkpoint cannot be written.
         """
+        self._lend(self.memory)
         self.validation.check(self._leader().get_submodule("model"))
         self.save()  # so that a run that is stopped early can be resumed
         while self.progress.epoch < self.recipe.epochs:
@@ -224,6 +234,7 @@ class Trainer:
         state = checkpoint.load(self.path)
         try:
             checkpoint.check_settings(self.path, state["config"], self.config)
+            self._lend(self.memory)
             self.game.load_state_dict(state["game"])
             if self.averaged:
                 self.averaged.load_state_dict(state["averaged"])
@@ -317,11 +328,15 @@ def _set_training(module: nn.Module) -> None:
 
     Such as the BatchNorm layers of a pretrained network, whose statistics are to stay.
     """
-    frozen_parts = [
-        part
-        for part in module.modules()
-        if not part.training and {p.requires_grad for p in part.parameters()} == {False}
-    ]
+    whole = module.training  # else no part was set to eval mode by itself
+    kept = [part for part in module.modules() if not part.training and _is_frozen(part, whole)]
     module.train()
-    for part in frozen_parts:
+    for part in kept:
         part.eval()
+
+
+def _is_frozen(part: nn.Module, whole: bool) -> bool:
+    trained = {parameter.requires_grad for parameter in part.parameters()}
+    if not trained:  # statistics alone
+        return whole and any(True for _ in part.buffers())
+    return trained == {False}

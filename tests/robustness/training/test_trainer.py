@@ -296,6 +296,26 @@ def test_frozen_parts_in_eval_mode_stay_so(build: Callable[..., Trainer]) -> Non
     assert {part for part in leader.modules() if not part.training} == set(norms)
 
 
+def test_a_norm_in_eval_mode_stays_so_without_parameters_of_its_own(
+    build: Callable[..., Trainer],
+) -> None:
+    trainer = build("two-step-pgm")
+    leader = trainer.game.leader
+    leader.model.norm = norm = nn.BatchNorm2d(1, affine=False).eval()
+    module._set_training(leader)
+    assert {part for part in leader.modules() if not part.training} == {norm}
+    module._set_training(leader.eval())  # as a network that is loaded, with all parts in eval mode
+    assert all(part.training for part in leader.modules())
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_labels_that_are_no_classes(build: Callable[..., Trainer], part: str) -> None:
+    data = copy.deepcopy(build().data)
+    getattr(data, part).labels[0] = -100
+    with pytest.raises(BilevelError, match="the labels run from -100 to 2, but there are 3"):
+        build(data=data)
+
+
 def test_an_output_that_validation_cannot_read_is_found_before_training(
     build: Callable[..., Trainer],
 ) -> None:

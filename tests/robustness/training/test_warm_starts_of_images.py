@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from bilevel import BilevelError, Iterative, ZeroSum, pgm
 from bilevel.robustness import Splits, Threat, Trainer, make_game
@@ -37,6 +39,33 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert equal(*left)
     assert "follower.memory" in left[0]["game"]
     assert left[0]["best"].keys() == {"leader", "solver"}
+
+
+def test_trainers_may_share_a_threat_model(build: Callable[..., Trainer], tmp_path: Path) -> None:
+    alone, first, second = (build("fgsm", recipe=GOING_ON, path=tmp_path / name) for name in "abc")
+    first.game.follower = second.game.follower
+    first.game.leader.follower = second.game.follower
+    for trainer in (alone, first, second):
+        torch.manual_seed(0)
+        trainer.fit()
+    for trainer in (first, second):
+        assert torch.equal(trainer.memory.answers, alone.memory.answers)
+
+
+def test_a_trainer_that_is_built_again_resumes_its_run(build: Callable[..., Trainer]) -> None:
+    trainer = build("fgsm", recipe=GOING_ON, save_every=-1.0)
+    stop_after(trainer, 7)
+    del trainer.game.step  # the interruption
+    again = Trainer(
+        trainer.game,
+        trainer.data,
+        GOING_ON,
+        seed=0,
+        path=trainer.path,
+        config={"method": "fgsm"},
+    )
+    again.resume()
+    assert again.memory.answers.any()
 
 
 def test_runs_with_and_without_memory_are_different_ones(build: Callable[..., Trainer]) -> None:
