@@ -53,6 +53,11 @@ class EMA(AveragedModel):
                 "between 0 and 1, such as 0.995"
             )
         self.decay = decay
+        # Copied are counts, and constants with infinite numbers, such as masks: they have no mean.
+        self._averages = [
+            tensor.is_floating_point() and bool(tensor.isfinite().all())
+            for tensor in _tensors(self.module)
+        ]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -64,16 +69,18 @@ class EMA(AveragedModel):
         # The inherited method sends the count to the device at each step, and waits for it.
         count = int(self.n_averaged)
         weight = max(1 - self.decay, 9 / (10 + count)) if count else 1.0
-        weights, counters = _tensors(self.module)
-        new_weights, new_counters = _tensors(model)
-        torch._foreach_lerp_(weights, new_weights, weight)
-        if counters:
-            torch._foreach_copy_(counters, new_counters)
+        averaged: list[tuple[Tensor, Tensor]] = []
+        copied: list[tuple[Tensor, Tensor]] = []
+        pairs = zip(_tensors(self.module), _tensors(model), strict=True)
+        for pair, averages in zip(pairs, self._averages, strict=True):
+            (averaged if averages else copied).append(pair)
+        own, new = zip(*averaged, strict=True)
+        torch._foreach_lerp_(own, new, weight)
+        if copied:
+            own, new = zip(*copied, strict=True)
+            torch._foreach_copy_(own, new)
         self.n_averaged += 1
 
 
-def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Floating-point parameters and buffers, which are averaged, and the others, such as counts."""
-    tensors = [*network.parameters(), *network.buffers()]
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-    return floating, [tensor for tensor in tensors if not tensor.is_floating_point()]
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]

@@ -31,6 +31,16 @@ def test_weights_and_statistics_follow_the_recursion(decay: float) -> None:
     torch.testing.assert_close(averaged.module.state_dict(), expected)
 
 
+def test_a_mask_is_copied() -> None:
+    """Of infinite numbers there is no mean."""
+    network = BatchNormNet()
+    network.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    averaged = EMA(network, 0.9)
+    for _ in range(3):
+        averaged.update_parameters(network)
+    assert torch.equal(averaged.module.mask, network.mask)
+
+
 @pytest.mark.parametrize("decay", [0.0, 1.0, 1.5, float("nan")])
 def test_a_decay_that_is_no_weight_is_refused(decay: float) -> None:
     with pytest.raises(BilevelError, match=rf"decay is {decay}: .* between 0 and 1"):
