@@ -79,7 +79,8 @@ def _correct_own(
             if follower is not None and solver is not None:
                 if number == 0:  # a loss would raise anything, on a GPU an assertion of the device
                     check_logits(model(_start(model, follower, batch)), batch, images.classes)
-                batch = attack(model, follower, solver, batch)
+                # Each batch anew: a warm start would go on from other images.
+                batch = attack(model, follower, for_evaluation(solver), batch)
             logits = check_logits(model(batch.x), batch, images.classes)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())
@@ -112,7 +113,6 @@ def accuracy(
     Returns:
         A number in [0, 1].
     """
-    solver = solver and for_evaluation(solver)
     return share(correct(model, images, follower, solver, batch_size=batch_size))
 
 

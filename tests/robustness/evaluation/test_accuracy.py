@@ -181,6 +181,9 @@ def test_a_solver_that_goes_on_is_measured_from_where_it_is(greys: ImageSet) -> 
     named = SolverAttack("one step", threat, solver)
     batch = next(batches(greys, 100))
     figures = [accuracy(model, greys, threat, solver, batch_size=100) for _ in range(3)]
+    # Nor by those of the batches before.
+    cold = Iterative(SignGradient(0.01), 1)
+    figures += [accuracy(model, greys, threat, one, batch_size=5) for one in (solver, cold)]
     assert len(set(figures)) == 1
     moved = [named.perturb(model, batch, 0) for _ in range(2)]
     assert torch.equal(*moved)
