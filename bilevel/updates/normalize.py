@@ -12,7 +12,8 @@ rest of the batch. A dict is one variable shared by the batch: all its tensors a
 joint norm, since a norm for each would change the gradient's direction. So a shared variable must
 be a dict, even of one tensor, ``{"y": y}``: the rows of a tensor are treated as samples.
 
-A zero gradient stays zero. An infinite or NaN one gives NaN for its own sample only.
+A zero gradient stays zero. Where one is infinite, as that of a root at 0, the direction is that of
+its infinite numbers. NaN gives NaN for its own sample only.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def max_abs(gradient: Value, over: Over = "sample") -> Value:
                 [ 1.0000,  0.2500],
                 [ 0.0000,  0.0000]])
     """
+    gradient = tree_map(_bounded, gradient)
     return _divide(gradient, _norm(gradient, math.inf, one_of("over", over, OVER)))
 
 
@@ -123,6 +125,14 @@ def _divide(gradient: Value, norm: Tensor) -> Value:
     # Not norm + floor or max(norm, floor): the derivative at zero, 1 / floor, would soon give NaN.
     safe = torch.where(norm == 0, 1, norm)
     return tree_map(lambda leaf: (_single(leaf) / safe).to(leaf.dtype), gradient)
+
+
+def _bounded(tensor: Tensor) -> Tensor:
+    """With the largest number of the type in place of infinity."""
+    if tensor.is_complex() or tensor.is_sparse:  # of which torch clamps none
+        return tensor
+    kind = torch.finfo(tensor.dtype)
+    return tensor.clamp(kind.min, kind.max)
 
 
 def _single(tensor: Tensor) -> Tensor:

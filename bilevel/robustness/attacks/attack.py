@@ -13,7 +13,7 @@ from bilevel import Solver, ZeroSum, frozen
 from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError
 from bilevel.problem import networks_of
-from bilevel.robustness.attacks.checks import check_clean, check_labels, check_start
+from bilevel.robustness.attacks.checks import check_clean, check_images, check_labels, check_start
 from bilevel.robustness.attacks.samples import replaced
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.losses import OF_CLASSES, Targeted
@@ -45,7 +45,8 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
         BilevelError: If the images do not suit the threat model, for example are not float in
             [0, 1], the labels are no classes, or the follower does not say which images its y
             makes.
-        NonFiniteError: If the loss is NaN or infinite where the attack starts.
+        NonFiniteError: If the loss is NaN or infinite where the attack starts, or an adversarial
+            image is.
     """
     if not isinstance(follower, Threat):
         raise BilevelError(
@@ -61,7 +62,9 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
         loss = solution.stats.get("objective_before")
         if len(batch.x) and loss is not None:
             check_start(loss, batch.y if classes else None)
-        adversarial: Batch = replaced(batch, x=follower.perturbed(solution.value, batch))
+        images = follower.perturbed(solution.value, batch)
+        check_images(images)
+        adversarial: Batch = replaced(batch, x=images)
         return adversarial
 
 

@@ -61,6 +61,23 @@ def check_start(loss: Tensor, classes: Tensor | None) -> None:
     )
 
 
+def check_images(images: Tensor) -> None:
+    """Checks that adversarial images are finite, in one wait.
+
+    Args:
+        images: The images.
+
+    Raises:
+        NonFiniteError: If a pixel is NaN or infinite.
+    """
+    if not images.isfinite().all():
+        raise NonFiniteError(
+            "adversarial images are not finite: the loss has a gradient in them that is NaN, or "
+            "the attack gave NaN; keep roots, powers, logarithms and norms in the classifier off "
+            "0, where their derivatives are infinite"
+        )
+
+
 def check_clean(follower: Threat, batch: Any) -> None:
     """Checks that data lie within the bounds they are clipped to, if a threat model's check is own.
 

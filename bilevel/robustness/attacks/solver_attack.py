@@ -138,7 +138,8 @@ class SolverAttack(Attack):
     def _targeted(self, model: nn.Module, batch: Batch, rank: int) -> Any:
         """The batch with each image's wrong class of that rank by its logit, from 0, as target."""
         with torch.no_grad(), frozen(model):
-            logits = model(batch.x).scatter(1, batch.y.unsqueeze(1), -torch.inf)
+            # A copy: the classifier may normalise it in place.
+            logits = model(batch.x.clone()).scatter(1, batch.y.unsqueeze(1), -torch.inf)
         if self.targets >= logits.shape[1]:
             raise BilevelError(
                 f"targets is {self.targets} and the classifier has {logits.shape[1]} classes: each "

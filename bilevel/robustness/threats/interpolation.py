@@ -84,7 +84,8 @@ class Interpolation(Linf):
     def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
         """1 − cos(h(x_i + δ_i), h(x_j)), the partner's features held constant."""
         with torch.no_grad():
-            target = _features(leader.model, self.layer, batch.x)[self.partner(batch)]
+            images = batch.x.clone()  # the classifier may normalise them in place
+            target = _features(leader.model, self.layer, images)[self.partner(batch)]
         features = _features(leader.model, self.layer, batch.x + y)
         return 1 - F.cosine_similarity(features, target)
 
