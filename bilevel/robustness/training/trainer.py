@@ -80,9 +80,9 @@ class Trainer:
 
     Raises:
         BilevelError: If there are no image sets to train and to validate on, a label is none of
-            their classes, ``leader_opt`` is none of ``torch.optim``, ``validation_attack`` has to be given, ``monitor`` is another, the
-            device has no CUDA graphs, or the follower's answers are no perturbations to keep, or
-            are kept by its solver already.
+            their classes, ``leader_opt`` is none of ``torch.optim``, ``validation_attack`` has to
+            be given, ``monitor`` is another, the device has no CUDA graphs, or the follower's
+            answers are no perturbations to keep, or are kept by its solver already.
     """
 
     def __init__(
