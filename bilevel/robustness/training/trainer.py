@@ -30,6 +30,7 @@ from bilevel.robustness.recipe import Recipe
 from bilevel.robustness.threats.memory import Memory
 from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.threats.threat import Threat
+from bilevel.robustness.training.modes import set_training
 from bilevel.robustness.training.optimizers import optimizer_settings, scale_rates
 from bilevel.robustness.training.progress import MetricWindows, Progress
 from bilevel.robustness.training.shares import batch_share, own_images, seed_process
@@ -136,7 +137,8 @@ class Trainer:
             "leader_opt", game.leader_opt, torch.optim.Optimizer, remedy
         )
         full, left = divmod(len(data.train), recipe.batch_size)
-        self._drop_last = full > 0 and not game.solver.repeatable
+        # A warm start needs batches of one size; of one image batch normalisation has no variance.
+        self._drop_last = full > 0 and (left == 1 or not game.solver.repeatable)
         self.steps_per_epoch = full + (left > 0 and not self._drop_last)
         self._windows = MetricWindows(data.train.images.device)
         if distributed.world_size() > 1:
@@ -255,8 +257,8 @@ class Trainer:
         """Trains the rest of the epoch; only steps count as its seconds."""
         now = self.progress
         self._merge_memory()  # in another epoch other processes have an image
-        _set_training(self.game.leader)
-        _set_training(self.game.solver)
+        set_training(self.game.leader)
+        set_training(self.game.solver)
         begun = time.perf_counter()
         for batch in self._batches():
             self._windows.add(self._step(batch))
@@ -321,22 +323,3 @@ class Trainer:
     def _leader(self) -> nn.Module:
         """The leader that is evaluated."""
         return self.averaged.module if self.averaged else self.game.leader
-
-
-def _set_training(module: nn.Module) -> None:
-    """Sets training mode, except in frozen parts that the user has set to eval mode.
-
-    Such as the BatchNorm layers of a pretrained network, whose statistics are to stay.
-    """
-    whole = module.training  # else no part was set to eval mode by itself
-    kept = [part for part in module.modules() if not part.training and _is_frozen(part, whole)]
-    module.train()
-    for part in kept:
-        part.eval()
-
-
-def _is_frozen(part: nn.Module, whole: bool) -> bool:
-    trained = {parameter.requires_grad for parameter in part.parameters()}
-    if not trained:  # statistics alone
-        return whole and any(True for _ in part.buffers())
-    return trained == {False}

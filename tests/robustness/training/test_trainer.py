@@ -20,6 +20,7 @@ from bilevel.experiment import checkpoint
 from bilevel.robustness import Batch, Linf, Splits, Trainer, shuffled_batches
 from bilevel.robustness.training import trainer as module
 from bilevel.robustness.training import validation
+from bilevel.robustness.training.modes import set_training
 from bilevel.robustness.training.progress import MetricWindows
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
 
@@ -302,10 +303,18 @@ def test_a_norm_in_eval_mode_stays_so_without_parameters_of_its_own(
     trainer = build("two-step-pgm")
     leader = trainer.game.leader
     leader.model.norm = norm = nn.BatchNorm2d(1, affine=False).eval()
-    module._set_training(leader)
+    set_training(leader)
     assert {part for part in leader.modules() if not part.training} == {norm}
-    module._set_training(leader.eval())  # as a network that is loaded, with all parts in eval mode
+    set_training(leader.eval())  # as a network that is loaded, with all parts in eval mode
     assert all(part.training for part in leader.modules())
+
+
+def test_a_last_batch_of_one_image_is_left_out(build: Callable[..., Trainer]) -> None:
+    """Batch normalisation would raise."""
+    data = Splits(image_set(13), image_set(6), image_set(6))
+    trainer = build("two-step-pgm", data=data, recipe=replace(RECIPE, epochs=1))
+    trainer.fit()
+    assert trainer.game.steps == trainer.steps_per_epoch == 3
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])

@@ -1,0 +1,27 @@
+"""In which mode the parts of a network are trained."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def set_training(module: nn.Module) -> None:
+    """Sets training mode, except in frozen parts that the user has set to eval mode.
+
+    Such as the BatchNorm layers of a pretrained network, whose statistics are to stay.
+
+    Args:
+        module: The network.
+    """
+    whole = module.training  # else no part was set to eval mode by itself
+    kept = [part for part in module.modules() if not part.training and _is_frozen(part, whole)]
+    module.train()
+    for part in kept:
+        part.eval()
+
+
+def _is_frozen(part: nn.Module, whole: bool) -> bool:
+    trained = {parameter.requires_grad for parameter in part.parameters()}
+    if not trained:  # statistics alone
+        return whole and any(True for _ in part.buffers())
+    return trained == {False}
