@@ -44,6 +44,9 @@ class Rollout(NamedTuple):
 class Sampler:
     """Collects rollouts of a policy; each call continues the episodes of the last one.
 
+    Once another sampler has played in the same environments, those episodes cannot be continued:
+    :meth:`restart` it, or give it environments of its own.
+
     Args:
         envs: As made by :func:`~bilevel.imitation.make_envs`.
         policy: Samples the actions; continuous ones are clipped to their range for the environment
@@ -89,6 +92,13 @@ class Sampler:
         observation, _ = self.envs.reset(seed=seed)
         self._observation = observation.astype(np.float32)
         self._partial_returns = np.zeros(self.envs.num_envs)  # of the unfinished episodes
+        self._mark = self._marked()
+
+    def _marked(self) -> object:
+        """A new mark, which the environments bear until any sampler moves them again."""
+        envs: Any = self.envs.unwrapped  # which are copied and pickled together with the sampler
+        envs._bilevel_mark = mark = object()
+        return mark
 
     def _check_repeats(self, seed: int) -> None:
         """Warns of environments in which demonstrations and resumed runs would be others."""
@@ -114,12 +124,14 @@ class Sampler:
             The rollout.
 
         Raises:
-            BilevelError: If ``steps`` is not positive, the policy is not on the CPU in float32,
-                its actions are not the environments' or it gives NaN, or an environment returns
-                NaN or infinity, ends at each step, or ends an episode without ``final_obs``.
+            BilevelError: If ``steps`` is not positive, another sampler has moved the environments
+                since, the policy is not on the CPU in float32, its actions are not the
+                environments' or it gives NaN, or an environment returns NaN or infinity, ends at
+                each step, or ends an episode without ``final_obs``.
         """
         if steps < 1:
             raise BilevelError(f"steps is {steps}: there is nothing to play; give 1 or more")
+        self._check_unmoved()
         self._check_policy()
         # A step of a vector environment takes 100 µs or less, so the loop does only what it must.
         observations = np.empty((steps + 1, *self._observation.shape), np.float32)
@@ -132,6 +144,7 @@ class Sampler:
             action = actor(observations[t])
             if t == 0:
                 self._check_actions(action)
+                mark = self._marked()  # its own only if no step fails
             observations[t + 1], rewards[t], terminated[t], truncated[t], info = self.envs.step(
                 self._clip(action)
             )
@@ -140,7 +153,7 @@ class Sampler:
                 final_observations[t] = np.stack(info["final_obs"][over])  # the array may be reused
         ended = terminated | truncated
         # Before the checks: the environments have moved also where one fails.
-        self._observation = observations[-1]
+        self._observation, self._mark = observations[-1], mark
         returns = self._returns(rewards, ended)
         next_observations = observations[1:].copy()
         for t, final in final_observations.items():
@@ -179,6 +192,14 @@ class Sampler:
             before[env] = cumulative[t, env]
         self._partial_returns = cumulative[-1] - before
         return torch.tensor(returns, dtype=torch.float32)
+
+    def _check_unmoved(self) -> None:
+        if getattr(self.envs.unwrapped, "_bilevel_mark", None) is not self._mark:
+            raise BilevelError(
+                "another sampler has moved the environments since, or a rollout was interrupted: "
+                "they are no longer in the state that the last one ended in; call restart(seed), "
+                "or give each sampler its own make_envs(…)"
+            )
 
     def _check_policy(self) -> None:
         for name, tensor in self.policy.state_dict().items():
