@@ -160,8 +160,9 @@ class Discriminator(FollowerProblem):
         return sum(weight.numel() for weight in self.network.parameters())
 
     def init(self, batch: ImitationBatch | None) -> Weights:
-        """The network's initial weights."""
-        return {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        """The network's initial weights, scaled down to norm R where theirs is larger."""
+        weights = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        return self.project(weights, batch)
 
     def project(self, y: Weights, batch: ImitationBatch | None) -> Weights:
         """The nearest weights of norm at most R."""

@@ -180,3 +180,19 @@ def test_weights_are_kept_in_the_ball() -> None:
     assert all(map(torch.equal, follower.project(inside, None).values(), inside.values()))
     with pytest.raises(BilevelError, match="max_norm is 0"):
         Discriminator(TASK, reward="neutral", max_norm=0)
+
+
+def test_a_start_lies_in_the_ball() -> None:
+    """A solver starts from it, and a game refuses to start elsewhere."""
+    follower = Discriminator(TASK, reward="neutral", max_norm=0.5)
+    plain = Discriminator(TASK, reward="neutral")
+    plain.network = follower.network
+    start, whole = (ravel(one.init(None)) for one in (follower, plain))
+    torch.testing.assert_close(start, 0.5 * whole / whole.norm())
+    solver = Iterative(Gradient(0.1), 1, warm_start=True)
+    leader = Still()
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, follower, solver, leader_opt=optimizer, adjoint=Detached())
+    game.step(batch_of([2, 1], [1, 1]))
+    follower.max_norm = whole.norm().item() + 1
+    assert torch.equal(ravel(follower.init(None)), whole)
