@@ -12,12 +12,14 @@ from bilevel.robustness.evaluation.results import Example
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 
 def plot_attacks(examples: Sequence[Example]) -> Figure:
     """Clean image, perturbation and adversarial image, as in the paper's Figures 4 and 5.
 
-    Perturbations are scaled to the full range; a wrong prediction is marked with ✗.
+    Perturbations are scaled to the full range; a wrong prediction is marked with ✗. Images whose
+    channels are not the three of colours are shown in grey, the mean over their channels.
 
     Args:
         examples: Images of one size; those of one title make a row.
@@ -67,7 +69,7 @@ def _draw(axis: Axes, x: float, y: float, aspect: float, example: Example) -> No
     for i, (image, title, color) in enumerate(panels):
         at = x + 1.03 * i
         axis.imshow(
-            image.permute(1, 2, 0).squeeze(-1).clamp(0, 1).cpu().numpy(),
+            _drawable(image).clamp(0, 1).cpu().numpy(),
             cmap="RdBu_r" if i == 1 else "gray",
             vmin=0,
             vmax=1,
@@ -75,6 +77,11 @@ def _draw(axis: Axes, x: float, y: float, aspect: float, example: Example) -> No
             extent=(at, at + 1, y, y + aspect),
         )
         axis.text(at + 0.5, y + aspect + 0.04, title, color=color, ha="center", va="baseline")
+
+
+def _drawable(image: Tensor) -> Tensor:
+    """Colours, ``(H, W, 3)``, or grey, ``(H, W)``."""
+    return image.permute(1, 2, 0) if len(image) == 3 else image.mean(0)
 
 
 def _short(label: str) -> str:

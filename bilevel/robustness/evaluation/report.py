@@ -33,7 +33,8 @@ def write_report(
     Args:
         folder: The folder; created if missing.
         evaluations: The classifiers, at least one.
-        pictures: Examples of attacked images by the classifier's name.
+        pictures: Examples of attacked images by the classifier's name; those that are neither grey
+            nor of three channels are shown in grey, the mean over their channels.
         about: What the results depend on: dataset, command, date, versions.
 
     Raises:

@@ -262,6 +262,18 @@ def test_grey_images_are_grey_and_what_is_added_to_them_has_a_sign() -> None:
     assert [image.get_cmap().name for image in axis.images] == ["gray", "RdBu_r", "gray"]
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_channels_that_are_no_colours_are_shown_as_their_mean(channels: int) -> None:
+    """Matplotlib would take a fourth one for transparency, and refuse other numbers."""
+    clean, adversarial = torch.rand(2, channels, 4, 6)
+    (axis,) = plot_attacks([Example("PGM-20", clean, adversarial, "cat", "dog")]).axes
+    first, delta, last = (torch.as_tensor(image.get_array()) for image in axis.images)
+    torch.testing.assert_close(first, clean.mean(0))
+    torch.testing.assert_close(last, adversarial.mean(0))
+    scale = 2 * (adversarial - clean).abs().max()
+    torch.testing.assert_close(delta, 0.5 + (adversarial - clean).mean(0) / scale)
+
+
 def test_names_beside_lines_that_meet_are_apart() -> None:
     """Every line ends at 0; they are named in the order of what comes before."""
     shown = [evaluation(name) for name in ("first", "second", "third")]
