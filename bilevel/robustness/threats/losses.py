@@ -51,7 +51,11 @@ def cross_entropy(logits: Tensor, batch: Batch | Targeted) -> Tensor:
 
     Returns:
         One value a sample, ``(B,)``.
+
+    Raises:
+        BilevelError: If there is a single logit a sample.
     """
+    _check_several(logits)
     return F.cross_entropy(logits, batch.y, reduction="none")
 
 
@@ -65,11 +69,15 @@ def margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
     Returns:
         One value a sample, ``(B,)``.
 
+    Raises:
+        BilevelError: If there is a single logit a sample.
+
     Example:
         >>> batch = Batch(torch.zeros(2, 1, 1, 1), torch.tensor([0, 0]))
         >>> margin(torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 0.5]]), batch)
         tensor([-1.,  1.])
     """
+    _check_several(logits)
     true_class = F.one_hot(batch.y, logits.shape[1]).bool()
     return logits.masked_fill(true_class, -torch.inf).amax(1) - _logit(logits, batch.y)
 
@@ -92,8 +100,8 @@ def dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         >>> dlr(torch.tensor([[3.0, 2.0, 1.0]]), batch).item()
         -0.5
     """
-    top = _largest(logits, 3)
-    return margin(logits, batch) / (top[:, 0] - top[:, 2] + _TINY)
+    gap, top = margin(logits, batch), _largest(logits, 3)
+    return gap / (top[:, 0] - top[:, 2] + _TINY)
 
 
 def targeted_dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
@@ -129,13 +137,14 @@ def targeted_margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         One value a sample, ``(B,)``, positive where the target beats the label.
 
     Raises:
-        BilevelError: If the batch has no targets.
+        BilevelError: If there is a single logit a sample, or the batch has no targets.
 
     Example:
         >>> batch = Targeted(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]))
         >>> targeted_margin(torch.tensor([[3.0, 1.0, 2.0]]), batch).item()
         -2.0
     """
+    _check_several(logits)
     target = getattr(batch, "target", None)
     if target is None:
         raise BilevelError(
@@ -155,6 +164,15 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 """The losses of untargeted attacks by name."""
 
 _TINY = 1e-12  # added to denominators, which are zero for equal logits
+
+
+def _check_several(logits: Tensor) -> None:
+    """Refuses a single logit, whose cross entropy is always 0."""
+    if logits.shape[1:] == (1,):
+        raise BilevelError(
+            "the classifier has one logit: the largest of one is always class 0, so that no attack "
+            "would move; give two, torch.cat([0 * z, z], 1)"
+        )
 
 
 def _logit(logits: Tensor, classes: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from bilevel import BilevelError
 from bilevel.robustness import Batch
 from bilevel.robustness.threats.losses import (
     LOSSES,
+    OF_CLASSES,
+    Loss,
     Targeted,
     cross_entropy,
     dlr,
@@ -98,3 +100,14 @@ def test_a_targeted_loss_wants_targets() -> None:
     logits, batch = drawn(0)
     with pytest.raises(BilevelError, match="give Targeted"):
         targeted_dlr(logits, Batch(batch.x, batch.y))
+
+
+@pytest.mark.parametrize("loss", OF_CLASSES)
+def test_a_single_logit_is_refused(loss: Loss) -> None:
+    """Its cross entropy is 0 at all images, so that an attack would silently do nothing."""
+    batch = Targeted(torch.rand(4, 1, 1, 1), *torch.zeros(2, 4, dtype=torch.long))
+    with pytest.raises(BilevelError, match=r"has one logit: .* torch.cat\(\[0 \* z, z\], 1\)"):
+        loss(torch.rand(4, 1), batch)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    logits, batch = drawn(0)
+    assert torch.equal(compiled(logits, batch), loss(logits, batch))
