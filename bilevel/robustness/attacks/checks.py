@@ -11,7 +11,7 @@ from bilevel.errors import BilevelError, NonFiniteError, describe
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.bounds import clipped, interval, rounding
 from bilevel.robustness.threats.checks import check_within
-from bilevel.robustness.threats.losses import Targeted
+from bilevel.robustness.threats.losses import Targeted, check_one_each
 from bilevel.robustness.threats.perturbation import Perturbation, adds
 from bilevel.robustness.threats.threat import Threat
 
@@ -107,18 +107,7 @@ def check_classes(batch: Batch | Targeted, otherwise: str) -> None:
     Raises:
         BilevelError: If they are not int64 of shape (B,).
     """
-    labels: object = batch.y  # of another task anything, such as a list of boxes
-    size = len(batch.x)
-    if isinstance(labels, Tensor):
-        if labels.dtype == torch.int64 and labels.shape == (size,):
-            return
-        found = f"{labels.dtype} of shape {tuple(labels.shape)}"
-    else:
-        found = describe(labels)
-    raise BilevelError(
-        f"labels are {found}: each image has one class; give int64 of shape ({size},), or "
-        f"{otherwise}"
-    )
+    check_one_each("labels", batch.y, len(batch.x), f"or {otherwise}")
 
 
 def check_gain(gain: Tensor, y: Tensor, batch: Any) -> None:

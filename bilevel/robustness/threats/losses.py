@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, describe
 from bilevel.robustness.data.batches import Batch
 
 
@@ -79,7 +79,7 @@ def margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
     """
     _check_several(logits)
     true_class = F.one_hot(batch.y, logits.shape[1]).bool()
-    return logits.masked_fill(true_class, -torch.inf).amax(1) - _logit(logits, batch.y)
+    return logits.masked_fill(true_class, -torch.inf).amax(1) - _logit(logits, batch.y, "label")
 
 
 def dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
@@ -115,7 +115,7 @@ def targeted_dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         One value a sample, ``(B,)``.
 
     Raises:
-        BilevelError: If there are fewer than four classes, or the batch has no targets.
+        BilevelError: If there are fewer than four classes, or as :func:`targeted_margin` does.
 
     Example:
         >>> batch = Targeted(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]))
@@ -137,7 +137,8 @@ def targeted_margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         One value a sample, ``(B,)``, positive where the target beats the label.
 
     Raises:
-        BilevelError: If there is a single logit a sample, or the batch has no targets.
+        BilevelError: If there is a single logit a sample, the batch has no targets, they are not
+            int64 of shape (B,), or, on a CPU, a target or label is none of the classes.
 
     Example:
         >>> batch = Targeted(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]))
@@ -151,7 +152,32 @@ def targeted_margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
             "a targeted loss got a batch without targets: it moves toward one class; give "
             "Targeted(x, y, target)"
         )
-    return _logit(logits, target) - _logit(logits, batch.y)
+    # Of a single one all images would get the logit of the first.
+    check_one_each("targets", target, len(logits), "such as torch.full_like(y, 2)")
+    return _logit(logits, target, "target") - _logit(logits, batch.y, "label")
+
+
+def check_one_each(kind: str, classes: object, size: int, remedy: str) -> None:
+    """Checks that there is a class for each image.
+
+    Args:
+        kind: What they are, in the plural.
+        classes: The classes, or whatever was given for them.
+        size: B, the number of images.
+        remedy: The last clause of the error.
+
+    Raises:
+        BilevelError: If they are not int64 of shape (B,).
+    """
+    if isinstance(classes, Tensor):
+        if classes.dtype == torch.int64 and classes.shape == (size,):
+            return
+        found = f"{classes.dtype} of shape {tuple(classes.shape)}"
+    else:  # of another task anything, such as a list of boxes
+        found = describe(classes)
+    raise BilevelError(
+        f"{kind} are {found}: each image has one class; give int64 of shape ({size},), {remedy}"
+    )
 
 
 UNTARGETED: tuple[Loss, ...] = (cross_entropy, margin, dlr)
@@ -175,9 +201,17 @@ def _check_several(logits: Tensor) -> None:
         )
 
 
-def _logit(logits: Tensor, classes: Tensor) -> Tensor:
+def _logit(logits: Tensor, classes: Tensor, kind: str) -> Tensor:
     """Each sample's logit of its class."""
-    return logits.gather(1, classes.unsqueeze(1)).squeeze(1)
+    try:
+        return logits.gather(1, classes.unsqueeze(1)).squeeze(1)
+    except RuntimeError as error:  # on a GPU the device asserts it, too late for words
+        if "out of bounds" not in str(error):
+            raise
+        raise BilevelError(
+            f"a {kind} is no class: the classifier has {logits.shape[1]} of them, numbered from 0; "
+            f"give {kind}s among these"
+        ) from error
 
 
 def _largest(logits: Tensor, count: int) -> Tensor:

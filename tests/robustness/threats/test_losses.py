@@ -21,6 +21,7 @@ from bilevel.robustness.threats.losses import (
     dlr,
     margin,
     targeted_dlr,
+    targeted_margin,
 )
 
 seeds = st.integers(0, 2**31)
@@ -111,3 +112,24 @@ def test_a_single_logit_is_refused(loss: Loss) -> None:
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
     logits, batch = drawn(0)
     assert torch.equal(compiled(logits, batch), loss(logits, batch))
+
+
+@pytest.mark.parametrize("loss", [targeted_margin, targeted_dlr])
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (torch.tensor([2]), r"torch.int64 of shape \(1,\): .* torch.full_like\(y, 2\)"),
+        (torch.tensor(2), r"torch.int64 of shape \(\)"),
+        (torch.zeros(20, 1).long(), r"torch.int64 of shape \(20, 1\)"),
+        (torch.zeros(21).long(), r"give int64 of shape \(20,\)"),
+        (torch.zeros(20), "torch.float32"),
+        (2, "targets are an int"),
+        (torch.full((20,), 6), "the classifier has 6 of them, numbered from 0"),
+        (torch.full((20,), -1), "a target is no class: .* give targets among these"),
+    ],
+)
+def test_targets_that_are_not_a_class_for_each_image(loss: Loss, target: object, told: str) -> None:
+    """Of a single one all images would get the logit of the first."""
+    logits, batch = drawn(0)
+    with pytest.raises(BilevelError, match=told):
+        loss(logits, batch._replace(target=target))
