@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from bilevel import distributed
 from bilevel.errors import BilevelError
 from bilevel.experiment.files import atomic_write
+
+LONGEST = 40
+"""The number of letters of a setting in a message."""
 
 
 class OtherRunError(BilevelError):
@@ -96,8 +100,8 @@ def check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any
     changed = [name for name in {**given, **saved} if saved.get(name) != given.get(name)]
     if changed:
         theirs, ours = (
-            ", ".join(f"{name} = {_short(settings.get(name))}" for name in changed)
-            for settings in (saved, given)
+            ", ".join(f"{name} = {_short(one.get(name), other.get(name))}" for name in changed)
+            for one, other in ((saved, given), (given, saved))
         )
         raise OtherRunError(
             f"{path} is a run with {theirs}, this one has {ours}: a run is resumed as it was "
@@ -123,10 +127,16 @@ def check_iterations(path: Path, done: int, requested: int) -> None:
         )
 
 
-def _short(value: object) -> str:
-    """A value as text, unless it is too long for a line."""
+def _short(value: object, other: object) -> str:
+    """A value as text; of one that is too long for a line, where it differs from the other."""
     text = str(value)
-    return text if len(text) <= 40 else "…"
+    if len(text) <= LONGEST:
+        return text
+    pairs = zip(text, str(other), strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    begin = text.rfind(" ", 0, same) + 1
+    end = begin + LONGEST
+    return ("…" if begin else "") + text[begin:end] + ("…" if end < len(text) else "")
 
 
 def random_state() -> dict[str, Any]:

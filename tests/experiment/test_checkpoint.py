@@ -117,8 +117,16 @@ def test_settings_that_differ_are_all_named(tmp_path: Path) -> None:
     checkpoint.check_settings(tmp_path, saved, dict(saved))
     with pytest.raises(checkpoint.OtherRunError) as told:
         checkpoint.check_settings(tmp_path / "run.pt", saved, given)
-    theirs = "seed = 0, width = None, note = …"
+    theirs = f"seed = 0, width = None, note = {'x' * 40}…"
     assert f"{theirs}, this one has seed = 1, width = 8, note = None: " in str(told.value)
+
+
+def test_of_a_long_setting_the_difference_is_shown(tmp_path: Path) -> None:
+    layers = "Flatten(); " * 9
+    saved, given = ({"network": f"{layers}Dropout(p=0.{digit}); {layers}"} for digit in (1, 9))
+    told = r"network = …Dropout\(p=0.1\); .*…, this one has network = …Dropout\(p=0.9\); .*…: "
+    with pytest.raises(checkpoint.OtherRunError, match=told):
+        checkpoint.check_settings(tmp_path / "run.pt", saved, given)
 
 
 def test_the_first_process_alone_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

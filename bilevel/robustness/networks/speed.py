@@ -132,16 +132,15 @@ class Trunk(nn.Sequential):
     The memory of a training step is then that of the blocks' outputs and of one block, at the price
     of one more forward pass where there is a backward one (Chen et al., 2016).
 
-    Attributes:
-        recompute: Whether they are; not by default.
+    See :func:`recompute_activations`; by default they are kept.
 
     Example:
         >>> trunk = Trunk(nn.Linear(2, 2), nn.Tanh())
-        >>> trunk.recompute = True
+        >>> recompute_activations(trunk)
         >>> trunk(torch.rand(1, 2, requires_grad=True)).sum().backward()
     """
 
-    recompute = False
+    _recompute = False  # private: results do not depend on it
 
     def forward(self, input: Tensor) -> Tensor:
         """The blocks, one after the other.
@@ -153,7 +152,7 @@ class Trunk(nn.Sequential):
             The last block's output.
         """
         for block in self:
-            input = checkpointed(block, input) if self.recompute else block(input)
+            input = checkpointed(block, input) if self._recompute else block(input)
         return input
 
 
@@ -173,7 +172,7 @@ def recompute_activations(model: nn.Module) -> None:
             "bilevel.robustness.Trunk(*blocks)"
         )
     for trunk in trunks:
-        trunk.recompute = True
+        trunk._recompute = True
 
 
 @contextmanager

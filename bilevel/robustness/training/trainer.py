@@ -19,7 +19,7 @@ from bilevel.cuda_graphs import CapturedStep
 from bilevel.errors import BilevelError
 from bilevel.experiment import checkpoint
 from bilevel.experiment.progress import unreported
-from bilevel.experiment.settings import attributes_of, settings_of
+from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.problem import networks_of
 from bilevel.robustness.data.batches import Batch, shuffled_batches
@@ -178,7 +178,7 @@ class Trainer:
             "monitor": self.validation.monitor,
             "checksum of images": fingerprint(*tensors),
             "validation attack": "; ".join(map(settings_of, self.validation.attack)),
-            "leader": attributes_of(self.game.leader),  # its network is known by its weights
+            "leader": settings_of(self.game.leader),
             **{name: settings_of(getattr(self.game, name)) for name in parts},
             **{name: optimizer_settings(getattr(self.game, name)) for name in optimizers},
         }

@@ -203,7 +203,7 @@ def test_a_network_whose_blocks_are_not_known() -> None:
         recompute_activations(nn.Linear(1, 1))
     network = nn.Sequential(Trunk(nn.Linear(1, 1)))
     recompute_activations(network)
-    assert network[0].recompute
+    assert network[0]._recompute
 
 
 def test_the_order_of_channels_changes_nothing() -> None:

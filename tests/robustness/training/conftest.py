@@ -33,6 +33,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
         schedule: Schedule | None = None,
         *,
         start: float = 0.05,
+        dropout: float = 0.2,
         recipe: Recipe = RECIPE,
         seed: int = 0,
         data: Splits = splits,
@@ -41,7 +42,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trai
         torch.manual_seed(seed)
         attacker = Attacker("two-layer", width=4)
         solver = make_solver(method, eps=0.1, channels=1, attacker=attacker)
-        networks = BatchNormNet(dropout=0.2), solver
+        networks = BatchNormNet(dropout=dropout), solver
         for network in networks:
             network.to(memory_format=torch.channels_last)
         follower = Linf(0.1, start=start)

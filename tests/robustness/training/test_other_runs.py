@@ -29,7 +29,7 @@ from tests.robustness.training.runs import RECIPE, stop_after
         ({"precision": "bf16"}, "precision = float32, .* precision = bf16: "),
         (
             {"validation_attack": (L2(0.1), pgm(0.01, 2))},
-            "validation attack = …, this one has validation attack = …: ",
+            r"validation attack = Linf\(.*, this one has validation attack = L2\(.*…: ",
         ),
         ({"monitor": "validation_clean"}, "monitor = validation_robust, .* = validation_clean: "),
         (
@@ -51,6 +51,7 @@ def test_a_checkpoint_of_another_run(
     [
         ({"method": "3-step-pgm", "config": {"method": "two-step-pgm"}}, "solver"),
         ({"start": 0.1}, "follower"),
+        ({"dropout": 0.5}, "leader"),
         ({"schedule": Alternating()}, "schedule"),
     ],
 )
