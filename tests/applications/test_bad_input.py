@@ -156,7 +156,10 @@ def test_a_bad_folder(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("--model wrn-10-1", f"with model = {DIGITS.model}, this one has model = wrn-10-1"),
+        (
+            "--model wrn-10-1",
+            f"with model = {DIGITS.model}, .*this one has model = wrn-10-1, .*",
+        ),
         (
             "--attacker-width 9",
             f"with width = {DIGITS.attacker_width}, .*this one has width = 9, .*",

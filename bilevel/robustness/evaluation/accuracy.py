@@ -74,13 +74,14 @@ def _correct_own(
 ) -> tuple[Tensor, bool]:
     """Which images are classified correctly in this process, and whether logits are finite."""
     right, finite = [images.labels.new_empty(0, dtype=torch.bool)], []
+    kept = solver and solver.kept
     with torch.no_grad(), frozen(model):
         for number, batch in enumerate(batches(images, batch_size)):
             if follower is not None and solver is not None:
                 if number == 0:  # a loss would raise anything, on a GPU an assertion of the device
                     check_logits(model(_start(model, follower, batch)), batch, images.classes)
-                # Each batch anew: a warm start would go on from other images.
-                batch = attack(model, follower, for_evaluation(solver), batch)
+                solver.kept = kept  # a warm start would go on from the last batch's images
+                batch = attack(model, follower, solver, batch)
             logits = check_logits(model(batch.x), batch, images.classes)
             right.append(logits.argmax(1) == batch.y)
             finite.append(logits.isfinite().all())
@@ -113,6 +114,7 @@ def accuracy(
     Returns:
         A number in [0, 1].
     """
+    solver = solver and for_evaluation(solver)
     return share(correct(model, images, follower, solver, batch_size=batch_size))
 
 

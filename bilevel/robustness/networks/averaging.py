@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import AveragedModel
 
 from bilevel.errors import BilevelError
@@ -23,7 +24,7 @@ class EMA(AveragedModel):
     The running statistics of batch normalisation are averaged with the same decay: to first order,
     the statistics at the average of some weights are the average of their statistics. Copied
     statistics would belong to weights 1/(1 − d) steps later, and recomputed ones would cost a pass
-    over the training images at each validation.
+    over the training images at each validation. Other buffers are copied.
 
     Args:
         network: The network to average; it is copied.
@@ -53,11 +54,6 @@ class EMA(AveragedModel):
                 "between 0 and 1, such as 0.995"
             )
         self.decay = decay
-        # Copied are counts, and constants with infinite numbers, such as masks: they have no mean.
-        self._averages = [
-            tensor.is_floating_point() and bool(tensor.isfinite().all())
-            for tensor in _tensors(self.module)
-        ]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -69,18 +65,20 @@ class EMA(AveragedModel):
         # The inherited method sends the count to the device at each step, and waits for it.
         count = int(self.n_averaged)
         weight = max(1 - self.decay, 9 / (10 + count)) if count else 1.0
-        averaged: list[tuple[Tensor, Tensor]] = []
-        copied: list[tuple[Tensor, Tensor]] = []
-        pairs = zip(_tensors(self.module), _tensors(model), strict=True)
-        for pair, averages in zip(pairs, self._averages, strict=True):
-            (averaged if averages else copied).append(pair)
-        own, new = zip(*averaged, strict=True)
-        torch._foreach_lerp_(own, new, weight)
-        if copied:
-            own, new = zip(*copied, strict=True)
-            torch._foreach_copy_(own, new)
+        weights, others = _tensors(self.module)
+        new_weights, new_others = _tensors(model)
+        torch._foreach_lerp_(weights, new_weights, weight)
+        if others:
+            torch._foreach_copy_(others, new_others)
         self.n_averaged += 1
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+def _tensors(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and running statistics, which are averaged, and the other buffers."""
+    averaged: list[Tensor] = [*network.parameters()]
+    others: list[Tensor] = []  # counts, and constants: the infinite numbers of a mask have no mean
+    for module in network.modules():
+        for buffer in module.buffers(recurse=False):
+            running = isinstance(module, _NormBase) and buffer.is_floating_point()
+            (averaged if running else others).append(buffer)
+    return averaged, others

@@ -24,7 +24,7 @@ def test_weights_and_statistics_follow_the_recursion(decay: float) -> None:
         averaged.update_parameters(network)
         d = min(decay, (1 + t) / (10 + t))
         for name, value in network.state_dict().items():
-            if t == 0 or not value.is_floating_point():
+            if t == 0 or name == "calls" or name.endswith("num_batches_tracked"):
                 expected[name] = value.clone()
             else:
                 expected[name] = d * expected[name] + (1 - d) * value
