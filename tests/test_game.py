@@ -324,18 +324,6 @@ def test_one_parameter_that_is_nan_is_told_as_the_cause() -> None:
         game.step(Batch(torch.ones(2, 3), torch.zeros(2)))
 
 
-@pytest.mark.parametrize("part", ["adjoint", "schedule"])
-def test_a_part_that_is_empty_is_no_part_left_out(part: str) -> None:
-    class Recorded(Unrolled if part == "adjoint" else Alternating):
-        def __len__(self) -> int:
-            return 0
-
-    leader, parts = Weights(3), {"adjoint": Unrolled(), part: Recorded()}
-    sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
-    game = Bilevel(leader, Nearest(), Iterative(Gradient(0.1), 1), leader_opt=sgd, **parts)
-    assert isinstance(getattr(game, part), Recorded)
-
-
 def test_a_game_is_shown_by_its_parts() -> None:
     follower = Linf(0.1)
     leader = ZeroSum(nn.Identity(), follower)

@@ -17,12 +17,14 @@ from bilevel import (
     Iterative,
     Parametric,
     Sampled,
+    Unrolled,
     ZeroSum,
     pgm,
 )
 from bilevel.updates import CoordinateRNN, Gradient
 from tests.problems import (
     LinearBox,
+    Nearest,
     Saddle,
     Scalar,
     Weights,
@@ -246,3 +248,15 @@ def test_a_leader_and_a_follower_that_hold_each_other() -> None:
     held.leader, leader.follower = leader, held
     with pytest.raises(BilevelError, match=r"Weights is a module within itself.*Holding"):
         Bilevel(leader, held, pgm(0.1, 1), leader_opt=None, adjoint=Detached())
+
+
+@pytest.mark.parametrize("part", ["adjoint", "schedule"])
+def test_a_part_that_is_empty_is_no_part_left_out(part: str) -> None:
+    class Recorded(Unrolled if part == "adjoint" else Alternating):
+        def __len__(self) -> int:
+            return 0
+
+    leader, parts = Weights(3), {"adjoint": Unrolled(), part: Recorded()}
+    sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, Nearest(), Iterative(Gradient(0.1), 1), leader_opt=sgd, **parts)
+    assert isinstance(getattr(game, part), Recorded)
