@@ -25,7 +25,7 @@ class Recipe:
         epsilon: ε of the threat model, in units of the pixel range.
         norm: The norm that it bounds: ``"linf"`` as in the paper, ``"l2"`` or ``"l1"``.
         epochs: Passes over the training set.
-        batch_size: Images a step.
+        batch_size: Images a step; a last batch of one image is left out.
         lr: The classifier's learning rate (SGD, momentum 0.9), times 0.1 at each milestone.
         milestones: Fractions of the run in (0, 1]; epochs 30, 60 and 90 of 100 in the paper.
         one_cycle: Whether the learning rate instead rises linearly to ``lr`` and falls to 0 (Smith

@@ -149,6 +149,11 @@ class Momentum(Update):
         self.decay = decay
         self.normalize = normalize
 
+    @property
+    def state_kind(self) -> str:
+        """It holds that of the other update too."""
+        return f"Momentum({self.update.state_kind})"
+
     def forward(
         self, y: Value, gradient: Value | None, context: Tensor | None, state: State
     ) -> tuple[Value, State]:

@@ -84,6 +84,15 @@ def test_the_state_of_another_update_is_not_read(other: str, loaded: bool) -> No
     assert solver.kept[1][0]["step"] == 1
 
 
+def test_the_state_of_an_update_within_another_is_not_read_either() -> None:
+    leader, follower, batch = image_game()
+    solver = Iterative(Momentum(KINDS["adagrad"], 0.5), 1, warm_start=True)
+    solver.solve(follower, leader, batch)
+    solver.update = Momentum(KINDS["adam"], 0.5)
+    with pytest.raises(BilevelError, match=r"is that of Momentum\(Optimizer\(adagrad\)\), which"):
+        solver.solve(follower, leader, batch)
+
+
 def test_updates_that_read_the_same_state_follow_each_other() -> None:
     leader, follower, batch = image_game()
     solver = Iterative(KINDS["adam"], 1, warm_start=True)
