@@ -204,10 +204,20 @@ def test_bars_reach_from_the_least_to_the_greatest_seed(
     assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([50, 64])
 
 
-def test_what_the_battery_costs(suite: Suite, call: Callable[..., Any], tmp_path: Path) -> None:
-    """`battery.py`: nothing more than its attacks, each on fewer images."""
-    folder, out = write(tmp_path / "mine"), tmp_path / "out"
-    assert call(suite("battery"), folder, "--smoke", "--out", out).status == 0
+def test_what_the_battery_costs(
+    suite: Suite, call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`battery.py`: nothing more than its attacks, each on fewer images, with the given seed."""
+    folder, out, module, seeds = write(tmp_path / "mine"), tmp_path / "out", suite("battery"), []
+    for name in ("Battery", "AttackSettings"):
+
+        def seeded(*args: Any, made: Any = getattr(module, name), **given: Any) -> Any:
+            seeds.append(given["seed"])
+            return made(*args, **given)
+
+        monkeypatch.setattr(module, name, seeded)
+    assert call(module, folder, "--smoke", "--seed", 5, "--out", out).status == 0
+    assert set(seeds) == {5}
     *costs, whole = json.loads((out / "results.json").read_text())["results"]
     alone, together = (
         {one["attack"]: one["passes"] for one in costs if one["how"] == how}
