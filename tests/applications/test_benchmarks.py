@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -209,13 +210,13 @@ def test_what_the_battery_costs(
 ) -> None:
     """`battery.py`: nothing more than its attacks, each on fewer images, with the given seed."""
     folder, out, module, seeds = write(tmp_path / "mine"), tmp_path / "out", suite("battery"), []
+
+    def seeded(make: Any, *args: Any, seed: int, **given: Any) -> Any:
+        seeds.append(seed)
+        return make(*args, seed=seed, **given)
+
     for name in ("Battery", "AttackSettings"):
-
-        def seeded(*args: Any, made: Any = getattr(module, name), **given: Any) -> Any:
-            seeds.append(given["seed"])
-            return made(*args, **given)
-
-        monkeypatch.setattr(module, name, seeded)
+        monkeypatch.setattr(module, name, partial(seeded, getattr(module, name)))
     assert call(module, folder, "--smoke", "--seed", 5, "--out", out).status == 0
     assert set(seeds) == {5}
     *costs, whole = json.loads((out / "results.json").read_text())["results"]
