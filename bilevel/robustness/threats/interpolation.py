@@ -23,6 +23,7 @@ from bilevel.problem import LeaderProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.classifier import Classifier
 from bilevel.robustness.networks.speed import at_least_float32
+from bilevel.robustness.threats.losses import check_several
 from bilevel.robustness.threats.perturbation import Linf
 
 
@@ -134,6 +135,7 @@ class InterpolatedLabels(LeaderProblem):
     def loss(self, y: Tensor, batch: Batch) -> Tensor:
         """Soft cross entropy at x + δ, the mean over the batch."""
         logits = at_least_float32(self.model(batch.x + y))
+        check_several(logits)
         return F.cross_entropy(logits, self.targets(batch, logits.shape[1]).to(logits.dtype))
 
     def targets(self, batch: Batch, classes: int) -> Tensor:

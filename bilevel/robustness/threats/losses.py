@@ -55,7 +55,7 @@ def cross_entropy(logits: Tensor, batch: Batch | Targeted) -> Tensor:
     Raises:
         BilevelError: If there is a single logit a sample.
     """
-    _check_several(logits)
+    check_several(logits)
     return F.cross_entropy(logits, batch.y, reduction="none")
 
 
@@ -77,7 +77,7 @@ def margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         >>> margin(torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 0.5]]), batch)
         tensor([-1.,  1.])
     """
-    _check_several(logits)
+    check_several(logits)
     true_class = F.one_hot(batch.y, logits.shape[1]).bool()
     return logits.masked_fill(true_class, -torch.inf).amax(1) - _logit(logits, batch.y, "label")
 
@@ -145,7 +145,7 @@ def targeted_margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         >>> targeted_margin(torch.tensor([[3.0, 1.0, 2.0]]), batch).item()
         -2.0
     """
-    _check_several(logits)
+    check_several(logits)
     target = getattr(batch, "target", None)
     if target is None:
         raise BilevelError(
@@ -180,6 +180,22 @@ def check_one_each(kind: str, classes: object, size: int, remedy: str) -> None:
     )
 
 
+def check_several(logits: Tensor) -> None:
+    """Refuses a single logit, whose cross entropy is always 0.
+
+    Args:
+        logits: ``(B, K)``.
+
+    Raises:
+        BilevelError: If K is 1.
+    """
+    if logits.shape[1:] == (1,):
+        raise BilevelError(
+            "the classifier has one logit: the largest of one is always class 0, so that no attack "
+            "would move and no label be learned; give two, torch.cat([0 * z, z], 1)"
+        )
+
+
 UNTARGETED: tuple[Loss, ...] = (cross_entropy, margin, dlr)
 """The losses here that read no target."""
 
@@ -190,15 +206,6 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 """The losses of untargeted attacks by name."""
 
 _TINY = 1e-12  # added to denominators, which are zero for equal logits
-
-
-def _check_several(logits: Tensor) -> None:
-    """Refuses a single logit, whose cross entropy is always 0."""
-    if logits.shape[1:] == (1,):
-        raise BilevelError(
-            "the classifier has one logit: the largest of one is always class 0, so that no attack "
-            "would move; give two, torch.cat([0 * z, z], 1)"
-        )
 
 
 def _logit(logits: Tensor, classes: Tensor, kind: str) -> Tensor:

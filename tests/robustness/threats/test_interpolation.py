@@ -221,3 +221,6 @@ def test_bad_input_is_told(model: nn.Module, batch: Batch) -> None:
     leader, follower = play(model, layer="spare")
     with pytest.raises(BilevelError, match=r"layer 'spare' is never called"):
         follower.objective(leader, torch.zeros_like(batch.x), batch)
+    leader = InterpolatedLabels(nn.Flatten(), follower, epsilon_y=0.5)
+    with pytest.raises(BilevelError, match=r"has one logit.*no label be learned"):
+        leader.loss(torch.zeros(2, 1, 1, 1), Batch(torch.zeros(2, 1, 1, 1), torch.tensor([0, 0])))
