@@ -89,7 +89,7 @@ def check_feasible(
         what: What it is.
 
     Raises:
-        NonFiniteError: If the point is NaN or infinite.
+        NonFiniteError: If the point or its projection is NaN or infinite.
         BilevelError: If it lies outside Y.
     """
     with torch.no_grad():
@@ -102,10 +102,15 @@ def check_feasible(
                 f"the follower's {what} is not finite: init, the objective, its gradient or "
                 "the update gave NaN or infinity; check the batch and the update's step"
             )
+        if not nearest.isfinite().all():
+            raise NonFiniteError(
+                f"{type(follower).__name__}.project gives NaN or infinity where the follower's "
+                f"{what} is finite: check the batch, and keep what project divides by off 0"
+            )
         distance = largest_difference(leaf, nearest)
         rounding = torch.finfo(leaf.dtype).eps if leaf.is_floating_point() else 0.0
         largest = largest_difference(nearest, torch.zeros_like(nearest))
-        if not distance <= max(1e-5, 2 * rounding) * max(1.0, largest):  # it may be NaN
+        if distance > max(1e-5, 2 * rounding) * max(1.0, largest):
             raise BilevelError(
                 f"the follower's {what} lies {distance:.3g} outside Y: "
                 f"{type(follower).__name__}.project moves it; make project idempotent, let init "

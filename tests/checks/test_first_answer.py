@@ -34,8 +34,21 @@ def test_a_projection_that_is_not_finite() -> None:
         def project(self, y, batch):
             return y / y.norm()
 
-    with pytest.raises(BilevelError, match=r"lies nan outside Y: Sphere\.project moves it"):
+    with pytest.raises(NonFiniteError, match=r"Sphere\.project gives NaN .* divides by off 0"):
         check_feasible(Sphere(), torch.zeros(4), None)
+
+
+def test_a_first_batch_that_is_not_finite_is_told_by_the_projection_that_reads_it() -> None:
+    class Images(LinearBox):
+        def project(self, y, batch):
+            return (batch.x + y.clamp(-0.1, 0.1)).clamp(0, 1) - batch.x
+
+    follower = Images()
+    game = zero_sum_game(ZeroSum(torch.nn.Linear(3, 1), follower))
+    for number in (torch.nan, torch.inf):
+        batch = Batch(torch.tensor([[0.5, number, 0.5]]), torch.zeros(1))
+        with pytest.raises(NonFiniteError, match=r"Images\.project gives .*start .* the batch"):
+            game.step(batch)
 
 
 def test_a_start_of_which_the_form_is_read_only() -> None:
