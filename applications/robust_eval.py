@@ -1,7 +1,7 @@
 """Robust evaluation: a battery of attacks, and a verdict on whether its result can be trusted.
 
     python applications/robust_eval.py runs/adv_training/pgm
-    python applications/robust_eval.py runs/adv_training/* --surrogate runs/other/pgm --restarts 5
+    python applications/robust_eval.py runs/adv_training/*/ --surrogate runs/other/pgm --restarts 5
     python applications/robust_eval.py models:resnet --dataset cifar10 --epsilon 0.031
 
 Each image is attacked until an attack breaks it; the share of unbroken images is the worst-case

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +79,17 @@ def test_folders_and_names(
         write(tmp_path / "runs" / name)
     with pytest.raises(BilevelError, match=r"runs holds pgm, plain, .*such as runs/pgm$"):
         load("runs")
+
+
+def test_the_pattern_in_the_help_finds_classifiers_alone(
+    applications: Callable[[str], ModuleType], out: Path
+) -> None:
+    """Beside which a run leaves its results and its figure."""
+    pattern = re.search(r"runs/adv_training/(\*\S*)", applications("robust_eval").__doc__)[1]
+    given = tuple(glob.glob(f"{out}/{pattern}"))
+    inputs, cpu = applications("robust_eval_lib.inputs"), torch.device("cpu")
+    found = inputs.load(given, cpu, inputs.Source(None, out), allow_import=False)
+    assert [one.name for one in found] == ["plain"]
 
 
 def test_curves_are_of_the_norm_and_radius_of_the_report(
