@@ -49,7 +49,8 @@ class Table:
 
         grid = rich.table.Table(title=Text(self.title, "table.title"))
         for name, right in zip(self.header, _numeric(self.header, self.rows), strict=True):
-            grid.add_column(Text(name), justify="right" if right else "left")
+            # Folded where the screen is narrow: cut off, two rows might have the same name.
+            grid.add_column(Text(name), justify="right" if right else "left", overflow="fold")
         for row in self.rows:
             grid.add_row(*map(Text, row))
         Console().print(grid)

@@ -51,3 +51,18 @@ def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     Table("[bold]A", ("[b]", "x"), [["pgm [linf]", "[/x]"]]).print()
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("[bold]A", "[b]", "pgm [linf]", "[/x]"))
+
+
+def test_on_a_narrow_screen_nothing_is_cut_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two methods might look the same, and a number like another one."""
+    monkeypatch.setenv("COLUMNS", "30")
+    rows = [[f"two-step-grad-{name}", "0.12345"] for name in ("l2l", "only-l2l")]
+    Table("Accuracy", ("method", "clean accuracy"), rows).print()
+    cells = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    names, numbers = (
+        "".join(cell.strip() for cell in column) for column in zip(*cells, strict=True)
+    )
+    assert names == "".join(name for name, _ in rows)
+    assert numbers == 2 * "0.12345"
