@@ -58,7 +58,7 @@ class Args:
     million parameters for CartPole."""
     reward: Literal["suited", "survive", "finish", "neutral"] = "suited"
     """The reward from D. survive, −log D ≥ 0, favours long episodes; finish, log(1−D) ≤ 0, favours
-    short ones: even a constant D then balances CartPole, or solves MountainCar. neutral,
+    short ones: even a constant D can then balance CartPole, or solve MountainCar. neutral,
     log(1−D) − log D, has either sign, and is 0 for a constant D. suited: survive for CartPole and
     finish for MountainCar, as in Ho & Ermon, neutral elsewhere. Compare with --method constant."""
     demonstrations: int = 10
