@@ -4,16 +4,11 @@
 
 Model-agnostic meta-learning (Finn et al., ICML 2017, Sec. 5.1) as a bilevel problem: the leader is
 the shared initialization θ, and the follower's y_i the change of θ by gradient descent on the ten
-support points of task i. θ + y_i is evaluated on query points. Adjoint and steps give the method:
-
-    maml      Unrolled()     differentiates through the inner steps
-    fomaml    Detached()     treats y as a constant: first-order MAML
-    joint     no steps       trains θ on all tasks at once, without adaptation
+support points of task i. θ + y_i is evaluated on query points. Adjoint and steps give the method.
 """
 
 from __future__ import annotations
 
-import math
 from collections import namedtuple
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,9 +29,9 @@ from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.updates import Gradient
 
 METHODS: dict[str, tuple[type[bilevel.Adjoint], int]] = {
-    "maml": (bilevel.Unrolled, 5),
-    "fomaml": (bilevel.Detached, 5),
-    "joint": (bilevel.Detached, 0),
+    "maml": (bilevel.Unrolled, 5),  # differentiates through the inner steps
+    "fomaml": (bilevel.Detached, 5),  # treats y as a constant: first-order MAML
+    "joint": (bilevel.Detached, 0),  # trains θ on all tasks at once, without adaptation
 }
 STEPS = (0, 1, 5, 20)  # after which the error is reported
 Points = namedtuple("Points", "x y")
@@ -146,7 +141,7 @@ def sine_waves(count: int, generator: torch.Generator, device: torch.device) -> 
     """Waves of random phase and amplitude (0.1 to 5): ten support and ten query points each."""
     amplitude, phase = torch.rand(2, count, 1, 1, generator=generator).to(device)
     x = 10 * torch.rand(count, 20, 1, generator=generator).to(device) - 5
-    y = (0.1 + 4.9 * amplitude) * torch.sin(x - math.pi * phase)
+    y = (0.1 + 4.9 * amplitude) * torch.sin(x - torch.pi * phase)
     return Points(x[:, :10], y[:, :10]), Points(x[:, 10:], y[:, 10:])
 
 
