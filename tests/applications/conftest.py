@@ -49,6 +49,14 @@ def applications() -> Iterator[Callable[[str], ModuleType]]:
 
 
 @pytest.fixture(scope="module")
+def benchmarks(applications: Suite) -> Iterator[Suite]:
+    """A benchmark's module by name."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield applications
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
 def suite(applications: Suite) -> Iterator[Suite]:
     """A benchmark, or a module of that of GPUs, by its name."""
     sys.path.insert(0, str(BENCHMARKS))

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -40,15 +40,6 @@ OTHERS = (
     "stable_baselines3.common.env_util",
 )
 """What the script for the package imitation imports from."""
-
-
-@pytest.fixture(scope="module")
-def benchmarks(applications: Callable[[str], ModuleType]) -> Iterator[Callable[[str], ModuleType]]:
-    """A benchmark's module by name."""
-    folder = str(Path(__file__).parents[2] / "applications" / "benchmarks")
-    sys.path.insert(0, folder)
-    yield applications
-    sys.path.remove(folder)
 
 
 @pytest.mark.parametrize("script", TABLES)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,15 +16,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning:torchopt",
     "ignore::DeprecationWarning",  # of packages that are measured
 )
-
-
-@pytest.fixture(scope="module")
-def benchmarks(applications: Callable[[str], ModuleType]) -> Iterator[Callable[[str], ModuleType]]:
-    """A benchmark's module by name."""
-    folder = str(Path(__file__).parents[2] / "applications" / "benchmarks")
-    sys.path.insert(0, folder)
-    yield applications
-    sys.path.remove(folder)
 
 
 @pytest.fixture
