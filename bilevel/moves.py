@@ -111,12 +111,12 @@ def _backward_solver(game: Bilevel, y: Value, batch: Batch) -> Tensor | None:
     if not phi:
         return None
     with frozen(game.leader, game.solver.leader_mode):
-        loss = -game.follower.gain(game.leader, y, batch).mean()
+        gain = game.follower.gain(game.leader, y, batch)
+        loss = -(gain.mean() if gain.dim() else gain)
         retain = not isinstance(game.adjoint, Detached)
         loss = _backward(game, Loss.FOLLOWER, loss, phi, retain_graph=retain)
     check_gradients(Loss.FOLLOWER, [p.grad for p in phi])
-    objective: Tensor = -game.follower.sign * loss
-    return objective
+    return -loss if game.follower.sign > 0 else loss
 
 
 def _backward(

@@ -41,7 +41,9 @@ class Leader(ZeroSum):
     def project(self) -> None:
         """Projects x onto the game's constraints."""
         x = self.model.x.detach()
-        x.copy_(self.follower.onto(x))
+        projected = self.follower.onto(x)
+        if projected is not x:
+            x.copy_(projected)
 
 
 def begin(

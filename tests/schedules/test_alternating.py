@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bilevel import (
     Alternating,
@@ -12,6 +13,7 @@ from bilevel import (
     Parametric,
     Unrolled,
     ZeroSum,
+    games,
 )
 from bilevel.robustness import Batch
 from bilevel.updates import Gradient
@@ -70,3 +72,20 @@ def test_an_optimizer_that_has_a_length_of_its_own_moves_the_solver() -> None:
     )
     game.step(None)
     assert solver.y.item() == torch.tensor(0.1).item()
+
+
+def test_what_is_one_number_and_unconstrained_is_neither_averaged_nor_copied() -> None:
+    """On f = xy each operation is a sizeable part of a step."""
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            operations.add(func.name())
+            return func(*args, **(kwargs or {}))
+
+    operations: set[str] = set()
+    game = games.begin(games.bilinear(), 1.0, 0.5, lr=0.1, schedule=Alternating())
+    with Recorded():
+        metrics = game.step(None)
+    assert not operations & {"aten::mean", "aten::copy_"}
+    assert metrics["objective_after"] == 0.5
+    assert games.position(game).tolist() == [0.95, 0.595]
