@@ -18,7 +18,13 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from learned_follower_lib.evaluation import SETTINGS, measure, schedule_player, update_player
+from learned_follower_lib.evaluation import (
+    SETTINGS,
+    measure,
+    measure_pairs,
+    schedule_player,
+    update_player,
+)
 from learned_follower_lib.figure import Curves, draw
 from learned_follower_lib.linear_rule import fit_rule, rule_record
 from learned_follower_lib.random_games import make_generator
@@ -89,6 +95,7 @@ def compare(args: Args) -> list[dict[str, Any]]:
     """
     followers = {seed: follower(args, seed) for seed in range(args.seed, args.seed + args.seeds)}
     records, rules = fit_rules(args, followers)
+    records += measure_pairs(step=args.step, horizon=args.horizon, count=args.games)
     curves: dict[tuple[str, str], Tensor] = {}
     with experiment.ProgressBar("play") as bar:
         measured = measure(followers, rules, step=args.step, horizon=args.horizon, count=args.games)
@@ -167,7 +174,7 @@ def draw_figure(args: Args, followers: Followers, curves: Curves) -> None:
 
 
 def make_tables(records: Sequence[dict[str, Any]]) -> list[Table]:
-    """A table for each setting, of all seeds together, and one of the rules."""
+    """A table for each setting, of all seeds together, and those of the rules."""
     columns = {
         "distance_at_horizon": "horizon",
         "distance_at_end": "end",
@@ -194,7 +201,14 @@ def make_tables(records: Sequence[dict[str, Any]]) -> list[Table]:
         if one["record"] == "rule"
     )
     header = ("setting", "seed", "α", "β", "γ", "explained", "factor")
-    return [*tables, Table("learned move ≈ α g + β (g − g₋₁) + γ move₋₁", header, rules)]
+    tables.append(Table("learned move ≈ α g + β (g − g₋₁) + γ move₋₁", header, rules))
+    pairs = tuple(
+        tuple(f"{one[key]:.4g}" for key in ("alpha", "beta", "converged", "escaped"))
+        for one in records
+        if one["record"] == "pair"
+    )
+    title = "forsaken, move = α g + β (g − g₋₁)"
+    return [*tables, Table(title, ("α", "β", "converged", "diverged"), pairs)]
 
 
 if __name__ == "__main__":

@@ -48,6 +48,12 @@ def test_a_run_measures_every_setting_and_is_resumed_as_it_was_begun(
     learned = [one for one in records if one["method"] == "learned"]
     assert {one["seed"] for one in learned} == {None, 0, 1}
     assert {one["games"] for one in learned} == {8, 16}  # of one seed, and of both
+    pairs = [one for one in content["results"] if one["record"] == "pair"]
+    assert len({(one["alpha"], one["beta"]) for one in pairs}) == 20
+    [tried] = [one for one in pairs if (one["alpha"], one["beta"]) == (0.5, 10)]
+    by_hand = "forsaken", "α = 1/2, β = 10"
+    [known] = [one for one in records if (one["setting"], one["method"]) == by_hand]
+    assert all(known[name] == tried[name] for name in known.keys() & tried.keys() - {"record"})
     assert "is a run with step = 0.1, this one has step = 0.2" in one_line(
         run("--resume", "--step", 0.2)
     )

@@ -22,7 +22,7 @@ def learned_follower() -> str:
     plays = {
         one["method"]: one
         for one in read("learned_follower")
-        if (one["record"], one["setting"], one["seed"]) == ("play", "bilinear", None)
+        if one["record"] == "play" and (one["setting"], one["seed"]) == ("bilinear", None)
     }
     rows = []
     for method, name in methods.items():
