@@ -66,11 +66,6 @@ class Game(FollowerProblem):
     def objective(self, leader: Any, y: Tensor, batch: Batch) -> Tensor:
         """f(x, y); for stacked games the sum, which has the gradients of each."""
         values = self._values(leader.model.x, y)
-        if values.shape != (() if self.count is None else (self.count,)):
-            raise BilevelError(
-                f"{type(self).__name__}.value gives shape {tuple(values.shape)}: the players' "
-                "gradients need one number; return a scalar, such as the sum"
-            )
         return values.sum() if self.count else values
 
     def project(self, y: Tensor, batch: Batch) -> Tensor:
@@ -163,9 +158,14 @@ class Game(FollowerProblem):
         return type(self).onto is not Game.onto or type(self).project is not Game.project
 
     def _values(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.count is None:
-            return self.value(x, y, *self.coefficients)
-        return torch.func.vmap(self.value)(x, y, *self.coefficients)
+        value = self.value if self.count is None else torch.func.vmap(self.value)
+        values: Tensor = value(x, y, *self.coefficients)
+        if values.shape != (() if self.count is None else (self.count,)):
+            raise BilevelError(
+                f"{type(self).__name__}.value gives shape {tuple(values.shape)}: the players' "
+                "gradients need one number; return a scalar, such as the sum"
+            )
+        return values
 
 
 def stack(games: Sequence[Game]) -> Game:

@@ -284,6 +284,8 @@ def test_a_game_is_played_for_one_number() -> None:
     for one in (game, games.stack([game, game])):
         with pytest.raises(BilevelError, match="gradients need one number"):
             games.begin(one, 1.0, 1.0, lr=0.1).step(None)
+    with pytest.raises(BilevelError, match="gradients need one number"):
+        game.factor(Simultaneous(), 0.1)
 
 
 def test_stacked_games_have_no_common_jacobian() -> None:
