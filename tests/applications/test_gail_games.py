@@ -83,6 +83,30 @@ def test_a_wider_updater_learns_by_smaller_steps(
     assert group["lr"] == lr
 
 
+def test_runs_are_as_the_arguments_say(applications: Callable[[str], ModuleType]) -> None:
+    gail = applications("gail")
+    given = {
+        "updater": "block",
+        "gradient_skip": None,
+        "reward": "neutral",
+        "follower_lr": 0.3,
+        "follower_steps": 7,
+        "max_kl": 0.2,
+        "max_norm": 8.0,
+        "steps": 33,
+        "environments": 3,
+    }
+    args = gail.Args(env=(ENV, "Pendulum-v1"), method=("bc", "gail"), seed=4, seeds=2, **given)
+    settings = gail.plan_runs(args)
+    assert [(one.seed, one.env, one.method) for one in settings] == [
+        (seed, env, method) for seed in (4, 5) for env in args.env for method in args.method
+    ]
+    for one in settings:
+        assert {name: getattr(one, name) for name in given} == given
+    suited = gail.plan_runs(gail.Args(env=(ENV, "CartPole-v1"), method=("gail",)))
+    assert [one.reward for one in suited] == ["finish", "survive"]
+
+
 def test_the_suited_rewards_are_those_of_the_paper(lib: Callable[[str], ModuleType]) -> None:
     suited = lib("games").suited_reward
     found = [suited(env) for env in ("CartPole-v1", ENV, "Pendulum-v1")]

@@ -37,3 +37,17 @@ def test_memory_of_the_page_cache_is_available(
     (tmp_path / "meminfo").write_text("MemFree:  1000 kB\nMemAvailable:  6000 kB\n")
     assert memory.available_memory() == 6000 * 1024
     memory.check_memory(5000 * 1024)
+
+
+def test_memory_is_asked_for_as_many_updaters_as_run_at_once(
+    applications: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest ones; CartPole's discriminator has 2,561 weights and MountainCar's 2,497."""
+    gail, asked = applications("gail"), list[int]()
+    monkeypatch.setattr(gail, "check_memory", asked.append)
+    two = {"env": ("MountainCar-v0", "CartPole-v1"), "seeds": 2, "updater": "dense"}
+    for method, jobs in (("l2l-gail", 3), ("l2l-gail", 9), ("gail", 9)):
+        args = gail.Args(**two, method=(method, "constant"), jobs=jobs)
+        gail.check(args, gail.plan_runs(args))
+    car, pole = (16 * 52 * size**2 for size in (2497, 2561))
+    assert asked == [car + 2 * pole, 2 * car + 2 * pole, 0]
