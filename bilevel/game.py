@@ -136,8 +136,13 @@ class Bilevel:
         if self.steps == 0:
             self.follower.check(batch)
             self.project(batch)  # the players may start outside of their constraints
-        with torch.enable_grad():
-            metrics = self.schedule.step(self, batch)
+        kept = self.solver.kept
+        try:
+            with torch.enable_grad():
+                metrics = self.schedule.step(self, batch)
+        except BaseException:  # the next solve would go on from the answer to a batch of NaN, say
+            self.solver.kept = kept
+            raise
         self.project(batch)
         if self._answer is not None:
             self._keep(batch)

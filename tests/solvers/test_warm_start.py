@@ -8,10 +8,19 @@ import pytest
 import torch
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW
 
-from bilevel import BilevelError, FollowerProblem, Iterative, Update, ZeroSum
+from bilevel import (
+    Bilevel,
+    BilevelError,
+    Detached,
+    FollowerProblem,
+    Iterative,
+    NonFiniteError,
+    Update,
+    ZeroSum,
+)
 from bilevel.robustness import Batch
 from bilevel.updates import Gradient, Momentum, Optimizer
-from tests.problems import image_game
+from tests.problems import Nearest, Weights, image_game
 
 Memory = namedtuple("Memory", "slope count")
 
@@ -160,3 +169,15 @@ def test_a_state_of_another_precision_is_converted_and_not_shared() -> None:
     precise = Batch(batch.x.double(), batch.y)
     answer = other.solve(follower, leader.double(), precise).value
     assert answer.dtype == other.kept[1].slope[0].dtype == torch.float64
+
+
+def test_no_step_goes_on_from_the_answer_to_a_batch_that_was_refused() -> None:
+    leader, solver = Weights(3), Iterative(Momentum(Gradient(0.2), 0.5), 2, warm_start=True)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, Nearest(), solver, leader_opt=optimizer, adjoint=Detached())
+    game.step(Batch(torch.ones(2, 3), None))
+    kept = solver.kept
+    with pytest.raises(NonFiniteError):
+        game.step(Batch(torch.full((2, 3), torch.nan), None))
+    assert solver.kept is kept
+    game.step(Batch(torch.ones(2, 3), None))
