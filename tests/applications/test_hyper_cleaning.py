@@ -166,6 +166,48 @@ def test_wrong_labels_lose_their_weight(app: ModuleType, part: Part, tmp_path: P
     assert better > uniform + 0.02
 
 
+def test_a_run_is_as_the_arguments_say(
+    app: ModuleType, part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final network is trained for five times as many steps."""
+    given = {"model": "mlp", "steps": 3, "step": 0.3, "decay": 0.5, "lr": 0.7, "iterations": 2}
+    args = app.Args(**given, train_size=30, seed=2, out=tmp_path)
+    data, trained = app.load("digits", seed=2, train_size=30), []
+    learned = app.learn(args, "unrolled", data)
+    game, solver = learned.game, learned.game.solver
+    assert (game.steps, solver.steps, solver.update.step) == (2, 3, 0.3)
+    assert (game.follower.decay, game.leader_opt.param_groups[0]["lr"]) == (0.5, 0.7)
+    first, again, other = (
+        app.make_leader(replace(args, seed=seed), data).follower.network for seed in (2, 2, 3)
+    )
+    assert first[0].weight.shape == (256, 64)
+    assert torch.equal(first[0].weight, again[0].weight)
+    assert not torch.equal(first[0].weight, other[0].weight)
+    train = part("metrics").train
+    monkeypatch.setattr(
+        part("metrics"), "train", lambda *run: trained.append(run[2:]) or train(*run)
+    )
+    app.evaluate(args, "unrolled", learned.leader, data)
+    assert trained == [(0.3, 15)]
+
+
+def test_data_are_as_the_arguments_say(
+    app: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def load(*where: Any, **how: Any) -> Any:
+        seen.append((*where, how))
+        raise BilevelError("seen")
+
+    monkeypatch.setattr(app, "load", load)
+    chosen = ["--dataset", "fashion-mnist", "--data-dir", tmp_path, "--no-download", "--seed", 5]
+    sizes = ["--corrupted", 0.2, "--train-size", 50, "--validation-size", 20]
+    assert "seen" in one_line(call(app, *chosen, *sizes))
+    how = {"seed": 5, "share": 0.2, "train_size": 50, "validation_size": 20, "download": False}
+    assert seen == [("fashion-mnist", tmp_path, how)]
+
+
 def test_what_each_baseline_learns_from(app: ModuleType, part: Part, tmp_path: Path) -> None:
     """Here every held-out image is called a 3."""
     data = app.load("digits", seed=0)

@@ -34,6 +34,8 @@ def test_a_run_and_what_is_there_is_taken(run: Callable[..., Any], tmp_path: Pat
     content = json.loads((out / "results.json").read_text())
     assert list(content) == ["config", "environment", "results"]
     assert [one["method"] for one in content["results"]] == ["maml", "joint"]
+    for one in content["results"]:  # each number of steps has an error of its own
+        assert len({one[f"error_{steps}"] for steps in (0, 1, 5, 20)}) == 4
     assert list(out.glob("maml/tensorboard/events*"))
     kept = (out / "maml" / "start.safetensors").stat().st_mtime_ns
     assert run("--resume").status == 0
