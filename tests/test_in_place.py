@@ -74,6 +74,17 @@ def test_a_loss_that_changes_the_answer(adjoint: Adjoint) -> None:
         step(Subtracting(), Near(), adjoint)
 
 
+def test_a_loss_that_changes_another_tensor_than_the_answer() -> None:
+    class Growing(Leader):
+        def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+            growth = self.theta.exp()
+            growth += 1  # which the derivative of exp reads
+            return y.square().mean() + growth.sum()
+
+    with pytest.raises(RuntimeError, match=r"inplace operation: .* output 0 of Exp"):
+        step(Growing(), Near(), Implicit())
+
+
 @pytest.mark.parametrize("adjoint", [Detached(), Unrolled()], ids=repr)
 def test_where_autograd_follows_the_change_the_gradient_is_right(adjoint: Adjoint) -> None:
     assert torch.equal(step(Subtracting(), Near(), adjoint), step(Leader(), Near(), adjoint))

@@ -109,14 +109,12 @@ def test_an_optimizer_that_moves_first_is_not_given_the_gradient_from_before() -
     """Sharpness-aware: climbs along the gradient, and descends by that of the point reached."""
 
     class Aware(torch.optim.SGD):
+        @torch.no_grad()
         def step(self, closure):
             parameter = self.param_groups[0]["params"][0]
-            with torch.no_grad():
-                parameter.add_(parameter.grad)  # 1: that of this step
-            with torch.enable_grad():
-                closure()
-            with torch.no_grad():
-                parameter.sub_(1.0)
+            parameter.add_(parameter.grad)  # 1: that of this step
+            closure()
+            parameter.sub_(1.0)
             super().step()
 
     class Square(bilevel.LeaderProblem):

@@ -110,6 +110,17 @@ def test_but_one_whose_loss_is_compiled_is() -> None:
     assert game.zero_sum
 
 
+def test_the_objective_of_a_minimising_follower_is_told_with_its_own_sign() -> None:
+    class Low(Saddle):
+        sense = "min"
+
+    leader, solver = ZeroSum(Scalar(1.0), Saddle()), Parametric(torch.tensor(0.5).double())
+    game = make(leader, Low(), solver, adjoint=Detached())  # each minimises xy
+    assert game.step(None)["objective_after"] == 0.5
+    solver.requires_grad_(False)
+    assert "objective_after" not in game.step(None)  # of a solver that is not trained
+
+
 @pytest.mark.parametrize("schedule", [Simultaneous(), Alternating()], ids=repr)
 def test_the_leader_of_a_minimising_follower_maximises(schedule) -> None:
     class Low(Saddle):

@@ -208,8 +208,16 @@ class Fooling(LeaderProblem):
         return self.follower.logits(self, y, batch).mean()
 
 
-def discriminating_game(adjoint: Adjoint) -> Bilevel:
-    follower = Discriminating()
+class Registered(Discriminating, nn.Module):
+    """A module itself, with the network as a part."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        super().__init__()
+
+
+def discriminating_game(adjoint: Adjoint, kind: type[Discriminating] = Discriminating) -> Bilevel:
+    follower = kind()
     leader = Fooling(follower)
     solver = Iterative(Gradient(0.01), 4, warm_start=not isinstance(adjoint, Penalty))
     return Bilevel(leader, follower, solver, leader_opt=sgd(leader), adjoint=adjoint)
@@ -227,9 +235,13 @@ def test_running_statistics_of_the_follower_are_those_of_its_solves(adjoint) -> 
     assert game.follower.network[1].num_batches_tracked.item() == 5
 
 
-def test_running_statistics_of_the_follower_come_back() -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Discriminating, "follower.network"), (Registered, "follower")]
+)
+def test_running_statistics_of_the_follower_come_back(kind, name) -> None:
     batches = torch.randn(4, 8, 3, dtype=torch.float64)
-    game, other = (discriminating_game(Detached()) for _ in range(2))
+    game, other = (discriminating_game(Detached(), kind) for _ in range(2))
+    assert [part for part in game.state_dict() if part.startswith("follower")] == [name]
     for batch in batches[:2]:
         game.step(batch)
     other.load_state_dict(copy.deepcopy(game.state_dict()))
@@ -299,11 +311,17 @@ def test_the_state_of_a_follower_with_another_network_changes_nothing() -> None:
     assert torch.equal(other.leader.w, before["leader"]["w"])
 
 
-def test_a_network_of_the_leader_that_the_follower_holds_is_saved_once() -> None:
+def test_a_network_of_a_player_that_the_follower_holds_is_saved_once() -> None:
     leader, follower, _ = image_game()
-    follower.features = leader.model
-    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=sgd(leader))
+    follower.features, follower.critic = leader.model, nn.Linear(1, 1)
+    solver = Parametric(follower.critic)
+    game = Bilevel(leader, follower, solver, leader_opt=sgd(leader), solver_opt=sgd(solver))
     assert not [name for name in game.state_dict() if name.startswith("follower")]
+
+
+def test_what_a_user_has_saved_beside_the_state_is_left_alone() -> None:
+    game = discriminating_game(Detached())
+    game.load_state_dict({**game.state_dict(), "epoch": 3})
 
 
 def test_what_a_solver_keeps_beside_its_parameters_is_of_any_shape() -> None:

@@ -140,6 +140,18 @@ def test_a_new_start_begins_a_new_derivative() -> None:
     assert not torch.equal(slopes[0], slopes[1])
 
 
+def test_solves_that_do_not_go_on_any_longer_have_samples_of_their_own() -> None:
+    given = Quadratic(), Numbers(3), valley(4, 5.0), torch.ones(4, dtype=F64)
+    adjoint, solver = Sampled(0.1, samples=100), Iterative(Gradient(0.1), 3, warm_start=True)
+    hypergradient(adjoint, solver, *given)
+    solver.warm_start = False
+    slopes = []
+    for one in (adjoint, Sampled(0.1, samples=100)):
+        torch.manual_seed(0)
+        slopes.append(hypergradient(one, solver, *given)[0])
+    assert torch.equal(*slopes)
+
+
 @pytest.mark.parametrize("make", [Forward, partial(Sampled, 0.1, samples=100)])
 def test_a_solve_without_a_backward_pass_ends_the_derivative(make: Callable[[], Adjoint]) -> None:
     batch, leader, v = valley(4, 5.0), Numbers(3), torch.ones(4, dtype=F64)

@@ -80,6 +80,16 @@ def test_others_refuse_an_update_that_holds_it(make: Callable[[], Adjoint]) -> N
         adjoint.solve(solver, One(), leader, None).value.backward()
 
 
+@pytest.mark.parametrize("make", [*OTHERS.values()][1:], ids=[*OTHERS][1:])
+def test_also_where_the_batch_has_a_graph_on_which_iterates_would_hang(
+    make: Callable[[], Adjoint],
+) -> None:
+    leader, batch = Rate(), torch.ones((), dtype=F64, requires_grad=True)
+    solver = Iterative(Optimizer(torch.optim.SGD, lr=leader.rate), 3)
+    with pytest.raises(BilevelError, match="but rate itself is read"):
+        make().solve(solver, One(), leader, batch)
+
+
 def test_recomputed_steps_refuse_a_follower_that_holds_it() -> None:
     leader = Rate()
     value = (
@@ -173,6 +183,13 @@ def test_others_refuse_a_tensor_that_waits_for_a_gradient(
     value = make().solve(solver, follower, leader, None).value
     with pytest.raises(BilevelError, match=r"Scaled\.scale requires a gradient and .* not give it"):
         value.backward()
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_others_refuse_one_of_the_follower(make: Callable[[], Adjoint]) -> None:
+    follower = One(torch.ones((), dtype=F64, requires_grad=True))
+    with pytest.raises(BilevelError, match=r"One\.weight requires a gradient and .* not give it"):
+        make().solve(Iterative(Gradient(0.5), 40), follower, Rate(), None).value.backward()
 
 
 def test_a_start_that_waits_for_a_gradient_is_refused() -> None:

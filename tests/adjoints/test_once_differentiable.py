@@ -91,10 +91,11 @@ def test_a_function_of_the_leader_alone_is_differentiated_once(name: str) -> Non
     torch.testing.assert_close(found, torch.full((3,), 2 * math.e**2))
 
 
-def test_but_not_in_forward_mode() -> None:
+@pytest.mark.parametrize("steps", [1, 9])
+def test_but_not_in_forward_mode(steps: int) -> None:
     """There ∂q/∂θ is differentiated in y."""
     with pytest.raises(BilevelError, match="marked @once_differentiable"):
-        slope(OfLeader(), Forward())
+        slope(OfLeader(), Forward(), steps)
 
 
 def test_corrected_gradients_are_not_differentiated_either() -> None:

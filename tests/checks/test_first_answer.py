@@ -159,6 +159,18 @@ def test_a_gradient_that_signs_do_not_show_to_be_none() -> None:
         game.step(Batch(torch.rand(3, 2), torch.zeros(3)))
 
 
+def test_along_an_infinite_gradient_signs_do_move() -> None:
+    class Rooted(LinearBox):
+        def objective(self, leader, y, batch):
+            return super().objective(leader, y, batch) + y.sum(1).sqrt()
+
+    follower = Rooted()
+    leader = ZeroSum(torch.nn.Linear(2, 1), follower)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
+    assert game.step(Batch(torch.rand(3, 2), torch.zeros(3)))["gradient_norm"].isinf()
+
+
 def test_an_answer_of_zero_is_in_y_but_for_rounding() -> None:
     """Relative to the answer no rounding would be small enough."""
 

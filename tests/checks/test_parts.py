@@ -136,6 +136,17 @@ def test_an_adjoint_has_a_leader_to_differentiate_by(adjoint) -> None:
         Bilevel(leader, follower, solver, leader_opt=None, solver_opt=optimizer, adjoint=adjoint)
 
 
+def test_what_is_frozen_beside_an_implicit_adjoint() -> None:
+    """A whole answer, or a part of an update, which is no part of the answer."""
+    rnn = CoordinateRNN(0.1)
+    next(rnn.parameters()).requires_grad_(False)
+    leader = Weights(3)
+    theta = torch.optim.SGD(leader.parameters(), lr=0.1)
+    for solver in (Iterative(rnn, 2), Parametric(torch.ones(1)).requires_grad_(False)):
+        phi = torch.optim.SGD(solver.parameters(), lr=0.1)
+        Bilevel(leader, Nearest(), solver, leader_opt=theta, solver_opt=phi, adjoint=Implicit())
+
+
 def test_no_player_climbs() -> None:
     """A follower is maximised all the same: its gradient is negated."""
     leader, follower, _ = image_game()

@@ -14,14 +14,18 @@ from bilevel import (
     Alternating,
     Bilevel,
     BilevelError,
+    Detached,
     Iterative,
+    NonFiniteError,
     Schedule,
     Simultaneous,
+    ZeroSum,
     distributed,
     pgm,
 )
 from bilevel.distributed import Pool
 from bilevel.robustness import Batch
+from bilevel.tree import Value
 from bilevel.updates import CNN
 from tests.problems import image_game
 
@@ -81,6 +85,22 @@ def test_a_pool_in_one_process_has_no_effect() -> None:
     assert torch.equal(pooled.step(batch)["loss"], alone.step(batch)["loss"])
     actual, expected = (game.trained_parameters() for game in (pooled, alone))
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_a_pooled_loss_that_is_not_finite_moves_nobody() -> None:
+    class Broken(ZeroSum):
+        def loss(self, y: Value, batch: Batch) -> torch.Tensor:
+            return super().loss(y, batch) * torch.nan
+
+    _, follower, batch = image_game()
+    leader = Broken(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), follower)
+    opt = torch.optim.SGD(leader.parameters(), lr=0.1)
+    game = Bilevel(leader, follower, pgm(0.1, 1), leader_opt=opt, adjoint=Detached())
+    game.pool = Pool()
+    before = copy.deepcopy(leader.state_dict())
+    with pytest.raises(NonFiniteError, match="step 0: the leader's loss is nan"):
+        game.step(batch)
+    torch.testing.assert_close(leader.state_dict(), before, rtol=0, atol=0)
 
 
 def test_a_pool_before_the_processes_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

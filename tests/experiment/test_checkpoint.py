@@ -129,6 +129,23 @@ def test_of_a_long_setting_the_difference_is_shown(tmp_path: Path) -> None:
         checkpoint.check_settings(tmp_path / "run.pt", saved, given)
 
 
+@pytest.mark.parametrize(
+    ("saved", "given", "shown"),
+    [
+        (f"{'a' * 38} 1", f"{'a' * 38} 2", f"{'a' * 38} 1"),  # a line holds it
+        (f"{'a' * 40} 1", f"{'a' * 40} 2", "…1"),
+        (f"{'a' * 9} 1 {'b' * 39}", f"{'a' * 9} 2 {'b' * 39}", f"…1 {'b' * 38}…"),
+        (f"{'a' * 9} 1 {'b' * 38}", f"{'a' * 9} 2 {'b' * 38}", f"…1 {'b' * 38}"),
+    ],
+)
+def test_dots_tell_what_a_message_leaves_out(
+    tmp_path: Path, saved: str, given: str, shown: str
+) -> None:
+    with pytest.raises(checkpoint.OtherRunError) as told:
+        checkpoint.check_settings(tmp_path, {"note": saved}, {"note": given})
+    assert f"with note = {shown}, this one" in str(told.value)
+
+
 def test_the_first_process_alone_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     checkpoint.save(tmp_path / "run.pt", {"epoch": 1})

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bilevel import BilevelError, experiment
-from bilevel.experiment.files import atomic_write, claim
+from bilevel.experiment.files import atomic_write, claim, remove
 
 
 def test_what_goes_wrong_before_the_disk_is_not_told_as_a_full_one(tmp_path: Path) -> None:
@@ -47,6 +47,14 @@ def test_two_processes_that_write_one_file_leave_it_whole(
         assert path.read_text() == "of another process"
     assert path.read_text() == "mine"
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_file_that_cannot_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    remove(path, path)  # is none
+    path.mkdir()
+    with pytest.raises(BilevelError, match=r"cannot write .*run\.pt"):
+        remove(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"environment": {"command": "python"}}'])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,9 +21,10 @@ from bilevel import (
     Parametric,
     Simultaneous,
     SymplecticAdjustment,
+    ZeroSum,
     games,
 )
-from tests.schedules.critics import critic_game, state
+from tests.schedules.critics import Discriminator, critic_game, state
 from tests.schedules.general import CORRECTIONS, F64, Chooser, Reply, descending, general_game
 
 
@@ -174,6 +178,55 @@ def test_a_loss_that_is_not_finite_moves_nobody(name: str) -> None:
         with pytest.raises(NonFiniteError, match=f"step 0: the {part}'s "):
             game.step(torch.ones(3, 2, dtype=F64))
         assert all(map(torch.equal, state(game), before))
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_loss_of_more_than_one_number_is_refused(name: str) -> None:
+    class Rows(Chooser):
+        def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+            return super().loss(y, batch) * torch.ones(3, dtype=F64)
+
+    leader, solver = Rows(), Parametric(torch.ones(2, dtype=F64))
+    game = descending(leader, Reply(), solver, CORRECTIONS[name]())
+    with pytest.raises(BilevelError, match=r"the leader's loss has shape \(3,\)"):
+        game.step(torch.ones(3, 2, dtype=F64))
+
+
+class Wide(Discriminator):
+    """A part of its y is not read."""
+
+    def init(self, batch: Tensor) -> dict[str, Tensor]:
+        return {**super().init(batch), "aside": torch.zeros(2)}
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_weights_that_the_objective_does_not_read_do_not_decay(name: str) -> None:
+    follower = Wide()
+    leader = ZeroSum(nn.Linear(4, 3), follower)
+    y = {"weight": torch.ones(2, 3), "bias": torch.ones(2), "aside": torch.ones(2)}
+    solver = Parametric(y)
+    decaying = torch.optim.SGD(solver.parameters(), lr=0.1, weight_decay=0.5)
+    descending(leader, follower, solver, CORRECTIONS[name](), solver_opt=decaying).step(
+        torch.ones(8, 4)
+    )
+    assert torch.equal(solver.y["aside"], y["aside"])
+    assert not torch.equal(solver.y["bias"], y["bias"])
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_zero_sum_game_is_evaluated_as_often_as_in_simultaneous_steps(name: str) -> None:
+    calls: list[list[Tensor]] = []
+    for schedule in (CORRECTIONS[name](), Simultaneous()):
+        game, seen = critic_game(schedule, torch.optim.SGD, lr=0.1), []
+        game.follower.objective = partial(counted, seen, game.follower.objective)
+        game.step(torch.ones(8, 4))
+        calls.append(seen)
+    assert len(calls[0]) == len(calls[1])
+
+
+def counted(seen: list[Tensor], objective: Callable[..., Tensor], *given: object) -> Tensor:
+    seen.append(objective(*given))
+    return seen[-1]
 
 
 def test_the_system_is_solved_to_rounding_of_float32_unless_told() -> None:

@@ -80,6 +80,9 @@ def test_an_error_that_is_not_the_batchs_is_left_alone(wrap) -> None:
     follower.objective = lambda leader, y, _: leader.classifier(batch.x + y)
     with pytest.raises(AttributeError, match="classifier"):
         pgm(0.1, 1).solve(follower, leader, wrap(batch))
+    follower.objective = lambda leader, y, _: leader.model[batch.x + y]
+    with pytest.raises(TypeError, match="'BatchNormNet' object is not subscriptable"):
+        pgm(0.1, 1).solve(follower, leader, wrap(batch))
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,18 @@ def test_the_state_of_another_update_is_not_read(other: str, loaded: bool) -> No
     assert solver.kept[1][0]["step"] == 1
 
 
+def test_the_state_of_an_update_of_ones_own_is_not_read_by_one_of_another_class() -> None:
+    class Another(Remembers):
+        pass
+
+    leader, follower, batch = image_game()
+    solver = Iterative(Remembers(), 1, warm_start=True)
+    solver.solve(follower, leader, batch)
+    solver.update = Another()
+    with pytest.raises(BilevelError, match="is that of Remembers, which Another cannot read"):
+        solver.solve(follower, leader, batch)
+
+
 def test_the_state_of_an_update_within_another_is_not_read_either() -> None:
     leader, follower, batch = image_game()
     solver = Iterative(Momentum(KINDS["adagrad"], 0.5), 1, warm_start=True)
@@ -109,6 +121,15 @@ def test_updates_that_read_the_same_state_follow_each_other() -> None:
     solver.update = Optimizer(AdamW, lr=0.1)
     solver.solve(follower, leader, batch)
     assert solver.kept[1][0]["step"] == 2
+
+
+def test_what_is_kept_may_be_given_to_another_solver() -> None:
+    leader, follower, batch = image_game()
+    one, other = (Iterative(KINDS["adam"], 1, warm_start=True) for _ in range(2))
+    one.solve(follower, leader, batch)
+    other.kept = one.kept
+    other.solve(follower, leader, batch)
+    assert other.kept[1][0]["step"] == 2
 
 
 def test_a_solve_begins_at_the_kept_answer() -> None:

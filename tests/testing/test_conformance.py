@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 
 import pytest
@@ -82,6 +82,20 @@ def test_a_follower(methods: dict[str, Any], message: str | None) -> None:
     leader, _, batch = image_game()
     with violation(message):
         check_follower(type("Odd", (LinearBox,), methods)(), leader, batch)
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_a_point_that_is_better_by_noise_alone(first: int) -> None:
+    noise = cycle([1.0, 0.0, 0.0, 1.0])
+    for _ in range(first):
+        next(noise)
+
+    class Noisy(LinearBox):
+        def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
+            return 0 * total(y) + next(noise)
+
+    leader, _, batch = image_game()
+    check_follower(Noisy(), leader, batch)
 
 
 def test_a_weight_whose_name_is_misspelt() -> None:

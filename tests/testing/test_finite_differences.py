@@ -90,6 +90,15 @@ def test_a_small_gradient_is_checked_beside_a_large_one() -> None:
         testing.check_adjoint(Detached(), solver, *parts)
 
 
+def test_a_small_gradient_is_not_off_by_the_rounding_of_a_large_loss() -> None:
+    class Offset(Mixed):
+        def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+            return 1e8 + super().loss(y, batch)
+
+    solver = Iterative(Gradient(0.5), 1)
+    testing.check_adjoint(Unrolled(), solver, Followed(), Offset(), torch.empty(0))
+
+
 class Both(LeaderProblem):
     """One parameter, of which the last element acts through y* alone."""
 

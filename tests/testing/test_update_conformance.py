@@ -76,6 +76,9 @@ def against(y: Any, gradient: Any, context: Any, state: Any) -> Any:
         (with_decay_and_noise, PASSES),
         *[(Drawn(), PASSES)] * 3,
         (against, "Odd moves y against the gradient"),
+        (lambda y, g, c, s: ({name: y[name] + 1 for name in y}, s), PASSES),  # anywhere
+        (lambda y, g, c, s: y, "Odd returns a dict where it must return y and its state, a pair"),
+        (lambda y, g, c, s: (y, s, 0), "Odd returns a tuple where it must return y and its state"),
     ],
 )
 def test_the_direction_of_an_update(step: Any, message: str | None) -> None:
