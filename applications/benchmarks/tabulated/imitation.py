@@ -39,11 +39,12 @@ def _near(runs: list[Record]) -> str:
 
 def one_demonstration() -> str:
     """700 iterations with seven pairs."""
-    long, ball = read("gail-long"), read("gail-long-ball")
+    long, ball, control = map(read, ("gail-long", "gail-long-ball", "gail-long-control"))
     kinds = {
         "GAIL": [one for one in long if one["method"] == "gail"],
         "L2L-GAIL, coordinate": [one for one in long if one["method"] == "l2l-gail"],
         "the same, `--max-norm 15` (four seeds)": ball,
+        "constant D (two seeds)": [one for one in control if one["method"] == "constant"],
     }
     rows = [
         [
