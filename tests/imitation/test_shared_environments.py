@@ -58,6 +58,13 @@ def test_a_sampler_does_not_go_on_after_a_step_that_failed(
         sampler.collect(5)
 
 
+def test_environments_that_no_sampler_has_begun() -> None:
+    sampler = Sampler(make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2))
+    sampler.envs = make_envs("CartPole-v1", 2)
+    with pytest.raises(BilevelError, match=r"call restart\(seed\)"):
+        sampler.collect(5)
+
+
 def test_actions_that_no_environment_took_leave_the_episodes() -> None:
     sampler = Sampler(make_envs("CartPole-v1", 2), CategoricalPolicy(4, 2))
     policy, sampler.policy = sampler.policy, copy.deepcopy(sampler.policy).double()

@@ -29,10 +29,11 @@ def test_an_infinite_slope_is_followed(solver: Solver) -> None:
     assert (moved.flatten(1).norm(dim=1) > 0.4).all()
 
 
-def test_images_that_are_not_numbers_are_told() -> None:
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_images_that_are_not_numbers_are_told(number: float) -> None:
     class Odd(Linf):
         def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
-            return super().perturbed(y, batch) / 0 if y.any() else super().perturbed(y, batch)
+            return super().perturbed(y, batch) * (number if y.any() else 1)
 
     batch = Batch(torch.zeros(1, 1, 2, 2) + 0.1, torch.tensor([0]))
     with pytest.raises(NonFiniteError, match=r"adversarial images are not finite: .*gradient"):

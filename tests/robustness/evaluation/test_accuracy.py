@@ -189,6 +189,11 @@ def test_a_solver_that_goes_on_is_measured_from_where_it_is(greys: ImageSet) -> 
     assert torch.equal(*moved)
     examples("one step", model, threat, solver, batch, greys.classes)
     assert solver.kept is None
+    # Each batch from the answer that it comes with.
+    toward = 0.2 * model.w.detach().sign()
+    solver.kept, solver.steps = (toward.expand(5, -1, -1, -1), None), 0
+    right = (model(greys.images / 255 + toward)[:, 1] > 0) == greys.labels.bool()
+    assert accuracy(model, greys, threat, solver, batch_size=5) == right.double().mean().item()
 
 
 def test_a_batch_is_no_image_set() -> None:

@@ -262,6 +262,14 @@ def test_grey_images_are_grey_and_what_is_added_to_them_has_a_sign() -> None:
     assert [image.get_cmap().name for image in axis.images] == ["gray", "RdBu_r", "gray"]
 
 
+def test_colours_are_shown_as_they_are() -> None:
+    clean, adversarial = torch.rand(2, 3, 4, 6)
+    (axis,) = plot_attacks([Example("PGM-20", clean, adversarial, "cat", "dog")]).axes
+    first, _, last = (torch.as_tensor(image.get_array()) for image in axis.images)
+    assert torch.equal(first, clean.permute(1, 2, 0))
+    assert torch.equal(last, adversarial.permute(1, 2, 0))
+
+
 @pytest.mark.parametrize("channels", [2, 4, 5])
 def test_channels_that_are_no_colours_are_shown_as_their_mean(channels: int) -> None:
     """Matplotlib would take a fourth one for transparency, and refuse other numbers."""
