@@ -68,6 +68,8 @@ class ProximalPoint(Simultaneous):
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""
         players = [*game.trained_parameters().values()]
+        if not players:  # of which torch would make no list
+            return super().step(game, batch)
         base = [player.clone() for player in players]
         try:
             metrics = super().step(game, batch)
@@ -124,6 +126,8 @@ class Optimistic(Simultaneous):
         """Takes a simultaneous step and adds D(w) − D(last w), at the first step zero."""
         named = game.trained_parameters()
         players = [*named.values()]
+        if not players:
+            return super().step(game, batch)
         base = [player.clone() for player in players]
         metrics = super().step(game, batch)
         displacement = base  # as w − base, in its memory
@@ -187,6 +191,8 @@ class Lookahead(Schedule):
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Takes a step of the inner schedule; after the k-th, interpolates back to the start."""
         players = game.trained_parameters()
+        if not players:
+            return self.inner.step(game, batch)
         if not _of_same(self._slow, players):
             self._slow = {name: player.clone() for name, player in players.items()}
             self._taken = 0

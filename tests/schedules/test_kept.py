@@ -8,6 +8,7 @@ from torch import nn
 
 from bilevel import (
     Bilevel,
+    Extragradient,
     FollowerProblem,
     Lookahead,
     Optimistic,
@@ -15,6 +16,7 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
+from tests.problems import image_game
 
 
 @pytest.mark.parametrize("schedule", [Optimistic(), Lookahead(steps=2)], ids=repr)
@@ -52,3 +54,14 @@ def test_what_is_kept_of_one_parameter_is_not_anothers(schedule: Schedule) -> No
     assert model.a.tolist() == [0.5, 0.5]
     expected = 9.75 if isinstance(schedule, Lookahead) else 9.5
     assert model.b.tolist() == [expected, expected]
+
+
+@pytest.mark.parametrize("schedule", [Extragradient(), Optimistic(), Lookahead(steps=1)], ids=repr)
+def test_a_game_in_which_nobody_trains_is_evaluated(schedule: Schedule) -> None:
+    leader, follower, batch = image_game()
+    leader.requires_grad_(False)
+    losses = [
+        Bilevel(leader, follower, pgm(0.1, 2), leader_opt=None, schedule=one).step(batch)["loss"]
+        for one in (schedule, None)
+    ]
+    assert torch.equal(*losses)
