@@ -99,6 +99,32 @@ def check_no_dead_ends(values: Sequence[Tensor]) -> None:
     nodes_of(values)
 
 
+def check_second_derivatives(value: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Checks that torch gets the second derivatives of a value in its inputs right.
+
+    Those of its fused weight normalisation lack what depends on how the norm moves.
+
+    Args:
+        value: The value, with its graph.
+        inputs: The tensors in which its gradient is differentiated.
+
+    Raises:
+        BilevelError: If the graph leads to one of them through a function of which it does not.
+    """
+    wrong = [n for n in _below([value.grad_fn]) if n.name() == "WeightNormInterfaceBackward0"]
+    if not wrong:
+        return
+    ids = {id(end) for tensor in inputs for end in (tensor, tensor.grad_fn) if end is not None}
+    below = _below(wrong)
+    if any(id(node) in ids or id(getattr(node, "variable", None)) in ids for node in below):
+        raise BilevelError(
+            "a gradient is differentiated in weights that weight_norm normalises, of which torch "
+            "has a wrong second derivative, as if their norm were constant: write the weights as "
+            "v * (g / v.norm(dim=1, keepdim=True)) in a parametrization of your own, or take an "
+            "adjoint (Penalty) or schedule (Extragradient) with first derivatives only"
+        )
+
+
 _DEAD_ENDS = {
     "CheckpointFunctionBackward": "layers are checkpointed with use_reentrant=True, which hides "
     "their parameters from autograd's graph: their gradients would be missing; give checkpoint(…, "
@@ -122,12 +148,19 @@ def nodes_of(values: Sequence[Tensor], *, until: str = "") -> set[Any]:
     Raises:
         BilevelError: As :func:`reached`.
     """
-    stack = [value.grad_fn for value in values if value.grad_fn is not None]
+    return _below([value.grad_fn for value in values], dead_ends=_DEAD_ENDS, until=until)
+
+
+def _below(
+    starts: Sequence[Any], *, dead_ends: Mapping[str, str] | None = None, until: str = ""
+) -> set[Any]:
+    """The nodes that some lead to, and themselves; an error at a dead end."""
+    stack = [node for node in starts if node is not None]
     seen: set[Any] = {*stack}
     while stack and len(seen) <= _WALKED:
         node = stack.pop()
-        if node.name() in _DEAD_ENDS:
-            raise BilevelError(_DEAD_ENDS[node.name()])
+        if dead_ends and node.name() in dead_ends:
+            raise BilevelError(dead_ends[node.name()])
         if node.name() == until:
             continue
         fresh = {n for n, _ in node.next_functions if n is not None} - seen

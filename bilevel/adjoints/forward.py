@@ -14,7 +14,7 @@ from bilevel.adjoints.continued import Continued
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.adjoints.unrolled import Unrolled, check_steps
 from bilevel.arguments import count
-from bilevel.autograd_graph import check_no_dead_ends
+from bilevel.autograd_graph import check_no_dead_ends, check_second_derivatives
 from bilevel.containers import partition
 from bilevel.errors import BilevelError, first_line
 from bilevel.parameters import lent
@@ -189,6 +189,8 @@ class ForwardOracle(Oracle):
             with lent(self.leader, given):
                 value = self._objective(point)
                 signs = torch.full_like(value, self.follower.sign)
+                if not self.evaluations:  # once a solve, as the other check
+                    check_second_derivatives(value, inputs[: len(points)])
                 # Within: checkpointed layers are computed again with these parameters.
                 grads = torch.autograd.grad(
                     value, inputs, signs, create_graph=True, materialize_grads=True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bilevel.autograd_graph import check_no_dead_ends, vjp
+from bilevel.autograd_graph import check_no_dead_ends, check_second_derivatives, vjp
 from bilevel.checks.losses import Loss, check_finite, check_gradients, check_loss
 from bilevel.errors import BilevelError
 from bilevel.frozen import frozen
@@ -211,9 +211,11 @@ def differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor
 def _slopes(which: Loss, loss: Tensor, parameters: list[Tensor], step: int) -> Slopes:
     check_loss(which, loss, parameters)
     check_finite(which, loss, step, parameters)
+    if step == 0:  # once: it walks through the graph
+        check_second_derivatives(loss, parameters)
     found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     slopes = {p: slope for p, slope in zip(parameters, found, strict=True) if slope is not None}
-    if step == 0:  # once: it walks through the graph
+    if step == 0:
         check_no_dead_ends([*slopes.values()])
     if any(slope.is_sparse for slope in slopes.values()):
         raise BilevelError(

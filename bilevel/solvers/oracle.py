@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel.autograd_graph import check_second_derivatives
 from bilevel.errors import BilevelError, explained, raise_inference_only
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers.checks import check_floating, check_point, check_start
@@ -55,6 +56,7 @@ class Oracle:
         self.batch = batch
         self._differentiable = differentiable
         self.evaluations = 0
+        self._walked = False
         self.start: Value | None = None
         self._before: Tensor | None = None
         self._after: Tensor | None = None
@@ -127,6 +129,9 @@ class Oracle:
         signs = torch.full_like(value, self.follower.sign)
         grads: tuple[Tensor | None, ...] = ()
         if value.requires_grad:
+            if create_graph and not self._walked:  # once a solve: it walks through the graph
+                check_second_derivatives(value, inputs)
+                self._walked = True
             try:
                 grads = torch.autograd.grad(
                     value, inputs, signs, create_graph=create_graph, allow_unused=True
