@@ -86,6 +86,7 @@ def test_a_large_answer_is_in_y_but_for_rounding() -> None:
     check_feasible(follower, y, None)
 
 
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
 def test_constraints_that_move_with_the_leader_are_no_constants() -> None:
     """Max over y ≤ 2 − x of (x − 1)² + y: the value is (x − 1)² + 2 − x, its slope 2x − 3."""
 
@@ -98,6 +99,7 @@ def test_constraints_that_move_with_the_leader_are_no_constants() -> None:
 
     follower = Interdicted()
     follower.model = Scalar(0.5)
+    follower.model.aside = torch.nn.Parameter(torch.zeros(()))  # on which Y does not depend
     leader = ZeroSum(follower.model, follower)
     for solver in (Iterative(Gradient(0.5), 9), Parametric(torch.zeros(()).double())):
         phi = torch.optim.SGD(solver.parameters(), lr=0.1) if [*solver.parameters()] else None

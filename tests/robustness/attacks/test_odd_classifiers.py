@@ -35,7 +35,7 @@ def test_images_that_are_not_numbers_are_told(number: float) -> None:
         def perturbed(self, y: Tensor, batch: Batch) -> Tensor:
             return super().perturbed(y, batch) * (number if y.any() else 1)
 
-    batch = Batch(torch.zeros(1, 1, 2, 2) + 0.1, torch.tensor([0]))
+    batch = Batch(torch.full((1, 1, 2, 2), 0.5), torch.tensor([0]))  # no pixel ends at 0
     with pytest.raises(NonFiniteError, match=r"adversarial images are not finite: .*gradient"):
         attack(nn.Flatten(), Odd(0.1), fgsm(0.1), batch)
 
