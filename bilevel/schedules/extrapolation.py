@@ -68,7 +68,7 @@ class ProximalPoint(Simultaneous):
     def step(self, game: Bilevel, batch: Batch) -> dict[str, Tensor]:
         """Iterates v ← w + D(v); the metrics are those of the first iteration, at w."""
         players = [*game.trained_parameters().values()]
-        if not players:  # of which torch would make no list
+        if not players:  # torch computes with no empty list, here and below
             return super().step(game, batch)
         base = [player.clone() for player in players]
         try:
