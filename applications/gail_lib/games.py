@@ -83,14 +83,20 @@ def make_trainer(setting: Setting, states: torch.Tensor, actions: torch.Tensor) 
     torch.manual_seed(setting.seed)
     envs = make_envs(setting.env, setting.environments)
     task = Task.of(envs)
-    expert, scale = pairs(task, states, actions), Standardize(states)
+    steps, seed = -(-setting.steps // setting.environments), setting.env_seed(0)
+    expert = pairs(task, states, actions)
+    untrained = Sampler(envs, task.policy(), seed=seed).collect(steps)
+    others = pairs(task, untrained.observations, untrained.actions)
+    scale = Standardize(states, others[:, : task.observations])
     follower = Discriminator(
-        task, reward=setting.reward, inputs=Standardize(expert), max_norm=setting.max_norm
+        task,
+        reward=setting.reward,
+        inputs=Standardize(expert, others),
+        max_norm=setting.max_norm,
     )
     leader = Imitator(task.policy(scale), Value(task.observations, inputs=scale), follower)
     game = make_game(setting, leader, follower)
-    sampler = Sampler(envs, leader.policy, seed=setting.env_seed(0))
-    return Trainer(game, sampler, expert, steps=-(-setting.steps // setting.environments))
+    return Trainer(game, Sampler(envs, leader.policy, seed=seed), expert, steps=steps)
 
 
 def make_game(setting: Setting, leader: Imitator, follower: Discriminator) -> Bilevel:

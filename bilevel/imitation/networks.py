@@ -18,9 +18,14 @@ Array = np.ndarray[Any, Any]
 class Standardize(nn.Module):
     """``(x − mean) / std`` per feature; mean and std are buffers.
 
+    For imitation, give the states of the expert and those of an untrained policy. An expert that
+    hardly moves has small deviations: in their scale, all that a policy sees before it has learned
+    is far away, where tanh is flat.
+
     Args:
         samples: ``(S, n)``, to take mean and standard deviation of; constant features are only
             centred.
+        others: Further samples ``(S', n)``; each set counts alike, whatever its size.
 
     Example:
         >>> Standardize(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))(torch.tensor([[3.0, 6.0]]))
@@ -30,11 +35,16 @@ class Standardize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, samples: Tensor) -> None:
+    def __init__(self, samples: Tensor, *others: Tensor) -> None:
         super().__init__()
-        varies = samples.amax(0) > samples.amin(0)  # a constant's deviation is rounding, not zero
-        self.register_buffer("mean", samples.mean(0))
-        self.register_buffer("std", torch.where(varies, samples.std(0, correction=0), 1))
+        sets = samples, *others
+        mean = torch.stack([one.mean(0) for one in sets]).mean(0)
+        variance = torch.stack([(one - mean).square().mean(0) for one in sets]).mean(0)
+        everything = torch.cat(sets)
+        # A constant's deviation is rounding, not zero.
+        varies = everything.amax(0) > everything.amin(0)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", torch.where(varies, variance.sqrt(), 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardizes ``(..., n)``."""

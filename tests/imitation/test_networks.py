@@ -36,6 +36,15 @@ def test_a_constant_is_only_centred(constant: float) -> None:
     torch.testing.assert_close(standardize(torch.tensor([[0.5]])).item(), 0.5 - constant)
 
 
+def test_sets_count_alike_whatever_their_size() -> None:
+    one, other = torch.randn(5, 3) * 0.1 + 4, torch.randn(40, 3) * 2
+    of_both, even = Standardize(one, other), Standardize(torch.cat([one.repeat(8, 1), other]))
+    torch.testing.assert_close(of_both.mean, even.mean)
+    torch.testing.assert_close(of_both.std, even.std)
+    assert Standardize(torch.ones(5, 1), torch.ones(4, 1)).std.item() == 1
+    assert Standardize(torch.ones(5, 1), torch.zeros(4, 1)).std.item() == 0.5
+
+
 def test_numpy_gives_what_torch_gives() -> None:
     network = mlp([3, 16, 8, 2], inputs=Standardize(torch.randn(20, 3) * 4 + 1))
     nn.init.normal_(network[1].bias)
