@@ -84,10 +84,10 @@ def make_trainer(setting: Setting, states: torch.Tensor, actions: torch.Tensor) 
     envs = make_envs(setting.env, setting.environments)
     task = Task.of(envs)
     steps, seed = -(-setting.steps // setting.environments), setting.env_seed(0)
-    expert = pairs(task, states, actions)
     untrained = Sampler(envs, task.policy(), seed=seed).collect(steps)
+    scale = Standardize(states, untrained.observations.flatten(0, 1))
+    expert = pairs(task, states, actions)
     others = pairs(task, untrained.observations, untrained.actions)
-    scale = Standardize(states, others[:, : task.observations])
     follower = Discriminator(
         task,
         reward=setting.reward,

@@ -105,7 +105,8 @@ class Discriminator(FollowerProblem):
         task: The environment's observation and action spaces.
         hidden: Widths of the hidden layers.
         reward: ``"survive"``, ``"finish"`` or ``"neutral"``.
-        inputs: Applied to the pairs first, such as :class:`Standardize` fitted to the expert's.
+        inputs: Applied to the pairs first, such as :class:`Standardize` fitted to the expert's and
+            to those of an untrained policy.
         max_norm: Radius R of the ball Y, ‖y‖ ≤ R; None for no bound. Without one, ever larger
             weights separate a small expert sample ever more sharply.
 

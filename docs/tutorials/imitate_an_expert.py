@@ -37,15 +37,20 @@ print(f"{len(states)} pairs of an expert with mean return {demonstrations.return
 # negative reward, so short episodes are best. That is the environment's own reward, so a
 # discriminator that has learned nothing would teach it too; with ``"neutral"`` such a discriminator
 # gives no reward. :class:`~bilevel.imitation.Standardize` brings position and velocity to the same
-# scale; without it nothing is learned in a hundred iterations.
+# scale; without it nothing is learned in a hundred iterations. Both sides count in it, the expert
+# and a policy that has learned nothing: what either sees is near zero then.
 
 
 def make_trainer(updater=None):
     """GAIL, or with an updater L2L-GAIL."""
     envs = imitation.make_envs(env, 16)
     task = imitation.Task.of(envs)
-    expert, scale = imitation.pairs(task, states, actions), imitation.Standardize(states)
-    follower = imitation.Discriminator(task, reward="neutral", inputs=imitation.Standardize(expert))
+    untrained = imitation.Sampler(envs, task.policy(), seed=0).collect(313)
+    scale = imitation.Standardize(states, untrained.observations.flatten(0, 1))
+    expert = imitation.pairs(task, states, actions)
+    others = imitation.pairs(task, untrained.observations, untrained.actions)
+    inputs = imitation.Standardize(expert, others)
+    follower = imitation.Discriminator(task, reward="neutral", inputs=inputs)
     value = imitation.Value(task.observations, inputs=scale)
     leader = imitation.Imitator(task.policy(scale), value, follower)
     if updater is None:  # the weights are parameters, trained by five steps of Adam per step
