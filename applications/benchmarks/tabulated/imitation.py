@@ -12,6 +12,14 @@ NAMES = {
     "constant": "constant D",
 }
 
+CONTROLS = "bc", "constant"
+
+LONG = (
+    "gail-long", "gail-long-ball", "gail-cartpole", "gail-dense", "gail-dense-1",
+    "gail-long-control",
+)  # fmt: skip
+"""The results of 700 iterations."""
+
 
 def ten_demonstrations() -> str:
     """Returns of the final policies, and when they were near the expert's."""
@@ -37,27 +45,33 @@ def _near(runs: list[Record]) -> str:
     return f"{when}{len(reached)} of {len(runs)} seeds"
 
 
-def one_demonstration() -> str:
-    """700 iterations with seven pairs."""
-    long, ball, control = map(read, ("gail-long", "gail-long-ball", "gail-long-control"))
-    kinds = {
-        "GAIL": [one for one in long if one["method"] == "gail"],
-        "L2L-GAIL, coordinate": [one for one in long if one["method"] == "l2l-gail"],
-        "the same, `--max-norm 15` (four seeds)": ball,
-        "constant D (two seeds)": [one for one in control if one["method"] == "constant"],
+def one_demonstration(env: str) -> str:
+    """700 iterations with one demonstration, of which every 20th pair is used."""
+    kinds: dict[str, list[Record]] = {}
+    for one in (one for name in LONG for one in read(name) if one["env"] == env):
+        kinds.setdefault(_kind(one), []).append(one)
+    columns = {
+        "final return": ("return", 1),
+        "worst ten iterations after *near*": ("worst_after", 0),
+        "‖θ_D‖, 8.7 at first": ("norm", 0),
+        "accuracy of D": ("accuracy", 2),
     }
-    rows = [
-        [
-            name,
-            mean_std([one["return"] for one in runs], 1),
-            mean_std([one["worst_after"] for one in runs], 0),
-            mean_std([one["norm"] for one in runs], 0),
-            f"{sum(one['accuracy'] for one in runs) / len(runs):.2f}",
-        ]
-        for name, runs in kinds.items()
-    ]
-    titles = "final return", "worst ten iterations after *near*", "‖θ_D‖, 8.7 at first"
-    return markdown(["", *titles, "accuracy of D"], rows)
+    rows = []
+    controls_last = sorted(kinds.items(), key=lambda item: item[1][0]["method"] in CONTROLS)
+    for kind, runs in controls_last:
+        row = [kind, str(len(runs))]
+        for name, decimals in columns.values():
+            known = [one[name] for one in runs if one.get(name) is not None]
+            row.append(mean_std(known, decimals))
+        rows.append(row)
+    return markdown(["", "seeds", *columns], rows)
+
+
+def _kind(one: Record) -> str:
+    if one["method"] != "l2l-gail":
+        return NAMES[one["method"]]
+    bound = one["max_norm"]
+    return f"L2L-GAIL, {one['updater']}" + (f", `--max-norm {bound:.0f}`" if bound else "")
 
 
 def updaters() -> str:
