@@ -92,9 +92,9 @@ class Args:
 def main(args: Args) -> None:
     """Learns with each method, prints the table and writes the results."""
     count("iterations", args.iterations)
+    count("seed", args.seed, least=0)
     args.method = choices("method", args.method, METHODS)
-    if args.smoke:
-        args.iterations = min(args.iterations, 20)
+    args.iterations = min(args.iterations, 20) if args.smoke else args.iterations
     device = experiment.pick_device(args.device)
     claim(args.out)
     records, rows = [], []
@@ -113,7 +113,7 @@ def main(args: Args) -> None:
 
 def learn(args: Args, method: str, device: torch.device) -> tuple[Initialization, Adaptation]:
     """Learns an initialization with one method, or loads it with --resume."""
-    torch.manual_seed(count("seed", args.seed, least=0))
+    torch.manual_seed(args.seed)
     layers = nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1)
     leader = Initialization(nn.Sequential(*layers).to(device))
     follower = Adaptation(leader.network)

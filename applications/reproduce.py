@@ -27,7 +27,7 @@ from reproduce_lib.tables import Measured, tables
 from rich.console import Console
 
 from bilevel import BilevelError, experiment
-from bilevel.arguments import choices
+from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import OtherRunError, check_settings
 from bilevel.experiment.files import claim, writing
@@ -65,6 +65,8 @@ class Args:
 def main(args: Args) -> None:
     """Trains, attacks, and prints the tables."""
     args.row = choices("row", args.row, ROWS)
+    count("seed", args.seed, least=0)
+    device = experiment.pick_device(args.device)
     if args.smoke:
         args.row = ("pgm", "ait-grad-l2l", "surrogate-fgsm")
     if all(ROWS[name].surrogate for name in args.row):
@@ -76,6 +78,7 @@ def main(args: Args) -> None:
     out = args.out / (f"{args.scale}-trial" if args.smoke else args.scale)
     claim(out)
     if not args.resume:
+        training(args, scale, args.row[0], out).load(device)  # no deletion for a misspelt folder
         clear(out)
     trained = train_missing(args, scale, out)
     Console().rule("attacking")
@@ -84,7 +87,7 @@ def main(args: Args) -> None:
     dataset = args.dataset or scale.dataset
     paper = dataset if dataset == "cifar100" else "cifar10"
     results = tables(Measured(evaluated, trained), paper)
-    environment = experiment.environment(experiment.pick_device(args.device))
+    environment = experiment.environment(device)
     versions = ", ".join(environment[key] for key in ("date", "device", "torch"))
     title, about = f"## {dataset}, scale {args.scale}", f"`{environment['command']}`: {versions}"
     write_markdown(out / "tables.md", results, title, about)

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from bilevel.imitation import MountainCarExpert, demonstrate, save_demonstrations
 from bilevel.robustness import ImageSet
+from bilevel.robustness.studies.arguments import TrainingArguments
 from tests.applications.conftest import SIZES, Suite, one_line, write
 
 TABLES = {
@@ -60,14 +61,21 @@ def test_the_screen_shows_the_columns_of_the_documentation(
         ("carlini_wagner", "images"),
         ("hypergradient", "rounds"),
         ("hypergradient", "steps"),
+        ("imitation", "iterations"),
+        ("imitation", "rounds"),
         ("imitation", "seeds"),
+        ("imitation", "steps"),
         ("monitor", "rounds"),
         ("network_games", "rounds"),
         ("network_games", "widths"),
         ("schedules", "rounds"),
         ("schedules", "steps"),
+        ("schedules", "games"),
         ("step_cost", "rounds"),
         ("step_cost", "attacker_width"),
+        ("step_cost", "batch_size"),
+        ("step_cost", "channels"),
+        ("step_cost", "image_size"),
         ("through_the_attacker", "seeds"),
         ("through_the_attacker", "rounds"),
     ],
@@ -208,8 +216,8 @@ def test_what_the_battery_costs(
 
     for name in ("Battery", "AttackSettings"):
         monkeypatch.setattr(module, name, partial(seeded, getattr(module, name)))
-    assert call(module, folder, "--smoke", "--seed", 5, "--out", out).status == 0
-    assert set(seeds) == {5}
+    ended = call(module, folder, "--smoke", "--seed", 5, "--out", out)
+    assert (ended.status, set(seeds)) == (0, {5})
     *costs, whole = json.loads((out / "results.json").read_text())["results"]
     alone, together = (
         {one["attack"]: one["passes"] for one in costs if one["how"] == how}
@@ -218,6 +226,30 @@ def test_what_the_battery_costs(
     assert alone.keys() == together.keys() == {"FGSM", "PGM-20"}
     assert all(together[attack] <= alone[attack] for attack in alone)
     assert whole["passes"] == pytest.approx(sum(together.values()) / max(alone.values()))
+    shown = re.findall(r"(FGSM|PGM-20)\D+(\d+)\D+(\d+)", ended.out)  # an image's
+    passes = [(name, alone[name] / 16, together[name] / 16) for name in alone]
+    assert shown == [(name, f"{one:.0f}", f"{other:.0f}") for name, one, other in passes]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_study_of_several_seeds(
+    benchmarks: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    resumed: bool,
+) -> None:
+    """From the given seed on; what has not begun is not resumed, but for the first."""
+    module = benchmarks("seeded")
+    monkeypatch.setattr(module, "Study", lambda args, names: (args, names))
+    checkpoint = tmp_path / "seed-5" / "pgm" / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    args = TrainingArguments(seed=3, out=tmp_path, resume=resumed)
+    made, names = zip(*module.studies(args, ["pgm"], 3), strict=True)
+    assert [one.seed for one in made] == [3, 4, 5]
+    assert [one.out for one in made] == [tmp_path / f"seed-{seed}" for seed in (3, 4, 5)]
+    assert [one.resume for one in made] == [resumed, False, resumed]
+    assert [*names] == [["pgm"]] * 3
 
 
 def test_an_iteration_of_the_other_package_is_one_rollout(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +122,27 @@ def test_the_suited_rewards_are_those_of_the_paper(lib: Callable[[str], ModuleTy
     suited = lib("games").suited_reward
     found = [suited(env) for env in ("CartPole-v1", ENV, "Pendulum-v1")]
     assert found == ["survive", "finish", "neutral"]
+
+
+@pytest.mark.parametrize(
+    ("resume", "left"), [(False, []), (True, ["checkpoint.pt", "policy.safetensors"])]
+)
+def test_a_new_run_leaves_nothing_of_an_old_one_to_resume(
+    lib: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    resume: bool,
+    left: list[str],
+) -> None:
+    """Neither its checkpoint nor the policy of a short run, which --resume would take for this."""
+    runs, folder = lib("runs"), tmp_path / "a run"
+    folder.mkdir()
+    for name in ("checkpoint.pt", "policy.safetensors"):
+        (folder / name).touch()
+    monkeypatch.setattr(runs, "run_one", lambda *_: sorted(one.name for one in folder.iterdir()))
+    setting = SimpleNamespace(name="a run", method="gail", env=ENV)
+    given = {"resume": resume, "jobs": 1, "progress": print}
+    assert runs.run_all([setting], 1, {ENV: SHOWN}, tmp_path, **given) == [left]
 
 
 def test_a_policy_is_evaluated_on_the_same_episodes_each_time(

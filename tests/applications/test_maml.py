@@ -103,6 +103,7 @@ def test_a_learned_start_adapts_better_than_one_of_all_tasks(
         ("--method reptile", "no method 'reptile': .*maml"),
         ("--method", "no method is given: there is nothing to do; name one"),
         ("--iterations 0", "iterations is 0"),
+        ("--seed -1", "seed is -1"),
         ("--device gpu", "device 'gpu' is not available"),
         ("--iteration 3", "did you mean --iterations[?]"),
     ],

@@ -109,6 +109,8 @@ def test_a_cell_finds_its_own_attack(module: ModuleType) -> None:
         (["--row", "pgd"], "there is no row 'pgd'"),
         (["--row", "surrogate-pgm"], "there is no classifier to attack; add one, such as pgm"),
         (["--scale", "large"], "--scale"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--device", "gpu"], "device 'gpu' is not available"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -120,6 +122,19 @@ def test_bad_input_is_one_line(
 ) -> None:
     assert message in one_line(call(module, *arguments, "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--seed -1", "--device gpu", "--dataset folder --data-dir there/is/none"]
+)
+def test_bad_input_removes_nothing(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, arguments: str
+) -> None:
+    kept = tmp_path / "smoke" / "pgm" / "classifier.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    one_line(call(module, "--no-resume", *arguments.split(), "--out", tmp_path))
+    assert kept.exists()
 
 
 def test_a_run_that_goes_on_is_not_removed(

@@ -163,6 +163,17 @@ def test_another_layer(model: nn.Module, batch: Batch) -> None:
     expected = 1 - F.cosine_similarity(logits, logits.flip(0))
     actual = follower.objective(leader, torch.zeros_like(batch.x), batch)
     torch.testing.assert_close(actual, expected)
+    assert not leader.model.head._forward_hooks
+
+
+def test_features_of_sequences_are_pooled_too(batch: Batch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 4, 5), nn.Flatten(), nn.Linear(4 * 60, 3))
+    leader, follower = play(model, layer="1")
+    features = model[:2](batch.x).mean(2)
+    expected = 1 - F.cosine_similarity(features, features.flip(0))
+    actual = follower.objective(leader, torch.zeros_like(batch.x), batch)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("layer", ["trunk", "trunk.0"])

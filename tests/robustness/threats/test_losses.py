@@ -92,6 +92,9 @@ def test_too_few_classes_for_a_ratio_are_told() -> None:
     logits, batch = drawn(0, classes=3)
     with pytest.raises(BilevelError, match=r"3 classes.*needs 4: attack it with the margin"):
         targeted_dlr(logits, batch)
+    assert dlr(logits, batch).isfinite().all()  # 3 are enough
+    logits, batch = drawn(0, classes=4)
+    assert targeted_dlr(logits, batch).isfinite().all()
     logits, batch = drawn(0, classes=2)
     with pytest.raises(BilevelError, match=r"2 classes.*needs 3"):
         dlr(logits, batch)
