@@ -138,6 +138,11 @@ def test_it_passes_the_conformance_checks(threat: Threat, solver: bilevel.Solver
     bilevel.testing.check_follower(threat, ZeroSum(classifier(), threat), batch)
 
 
+def test_bytes_are_refused_by_a_threat_of_ones_own() -> None:
+    with pytest.raises(BilevelError, match=r"images lie in \[255, 255\]: .*pixels in \[0, 1\]"):
+        Rotation().check(Batch(torch.full((1, 1, 4, 4), 255.0), torch.tensor([0])))
+
+
 class Frame(Threat):
     """A frame around the image, which makes it the size that the classifier takes."""
 
