@@ -310,12 +310,13 @@ def test_a_norm_in_eval_mode_stays_so_without_parameters_of_its_own(
     assert all(part.training for part in leader.modules())
 
 
-def test_a_last_batch_of_one_image_is_left_out(build: Callable[..., Trainer]) -> None:
+@pytest.mark.parametrize(("images", "steps"), [(12, 3), (13, 3), (14, 4)])
+def test_a_last_batch_of_one_image_is_left_out(build: Any, images: int, steps: int) -> None:
     """Batch normalisation would raise."""
-    data = Splits(image_set(13), image_set(6), image_set(6))
+    data = Splits(image_set(images), image_set(6), image_set(6))
     trainer = build("two-step-pgm", data=data, recipe=replace(RECIPE, epochs=1))
     trainer.fit()
-    assert trainer.game.steps == trainer.steps_per_epoch == 3
+    assert trainer.game.steps == trainer.steps_per_epoch == steps
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])

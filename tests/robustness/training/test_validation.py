@@ -40,6 +40,18 @@ def test_epochs_are_compared_in_the_ball_of_the_game(build: Callable[..., Traine
     assert torch.allclose(moved.norm(dim=1), torch.tensor(0.05), rtol=0.1)
 
 
+def test_an_epoch_is_measured_alike_whatever_was_drawn_before(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a resumed run measures what the run never stopped does."""
+    monkeypatch.setattr(module, "accuracy", lambda *_, **__: torch.rand(()).item())
+    trainer, found = build(), []
+    for seed, epoch in ((1, 0), (2, 0), (1, 1)):
+        torch.manual_seed(seed)
+        found.append(trainer.validation.measure(trainer.game.leader.model, epoch))
+    assert found[0] == found[1] != found[2]
+
+
 def test_interpolation_is_validated_in_its_ball_by_the_cross_entropy() -> None:
     threat, solver = default_attack(Interpolation(0.1, layer="trunk"))
     assert repr(threat) == repr(Linf(0.1))
