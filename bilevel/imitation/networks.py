@@ -41,8 +41,7 @@ class Standardize(nn.Module):
         mean = torch.stack([one.mean(0) for one in sets]).mean(0)
         variance = torch.stack([(one - mean).square().mean(0) for one in sets]).mean(0)
         everything = torch.cat(sets)
-        # A constant's deviation is rounding, not zero.
-        varies = everything.amax(0) > everything.amin(0)
+        varies = everything.amax(0) > everything.amin(0)  # else the deviation is rounding, not zero
         self.register_buffer("mean", mean)
         self.register_buffer("std", torch.where(varies, variance.sqrt(), 1))
 

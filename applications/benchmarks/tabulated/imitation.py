@@ -13,6 +13,7 @@ NAMES = {
 }
 
 CONTROLS = "bc", "constant"
+"""They come last."""
 
 LONG = (
     "gail-long", "gail-long-ball", "gail-cartpole", "gail-dense", "gail-dense-1",
@@ -57,8 +58,7 @@ def one_demonstration(env: str) -> str:
         "accuracy of D": ("accuracy", 2),
     }
     rows = []
-    controls_last = sorted(kinds.items(), key=lambda item: item[1][0]["method"] in CONTROLS)
-    for kind, runs in controls_last:
+    for kind, runs in sorted(kinds.items(), key=lambda item: item[1][0]["method"] in CONTROLS):
         row = [kind, str(len(runs))]
         for name, decimals in columns.values():
             known = [one[name] for one in runs if one.get(name) is not None]
