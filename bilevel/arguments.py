@@ -34,12 +34,12 @@ def count(name: str, value: int, *, least: int = 1) -> int:
     Example:
         >>> count("steps", 2.5)
         Traceback (most recent call last):
-        bilevel.errors.BilevelError: steps is 2.5: it is a whole number from 1 on; give 1, 2, …
+        bilevel.errors.BilevelError: steps is 2.5: it must be a whole number of at least 1; give 1, 2, …
     """
     whole = hasattr(type(value), "__index__") and not isinstance(value, bool)
     if not whole or value < least:
         raise BilevelError(
-            f"{name} is {value!r}: it is a whole number from {least} on; give {least}, "
+            f"{name} is {value!r}: it must be a whole number of at least {least}; give {least}, "
             f"{least + 1}, …"
         )
     if value > MOST:

@@ -24,7 +24,7 @@ class BilevelError(ValueError):
 
 
 class NonFiniteError(BilevelError, FloatingPointError):
-    """A quantity of the game is NaN or infinite. The message names the step and the term."""
+    """A quantity of the game is NaN or infinite. The message names the term."""
 
 
 class HypergradientWarning(UserWarning):

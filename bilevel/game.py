@@ -21,7 +21,7 @@ from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of, 
 from bilevel.schedules import Schedule, Simultaneous
 from bilevel.solvers import Solution, Solver
 from bilevel.solvers.base import MEANS
-from bilevel.tree import Value, detach, leaves
+from bilevel.tree import Value, leaves, tree_map
 
 if TYPE_CHECKING:
     from bilevel.distributed import Pool
@@ -117,8 +117,9 @@ class Bilevel:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Solves the follower and moves both players once.
 
-        There is no device synchronisation, except in the first step, which checks the answer, and
-        in the backward passes of adjoints other than ``Detached`` and ``Unrolled``.
+        There is no device synchronisation, except in the first step, which checks the answer, in
+        the backward passes of adjoints other than ``Detached`` and ``Unrolled``, and in
+        :class:`~bilevel.CompetitiveGradient`.
 
         Args:
             batch: The data of this step.
@@ -126,7 +127,9 @@ class Bilevel:
         Returns:
             Scalars on the device, namely ``loss`` (the leader's, before it moved), the statistics
             of the :class:`Solution` and, if the game is zero-sum or the solver is trained,
-            ``objective_after``.
+            ``objective_after``. In a zero-sum game that is the loss, with the objective's sign, so
+            that it is of the leader in training mode, and ``objective_before`` of the leader in
+            the solver's ``leader_mode``: with dropout or batch normalisation they do not compare.
             :class:`~bilevel.MetricLog` reads many steps at once.
 
         Raises:
@@ -205,7 +208,8 @@ class Bilevel:
             check_first_answer(self, solution, batch)
             self._checked = True
         if overrides(self.follower, "keep"):
-            self._answer = detach(solution.value)
+            # A copy: an answer that is a parameter is about to move.
+            self._answer = tree_map(lambda leaf: leaf.detach().clone(), solution.value)
         return solution
 
     def move_leader(self, y: Value, batch: Batch) -> Tensor:
@@ -281,7 +285,8 @@ class Bilevel:
     def state_dict(self) -> dict[str, Any]:
         """The state of players, optimizers, schedule and adjoint, and the step count.
 
-        Of the follower the networks that it holds: the running statistics that solves move.
+        Of the follower only the networks that it holds, since solves update their running
+        statistics.
 
         Returns:
             Tensors and plain values, for ``torch.save`` and ``torch.load(weights_only=True)``.

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints import Detached
-from bilevel.checks.losses import Loss, check_finite, check_gradients, check_loss, check_untouched
+from bilevel.checks.losses import (
+    Loss,
+    check_answer_kept,
+    check_finite,
+    check_gradients,
+    check_loss,
+    check_untouched,
+    versions,
+)
 from bilevel.errors import raise_changed_answer, raise_missing_derivative
 from bilevel.frozen import frozen
 from bilevel.player import has_hooks, take_step, zero_grad
@@ -96,7 +104,9 @@ def _solve_again(game: Bilevel, y: Value, batch: Batch) -> Value:
 
 
 def _backward_leader(game: Bilevel, y: Value, batch: Batch, moved: list[Tensor]) -> Tensor:
+    before = versions(y)
     loss = game.leader.checked_loss(y, batch)
+    check_answer_kept(game.solver, y, before)
     if game.steps == 0 and game.leader_opt is not None and isinstance(loss, Tensor):
         check_untouched(moved)
         game.adjoint.warn_unread(loss, y)

@@ -18,6 +18,7 @@ from bilevel import (
     Implicit,
     Iterative,
     LeaderProblem,
+    Parametric,
     Penalty,
     Sampled,
     Unrolled,
@@ -88,6 +89,33 @@ def test_a_loss_that_changes_another_tensor_than_the_answer() -> None:
 @pytest.mark.parametrize("adjoint", [Detached(), Unrolled()], ids=repr)
 def test_where_autograd_follows_the_change_the_gradient_is_right(adjoint: Adjoint) -> None:
     assert torch.equal(step(Subtracting(), Near(), adjoint), step(Leader(), Near(), adjoint))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_an_answer_that_the_solver_goes_on_from_is_not_changed(warm: bool) -> None:
+    """Its loss would move the follower's weights, or the start of the next solve."""
+
+    class Shared(Near):
+        def init(self, batch: Tensor) -> Tensor:
+            return torch.zeros(3).double()
+
+        def objective(self, leader: Any, y: Tensor, batch: Tensor) -> Tensor:
+            return (y - leader.theta * batch).square().sum() / 2
+
+    def play(leader: LeaderProblem) -> None:
+        solver = Iterative(Gradient(0.5), 1, warm_start=True)
+        weights = None
+        if not warm:
+            solver = Parametric(torch.zeros(3).double())
+            weights = torch.optim.SGD(solver.parameters(), lr=0.1)
+        sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
+        parts = {"leader_opt": sgd, "solver_opt": weights, "adjoint": Detached()}
+        Bilevel(leader, Shared(), solver, **parts).step(torch.ones(4, 3).double())
+
+    play(Leader())
+    name = "Iterative" if warm else "Parametric"
+    with pytest.raises(BilevelError, match=rf"y\* in place, from which {name} goes on: .* y = y - 1"):
+        play(Subtracting())
 
 
 def test_an_objective_that_changes_y() -> None:

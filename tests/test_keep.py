@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bilevel
-from bilevel import Bilevel, Iterative, Schedule, ZeroSum
+from bilevel import Bilevel, Iterative, Parametric, Schedule, ZeroSum
 from bilevel.updates import Gradient
 
 SAMPLES = 5
@@ -119,6 +119,37 @@ def test_a_backward_pass_that_solves_again_starts_where_the_solve_did(
     again.step(batch(0, 1))
     assert torch.equal(found, again.leader.model.weight.grad)
     assert found.abs() > 1e-3
+
+
+def test_an_answer_that_is_a_parameter_is_kept_as_it_was() -> None:
+    class Path(bilevel.FollowerProblem):
+        sense = "max"
+
+        def __init__(self) -> None:
+            self.kept: list[Tensor] = []
+
+        def init(self, batch: None) -> Tensor:
+            return torch.zeros(())
+
+        def objective(self, leader: Any, y: Tensor, batch: None) -> Tensor:
+            return y * leader.model.weight.sum()
+
+        def keep(self, y: Tensor, batch: None) -> None:
+            self.kept.append(y)
+
+    path, solver = Path(), Parametric(torch.zeros(()))
+    leader = ZeroSum(nn.Linear(1, 1, bias=False), path)
+    nn.init.ones_(leader.model.weight)
+    game = Bilevel(
+        leader,
+        path,
+        solver,
+        leader_opt=torch.optim.SGD(leader.parameters(), lr=0.5),
+        solver_opt=torch.optim.SGD(solver.parameters(), lr=1.0),
+    )
+    for _ in range(3):
+        game.step(None)
+    assert [y.item() for y in path.kept] == [0.0, 1.0, 2.0]
 
 
 def test_kept_answers_are_a_part_of_the_state() -> None:

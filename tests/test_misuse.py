@@ -307,7 +307,7 @@ def test_there_is_no_training_in_inference_mode() -> None:
         (lambda: Lookahead(Extragradient), "inner is the class Extragradient"),
         (lambda: Penalty(1.0, update=torch.optim.SGD), "update is the class SGD"),
         (lambda: Sampled(float("inf")), "scale is inf: it is positive and finite"),
-        (lambda: Forward(limit="a"), "limit is 'a': it is a whole number"),
+        (lambda: Forward(limit="a"), "limit is 'a': it must be a whole number"),
     ],
 )
 def test_an_argument_of_the_wrong_kind(make, told) -> None:

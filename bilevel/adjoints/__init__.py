@@ -11,8 +11,8 @@ An adjoint decides how the second term is computed:
     Forward      by forward-mode differentiation of the solve, one element of θ at a time
     Sampled      from solves at perturbed θ; no derivatives at all
 
-The last four record none of the iterates that led to y*: each is a :class:`Pullback`. Of a
-solver that goes on from its last answer, the last two count the steps of earlier solves too.
+The last four record none of the iterates that led to y*: each is a :class:`Pullback`. With a
+warm-started solver, the last two differentiate through the steps of earlier solves too.
 """
 
 from bilevel.adjoints.base import Adjoint, Detached

@@ -105,7 +105,7 @@ def vector(y: Value) -> Tensor:
         y: The value.
 
     Returns:
-        Them, ``(m,)``.
+        The elements, ``(m,)``.
     """
     flat = ravel(y)
     return flat.to(torch.promote_types(flat.dtype, torch.float32))

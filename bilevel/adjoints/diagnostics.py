@@ -55,9 +55,10 @@ def check_system(
         message = _singular(by_cg=by_cg) if unsolved else ""
     elif unsolved:
         message = (
-            f"linear system not solved: its residual is {residual:.3g} of v after "
-            f"{solution.products} products, and the gradient's error up to the condition number "
-            f"times that; raise max_steps, give damping, or take another solver{mixed}"
+            f"linear system not solved: its residual is {residual:.3g} ‖v‖ after "
+            f"{solution.products} products, so that the gradient's relative error can be as large "
+            f"as that times the condition number; raise max_steps, give damping, or take another "
+            f"solver{mixed}"
         )
     elif symmetric and adjoint.tolerance is None:
         message = _inaccurate(solution)

@@ -75,7 +75,7 @@ class SolvedProblem:
         """The tensors whose gradients are wanted, as leaves to differentiate in.
 
         Returns:
-            Them, by name.
+            The leaves, by name.
         """
         return {name: self.theta[name].detach().requires_grad_() for name in self.wanted}
 

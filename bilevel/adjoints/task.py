@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ class Task:
         self.batch = None if led or mapped else (batch,)
         reached = range(len(self.tensors) if adjoint.reaches_batch else 0)
         self.own, self.names = names, (*names, *(f"batch[{number}]" for number in reached))
+        self.solved: tuple[Solver, FollowerProblem, LeaderProblem]
         self.snapshot: Snapshot
         self.kept: tuple[Any, Any]
         self.solution: Solution
@@ -80,7 +82,7 @@ class Task:
             inputs: The leader's parameters and the tensors of the batch.
 
         Returns:
-            Both.
+            The parameters and tensors of the batch, by name, and the batch.
         """
         # Detached: functional_call may pass non-leaf tensors, whose requires_grad cannot be set.
         given = {n: p.detach() for n, p in zip(self.own, inputs, strict=False)}
@@ -117,6 +119,10 @@ class Task:
             self.snapshot, start = Snapshot(leader, solver, *networks_of(follower)), solver.kept
             solution = solver.solve(follower, leader, batch, evaluate=False)
         self.kept = (None, None) if solver.repeatable else (start, solver.kept)
+        # As they are now: when the backward pass comes, they may hold the next task.
+        self.solved = solver, copy.copy(follower), leader
+        if self.batch is not None and type(batch) in (dict, list):
+            self.batch = (copy.copy(batch),)
         self.solves += 1
         self.evaluations += solution.evaluations
         self.solution = solution.counted()
@@ -150,7 +156,7 @@ class Task:
         outside = not {*names} <= {*self.own}
         feed = self.feed if outside else None
         problem = SolvedProblem(
-            *self.parts,
+            *self.solved,
             batch,
             theta,
             y,

@@ -7,8 +7,11 @@ from enum import Enum
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from bilevel.errors import BilevelError, NonFiniteError
+from bilevel.solvers import Solver
+from bilevel.tree import Value, leaves
 
 
 class Loss(Enum):
@@ -90,6 +93,33 @@ def check_untouched(moved: list[Tensor]) -> None:
             f"{Loss.LEADER.value} takes its gradient itself, and the game's would be added to it: "
             "return the loss, without backward()"
         )
+
+
+def check_answer_kept(solver: Solver, y: Value, before: list[int]) -> None:
+    """Checks that the leader's loss has left an answer as it was that the solver goes on from.
+
+    Args:
+        solver: The solver.
+        y: Its answer.
+        before: The versions of the answer's tensors before the loss was computed.
+
+    Raises:
+        BilevelError: If it has changed what is a parameter or a warm start, too.
+    """
+    if versions(y) == before:
+        return
+    kept = [leaf for leaf in tree_leaves(solver.kept) if isinstance(leaf, Tensor)]
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*solver.parameters(), *kept)}
+    if any(leaf.untyped_storage().data_ptr() in own for leaf in leaves(y)):
+        raise BilevelError(
+            f"{Loss.LEADER.value} changes y* in place, from which {type(solver).__name__} goes on: "
+            "compute a new tensor, y = y - 1 in place of y -= 1"
+        )
+
+
+def versions(y: Value) -> list[int]:
+    """What changes where a tensor of y is changed in place."""
+    return [leaf._version for leaf in leaves(y)]
 
 
 def check_finite(which: Loss, loss: Tensor, step: int, moved: list[Tensor]) -> None:

@@ -15,6 +15,7 @@ from bilevel.errors import BilevelError, describe
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Parametric, Solver
+from bilevel.updates import Optimizer
 
 
 def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
@@ -50,7 +51,8 @@ def check_parts(
     Raises:
         BilevelError: If one is something else, such as a network, a class or an update; if the
             adjoint is missing or has nothing to do, the players share a parameter, or one is
-            sharded, the leader is within itself, or a method has its parameters in another order.
+            sharded, the leader is within itself, a method has its parameters in another order, or
+            a setting of an update is a result of the leader's parameters.
     """
     _check_kinds(leader, follower, solver, adjoint, schedule)
     _check_tree(leader, follower)
@@ -70,6 +72,7 @@ def check_parts(
     if isinstance(adjoint, Pullback):
         _check_pullback(adjoint, leader, solver)
     _check_not_shared(leader, solver)
+    _check_settings(solver)
 
 
 def _check_kinds(leader: Any, follower: Any, solver: Any, adjoint: Any, schedule: Any) -> None:
@@ -153,6 +156,18 @@ def _check_not_shared(leader: LeaderProblem, solver: Solver) -> None:
         )
 
 
+def _check_settings(solver: Solver) -> None:
+    for update in solver.modules():
+        settings = update.settings if isinstance(update, Optimizer) else {}
+        for name, value in settings.items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise BilevelError(
+                    f"{name} of {update!r} was computed once, when the update was built, and stays "
+                    "as it is when the leader moves: give the leader's parameter itself, or compute "
+                    "it in the forward of an update of your own"
+                )
+
+
 def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
     """Checks that a player has an optimizer, of its own parameters only.
 
@@ -162,8 +177,8 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
         optimizer: Its optimizer, or None.
 
     Raises:
-        BilevelError: If it is missing for trainable parameters, has parameters of others, or
-            maximises.
+        BilevelError: If it is missing for trainable parameters, is given parameters of others, or
+            is built with ``maximize=True``.
     """
     _check_kind_of_optimizer(player, optimizer)
     own = {id(parameter) for parameter in module.parameters()}

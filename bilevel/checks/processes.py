@@ -76,7 +76,7 @@ def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
     """Checks that each process can solve its own part: that of its samples, or all of it.
 
     Where the batch shares one y, the objective's gradients at the first process's answer are
-    compared. Collective if the objective is a scalar.
+    compared. Collective.
 
     Args:
         game: The game of this process.
@@ -85,8 +85,8 @@ def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
 
     Raises:
         BilevelError: If the batch shares one y, and the problem differs between processes; if each
-            sample has its own, and it is trained, or depends on the samples of other processes in
-            a way that the adjoint does not know.
+            sample has its own, and the process's share is not that of its samples, or y is trained,
+            or depends on the samples of other processes in a way that the adjoint does not know.
     """
     y = detach(y)
     if not all(leaf.is_floating_point() for leaf in leaves(y)):
@@ -100,7 +100,7 @@ def check_same_problem(game: Bilevel, y: Value, batch: Batch) -> None:
         point = tree_map(Tensor.requires_grad_, y)
         value = game.follower.checked_objective(game.leader, point, batch)
         if value.dim():
-            _check_own_samples(game)
+            _check_own_samples(game, len(value))
         elif not (isinstance(game.solver, Parametric) and isinstance(game.adjoint, Detached)):
             _check_same_slope(game, y, value, batch)
         # Else y is a parameter, whose gradient is summed as that of any other.
@@ -127,10 +127,22 @@ def _check_same_slope(game: Bilevel, y: Value, value: Tensor, batch: Batch) -> N
     )
 
 
-def _check_own_samples(game: Bilevel) -> None:
+def _check_share(game: Bilevel, samples: int) -> None:
+    assert game.pool is not None
+    share, whole = float(game.pool.share), sum(distributed.all_gather(samples))
+    if abs(share * whole - samples) > 1e-6 * whole:
+        raise BilevelError(
+            f"game.pool.share is {share:.3g}, and this process has {samples} of the batch's "
+            f"{whole} samples: some would count for more than others; before each step, set it to "
+            "the number of this process's samples divided by the batch's"
+        )
+
+
+def _check_own_samples(game: Bilevel, samples: int) -> None:
     """The answers of this process's samples are its own, and so is their linear system."""
     if distributed.world_size() == 1:
         return
+    _check_share(game, samples)
     if isinstance(game.solver, Parametric):
         raise BilevelError(
             f"{type(game.follower).__name__}.objective is one value per sample, so that each "

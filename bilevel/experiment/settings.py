@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
+from types import CodeType, FunctionType, MethodType
 
 import numpy as np
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ def shown(value: object) -> str:
 
     Example:
         >>> shown(0.1), shown(fingerprint), shown(Tensor([0.0]))
-        ('0.1', 'fingerprint', 'tensor 2144df1c')
+        ('0.1', 'fingerprint', 'tensor (1,) 2144df1c')
         >>> shown(lambda x: 2 * x) == shown(lambda x: 3 * x)
         False
     """
@@ -61,7 +61,7 @@ def _shown(value: object, around: tuple[int, ...]) -> str:
         return "…"
     inner = partial(_shown, around=(*around, id(value)))
     if isinstance(value, Tensor):
-        return f"tensor {fingerprint(value)}"
+        return f"tensor {tuple(value.shape)} {fingerprint(value)}"
     if isinstance(value, np.ndarray):  # whose repr leaves out most of it
         data = inner(value.tolist()).encode() if value.dtype.hasobject else value.tobytes()
         return f"array {value.dtype} {value.shape} {zlib.crc32(data):08x}"
@@ -75,6 +75,12 @@ def _shown(value: object, around: tuple[int, ...]) -> str:
         return f"partial {', '.join(map(inner, (value.func, value.args, value.keywords)))}"
     if isinstance(value, FunctionType) and "<" in value.__qualname__:
         return f"{value.__name__} {_code(value, inner)}"
+    if isinstance(value, CodeType):  # of a function within a function
+        return inner((value.co_code, value.co_names, value.co_consts))
+    if isinstance(value, MethodType):
+        return f"{inner(value.__self__)}.{value.__name__}"
+    if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__"):
+        return f"{type(value).__name__}({_listed(_public(value), inner)})"
     text = str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
@@ -101,6 +107,13 @@ def attributes_of(part: object) -> str:
         >>> attributes_of(nn.Sequential(nn.Dropout(0.1)))
         'Sequential()'
     """
+    private = part.extra_repr() if isinstance(part, nn.Module) else ""
+    given = _listed(_public(part), shown)
+    return f"{type(part).__name__}({', '.join(filter(None, [private, given]))})"
+
+
+def _public(part: object) -> dict[str, object]:
+    """The public attributes of an object, also of its class."""
     kinds = [kind for kind in reversed(type(part).__mro__) if kind not in (object, nn.Module)]
     values = {
         name: value
@@ -108,10 +121,8 @@ def attributes_of(part: object) -> str:
         for name, value in vars(kind).items()
         if isinstance(value, int | float | str | tuple | Tensor)
     } | (part._asdict() if hasattr(part, "_asdict") else vars(part))
-    given = [
-        f"{name}={shown(value)}"
-        for name, value in values.items()
-        if not name.startswith("_") and name != "training"
-    ]
-    private = part.extra_repr() if isinstance(part, nn.Module) else ""
-    return f"{type(part).__name__}({', '.join(filter(None, [private, *given]))})"
+    return {n: v for n, v in values.items() if not n.startswith("_") and n != "training"}
+
+
+def _listed(values: dict[str, object], show: Callable[[object], str]) -> str:
+    return ", ".join(f"{name}={show(value)}" for name, value in values.items())

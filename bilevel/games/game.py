@@ -178,7 +178,8 @@ def stack(games: Sequence[Game]) -> Game:
         A game whose x is ``(G, n)`` and whose y is ``(G, m)``.
 
     Raises:
-        BilevelError: If there are none, or they differ in kind or size.
+        BilevelError: If there are none, or they differ in kind or size, or in an attribute that is
+            no coefficient.
 
     Example:
         >>> from bilevel.games import bilinear
@@ -192,6 +193,8 @@ def stack(games: Sequence[Game]) -> Game:
             f"games of kinds {kinds} cannot be stacked: one function is mapped over all; stack "
             "games of one kind and size, one at least"
         )
+    for game in games:
+        _check_settings(game, games[0])
     stacked = copy(games[0])
     stacked.count = len(games)
     x, y = (torch.stack(part) for part in zip(*(game.equilibrium for game in games), strict=True))
@@ -199,3 +202,17 @@ def stack(games: Sequence[Game]) -> Game:
     coefficients = zip(*(game.coefficients for game in games), strict=True)
     stacked.coefficients = tuple(torch.stack(parts) for parts in coefficients)
     return stacked
+
+
+def _check_settings(game: Game, first: Game) -> None:
+    """Refuses what only one game's ``value`` could read: the stack has the first one's attributes."""
+    own, stacked = vars(game), {"equilibrium", "coefficients", "count", "start"}
+    for name, theirs in vars(first).items():
+        if name in stacked or own.get(name) is theirs:
+            continue
+        tensors = isinstance(theirs, Tensor) and isinstance(own.get(name), Tensor)
+        if not (torch.equal(own[name], theirs) if tensors else own.get(name) == theirs):
+            raise BilevelError(
+                f"games that differ in {name} cannot be stacked: value would read the first one's; "
+                "give tensors to Game.__init__ as coefficients, which value gets as arguments"
+            )

@@ -58,7 +58,7 @@ def rounding(eps: float, size: int) -> float:
         size: The number of unknowns.
 
     Returns:
-        That part.
+        The relative cut-off.
     """
     # Second derivatives by autograd are off by some 20 eps, of however few unknowns. The usual
     # cut, eps times the size, takes float32 matrices of condition 1e4 for singular.

@@ -227,6 +227,6 @@ def power(x: Array) -> float:
         x: Any shape.
 
     Returns:
-        It; a little more than 0.
+        The sum of squares, plus 1e-300.
     """
     return float((x**2).sum()) + _TINY

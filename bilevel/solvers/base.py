@@ -63,8 +63,8 @@ class Solver(nn.Module, ABC):
             BatchNorm statistics kept.
 
     Attributes:
-        kept: What the next solve goes on from, of a solver that is not :attr:`repeatable`; None
-            for a new start.
+        kept: Where the next solve of a solver that is not :attr:`repeatable` goes on; None if it
+            starts anew.
     """
 
     kept: Any = None

@@ -89,7 +89,7 @@ def check_answer(solver: str, y: Any, start: Value | None) -> None:
 
     Raises:
         BilevelError: If it is no tensor or dict of tensors, has other names, or would be broadcast
-            without a word. Sizes may differ otherwise, as those of an answer that is the path do.
+            silently. Other sizes may differ: an answer may be the whole path, say.
     """
     if not is_value(y) or not (start is None or same_structure(y, start)):
         kind = "a tensor or a dict of tensors" if start is None else describe(start)

@@ -35,7 +35,8 @@ class Iterative(Solver):
         warm_start: Start from the previous solve's answer and update state, which are part of the
             state dict, instead of :meth:`FollowerProblem.init`: for a y shared by all batches
             (where each sample has its own, that answer is for the last batch's samples). The leader
-            then moves after the follower has: ``steps=1`` is alternating play.
+            then moves after the follower has: ``steps=1`` is alternating play. Every solve moves
+            the start of the next one: to solve beside the training, take ``copy.copy(solver)``.
         leader_mode: See :class:`Solver`.
 
     Attributes:

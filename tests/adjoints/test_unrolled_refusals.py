@@ -40,7 +40,7 @@ def test_an_answer_that_is_not_computed_from_theta(adjoint) -> None:
 
 @pytest.mark.parametrize("settings", [{"truncate": 0}, {"truncate": 2.5}, {"recompute": -1}])
 def test_no_number_of_steps(settings) -> None:
-    with pytest.raises(BilevelError, match=r"is a whole number from 1 on; give 1, 2"):
+    with pytest.raises(BilevelError, match=r"must be a whole number of at least 1; give 1, 2"):
         Unrolled(**settings)
 
 

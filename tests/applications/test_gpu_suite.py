@@ -212,7 +212,7 @@ def test_a_gpu_asks_for_images(suite: Suite, monkeypatch: pytest.MonkeyPatch) ->
     ("arguments", "told"),
     [
         (["--data", "nowhere.npz"], "there is no file nowhere.npz"),
-        (["--epochs", "0"], "epochs is 0: it is a whole number from 1 on"),
+        (["--epochs", "0"], "epochs is 0: it must be a whole number of at least 1"),
         (["--test-size", "0"], "a sample of 0 images is empty"),
     ],
 )

@@ -75,8 +75,8 @@ def test_followers_that_are_there_are_taken(applications: Part, tmp_path: Path) 
     [
         (["--step", 0], "step is 0.0: it is positive and finite; give a step above 0"),
         (["--step", "nan"], "step is nan"),
-        (["--horizon", 0], "horizon is 0: it is a whole number from 1 on; give 1, 2"),
-        (["--batch", 1], "batch is 1: it is a whole number from 2 on; give 2, 3"),
+        (["--horizon", 0], "horizon is 0: it must be a whole number of at least 1; give 1, 2"),
+        (["--batch", 1], "batch is 1: it must be a whole number of at least 2; give 2, 3"),
         (["--seeds", 0], "seeds is 0"),
         (["--games", -1], "games is -1"),
         (["--seed", -1], "seed is -1"),

@@ -21,7 +21,7 @@ from bilevel import (
     ZeroSum,
     pgm,
 )
-from bilevel.updates import CoordinateRNN, Gradient
+from bilevel.updates import CoordinateRNN, Gradient, Momentum, Optimizer
 from tests.problems import (
     LinearBox,
     Nearest,
@@ -248,6 +248,21 @@ def test_no_part_of_a_player_climbs() -> None:
     optimizer = torch.optim.SGD(groups, lr=0.1)
     with pytest.raises(BilevelError, match=r"leader_opt has maximize=True: .* leave maximize out"):
         Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer)
+
+
+def test_a_setting_that_was_computed_from_a_parameter() -> None:
+    """It would stay as it was when the update was built, whatever the leader learns."""
+    leader = Weights(3)
+
+    def build(lr: torch.Tensor) -> None:
+        solver = Iterative(Momentum(Optimizer(torch.optim.SGD, lr=lr), 0.5), 1)
+        sgd = torch.optim.SGD(leader.parameters(), lr=0.1)
+        Bilevel(leader, Nearest(), solver, leader_opt=sgd, adjoint=Unrolled())
+
+    leader.rate = nn.Parameter(torch.tensor(0.1))
+    build(leader.rate)
+    with pytest.raises(BilevelError, match=r"^lr of Optimizer.* was computed once, .*the forward of"):
+        build(2 * leader.rate)
 
 
 def test_a_leader_and_a_follower_that_hold_each_other() -> None:

@@ -40,7 +40,10 @@ def check(
     adjoint: Adjoint | None = None,
     part: nn.Module | None = None,
 ) -> None:
-    """Compares y with what ``gather`` makes of it, then its gradient likewise."""
+    """Compares y with what ``gather`` makes of it, then its gradient likewise.
+
+    Where each sample has its own y, ``gather`` is given their number.
+    """
     leader, solver = Apart(), solver or Iterative(Gradient(0.25), steps=1)
     leader.part = part
     own = list(solver.parameters())
@@ -52,6 +55,8 @@ def check(
         solver_opt=torch.optim.SGD(own, lr=0.1) if own else None,
         adjoint=adjoint or Unrolled(),
     )
+    game.pool = distributed.Pool()
+    game.pool.share = 0.5
     monkeypatch.setattr(distributed, "all_gather", gather)
     check_same_problem(game, y, torch.zeros(2))
 
@@ -160,6 +165,15 @@ def test_rows_of_y_that_are_trained_belong_to_a_process(
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(BilevelError, match=r"Each\.objective is one value per sample.*warm_start"):
         check(monkeypatch, same, torch.zeros(2), Each(), solver, adjoint)
+
+
+def test_a_share_is_that_of_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares that add up to 1 may still be those of another batch."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    check(monkeypatch, lambda samples: [samples, 2], torch.zeros(2), Each())
+    told = r"share is 0\.5, and this process has 2 of the batch's 5 samples: some would count"
+    with pytest.raises(BilevelError, match=told):
+        check(monkeypatch, lambda samples: [samples, 3], torch.zeros(2), Each())
 
 
 @pytest.mark.parametrize("kind", [distributed.SyncBatchNorm, nn.SyncBatchNorm])

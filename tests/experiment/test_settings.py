@@ -111,6 +111,35 @@ def test_arrays_and_parts_of_functions_are_told_apart() -> None:
     assert len({shown(partial(max, 1)), shown(partial(max, 2)), shown(partial(max, key=2))}) == 3
 
 
+def test_objects_are_told_apart_by_what_they_hold() -> None:
+    class Focal:
+        margin = 0.5
+
+        def __init__(self, sign: float) -> None:
+            self.sign = sign
+            self._calls = 0
+
+        def loss(self) -> None:
+            self._calls += 1
+
+    first, again, other = Focal(1.0), Focal(1.0), Focal(-1.0)
+    first.loss()
+    assert shown(first) == shown(again) == "Focal(margin=0.5, sign=1.0)"
+    assert shown(first) != shown(other)
+    assert shown(first.loss) == shown(again.loss) != shown(other.loss)
+    assert shown(object()) == shown(object())
+
+
+def test_functions_within_functions_are_told_apart() -> None:
+    twice, thrice = (lambda xs: sum(2 * x for x in xs)), (lambda xs: sum(3 * x for x in xs))
+    assert shown(twice) != shown(thrice)
+    assert " at 0x" not in shown(twice)
+
+
+def test_tensors_of_other_shapes_are_told_apart() -> None:
+    assert shown(torch.ones(2, 3)) != shown(torch.ones(3, 2))
+
+
 def test_what_refers_to_itself_is_shown() -> None:
     def factorial(n: int) -> int:
         return 1 if n == 0 else n * factorial(n - 1)

@@ -269,6 +269,15 @@ def test_what_is_no_game() -> None:
         games.MatrixGame(torch.zeros(0, 3))
     with pytest.raises(BilevelError, match="cannot be stacked"):
         games.stack([games.bilinear(), games.DiracGAN()])
+    one, other = games.bilinear(), games.bilinear()
+    one.mask = torch.ones(1)
+    with pytest.raises(BilevelError, match="differ in mask cannot be stacked: .* as coefficients"):
+        games.stack([one, other])
+    other.mask = torch.ones(1)
+    games.stack([one, other])
+    other.mask = torch.zeros(1)
+    with pytest.raises(BilevelError, match="differ in mask"):
+        games.stack([one, other])
     with pytest.raises(BilevelError, match="cannot be stacked"):
         games.stack([])
     with pytest.raises(BilevelError, match=r"the start has shape \(3,\)"):

@@ -72,7 +72,7 @@ def test_milestones_that_are_no_shares(milestones: tuple[float, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["padding", "epochs", "batch_size", "attacker_width"])
 def test_counts_that_are_no_whole_numbers(name: str) -> None:
-    with pytest.raises(BilevelError, match=f"{name} is 2.5: it is a whole number"):
+    with pytest.raises(BilevelError, match=f"{name} is 2.5: it must be a whole number"):
         Recipe(**{name: 2.5})
 
 

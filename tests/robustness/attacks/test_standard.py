@@ -317,7 +317,7 @@ def test_autoattack_with_few_classes(classes: int, parts: int, caplog: Any) -> N
         ({"eps": 0.0}, "epsilon is 0.0: .*0 < epsilon ≤ 1"),
         ({"eps": 8.0}, "epsilon is 8.0: .*8/255"),
         ({"restarts": 0}, "restarts is 0: .*give 1, 2"),
-        ({"restarts": 2.5}, "restarts is 2.5: it is a whole number"),
+        ({"restarts": 2.5}, "restarts is 2.5: it must be a whole number"),
         ({"queries": 0}, "queries is 0: .*give 1, 2"),
         ({"classes": 1}, "classes is 1: .*2 or more"),
     ],
