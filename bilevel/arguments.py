@@ -32,9 +32,9 @@ def count(name: str, value: int, *, least: int = 1) -> int:
         BilevelError: If it is not.
 
     Example:
-        >>> count("steps", 2.5)
+        >>> count("n", 2.5)
         Traceback (most recent call last):
-        bilevel.errors.BilevelError: steps is 2.5: it must be a whole number of at least 1; give 1, 2, …
+        bilevel.errors.BilevelError: n is 2.5: it must be a whole number of at least 1; give 1, 2, …
     """
     whole = hasattr(type(value), "__index__") and not isinstance(value, bool)
     if not whole or value < least:

@@ -114,7 +114,7 @@ def test_an_answer_that_the_solver_goes_on_from_is_not_changed(warm: bool) -> No
 
     play(Leader())
     name = "Iterative" if warm else "Parametric"
-    with pytest.raises(BilevelError, match=rf"y\* in place, from which {name} goes on: .* y = y - 1"):
+    with pytest.raises(BilevelError, match=rf"y\* in place, from which {name} goes on: "):
         play(Subtracting())
 
 

@@ -163,8 +163,8 @@ def _check_settings(solver: Solver) -> None:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 raise BilevelError(
                     f"{name} of {update!r} was computed once, when the update was built, and stays "
-                    "as it is when the leader moves: give the leader's parameter itself, or compute "
-                    "it in the forward of an update of your own"
+                    "as it is when the leader moves: give the leader's parameter itself, or "
+                    "compute it in the forward of an update of your own"
                 )
 
 

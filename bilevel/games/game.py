@@ -205,7 +205,7 @@ def stack(games: Sequence[Game]) -> Game:
 
 
 def _check_settings(game: Game, first: Game) -> None:
-    """Refuses what only one game's ``value`` could read: the stack has the first one's attributes."""
+    """Refuses other attributes than the first game's, which are those of the stack."""
     own, stacked = vars(game), {"equilibrium", "coefficients", "count", "start"}
     for name, theirs in vars(first).items():
         if name in stacked or own.get(name) is theirs:

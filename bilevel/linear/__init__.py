@@ -3,8 +3,8 @@
 Implicit differentiation, competitive gradients and trust-region policy optimization need them. None
 raises if A does not meet its assumptions.
 
-    conjugate_gradient    A symmetric and positive definite; one product a step, little memory; solves
-                          each row by itself if b has several
+    conjugate_gradient    A symmetric and positive definite; one product a step, little memory; if b
+                          has several rows, each is solved by itself
     neumann               η Σ (I − ηA)ᵏ b, where I − ηA contracts; one product a step
     gmres                 any A; one product a step, keeps a vector for each step
     exact                 any A; as many products as unknowns (of a row, if b has several), and the

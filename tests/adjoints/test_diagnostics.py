@@ -146,5 +146,5 @@ def test_no_tolerance_is_the_default() -> None:
 
 def test_the_error_of_an_unsolved_system_is_told() -> None:
     batch, leader, v = valley(50, 100.0), Numbers(3), torch.ones(50, dtype=F64)
-    with pytest.warns(HypergradientWarning, match="error up to the condition number times that"):
+    with pytest.warns(HypergradientWarning, match="as large as that times the condition number"):
         hypergradient(Implicit(max_steps=3), Known(optimum), Quadratic(), leader, batch, v)

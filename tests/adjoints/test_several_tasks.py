@@ -32,7 +32,12 @@ class Scaled(FollowerProblem):
 @pytest.mark.parametrize("within", ["follower", "batch"])
 @pytest.mark.parametrize(
     ("adjoint", "tolerance"),
-    [(Forward(), 1e-9), (Implicit(), 1e-9), (Penalty(10.0), 1e-4), (Sampled(1e-3, samples=99), 0.4)],
+    [
+        (Forward(), 1e-9),
+        (Implicit(), 1e-9),
+        (Penalty(10.0), 1e-4),
+        (Sampled(1e-3, samples=99), 0.4),
+    ],
     ids=repr,
 )
 def test_each_solve_is_differentiated_at_its_own_task(
