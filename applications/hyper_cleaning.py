@@ -200,11 +200,15 @@ def report(args: Args, name: str, trainer: WeightTrainer, data: Corrupted) -> di
 
 
 def baselines(args: Args, data: Corrupted) -> list[dict[str, Any]]:
-    """Records of equal weights, of the correct labels only, and of the held-out images only."""
+    """Records of the labels as they are, of the correct ones only, and of held-out images only.
+
+    What counts has weight 1, as in ordinary training: a smaller one would make the weight decay
+    larger in proportion.
+    """
     records = []
-    for name, wrong, right in (("uniform", 0.0, 0.0), ("right only", -torch.inf, torch.inf)):
+    for name, wrong in (("uniform", torch.inf), ("right only", -torch.inf)):
         leader = make_leader(args, data)
-        leader.logits.data = torch.where(data.wrong, wrong, right)
+        leader.logits.data = torch.where(data.wrong, wrong, torch.inf)
         records.append(evaluate(args, name, leader, data))
     held_out = replace(data, images=Images(data.images.validation, data.images.validation))
     leader = make_leader(args, held_out)

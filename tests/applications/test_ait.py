@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel.robustness import Interpolation, Linf, examples, load_trained
+from bilevel.robustness import Interpolation, Linf, Trainer, examples, load_trained
+from bilevel.robustness.training.progress import Progress
 from tests.applications.conftest import one_line
 
 TINY = ["--epochs", 1, "--train-size", 40, "--validation-size", 20, "--test-size", 10]
@@ -54,6 +55,22 @@ def test_the_figure_shows_label_smoothing_under_pgm(
     monkeypatch.setattr("bilevel.robustness.studies.study.examples", spy)
     assert run("--method", "label-smoothing", "ait").status == 0
     assert shown == {"label-smoothing": (Linf, 20), "ait": (Interpolation, 1)}
+
+
+def test_the_control_is_selected_as_what_it_is_compared_with(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By accuracy under attack: that on clean images would favour another epoch."""
+    selected = []
+
+    class Watched(Trainer):
+        def fit(self) -> Progress:
+            selected.append(self.validation.monitor)
+            return super().fit()
+
+    monkeypatch.setattr("bilevel.robustness.studies.study.Trainer", Watched)
+    assert run("--method", "label-smoothing", "ait").status == 0
+    assert selected == ["validation_robust"] * 2
 
 
 def test_a_stopped_run_goes_on_only_as_it_was_begun(run: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ from bilevel.experiment.tables import cell, markdown
 from tabulated.reading import Record, per_cent, ranged, read, seeds, significant
 
 WEIGHTS = {
-    "uniform": "all ½ (the initial weights)",
+    "uniform": "all 1 (the labels as they are)",
     "right only": "correct labels only",
     "held out": "held-out images only",
     "unrolled": "`Unrolled()`",

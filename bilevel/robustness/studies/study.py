@@ -199,6 +199,8 @@ class Study:
 
     def _train(self, name: str, about: About, game: Bilevel, config: dict[str, Any]) -> Progress:
         folder, images = self.args.out / name, len(self.data.train)
+        # Label smoothing, which has no attacker either, is the control of robust methods.
+        undefended = about.method == "plain" and about.interpolation is None
         sizes = {"images": images, "validation_images": len(self.data.validation)}
         with experiment.Journal(name, folder) as journal:
             trainer = Trainer(
@@ -206,7 +208,7 @@ class Study:
                 self.data,
                 self.recipe,
                 seed=self.args.seed,
-                monitor="validation_clean" if about.method == "plain" else "validation_robust",
+                monitor="validation_clean" if undefended else "validation_robust",
                 precision=self._precision,
                 cuda_graphs=self.args.captures(self.device, game.schedule),
                 path=folder / "checkpoint.pt",
