@@ -72,6 +72,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cost of a schedule": lambda: minmax.schedules(read("schedules"), games=1000),
     "cost between networks": lambda: minmax.network_games(read("network_games")),
     "ten demonstrations": imitation.ten_demonstrations,
+    "ten demonstrations on pendulum": imitation.pendulum,
     "one demonstration on mountaincar": partial(imitation.one_demonstration, "MountainCar-v0"),
     "one demonstration on cartpole": partial(imitation.one_demonstration, "CartPole-v1"),
     "updaters": imitation.updaters,

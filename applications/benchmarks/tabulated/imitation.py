@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scipy.stats import mannwhitneyu
+
 from bilevel.experiment.tables import markdown, mean_std
 from tabulated.reading import Record, read, significant
 
@@ -44,6 +46,30 @@ def _near(runs: list[Record]) -> str:
     reached = [one["reached"] for one in runs if one["reached"] is not None]
     when = f"{min(reached)} to {max(reached)}, " if reached else ""
     return f"{when}{len(reached)} of {len(runs)} seeds"
+
+
+def pendulum() -> str:
+    """How steady the methods are on Pendulum, each beside L2L-GAIL by a rank test."""
+    found = read("gail-pendulum")
+    learned = [one for one in found if one["method"] == "l2l-gail"]
+    kinds = {
+        "GAIL, five steps of Adam": [one for one in found if one["method"] == "gail"],
+        "GAIL, one step of Adam": read("gail-pendulum-one-step"),
+        "L2L-GAIL, coordinate": learned,
+        "L2L-GAIL, the updater not trained": read("gail-pendulum-gradient"),
+    }
+    rows = []
+    for kind, runs in kinds.items():
+        row = [kind, _near(runs)]
+        for name, decimals in (("return", 1), ("worst_after", 0)):
+            values, others = (
+                [one[name] for one in each if one[name] is not None] for each in (runs, learned)
+            )
+            p = None if runs is learned else float(mannwhitneyu(values, others).pvalue)
+            row += [mean_std(values, decimals), mean_std([min(values)], 0), significant(p, 1)]
+        rows.append(row)
+    titles = "final return", "worst run", "p", "worst ten iterations since *near*", "worst run", "p"
+    return markdown(["", "near after", *titles], rows)
 
 
 def one_demonstration(env: str) -> str:
