@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from scipy.stats import mannwhitneyu
 
 from bilevel.experiment.tables import markdown, mean_std
@@ -60,16 +62,25 @@ def pendulum() -> str:
     }
     rows = []
     for kind, runs in kinds.items():
-        row = [kind, _near(runs)]
+        row = [kind, _near(runs), _rank_test(runs, learned, "reached")]
         for name, decimals in (("return", 1), ("worst_after", 0)):
-            values, others = (
-                [one[name] for one in each if one[name] is not None] for each in (runs, learned)
-            )
-            p = None if runs is learned else float(mannwhitneyu(values, others).pvalue)
-            row += [mean_std(values, decimals), mean_std([min(values)], 0), significant(p, 1)]
+            values = [one[name] for one in runs if one[name] is not None]
+            row += [mean_std(values, decimals), mean_std([min(values)], 0)]
+            row.append(_rank_test(runs, learned, name))
         rows.append(row)
     titles = "final return", "worst run", "p", "worst ten iterations since *near*", "worst run", "p"
-    return markdown(["", "near after", *titles], rows)
+    return markdown(["", "near after", "p", *titles], rows)
+
+
+def _rank_test(runs: list[Record], others: list[Record], name: str) -> str:
+    """P of Mann and Whitney, two-sided; a run that never was near counts as the latest."""
+    if runs is others:
+        return "–"
+    never = math.inf if name == "reached" else -math.inf
+    values = [
+        [never if one[name] is None else one[name] for one in each] for each in (runs, others)
+    ]
+    return significant(float(mannwhitneyu(*values).pvalue), 1)
 
 
 def one_demonstration(env: str) -> str:
