@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bilevel.adjoints.solved import Gradients, SolvedProblem
-from bilevel.containers import partition, tensors_in
+from bilevel.containers import partition, shallow_copy, tensors_in
 from bilevel.errors import BilevelError, describe, raise_missing_derivative
 from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
@@ -120,7 +120,7 @@ class Task:
             solution = solver.solve(follower, leader, batch, evaluate=False)
         self.kept = (None, None) if solver.repeatable else (start, solver.kept)
         # As they are now: when the backward pass comes, they may hold the next task.
-        self.solved = solver, copy.copy(follower), leader
+        self.solved = solver, shallow_copy(follower), leader
         if self.batch is not None and type(batch) in (dict, list):
             self.batch = (copy.copy(batch),)
         self.solves += 1

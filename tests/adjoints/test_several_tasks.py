@@ -29,6 +29,33 @@ class Scaled(FollowerProblem):
         return (y - task * leader.theta).square().sum() / 2
 
 
+class Wrapped(FollowerProblem):
+    """Finds at another follower what it has not itself, and has slots."""
+
+    __slots__ = ("inner",)
+
+    def __init__(self, inner: FollowerProblem) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def init(self, batch: Any) -> Tensor:
+        return self.inner.init(batch)
+
+    def objective(self, leader: Any, y: Tensor, batch: Any) -> Tensor:
+        return self.inner.objective(leader, y, batch)
+
+
+def test_a_follower_that_looks_up_attributes_elsewhere() -> None:
+    leader, inner = Numbers(3), Scaled()
+    inner.task, Wrapped.sense = 2.0, "min"
+    solver, wrapped = Iterative(Gradient(0.5), 40), Wrapped(inner)
+    solved = Implicit().solve(solver, wrapped, leader, None)
+    (slope,) = torch.autograd.grad(solved.value.sum(), list(leader.parameters()))
+    torch.testing.assert_close(slope, torch.full((3,), 2.0, dtype=F64))
+
+
 @pytest.mark.parametrize("within", ["follower", "batch"])
 @pytest.mark.parametrize(
     ("adjoint", "tolerance"),
