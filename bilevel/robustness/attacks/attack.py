@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from bilevel import Solver, ZeroSum, frozen
+from bilevel import Iterative, Solver, ZeroSum, frozen
 from bilevel.arguments import count, one_of
 from bilevel.errors import BilevelError
 from bilevel.problem import networks_of
@@ -22,10 +22,31 @@ from bilevel.robustness.threats.threat import Threat, loss_of
 Kind = Literal["one-step", "iterative", "black-box"]
 """What an attack uses of the attacked classifier: one gradient, many, or none."""
 
-Role = Literal["", "cross entropy", "random sampling", "spot check"]
+Role = Literal["", "cross entropy", "learned", "random sampling", "spot check"]
 """How the checklist treats an attack, besides its kind: as hand-designed ascent on the cross
-entropy, as uniform sampling of the ball, as a longer attack on a sample of the images, or as none
-of these."""
+entropy, as a trained attacker, which the classifier may have learned to withstand, as uniform
+sampling of the ball, as a longer attack on a sample of the images, or as none of these."""
+
+
+def kind_of(solver: Solver) -> Kind:
+    """What a solver uses of the attacked classifier.
+
+    Args:
+        solver: The solver.
+
+    Returns:
+        The kind; of a solver that does not tell, such as one of your own, ``"iterative"``.
+
+    Example:
+        >>> from bilevel import pgm
+        >>> kind_of(pgm(0.1, 1)), kind_of(pgm(0.1, 2))
+        ('one-step', 'iterative')
+    """
+    if not isinstance(solver, Iterative):
+        return "iterative"
+    if not solver.update.needs_gradient:
+        return "black-box"
+    return "one-step" if solver.steps == 1 else "iterative"
 
 
 def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Targeted) -> Batch:

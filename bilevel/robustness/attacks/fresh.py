@@ -14,7 +14,7 @@ from bilevel.errors import BilevelError
 from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.problem import networks_of
-from bilevel.robustness.attacks.attack import Attack, attack
+from bilevel.robustness.attacks.attack import Attack, Kind, Role, attack
 from bilevel.robustness.data.batches import Batch, shuffled_batches
 from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.threats.threat import Threat
@@ -35,7 +35,8 @@ class FreshAttack(Attack):
         images: Images to train on; not those that are attacked.
         steps: Training steps.
         batch_size: Images a step.
-        alone: See :class:`Attack`.
+        kind: See :class:`Attack`.
+        alone: Likewise.
         passes: Likewise.
 
     Raises:
@@ -52,10 +53,11 @@ class FreshAttack(Attack):
         *,
         steps: int = 300,
         batch_size: int = 128,
+        kind: Kind = "iterative",
         alone: bool = False,
         passes: float = 1.0,
     ) -> None:
-        super().__init__(name, alone=alone, passes=passes)
+        super().__init__(name, kind=kind, alone=alone, passes=passes)
         if not len(images):
             raise BilevelError(
                 "the image set is empty: a fresh attacker is trained on images; give one or more"
@@ -66,6 +68,11 @@ class FreshAttack(Attack):
         self.steps = count("steps", steps)
         self.batch_size = count("batch_size", batch_size)
         self.solver: Solver | None = None
+
+    @property
+    def role(self) -> Role:
+        """``"learned"``."""
+        return "learned"
 
     @property
     def settings(self) -> tuple[str, ...]:

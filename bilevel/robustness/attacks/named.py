@@ -22,9 +22,11 @@ import re
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 from bilevel.errors import BilevelError, raise_unknown
 from bilevel.robustness.attacks.apgd import APGD
-from bilevel.robustness.attacks.attack import Attack
+from bilevel.robustness.attacks.attack import Attack, kind_of
 from bilevel.robustness.attacks.autoattack import autoattack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
 from bilevel.robustness.attacks.external import Unavailable
@@ -94,10 +96,12 @@ def attacks_named(name: str, settings: AttackSettings) -> list[Attack]:
 def _pgm(steps: int, loss: str, settings: AttackSettings) -> Attack:
     """PGM as in the paper's evaluation; on the cross entropy it has an accuracy of its own."""
     threat = settings.ball(start=settings.start, loss=LOSSES[loss])
+    solver = threat.pgm(EVALUATION_STEP * settings.eps, steps)
     return SolverAttack(
         f"PGM-{steps}" + (f" {loss}" if loss != "ce" else ""),
         threat,
-        threat.pgm(EVALUATION_STEP * settings.eps, steps),
+        solver,
+        kind=kind_of(solver),
         restarts=settings.restarts,
         keep_broken=loss != "ce",
         alone=loss == "ce",
@@ -177,7 +181,8 @@ def _own(settings: AttackSettings) -> list[Attack]:
     if trained.solver is None:
         return [Unavailable(name, f"{trained.name} was saved without its attacker.safetensors")]
     follower = trained.about.follower(settings.eps)
-    return [SolverAttack(name, follower, trained.solver, alone=True, passes=30)]
+    kind = kind_of(trained.solver)
+    return [SolverAttack(name, follower, trained.solver, kind=kind, alone=True, passes=30)]
 
 
 def _fresh(settings: AttackSettings) -> list[Attack]:
@@ -194,8 +199,19 @@ def _fresh(settings: AttackSettings) -> list[Attack]:
         attacker=trained.about.attacker if trained else Attacker(),
         norm=settings.norm,
     )
-    follower, steps = settings.ball(), settings.fresh_steps
-    return [FreshAttack(f"fresh {method}", follower, make, train, steps=steps, passes=30)]
+    with torch.device("meta"):  # it is only looked at: no random numbers are drawn
+        kind = kind_of(make())
+    return [
+        FreshAttack(
+            f"fresh {method}",
+            settings.ball(),
+            make,
+            train,
+            steps=settings.fresh_steps,
+            kind=kind,
+            passes=30,
+        )
+    ]
 
 
 def _transfer(settings: AttackSettings) -> list[Attack]:

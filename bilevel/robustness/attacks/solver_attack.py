@@ -111,9 +111,9 @@ class SolverAttack(Attack):
             return super().role
         if isinstance(self.solver, RandomSampling):
             return "random sampling"
-        learned = any(True for _ in self.solver.parameters())
-        ascends = loss_of(self.follower) is cross_entropy
-        return "cross entropy" if ascends and not learned else ""
+        if any(True for _ in self.solver.parameters()):
+            return "learned"
+        return "cross entropy" if loss_of(self.follower) is cross_entropy else ""
 
     @property
     def settings(self) -> tuple[str, ...]:

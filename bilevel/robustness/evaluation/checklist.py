@@ -42,7 +42,7 @@ def _one_step(evaluation: Evaluation) -> Finding:
 
 def _black_box(evaluation: Evaluation) -> Finding:
     """Black-box attacks break no image that gradient-based attacks do not."""
-    black_box = _completed(evaluation, "black-box")
+    black_box = _designed(evaluation, "black-box")
     # Masked gradients hide much more than random points find: these alone show nothing.
     if all(outcome.role == "random sampling" for outcome in black_box):
         black_box = []
@@ -59,12 +59,12 @@ def _random_sampling(evaluation: Evaluation) -> Finding:
 def _adds_nothing(
     item: str, evaluation: Evaluation, black_box: list[Outcome], attacks: str
 ) -> Finding:
-    iterative = _completed(evaluation, "iterative")
+    iterative = _designed(evaluation, "iterative")
     if not black_box or not iterative:
         return not_measured(item, f"add {attacks} to the attacks, and pgm-100 before")
     tried = torch.stack([outcome.attacked for outcome in iterative]).any(0)
     added = torch.stack([outcome.broken for outcome in black_box]).any(0)
-    added &= evaluation.survivors((*_completed(evaluation, "one-step"), *iterative))
+    added &= evaluation.survivors(tuple(_completed(evaluation, "one-step", "iterative")))
     # An image that a black-box attack broke before any iterative one saw it proves nothing.
     none, missed = torch.zeros_like(added), added & tried
     if exceeds(added, none) and not exceeds(missed, none):
@@ -244,10 +244,17 @@ def _completed(evaluation: Evaluation, *kinds: Kind) -> list[Outcome]:
     return [outcome for outcome in completed if outcome.role != "spot check"]
 
 
+def _designed(evaluation: Evaluation, kind: Kind) -> list[Outcome]:
+    """Those that were not trained."""
+    # A classifier may have learned to withstand an attacker, and most gradient-based attacks have
+    # not seen the images that one breaks without a gradient.
+    return [one for one in _completed(evaluation, kind) if one.role != "learned"]
+
+
 def _spot_checks(evaluation: Evaluation) -> list[Outcome]:
     """Those that gave a figure, of what an iterative attack had left."""
     done = [o for o in evaluation.outcomes if o.role == "spot check" and not o.problem]
-    iterative = _completed(evaluation, "iterative")
+    iterative = _designed(evaluation, "iterative")
     return [o for o in done if any(one in evaluation.before(o) for one in iterative)]
 
 
@@ -256,8 +263,8 @@ def _part_broken(outcome: Outcome) -> float:
 
 
 def _strongest(evaluation: Evaluation, kind: Kind, role: Role | None = None) -> Outcome | None:
-    """Of the attacks of a kind, and role if given, that ran on all images, the strongest."""
-    alone = [o for o in _completed(evaluation, kind) if evaluation.alone(o) is not None]
+    """Of those of a kind, and role if given, that ran on all images, the strongest."""
+    alone = [o for o in _designed(evaluation, kind) if evaluation.alone(o) is not None]
     chosen = [o for o in alone if role in (None, o.role)]
     return max(chosen, key=lambda outcome: share(outcome.broken), default=None)
 

@@ -141,7 +141,7 @@ def test_the_classifier_is_watched_no_longer_than_the_attack() -> None:
         (pgm(0.02, 20), Linf(EPS), "cross entropy"),
         (APGD(), Linf(EPS), "cross entropy"),
         (pgm(0.02, 20), Linf(EPS, loss=margin), ""),
-        (Iterative(CNN(1, EPS, form="two-layer", width=4), 1), Linf(EPS), ""),
+        (Iterative(CNN(1, EPS, form="two-layer", width=4), 1), Linf(EPS), "learned"),
         (RandomSampling(9), Linf(EPS, start=EPS, loss=margin), "random sampling"),
         (RandomSampling(9), Linf(EPS, start=EPS), "random sampling"),
         (pgm(0.02, 20), Interpolation(EPS), ""),  # its objective is not the loss

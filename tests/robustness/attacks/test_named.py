@@ -21,6 +21,7 @@ from bilevel.robustness import (
     make_attacks,
 )
 from bilevel.robustness.threats.losses import margin
+from tests.images import image_set
 
 
 def only(name: str, settings: AttackSettings) -> SolverAttack:
@@ -35,6 +36,34 @@ def test_random_points_are_drawn_from_the_whole_ball() -> None:
     assert isinstance(made.solver, RandomSampling)
     assert (made.solver.points, made.follower.start, made.follower.eps) == (7, 0.3, 0.3)
     assert (made.follower.loss, made.kind) == (margin, "black-box")
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("naive-l2l", "black-box"),
+        ("grad-l2l", "one-step"),
+        ("grad-only-l2l", "one-step"),
+        ("two-step-l2l", "iterative"),
+    ],
+)
+def test_the_kind_of_a_learned_attacker_is_what_it_uses(method: str, kind: str) -> None:
+    """And to tell it of a fresh one draws nothing, which would change what comes after."""
+    about = About(method, "small-cnn", 1, 10, "digits", 0.2, attacker=Attacker("two-layer", 4))
+    target = Trained("it", about, nn.Flatten(), about.solver())
+    settings = AttackSettings(0.2, 10, trained=target, fresh=method, train=image_set(4))
+    before = torch.get_rng_state()
+    made = make_attacks(["own", "fresh"], settings)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [(one.name, one.kind, one.role) for one in made] == [
+        (f"own {method}", kind, "learned"),
+        (f"fresh {method}", kind, "learned"),
+    ]
+
+
+def test_one_step_of_pgm_is_one_step() -> None:
+    settings = AttackSettings(0.2, 10)
+    assert [only(name, settings).kind for name in ("pgm-1", "pgm-2")] == ["one-step", "iterative"]
 
 
 @pytest.mark.parametrize("interpolation", [None, {"pairing": "next"}], ids=["ball", "AIT"])
