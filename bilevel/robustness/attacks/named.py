@@ -22,26 +22,17 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-import torch
-
 from bilevel.errors import BilevelError, raise_unknown
 from bilevel.robustness.attacks.apgd import APGD
 from bilevel.robustness.attacks.attack import Attack, kind_of
 from bilevel.robustness.attacks.autoattack import autoattack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
-from bilevel.robustness.attacks.external import Unavailable
-from bilevel.robustness.attacks.fresh import FreshAttack
+from bilevel.robustness.attacks.learned import fresh, own
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.attacks.solver_attack import SolverAttack
 from bilevel.robustness.attacks.square import Square
-from bilevel.robustness.methods import (
-    EVALUATION_STEP,
-    TRAINING_STEP,
-    Attacker,
-    is_learned,
-    make_solver,
-)
+from bilevel.robustness.methods import EVALUATION_STEP, TRAINING_STEP
 from bilevel.robustness.threats.losses import (
     LOSSES,
     Loss,
@@ -173,47 +164,6 @@ def _square(settings: AttackSettings) -> list[Attack]:
     return [SolverAttack(f"Square {queries}", follower, solver, kind="black-box", passes=queries)]
 
 
-def _own(settings: AttackSettings) -> list[Attack]:
-    trained = settings.trained
-    if trained is None or not trained.about.learned or trained.about.norm != settings.norm:
-        return []
-    name = f"own {trained.about.method}"
-    if trained.solver is None:
-        return [Unavailable(name, f"{trained.name} was saved without its attacker.safetensors")]
-    follower = trained.about.follower(settings.eps)
-    kind = kind_of(trained.solver)
-    return [SolverAttack(name, follower, trained.solver, kind=kind, alone=True, passes=30)]
-
-
-def _fresh(settings: AttackSettings) -> list[Attack]:
-    trained, method, train = settings.trained, settings.fresh, settings.train
-    if not is_learned(method):
-        raise BilevelError(f"fresh is {method!r}, which learns nothing: name a method with l2l")
-    if train is None:
-        return [Unavailable(f"fresh {method}", "there are no images to train it on")]
-    make = partial(
-        make_solver,
-        method,
-        eps=settings.eps,
-        channels=train.images.shape[1],
-        attacker=trained.about.attacker if trained else Attacker(),
-        norm=settings.norm,
-    )
-    with torch.device("meta"):  # it is only looked at: no random numbers are drawn
-        kind = kind_of(make())
-    return [
-        FreshAttack(
-            f"fresh {method}",
-            settings.ball(),
-            make,
-            train,
-            steps=settings.fresh_steps,
-            kind=kind,
-            passes=30,
-        )
-    ]
-
-
 def _transfer(settings: AttackSettings) -> list[Attack]:
     """FGSM and PGM-10 on each surrogate (Appendix C)."""
     eps, threat = settings.eps, settings.ball()
@@ -241,8 +191,8 @@ _ATTACKS: dict[str, Callable[[AttackSettings], list[Attack]]] = {
     "longer": partial(_apgd_t, most=1, steps=300, sample=100),
     "cw": _cw,
     "random": _random,
-    "own": _own,
-    "fresh": _fresh,
+    "own": own,
+    "fresh": fresh,
     "transfer": _transfer,
     "square": _square,
     "autoattack": autoattack,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bilevel import BilevelError
 from bilevel.robustness import (
     About,
     Attacker,
@@ -28,6 +29,11 @@ def only(name: str, settings: AttackSettings) -> SolverAttack:
     (made,) = make_attacks([name], settings)
     assert isinstance(made, SolverAttack)
     return made
+
+
+def trained(method: str = "grad-l2l", eps: float = 0.1, **more: Any) -> Trained:
+    about = About(method, "small-cnn", 1, 10, "digits", eps, 0, Attacker("two-layer", 4), **more)
+    return Trained("it", about, nn.Flatten(), about.solver())
 
 
 def test_random_points_are_drawn_from_the_whole_ball() -> None:
@@ -49,9 +55,7 @@ def test_random_points_are_drawn_from_the_whole_ball() -> None:
 )
 def test_the_kind_of_a_learned_attacker_is_what_it_uses(method: str, kind: str) -> None:
     """And to tell it of a fresh one draws nothing, which would change what comes after."""
-    about = About(method, "small-cnn", 1, 10, "digits", 0.2, attacker=Attacker("two-layer", 4))
-    target = Trained("it", about, nn.Flatten(), about.solver())
-    settings = AttackSettings(0.2, 10, trained=target, fresh=method, train=image_set(4))
+    settings = AttackSettings(0.1, 10, trained=trained(method), fresh=method, train=image_set(4))
     before = torch.get_rng_state()
     made = make_attacks(["own", "fresh"], settings)
     assert torch.equal(torch.get_rng_state(), before)
@@ -68,10 +72,37 @@ def test_one_step_of_pgm_is_one_step() -> None:
 
 @pytest.mark.parametrize("interpolation", [None, {"pairing": "next"}], ids=["ball", "AIT"])
 def test_the_own_attacker_has_the_radius_of_the_evaluation(interpolation: dict | None) -> None:
-    attacker = Attacker("two-layer", 4)
-    about = About("grad-l2l", "small-cnn", 1, 10, "digits", 0.1, 0, attacker, interpolation)
-    target = Trained("it", about, nn.Flatten(), about.solver())
-    assert only("own", AttackSettings(0.3, 10, trained=target)).follower.eps == 0.3
+    target = trained(interpolation=interpolation)
+    assert only("own", AttackSettings(0.05, 10, trained=target)).follower.eps == 0.05
+
+
+def test_the_own_attacker_is_not_asked_for_more_than_it_reaches() -> None:
+    """Its steps are as long as in training; PGM's grow with ε, and FGSM would seem stronger."""
+    (made,) = make_attacks(["own"], AttackSettings(0.3, 10, trained=trained(eps=0.2)))
+    assert made.name == "own grad-l2l"
+    told = r"trained for ε = 0.2 and its steps reach 0.2 at most: evaluate it there, or name fresh"
+    with pytest.raises(BilevelError, match=told):
+        made.perturb(nn.Flatten(), Batch(torch.rand(1, 1, 8, 8), torch.tensor([0])), 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "norm", "before", "eps"),
+    [
+        ("grad-l2l", "linf", 0.031, 8 / 255),
+        ("two-step-l2l", "linf", 0.2, 0.4),
+        ("grad-l2l", "l2", 0.1, 0.4),  # where a step may leave the ball, and is brought back
+    ],
+)
+def test_up_to_there_it_attacks(method: str, norm: Any, before: float, eps: float) -> None:
+    target = trained(method, before, norm=norm)
+    made = only("own", AttackSettings(eps, 10, trained=target, norm=norm))
+    images = Batch(torch.full((2, 1, 8, 8), 0.5), torch.tensor([0, 1]))
+    with torch.no_grad():
+        for leaf in made.solver.parameters():
+            leaf.fill_(1)  # as far as tanh goes
+    moved = made.perturb(nn.Flatten(), images, 0) - images.x
+    reached = made.follower.norm(moved)
+    assert reached.min() > 0.98 * eps
 
 
 @pytest.mark.parametrize(
