@@ -158,7 +158,13 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
         found = images_of(target, source, device)
         data[target.name] = found._replace(test=sample(found.test, args.test_size))
         check_surrogates(target, surrogates)
-        make_attacks(args.attack, settings_of(args, target, surrogates, data[target.name]))
+        settings = settings_of(args, target, surrogates, data[target.name])
+        if not make_attacks(args.attack, settings):
+            raise BilevelError(
+                f"--attack {' '.join(args.attack)} gives no attack on {target.name}: transfer needs"
+                " --surrogate, own an attacker that was trained in that norm; add others, such as "
+                "fgsm and pgm-20"
+            )
         check_classifier(target.model, data[target.name].test, batch_size=args.batch_size)
     return targets, surrogates, data
 
@@ -168,16 +174,21 @@ def check_attacks(args: Args) -> None:
     args.attack = choices("attack", args.attack)
     for name in args.attack:
         check_attack(name)
-    asked = dict.fromkeys(args.alone, "is in --alone")
-    if args.surrogate:
-        asked["transfer"] = "attacks through --surrogate"
-    if args.fresh != Args.fresh:
-        asked["fresh"] = "trains the attacker of --fresh"
-    for name, why in asked.items():
+    for name in args.alone:
         if name not in args.attack:
             raise BilevelError(
-                f"{name!r} {why} and is not in --attack: it would not be run; choose from "
+                f"{name!r} is in --alone and is not in --attack: it would not be run; choose from "
                 f"{', '.join(args.attack)}, or add it to --attack"
+            )
+    users = {
+        "transfer": ("--surrogate", args.surrogate),
+        "fresh": ("--fresh", args.fresh != Args.fresh),
+    }
+    for name, (option, given) in users.items():
+        if given and name not in args.attack:
+            raise BilevelError(
+                f"{option} is given, but {name}, the only attack that uses it, is not in --attack: "
+                f"add {name}, or leave out {option}"
             )
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from bilevel import BilevelError
+from bilevel.fingerprint import fingerprint
 from bilevel.robustness import (
     About,
     ImageSet,
@@ -87,11 +88,16 @@ def split_name(given: str) -> tuple[str | None, str]:
     name, _, path = given.partition("=")
     if not path or os.sep in name or Path(given).exists():
         return None, given
-    return name or None, path
+    if name in ("", ".", ".."):
+        raise BilevelError(
+            f"{given} names a classifier {name!r}: its results are kept in a folder of its name in "
+            f"--out; give it another, such as mine={path}, or leave it out"
+        )
+    return name, path
 
 
 def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
-    """Checks that surrogates have the target's channels and size, and its classes in its order."""
+    """Checks that surrogates are others with the target's channels, size, and order of classes."""
     for surrogate in surrogates:
         for what in ("classes", "channels", "size"):
             own, other = getattr(target.about, what), getattr(surrogate.about, what)
@@ -105,6 +111,20 @@ def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
                 f"surrogate {surrogate.name} has other classes: {differ[0]!r} of {target.name} is "
                 f"{differ[1]!r} there; name a surrogate trained on the same data"
             )
+        if same(surrogate, target):
+            raise BilevelError(
+                f"surrogate {surrogate.name} is {target.name} itself: attacks through it take the "
+                "gradients of the target and would count as black-box; name one that was trained "
+                "apart, with another seed for instance"
+            )
+
+
+def same(one: Trained, other: Trained) -> bool:
+    """Whether two classifiers are the same, wherever their files are."""
+    # Functions without weights have the same fingerprint; and the same weights in another network,
+    # which leaves out a layer for instance, are a surrogate as others are.
+    networks = {fingerprint(each.model) for each in (one, other)}
+    return one.about.model == other.about.model and len(networks) == 1
 
 
 def images_of(target: Trained, source: Source, device: torch.device) -> Splits:

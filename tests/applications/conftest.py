@@ -27,9 +27,9 @@ SIZES = {"train_size": 40, "validation_size": 20, "test_size": 10}
 
 def write(folder: Path, method: str = "grad-l2l", **about: object) -> Path:
     """An untrained classifier and its attacker, as a training run leaves them."""
-    torch.manual_seed(0)
     settings = {"model": "small-cnn", "channels": 1, "classes": 10, "dataset": "digits"}
     what = About(method, **settings | about, epsilon=0.2, attacker=Attacker("two-layer", 4))
+    torch.manual_seed(what.seed)
     save_trained(folder, what, what.classifier(), what.solver())
     return folder
 

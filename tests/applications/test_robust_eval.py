@@ -47,7 +47,8 @@ def test_every_attack_by_name(run: Callable[..., Any], tmp_path: Path) -> None:
     folders = [write(tmp_path / "mine"), write(tmp_path / "plain", "plain")]
     names = "fgsm pgm-3 pgm-3-margin pgm-3-dlr apgd-ce apgd-dlr apgd-t cw random square own"
     arguments = ["--attack", *names.split(), "fresh", "transfer", "--fresh-steps", 2, "--no-curves"]
-    ended = run(*folders, "--surrogate", f"other={folders[1]}", *arguments)
+    other = write(tmp_path / "other", seed=1)
+    ended = run(*folders, "--surrogate", other, *arguments)
     assert ended.status == 0, ended.err
     attacks = records(tmp_path, "attack")
     assert not [record["problem"] for record in attacks if record["problem"]]
@@ -63,7 +64,7 @@ def test_every_attack_by_name(run: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_every_attack_in_l2(run: Callable[..., Any], tmp_path: Path) -> None:
     """By default in the norm of its training; in another one without the attacker."""
-    mine, other = write(tmp_path / "mine", norm="l2"), write(tmp_path / "other")
+    mine, other = write(tmp_path / "mine", norm="l2"), write(tmp_path / "other", seed=1)
     names = "fgsm pgm-3 pgm-3-margin apgd-ce apgd-t random square own fresh transfer"
     arguments = ["--attack", *names.split(), "--fresh-steps", 2, "--surrogate", f"s={other}"]
     for more in ([], ["--norm", "linf", "--epsilon", 0.1], ["--norm", "l2", "--epsilon", 0.3]):
@@ -284,11 +285,23 @@ def nan(folder: Path) -> Path:
         ),
         (
             lambda folder: [write(folder), "--attack", "fgsm", "--surrogate", folder],
-            "'transfer' attacks through --surrogate and is not in --attack",
+            "--surrogate is given, but transfer, the only attack that uses it, is not in",
         ),
         (
             lambda folder: [write(folder), "--fresh", "two-step-l2l"],
-            "'fresh' trains the attacker of --fresh and is not in --attack",
+            "--fresh is given, but fresh, the only attack that uses it, is not in --attack",
+        ),
+        (
+            lambda folder: [write(folder), "--attack", "transfer"],
+            "--attack transfer gives no attack on given: transfer needs --surrogate, own",
+        ),
+        (
+            lambda folder: [write(folder, "pgm"), "--attack", "own", "transfer"],
+            "--attack own transfer gives no attack on given",
+        ),
+        (
+            lambda folder: [write(folder), "--surrogate", write(folder / "s")],
+            "surrogate s is given itself: attacks through it",
         ),
         (
             lambda folder: [write(folder, dataset="folder"), "--data-dir", folder / "photos"],

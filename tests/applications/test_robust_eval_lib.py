@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -65,8 +66,11 @@ def test_folders_and_names(
     def load(given: str) -> list[Trained]:
         return inputs.load((given,), torch.device("cpu"), source, allow_import=False)
 
-    given = (str(folder), f"mine={folder}", f"={folder / 'classifier.safetensors'}")
+    given = (str(folder), f"mine={folder}", str(folder / "classifier.safetensors"))
     assert [load(one)[0].name for one in given] == ["pgm", "mine", "pgm"]
+    for name in ("", ".", ".."):  # the battery would be kept in --out itself, or beside it
+        with pytest.raises(BilevelError, match=rf"names a classifier '{re.escape(name)}': .*mine="):
+            load(f"{name}={folder}")
     monkeypatch.chdir(folder)
     assert load(".")[0].name == "pgm"
     monkeypatch.chdir(tmp_path)
@@ -79,6 +83,19 @@ def test_folders_and_names(
         write(tmp_path / "runs" / name)
     with pytest.raises(BilevelError, match=r"runs holds pgm, plain, .*such as runs/pgm$"):
         load("runs")
+
+
+def test_a_surrogate_is_another_classifier(
+    applications: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    """Wherever its files are; one of the same weights that leaves out a layer is another."""
+    check = applications("robust_eval_lib.inputs").check_surrogates
+    target = load_trained(write(tmp_path / "mine"))
+    with pytest.raises(BilevelError, match=r"surrogate copy is mine itself: .*with another seed"):
+        check(target, [load_trained(write(tmp_path / "copy"))])
+    other = load_trained(write(tmp_path / "other", seed=1))
+    function = replace(target, about=replace(target.about, model="models:without_jpeg"))
+    check(target, [other, function])
 
 
 def test_the_pattern_in_the_help_finds_classifiers_alone(
