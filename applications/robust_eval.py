@@ -158,7 +158,7 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
         found = images_of(target, source, device)
         data[target.name] = found._replace(test=sample(found.test, args.test_size))
         check_surrogates(target, surrogates)
-        settings = settings_of(args, target, surrogates, data[target.name])
+        settings = attack_settings(args, target, surrogates, data[target.name])
         if not make_attacks(args.attack, settings):
             raise BilevelError(
                 f"--attack {' '.join(args.attack)} gives no attack on {target.name}: transfer needs"
@@ -213,7 +213,7 @@ def report(
 
 def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Splits) -> Evaluation:
     """Probes, attacks and judges one classifier, and measures its curves."""
-    settings = settings_of(args, target, surrogates, data)
+    settings = attack_settings(args, target, surrogates, data)
     folder = args.out / target.name
     torch.manual_seed(args.seed)
     probed = probe(target.model, data.test, batch_size=args.batch_size)
@@ -253,7 +253,7 @@ def evaluate(args: Args, target: Trained, surrogates: list[Trained], data: Split
     return evaluation
 
 
-def settings_of(
+def attack_settings(
     args: Args, target: Trained, surrogates: list[Trained], data: Splits
 ) -> AttackSettings:
     """The settings of the attacks on one classifier, by default in the ball of its training."""

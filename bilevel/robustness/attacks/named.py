@@ -34,7 +34,7 @@ from bilevel.robustness.attacks.solver_attack import SolverAttack
 from bilevel.robustness.attacks.square import Square
 from bilevel.robustness.methods import EVALUATION_STEP, TRAINING_STEP
 from bilevel.robustness.threats.losses import (
-    LOSSES,
+    UNTARGETED,
     Loss,
     cross_entropy,
     dlr,
@@ -86,7 +86,7 @@ def attacks_named(name: str, settings: AttackSettings) -> list[Attack]:
 
 def _pgm(steps: int, loss: str, settings: AttackSettings) -> Attack:
     """PGM as in the paper's evaluation; on the cross entropy it has an accuracy of its own."""
-    threat = settings.ball(start=settings.start, loss=LOSSES[loss])
+    threat = settings.ball(start=settings.start, loss=UNTARGETED[loss])
     solver = threat.pgm(EVALUATION_STEP * settings.eps, steps)
     return SolverAttack(
         f"PGM-{steps}" + (f" {loss}" if loss != "ce" else ""),

@@ -79,7 +79,7 @@ class SolverAttack(Attack):
         self.targets = count("targets", targets, least=0)
         self.surrogate = surrogate
         self.keep_broken = keep_broken
-        if targets and loss_of(follower) in UNTARGETED:
+        if targets and loss_of(follower) in UNTARGETED.values():
             raise BilevelError(
                 f"targets is {targets} and the loss is {shown(follower.loss)}, which no target "
                 "changes: all tries would be the same; give the threat model loss=targeted_dlr"

@@ -32,7 +32,7 @@ from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet, image_set
 from bilevel.robustness.evaluation.accuracy import correct, right_answers
 from bilevel.robustness.evaluation.problems import problem_of
-from bilevel.robustness.evaluation.results import Outcome, unbroken
+from bilevel.robustness.evaluation.results import Outcome, survivors
 from bilevel.robustness.threats.norms import Norm, ball_of
 
 
@@ -57,7 +57,7 @@ class _State:
     works: list[_Progress] = field(default_factory=list)
 
     def survivors(self) -> Tensor:
-        return unbroken(self.right, (progress.broken for progress in self.works))
+        return survivors(self.right, (progress.broken for progress in self.works))
 
 
 class Battery:
@@ -140,9 +140,9 @@ class Battery:
                 state = _State(config, correct(model, images, batch_size=self.batch_size).cpu())
             for position, attack in enumerate(self.attacks):
                 if position == len(state.works):
-                    alive = state.right if attack.alone else state.survivors()
-                    drawn = _sampled(alive, attack.sample, derived_seed(self.seed, position))
-                    state.works.append(_Progress(drawn, torch.zeros_like(alive)))
+                    rows = state.right if attack.alone else state.survivors()
+                    drawn = _sampled(rows, attack.sample, derived_seed(self.seed, position))
+                    state.works.append(_Progress(drawn, torch.zeros_like(rows)))
                 if not state.works[position].finished:
                     self._run(position, model, images, state)
         return state.right, tuple(
@@ -208,10 +208,10 @@ class Battery:
     def _save_and_report(self, position: int, state: _State) -> None:
         if self.path is not None:
             checkpoint.save(self.path, asdict(state))
-        right, left = int(state.right.sum()), int(state.survivors().sum())
+        right, survivors = int(state.right.sum()), int(state.survivors().sum())
         spent = [a.passes * p.done for a, p in zip(self.attacks, state.works, strict=False)]
         ahead = [
-            a.passes * (right if a.alone else min(left, a.sample or left))
+            a.passes * (right if a.alone else min(survivors, a.sample or survivors))
             for a in self.attacks[position + 1 :]
         ]
         attack, progress = self.attacks[position], state.works[position]

@@ -159,8 +159,8 @@ def _cross_entropy(evaluation: Evaluation) -> Finding:
     pgm = _strongest(evaluation, "iterative", "cross entropy")
     if pgm is None:
         return not_measured(item, "add pgm-100 to the attacks")
-    left = evaluation.survivors(tuple(_completed(evaluation, "one-step", "iterative")))
-    broken = evaluation.right & ~left
+    survivors = evaluation.survivors(tuple(_completed(evaluation, "one-step", "iterative")))
+    broken = evaluation.right & ~survivors
     # On AIT, PGM-20 finds a third of what AutoAttack finds: weak, but not masked.
     ok = not exceeds(broken, pgm.broken) or share(pgm.broken) > 0.1 * share(broken)
     figure = f"{share(pgm.broken):.1%} broken, by all white-box attacks {share(broken):.1%}"

@@ -44,7 +44,7 @@ class Outcome:
     role: Role = ""
 
 
-def unbroken(right: Tensor, broken: Iterable[Tensor]) -> Tensor:
+def survivors(right: Tensor, broken: Iterable[Tensor]) -> Tensor:
     """The images that are classified correctly, clean and under each of some attacks.
 
     Args:
@@ -56,13 +56,13 @@ def unbroken(right: Tensor, broken: Iterable[Tensor]) -> Tensor:
 
     Example:
         >>> right = torch.tensor([True, True, False])
-        >>> unbroken(right, [torch.tensor([False, True, False])]).tolist()
+        >>> survivors(right, [torch.tensor([False, True, False])]).tolist()
         [True, False, False]
     """
-    alive = right.clone()
+    left = right.clone()
     for one in broken:
-        alive &= ~one
-    return alive
+        left &= ~one
+    return left
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Evaluation:
         Returns:
             ``(N,)`` bool.
         """
-        return unbroken(self.right, (outcome.broken for outcome in outcomes))
+        return survivors(self.right, (outcome.broken for outcome in outcomes))
 
     def alone(self, outcome: Outcome) -> float | None:
         """The accuracy under one attack alone.

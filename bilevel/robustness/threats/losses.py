@@ -196,14 +196,11 @@ def check_several(logits: Tensor) -> None:
         )
 
 
-UNTARGETED: tuple[Loss, ...] = (cross_entropy, margin, dlr)
-"""The losses here that read no target."""
+UNTARGETED: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+"""The losses here that read no target, by name."""
 
-OF_CLASSES: tuple[Loss, ...] = (*UNTARGETED, targeted_dlr, targeted_margin)
+OF_CLASSES: tuple[Loss, ...] = (*UNTARGETED.values(), targeted_dlr, targeted_margin)
 """The losses here, whose labels are classes; one of your own may have others."""
-
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
-"""The losses of untargeted attacks by name."""
 
 _TINY = 1e-12  # added to denominators, which are zero for equal logits
 

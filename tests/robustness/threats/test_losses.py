@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from bilevel import BilevelError
 from bilevel.robustness import Batch
 from bilevel.robustness.threats.losses import (
-    LOSSES,
     OF_CLASSES,
+    UNTARGETED,
     Loss,
     Targeted,
     cross_entropy,
@@ -79,7 +79,7 @@ def test_a_batch_of_ones_own_may_have_targets() -> None:
     assert torch.equal(targeted_dlr(logits, own), targeted_dlr(logits, batch))
 
 
-@pytest.mark.parametrize("loss", [*LOSSES.values(), targeted_dlr])
+@pytest.mark.parametrize("loss", [*UNTARGETED.values(), targeted_dlr])
 def test_equal_logits_give_finite_slopes_away_from_the_true_class(loss) -> None:
     _, batch = drawn(0, count=4)
     logits = torch.zeros(4, 6, requires_grad=True)
