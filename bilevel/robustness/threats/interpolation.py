@@ -47,6 +47,10 @@ PAIRINGS: dict[str, Callable[[Tensor], Tensor]] = {
 class Interpolation(Linf):
     """A perturbation that moves an image's features toward those of another image.
 
+    The partner is an image of the same batch, ``reversed`` in the middle of an odd one the image
+    itself. So an accuracy under this attack depends on the size and order of the batches, and is no
+    measure to compare classifiers by.
+
     Args:
         eps: ε of the L∞ ball.
         layer: The module of the classifier whose output, averaged over the pixels, is the feature
