@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bilevel import BilevelError
 from bilevel.robustness import (
+    APGD,
     About,
     Attacker,
     AttackSettings,
@@ -21,6 +22,7 @@ from bilevel.robustness import (
     Trained,
     make_attacks,
 )
+from bilevel.robustness.attacks.attack import kind_of
 from bilevel.robustness.threats.losses import margin
 from tests.images import image_set
 
@@ -68,6 +70,7 @@ def test_the_kind_of_a_learned_attacker_is_what_it_uses(method: str, kind: str) 
 def test_one_step_of_pgm_is_one_step() -> None:
     settings = AttackSettings(0.2, 10)
     assert [only(name, settings).kind for name in ("pgm-1", "pgm-2")] == ["one-step", "iterative"]
+    assert kind_of(APGD()) == "iterative"
 
 
 @pytest.mark.parametrize("interpolation", [None, {"pairing": "next"}], ids=["ball", "AIT"])
