@@ -251,7 +251,7 @@ def nan(folder: Path) -> Path:
         (lambda folder: [write(folder), "--epsilon", 0], "epsilon is 0.0"),
         (lambda folder: [write(folder), "--epsilon", "1/0"], "--epsilon"),
         (lambda folder: [write(folder), "--attack", "pgd"], "there is no attack 'pgd'"),
-        (lambda folder: [write(folder), "--seed", -1], "seed is -1: it is a whole number from 0"),
+        (lambda folder: [write(folder), "--seed", -1], "seed is -1: it must be a whole number"),
         (lambda folder: [write(folder), "--curve-size", 0], "curve_size is 0"),
         (lambda folder: [write(folder), write(folder)], "two classifiers have the same name"),
         (
