@@ -162,8 +162,8 @@ def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]
         if not make_attacks(args.attack, settings):
             raise BilevelError(
                 f"--attack {' '.join(args.attack)} gives no attack on {target.name}: transfer needs"
-                " --surrogate, own an attacker that was trained in that norm; add others, such as "
-                "fgsm and pgm-20"
+                " --surrogate, own an attacker that was trained in that norm and for that ε; add "
+                "others, such as fgsm and pgm-20"
             )
         check_classifier(target.model, data[target.name].test, batch_size=args.batch_size)
     return targets, surrogates, data

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bilevel import BilevelError
 from bilevel.robustness import (
     APGD,
     About,
@@ -81,11 +80,7 @@ def test_the_own_attacker_has_the_radius_of_the_evaluation(interpolation: dict |
 
 def test_the_own_attacker_is_not_asked_for_more_than_it_reaches() -> None:
     """Its steps are as long as in training; PGM's grow with ε, and FGSM would seem stronger."""
-    (made,) = make_attacks(["own"], AttackSettings(0.3, 10, trained=trained(eps=0.2)))
-    assert made.name == "own grad-l2l"
-    told = r"trained for ε = 0.2 and its steps reach 0.2 at most: evaluate it there, or name fresh"
-    with pytest.raises(BilevelError, match=told):
-        made.perturb(nn.Flatten(), Batch(torch.rand(1, 1, 8, 8), torch.tensor([0])), 0)
+    assert make_attacks(["own"], AttackSettings(0.3, 10, trained=trained(eps=0.2))) == []
 
 
 @pytest.mark.parametrize(
