@@ -190,10 +190,13 @@ def test_a_run_replaces_what_earlier_runs_of_its_names_left(
 
     for name in ("pgm", "mine"):
         shutil.copytree(out / "plain", out / name)
+        (out / name / "attacker.safetensors").touch()
     curves = {path.name for path in out.glob("*/tensorboard/*")}
     monkeypatch.setattr(Trainer, "fit", stopped)
     assert run("--method", "plain", "pgm").status == 130
-    assert [path.parent.name for path in out.glob("*/checkpoint.pt")] == ["mine"]
+    assert not (out / "results.json").exists()
+    for kind in ("checkpoint.pt", "classifier.safetensors", "attacker.safetensors"):
+        assert [path.parent.name for path in out.glob(f"*/{kind}")] == ["mine"]
     assert {path.name for path in out.glob("mine/tensorboard/*")} == curves
     for name in ("plain", "pgm"):
         assert not curves & {path.name for path in out.glob(f"{name}/tensorboard/*")}

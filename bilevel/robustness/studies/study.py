@@ -16,7 +16,7 @@ from bilevel import Bilevel, Solver, distributed, experiment
 from bilevel.cuda_graphs import check_cuda_graphs
 from bilevel.distributed import SyncBatchNorm
 from bilevel.errors import BilevelError
-from bilevel.experiment.files import claim, writing
+from bilevel.experiment.files import claim, remove
 from bilevel.experiment.style import save_png
 from bilevel.robustness.data.batches import batches
 from bilevel.robustness.data.images import sample
@@ -35,7 +35,7 @@ from bilevel.robustness.networks.speed import (
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, one_answer, print_one_answer, print_table
 from bilevel.robustness.threats.norms import NORMS
-from bilevel.robustness.trained import About, save_trained
+from bilevel.robustness.trained import ATTACKER, CLASSIFIER, About, save_trained
 from bilevel.robustness.training.progress import Progress
 from bilevel.robustness.training.trainer import Trainer
 
@@ -45,8 +45,8 @@ class Study:
 
     Args:
         args: The application's arguments.
-        names: The names of the runs; checkpoints and logs of earlier runs of these names are
-            removed unless they are resumed, as they are when the job is restarted
+        names: The names of the runs; results, checkpoints, weights and logs of earlier runs of
+            these names are removed unless they are resumed, as they are when the job is restarted
             (:func:`bilevel.distributed.restarted`).
 
     Raises:
@@ -189,13 +189,12 @@ class Study:
         Console().print(f"results, figure and weights are in {self.args.out}")
 
     def _remove_earlier_runs(self) -> None:
-        """Of all names at once, so that ``--resume`` cannot continue the old run of a later one."""
+        """Of all names at once: a stopped run leaves none of them to resume or evaluate."""
+        remove(self.args.out / "results.json")
         for name in self.names:
             folder = self.args.out / name
-            logs = folder.glob("tensorboard/events.out.tfevents.*")
-            for path in (*folder.glob("checkpoint.pt"), *logs):
-                with writing(path):
-                    path.unlink()
+            remove(*(folder / file for file in ("checkpoint.pt", CLASSIFIER, ATTACKER)))
+            remove(*folder.glob("tensorboard/events.out.tfevents.*"))
 
     def _train(self, name: str, about: About, game: Bilevel, config: dict[str, Any]) -> Progress:
         folder, images = self.args.out / name, len(self.data.train)
