@@ -82,9 +82,7 @@ def main(args: Args) -> None:
 
 def check_methods(args: Args) -> None:
     """Checks that there are such methods, and that they use what is given for them."""
-    args.method = choices("method", args.method)
-    for method in args.method:
-        check_method(method)
+    args.method = choices("method", map(check_method, args.method))
     # What else describes the attacker is kept with every classifier, for the attack fresh.
     if args.attacker_lr is not None and not any(map(is_learned, args.method)):
         raise BilevelError(

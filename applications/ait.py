@@ -54,9 +54,8 @@ class Args(TrainingArguments):
 
 def main(args: Args) -> None:
     """Trains and attacks every method, then prints the table and writes the results."""
-    args.method = choices("method", args.method)
-    for name in args.method:
-        check_method(SOLVERS.get(name, name))
+    known = (name if name in SOLVERS else check_method(name) for name in args.method)
+    args.method = choices("method", known)
     study = Study(args, args.method)
     for name in args.method:
         settings = {"layer": args.layer, "pairing": args.pairing, "sense": args.sense}

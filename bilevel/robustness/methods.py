@@ -53,6 +53,14 @@ Form = Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"]
 
 _MULTI_STEP = re.compile(r"(two|[1-9]\d*)-step-(pgm|l2l|grad-only-l2l)")
 
+_NAMED = {
+    "1-step-pgm": "fgsm",
+    "10-step-pgm": "pgm",
+    "1-step-l2l": "grad-l2l",
+    "1-step-grad-only-l2l": "grad-only-l2l",
+}
+"""Numbers of steps that have a name of their own."""
+
 _STEPS = {"plain": 0, "pgm": 10}
 """Where it is neither one nor in the name."""
 
@@ -203,14 +211,22 @@ def make_solver(
     return Iterative(attacker.update(channels, eps, inputs, norm), steps)
 
 
-def check_method(method: str) -> None:
+def check_method(method: str) -> str:
     """Checks that there is a training method of that name.
 
     Args:
         method: A name.
 
+    Returns:
+        The one name of the method, by which two names of the same method are told.
+
     Raises:
         BilevelError: If there is none; the message suggests the closest name.
+
+    Example:
+        >>> check_method("10-step-pgm"), check_method("2-step-l2l"), check_method("3-step-l2l")
+        ('pgm', 'two-step-l2l', '3-step-l2l')
     """
     if not (method in METHODS or _MULTI_STEP.fullmatch(method)):
         raise_unknown("method", method, (*METHODS, "two-step-pgm"))
+    return _NAMED.get(method, re.sub("^2-step", "two-step", method))

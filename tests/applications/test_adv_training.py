@@ -91,6 +91,13 @@ def test_what_is_given_reaches_the_solver(
     assert run(*arguments.split()).status == 130
 
 
+def test_a_method_by_two_names_is_trained_once(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert run("--method", "plain", "10-step-pgm", "pgm").status == 0
+    records = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    assert [record["method"] for record in records] == ["plain", "pgm"]
+    assert all(record["ratio_to_pgm"] for record in records)
+
+
 def test_a_folder_of_another_run_is_left_alone(run: Callable[..., Any], tmp_path: Path) -> None:
     """Before the other run's checkpoints would be removed."""
     out = tmp_path / "run"

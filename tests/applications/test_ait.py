@@ -79,6 +79,12 @@ def test_a_stopped_run_goes_on_only_as_it_was_begun(run: Callable[..., Any]) -> 
     assert "epsilon_y = 0.5" in one_line(run("--method", "ait", "--resume", "--epsilon-y", 0.1))
 
 
+def test_a_method_by_two_names_is_trained_once(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert run("--method", "ait", "1-step-l2l", "grad-l2l").status == 0
+    records = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [record["method"] for record in records] == ["ait", "grad-l2l"]
+
+
 def test_compiled_networks(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,5 +143,28 @@ def test_an_unknown_name_is_told_the_nearest(name: str, told: str) -> None:
 
 def test_every_listed_method_is_known() -> None:
     for method in METHODS:
-        check_method(method)
+        assert check_method(method) == method
         solver(method)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("1-step-pgm", "fgsm"),
+        ("2-step-pgm", "two-step-pgm"),
+        ("10-step-pgm", "pgm"),
+        ("1-step-l2l", "grad-l2l"),
+        ("2-step-l2l", "two-step-l2l"),
+        ("1-step-grad-only-l2l", "grad-only-l2l"),
+        ("2-step-grad-only-l2l", "two-step-grad-only-l2l"),
+    ],
+)
+def test_a_method_has_one_name(name: str, method: str) -> None:
+    assert check_method(name) == check_method(method) == method
+    for options in ({}, {"norm": "l2"}, {"warm_start": True}):
+        assert repr(solver(name, **options)) == repr(solver(method, **options))
+
+
+@pytest.mark.parametrize("name", ["12-step-pgm", "3-step-l2l", "11-step-grad-only-l2l"])
+def test_other_numbers_of_steps_keep_their_name(name: str) -> None:
+    assert check_method(name) == name
