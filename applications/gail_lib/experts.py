@@ -41,7 +41,7 @@ def expert_demonstrations(
     iterations: int,
     episodes: int,
 ) -> Demonstrations:
-    """The expert's episodes, recorded once and kept in ``folder``.
+    """The expert's episodes, kept in ``folder`` and recorded anew only if these are too few.
 
     Args:
         env: The environment's name.
@@ -58,8 +58,8 @@ def expert_demonstrations(
         name = source.removeprefix("minari:")
         return load_minari(name, env) if name != source else load_demonstrations(Path(name), env)
     path = folder / f"{re.sub('[/:]', '-', env)}.npz"  # Windows has no : in names of files
-    if path.exists():
-        return load_demonstrations(path, env)
+    if path.exists() and len((kept := load_demonstrations(path, env)).lengths) >= episodes:
+        return kept
     if env in SCRIPTED:
         expert = SCRIPTED[env]()
     else:

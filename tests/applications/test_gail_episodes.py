@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bilevel.imitation import GaussianPolicy, MountainCarExpert
+from bilevel.imitation import GaussianPolicy, MountainCarExpert, demonstrate
 from tests.applications.conftest import one_line
 
 
@@ -116,3 +116,22 @@ def test_episodes_are_as_long_as_the_time_limit(
         assert (tmp_path / "long_tasks-Long-v0.npz").exists()  # Windows has no : in names of files
     finally:
         gymnasium.registry.pop("Long-v0", None)
+
+
+def test_an_expert_is_recorded_again_only_if_too_few_of_its_episodes_are_kept(
+    applications: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: Any
+) -> None:
+    experts = applications("gail_lib.experts")
+    recorded = []
+
+    def play(env: str, expert: Any, episodes: int, seed: int) -> Any:
+        recorded.append(episodes)
+        return demonstrate(env, expert, episodes, seed=seed)
+
+    monkeypatch.setattr(experts, "play", play)
+    for episodes in (2, 3, 2, 3):
+        shown = experts.expert_demonstrations(
+            "MountainCar-v0", None, tmp_path, print, iterations=1, episodes=episodes
+        )
+        assert len(shown.first(episodes).lengths) == episodes
+    assert recorded == [2, 3]
