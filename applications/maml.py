@@ -2,9 +2,9 @@
 
     python applications/maml.py     # two minutes
 
-Model-agnostic meta-learning (Finn et al., ICML 2017, Sec. 5.1) as a bilevel problem: the leader is
-the shared initialization θ, and the follower's y_i the change of θ by gradient descent on the ten
-support points of task i. θ + y_i is evaluated on query points. Adjoint and steps give the method.
+MAML (Finn et al., ICML 2017, Sec. 5.1) as a bilevel problem: the leader is the shared start θ, the
+follower's y_i the change of θ by gradient descent on the ten support points of task i. θ + y_i is
+evaluated on query points. Adjoint and steps give the method.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 import bilevel
-from bilevel import experiment
-from bilevel.arguments import choices, count
-from bilevel.experiment import commandline
-from bilevel.experiment.files import claim
+from bilevel import Detached, Iterative, Unrolled, experiment
+from bilevel.arguments import MOST, choices, count
+from bilevel.experiment import checkpoint, commandline
+from bilevel.experiment.files import claim, remove
 from bilevel.experiment.tables import Table, cell
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 from bilevel.updates import Gradient
 
-METHODS: dict[str, tuple[type[bilevel.Adjoint], int]] = {
-    "maml": (bilevel.Unrolled, 5),  # differentiates through the inner steps
-    "fomaml": (bilevel.Detached, 5),  # treats y as a constant: first-order MAML
-    "joint": (bilevel.Detached, 0),  # trains θ on all tasks at once, without adaptation
+METHODS: dict[str, tuple[bilevel.Adjoint, Iterative]] = {
+    "maml": (Unrolled(), Iterative(Gradient(0.01), 5)),  # differentiates through the inner steps
+    "fomaml": (Detached(), Iterative(Gradient(0.01), 5)),  # y is a constant: first-order MAML
+    "joint": (Detached(), Iterative(Gradient(0.01), 0)),  # θ for all tasks, without adaptation
 }
 STEPS = (0, 1, 5, 20)  # after which the error is reported
 Points = namedtuple("Points", "x y")
@@ -80,31 +80,31 @@ class Args:
     iterations: int = 3000
     """Outer steps of each method, with 25 tasks each."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/maml")
-    """Results, weights and TensorBoard logs."""
+    """Results, weights and TensorBoard logs; replaced without --resume."""
     seed: int = 0
     device: str = "cpu"
     smoke: bool = False
     """Seconds instead of minutes: at most 20 steps."""
     resume: bool = False
-    """Reuse initializations learned with the same arguments."""
+    """Load the initializations that were learned with the same arguments, and learn the others."""
 
 
 def main(args: Args) -> None:
     """Learns with each method, prints the table and writes the results."""
-    count("iterations", args.iterations)
+    args.iterations = min(count("iterations", args.iterations), 20 if args.smoke else MOST)
     count("seed", args.seed, least=0)
     args.method = choices("method", args.method, METHODS)
-    args.iterations = min(args.iterations, 20) if args.smoke else args.iterations
     device = experiment.pick_device(args.device)
+    if args.resume and not any(args.out.glob("*/start.safetensors")):
+        raise bilevel.BilevelError(f"there is no start in {args.out} to load: leave out --resume")
     claim(args.out)
+    remove(*(args.out / name / "start.safetensors" for name in args.method if not args.resume))
     records, rows = [], []
     for method in args.method:
         leader, follower = learn(args, method, device)
         unseen = sine_waves(500, torch.Generator().manual_seed(10_000), device)
-        errors = {}
-        for steps in STEPS:
-            solution = bilevel.Iterative(Gradient(0.01), steps).solve(follower, leader, unseen)
-            errors[f"error_{steps}"] = leader.loss(solution.value, unseen).item()
+        found = {n: Iterative(Gradient(0.01), n).solve(follower, leader, unseen) for n in STEPS}
+        errors = {f"error_{n}": leader.loss(y.value, unseen).item() for n, y in found.items()}
         records.append({"method": method, "seed": args.seed, **errors})
         rows.append([method, *map(cell, errors.values())])
     experiment.write_results(args.out, asdict(args), experiment.environment(device), records)
@@ -119,13 +119,13 @@ def learn(args: Args, method: str, device: torch.device) -> tuple[Initialization
     follower = Adaptation(leader.network)
     path = args.out / method / "start.safetensors"
     about = {"iterations": str(args.iterations), "seed": str(args.seed)}
-    if args.resume and path.exists() and read_about(path) == about:
+    if args.resume and path.exists():
+        checkpoint.check_settings(path, read_about(path), about)
         load_weights(path, leader)
         return leader, follower
-    adjoint, steps = METHODS[method]
-    solver = bilevel.Iterative(Gradient(0.01), steps)
+    adjoint, solver = METHODS[method]
     adam = torch.optim.Adam(leader.parameters(), lr=1e-3)
-    game = bilevel.Bilevel(leader, follower, solver, leader_opt=adam, adjoint=adjoint())
+    game = bilevel.Bilevel(leader, follower, solver, leader_opt=adam, adjoint=adjoint)
     generator = torch.Generator().manual_seed(args.seed)
     with experiment.Journal(method, path.parent) as journal:
         journal.begin(args.iterations)

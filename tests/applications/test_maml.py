@@ -41,8 +41,34 @@ def test_a_run_and_what_is_there_is_taken(run: Callable[..., Any], tmp_path: Pat
     assert run("--resume").status == 0
     assert (out / "maml" / "start.safetensors").stat().st_mtime_ns == kept
     assert json.loads((out / "results.json").read_text())["results"] == content["results"]
-    assert run("--resume", "--seed", 1).status == 0
+    line = one_line(run("--resume", "--seed", 1))
+    assert "start.safetensors is a run with seed = 0, this one has seed = 1: a run is" in line
+    assert (out / "maml" / "start.safetensors").stat().st_mtime_ns == kept
+    assert run("--seed", 1).status == 0
     assert (out / "maml" / "start.safetensors").stat().st_mtime_ns != kept
+
+
+def test_there_is_nothing_to_load(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert "there is no start in" in one_line(run("--resume"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_stopped_is_resumed_as_it_was_begun(
+    run: Callable[..., Any], app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the old start of a later method, whose settings were others."""
+    assert run("--method", "maml", "joint").status == 0
+    learn = app.learn
+
+    def stopped(args: Any, method: str, device: torch.device) -> Any:
+        if method == "joint":
+            raise KeyboardInterrupt
+        return learn(args, method, device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app, "learn", stopped)
+        assert run("--method", "maml", "joint", "--seed", 1).status == 130
+    assert run("--method", "maml", "joint", "--seed", 1, "--resume").status == 0
 
 
 def test_a_step_is_that_of_the_paper(app: ModuleType) -> None:
