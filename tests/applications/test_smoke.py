@@ -58,8 +58,8 @@ def test_iterations_of_the_other_applications(
     ("name", "arguments", "message"),
     [
         ("adv_training", ["--epochs", 0], "epochs is 0"),
-        ("adv_training", ["--test-size", 0], "a sample of 0 images is empty"),
-        ("adv_training", ["--validation-size", -1], "a sample of -1 images is empty"),
+        ("adv_training", ["--test-size", 0], "test_size is 0"),
+        ("adv_training", ["--validation-size", -1], "validation_size is -1"),
         ("robust_eval", ["FOLDER", "--curve-size", 0], "curve_size is 0"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from bilevel import Lookahead, Optimistic, Schedule, distributed
+from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.robustness.data.images import Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_together
@@ -213,8 +214,12 @@ class TrainingArguments:
             Training, validation and test images.
 
         Raises:
-            BilevelError: If the images are not available, or are too few.
+            BilevelError: If the images are not available or too few, or none are asked for.
         """
+        held_out = {"validation_size": self.validation_size, "test_size": self.test_size}
+        for name, size in held_out.items():
+            if size is not None:
+                count(name, size)
         data = load_together(
             self.dataset,
             self.data_dir,
@@ -229,7 +234,7 @@ class TrainingArguments:
                 f"{self.dataset} images are too few ({counts} images): each split needs at least "
                 "one; add images, 20 or more in all if there are no test and validation images"
             )
-        sizes: list[int | None] = [None, self.validation_size, self.test_size]
+        sizes = [None, *held_out.values()]
         if self.smoke:
             sizes = [at_most(*pair) for pair in zip((256, 64, 64), sizes, strict=True)]
         parts = (sample(part, size).to(device) for part, size in zip(data, sizes, strict=True))
