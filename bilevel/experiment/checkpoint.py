@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,16 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_settings(
+    path: Path, saved: Mapping[str, Any], given: Mapping[str, Any], derived: Collection[str] = ()
+) -> None:
     """Checks that what was saved belongs to this run.
 
     Args:
         path: Its file, for the message.
         saved: The settings of the run that wrote it.
         given: The settings of this run.
+        derived: The names of those that follow from others; they are told only if no other differs.
 
     Raises:
         OtherRunError: If one differs.
@@ -98,6 +101,7 @@ def check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any
         seed = 1: a run is resumed as it was begun; give the same settings, or another --out
     """
     changed = [name for name in {**given, **saved} if saved.get(name) != given.get(name)]
+    changed = [name for name in changed if name not in derived] or changed
     if changed:
         theirs, ours = (
             ", ".join(f"{name} = {_short(one.get(name), other.get(name))}" for name in changed)

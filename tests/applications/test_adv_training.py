@@ -166,6 +166,25 @@ def test_a_finished_run_is_resumed_to_the_same_results(run: Callable[..., Any], 
     assert json.loads((out / "results.json").read_text())["results"] == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("--epsilon 0.1", "epsilon = 0.2, this one has epsilon = 0.1: "),
+        ("--attacker slim", "attacker = two-layer, this one has attacker = slim: "),
+        ("--attacker-width 8", "attacker_width = 32, this one has attacker_width = 8: "),
+        ("--normalize batch", "normalize = sample, this one has normalize = batch: "),
+        ("--schedule alternating", r"schedule = Simultaneous\(\), this one has .*, first='lea…: "),
+    ],
+)
+def test_of_a_run_that_is_not_resumed_each_other_argument_is_told_once(
+    run: Callable[..., Any], changed: str, told: str
+) -> None:
+    grad = ["--method", "grad-l2l", "--attacker", "two-layer"]
+    assert run(*grad).status == 0
+    line = one_line(run(*grad, "--resume", *changed.split()))
+    assert re.search(f"is a run with {told}", line)
+
+
 def test_a_job_that_torchrun_restarts_goes_on(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

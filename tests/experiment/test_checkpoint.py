@@ -121,6 +121,18 @@ def test_settings_that_differ_are_all_named(tmp_path: Path) -> None:
     assert f"{theirs}, this one has seed = 1, width = 8, note = None: " in str(told.value)
 
 
+def test_settings_that_follow_from_others_are_named_only_if_no_other_differs(
+    tmp_path: Path,
+) -> None:
+    saved = {"seed": 0, "images": "8 bytes", "lr": 0.1}
+    for given, told in (
+        ({"seed": 1, "images": "9 bytes", "lr": 0.1}, "seed = 0, this one has seed = 1: "),
+        ({"seed": 0, "images": "9 bytes", "lr": 0.1}, "images = 8 bytes, this one has images = 9"),
+    ):
+        with pytest.raises(checkpoint.OtherRunError, match=f"is a run with {told}"):
+            checkpoint.check_settings(tmp_path, saved, given, derived=("images",))
+
+
 def test_of_a_long_setting_the_difference_is_shown(tmp_path: Path) -> None:
     layers = "Flatten(); " * 9
     saved, given = ({"network": f"{layers}Dropout(p=0.{digit}); {layers}"} for digit in (1, 9))

@@ -212,8 +212,7 @@ class Study:
                 cuda_graphs=self.args.captures(self.device, game.schedule),
                 path=folder / "checkpoint.pt",
                 config={"method": name, "dataset": about.dataset, **sizes, **config}
-                | {"sync_batchnorm": self.args.sync_batchnorm}
-                | asdict(about.attacker),
+                | {"sync_batchnorm": self.args.sync_batchnorm, "normalize": self.args.normalize},
                 report=journal.report,
             )
             note = "compiling, then the first steps" if self._compiles else "the first steps"

@@ -39,6 +39,17 @@ from bilevel.robustness.training.validation import Monitor, Validation
 WINDOW = 50
 """Steps over which metrics are averaged."""
 
+DERIVED = (
+    "checksum of images",
+    "validation attack",
+    "leader",
+    "follower",
+    "solver",
+    "leader_opt",
+    "solver_opt",
+)
+"""Settings of a run that follow from the recipe and from the further ones."""
+
 
 class Trainer:
     """Trains a game on images and keeps the weights of the best epoch.
@@ -235,7 +246,7 @@ class Trainer:
         """
         state = checkpoint.load(self.path)
         try:
-            checkpoint.check_settings(self.path, state["config"], self.config)
+            checkpoint.check_settings(self.path, state["config"], self.config, DERIVED)
             self._lend(self.memory)
             self.game.load_state_dict(state["game"])
             if self.averaged:

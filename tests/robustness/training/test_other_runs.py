@@ -22,9 +22,9 @@ from tests.robustness.training.runs import RECIPE, stop_after
     [
         (
             {"method": "two-step-pgm"},
-            "method = two-step-l2l, .*, this one has method = two-step-pgm, .*the same settings",
+            "method = two-step-l2l, this one has method = two-step-pgm: .*the same settings",
         ),
-        ({"recipe": replace(RECIPE, lr=0.5)}, "lr = 0.1, .*, this one has lr = 0.5, "),
+        ({"recipe": replace(RECIPE, lr=0.5)}, "lr = 0.1, this one has lr = 0.5: "),
         ({"seed": 3}, "seed = 0, this one has seed = 3: "),
         ({"precision": "bf16"}, "precision = float32, .* precision = bf16: "),
         (
