@@ -20,12 +20,11 @@ from typing import Annotated
 
 import tyro
 
-from bilevel import ZeroSum
 from bilevel.alias import SCHEDULES, ScheduleName
 from bilevel.arguments import choices
 from bilevel.errors import BilevelError
 from bilevel.experiment import commandline
-from bilevel.robustness import Norm, check_method, is_learned, make_game
+from bilevel.robustness import Norm, check_method, is_learned
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
 
@@ -67,15 +66,7 @@ def main(args: Args) -> None:
     study = Study(args, args.method)
     for method in args.method:
         about = study.about(method)
-        model, solver = study.networks(about)
-        follower = about.follower()
-        game = make_game(
-            ZeroSum(model, follower),
-            follower,
-            solver,
-            study.recipe,
-            schedule=SCHEDULES[args.schedule](),
-        )
+        game = study.game(about, schedule=SCHEDULES[args.schedule]())
         study.run(method, about, game, {"schedule": args.schedule})
     study.close()
 

@@ -19,10 +19,10 @@ from seeded import studies
 from tabulated import adversarial
 from tabulated.adversarial import HAND_DESIGNED, STEPPED
 
-from bilevel import Bilevel, ZeroSum, experiment
+from bilevel import Bilevel, experiment
 from bilevel.arguments import count
 from bilevel.experiment import commandline
-from bilevel.robustness import ImageSet, accuracy, make_game
+from bilevel.robustness import ImageSet, accuracy
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
 
@@ -53,9 +53,7 @@ def main(args: Args) -> None:
 def trained(study: Study, method: str) -> Bilevel:
     """The game of a method, played to its end."""
     about = study.about(method)
-    model, solver = study.networks(about)
-    follower = about.follower()
-    game = make_game(ZeroSum(model, follower), follower, solver, study.recipe)
+    game = study.game(about)
     study.run(method, about, game)
     return game
 

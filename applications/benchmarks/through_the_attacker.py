@@ -23,10 +23,10 @@ from seeded import studies
 from tabulated import adversarial
 from timing import interleaved, ratios
 
-from bilevel import Adjoint, Bilevel, Detached, Unrolled, ZeroSum, experiment
+from bilevel import Adjoint, Bilevel, Detached, Unrolled, experiment
 from bilevel.arguments import count
 from bilevel.experiment import commandline
-from bilevel.robustness import About, Linf, batches, make_game
+from bilevel.robustness import About, batches
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
 
@@ -65,11 +65,9 @@ def main(args: Args) -> None:
 
 def games(study: Study) -> Iterator[tuple[str, About, Bilevel]]:
     """The same game with each adjoint."""
-    follower, about = Linf(study.recipe.epsilon), study.about(METHOD)
+    about = study.about(METHOD)
     for name, adjoint in ADJOINTS.items():
-        model, solver = study.networks(about)
-        leader = ZeroSum(model, follower)
-        yield name, about, make_game(leader, follower, solver, study.recipe, adjoint=adjoint())
+        yield name, about, study.game(about, adjoint=adjoint())
 
 
 def cost_of_a_step(study: Study, rounds: int) -> float:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from bilevel import Bilevel, Solver, distributed, experiment
+from bilevel import Bilevel, Solver, ZeroSum, distributed, experiment
 from bilevel.cuda_graphs import check_cuda_graphs
 from bilevel.distributed import SyncBatchNorm
 from bilevel.errors import BilevelError
@@ -32,6 +32,7 @@ from bilevel.robustness.networks.speed import (
     explain_out_of_memory,
     recompute_activations,
 )
+from bilevel.robustness.recipe import make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, one_answer, print_one_answer, print_table
 from bilevel.robustness.threats.norms import NORMS
@@ -130,6 +131,20 @@ class Study:
                 compile_network(update)
         return model, solver
 
+    def game(self, about: About, **options: Any) -> Bilevel:
+        """The zero-sum game of the classifier and its attacker.
+
+        Args:
+            about: The description of the networks.
+            **options: Schedule and adjoint, see :func:`~bilevel.robustness.make_game`.
+
+        Returns:
+            The game of new networks, see :meth:`networks`.
+        """
+        model, solver = self.networks(about)
+        follower = about.follower()
+        return make_game(ZeroSum(model, follower), follower, solver, self.recipe, **options)
+
     def run(
         self, name: str, about: About, game: Bilevel, config: dict[str, Any] | None = None
     ) -> None:
@@ -138,7 +153,7 @@ class Study:
         Args:
             name: The name in the table, and of the folder of the weights.
             about: The description of the networks.
-            game: The game of the networks that :meth:`networks` made.
+            game: The game of these networks.
             config: Further settings of the run, which a resumed run must share.
 
         Raises:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel import BilevelError
+from bilevel import BilevelError, Detached, Unrolled, ZeroSum
 from bilevel.distributed import collectives
 from bilevel.robustness import trained
 from bilevel.robustness.studies import study as module
@@ -51,3 +51,18 @@ def test_all_networks_are_compiled_if_they_are_to_be(
     study = Study(TrainingArguments(compile="on", out=tmp_path), ["grad-l2l"])
     model, solver = study.networks(study.about("grad-l2l"))
     assert compiled == [model, *solver.children()]
+
+
+def test_a_game_is_the_zero_sum_one_of_its_options_and_of_new_equal_networks(
+    tmp_path: Path,
+) -> None:
+    study = Study(TrainingArguments(smoke=True, epsilon=0.1, out=tmp_path), ["two-step-l2l"])
+    about = study.about("two-step-l2l")
+    games = [study.game(about, adjoint=adjoint()) for adjoint in (Detached, Unrolled)]
+    assert [type(game.adjoint) for game in games] == [Detached, Unrolled]
+    first, second = (game.leader for game in games)
+    assert isinstance(first, ZeroSum)
+    assert (first.follower, first.follower.eps) == (games[0].follower, 0.1)
+    assert first.model is not second.model
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
