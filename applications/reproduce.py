@@ -23,7 +23,7 @@ import robust_eval
 import tyro
 from reproduce_lib.figures import draw_curves
 from reproduce_lib.plan import ALONE, BATTERY, CW_ROWS, ROWS, SCALES, Scale
-from reproduce_lib.tables import Measured, tables
+from reproduce_lib.tables import Measured, starts, tables
 from rich.console import Console
 
 from bilevel import BilevelError, experiment
@@ -90,11 +90,13 @@ def main(args: Args) -> None:
     environment = experiment.environment(device)
     versions = ", ".join(environment[key] for key in ("date", "device", "torch"))
     title, about = f"## {dataset}, scale {args.scale}", f"`{environment['command']}`: {versions}"
-    write_markdown(out / "tables.md", results, title, about)
+    line = starts(scale.evaluation.get("restarts", robust_eval.Args.restarts))
+    write_markdown(out / "tables.md", results, title, about, line)
     seconds = [{"record": "training", **record, "row": name} for name, record in trained.items()]
     experiment.write_results(out, asdict(args), environment, [*seconds, *evaluated])
     for table in results:
         table.print()
+    print(line)
     figures(args, scale, out, evaluated)
     print(f"tables, figures and report are in {out}")
 

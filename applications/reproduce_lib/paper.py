@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+STARTS = 5
+"""Random starts of PGM and CW, of which the worst is reported (Sec. 4)."""
+
+POINTS = 100_000
+"""Points per image of the random attack (Sec. 4)."""
+
 
 class Cell(NamedTuple):
     """One accuracy of a table.

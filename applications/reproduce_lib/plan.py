@@ -9,7 +9,7 @@ from typing import Any
 import adv_training
 import ait
 
-from reproduce_lib.paper import TABLE_2, TABLE_6
+from reproduce_lib.paper import POINTS, STARTS, TABLE_2, TABLE_6
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ SCALES = {
         "cifar10",
         training={},
         ait={"epochs": 200, "milestones": (0.3, 0.45)},
-        evaluation={"test_size": None, "curve_size": 1000, "points": 100_000, "restarts": 5},
+        evaluation={"test_size": None, "curve_size": 1000, "points": POINTS, "restarts": STARTS},
         slim_width=128,
     ),
 }

@@ -31,6 +31,8 @@ def test_the_smoke_run_and_what_is_there_is_kept(
     assert "Table 2" in ended.out
     out = tmp_path / "smoke-trial"
     tables = (out / "tables.md").read_text()
+    for text in (tables, ended.out):
+        assert "which the worst counts: 1 here, 5 in the paper" in text
     for number in (2, 3, 4, 6, 7):
         assert f"### Table {number}:" in tables
     for name in ("figures-3-10.png", "figures-7-8.png", "evaluation/examples.png"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+RESULTS = Path(__file__).parents[2] / "applications/benchmarks/results"
 TRAINED = {
     "pgm": {"seconds_per_epoch": 8.0},
     "plain": {"seconds_per_epoch": 1.0},
@@ -42,6 +44,32 @@ def summary(classifier: str, *, trustworthy: bool) -> dict[str, Any]:
 def test_ours_is_left_of_the_papers(lib: Callable[[str], ModuleType]) -> None:
     told = rows(lib, "Table 2", summary("pgm", trustworthy=True), attack("PGM-20", 0.5))
     assert told[1]["cells"] == ("pgm", "PGM-20", "90.0", "87.3", "50.0", "47.0", "25.0")
+
+
+def test_the_random_attack_tells_its_points_and_the_papers(
+    lib: Callable[[str], ModuleType],
+) -> None:
+    found = {**attack("random 1000", 0.5), "classifier": "grad-l2l"}
+    told = {
+        row["classifier"]: row for row in rows(lib, "Table 2", found) if "points" in row["attack"]
+    }
+    ours = ("random, 1,000 points (paper: 100,000)", "50.0")
+    assert (told["grad-l2l"]["attack"], told["grad-l2l"]["cells"][4]) == ours
+    assert told["two-step-l2l"]["attack"] == "random, – points (paper: 100,000)"
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+def test_committed_tables_are_those_of_the_committed_results(
+    lib: Callable[[str], ModuleType], scale: str
+) -> None:
+    tables, folder = lib("tables"), RESULTS / f"reproduce-{scale}"
+    records = json.loads((folder / "results.json").read_text())["results"]
+    trained = {one["row"]: one for one in records if one["record"] == "training"}
+    committed = (folder / "tables.md").read_text()
+    for table in tables.tables(tables.Measured(records, trained), "cifar10"):
+        if scale == "smoke" or "time" not in table.title:  # of runs that shared two cores
+            assert table.markdown() in committed
+    assert tables.starts(1) in committed
 
 
 def test_times_are_ratios_to_those_of_pgm(lib: Callable[[str], ModuleType]) -> None:
