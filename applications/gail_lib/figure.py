@@ -15,12 +15,11 @@ from torch import Tensor
 
 from bilevel.experiment.style import COLORS, MUTED, STYLE, save_png
 from bilevel.imitation import Demonstrations
+from gail_lib.curves import METHODS, TITLES, mean_return, moving_average
 from gail_lib.runs import Run
 
-METHODS = ("gail", "l2l-gail", "bc", "constant")
 COLOR = dict(zip(METHODS, (COLORS[1], COLORS[0], COLORS[2], MUTED), strict=True))
-TITLES = {"gail": "GAIL", "l2l-gail": "L2L-GAIL", "bc": "cloning", "constant": "constant D"}
-WINDOW = 5
+CURVE_WINDOW = 5
 """Iterations over which the curves are averaged."""
 
 
@@ -69,7 +68,7 @@ def _returns(axes: Axes, runs: Sequence[Run], expert: Demonstrations) -> None:
             returns = torch.stack([run.returns.mean() for run in mine])
             axes.axhline(returns.mean().item(), color=COLOR[name], linewidth=1, label=TITLES[name])
         else:
-            _curve(axes, [mean_return(run, WINDOW) for run in mine], name)
+            _curve(axes, [mean_return(run, CURVE_WINDOW) for run in mine], name)
 
 
 def _curve(axes: Axes, curves: Sequence[Tensor], name: str) -> None:
@@ -85,20 +84,4 @@ def _curve(axes: Axes, curves: Sequence[Tensor], name: str) -> None:
 
 def _accuracy(run: Run) -> Tensor:
     curve = run.curves["accuracy"]
-    return moving_average(curve, torch.ones_like(curve), WINDOW)
-
-
-def mean_return(run: Run, window: int) -> Tensor:
-    """At each iteration the mean return of the episodes that ended in the last ``window`` ones.
-
-    Episodes are weighted equally, not iterations: just after a reset only a few, short episodes
-    end.
-    """
-    return moving_average(run.curves["return"], run.curves["episodes"], window)
-
-
-def moving_average(curve: Tensor, weights: Tensor, window: int) -> Tensor:
-    """The weighted mean of the last ``window`` values; NaN where all weights are 0."""
-    windows = [slice(max(0, i - window + 1), i + 1) for i in range(len(curve))]
-    weighted = (curve * weights).nan_to_num()  # a return is NaN, of weight 0, if no episode ended
-    return torch.stack([weighted[part].sum() / weights[part].sum() for part in windows])
+    return moving_average(curve, torch.ones_like(curve), CURVE_WINDOW)

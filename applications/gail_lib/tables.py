@@ -11,12 +11,12 @@ from typing import Any
 from bilevel.experiment.files import atomic_write
 from bilevel.experiment.tables import Table, mean_std
 from bilevel.imitation import Demonstrations
-from gail_lib.figure import METHODS, TITLES, mean_return
+from gail_lib.curves import METHODS, TITLES, mean_return
 from gail_lib.runs import Run
 
 CURVES = ("return", "episodes", "objective", "accuracy", "norm", "kl", "explained_variance")
 
-WINDOW = 10
+NEAR_WINDOW = 10
 """Iterations over which returns and metrics are averaged."""
 
 
@@ -33,14 +33,14 @@ def record(run: Run, expert: Demonstrations) -> dict[str, Any]:
         "worst_after": None,
     }
     if "return" in run.curves:
-        curve = mean_return(run, WINDOW)
+        curve = mean_return(run, NEAR_WINDOW)
         near = (curve >= goal - 0.1 * abs(goal)).nonzero().flatten()
         if len(near):
             summary["reached"] = int(near[0]) + 1
             later = curve[int(near[0]) :]
             summary["worst_after"] = later[~later.isnan()].min().item()  # NaN: no episode has ended
         for name in ("objective", "accuracy", "norm"):
-            summary[name] = run.curves[name][-WINDOW:].mean().item()
+            summary[name] = run.curves[name][-NEAR_WINDOW:].mean().item()
     return summary
 
 
@@ -60,9 +60,9 @@ def write_curves(path: Path, runs: Sequence[Run]) -> None:
 def tabulate(env: str, records: Sequence[Mapping[str, Any]]) -> Table:
     """The table of an environment: a row per method, mean ± standard deviation over seeds.
 
-    ``near after`` (``reached``) is the first iteration at which the mean return of :data:`WINDOW`
-    iterations is within 10 % of the expert's, ``worst since`` (``worst_after``) the lowest mean of
-    as many from there on.
+    ``near after`` (``reached``) is the first iteration at which the mean return of
+    :data:`NEAR_WINDOW` iterations is within 10 % of the expert's, ``worst since``
+    (``worst_after``) the lowest mean of as many from there on.
     """
     expert = records[0]["expert"]
     header = ("method", "return", "near after", "worst since", "objective", "accuracy", "‖θ_D‖")

@@ -8,7 +8,7 @@ import torch
 
 from bilevel.updates.base import State
 from learned_follower_lib.random_games import Start
-from learned_follower_lib.training import DIVERGED
+from learned_follower_lib.training import STOPPED_AT
 from learned_follower_lib.updates import GradientDifference, ScaledGRU
 
 
@@ -34,7 +34,7 @@ def fit_rule(update: ScaledGRU, start: Start, steps: int) -> tuple[GradientDiffe
         y, state = update(y, -descent_y, None, state)
         x = x - update.step * gradient_x
         gradient, move, scale, _ = state
-        kept = (start.distance(x, y) < DIVERGED * initial).repeat_interleave(y.shape[-1])
+        kept = (start.distance(x, y) < STOPPED_AT * initial).repeat_interleave(y.shape[-1])
         if previous:
             last_gradient, last_move = previous
             columns = [gradient, gradient - last_gradient, last_move, move]

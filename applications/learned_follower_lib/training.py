@@ -14,8 +14,8 @@ from learned_follower_lib.random_games import Start, bilinear, forsaken, make_ge
 STRENGTH = (0.5, 2.0)
 """Range of a and c in the training games."""
 
-DIVERGED = 30.0
-"""Games at this distance, relative to the initial one, are stopped."""
+STOPPED_AT = 30.0
+"""Training games at this distance, relative to the initial one, are stopped."""
 
 FLOOR = 1e-12
 """Added to the relative distance before taking its logarithm."""
@@ -104,10 +104,10 @@ def unroll(update: Update, start: Start, steps: int, step: float) -> Iterator[Te
         gradient_x, descent_y = game.field(x, y)
         new_x = x - step * gradient_x
         new_y, state = update(y, -descent_y, None, state)
-        kept = start.distance(new_x, new_y) < DIVERGED * initial
+        kept = start.distance(new_x, new_y) < STOPPED_AT * initial
         x = torch.where(kept.unsqueeze(-1), new_x, x.detach())
         y = torch.where(kept.unsqueeze(-1), new_y, y.detach())
-        yield torch.where(kept, start.distance(x, y) / initial, DIVERGED) + FLOOR
+        yield torch.where(kept, start.distance(x, y) / initial, STOPPED_AT) + FLOOR
 
 
 def _detach(state: State) -> State:
