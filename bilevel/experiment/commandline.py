@@ -90,8 +90,10 @@ def run(
         distributed.print_once(f"error: {line}")
         status = 2
     except KeyboardInterrupt as interrupt:
-        # It may fall before the first checkpoint.
-        goes_on = "; the same command with --resume goes on from what is saved, if any is"
+        goes_on = (
+            "; run the same command with --resume to continue from the last checkpoint, if one was "
+            "written"
+        )
         resumes = any(field.name == "resume" for field in fields(arguments))
         distributed.print_once("stopped" + goes_on * resumes)
         status = 128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)

@@ -242,7 +242,7 @@ def test_an_interrupted_run_tells_how_to_go_on(
     monkeypatch.setattr(app, "main", interrupted)
     ended = run()
     assert ended.status == 130
-    assert "the same command with --resume goes on from what is saved, if any is" in ended.err
+    assert "run the same command with --resume to continue from the last checkpoint" in ended.err
 
 
 # What goes wrong on the way.

@@ -169,7 +169,11 @@ class Resumed(Args):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (Resumed, "stopped; the same command with --resume goes on from what is saved, if any is"),
+        (
+            Resumed,
+            "stopped; run the same command with --resume to continue from the last checkpoint, if "
+            "one was written",
+        ),
         (Args, "stopped"),
     ],
 )
