@@ -100,7 +100,7 @@ def demonstrate(
         env: The environment's name.
         expert: The expert's policy.
         episodes: Number of episodes.
-        seed: Of the environments.
+        seed: Seed of the environments.
         max_steps: Maximum length of an episode.
 
     Returns:

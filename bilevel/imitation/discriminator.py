@@ -95,8 +95,8 @@ class Discriminator(FollowerProblem):
     - ``"neutral"``: log(1 − D) − log D, of either sign (Fu et al., 2018); 0 at D = ½, so an
       untrained D favours neither.
 
-    Ho & Ermon (2016) chose one of the first two by environment. Already a constant D makes a policy
-    survive, or finish: compare with it.
+    Ho & Ermon (2016) chose one of the first two by environment. Even a constant D makes a policy
+    survive, or finish: compare with one.
 
     A discriminator of your own overrides :meth:`objective` and :meth:`reward`, or :meth:`pairs` and
     :attr:`width` if it sees something else, such as states only.

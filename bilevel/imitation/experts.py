@@ -52,7 +52,7 @@ def train_expert(
         environments: Number of environments.
         discount: γ.
         gae_lambda: λ of the advantages.
-        seed: Of everything; runs with different seeds share no environment seed.
+        seed: Seed of everything; runs with different seeds share no environment seed.
         callback: Called after each iteration with its index and the returns of the episodes that
             ended in it.
 

@@ -101,7 +101,7 @@ class Sampler:
         return mark
 
     def _check_repeats(self, seed: int) -> None:
-        """Warns of environments in which demonstrations and resumed runs would be others."""
+        """Warns if resets with one seed start differently: no run could be repeated or resumed."""
         once = self._observation
         self.restart(seed)
         if not np.array_equal(once, self._observation, equal_nan=True):

@@ -35,7 +35,7 @@ class Trainer:
 
     Raises:
         BilevelError: If the leader is not an imitator optimised by TRPO, the expert's pairs do not
-            fit its task, or sampler and game have another policy or follower than it.
+            fit its task, or the sampler's policy or the game's follower is not the imitator's.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Trainer:
             objective = follower.objective(self.leader, y, batch)  # a penalty may need its gradient
             accuracy = follower.accuracy(y, batch)
         return {
-            "return": rollout.returns.mean().item(),  # NaN of none
+            "return": rollout.returns.mean().item(),  # NaN if no episode ended
             "episodes": float(len(rollout.returns)),
             "objective": objective.item(),
             "accuracy": accuracy.item(),

@@ -34,7 +34,7 @@ class Recipe:
         ema: Decay of the classifier's averaged weights, which are then validated, kept and
             evaluated (:class:`~bilevel.robustness.EMA`); 0 for no averaging, as in the paper.
         warm_start: Whether each image's attack starts where the last one on it has ended, see
-            :class:`~bilevel.robustness.Memory`; the paper's start anew.
+            :class:`~bilevel.robustness.Memory`; in the paper each attack starts anew.
         attacker_lr: The attacker's learning rate (Adam), constant.
         attacker: See :class:`~bilevel.robustness.Attacker`.
         attacker_width: Likewise; None for :func:`~bilevel.robustness.fitting_width`.
@@ -91,7 +91,7 @@ class Recipe:
         check_epsilon(self.epsilon, self.norm)
 
     def lr_factor(self, epoch: float) -> float:
-        """By what the classifier's learning rate is multiplied.
+        """The factor on the classifier's learning rate.
 
         Args:
             epoch: Epochs done, fractional within an epoch.

@@ -1,4 +1,4 @@
-"""In which mode the parts of a network are trained."""
+"""The mode, training or evaluation, of each part of a network while it is trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 def set_training(module: nn.Module) -> None:
     """Sets training mode, except in frozen parts that the user has set to eval mode.
 
-    Such as the BatchNorm layers of a pretrained network, whose statistics are to stay.
+    These may be the BatchNorm layers of a pretrained network, whose statistics must not change.
 
     Args:
         module: The network.

@@ -8,13 +8,13 @@ import torch
 
 from bilevel.experiment.settings import shown
 
-# Of a group: its parameters, its learning rates, which are named apart, and the choice of kernels,
-# which differs between devices.
+# Left out of a group: its parameters, its learning rates, which are added apart, and the choice of
+# kernels, which differs between devices.
 _LEFT_OUT = {"params", "lr", "initial_lr", "fused", "foreach", "capturable"}
 
 
 def optimizer_settings(optimizer: Any) -> str:
-    """What an optimizer steps with; a checkpoint holds its state, and with it the settings.
+    """The settings that an optimizer would silently take over with the state of a checkpoint.
 
     Args:
         optimizer: One of ``torch.optim``, another with ``step``, or None.

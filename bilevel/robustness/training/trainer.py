@@ -70,7 +70,8 @@ class Trainer:
         recipe: Epochs, batch size, learning rates and augmentation.
         seed: Seed of the order of the images and of their augmentation.
         path: The checkpoint's file.
-        config: Further settings, plain values; a checkpoint with others or other images is refused.
+        config: Further settings as plain values. A checkpoint is refused if its settings or its
+            images differ.
         monitor: The metric by which the best epoch is chosen: ``"validation_robust"``, accuracy
             under attack, or ``"validation_clean"``, for training without an adversary. Of epochs
             with equal robust accuracy the one of the highest clean accuracy, else the first.
@@ -85,7 +86,7 @@ class Trainer:
             the end.
 
     Attributes:
-        validation: By what epochs are compared.
+        validation: Measures each epoch, and gives the score that decides which one is best.
         averaged: The leader with its averaged weights, which are validated and kept; None if the
             recipe has no averaging.
         memory: Where the follower starts each image's attack; None if the recipe has none.
@@ -93,7 +94,7 @@ class Trainer:
     Raises:
         BilevelError: If there are no image sets to train and to validate on, a label is none of
             their classes, ``leader_opt`` is none of ``torch.optim``, ``validation_attack`` has to
-            be given, ``monitor`` is another, the device has no CUDA graphs, or the follower's
+            be given, there is no such ``monitor``, the device has no CUDA graphs, or the follower's
             answers are no perturbations to keep, or are kept by its solver already.
     """
 
@@ -166,7 +167,7 @@ class Trainer:
         return Memory(self.data.train, self.recipe.augment)
 
     def _lend(self, memory: Memory | None) -> None:
-        """Gives the follower this memory alone: it may be that of several trainers in turn."""
+        """Gives the follower this memory only: several trainers may share a follower, in turn."""
         follower = self.game.follower
         if isinstance(getattr(follower, "memory", None), Memory):
             del follower.memory
@@ -267,7 +268,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Trains the rest of the epoch; only steps count as its seconds."""
         now = self.progress
-        self._merge_memory()  # in another epoch other processes have an image
+        self._merge_memory()  # in the next epoch an image may be in another process
         set_training(self.game.leader)
         set_training(self.game.solver)
         begun = time.perf_counter()

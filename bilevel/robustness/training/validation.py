@@ -1,4 +1,4 @@
-"""By what the epochs of a run are compared."""
+"""The accuracies by which the epochs of a run are compared."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Validation:
         return {"validation_clean": clean, "validation_robust": robust}
 
     def score(self, record: dict[str, float]) -> tuple[float, float]:
-        """By what epochs are compared: where none is robust, the clean accuracy decides.
+        """The score that decides which epoch is best; of equal ones, the clean accuracy decides.
 
         Args:
             record: Of an epoch, with both accuracies.
