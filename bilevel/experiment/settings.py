@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bilevel.fingerprint import fingerprint
 
+_LONGEST = 500
+"""The number of letters of an object's attributes, beyond which they are shown by a checksum."""
+
 
 def settings_of(part: object) -> str:
     """What an object computes with, apart from weights.
@@ -80,7 +83,10 @@ def _shown(value: object, around: tuple[int, ...]) -> str:
     if isinstance(value, MethodType):
         return f"{inner(value.__self__)}.{value.__name__}"
     if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__"):
-        return f"{type(value).__name__}({_listed(_public(value), inner)})"
+        held = _listed(_public(value), inner)
+        if len(held) > _LONGEST:  # it may hold a set of data
+            held = f"{zlib.crc32(held.encode()):08x}"
+        return f"{type(value).__name__}({held})"
     text = str(getattr(value, "__name__", None) or " ".join(repr(value).split()))
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 

@@ -128,6 +128,9 @@ def test_objects_are_told_apart_by_what_they_hold() -> None:
     assert shown(first) != shown(other)
     assert shown(first.loss) == shown(again.loss) != shown(other.loss)
     assert shown(object()) == shown(object())
+    first.names, again.names, other.names = ([f"image {n}" for n in range(k)] for k in (99, 99, 98))
+    assert shown(first) == shown(again) != shown(other)
+    assert len(shown(first)) < 50
 
 
 def test_functions_within_functions_are_told_apart() -> None:
