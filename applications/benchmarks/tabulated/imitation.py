@@ -50,18 +50,20 @@ def _near(runs: list[Record]) -> str:
     return f"{when}{len(reached)} of {len(runs)} seeds"
 
 
-def pendulum() -> str:
-    """How steady the methods are on Pendulum, each beside L2L-GAIL by a rank test."""
-    found = read("gail-pendulum")
+def steadiness(env: str) -> str:
+    """How soon and how steady the methods are near the expert, beside L2L-GAIL by a rank test."""
+    found = read(f"gail-{env}")
     learned = [one for one in found if one["method"] == "l2l-gail"]
     kinds = {
         "GAIL, five steps of Adam": [one for one in found if one["method"] == "gail"],
-        "GAIL, one step of Adam": read("gail-pendulum-one-step"),
+        "GAIL, one step of Adam": read(f"gail-{env}-one-step"),
         "L2L-GAIL, coordinate": learned,
-        "L2L-GAIL, the updater not trained": read("gail-pendulum-gradient"),
+        "L2L-GAIL, the updater not trained": read(f"gail-{env}-gradient"),
     }
     rows = []
     for kind, runs in kinds.items():
+        if not runs:
+            continue
         row = [kind, _near(runs), _rank_test(runs, learned, "reached")]
         for name, decimals in (("return", 1), ("worst_after", 0)):
             values = [one[name] for one in runs if one[name] is not None]
