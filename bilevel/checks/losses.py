@@ -109,8 +109,9 @@ def check_answer_kept(solver: Solver, y: Value, before: list[int]) -> None:
     if versions(y) == before:
         return
     kept = [leaf for leaf in tree_leaves(solver.kept) if isinstance(leaf, Tensor)]
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*solver.parameters(), *kept)}
-    if any(leaf.untyped_storage().data_ptr() in own for leaf in leaves(y)):
+    # The storage itself: addresses are 0 on the device meta.
+    own = {tensor.untyped_storage()._cdata for tensor in (*solver.parameters(), *kept)}
+    if any(leaf.untyped_storage()._cdata in own for leaf in leaves(y)):
         raise BilevelError(
             f"{Loss.LEADER.value} changes y* in place, from which {type(solver).__name__} goes on: "
             "compute a new tensor, y = y - 1 in place of y -= 1"
@@ -118,7 +119,14 @@ def check_answer_kept(solver: Solver, y: Value, before: list[int]) -> None:
 
 
 def versions(y: Value) -> list[int]:
-    """What changes where a tensor of y is changed in place."""
+    """What changes where a tensor of y is changed in place.
+
+    Args:
+        y: A tensor or a dict of tensors.
+
+    Returns:
+        A number for each tensor.
+    """
     return [leaf._version for leaf in leaves(y)]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bilevel.containers import attributes
 from bilevel.fingerprint import fingerprint
 
 _LONGEST = 500
@@ -82,7 +83,7 @@ def _shown(value: object, around: tuple[int, ...]) -> str:
         return inner((value.co_code, value.co_names, value.co_consts))
     if isinstance(value, MethodType):
         return f"{inner(value.__self__)}.{value.__name__}"
-    if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__"):
+    if type(value).__repr__ is object.__repr__:
         held = _listed(_public(value), inner)
         if len(held) > _LONGEST:  # it may hold a set of data
             held = f"{zlib.crc32(held.encode()):08x}"
@@ -126,7 +127,7 @@ def _public(part: object) -> dict[str, object]:
         for kind in kinds
         for name, value in vars(kind).items()
         if isinstance(value, int | float | str | tuple | Tensor)
-    } | (part._asdict() if hasattr(part, "_asdict") else vars(part))
+    } | (part._asdict() if hasattr(part, "_asdict") else attributes(part))
     return {n: v for n, v in values.items() if not n.startswith("_") and n != "training"}
 
 

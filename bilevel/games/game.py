@@ -206,13 +206,16 @@ def stack(games: Sequence[Game]) -> Game:
 
 def _check_settings(game: Game, first: Game) -> None:
     """Refuses other attributes than the first game's, which are those of the stack."""
-    own, stacked = vars(game), {"equilibrium", "coefficients", "count", "start"}
-    for name, theirs in vars(first).items():
-        if name in stacked or own.get(name) is theirs:
-            continue
-        tensors = isinstance(theirs, Tensor) and isinstance(own.get(name), Tensor)
-        if not (torch.equal(own[name], theirs) if tensors else own.get(name) == theirs):
+    stacked = {"equilibrium", "coefficients", "count", "start"}
+    for name in {**vars(first), **vars(game)}.keys() - stacked:
+        if _differ(vars(game).get(name), vars(first).get(name)):
             raise BilevelError(
                 f"games that differ in {name} cannot be stacked: value would read the first one's; "
                 "give tensors to Game.__init__ as coefficients, which value gets as arguments"
             )
+
+
+def _differ(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return not torch.equal(one, other)
+    return one != other

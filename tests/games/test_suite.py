@@ -273,6 +273,8 @@ def test_what_is_no_game() -> None:
     one.mask = torch.ones(1)
     with pytest.raises(BilevelError, match=r"differ in mask cannot be stacked: .* as coeff"):
         games.stack([one, other])
+    with pytest.raises(BilevelError, match="differ in mask"):
+        games.stack([other, one])
     other.mask = torch.ones(1)
     games.stack([one, other])
     other.mask = torch.zeros(1)
