@@ -111,7 +111,7 @@ def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
                 f"surrogate {surrogate.name} has other classes: {differ[0]!r} of {target.name} is "
                 f"{differ[1]!r} there; name a surrogate trained on the same data"
             )
-        if same(surrogate, target):
+        if same_classifier(surrogate, target):
             raise BilevelError(
                 f"surrogate {surrogate.name} is {target.name} itself: attacks through it take the "
                 "gradients of the target and would count as black-box; name one that was trained "
@@ -119,7 +119,7 @@ def check_surrogates(target: Trained, surrogates: list[Trained]) -> None:
             )
 
 
-def same(one: Trained, other: Trained) -> bool:
+def same_classifier(one: Trained, other: Trained) -> bool:
     """Whether two classifiers are the same, wherever their files are."""
     # Functions without weights have the same fingerprint; and the same weights in another network,
     # which leaves out a layer for instance, are a surrogate as others are.

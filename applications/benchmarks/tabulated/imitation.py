@@ -75,7 +75,7 @@ def steadiness(env: str) -> str:
 
 
 def _rank_test(runs: list[Record], others: list[Record], name: str) -> str:
-    """P of Mann and Whitney, two-sided; a run that never was near counts as the latest."""
+    """The p-value of Mann and Whitney, two-sided; a run that was never near ranks last."""
     if runs is others:
         return "–"
     never = math.inf if name == "reached" else -math.inf
