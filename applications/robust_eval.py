@@ -25,7 +25,7 @@ from robust_eval_lib.pictures import attacked
 from bilevel import BilevelError, distributed, experiment
 from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
-from bilevel.experiment.files import claim
+from bilevel.experiment.files import claim, remove
 from bilevel.experiment.tables import Table, cell
 from bilevel.fingerprint import fingerprint
 from bilevel.robustness import (
@@ -127,9 +127,17 @@ def main(args: Args) -> None:
     """Evaluates every classifier, then writes the report and prints the table."""
     args = replace(args, resume=args.resume or distributed.restarted())
     targets, surrogates, data = prepare(args)
+    if distributed.is_main() and not args.resume:
+        remove_states(args.out, targets)
     report(
         args, targets, [evaluate(args, one, surrogates, data[one.name]) for one in targets], data
     )
+
+
+def remove_states(out: Path, targets: list[Trained]) -> None:
+    """Of all classifiers at once: a stopped run leaves no earlier figures to go on from."""
+    states = (out / one.name / file for one in targets for file in ("battery.pt", "curves.pt"))
+    remove(*states)
 
 
 def prepare(args: Args) -> tuple[list[Trained], list[Trained], dict[str, Splits]]:

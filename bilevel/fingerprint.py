@@ -26,8 +26,10 @@ def fingerprint(*parts: nn.Module | Tensor) -> str:
     """
     crc = 0
     for part in parts:
-        values = part.state_dict().values() if isinstance(part, nn.Module) else (part,)
-        for value in values:
+        named: dict[str, object] = {"": part}
+        if isinstance(part, nn.Module):  # the buffers too, which need not all be in the state
+            named = {**part.state_dict(), **dict(part.named_buffers())}
+        for value in named.values():
             if isinstance(value, Tensor):  # a module's extra state may be anything
                 plain = value.detach().cpu().resolve_conj().contiguous()
                 data = plain.reshape(-1).view(torch.uint8)

@@ -15,3 +15,11 @@ def test_a_fingerprint_is_of_all_values() -> None:
         sums.add(fingerprint(*parts))
     assert len(sums) == 5
     assert fingerprint(torch.eye(3)[:, :2]) == fingerprint(torch.eye(3, 2))
+
+
+def test_buffers_count_that_are_not_in_the_state() -> None:
+    network = torch.nn.Linear(2, 2)
+    network.register_buffer("scale", torch.ones(1), persistent=False)
+    before = fingerprint(network)
+    network.scale.mul_(2)
+    assert fingerprint(network) != before

@@ -132,8 +132,10 @@ def fitting_width(
         >>> fitting_width(Attacker("wide"), resnet, (3, 32, 32))
         8
     """
+    # Where it is: on the meta device a network fails that holds a constant, or looks at its images.
+    place = next((p.device for p in classifier.parameters()), torch.device("cpu"))
+    limit = share * _cost(copy.deepcopy(classifier), torch.zeros(1, *shape, device=place))
     images = torch.zeros(1, *shape, device="meta")
-    limit = share * _cost(copy.deepcopy(classifier).to("meta"), images)
     chosen = 4
     for width in (8, 12, 16, 24, 32, 48, 64):
         with torch.device("meta"):

@@ -325,3 +325,18 @@ def test_bad_input_is_one_line(
     message: str,
 ) -> None:
     assert message in one_line(run(*arguments(tmp_path / "given")))
+
+
+def test_a_run_that_is_begun_anew_leaves_no_earlier_figures_to_go_on_from(
+    run: Callable[..., Any], tmp_path: Path, applications: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of a network may have been changed, which its checksum does not tell."""
+    few = [write(tmp_path / "mine"), write(tmp_path / "other", seed=1), "--attack", "fgsm"]
+    assert run(*few).status == 0
+    monkeypatch.setattr(applications("robust_eval"), "evaluate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(*few, "--resume")
+    assert len([*(tmp_path / "out").glob("*/*.pt")]) == 4
+    with pytest.raises(ZeroDivisionError):
+        run(*few)
+    assert not [*(tmp_path / "out").glob("*/*.pt")]

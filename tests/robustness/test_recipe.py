@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -140,3 +141,20 @@ def test_an_attacker_grows_with_its_classifier(model: str, width: int) -> None:
     with torch.device("meta"):
         classifier = build_model(model, channels=3, classes=10)
     assert fitting_width(Attacker("wide"), classifier, (3, 32, 32)) == width
+
+
+class Checking(nn.Sequential):
+    """A classifier that looks at its images, and has a constant that is no buffer."""
+
+    offset = torch.tensor([0.5])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert 0 <= x.min() <= x.max() <= 1
+        return super().forward(x - self.offset)
+
+
+def test_an_attacker_is_scaled_with_a_classifier_that_needs_true_images() -> None:
+    layers = [nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 2)]
+    plain, checking = nn.Sequential(*copy.deepcopy(layers)).to("meta"), Checking(*layers)
+    widths = [fitting_width(Attacker(), one, (3, 8, 8), 5) for one in (plain, checking)]
+    assert 4 < widths[0] == widths[1] < 64

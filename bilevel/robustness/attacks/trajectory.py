@@ -7,7 +7,7 @@ points too.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -44,20 +44,28 @@ class Trajectory:
         self._batch: Any = batch
         self._images = batch.x
         self._broken = torch.zeros_like(batch.y, dtype=torch.bool)
+        self._seen: Tensor | None = None
 
     def recorded(self) -> AbstractContextManager[Any]:
         """Within the block the classifier's inputs are recorded."""
         if isinstance(self._model, torch.jit.ScriptModule):
             return nullcontext()
-        return self._model.register_forward_hook(self._record, with_kwargs=True)
+        hooks = ExitStack()
+        hooks.enter_context(self._model.register_forward_pre_hook(self._see, with_kwargs=True))
+        hooks.enter_context(self._model.register_forward_hook(self._record))
+        return hooks
+
+    def _see(self, model: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        self._seen, images = None, inputs[0] if len(inputs) == 1 and not named else None
+        # A solver may query a part of the batch, or in training mode: these passes do not count.
+        if not isinstance(images, Tensor) or images.shape != self._batch.x.shape or model.training:
+            return
+        self._seen = images.detach().clone()  # the classifier may normalise them in place
 
     @torch.no_grad()
-    def _record(self, model: nn.Module, inputs: Any, named: dict[str, Any], logits: object) -> None:
-        images, batch = inputs[0] if len(inputs) == 1 and not named else None, self._batch
-        # A solver may query a part of the batch, or in training mode: these passes do not count.
-        if not isinstance(images, Tensor) or images.shape != batch.x.shape or model.training:
-            return
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
+    def _record(self, model: nn.Module, inputs: Any, logits: object) -> None:
+        images, batch = self._seen, self._batch
+        if images is None or not isinstance(logits, Tensor) or logits.dim() != 2:
             return
         delta = images - batch.x
         outside = (self._follower.project(delta, batch) - delta).abs() - rounding(batch.x)
@@ -70,5 +78,5 @@ class Trajectory:
         if not self._broken.any():
             return answer
         with torch.no_grad():
-            wrong = self._model(self._images).argmax(1) != self._batch.y
+            wrong = self._model(self._images.clone()).argmax(1) != self._batch.y
         return choose(self._broken & wrong, self._images, answer)

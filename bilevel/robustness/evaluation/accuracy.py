@@ -200,7 +200,7 @@ def examples(
     """
     adversarial = attack(model, follower, for_evaluation(solver), batch).x
     with torch.no_grad(), frozen(model):
-        predicted = model(adversarial).argmax(1)
+        predicted = model(adversarial.clone()).argmax(1)  # it may normalise them in place
     return [
         Example(title, clean.cpu(), moved.cpu(), classes[label], classes[prediction])
         for clean, moved, label, prediction in zip(

@@ -66,5 +66,6 @@ def _jumps(probed: Probed, batch: Batch, end: Tensor) -> Tensor:
 
 def _logits(probed: Probed, x: Tensor) -> Tensor:
     with torch.no_grad(), frozen(probed.model):
-        parts = [probed.model(part) for part in x.split(probed.batch_size)]
+        # Of a copy: the classifier may normalise it in place.
+        parts = [probed.model(part) for part in x.clone().split(probed.batch_size)]
     return torch.cat(parts)

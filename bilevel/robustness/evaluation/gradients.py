@@ -115,7 +115,7 @@ def _gradient(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, Tenso
     x = batch.x.clone().requires_grad_()
     with torch.enable_grad(), frozen(model):
         try:
-            values = loss(model(x), batch)
+            values = loss(model(x.clone()), batch)  # it may normalise in place, which no leaf bears
         except RuntimeError as error:
             if "requires grad" not in str(error):
                 raise
