@@ -8,13 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map_only
+from torch.utils._pytree import (
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map_only,
+)
 
 from bilevel import distributed
-from bilevel.containers import partition
+from bilevel.containers import attributes, partition
 from bilevel.errors import BilevelError, describe, first_line
 from bilevel.game import Bilevel
 from bilevel.problem import Batch
+from bilevel.solvers import Solver
+from bilevel.updates.base import Update
 
 WARM_UP = 3
 """Steps of one size before it is captured: they compile, search algorithms and allocate."""
@@ -51,7 +59,9 @@ class CapturedStep:
     addresses: a batch is copied to where the captured one was, and learning rates are read from the
     device. A batch of other shapes, such as an epoch's last one, or with another number or string
     in it, is computed as usual, and so is a step with another momentum, with networks in another
-    mode, or with other parameters frozen. The graph keeps the memory of a step.
+    mode, with other parameters frozen, or with another number among the public attributes of the
+    parts (a radius of the follower, ``solver.steps``, the step of an update). The graph keeps the
+    memory of a step.
 
     Args:
         game: The game, on a GPU, trained by optimizers that can be captured, such as the fused ones
@@ -94,7 +104,7 @@ class CapturedStep:
         Raises:
             BilevelError: If a step of this game cannot be captured.
         """
-        kind = _kind(batch), self._settings(), self._flags()
+        kind = _kind(batch), self._settings(), self._flags(), self._numbers()
         if any(now is not held for now, held in zip(self._states(), self._held, strict=True)):
             self._graph = self._kind = None  # a state was loaded, into new memory
             self._held = self._states()
@@ -187,6 +197,26 @@ class CapturedStep:
         players = self.game.leader, self.game.solver
         modes = [part.training for player in players for part in player.modules()]
         return modes + [p.requires_grad for player in players for p in player.parameters()]
+
+    def _numbers(self) -> list[Any]:
+        """What the parts hold in Python, such as a radius, that kernels have as it was."""
+        game = self.game
+        rules = [part for part in game.solver.modules() if isinstance(part, Solver | Update)]
+        parts = game.leader, game.follower, game.adjoint, game.schedule, *rules
+        held = [
+            (name, value)
+            for part in parts
+            for name, value in attributes(part).items()
+            if not name.startswith("_")
+        ]
+        return [self._place(leaf) for leaf in tree_leaves(held) if self._is_number(leaf)]
+
+    def _is_number(self, leaf: Any) -> bool:
+        """Whether it is one, or a tensor that kernels read where it lies or as a number."""
+        if isinstance(leaf, Tensor):
+            on_device = leaf.device == self._device and leaf.layout == torch.strided
+            return on_device or leaf.dim() == 0
+        return isinstance(leaf, bool | int | float | str)
 
     def _optimizers(self) -> list[Any]:
         return [one for one in (self.game.leader_opt, self.game.solver_opt) if one is not None]

@@ -138,7 +138,7 @@ class Bilevel:
         """
         if self.steps == 0:
             self.follower.check(batch)
-            self.project(batch)  # the players may start outside of their constraints
+        self.project(batch)  # the players may start outside of their constraints, or these change
         kept = self.solver.kept
         try:
             with torch.enable_grad():

@@ -24,13 +24,12 @@ from bilevel.checks.losses import (
     check_gradients,
     check_loss,
     check_untouched,
-    versions,
 )
 from bilevel.errors import raise_changed_answer, raise_missing_derivative
 from bilevel.frozen import frozen
 from bilevel.player import has_hooks, take_step, zero_grad
 from bilevel.problem import Batch
-from bilevel.tree import Value, detach, tree_map
+from bilevel.tree import Value, detach, tree_map, versions
 
 if TYPE_CHECKING:
     from bilevel.game import Bilevel

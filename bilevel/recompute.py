@@ -135,7 +135,8 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Any, rerun: Any, sizes: Any, check: bool, *inputs: Tensor) -> Any:
         ctx.rerun, ctx.sizes = rerun, sizes
-        outputs = run(inputs[: sizes[0]])
+        # Copies, here and below, since an update may work in place.
+        outputs = run([tensor.clone() for tensor in inputs[: sizes[0]]])
         ctx.save_for_backward(*inputs, *(outputs if check else ()))
         return outputs
 
@@ -158,7 +159,7 @@ class _Again(torch.autograd.Function):
         given, rest = tensors[:start], tensors[end:]
         leaves = [leaf.detach().requires_grad_(leaf.requires_grad) for leaf in tensors[:end]]
         with torch.enable_grad():
-            outputs = rerun(leaves[:start], leaves[start:])
+            outputs = rerun([leaf.clone() for leaf in leaves[:start]], leaves[start:])
         known, grad_outputs = rest[: -len(outputs)], rest[-len(outputs) :]
         _check_same(given, known, outputs)
         required = [leaf for leaf in leaves if leaf.requires_grad]

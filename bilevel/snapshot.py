@@ -80,9 +80,10 @@ class ModuleState:
 
     def use_buffer_copies(self) -> None:
         """Replaces the module's buffers by copies of these, which are then not modified."""
+        copied: Copied = {}  # one for all: parts that share a buffer share its copy
         for now, kept in self.buffers:
             if kept:
-                _put(_copies(kept, {}), now)
+                _put(_copies(kept, copied), now)
 
     def __enter__(self) -> None:
         """Puts the module into this state, with copies of the buffers."""

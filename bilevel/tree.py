@@ -250,6 +250,18 @@ def norms(y: Value, *, by_sample: bool) -> Tensor:
     return whole
 
 
+def versions(y: Value) -> list[int]:
+    """What changes where a tensor of y is changed in place.
+
+    Args:
+        y: A tensor or a dict of tensors.
+
+    Returns:
+        A number for each tensor.
+    """
+    return [leaf._version for leaf in leaves(y)]
+
+
 def largest_difference(one: Tensor, other: Tensor) -> float:
     """The largest absolute difference between two tensors.
 

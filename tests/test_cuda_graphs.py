@@ -218,6 +218,72 @@ print("done")
 
 
 @has_device
+@pytest.mark.parametrize(
+    "change",
+    [
+        "game.solver.steps = 1",
+        "game.solver.update.step = 0.01",
+        "game.follower.radius = 0.02",
+        "game.follower.centre = torch.full((3,), 0.1, device='pretend')",
+        "game.leader.weight *= 2",
+    ],
+)
+def test_a_number_that_changes_on_the_way_is_seen(change: str, tmp_path: Path) -> None:
+    """A graph holds those that it was captured with."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import torch
+from bilevel import Bilevel, FollowerProblem, Iterative, LeaderProblem, Unrolled
+from bilevel.cuda_graphs import CapturedStep
+from bilevel.updates import Gradient
+
+class Weights(LeaderProblem):
+    def __init__(self):
+        super().__init__()
+        self.w, self.weight = torch.nn.Parameter(torch.ones(3)), 1.0
+
+    def loss(self, y, batch):
+        return y.square().mean() * self.weight
+
+class Ball(FollowerProblem):
+    sense = "min"
+
+    def __init__(self):
+        self.radius, self.centre = 0.2, torch.zeros(3, device="pretend")
+
+    def init(self, batch):
+        return torch.zeros_like(batch)
+
+    def objective(self, leader, y, batch):
+        return (y - self.centre - leader.w * batch).square().sum(1)
+
+    def project(self, y, batch):
+        return y.clamp(-self.radius, self.radius)
+
+def train(captured):
+    leader = Weights().to("pretend")
+    optimizer = torch.optim.Adam(leader.parameters(), lr=2**-4, fused=True)
+    solver = Iterative(Gradient(0.1), 4)
+    game = Bilevel(leader, Ball(), solver, leader_opt=optimizer, adjoint=Unrolled())
+    step = CapturedStep(game) if captured else game.step
+    torch.manual_seed(0)
+    losses = []
+    for k in range(8):
+        if k == 6:
+            {change}
+        losses.append(step(torch.rand(4, 3, device="pretend"))["loss"].item())
+        assert not captured or (step._graph is not None) == (k > 2)
+    return losses
+
+assert train(captured=True) == train(captured=False)
+print("done")
+"""
+    )
+    assert run(script)[0] == "done"
+
+
+@has_device
 def test_captured_steps_are_timed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bilevel import BilevelError, frozen
+from bilevel.snapshot import Snapshot
 from tests.problems import BatchNormNet
 
 
@@ -29,6 +30,30 @@ def test_buffers_flags_and_parameters_come_back(mode: str) -> None:
     for name, buffer in module.named_buffers():
         assert buffer is buffers[name], name
         assert torch.equal(buffer, copies[name]), name
+
+
+class Code(nn.Module):
+    """A moving average that is read by another part than the one that writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written, self.read = nn.Module(), nn.Module()
+        self.written.register_buffer("code", torch.zeros(2))
+        self.read.register_buffer("code", self.written.code)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.written.code.mul_(0.5).add_(x, alpha=0.5)
+        return self.read.code.clone()
+
+
+def test_parts_that_share_a_buffer_share_its_copy() -> None:
+    module, ones = Code(), torch.ones(2)
+    blocks = [frozen(module, "train"), Snapshot(module).restored()]
+    for block in blocks:
+        with block:
+            assert torch.equal(module(ones), ones / 2)
+        assert module.read.code is module.written.code
+        assert not module.read.code.any()
 
 
 def test_a_module_in_evaluation_mode_trains_as_a_whole_if_asked() -> None:

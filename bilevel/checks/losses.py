@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.solvers import Solver
-from bilevel.tree import Value, leaves
+from bilevel.tree import Value, leaves, versions
 
 
 class Loss(Enum):
@@ -116,18 +116,6 @@ def check_answer_kept(solver: Solver, y: Value, before: list[int]) -> None:
             f"{Loss.LEADER.value} changes y* in place, from which {type(solver).__name__} goes on: "
             "compute a new tensor, y = y - 1 in place of y -= 1"
         )
-
-
-def versions(y: Value) -> list[int]:
-    """What changes where a tensor of y is changed in place.
-
-    Args:
-        y: A tensor or a dict of tensors.
-
-    Returns:
-        A number for each tensor.
-    """
-    return [leaf._version for leaf in leaves(y)]
 
 
 def check_finite(which: Loss, loss: Tensor, step: int, moved: list[Tensor]) -> None:

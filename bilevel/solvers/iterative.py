@@ -129,10 +129,10 @@ class Iterative(Solver):
                 "solver.kept = (solver.kept[0], None), or anew, solver.kept = None"
             )
         # A loaded state may be of another precision or device; as optimizers do, it is converted.
+        # Copies, since a projection, and an update with its state, may work in place.
         kinds = {_kind(own): _kind(start) for own, start in zip(found, wanted, strict=True)}
-        kept, state = tree_map_only(Tensor, partial(_converted, kinds), (kept, state))
-        # Y may depend on the batch; a copy, since a projection may work in place.
-        return oracle.start_at(tree_map(Tensor.clone, kept)), state
+        kept, state = tree_map_only(Tensor, partial(_copied, kinds), (kept, state))
+        return oracle.start_at(kept), state  # Y may depend on the batch
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Iterative:
         """Converts or moves what is kept, as ``double()`` and ``to(device)`` do with parameters."""
@@ -170,9 +170,9 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
     return tensor.dtype, tensor.device
 
 
-def _converted(kinds: dict[Any, Any], tensor: Tensor) -> Tensor:
+def _copied(kinds: dict[Any, Any], tensor: Tensor) -> Tensor:
     dtype, device = kinds.get(_kind(tensor), _kind(tensor))
-    return tensor.to(device, dtype)
+    return tensor.to(device, dtype, copy=True)
 
 
 def _without_graph(tensor: Tensor) -> Tensor:

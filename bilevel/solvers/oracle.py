@@ -21,6 +21,7 @@ from bilevel.tree import (
     norms,
     requiring_grad,
     tree_map,
+    versions,
 )
 from bilevel.updates.base import State, Update, check_types
 
@@ -61,6 +62,7 @@ class Oracle:
         self._before: Tensor | None = None
         self._after: Tensor | None = None
         self._gradient: Value | None = None
+        self._versions: list[int] = []
 
     def init(self) -> Any:
         """The start of the solve.
@@ -157,6 +159,7 @@ class Oracle:
         if self._before is None:
             self._before = objective
         self._gradient = gradient
+        self._versions = versions(gradient)
         self.evaluations += 1
 
     def advance(self, update: Update, y: Value, state: State, steps: int) -> tuple[Any, State]:
@@ -211,12 +214,20 @@ class Oracle:
 
         Returns:
             The statistics of :class:`~bilevel.Solution` that are known.
+
+        Raises:
+            BilevelError: If the gradient, of which one is the norm, was changed in place.
         """
         stats = {}
         for name, value in (("objective_before", self._before), ("objective_after", self._after)):
             if value is not None:
                 stats[name] = value.mean()
         if self._gradient is not None and self._before is not None:
+            if versions(self._gradient) != self._versions:
+                raise BilevelError(
+                    "a gradient is changed in place, whose norm is a statistic of the "
+                    "solve: compute a new tensor, g = g.sign() in place of g.sign_()"
+                )
             stats["gradient_norm"] = norms(
                 detach(self._gradient), by_sample=self._before.dim() == 1
             ).mean()

@@ -76,15 +76,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if not group["params"]:
                 continue
-            y = {str(number): p for number, p in enumerate(group["params"])}
-            uphill = {n: torch.zeros_like(p) if p.grad is None else -p.grad for n, p in y.items()}
+            own = {str(number): p for number, p in enumerate(group["params"])}
+            uphill = {n: torch.zeros_like(p) if p.grad is None else -p.grad for n, p in own.items()}
+            y = {name: p.clone() for name, p in own.items()}  # an update may work in place
             kept = self.state[group["params"][0]]  # so that torch saves and moves it
             try:
                 moved, kept["update"] = self.update(y, uphill, None, kept.get("update"))
             except RuntimeError as error:
                 check_types(self.update, y, error)
                 raise
-            for name, parameter in y.items():
+            for name, parameter in own.items():
                 if parameter.grad is not None:
                     parameter.lerp_(moved[name], group["lr"])
         return loss

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from bilevel import Iterative, Penalty
+from bilevel import (
+    Adjoint,
+    Bilevel,
+    BilevelError,
+    Forward,
+    Implicit,
+    Iterative,
+    NonFiniteError,
+    Penalty,
+    Sampled,
+    Unrolled,
+)
 from bilevel.robustness import Batch
 from bilevel.updates import Gradient, Update
 from tests.problems import Nearest, Weights
@@ -46,3 +59,66 @@ def test_an_update_in_place_has_the_hypergradient_of_one_that_is_not() -> None:
         slopes.append(torch.autograd.grad(solution.value.square().sum(), leader.w)[0])
     assert slopes[0].any()
     torch.testing.assert_close(*slopes)
+
+
+class Heavy(Update):
+    """Heavy-ball steps, whose momentum is kept as optimizers of torch keep it."""
+
+    needs_context = False
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, y, gradient, context, state):
+        m = torch.zeros_like(y) if state is None else state
+        m = m.mul_(0.9).add_(gradient) if self.in_place else 0.9 * m + gradient
+        return y + 0.1 * m.tanh(), m
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.HypergradientWarning")
+@pytest.mark.parametrize(
+    "adjoint",
+    [
+        Unrolled(),
+        Unrolled(recompute=1),
+        Unrolled(truncate=2, recompute=2),
+        Forward(),
+        Sampled(0.1, samples=2),
+        Implicit(),
+        Penalty(10.0),
+    ],
+)
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_a_state_in_place_is_as_good_as_another(adjoint: Adjoint, warm_start: bool) -> None:
+    """Where the solver solves beside the training, too, and where a step has failed."""
+
+    def trained(in_place: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        leader, follower = Weights(3), Nearest()
+        solver = Iterative(Heavy(in_place), 3, warm_start=warm_start)
+        opt = torch.optim.SGD(leader.parameters(), lr=0.1)
+        game = Bilevel(leader, follower, solver, leader_opt=opt, adjoint=adjoint)
+        for number in range(4):
+            batch = Batch(torch.full((2, 3), 1.0 + number), None)
+            copy.copy(solver).solve(follower, leader, batch)
+            if number == 2:
+                with pytest.raises(NonFiniteError):
+                    game.step(Batch(batch.x * torch.nan, None))
+            game.step(batch)
+        return leader.w.detach()
+
+    assert not torch.equal(trained(False), Weights(3).w)
+    assert torch.equal(trained(True), trained(False))
+
+
+def test_a_gradient_in_place_is_refused() -> None:
+    """Its norm, a statistic, would be that of its sign."""
+
+    class Signed(Update):
+        def forward(self, y, gradient, context, state):
+            return y + 0.1 * gradient.sign_(), state
+
+    batch = Batch(torch.full((2, 3), 0.25), None)
+    with pytest.raises(BilevelError, match=r"a gradient is changed in place.*: compute a new"):
+        Iterative(Signed(), 3).solve(Nearest(), Weights(3), batch)

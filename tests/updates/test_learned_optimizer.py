@@ -173,6 +173,21 @@ def test_groups_closures_and_parameters_without_a_gradient() -> None:
     assert other.tolist() == [1, 1]
 
 
+def test_an_update_in_place_is_as_good_as_another() -> None:
+    """With it, too, a part of the step is taken, and by parameters with a gradient alone."""
+
+    class InPlace(Update):
+        def forward(self, y, gradient, context, state):
+            return {name: leaf.add_(gradient[name] - 1) for name, leaf in y.items()}, state
+
+    weight, other = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = LearnedOptimizer([weight, other], InPlace(), lr=0.5)
+    (3 * weight).sum().backward()
+    optimizer.step()
+    assert weight.tolist() == [-1, -1]
+    assert other.tolist() == [1, 1]
+
+
 def test_a_group_without_parameters() -> None:
     """As where all weights of a network are in the group without weight decay."""
     weight = nn.Parameter(torch.ones(1))
