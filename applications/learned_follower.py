@@ -36,7 +36,7 @@ from bilevel import BilevelError, experiment
 from bilevel.arguments import count, positive
 from bilevel.experiment import commandline
 from bilevel.experiment.checkpoint import check_settings
-from bilevel.experiment.files import claim
+from bilevel.experiment.files import claim, remove
 from bilevel.experiment.tables import Table
 from bilevel.experiment.weights import load_weights, read_about, save_weights
 
@@ -78,6 +78,8 @@ def main(args: Args) -> None:
         args = replace(args, **{name: min(n, getattr(args, name)) for name, n in largest.items()})
     device = experiment.pick_device(args.device)
     claim(args.out)
+    if not args.resume:  # of all at once: --resume would take the old follower of a later seed
+        remove(*(args.out / f"follower-{seed}.safetensors" for seed in seeds_of(args)))
     with device:
         records = compare(args)
     about = experiment.environment(device)
@@ -93,7 +95,7 @@ def compare(args: Args) -> list[dict[str, Any]]:
     Returns:
         The records.
     """
-    followers = {seed: follower(args, seed) for seed in range(args.seed, args.seed + args.seeds)}
+    followers = {seed: follower(args, seed) for seed in seeds_of(args)}
     records, rules = fit_rules(args, followers)
     records += measure_pairs(step=args.step, horizon=args.horizon, count=args.games)
     curves: dict[tuple[str, str], Tensor] = {}
@@ -117,6 +119,11 @@ def check(args: Args) -> None:
     count("seed", args.seed, least=0)
     if args.resume and not args.out.exists():
         raise BilevelError(f"there is no folder {args.out} to resume from: leave out --resume")
+
+
+def seeds_of(args: Args) -> range:
+    """The seeds of the followers."""
+    return range(args.seed, args.seed + args.seeds)
 
 
 def follower(args: Args, seed: int) -> ScaledGRU:

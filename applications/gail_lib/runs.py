@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing.managers import SyncManager
 from pathlib import Path
@@ -90,7 +91,13 @@ def run_all(
                 continue
             if any(future.done() and future.exception() for future in futures):
                 pool.shutdown(cancel_futures=True)
-        return [future.result() for future in futures]
+        try:
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise BilevelError(
+                "a process of the runs was killed, as by a system that has no memory left: the "
+                "others ended; give fewer --jobs, and --resume to continue"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from functools import partial
 from types import CodeType, FunctionType, MethodType
 
@@ -83,6 +84,9 @@ def _shown(value: object, around: tuple[int, ...]) -> str:
         return inner((value.co_code, value.co_names, value.co_consts))
     if isinstance(value, MethodType):
         return f"{inner(value.__self__)}.{value.__name__}"
+    if is_dataclass(value) and not isinstance(value, type):  # whose repr rounds tensors
+        named = {field.name: getattr(value, field.name) for field in fields(value)}
+        return f"{type(value).__name__}({_listed(named, inner)})"
     if type(value).__repr__ is object.__repr__:
         held = _listed(_public(value), inner)
         if len(held) > _LONGEST:  # it may hold a set of data

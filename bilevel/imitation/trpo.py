@@ -178,6 +178,17 @@ class TRPO(torch.optim.Optimizer):
         self.last = self.last._replace(residual=float(remainder.norm() / gradient.norm()))
         return result
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of the policy, which moves as a whole.
+
+        Those of a layer that was frozen when the optimizer was made, and that it does not know,
+        would add up otherwise.
+
+        Args:
+            set_to_none: As in torch.
+        """
+        self.policy.zero_grad(set_to_none)
+
     def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Inputs]:
         """The closure's result, and the inputs on which it evaluated the policy."""
         result, calls = self._record(closure)

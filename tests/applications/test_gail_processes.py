@@ -52,6 +52,24 @@ def test_an_interrupt_ends_the_other_processes(
     assert multiprocessing.active_children() == []
 
 
+def test_a_process_that_is_killed_is_told_in_one_line(
+    module: ModuleType, call: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """As by a system that has no memory left."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+    def kill(*_: object) -> None:
+        for process in multiprocessing.active_children():
+            if "Manager" not in process.name:
+                process.kill()
+
+    monkeypatch.setattr("gail.ProgressBar.show", kill)
+    base = [*SMALL, "--method", "gail", "--seeds", 2, "--iterations", 30, "--jobs", 2]
+    ended = call(module, *base, "--out", tmp_path)
+    assert ended.status == 2
+    assert "a process of the runs was killed" in ended.err
+
+
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads the table of processes")
 def test_a_kill_ends_the_other_processes(tmp_path: Path) -> None:
     """Even one that this process cannot notice: the workers and the manager see that it is gone."""

@@ -59,6 +59,21 @@ def test_a_run_measures_every_setting_and_is_resumed_as_it_was_begun(
     )
 
 
+def test_a_run_that_is_stopped_is_resumed_as_it_was_begun(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the old follower of a later seed, whose settings were others."""
+    assert run().status == 0
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("learned_follower.train", stopped)
+        assert run("--step", 0.2).status == 130
+    assert run("--step", 0.2, "--resume").status == 0
+
+
 def test_followers_that_are_there_are_taken(applications: Part, tmp_path: Path) -> None:
     app = applications("learned_follower")
     args = app.Args(iterations=1, batch=2, horizon=1, out=tmp_path)

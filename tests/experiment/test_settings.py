@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bilevel import Iterative, Parametric, pgm
 from bilevel.distributed import SyncBatchNorm
@@ -49,6 +50,21 @@ def test_large_tensors_and_closures_are_shown_by_what_they_hold() -> None:
     assert shown({"a": masks[0]}) != shown({"a": masks[1]})
     assert shown(lambda x, k=1: k * x) != shown(lambda x, k=2: k * x)
     assert shown(lambda x, *, k=1: k * x) != shown(lambda x, *, k=2: k * x)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    weight: Tensor | float
+
+
+def test_dataclasses_are_shown_by_what_they_hold() -> None:
+    """Their own representation rounds tensors, and leaves out most of a large one."""
+    many = torch.ones(2000)
+    assert shown(Weighted(torch.tensor(1.0))) != shown(Weighted(torch.tensor(1.00001)))
+    assert shown(Weighted(many)) != shown(Weighted(many.scatter(0, torch.tensor(1000), 0.0)))
+    assert shown(Weighted(many)) == shown(Weighted(many.clone()))
+    assert shown(Weighted(0.1)) == "Weighted(weight=0.1)"
+    assert shown(Weighted) == "Weighted"
 
 
 def test_addresses_are_left_out() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -147,6 +148,27 @@ def test_frozen_parameters_are_left_alone(name) -> None:
     assert optimizer.last.accepted
     for other, parameter in policy.named_parameters():
         assert torch.equal(parameter, before.get_parameter(other)) == (other == name)
+
+
+def test_gradients_of_a_layer_that_is_unfrozen_later_do_not_add_up() -> None:
+    """The steps are those of an optimizer that was made with the layer."""
+    ends = []
+    for frozen in (True, False):
+        policy, _, loss = make(GaussianPolicy)
+        policy.log_std.requires_grad_(not frozen)
+        optimizer = TRPO(policy)
+        policy.log_std.requires_grad_(True)
+
+        def closure(optimizer: TRPO = optimizer, loss: Callable[[], Tensor] = loss) -> Tensor:
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            return value
+
+        for _ in range(3):
+            optimizer.step(closure)
+        ends.append(snapshot(policy))
+    assert all(map(torch.equal, *ends))
 
 
 def test_the_states_are_those_of_the_loss_whatever_is_evaluated_without_gradients() -> None:

@@ -78,8 +78,9 @@ class FreshAttack(Attack):
     def settings(self) -> tuple[str, ...]:
         """The name, the follower, the untrained solver, and how and on what it is trained."""
         training = f"{self.steps} steps of {self.batch_size}"
-        images = fingerprint(self.images.images, self.images.labels)
-        return self.name, *map(settings_of, (self.follower, self.make())), training, images
+        images = self.images.images, self.images.labels
+        given = fingerprint(*images, *networks_of(self.follower))
+        return self.name, *map(settings_of, (self.follower, self.make())), training, given
 
     def prepare(self, model: nn.Module) -> None:
         """Trains the attacker in the game whose leader does not move."""

@@ -13,6 +13,7 @@ from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.experiment.settings import settings_of, shown
 from bilevel.fingerprint import fingerprint
+from bilevel.problem import networks_of
 from bilevel.robustness.attacks.apgd import APGD
 from bilevel.robustness.attacks.attack import Attack, Kind, Role, attack, for_evaluation
 from bilevel.robustness.attacks.random_sampling import RandomSampling
@@ -118,7 +119,8 @@ class SolverAttack(Attack):
     @property
     def settings(self) -> tuple[str, ...]:
         """The name, follower, solver, restarts or targets, what counts as broken, and weights."""
-        weights = fingerprint(*filter(None, (self.solver, self.surrogate)))
+        held = networks_of(self.follower)  # a loss with weights among them
+        weights = fingerprint(*filter(None, (self.solver, self.surrogate)), *held)
         tries = f"{self.tries} tries" + ", broken points kept" * self.keep_broken
         return self.name, *map(settings_of, (self.follower, self.solver)), tries, weights
 

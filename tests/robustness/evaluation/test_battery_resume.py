@@ -161,6 +161,22 @@ def test_another_attacker_of_the_same_kind_is_not_resumed(images: ImageSet, tmp_
             battery.run(Threshold(), images, resume=True)
 
 
+def test_another_loss_of_the_same_kind_is_not_resumed(images: ImageSet, tmp_path: Path) -> None:
+    class Weighted(nn.Module):
+        def __init__(self, weight: float) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.tensor(weight))
+
+        def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+            return self.weight * margin(logits, batch)
+
+    path, refused = tmp_path / "battery.pt", pytest.raises(BilevelError, match="attacks")
+    for weight, error in ((1.0, nullcontext()), (2.0, refused)):
+        attack = SolverAttack("weighted", Linf(EPS, loss=Weighted(weight)), pgm(EPS, 1))
+        with error:
+            Battery([attack], eps=EPS, path=path).run(Threshold(), images, resume=True)
+
+
 def test_a_fresh_attacker_is_known_by_its_network_and_its_images(images: ImageSet) -> None:
     def settings(width: int, images: ImageSet) -> tuple[str, ...]:
         def make() -> Iterative:
