@@ -36,7 +36,8 @@ def frozen(
         Nothing.
 
     Raises:
-        BilevelError: If a parameter is computed from others, as ``functional_call`` may lend them.
+        BilevelError: If a parameter is computed from others, as ``functional_call`` may lend them,
+            or a module has no modes, as that of an exported program.
 
     Example:
         >>> import torch
@@ -50,7 +51,7 @@ def frozen(
     parametrize._cache.clear()  # of parametrize.cached(): weights from before the last move
     try:
         if mode == "eval" or not _trains(module):
-            module.train(mode == "train")
+            _set_mode(module, mode)
         if not differentiable:
             _freeze(before)
         before.use_buffer_copies()
@@ -58,6 +59,17 @@ def frozen(
     finally:
         before.restore()
         parametrize._cache.clear()  # weights without a gradient
+
+
+def _set_mode(module: nn.Module, mode: Mode) -> None:
+    try:
+        module.train(mode == "train")
+    except NotImplementedError as error:  # of the module of torch.export, and of one that holds it
+        raise BilevelError(
+            f"the mode of {type(module).__name__} cannot be set ({error}): torch.export fixes it; "
+            "give the network that was exported, or torch.export.unflatten(program) of one that "
+            "was exported in eval mode"
+        ) from error
 
 
 def _trains(module: nn.Module) -> bool:

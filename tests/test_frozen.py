@@ -161,3 +161,15 @@ def test_a_parameter_that_is_computed_cannot_be_held_fixed() -> None:
     lent = {"inner.weight": 2 * torch.ones(2, 2, requires_grad=True)}
     with pytest.raises(BilevelError, match=r"computed from others .* or take Unrolled\(\)"):
         torch.func.functional_call(Frozen(), lent)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_an_exported_program_is_told_apart_and_runs_unflattened(held: bool) -> None:
+    network, x = nn.Linear(2, 2).eval(), torch.rand(3, 2)
+    program = torch.export.export(network, (x,))
+    module = nn.Sequential(program.module()) if held else program.module()
+    with pytest.raises(BilevelError, match=r"cannot be set .*: torch.export"), frozen(module):
+        pass
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    with frozen(unflattened := torch.export.unflatten(program)):
+        assert torch.equal(unflattened(x), network(x))

@@ -36,9 +36,13 @@ def settings_of(part: object) -> str:
         >>> settings_of(Rotation(5))
         'Rotation(limit=0.1, steps=5)'
     """
+    return _settings(part, shown)
+
+
+def _settings(part: object, show: Callable[[object], str]) -> str:
     parts = part.modules() if isinstance(part, nn.Module) else [part]
     # Batch normalisation is another class in a job of several processes.
-    return "; ".join(attributes_of(one) for one in parts if not isinstance(one, _BatchNorm))
+    return "; ".join(_attributes(one, show) for one in parts if not isinstance(one, _BatchNorm))
 
 
 def shown(value: object) -> str:
@@ -84,6 +88,8 @@ def _shown(value: object, around: tuple[int, ...]) -> str:
         return inner((value.co_code, value.co_names, value.co_consts))
     if isinstance(value, MethodType):
         return f"{inner(value.__self__)}.{value.__name__}"
+    if isinstance(value, nn.Module):  # whose repr leaves out what it computes with
+        return f"({_settings(value, inner)})"
     if is_dataclass(value) and not isinstance(value, type):  # whose repr rounds tensors
         named = {field.name: getattr(value, field.name) for field in fields(value)}
         return f"{type(value).__name__}({_listed(named, inner)})"
@@ -118,8 +124,12 @@ def attributes_of(part: object) -> str:
         >>> attributes_of(nn.Sequential(nn.Dropout(0.1)))
         'Sequential()'
     """
+    return _attributes(part, shown)
+
+
+def _attributes(part: object, show: Callable[[object], str]) -> str:
     private = part.extra_repr() if isinstance(part, nn.Module) else ""
-    given = _listed(_public(part), shown)
+    given = _listed(_public(part), show)
     return f"{type(part).__name__}({', '.join(filter(None, [private, given]))})"
 
 

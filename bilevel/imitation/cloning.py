@@ -12,7 +12,7 @@ from torch.distributions import Categorical
 
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.frozen import frozen
-from bilevel.imitation.policies import Policy
+from bilevel.imitation.policies import Policy, check_untouched
 
 
 def clone(
@@ -49,8 +49,8 @@ def clone(
 
     Raises:
         BilevelError: If there are fewer than two pairs, the observations' dtype or the actions'
-            shape is not the policy's, a discrete action is none of the policy's, or ``held_out`` is
-            out of range.
+            shape is not the policy's, a discrete action is none of the policy's, the policy changes
+            its observations in place, or ``held_out`` is out of range.
         NonFiniteError: If the likelihood is NaN or infinite, at first or later.
 
     Example:
@@ -113,7 +113,7 @@ def _check_actions(policy: Policy, observations: Tensor, actions: Tensor) -> Non
             f"the observations are {observations.dtype} and the policy is {dtypes.pop()}: both "
             "need one dtype; give observations.float(), or policy.double()"
         )
-    distribution = policy(observations[:2])  # two suffice for the shape
+    distribution = policy(observations[:2].clone())  # two suffice for the shape
     shape = (len(observations), *distribution.batch_shape[1:], *distribution.event_shape)
     if actions.shape != shape:
         raise BilevelError(
@@ -127,10 +127,12 @@ def _check_actions(policy: Policy, observations: Tensor, actions: Tensor) -> Non
                 f"there is an action {others[0].item()}: the policy takes whole numbers from 0 to "
                 f"{support.upper_bound}; give those, or a policy with more actions"
             )
-    finite = policy(observations).log_prob(actions).isfinite()
+    read = observations.clone()
+    finite = policy(read).log_prob(actions).isfinite()
     if not finite.all():
         raise NonFiniteError(
             f"the likelihood of {int((~finite).sum())} of {len(finite)} pairs is not finite before "
             "cloning: check that the pairs are finite, and clip the actions inside the policy's "
             "bounds, as at 0.999 for tanh"
         )
+    check_untouched(observations, read)

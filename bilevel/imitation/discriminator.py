@@ -99,7 +99,8 @@ class Discriminator(FollowerProblem):
     survive, or finish: compare with one.
 
     A discriminator of your own overrides :meth:`objective` and :meth:`reward`, or :meth:`pairs` and
-    :attr:`width` if it sees something else, such as states only.
+    :attr:`width` if it sees something else, such as states only. A :attr:`network` of your own
+    takes the place of D's after ``__init__``; what does not require gradients in it stays as it is.
 
     Args:
         task: The environment's observation and action spaces.
@@ -158,11 +159,16 @@ class Discriminator(FollowerProblem):
         Returns:
             m.
         """
-        return sum(weight.numel() for weight in self.network.parameters())
+        return sum(weight.numel() for weight in self._trained().values())
+
+    def _trained(self) -> Weights:
+        """The network's parameters, but for those of layers that are frozen."""
+        named = self.network.named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def init(self, batch: ImitationBatch | None) -> Weights:
         """The network's initial weights, scaled down to norm R where theirs is larger."""
-        weights = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        weights = {name: p.detach().clone() for name, p in self._trained().items()}
         return self.project(weights, batch)
 
     def project(self, y: Weights, batch: ImitationBatch | None) -> Weights:

@@ -59,7 +59,8 @@ class Policy(nn.Module):
         Returns:
             A map of states to actions, in numpy; seeded from torch's generator.
         """
-        return lambda observations: self.act(torch.from_numpy(observations)).numpy()
+        # Of a copy, since the rollout records what the environments have shown.
+        return lambda observations: self.act(torch.from_numpy(observations.copy())).numpy()
 
 
 class CategoricalPolicy(Policy):
@@ -162,6 +163,23 @@ class GaussianPolicy(Policy):
             return mean + std * generator.standard_normal(mean.shape, dtype=np.float32)
 
         return act
+
+
+def check_untouched(observations: Tensor, read: Tensor) -> None:
+    """Checks that a policy has not written into what it was given to read.
+
+    Args:
+        observations: What the environments have shown.
+        read: The copy that the policy was given, after it has read it.
+
+    Raises:
+        BilevelError: If they differ.
+    """
+    if not torch.equal(observations, read):
+        raise BilevelError(
+            "the policy changes its observations in place (x -= mean, clamp_): the second time "
+            "that it reads a state it would see another one; let it compute new ones, x - mean"
+        )
 
 
 def _in_numpy(policy: CategoricalPolicy | GaussianPolicy, kind: type[Policy]) -> Actor | None:

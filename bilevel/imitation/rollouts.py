@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilevel.errors import BilevelError
 from bilevel.imitation.environments import Task
-from bilevel.imitation.policies import Policy
+from bilevel.imitation.policies import Policy, check_untouched
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -125,9 +125,9 @@ class Sampler:
 
         Raises:
             BilevelError: If ``steps`` is not positive, another sampler has moved the environments
-                since, the policy is not on the CPU in float32, its actions are not the
-                environments' or it gives NaN, or an environment returns NaN or infinity, ends at
-                each step, or ends an episode without ``final_obs``.
+                since, the policy is not on the CPU in float32, changes its observations in place,
+                its actions are not the environments' or it gives NaN, or an environment returns NaN
+                or infinity, ends at each step, or ends an episode without ``final_obs``.
         """
         if steps < 1:
             raise BilevelError(f"steps is {steps}: there is nothing to play; give 1 or more")
@@ -159,11 +159,13 @@ class Sampler:
         for t, final in final_observations.items():
             next_observations[t, ended[t]] = final
         states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(np.stack(actions))
+        read = states.flatten(0, 1).clone()
         with torch.no_grad():
-            log_probs = self.policy(states.flatten(0, 1)).log_prob(taken.flatten(0, 1))
+            log_probs = self.policy(read).log_prob(taken.flatten(0, 1))
         log_probs = log_probs.unflatten(0, rewards.shape)
         self._check_nan(states, taken, log_probs)
         self._check_finite("observations", observations, next_observations)
+        check_untouched(states.flatten(0, 1), read)
         self._check_finite("rewards", rewards)
         self._check_episodes(ended, final_observations)
         return Rollout(

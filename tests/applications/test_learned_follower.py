@@ -71,7 +71,8 @@ def test_a_run_that_is_stopped_is_resumed_as_it_was_begun(
     with monkeypatch.context() as patch:
         patch.setattr("learned_follower.train", stopped)
         assert run("--step", 0.2).status == 130
-    assert run("--step", 0.2, "--resume").status == 0
+    ended = run("--step", 0.2, "--resume")
+    assert ended.status == 0, (ended.status, ended.err[-600:])
 
 
 def test_followers_that_are_there_are_taken(applications: Part, tmp_path: Path) -> None:

@@ -181,3 +181,17 @@ def test_what_refers_to_itself_is_shown() -> None:
 
 def test_a_named_tuple_has_settings() -> None:
     assert settings_of(namedtuple("Point", "eps")(0.1)) == "Point(eps=0.1)"
+
+
+class Focal(nn.Module):
+    """A loss, say, which refers to itself in a list."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power, self.parts = power, [self]
+
+
+def test_a_network_within_is_shown_by_its_settings() -> None:
+    assert shown(Focal(2.0)) == "(Focal(power=2.0, parts=(…)))"
+    one, other = ({"loss": nn.Sequential(Focal(power))} for power in (1.0, 2.0))
+    assert shown(one) != shown(other)

@@ -196,3 +196,18 @@ def test_a_start_lies_in_the_ball() -> None:
     game.step(batch_of([2, 1], [1, 1]))
     follower.max_norm = whole.norm().item() + 1
     assert torch.equal(ravel(follower.init(None)), whole)
+
+
+def test_layers_that_are_frozen_stay_as_they_are() -> None:
+    """Such as a pretrained encoder of states, in a network of one's own."""
+    encoder = nn.Linear(3, 4).requires_grad_(False)
+    follower = Discriminator(TASK, reward="neutral", hidden=())
+    follower.network = nn.Sequential(encoder, nn.Tanh(), nn.Linear(4, 1))
+    batch, y = batch_of([3, 1], [1, 4]), follower.init(None)
+    assert sorted(y) == ["2.bias", "2.weight"]
+    assert follower.size == 5
+    answer = Iterative(Gradient(0.5), 3).solve(follower, Still(), batch).value
+    assert follower.objective(None, answer, batch) > follower.objective(None, y, batch)
+    torch.testing.assert_close(
+        follower.logits(y, batch.expert), follower.network(batch.expert)[:, 0]
+    )

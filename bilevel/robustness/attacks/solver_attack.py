@@ -118,11 +118,12 @@ class SolverAttack(Attack):
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The name, follower, solver, restarts or targets, what counts as broken, and weights."""
+        """The name, follower, solver, surrogate, tries, what counts as broken, and weights."""
         held = networks_of(self.follower)  # a loss with weights among them
         weights = fingerprint(*filter(None, (self.solver, self.surrogate)), *held)
         tries = f"{self.tries} tries" + ", broken points kept" * self.keep_broken
-        return self.name, *map(settings_of, (self.follower, self.solver)), tries, weights
+        parts = self.follower, self.solver, *filter(None, [self.surrogate])
+        return self.name, *map(settings_of, parts), tries, weights
 
     def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
         """The solver's last point; with ``keep_broken`` the first misclassified one."""

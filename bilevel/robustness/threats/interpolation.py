@@ -162,15 +162,18 @@ def _features(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     # The trunk alone, compiled if the classifier is; but a hook, as of SolverAttack with
     # keep_broken, is to see the logits at every point.
     if layer == "trunk" and isinstance(model, Classifier) and not model._forward_hooks:
-        output = model.trunk(model.normalize(x))
-    else:
-        output = _output(model, layer, x)
+        return _averaged(model.trunk(model.normalize(x)))
+    return _recorded(model, layer, x)
+
+
+def _averaged(output: Tensor) -> Tensor:
+    """Features of their own memory, which a layer that goes on in place does not change."""
     output = at_least_float32(output)
-    return output.flatten(2).mean(2) if output.ndim > 2 else output
+    return output.flatten(2).mean(2) if output.ndim > 2 else output.clone()
 
 
-def _output(model: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """A layer's output for the images, in a forward pass of the whole classifier."""
+def _recorded(model: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """A layer's features, in a forward pass of the whole classifier."""
     try:
         module = model.get_submodule(layer)
     except AttributeError as error:
@@ -179,17 +182,17 @@ def _output(model: nn.Module, layer: str, x: Tensor) -> Tensor:
             f"the classifier has no layer {layer!r}: its features are compared; choose one of "
             f"{names}, or a module inside"
         ) from error
-    outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, __, output: outputs.append(output))
+    features: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, out: features.append(_averaged(out)))
     try:
         # A compiled call may have been traced without the hook, and would not run it.
         with torch.compiler.set_stance("force_eager"):
             model(x)
     finally:
         handle.remove()
-    if not outputs:
+    if not features:
         raise BilevelError(
             f"the classifier's layer {layer!r} is never called: its features are compared; choose "
             "a module that the forward pass calls"
         )
-    return outputs[-1]
+    return features[-1]

@@ -177,6 +177,26 @@ def test_another_loss_of_the_same_kind_is_not_resumed(images: ImageSet, tmp_path
             Battery([attack], eps=EPS, path=path).run(Threshold(), images, resume=True)
 
 
+def test_attacks_are_known_by_the_settings_of_their_loss_and_surrogate() -> None:
+    class Powered(Threshold):
+        def __init__(self, power: int) -> None:
+            super().__init__()
+            self.power = power
+
+        def forward(self, x: Tensor, batch: object = None) -> Tensor:
+            return super().forward(x**self.power)
+
+    def attack_with(part: str, power: int) -> SolverAttack:
+        network = Powered(power)
+        if part == "loss":
+            return SolverAttack("mine", Linf(EPS, loss=network), pgm(EPS, 1))
+        return SolverAttack("mine", Linf(EPS), pgm(EPS, 1), surrogate=network)
+
+    for part in ("loss", "surrogate"):
+        assert attack_with(part, 1).settings == attack_with(part, 1).settings
+        assert attack_with(part, 1).settings != attack_with(part, 3).settings
+
+
 def test_a_fresh_attacker_is_known_by_its_network_and_its_images(images: ImageSet) -> None:
     def settings(width: int, images: ImageSet) -> tuple[str, ...]:
         def make() -> Iterative:

@@ -166,6 +166,24 @@ def test_another_layer(model: nn.Module, batch: Batch) -> None:
     assert not leader.model.head._forward_hooks
 
 
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (6, 36)])
+def test_a_layer_after_it_may_compute_in_place(batch: Batch, shape: tuple[int, ...]) -> None:
+    """As the ReLU after ``features`` of torchvision's DenseNet does."""
+    first = nn.Sequential(
+        nn.Flatten(), nn.Linear(batch.x[0].numel(), 36), nn.Unflatten(1, shape[1:])
+    )
+    rest = nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(36, 3)
+    leader, follower = play(nn.Sequential(first, *rest), layer="0")
+    features = first(batch.x)
+    features = features.flatten(2).mean(2) if len(shape) > 2 else features
+    expected = 1 - F.cosine_similarity(features, features.flip(0))
+    delta = torch.zeros_like(batch.x, requires_grad=True)
+    actual = follower.objective(leader, delta, batch)
+    torch.testing.assert_close(actual, expected)
+    actual.sum().backward()
+    assert delta.grad is not None
+
+
 def test_features_of_sequences_are_pooled_too(batch: Batch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 4, 5), nn.Flatten(), nn.Linear(4 * 60, 3))

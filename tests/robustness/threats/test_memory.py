@@ -162,7 +162,7 @@ def test_its_settings_are_shown_and_not_its_contents() -> None:
         one.memory = Memory(IMAGES, Augment(2))
     other.memory.answers.fill_(1)
     assert repr(threat) == repr(other)
-    assert "memory=Memory((7, 1, 4, 4), augment=Augment(padding=2, flip=True))" in repr(threat)
+    assert "memory=(Memory((7, 1, 4, 4), augment=Augment(padding=2, flip=True)))" in repr(threat)
     assert "memory" not in repr(Linf(0.1))
 
 
