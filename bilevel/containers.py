@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -54,6 +56,22 @@ def tensors_in(container: object) -> list[Tensor]:
         >>> len(tensors_in([torch.ones(1), SimpleNamespace(x=torch.ones(1), name="a")]))
         2
     """
+    return [part for part in objects_in(container) if isinstance(part, Tensor)]
+
+
+def objects_in(container: object) -> list[object]:
+    """An object and all that it holds, also in containers and objects, but not in modules.
+
+    Args:
+        container: Anything.
+
+    Returns:
+        Each object once, in an order that depends on the structure alone.
+
+    Example:
+        >>> objects_in({"steps": [{"taken": 3}]})
+        [{'steps': [{'taken': 3}]}, [{'taken': 3}], {'taken': 3}, 3]
+    """
     seen: dict[int, object] = {}
     stack = [container]
     while stack:
@@ -61,15 +79,15 @@ def tensors_in(container: object) -> list[Tensor]:
         if id(part) not in seen:
             seen[id(part)] = part
             stack.extend(_members(part))
-    return [part for part in seen.values() if isinstance(part, Tensor)]
+    return [*seen.values()]
 
 
 def _members(part: object) -> Iterable[object]:
-    if type(part) in _PLAIN or isinstance(part, Tensor | nn.Module | type):
+    if type(part) in _PLAIN or isinstance(part, Tensor | nn.Module | type | ModuleType):
         return ()
     if isinstance(part, Mapping):
         return part.values()
-    if isinstance(part, list | tuple):  # perhaps all names of a dataset
+    if isinstance(part, list | tuple | deque | set):  # perhaps all names of a dataset
         return [member for member in part if type(member) not in _PLAIN]
     return attributes(part).values()
 

@@ -28,9 +28,9 @@ class MetricLog:
         """Adds the metrics of one step.
 
         Args:
-            metrics: Scalars, on any device.
+            metrics: Scalars, on any device. Of the dict a copy is kept, of the tensors none.
         """
-        self._steps.append(metrics)
+        self._steps.append(dict(metrics))
 
     def means(self) -> dict[str, float]:
         """Averages the collected metrics and clears the log, in one synchronisation.

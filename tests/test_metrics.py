@@ -18,6 +18,14 @@ def test_a_metric_that_some_steps_lack_is_averaged_over_the_others() -> None:
     assert log.means() == {}
 
 
+def test_a_dict_that_is_filled_again_is_another_step() -> None:
+    log, metrics = MetricLog(), {}
+    for loss in (1.0, 3.0):
+        metrics["loss"] = torch.tensor(loss)
+        log.add(metrics)
+    assert log.means() == {"loss": 2.0}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64, torch.bool])
 def test_a_mean_is_not_rounded_to_the_precision_of_its_numbers(dtype: torch.dtype) -> None:
     log = MetricLog()

@@ -191,6 +191,11 @@ class Implicit(Pullback):
         if tolerance is None:
             tolerance = PRECISE if b.dtype == torch.float64 else SOLVED
         solution = solve(product, b, self.max_steps, tolerance=tolerance, start=start)
+        if start is not None and start.norm() > 100 * solution.value.norm():
+            # Its rounding is much of the solution, which the residual of a recursion does not show.
+            spent = solution.products
+            solution = solve(product, b, self.max_steps, tolerance=tolerance, start=None)
+            solution = solution._replace(products=solution.products + spent)
         if self.warm_start:
             self._kept = solution.value.flatten()
         if b.dim() > 1:  # samples that depend on each other show in a product with all of them only

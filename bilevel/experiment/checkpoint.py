@@ -138,7 +138,7 @@ def _short(value: object, other: object) -> str:
         return text
     pairs = zip(text, str(other), strict=False)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    begin = text.rfind(" ", 0, same) + 1
+    begin = max(text.rfind(" ", 0, same) + 1, same - LONGEST // 2)  # a path has no blanks
     end = begin + LONGEST
     return ("…" if begin else "") + text[begin:end] + ("…" if end < len(text) else "")
 

@@ -171,6 +171,9 @@ class Game(FollowerProblem):
 def stack(games: Sequence[Game]) -> Game:
     """Batches games of one kind, by ``torch.func.vmap``; one step moves them all.
 
+    Each moves as it would alone; with :class:`~bilevel.CompetitiveGradient`, which solves one
+    system for all, up to its tolerance times the largest game's field.
+
     Args:
         games: G games whose vectors have the same lengths.
 

@@ -13,7 +13,7 @@ from bilevel.game import Bilevel
 from bilevel.games import rates
 from bilevel.games.game import Game
 from bilevel.problem import ZeroSum
-from bilevel.schedules import Schedule
+from bilevel.schedules import Lookahead, Schedule, SymplecticAdjustment
 from bilevel.solvers import Parametric, Solver
 
 Start = float | Sequence[float] | Tensor
@@ -70,7 +70,8 @@ def begin(
         A game whose ``step(None)`` moves the players.
 
     Raises:
-        BilevelError: If a step size is not positive, or a start has a wrong shape.
+        BilevelError: If a step size is not positive, a start has a wrong shape, or the schedule
+            chooses one sign for all stacked games.
 
     Example:
         >>> from bilevel.games import bilinear
@@ -79,6 +80,8 @@ def begin(
         [[1.0, 0.1]]
     """
     leader_lr, follower_lr = rates.step_sizes(lr)
+    if game.count is not None:
+        _check_apart(schedule)
     game = copy(game)
     start, game.start = (
         game.onto(_point(z, like)) for z, like in zip((x, y), game.equilibrium, strict=True)
@@ -125,6 +128,16 @@ def trajectory(game: Bilevel, steps: int) -> Tensor:
         game.step(None)
         path.append(position(game))
     return torch.stack(path)
+
+
+def _check_apart(schedule: Schedule | None) -> None:
+    """Checks that stacked games move as each would alone."""
+    inner = schedule.inner if isinstance(schedule, Lookahead) else schedule
+    if isinstance(inner, SymplecticAdjustment) and inner.align:
+        raise BilevelError(
+            f"{inner!r} chooses one sign for all stacked games, where each would choose its own: "
+            "give align=False, or play them one by one"
+        )
 
 
 def _point(z: Start, like: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ class Monitor:
                 "neither the leader nor the solver has a trainable parameter: there are no "
                 "iterates to watch; leave the monitor out"
             )
+        self._sizes = [sum(parameter.numel() for parameter in player) for player in players]
         chosen = [_sample(player) for player in players]
         self._sources = [source for sources in chosen for source in sources]
         self._scale = torch.cat([_scale(*pair) for pair in zip(players, chosen, strict=True)])
@@ -135,9 +136,10 @@ class Monitor:
         """The records, to resume a run.
 
         Returns:
-            A tensor and a number.
+            A tensor and plain values.
         """
-        return {"records": torch.stack(self._records), "steps": self._steps}
+        records = torch.stack(self._records)
+        return {"records": records, "steps": self._steps, "sizes": self._sizes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads the records.
@@ -149,11 +151,12 @@ class Monitor:
             BilevelError: If the players had another size.
         """
         records, here = state["records"], self._records[0]
-        if records.shape[1:] != here.shape:
+        sizes = state.get("sizes", self._sizes)  # older states have none
+        if records.shape[1:] != here.shape or sizes != self._sizes:
             raise BilevelError(
-                f"the monitor's state has records of shape {tuple(records.shape[1:])}, these "
-                f"players give {tuple(here.shape)}: it was written for other players; build the "
-                "game as it was when the state was saved"
+                f"the monitor's state has records of shape {tuple(records.shape[1:])} of players "
+                f"of {sizes} numbers, these players give {tuple(here.shape)} of {self._sizes}: it "
+                "was written for other players; build the game as it was when the state was saved"
             )
         self._records = list(records.to(here, copy=True).unbind())
         self._steps = state["steps"]

@@ -98,21 +98,23 @@ def assert_samples_independent(oracle: Oracle, far: Value, inside: Value, tolera
     gain = oracle.gain(point)
     if gain.dim() == 0:
         return
+    message = (
+        f"{name}.objective of a sample depends on another sample's y: each sample's value must "
+        "depend on its own y only, also through detach(); if the batch shares y or its samples are "
+        "compared, return a scalar"
+    )
     numbers = torch.arange(len(gain), device=gain.device)
     for bit in range(len(gain).bit_length()):  # any two samples differ in a bit of their number
         for chosen in ((numbers >> bit) % 2 == 1, (numbers >> bit) % 2 == 0):
             grads = torch.autograd.grad(
                 gain, leaves(point), chosen.to(gain), retain_graph=True, materialize_grads=True
             )
-            require(
-                not any(grad[~chosen].any() for grad in grads),
-                f"{name}.objective of a sample depends on another sample's y: each sample's value "
-                "must depend on its own y only; if the batch shares y or its samples are compared, "
-                "return a scalar",
-            )
-            mixed = tree_map(partial(_replaced, chosen), far)
+            require(not any(grad[~chosen].any() for grad in grads), message)
+            moved = oracle.project(tree_map(partial(_replaced, chosen), far))
+            mixed = tree_map(partial(_rows, chosen), moved, inside)
+            require(not _differ(oracle, inside, mixed, ~chosen), message)
             assert_close(
-                tree_map(lambda leaf, own=chosen: leaf[~own], oracle.project(mixed)),
+                tree_map(lambda leaf, own=chosen: leaf[~own], moved),
                 tree_map(lambda leaf, own=chosen: leaf[~own], inside),
                 tolerance,
                 f"{name}.project moves a sample elsewhere where another's y differs: give each "
@@ -121,9 +123,55 @@ def assert_samples_independent(oracle: Oracle, far: Value, inside: Value, tolera
             )
 
 
+@torch.random.fork_rng()
+@torch.no_grad()
+def _differ(oracle: Oracle, one: Value, other: Value, chosen: Tensor) -> bool:
+    """Whether chosen samples have other values at another point, by more than rounding."""
+
+    def values(y: Value) -> Tensor:
+        torch.manual_seed(0)  # of an objective with noise
+        return oracle.gain(y)
+
+    (before, after), again = ([values(one), values(other)] for _ in range(2))
+    change = (after - before)[chosen]
+    if not torch.equal(change, (again[1] - again[0])[chosen]):
+        return False  # its noise is not torch's: nothing to compare
+    rounding = torch.finfo(before.dtype).eps ** 0.5 * before.abs().max()
+    return bool((change.abs() > rounding).any())
+
+
 def _replaced(chosen: Tensor, leaf: Tensor) -> Tensor:
     """The leaf with other numbers, and larger ones, in the rows that are chosen."""
-    return torch.where(chosen.view(-1, *[1] * (leaf.dim() - 1)), 3 * torch.randn_like(leaf), leaf)
+    return _rows(chosen, 3 * leaf.abs().mean() * torch.randn_like(leaf), leaf)
+
+
+def _rows(chosen: Tensor, leaf: Tensor, other: Tensor) -> Tensor:
+    """The chosen rows of one tensor, and all else of another."""
+    return torch.where(chosen.view(-1, *[1] * (leaf.dim() - 1)), leaf, other)
+
+
+def beyond(oracle: Oracle, start: Value, tolerance: float) -> Value:
+    """A random point outside of Y, which may be large.
+
+    Args:
+        oracle: Evaluates the problem.
+        start: A point of Y, around which it lies.
+        tolerance: The distance up to which a projected point has not moved.
+
+    Returns:
+        The point; one near the start if none is found, as where Y is the whole space.
+    """
+    points = [
+        tree_map(partial(torch.add, alpha=size), start, tree_map(torch.randn_like, start))
+        for size in (1, 1e2, 1e4)
+    ]
+    for point in points:
+        inside = oracle.project(tree_map(Tensor.clone, point))
+        assert_same_structure(inside, start, f"{type(oracle.follower).__name__}.project")
+        pairs = zip(leaves_like(inside, point), leaves(point), strict=True)
+        if any(largest_difference(*pair) > tolerance for pair in pairs):
+            return point
+    return points[0]
 
 
 def assert_all_read(oracle: Oracle, inside: Value) -> None:
@@ -214,5 +262,6 @@ def assert_close(value: Value, like: Value, tolerance: float, message: str) -> N
     for leaf, other in zip(leaves_like(value, like), leaves(like), strict=True):
         distance = largest_difference(leaf.detach(), other.detach())
         rounding = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
-        allowed = tolerance and max(tolerance, 2 * rounding)
+        size = float(other.abs().max()) if rounding and other.numel() else 1.0
+        allowed = tolerance and max(tolerance, 2 * rounding * max(1.0, size))
         require(distance <= allowed, f"{message} (by {distance:.3g})")

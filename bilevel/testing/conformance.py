@@ -19,6 +19,7 @@ from bilevel.testing.assertions import (
     assert_same_structure,
     assert_samples_independent,
     assert_unchanged,
+    beyond,
 )
 from bilevel.testing.requirement import as_assertion_errors, require
 from bilevel.tree import detach, leaves, tree_map
@@ -68,9 +69,8 @@ def check_follower(
         start = detach(oracle.init())
         again = oracle.project(tree_map(Tensor.clone, start))  # it may work in place
         assert_close(again, start, tolerance, f"{name}.init gives a point that project moves")
-        far = tree_map(lambda leaf: leaf + torch.randn_like(leaf), start)
+        far = beyond(oracle, start, tolerance)
         inside = oracle.project(tree_map(Tensor.clone, far))
-        assert_same_structure(inside, start, f"{name}.project")
         again = oracle.project(tree_map(Tensor.clone, inside))
         assert_close(again, inside, tolerance, f"{name}.project moves what it has projected")
         assert_unchanged(oracle, inside)
@@ -131,12 +131,25 @@ def check_solver(
     torch.manual_seed(0)
     again = twin.solve(follower, leader, batch).value
     assert_close(again, value, 0.0, f"{name} gives another answer with the same seed")
-    unused.load_state_dict(solver.state_dict())
+    _load(unused, solver.state_dict())
     torch.manual_seed(0)
     later = detach(solver.solve(follower, leader, batch).value)
     torch.manual_seed(0)
     loaded = detach(unused.solve(follower, leader, batch).value)
     assert_close(loaded, later, 0.0, f"{name}'s state dict lacks something that its answer needs")
+
+
+def _load(solver: Solver, state: dict[str, Any]) -> None:
+    """Loads the state of a solver that has solved into one that has not."""
+    try:
+        solver.load_state_dict(state)
+    except RuntimeError as error:
+        name = type(solver).__name__
+        raise AssertionError(
+            f"{name} that has not solved cannot load the state dict of one that has, as a resumed "
+            f"run does ({' '.join(str(error).split())}): register its buffers with their shapes "
+            "at once, or load them in load_state_dict"
+        ) from error
 
 
 def _state(module: nn.Module) -> dict[str, Any]:

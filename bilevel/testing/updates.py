@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from bilevel.containers import partition
+from bilevel.containers import objects_in, partition
 from bilevel.player import trainable_parameters
 from bilevel.testing.assertions import assert_same_structure
 from bilevel.testing.requirement import as_assertion_errors, require
@@ -47,11 +49,8 @@ def check_update(
     torch.manual_seed(0)
     moved, state = _checked_step(update, y, gradient, context)
     first = [leaf.detach().clone() for leaf in leaves(moved)]
-    arguments, _ = partition((moved, gradient, context, state))
-    copies = [leaf.detach().clone() for leaf in arguments]
-    moved, _ = update(moved, gradient, context, state)
+    moved, _ = _step(update, moved, gradient, context, state)
     assert_same_structure(moved, y, f"{name} with its own state")
-    require(all(map(torch.equal, arguments, copies)), f"{name} modifies its arguments")
     torch.manual_seed(0)
     again, _ = update(y, gradient, context, None)
     # A change alone may be that of a cache, another answer alone that of noise of its own.
@@ -80,7 +79,7 @@ def _checked_step(
     update: Update, y: Value, gradient: Value, context: Tensor | None
 ) -> tuple[Value, State]:
     """The first step of an update, if what it returns has the right form."""
-    name, result = type(update).__name__, update(y, gradient, context, None)
+    name, result = type(update).__name__, _step(update, y, gradient, context, None)
     require(
         type(result) is tuple and len(result) == 2,
         f"{name} returns a {type(result).__name__} where it must return y and its state, a pair",
@@ -91,9 +90,24 @@ def _checked_step(
     return moved, state
 
 
+def _step(update: Update, *arguments: Any) -> Any:
+    """A step, if it leaves its arguments as they are."""
+    tensors, _ = partition(arguments)
+    before = [(leaf._version, leaf.detach().clone()) for leaf in tensors]
+    result = update(*arguments)
+    require(  # by their versions too: the sign of a sign is the same
+        all(
+            leaf._version == version and torch.equal(leaf, copy)
+            for leaf, (version, copy) in zip(tensors, before, strict=True)
+        ),
+        f"{type(update).__name__} modifies its arguments",
+    )
+    return result
+
+
 def _attributes(update: Update) -> list[tuple[int, object, object]]:
-    """What tells whether an attribute is another object, or a tensor that was changed in place."""
-    held = [value for part in update.modules() for value in vars(part).values()]
+    """What tells whether something held is another object, or a tensor changed in place."""
+    held = [value for part in update.modules() for value in objects_in(vars(part))]
     return [(id(value), value, getattr(value, "_version", None)) for value in held]
 
 

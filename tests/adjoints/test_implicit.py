@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -173,6 +175,15 @@ def test_a_warm_start_spends_fewer_products_and_is_remembered() -> None:
     other, v = valley(7, 5.0), torch.randn(7, dtype=F64)  # of another size: a start of its own
     slope, _ = hypergradient(adjoint, Known(optimum), Quadratic(), leader, other, v)
     assert error(slope, pulled_back(other, v)) < 1e-8
+
+
+@pytest.mark.parametrize("method", ["cg", "gmres"])
+def test_a_solution_that_was_kept_is_no_start_for_a_much_smaller_one(method: Any) -> None:
+    batch, leader, v = valley(20, 10.0), Numbers(3), torch.randn(20, dtype=F64)
+    adjoint = Implicit(method, warm_start=True)
+    hypergradient(adjoint, Known(optimum), Quadratic(), leader, batch, v)
+    slope, _ = hypergradient(adjoint, Known(optimum), Quadratic(), leader, batch, 1e-12 * v)
+    assert error(slope, pulled_back(batch, 1e-12 * v)) < 1e-10
 
 
 @pytest.mark.filterwarnings("ignore:.*not solved")

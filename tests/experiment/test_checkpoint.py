@@ -146,6 +146,7 @@ def test_of_a_long_setting_the_difference_is_shown(tmp_path: Path) -> None:
     [
         (f"{'a' * 38} 1", f"{'a' * 38} 2", f"{'a' * 38} 1"),  # a line holds it
         (f"{'a' * 40} 1", f"{'a' * 40} 2", "…1"),
+        (f"/{'a' * 60}/one", f"/{'a' * 60}/two", f"…{'a' * 19}/one"),  # a path, without blanks
         (f"{'a' * 9} 1 {'b' * 39}", f"{'a' * 9} 2 {'b' * 39}", f"…1 {'b' * 38}…"),
         (f"{'a' * 9} 1 {'b' * 38}", f"{'a' * 9} 2 {'b' * 38}", f"…1 {'b' * 38}"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from bilevel import (
     ProximalPoint,
     Schedule,
     Simultaneous,
+    SymplecticAdjustment,
     games,
     testing,
 )
@@ -234,6 +236,15 @@ def test_many_games_at_once_are_the_games_one_by_one(kind: str, schedule: Schedu
     torch.testing.assert_close(
         games.trajectory(play, 20), torch.stack(paths, 1), atol=1e-13, rtol=1e-13
     )
+
+
+@pytest.mark.parametrize("wrap", [lambda schedule: schedule, Lookahead])
+def test_games_at_once_have_no_common_sign(wrap: Callable[[Schedule], Schedule]) -> None:
+    stacked = games.stack([games.bilinear(), games.bilinear(2.0)])
+    with pytest.raises(BilevelError, match="one sign for all stacked games"):
+        games.begin(stacked, 1.0, 1.0, lr=0.1, schedule=wrap(SymplecticAdjustment()))
+    games.begin(stacked, 1.0, 1.0, lr=0.1, schedule=wrap(SymplecticAdjustment(align=False)))
+    games.begin(games.bilinear(), 1.0, 1.0, lr=0.1, schedule=wrap(SymplecticAdjustment()))
 
 
 def test_a_thousand_games_at_once() -> None:

@@ -272,9 +272,10 @@ def test_a_kept_state_does_not_go_on() -> None:
     assert not state["records"].any()
 
 
-def test_a_state_of_other_players_is_refused() -> None:
+@pytest.mark.parametrize(("size", "other"), [(2, 3), (300, 500)])  # as many are watched of both
+def test_a_state_of_other_players_is_refused(size: int, other: int) -> None:
     with pytest.raises(BilevelError, match="written for other players"):
-        monitor_of(Still(3)).load_state_dict(monitor_of(Still(2)).state_dict())
+        monitor_of(Still(other)).load_state_dict(monitor_of(Still(size)).state_dict())
 
 
 def test_a_game_that_nobody_plays_is_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,15 +89,29 @@ def test_the_direction_of_an_update(step: Any, message: str | None) -> None:
         check_update(odd(), {"a": torch.randn(2, 3), "b": torch.randn(4)})
 
 
-@pytest.mark.parametrize("kept", ["a tensor", "in place", "a count", "a cache"])
+@pytest.mark.parametrize(
+    "kept",
+    ["a tensor", "in place", "a count", "a cache", "a buffer", "a dict", "a list", "an object"],
+)
 def test_an_update_that_keeps_its_state_in_self(kept: str) -> None:
     class Own(Update):
         def __init__(self) -> None:
             super().__init__()
             self.momentum, self.steps, self.cache = torch.zeros(2, 3), 0, None
+            self.register_buffer("mean", torch.zeros(2, 3))
+            self.kept: dict[str, Any] = {"sum": torch.zeros(2, 3)}
+            self.history, self.counter = deque([torch.zeros(2, 3)]), SimpleNamespace(taken=0)
 
         def forward(self, y: Tensor, gradient: Tensor, context: Any, state: Any) -> Any:
-            if kept == "a tensor":
+            if kept == "a buffer":
+                self.mean.lerp_(gradient, 0.5)
+            elif kept == "a dict":
+                self.kept["sum"] = self.kept["sum"] + gradient
+            elif kept == "a list":
+                self.history.append(gradient)
+            elif kept == "an object":
+                self.counter.taken += 1
+            elif kept == "a tensor":
                 self.momentum = self.momentum / 2 + gradient
             elif kept == "in place":
                 self.momentum += gradient
@@ -103,7 +119,9 @@ def test_an_update_that_keeps_its_state_in_self(kept: str) -> None:
                 self.steps += 1
             else:
                 self.cache = torch.ones_like(y)
-            return y + gradient / (1 + self.steps) + self.momentum, state
+            step = gradient / (1 + self.steps + self.counter.taken)
+            step = step + self.momentum + self.mean + self.kept["sum"]
+            return y + step + sum(self.history), state
 
     with violation(PASSES if kept == "a cache" else "Own keeps its state in self"):
         check_update(Own(), torch.randn(2, 3))
@@ -133,10 +151,18 @@ def test_the_direction_of_an_update_with_noise_that_can_be_rewound() -> None:
         check_update(Stumbling(), torch.randn(2, 3))
 
 
-def test_a_gradient_is_no_place_to_compute_in() -> None:
-    class Doubling(Update):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda gradient, state: gradient.mul_(2),
+        lambda gradient, state: gradient.sign_(),  # a second time it is the same
+        lambda gradient, state: gradient.mul_(2) if state is None else gradient,
+    ],
+)
+def test_a_gradient_is_no_place_to_compute_in(change: Callable[[Any, Any], Tensor]) -> None:
+    class Changing(Update):
         def forward(self, y: Tensor, gradient: Any, context: Any, state: Any) -> Any:
-            return y + gradient.mul_(2), state
+            return y + change(gradient, state), torch.ones(())
 
-    with pytest.raises(AssertionError, match="Doubling modifies its arguments"):
-        check_update(Doubling(), torch.zeros(3))
+    with pytest.raises(AssertionError, match="Changing modifies its arguments"):
+        check_update(Changing(), torch.zeros(3))
