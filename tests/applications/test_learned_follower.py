@@ -59,20 +59,23 @@ def test_a_run_measures_every_setting_and_is_resumed_as_it_was_begun(
     )
 
 
-def test_a_run_that_is_stopped_is_resumed_as_it_was_begun(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_is_begun_anew_leaves_no_earlier_follower_to_go_on_from(
+    applications: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not with the old follower of a later seed, whose settings were others."""
-    assert run().status == 0
+    """Where it is stopped before it has trained the one of the second seed."""
 
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("learned_follower.train", stopped)
-        assert run("--step", 0.2).status == 130
-    ended = run("--step", 0.2, "--resume")
-    assert ended.status == 0, (ended.status, ended.err[-600:])
+    app = applications("learned_follower")
+    args = app.Args(iterations=1, batch=2, horizon=1, seeds=2, out=tmp_path)
+    app.follower(args, 1)
+    monkeypatch.setattr(app, "train", stopped)
+    for resume in (True, False):
+        args.resume = resume
+        with pytest.raises(KeyboardInterrupt):
+            app.main(args)
+        assert (tmp_path / "follower-1.safetensors").exists() == resume
 
 
 def test_followers_that_are_there_are_taken(applications: Part, tmp_path: Path) -> None:
