@@ -89,6 +89,8 @@ class Args:
     """Where Fashion-MNIST is, or is downloaded to, or the folder of CIFAR-10's classes."""
     attacker_lr: float | None = None
     """The learned attackers' learning rate, in place of the recipe's."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """The precision of training; attacks compute in float32."""
     warm_start: bool = False
     """Start the attack on each image where the last one on it has ended."""
     seeds: int = 5
@@ -133,7 +135,13 @@ def planned(args: Args) -> list[Job]:
         for method in args.method:
             folder = args.out / f"{method}-{seed}"
             training = Training(
-                method, recipe, scale.dataset, "float32", fast=False, seed=seed, folder=folder
+                method,
+                recipe,
+                scale.dataset,
+                args.precision,
+                fast=False,
+                seed=seed,
+                folder=folder,
             )
             run = partial(train, args.dataset, training, load)
             jobs.append(Job(f"{method}, seed {seed}", run, 0.0))

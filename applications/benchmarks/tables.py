@@ -28,6 +28,7 @@ LEARNED_STEPS = (
     "fashion-mnist-halved-3-steps",
     "fashion-mnist-augmented",
     "cifar10-halved",
+    "cifar10-halved-seeds",
 )
 
 WARM_STARTS = (
@@ -48,13 +49,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "attack strength": lambda: adversarial.attack_strength(read("attack_strength")),
     "cifar10": adversarial.cifar10,
     "cifar10 in l2": adversarial.cifar10_in_l2,
-    "precisions": adversarial.precisions,
+    "precisions": lambda: adversarial.precisions(
+        *(read(f"learned_steps/digits-{precision}") for precision in ("float32", "bf16"))
+    ),
     "schedules on digits": adversarial.schedules,
     "through the attacker": lambda: adversarial.through_the_attacker(read("through_the_attacker")),
     "table 3": costs.table_3,
     "table 3 in short": costs.table_3_in_short,
     "options on a cpu": costs.cpu,
     "options on another cpu": partial(costs.cpu, "step_cost-xeon"),
+    "options with amx": partial(costs.cpu, "step_cost-amx"),
     "memory": costs.memory,
     "wrn-34-10 on a gpu": partial(costs.gpu, "wrn-34-10"),
     "resnet18 on a gpu": partial(costs.gpu, "resnet18"),

@@ -166,6 +166,23 @@ def test_going_on_is_compared_with_starting_anew_seed_by_seed(
     ]
 
 
+def test_precisions_are_compared_seed_by_seed(benchmarks: Callable[[str], ModuleType]) -> None:
+    exact, rounded = (
+        [
+            {"dataset": "digits", "method": "pgm", "seed": seed, "clean": 0.9}
+            | {"pgm20": 0.5 + 0.1 * seed, "worst_case": 0.4 + 0.1 * seed - loss * (seed + 1)}
+            for seed in order
+        ]
+        for loss, order in ((0.0, (0, 1)), (0.01, (1, 0)))
+    )
+    table = benchmarks("tabulated.adversarial").precisions(exact, rounded)
+    assert table.splitlines()[2:] == [
+        "| pgm | clean | 90.0 | 90.0 | +0.0 ± 0.0 |",
+        "| pgm | PGM-20 | 55.0 (50.0–60.0) | 55.0 (50.0–60.0) | +0.0 ± 0.0 |",
+        "| pgm | worst case | 45.0 (40.0–50.0) | 43.5 (39.0–48.0) | -1.5 ± 0.5 |",
+    ]
+
+
 def test_halved_images_are_means_of_four_pixels(
     benchmarks: Callable[[str], ModuleType],
 ) -> None:

@@ -55,19 +55,16 @@ def cifar10_in_l2() -> str:
     return _training([read("cifar10-jpeg75-l2")])
 
 
-def precisions() -> str:
-    """Digits in float32 and in bf16."""
-    columns = [(key, name) for key in ("clean", "pgm20") for name in ("digits-float32", "digits")]
-    titles = [f"{ATTACKS[key]}, {'float32' if '32' in name else 'bf16'}" for key, name in columns]
-    runs = {name: list(zip(*seeds(f"{name}/seed-*"), strict=True)) for _, name in columns}
-    rows = [
-        [
-            both[0][0]["method"],
-            *(per_cent([run[key] for run in both[name == "digits"]]) for key, name in columns),
-        ]
-        for both in zip(runs["digits-float32"], runs["digits"], strict=True)
-    ]
-    return markdown(["method", *titles], rows)
+def precisions(float32: Sequence[Record], bf16: Sequence[Record]) -> str:
+    """Digits in float32 and in bf16, and how they differ, over seeds."""
+    accuracies = {"clean": "clean", "pgm20": "PGM-20", "worst_case": "worst case"}
+    rows = []
+    for key, title in accuracies.items():
+        exact, rounded = (_by_attacker(records, "digits", key) for records in (float32, bf16))
+        for one in exact:
+            shares = (per_cent([*found[one].values()]) for found in (exact, rounded))
+            rows.append([one[0], title, *shares, _gain(exact, one, rounded, one)])
+    return markdown(["method", "accuracy", "float32", "bf16", "bf16 − float32"], rows)
 
 
 def schedules() -> str:
