@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from itertools import count
 
@@ -279,6 +280,20 @@ def test_one_logit_that_is_not_finite_is_enough() -> None:
     last = Faulty(linear(), lambda model, x: model(x) + torch.tensor([0.0, 0.0, torch.inf]))
     with pytest.raises(NonFiniteError, match="on 20 of 20 "):
         check_classifier(last, image_set(20))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (nn.Conv2d(7, 3, 1), "to have 7 channels"),
+        (nn.Linear(5, 3), "cannot be multiplied"),
+        (linear().half(), "same dtype"),
+    ],
+)
+def test_a_classifier_for_other_images(model: nn.Module, told: str) -> None:
+    shape = re.escape(str(tuple(image_set(20).images.shape[1:])))
+    with pytest.raises(BilevelError, match=rf"images of {shape} \(.*{told}.*\): give images"):
+        check_classifier(model, image_set(20))
 
 
 @pytest.mark.parametrize("training", [True, False])
