@@ -60,18 +60,7 @@ def clone(
         >>> policy(torch.tensor([[1.0]])).probs[0, 1].item() > 0.9
         True
     """
-    if len(observations) < 2:
-        raise BilevelError(
-            f"there are {len(observations)} pairs: at least one is fitted and one held out; give 2 "
-            "or more"
-        )
-    if not 0 < held_out < 1:
-        raise BilevelError(
-            f"held_out is {held_out}: some pairs are fitted and others held out; give a number "
-            "between 0 and 1, such as 0.3"
-        )
-    with frozen(policy):
-        _check_actions(policy, observations, actions)
+    _check_pairs(policy, observations, actions, held_out)
     order = torch.randperm(len(observations))
     split = min(max(1, round(held_out * len(order))), len(order) - 1)
     validation, training = order[:split], order[split:]
@@ -103,6 +92,21 @@ def clone(
     finally:  # also where a policy raises that its distribution is not one
         policy.load_state_dict(best_weights)
     return epochs
+
+
+def _check_pairs(policy: Policy, observations: Tensor, actions: Tensor, held_out: float) -> None:
+    if len(observations) < 2:
+        raise BilevelError(
+            f"there are {len(observations)} pairs: at least one is fitted and one held out; give 2 "
+            "or more"
+        )
+    if not 0 < held_out < 1:
+        raise BilevelError(
+            f"held_out is {held_out}: some pairs are fitted and others held out; give a number "
+            "between 0 and 1, such as 0.3"
+        )
+    with frozen(policy):
+        _check_actions(policy, observations, actions)
 
 
 @torch.no_grad()

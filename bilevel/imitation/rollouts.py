@@ -133,11 +133,34 @@ class Sampler:
             raise BilevelError(f"steps is {steps}: there is nothing to play; give 1 or more")
         self._check_unmoved()
         self._check_policy()
+        observations, actions, rewards, terminated, truncated, final = self._play(steps)
+        ended = terminated | truncated
+        returns = self._returns(rewards, ended)
+        next_observations = observations[1:].copy()
+        for t, last in final.items():
+            next_observations[t, ended[t]] = last
+        states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(actions)
+        read = states.flatten(0, 1).clone()
+        with torch.no_grad():
+            log_probs = self.policy(read).log_prob(taken.flatten(0, 1))
+        log_probs = log_probs.unflatten(0, rewards.shape)
+        self._check_nan(states, taken, log_probs)
+        self._check_finite("observations", observations, next_observations)
+        check_untouched(states.flatten(0, 1), read)
+        self._check_finite("rewards", rewards)
+        self._check_episodes(ended, final)
+        after, paid, terminal, over = map(
+            torch.from_numpy, (next_observations, rewards, terminated, ended)
+        )
+        return Rollout(states, taken, log_probs, after, paid, terminal, over, returns)
+
+    def _play(self, steps: int) -> tuple[Any, Any, Any, Any, Any, dict[int, Any]]:
+        """Plays, and gives the arrays; of the observations one more, and the last of episodes."""
         # A step of a vector environment takes 100 µs or less, so the loop does only what it must.
         observations = np.empty((steps + 1, *self._observation.shape), np.float32)
         rewards = np.empty((steps, self.envs.num_envs), np.float32)
         terminated, truncated = np.empty((2, *rewards.shape), bool)
-        actions, final_observations = [], {}
+        actions, final = [], {}
         observations[0] = self._observation
         actor = self.policy.actor()
         for t in range(steps):
@@ -150,34 +173,10 @@ class Sampler:
             )
             actions.append(action)
             if "final_obs" in info and (over := terminated[t] | truncated[t]).any():
-                final_observations[t] = np.stack(info["final_obs"][over])  # the array may be reused
-        ended = terminated | truncated
-        # Before the checks: the environments have moved also where one fails.
+                final[t] = np.stack(info["final_obs"][over])  # the array may be reused
+        # Before any check: the environments have moved also where one fails.
         self._observation, self._mark = observations[-1], mark
-        returns = self._returns(rewards, ended)
-        next_observations = observations[1:].copy()
-        for t, final in final_observations.items():
-            next_observations[t, ended[t]] = final
-        states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(np.stack(actions))
-        read = states.flatten(0, 1).clone()
-        with torch.no_grad():
-            log_probs = self.policy(read).log_prob(taken.flatten(0, 1))
-        log_probs = log_probs.unflatten(0, rewards.shape)
-        self._check_nan(states, taken, log_probs)
-        self._check_finite("observations", observations, next_observations)
-        check_untouched(states.flatten(0, 1), read)
-        self._check_finite("rewards", rewards)
-        self._check_episodes(ended, final_observations)
-        return Rollout(
-            states,
-            taken,
-            log_probs,
-            torch.from_numpy(next_observations),
-            torch.from_numpy(rewards),
-            torch.from_numpy(terminated),
-            torch.from_numpy(ended),
-            returns,
-        )
+        return observations, np.stack(actions), rewards, terminated, truncated, final
 
     def _clip(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The actions as the environments receive them."""

@@ -79,6 +79,7 @@ def check_classifier(model: nn.Module, images: ImageSet, *, batch_size: int = 25
         BilevelError: If there are no images, a label is none of their K classes, the classifier is
             for images of other channels, size or precision, or the output is not ``(B, K)``.
         NonFiniteError: If a logit is NaN or infinite.
+        OutOfMemoryError: If memory ends.
     """
     image_set("images", images).check()
     try:
