@@ -67,7 +67,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         Its lines.
     """
     rules = ["---:" if right else "---" for right in _numeric(header, rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rules, *rows))
+    lines = [[text.replace("|", r"\|") for text in cells] for cells in (header, rules, *rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def write_markdown(path: Path, tables: Iterable[Table], *preamble: str) -> None:
@@ -124,8 +125,9 @@ def mean_std(values: Sequence[float], decimals: int) -> str:
         return "–"
     spread = len(values) > 1 and all(map(isfinite, values))  # of others stdev raises
     deviation = stdev(values) if spread else 0.0
-    text = f"{mean(values):,.{decimals}f}".replace("-", "−")
-    return text + (f" ± {deviation:.{decimals}f}" if round(deviation, decimals) else "")
+    middle = round(mean(values), decimals) + 0.0  # which is no −0
+    text = f"{middle:,.{decimals}f}".replace("-", "−")
+    return text + (f" ± {deviation:,.{decimals}f}" if round(deviation, decimals) else "")
 
 
 def _numeric(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:

@@ -16,6 +16,7 @@ def test_columns_of_numbers_are_aligned_to_the_right() -> None:
     assert markdown(TABLE.header, TABLE.rows).splitlines()[1] == "| --- | --- | ---: |"
     signed = [["x", "-0.5", "−0.5", "**2**"], ["y", "+0.5", "–", "1"]]
     assert markdown("abcd", signed).splitlines()[1] == "| --- | ---: | ---: | ---: |"
+    assert markdown(("a", "b"), [("x|y", "1")]).endswith("\n| x\\|y | 1 |")
     assert markdown(("a", "b"), []) == "| a | b |\n| --- | ---: |"
 
 
@@ -37,6 +38,8 @@ def test_cells() -> None:
     assert mean_std([-1.0, -3.0], 1) == "−2.0 ± 1.4"
     assert mean_std([2.0, 2.0], 1) == mean_std([2.0], 1) == "2.0"
     assert mean_std([2.0, 2.01], 1) == "2.0"
+    assert mean_std([-0.01, 0.01], 1) == "0.0"
+    assert mean_std([0.0, 3000.0], 0) == "1,500 ± 2,121"
     assert mean_std([], 1) == "–"
     assert mean_std([math.nan, 1.0], 1) == "nan"
     assert mean_std([math.inf, 1.0], 1) == "inf"
