@@ -17,7 +17,6 @@ import os
 import runpy
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 NAME = "pretend"
 ROOT = Path(__file__).parents[1]
+PROJECT = f"{ROOT}{os.sep}"
 aten = torch.ops.aten
 
 waits: list[str] = []
@@ -150,10 +150,12 @@ def _check(name: str, args: Any, kwargs: Any, tensors: list[Tensor], far: bool) 
 
 def _line() -> str:
     """The innermost line of the project."""
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and path != Path(__file__):
-            return f"{path.relative_to(ROOT)}:{frame.lineno}"
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(PROJECT) and path != __file__:
+            return f"{path.removeprefix(PROJECT)}:{frame.f_lineno}"
+        frame = frame.f_back
     return "elsewhere"
 
 
