@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from bilevel import (
     BilevelError,
+    Iterative,
     ZeroSum,
     distributed,
     pgm,
@@ -40,6 +41,7 @@ from bilevel.robustness import (
     make_solver,
 )
 from bilevel.robustness.data.sources import load_together
+from bilevel.updates import SignGradient
 from tests.images import image_set
 from tests.pooled_games import share_one_y, stumble, two_heads
 from tests.problems import BatchNormNet
@@ -127,6 +129,8 @@ def build(name: str, folder: Path, **options: Any) -> Trainer:
     model = BatchNormNet()
     if norm == "none":
         model.layers[1] = torch.nn.Identity()
+    elif norm == "own":
+        model.layers.append(torch.nn.BatchNorm1d(3))  # of one image there is no variance
     elif norm == "sync":
         SyncBatchNorm.convert_sync_batchnorm(model)
         SyncBatchNorm.convert_sync_batchnorm(solver)
@@ -148,6 +152,7 @@ def together(folder: Path) -> None:
     normalise(folder)
     share_one_y(folder)
     stumble(folder)
+    go_on(folder)
     torch.save(two_heads().state_dict(), folder / f"heads {distributed.rank()}.pt")
     distributed.leave()
 
@@ -178,6 +183,27 @@ def play(folder: Path) -> None:
         told = distributed.all_gather(reports)
         if distributed.is_main():
             torch.save({"states": same, "reports": told}, folder / f"{name} ended.pt")
+
+
+def warm(path: Path) -> Trainer:
+    """A trainer whose solver starts from its last answers, in shares of 2 and 3 images."""
+    torch.manual_seed(0)
+    follower, data = Linf(0.3), Splits(image_set(22), image_set(7), image_set(6))
+    leader, solver = ZeroSum(BatchNormNet(), follower), Iterative(SignGradient(0.02), 1)
+    solver.warm_start = True
+    game = make_game(leader, follower, solver, RECIPE)
+    return Trainer(game, data, replace(RECIPE, epochs=1), seed=0, path=path)
+
+
+def go_on(folder: Path) -> None:
+    """A run of a warm-started solver, and what each process resumes of it."""
+    trainer = warm(folder / "warm.pt")
+    trainer.fit()
+    ended = trainer.game.solver.kept[0]
+    distributed.all_gather(None)  # the checkpoint is written
+    trainer = warm(trainer.path)
+    trainer.resume()
+    torch.save((ended, trainer.game.solver.kept[0]), folder / f"went on {distributed.rank()}.pt")
 
 
 def attack(folder: Path) -> None:

@@ -55,7 +55,9 @@ def load(
             one = make_own(path, name, source.dataset, read(source, 0, device).test)
         for network in (one.model, one.solver):
             if network is not None:
-                network.to(device).to(memory_format=torch.channels_last)
+                network.to(device)
+                if not is_own(one.about.model):  # which may read the layout, as view() does
+                    network.to(memory_format=torch.channels_last)
         trained.append(one)
     found = [one.name for one in trained]
     if len(set(found)) < len(found):

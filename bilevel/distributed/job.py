@@ -63,17 +63,25 @@ def _init_process_group() -> None:
         # its own, since that of the group is blocked while it waits.
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         _enter(dist.TCPStore(*place, wait_for_workers=False))  # type: ignore[attr-defined]
+        # torchrun keeps the store when it restarts a job, with the addresses of processes that have
+        # ended. Its launchers on several machines may count the attempts differently.
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+            store = _of_attempt(store)
         dist.init_process_group(backend, store=store, rank=number, world_size=size)
 
 
 def _enter(store: Any) -> None:
     """Keeps the store, through which one process speaks for all, and handles SIGTERM."""
     global _job
-    _job = dist.PrefixStore(  # type: ignore[attr-defined]
-        os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
-    )
+    _job = _of_attempt(store)
     if sys.platform != "win32" and sigterm_is_free():  # Windows ends a process without a signal
         _handle_sigterm()
+
+
+def _of_attempt(store: Any) -> Any:
+    """The part of the store that this attempt of the job writes to."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(count, store)  # type: ignore[attr-defined]
 
 
 def check_joined() -> None:

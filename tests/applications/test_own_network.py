@@ -24,6 +24,15 @@ def make(channels, classes):
     return nn.Sequential(small_cnn(channels, classes))
 
 
+class Viewed(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x).view(len(x), -1))
+
+
+def viewed(channels, classes):
+    return Viewed(nn.Conv2d(channels, 4, 3), nn.Linear(144, classes))
+
+
 def trained():
     return load_trained("run/two-step-l2l", allow_import=True).model
 
@@ -80,6 +89,16 @@ def test_it_is_trained_saved_and_attacked(
     (after,) = records("summary")
     assert after["classifier"] == "trained"
     assert (after["clean"], after["trained_epsilon"]) == (before["clean"], None)
+
+
+def test_one_that_reads_the_memory_layout(
+    app: ModuleType, eval_app: ModuleType, call: Callable[..., Any]
+) -> None:
+    own = "--smoke --model my_networks:viewed --method two-step-l2l --out run"
+    ended = call(app, *own.split())
+    assert ended.status == 0, ended.err
+    ended = call(eval_app, "run/two-step-l2l", "--allow-import", *ATTACKS, "--out", "out")
+    assert ended.status == 0, ended.err
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

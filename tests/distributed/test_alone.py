@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from bilevel import BilevelError, distributed, experiment
 from bilevel.distributed import collectives, job
@@ -93,6 +94,30 @@ def test_a_job_is_restarted_from_its_second_attempt_on(
     if count is not None:
         monkeypatch.setenv(f"{launcher}_RESTART_COUNT", count)
     assert distributed.restarted() is restarted
+
+
+@pytest.mark.parametrize(("here", "separate"), [("2", True), ("1", False)])
+def test_a_restarted_job_does_not_meet_the_addresses_of_the_last_attempt(
+    monkeypatch: pytest.MonkeyPatch, here: str, separate: bool
+) -> None:
+    """The store of torchrun keeps them; on two machines the attempts may be counted differently."""
+    kept, met = dist.HashStore(), []
+    given = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in {**given, "LOCAL_WORLD_SIZE": here}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(job, "rendezvous", lambda _: iter([(kept, 1, 2)]))
+    monkeypatch.setattr(dist, "TCPStore", lambda *_, **__: kept)
+    monkeypatch.setattr(job, "_enter", lambda _: None)
+
+    def init(*_: object, store: dist.Store, **__: object) -> None:
+        met.append(store.check(["address"]))
+        store.set("address", "of this process")
+
+    monkeypatch.setattr(dist, "init_process_group", init)
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        job._init_process_group()
+    assert met == [False, not separate]
 
 
 @pytest.mark.parametrize("lacking", ["RANK", "MASTER_ADDR", "MASTER_PORT"])

@@ -108,6 +108,16 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_one(folder: Path, tmp_path:
     trainer.fit()
 
 
+def test_each_process_resumes_the_answers_to_its_own_images(folder: Path) -> None:
+    for rank, images in enumerate((2, 3)):
+        ended, resumed = torch.load(folder / f"went on {rank}.pt")
+        assert len(ended) == images
+        assert torch.equal(ended, resumed)
+    alone = jobs.warm(folder / "warm.pt")  # with other shares
+    alone.resume()
+    assert alone.game.solver.kept is None
+
+
 def test_a_battery_finds_what_it_finds_alone(folder: Path) -> None:
     model, images = jobs.attacked()
     right, outcomes = jobs.battery(folder / "alone.pt").run(model, images)

@@ -139,8 +139,15 @@ def check_threat(clean: Tensor, adversarial: Tensor, threat: Perturbation) -> No
         threat: The ball.
 
     Raises:
-        BilevelError: If an image lies outside by more than rounding, or a pixel is NaN.
+        BilevelError: If an image lies outside by more than rounding, a pixel is NaN, or the images
+            are of another shape.
     """
+    if adversarial.shape != clean.shape:
+        raise BilevelError(
+            f"adversarial images are of shape {tuple(adversarial.shape)} and clean ones of "
+            f"{tuple(clean.shape)}: whether one is in the ball is not defined; keep the size, by "
+            "padding for instance, or measure with accuracy(model, images, follower, solver)"
+        )
     slack, delta = rounding(clean), adversarial - clean
     norm = threat.norm(delta)
     outside = (adversarial - clipped(adversarial, threat.bounds)).abs()

@@ -195,7 +195,9 @@ def _class_folders(root: Path) -> dict[str, list[str]]:
     folders: dict[str, list[str]] = {}
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         if entry.is_dir() and not _is_hidden(entry.name):
-            folders.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry.name)
+            # A name that is not UTF-8, as old archives have, could be neither drawn nor printed.
+            name = os.fsencode(entry.name).decode(errors="backslashreplace")
+            folders.setdefault(unicodedata.normalize("NFC", name), []).append(entry.name)
     return folders
 
 

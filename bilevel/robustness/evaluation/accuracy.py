@@ -140,16 +140,20 @@ def check_logits(output: object, batch: Batch, classes: Sequence[str]) -> Tensor
         Traceback (most recent call last):
         ...
         bilevel.errors.BilevelError: the classifier's output for 2 images is of shape (2, 1): an
-        attack needs one logit for each of their 2 classes; return (B, 2), or name the images that
-        it was trained on
+        attack needs one logit for each of their 2 classes; return (B, 2) floating-point numbers, or
+        name the images that it was trained on
     """
-    if isinstance(output, Tensor) and output.shape == (len(batch.y), len(classes)):
-        return output
-    found = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else describe(output)
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and output.shape == (len(batch.y), len(classes)):
+            return output
+        whole = "" if output.is_floating_point() else f" and type {output.dtype}"
+        found = f"of shape {tuple(output.shape)}{whole}"
+    else:
+        found = describe(output)
     raise BilevelError(
         f"the classifier's output for {len(batch.y)} images is {found}: an attack needs one logit "
-        f"for each of their {len(classes)} classes; return (B, {len(classes)}), or name the images "
-        "that it was trained on"
+        f"for each of their {len(classes)} classes; return (B, {len(classes)}) floating-point "
+        "numbers, or name the images that it was trained on"
     )
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from bilevel.errors import BilevelError
+from bilevel.randomness import random_state_kept
 from bilevel.robustness.networks.models import build_model
 
 
@@ -108,15 +110,30 @@ def build_classifier(name: str, *, channels: int, classes: int) -> nn.Module:
         A new network, from images in [0, 1] to logits.
 
     Raises:
-        BilevelError: If there is no such classifier.
+        BilevelError: If there is no such classifier, or each call of a function of one's own
+            returns the same weights.
 
     Example:
         >>> build_classifier("small-cnn", channels=1, classes=10)(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    if is_own(name):
-        return build_own(name, channels=channels, classes=classes)
-    return build_model(name, channels=channels, classes=classes)
+    if not is_own(name):
+        return build_model(name, channels=channels, classes=classes)
+    network = build_own(name, channels=channels, classes=classes)
+    with random_state_kept(torch.device("cpu")):
+        _check_new(name, network, build_own(name, channels=channels, classes=classes))
+    return network
+
+
+def _check_new(name: str, network: nn.Module, other: nn.Module) -> None:
+    """Checks that the networks of two calls share nothing that is trained."""
+    trained = {one for one in network.parameters() if one.requires_grad}
+    if not trained.isdisjoint(other.parameters()):
+        raise BilevelError(
+            f"{name} returned some of the weights of its last call: its networks would share them, "
+            "and training one method would change the others; make or deepcopy all layers that "
+            "are trained within the function"
+        )
 
 
 def _imported(name: str) -> tuple[ModuleType, Callable[..., Any]]:

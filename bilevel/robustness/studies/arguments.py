@@ -132,7 +132,8 @@ class TrainingArguments:
     recompute: bool = False
     """Activation checkpointing in the classifier: less memory, more time."""
     channels_last: bool = True
-    """Use the NHWC (channels-last) memory layout, which is fastest for convolutions."""
+    """Use the NHWC (channels-last) memory layout, which is fastest for convolutions; a network of
+    your own keeps the layout that its function gives it."""
 
     sync_batchnorm: bool = False
     """Normalise by the statistics of the whole batch under torchrun."""

@@ -25,7 +25,7 @@ from bilevel.robustness.evaluation.figures import plot_attacks
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.methods import EVALUATION_START, EVALUATION_STEP
 from bilevel.robustness.networks.compilation import compile_network
-from bilevel.robustness.networks.own import code_of
+from bilevel.robustness.networks.own import code_of, is_own
 from bilevel.robustness.networks.speed import (
     Precision,
     default_precision,
@@ -121,7 +121,8 @@ class Study:
             recompute_activations(model)
         for network in (model, solver):
             network.to(self.device)
-            if self.args.channels_last:
+            # A layer of one's own may read the layout, as view() does after a convolution.
+            if self.args.channels_last and not is_own(about.model):
                 network.to(memory_format=torch.channels_last)
             if self.args.sync_batchnorm:
                 SyncBatchNorm.convert_sync_batchnorm(network)

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bilevel import distributed
 from bilevel.randomness import derived_seed
 
 
-def own_images(count: int) -> slice:
+def least_share(networks: Iterable[nn.Module]) -> int:
+    """The number of images that a process needs of a batch.
+
+    Args:
+        networks: What they train, or compute with.
+
+    Returns:
+        2 if batch normalisation is not synchronised: of one image it may have no variance.
+
+    Example:
+        >>> least_share([nn.Linear(2, 2)]), least_share([nn.BatchNorm1d(2)])
+        (1, 2)
+    """
+    parts = [part for network in networks for part in network.modules()]
+    own = (isinstance(p, _BatchNorm) and not isinstance(p, nn.SyncBatchNorm) for p in parts)
+    return 2 if any(own) else 1
+
+
+def own_images(count: int, least: int = 1) -> slice:
     """The images of a batch that this process computes.
 
-    A batch with fewer images than processes is computed as a whole by each: a network needs an
-    image, and synchronised batch normalisation counts each image equally often.
+    A batch of too few for all processes is computed as a whole by each: a network needs an image,
+    and synchronised batch normalisation counts each image equally often.
 
     Args:
         count: Number of images of the batch.
+        least: See :func:`least_share`.
 
     Returns:
         A slice of the batch.
@@ -24,14 +47,16 @@ def own_images(count: int) -> slice:
         >>> own_images(5)
         slice(0, 5, None)
     """
-    return slice(0, count) if count < distributed.world_size() else distributed.shard(count)
+    few = count < least * distributed.world_size()
+    return slice(0, count) if few else distributed.shard(count)
 
 
-def batch_share(count: int) -> float:
+def batch_share(count: int, least: int = 1) -> float:
     """The weight of this process's images in the sum over the processes.
 
     Args:
         count: Number of images of the batch.
+        least: See :func:`least_share`.
 
     Returns:
         A number in (0, 1]; the sum over the processes is 1.
@@ -40,7 +65,7 @@ def batch_share(count: int) -> float:
         >>> batch_share(5)
         1.0
     """
-    if count < distributed.world_size():
+    if count < least * distributed.world_size():
         return 1 / distributed.world_size()
     own = distributed.shard(count)
     return float(own.stop - own.start) / count

@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from bilevel import Bilevel, Solver, distributed
 from bilevel.arguments import instance_of
@@ -33,7 +35,7 @@ from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.modes import set_training
 from bilevel.robustness.training.optimizers import optimizer_settings, scale_rates
 from bilevel.robustness.training.progress import MetricWindows, Progress
-from bilevel.robustness.training.shares import batch_share, own_images, seed_process
+from bilevel.robustness.training.shares import batch_share, least_share, own_images, seed_process
 from bilevel.robustness.training.validation import Monitor, Validation
 
 WINDOW = 50
@@ -151,6 +153,7 @@ class Trainer:
         full, left = divmod(len(data.train), recipe.batch_size)
         # A warm start needs batches of one size; of one image batch normalisation has no variance.
         self._drop_last = full > 0 and (left == 1 or not game.solver.repeatable)
+        self._least = least_share(self._networks())
         self.steps_per_epoch = full + (left > 0 and not self._drop_last)
         self._windows = MetricWindows(data.train.images.device)
         if distributed.world_size() > 1:
@@ -234,10 +237,15 @@ class Trainer:
             "averaged": self.averaged and self.averaged.state_dict(),
             "progress": asdict(self.progress),
             "best_weights": self.best_weights,
-            "random": distributed.all_gather(checkpoint.random_state()),
+            "processes": distributed.all_gather(self._own_state()),
         }
         checkpoint.save(self.path, state)
         self._saved = time.monotonic()
+
+    def _own_state(self) -> Any:
+        """What each process has of its own: random numbers, and answers for its last images."""
+        kept = self.game.solver.kept, self.game.adjoint.state_dict()
+        return checkpoint.random_state(), *tree_map_only(Tensor, Tensor.cpu, kept)
 
     def resume(self) -> None:
         """Restores the state of the checkpoint.
@@ -249,14 +257,18 @@ class Trainer:
         try:
             checkpoint.check_settings(self.path, state["config"], self.config, DERIVED)
             self._lend(self.memory)
-            self.game.load_state_dict(state["game"])
+            same = len(state["processes"]) == distributed.world_size()
+            random, kept, adjoint = state["processes"][distributed.rank() if same else 0]
+            self.game.load_state_dict({**state["game"], "adjoint": adjoint})
+            # With other shares of a batch the next solve starts anew.
+            self.game.solver.kept = kept if same else None
             if self.averaged:
                 self.averaged.load_state_dict(state["averaged"])
             self.progress = Progress(**state["progress"])
             self.best_weights = state["best_weights"]
             self._windows = MetricWindows(self.data.train.images.device)
-            if len(state["random"]) == distributed.world_size():
-                checkpoint.set_random_state(state["random"][distributed.rank()])
+            if same:
+                checkpoint.set_random_state(random)
             else:
                 seed_process(self.seed, self.game.steps)
         except (KeyError, TypeError) as error:
@@ -297,7 +309,7 @@ class Trainer:
             epoch=self.progress.epoch,
             augment=self.recipe.augment,
             start=self.progress.position,
-            share=own_images,
+            share=partial(own_images, least=self._least),
             drop_last=self._drop_last,
             tracked=self.memory is not None,
         )
@@ -308,15 +320,17 @@ class Trainer:
         size = self.recipe.batch_size
         if self.game.pool:
             left = len(self.data.train) - self.progress.position * size
-            self.game.pool.share = batch_share(min(size, left))
+            self.game.pool.share = batch_share(min(size, left), self._least)
         with computing(self.precision, batch.x.device, one_size=True), explain_out_of_memory(size):
             metrics = (self._captured or self.game.step)(batch)
         if self.game.pool:
-            networks = [self.game.leader, self.game.solver, *networks_of(self.game.follower)]
-            distributed.average_statistics(self.game.pool, networks)
+            distributed.average_statistics(self.game.pool, self._networks())
         if self.averaged:
             self.averaged.update_parameters(self.game.leader)
         return metrics
+
+    def _networks(self) -> list[nn.Module]:
+        return [self.game.leader, self.game.solver, *networks_of(self.game.follower)]
 
     def _end_epoch(self) -> None:
         now = self.progress

@@ -82,6 +82,7 @@ def test_names_need_not_be_utf_8(tmp_path: Path, decoded: list[Path]) -> None:
     assert len(decoded) == 8 + 1  # the first one twice, for its size
     assert same(load(root), first)
     assert len(decoded) == 9
+    assert first.train.classes == ("caf\\xe9", "cat")  # which figures and reports can write
 
 
 def test_a_damaged_cache_is_made_again(tree: Path) -> None:

@@ -51,6 +51,10 @@ def nan(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, y: x * torch.nan
 
 
+def wider(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: torch.cat([x, x], 3)
+
+
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
@@ -60,6 +64,7 @@ def nan(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
         (brighter, "0.088 outside [0, 1]"),
         (darker, "0.19 outside [0, 1]"),
         (nan, "left the threat model"),
+        (wider, "measure with accuracy(model, images, follower, solver)"),
     ],
 )
 def test_an_attack_that_fails_says_why_and_the_others_go_on(

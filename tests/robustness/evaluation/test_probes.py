@@ -238,10 +238,11 @@ def test_probes_share_the_passes_that_they_repeat() -> None:
         (lambda model, x: model(x)[:, :2], r"of shape \(8, 2\)"),
         (lambda model, x: model(x)[:, :1], r"of shape \(8, 1\)"),
         (lambda model, x: model(x).mean(), r"of shape \(\)"),
+        (lambda model, x: model(x).long(), r"of shape \(8, 3\) and type torch.int64"),
         (lambda model, x: (model(x), x), "a tuple"),
         (lambda model, x: {"logits": model(x)}, r"a dict of \['logits'\]"),
     ],
-    ids=["flat", "two", "one", "mean", "tuple", "dict"],
+    ids=["flat", "two", "one", "mean", "whole", "tuple", "dict"],
 )
 @pytest.mark.parametrize(
     "evaluate",

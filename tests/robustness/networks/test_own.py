@@ -31,6 +31,14 @@ def text(channels, classes):
     return "a network"
 
 net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+pretrained = nn.Linear(64, 5)
+
+def shared(channels, classes):
+    return nn.Sequential(nn.Flatten(), pretrained, nn.Linear(5, classes))
+
+def head(channels, classes):
+    return nn.Sequential(nn.Flatten(), pretrained.requires_grad_(False), nn.Linear(5, classes))
 """
 
 
@@ -75,6 +83,25 @@ def test_a_network_is_evaluated_and_not_trained() -> None:
     assert build_own("own_networks:net")(torch.rand(2, 1, 8, 8)).shape == (2, 3)
     with pytest.raises(BilevelError, match=r"net is a network: .* give a function that returns"):
         build_classifier("own_networks:net", channels=1, classes=3)
+
+
+@pytest.mark.usefixtures("folder")
+def test_networks_do_not_share_what_is_trained() -> None:
+    """Layers made outside of the function would go on from one method's weights to the next's."""
+    with pytest.raises(BilevelError, match=r"shared returned .* last call: .* within the function"):
+        build_classifier("own_networks:shared", channels=1, classes=3)
+    first, second = (build_classifier("own_networks:head", channels=1, classes=3) for _ in range(2))
+    assert second.get_submodule("1") is first.get_submodule("1")  # which does not move
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_network_is_drawn_as_by_a_single_call() -> None:
+    drawn = []
+    for build in (build_own, build_own, build_classifier):  # the first one imports the module
+        torch.manual_seed(3)
+        network = build("own_networks:mlp", channels=1, classes=3)
+        drawn.append(torch.cat([network.get_submodule("1").weight.flatten(), torch.rand(1)]))
+    assert torch.equal(drawn[1], drawn[2])
 
 
 @pytest.mark.usefixtures("folder")

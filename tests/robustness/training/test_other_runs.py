@@ -112,7 +112,7 @@ def test_something_that_is_no_checkpoint_of_a_run(build: Callable[..., Trainer])
     with pytest.raises(BilevelError, match="there is no checkpoint"):
         trainer.resume()
     whole = {"config": trainer.config, "game": trainer.game.state_dict()}
-    for state, missing in (({}, "config"), (whole, "progress")):
+    for state, missing in (({}, "config"), (whole, "processes")):
         checkpoint.save(trainer.path, state)
         with pytest.raises(
             BilevelError, match=f"not the checkpoint of a training run .'{missing}'"
