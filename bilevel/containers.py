@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 _T = TypeVar("_T")
 
-_PLAIN = {type(None), str, bytes, int, float, bool}
+PLAIN = {type(None), str, bytes, int, float, bool}
+"""The types of what holds nothing else."""
 
 
 def partition(tree: object) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], Any]]:
@@ -83,12 +84,12 @@ def objects_in(container: object) -> list[object]:
 
 
 def _members(part: object) -> Iterable[object]:
-    if type(part) in _PLAIN or isinstance(part, Tensor | nn.Module | type | ModuleType):
+    if type(part) in PLAIN or isinstance(part, Tensor | nn.Module | type | ModuleType):
         return ()
     if isinstance(part, Mapping):
         return part.values()
     if isinstance(part, list | tuple | deque | set):  # perhaps all names of a dataset
-        return [member for member in part if type(member) not in _PLAIN]
+        return [member for member in part if type(member) not in PLAIN]
     return attributes(part).values()
 
 

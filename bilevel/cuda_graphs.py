@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import (
-    keystr,
-    tree_flatten,
-    tree_flatten_with_path,
-    tree_leaves,
-    tree_map_only,
-)
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map_only
 
 from bilevel import distributed
-from bilevel.containers import attributes, partition
+from bilevel.containers import PLAIN, attributes, partition
 from bilevel.errors import BilevelError, describe, first_line
 from bilevel.game import Bilevel
 from bilevel.problem import Batch
@@ -26,6 +21,16 @@ from bilevel.updates.base import Update
 
 WARM_UP = 3
 """Steps of one size before it is captured: they compile, search algorithms and allocate."""
+
+PATIENCE = 30
+"""Steps without one that is captured, after which it warns."""
+
+_NOT_CAPTURED = (
+    f"{PATIENCE} steps were computed as usual, since each differs from the one before in its "
+    "batch's shapes or numbers, an optimizer's settings, or a number or tensor among the public "
+    "attributes of the game's parts: nothing is gained; give a counter or what is kept for later "
+    "a name that begins with _, or leave CUDA graphs out"
+)
 
 VARIABLE = ("params", "lr")
 """What an optimizer's kernels read from the device."""
@@ -57,11 +62,11 @@ class CapturedStep:
     A graph launches all kernels of a step at once, which pays where they are short and the GPU
     would wait for Python, as in unrolled solves of small problems. It repeats them at the same
     addresses: a batch is copied to where the captured one was, and learning rates are read from the
-    device. A batch of other shapes, such as an epoch's last one, or with another number or string
-    in it, is computed as usual, and so is a step with another momentum, with networks in another
-    mode, with other parameters frozen, or with another number among the public attributes of the
-    parts (a radius of the follower, ``solver.steps``, the step of an update). The graph keeps the
-    memory of a step.
+    device. A step of another kind is computed as usual, and captured anew if it is the fourth of
+    them in a row: with a batch of other shapes, such as an epoch's last one, or another number or
+    string in it, with another momentum, networks in another mode, other parameters frozen, or
+    another number among the public attributes of the parts (a radius of the follower,
+    ``solver.steps``, the step of an update). The graph keeps the memory of a step.
 
     Args:
         game: The game, on a GPU, trained by optimizers that can be captured, such as the fused ones
@@ -87,9 +92,12 @@ class CapturedStep:
         self._gpu = torch.get_device_module(self._device)
         self._pool = pool
         self._side = self._gpu.Stream()  # one, since memory that was freed stays with its stream
-        self._kind: Any = None
-        self._taken = 0
+        self._kind: Any = (
+            None  # of the last step that was computed as usual, and how many there were
+        )
+        self._taken = self._waited = 0
         self._graph: Any = None
+        self._captured: Any = None  # the kind of the step in the graph
         self._held = self._states()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -108,14 +116,17 @@ class CapturedStep:
         if any(now is not held for now, held in zip(self._states(), self._held, strict=True)):
             self._graph = self._kind = None  # a state was loaded, into new memory
             self._held = self._states()
-        if self._graph is None:
+        if self._graph is None or kind != self._captured:
             self._taken = self._taken + 1 if kind == self._kind else 1
             self._kind = kind
             if self._taken <= WARM_UP:
+                self._waited += 1
+                if self._waited == PATIENCE:
+                    warnings.warn(_NOT_CAPTURED, stacklevel=2)
                 return self._warm_up(batch)
-            self._graph = self._capture(batch)
-        elif kind != self._kind:
-            return self.game.step(batch)
+            self._graph = None  # whose memory is free for the next one
+            self._graph, self._captured = self._capture(batch), kind
+        self._taken = self._waited = 0
         return self._replay(batch)
 
     def _replay(self, batch: Batch) -> dict[str, Tensor]:
@@ -203,20 +214,22 @@ class CapturedStep:
         game = self.game
         rules = [part for part in game.solver.modules() if isinstance(part, Solver | Update)]
         parts = game.leader, game.follower, game.adjoint, game.schedule, *rules
-        held = [
-            (name, value)
-            for part in parts
-            for name, value in attributes(part).items()
-            if not name.startswith("_")
-        ]
-        return [self._place(leaf) for leaf in tree_leaves(held) if self._is_number(leaf)]
+        held = (item for part in parts for item in attributes(part).items())
+        return [self._number(value) for name, value in held if not name.startswith("_")]
 
-    def _is_number(self, leaf: Any) -> bool:
-        """Whether it is one, or a tensor that kernels read where it lies or as a number."""
-        if isinstance(leaf, Tensor):
-            on_device = leaf.device == self._device and leaf.layout == torch.strided
-            return on_device or leaf.dim() == 0
-        return isinstance(leaf, bool | int | float | str)
+    def _number(self, value: Any) -> Any:
+        """It, or where a tensor lies that kernels read; None of what is neither."""
+        if type(value) in PLAIN:
+            return value
+        if isinstance(value, dict):
+            value = [*value.values()]
+        if isinstance(value, list | tuple):
+            plain = PLAIN.issuperset(map(type, value))  # perhaps all names of a dataset
+            return [*value] if plain else [self._number(part) for part in value]
+        if isinstance(value, Tensor):
+            on_device = value.device == self._device and value.layout == torch.strided
+            return self._place(value) if on_device or value.dim() == 0 else None
+        return value if isinstance(value, int | float | str) else None
 
     def _optimizers(self) -> list[Any]:
         return [one for one in (self.game.leader_opt, self.game.solver_opt) if one is not None]

@@ -217,15 +217,11 @@ print("done")
     assert run(script)[0] == "done"
 
 
-@has_device
-def test_a_number_that_changes_on_the_way_is_seen(tmp_path: Path) -> None:
-    """A graph holds those that it was captured with."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        """
+GAME = """
+import warnings
 import torch
 from bilevel import Bilevel, FollowerProblem, Iterative, LeaderProblem, Unrolled
-from bilevel.cuda_graphs import CapturedStep
+from bilevel.cuda_graphs import PATIENCE, CapturedStep
 from bilevel.updates import Gradient
 
 class Weights(LeaderProblem):
@@ -241,30 +237,45 @@ class Ball(FollowerProblem):
 
     def __init__(self):
         self.radius, self.centre = 0.2, torch.zeros(3, device="pretend")
+        self.settings = {"weights": [1.0]}
 
     def init(self, batch):
         return torch.zeros_like(batch)
 
     def objective(self, leader, y, batch):
-        return (y - self.centre - leader.w * batch).square().sum(1)
+        weight = self.settings["weights"][0]
+        return weight * (y - self.centre - leader.w * batch).square().sum(1)
 
     def project(self, y, batch):
         return y.clamp(-self.radius, self.radius)
 
-def train(captured, change):
+def build():
     leader = Weights().to("pretend")
     optimizer = torch.optim.Adam(leader.parameters(), lr=2**-4, fused=True)
     solver = Iterative(Gradient(0.1), 4)
-    game = Bilevel(leader, Ball(), solver, leader_opt=optimizer, adjoint=Unrolled())
+    return Bilevel(leader, Ball(), solver, leader_opt=optimizer, adjoint=Unrolled())
+"""
+
+
+@has_device
+def test_a_number_that_changes_on_the_way_is_seen(tmp_path: Path) -> None:
+    """A graph holds those that it was captured with."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        GAME
+        + """
+def train(captured, change):
+    game = build()
     step = CapturedStep(game) if captured else game.step
     torch.manual_seed(0)
-    losses = []
-    for k in range(8):
+    losses, graphs = [], []
+    for k in range(14):
         if k == 6:
             change(game)
-        losses.append(step(torch.rand(4, 3, device="pretend"))["loss"].item())
-        assert not captured or (step._graph is not None) == (k > 2)
-    return losses
+        size = 2 if k % 5 == 4 else 4  # as at the end of an epoch
+        losses.append(step(torch.rand(size, 3, device="pretend"))["loss"].item())
+        graphs.append(captured and step._graph)
+    return losses, graphs
 
 far = torch.full((3,), 0.1, device="pretend")
 for change in (
@@ -273,14 +284,40 @@ for change in (
     lambda game: setattr(game.solver.update, "step", 0.01),
     lambda game: setattr(game.follower, "radius", 0.02),
     lambda game: setattr(game.follower, "centre", far),
+    lambda game: game.follower.settings["weights"].insert(0, 0.5),
     lambda game: setattr(game.leader, "weight", 2.0),
 ):
-    print(train(True, change) == train(False, change), train(True, change)[-1])
+    losses, graphs = train(True, change)
+    changed = graphs[6] is not graphs[-1]  # and not by the smaller batches before
+    print(losses == train(False, change)[0], changed, graphs[3] is graphs[8], losses[-1])
 """
     )
-    equal, losses = zip(*(line.split() for line in run(script)[0].splitlines()), strict=True)
-    assert {*equal} == {"True"}
-    assert len({*losses}) == 6  # each change makes a difference
+    equal, changed, kept, losses = zip(
+        *(line.split() for line in run(script)[0].splitlines()), strict=True
+    )
+    assert {*equal} == {*kept} == {"True"}
+    assert [*changed] == ["False"] + 6 * ["True"]  # after three steps as usual
+    assert len({*losses}) == 7  # each change makes a difference
+
+
+@has_device
+def test_a_number_that_changes_at_each_step_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        GAME
+        + """
+for name in ("_calls", "calls"):
+    game = build()
+    step = CapturedStep(game)
+    with warnings.catch_warnings(record=True) as told:
+        for k in range(PATIENCE):
+            setattr(game.follower, name, k)
+            step(torch.ones(4, 3, device="pretend"))
+    told = [one for one in told if "were computed as usual" in str(one.message)]
+    print(step._graph is not None, len(told))
+"""
+    )
+    assert run(script)[0].split() == ["True", "0", "False", "1"]
 
 
 @has_device

@@ -32,7 +32,7 @@ def residual_of(
         gain, gradient = oracle.gain_and_gradient(y)
         parts = len(gain) if gain.dim() and isinstance(y, Tensor) else 1
         return gradient, parts, {"gradient_norm": oracle.stats()["gradient_norm"]}
-    moved, _ = oracle.advance(step, y, None, 1)
+    moved, _ = oracle.advance(step, tree_map(Tensor.clone, y), None, 1)  # it may work in place
     size = step_size(step)
     return tree_map(lambda own, other: (other - own) / size, y, moved), 1, {}  # y's order of names
 

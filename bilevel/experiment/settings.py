@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import partial
 from types import CodeType, FunctionType, MethodType
 
@@ -90,10 +90,8 @@ def _shown(value: object, around: tuple[int, ...]) -> str:
         return f"{inner(value.__self__)}.{value.__name__}"
     if isinstance(value, nn.Module):  # whose repr leaves out what it computes with
         return f"({_settings(value, inner)})"
-    if is_dataclass(value) and not isinstance(value, type):  # whose repr rounds tensors
-        named = {field.name: getattr(value, field.name) for field in fields(value)}
-        return f"{type(value).__name__}({_listed(named, inner)})"
-    if type(value).__repr__ is object.__repr__:
+    # The repr of a dataclass rounds tensors.
+    if type(value).__repr__ is object.__repr__ or is_dataclass(type(value)):
         held = _listed(_public(value), inner)
         if len(held) > _LONGEST:  # it may hold a set of data
             held = f"{zlib.crc32(held.encode()):08x}"

@@ -188,7 +188,8 @@ class Discriminator(FollowerProblem):
         Returns:
             ``(B,)``.
         """
-        scores: Tensor = functional_call(self.network, y, (inputs,))
+        # A copy, since a network of one's own may work in place.
+        scores: Tensor = functional_call(self.network, y, (inputs.clone(),))
         return scores.squeeze(-1)
 
     def objective(self, leader: Any, y: Weights, batch: ImitationBatch) -> Tensor:

@@ -175,7 +175,7 @@ def check_untouched(observations: Tensor, read: Tensor) -> None:
     Raises:
         BilevelError: If they differ.
     """
-    if not torch.equal(observations, read):
+    if not torch.allclose(observations, read, rtol=0, atol=0, equal_nan=True):
         raise BilevelError(
             "the policy changes its observations in place (x -= mean, clamp_): the second time "
             "that it reads a state it would see another one; let it compute new ones, x - mean"

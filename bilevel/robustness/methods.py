@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bilevel import Iterative, Solver
 from bilevel.errors import raise_unknown
@@ -148,7 +149,9 @@ def fitting_width(
 def _cost(network: nn.Module, *inputs: Tensor | None) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # imports triton, which takes long
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # Attention by its formula: the fused one of the CPU is not counted.
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), attention:
         network.eval()(*inputs)
     cost: int = counter.get_total_flops()
     return cost

@@ -132,7 +132,8 @@ class Iterative(Solver):
         # Copies, since a projection, and an update with its state, may work in place.
         kinds = {_kind(own): _kind(start) for own, start in zip(found, wanted, strict=True)}
         kept, state = tree_map_only(Tensor, partial(_copied, kinds), (kept, state))
-        return oracle.start_at(kept), state  # Y may depend on the batch
+        y = oracle.start_at(kept)  # Y may depend on the batch
+        return tree_map(Tensor.clone, y), state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Iterative:
         """Converts or moves what is kept, as ``double()`` and ``to(device)`` do with parameters."""

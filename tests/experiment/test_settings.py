@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -65,6 +65,19 @@ def test_dataclasses_are_shown_by_what_they_hold() -> None:
     assert shown(Weighted(many)) == shown(Weighted(many.clone()))
     assert shown(Weighted(0.1)) == "Weighted(weight=0.1)"
     assert shown(Weighted) == "Weighted"
+
+
+@dataclass
+class Lazy:
+    """Counts its calls, and knows its scale from the first one on."""
+
+    power: float
+    _calls: int = 0
+    scale: float = field(init=False, repr=False)
+
+
+def test_of_dataclasses_too_what_is_private_or_not_there_yet_is_left_out() -> None:
+    assert shown(Lazy(2.0)) == shown(Lazy(2.0, 5)) == "Lazy(power=2.0)"
 
 
 def test_addresses_are_left_out() -> None:

@@ -177,3 +177,13 @@ def test_three_in_ten_pairs_are_held_out(pairs: int, fitted: int) -> None:
     policy.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     clone(policy, states, (states[:, 0] > 0).long(), max_epochs=1)
     assert sizes[-2:] == [fitted, pairs - fitted]
+
+
+def test_a_policy_may_fill_in_what_is_missing() -> None:
+    class Filling(CategoricalPolicy):
+        def forward(self, observations: Tensor) -> Categorical:
+            return super().forward(observations.nan_to_num())
+
+    states = torch.randn(20, 4)
+    states[::3, 1] = torch.nan
+    assert clone(Filling(4, 2), states, (states[:, 0] > 0).long(), max_epochs=2) == 2

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from bilevel import Bilevel, BilevelError, Detached, Iterative, LeaderProblem, Parametric, testing
 from bilevel.imitation import Discriminator, ImitationBatch, Rollout, Standardize, Task, pairs
@@ -211,3 +211,18 @@ def test_layers_that_are_frozen_stay_as_they_are() -> None:
     torch.testing.assert_close(
         follower.logits(y, batch.expert), follower.network(batch.expert)[:, 0]
     )
+
+
+def test_a_network_that_works_in_place_is_as_good_as_another() -> None:
+    """The expert's pairs are those of all iterations."""
+
+    class Centred(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(1))
+
+    follower, batch = Discriminator(TASK, reward="neutral"), batch_of([3, 1], [1, 4])
+    follower.network = Centred(follower.width, 1)
+    before = batch.expert.clone()
+    logits = follower.logits(follower.init(None), batch.expert)
+    torch.testing.assert_close(logits, nn.Linear.forward(follower.network, before - 1)[:, 0])
+    assert torch.equal(batch.expert, before)

@@ -153,6 +153,23 @@ class Checking(nn.Sequential):
         return super().forward(x - self.offset)
 
 
+class Attending(nn.Module):
+    """A classifier of which most is attention between the pixels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(2).mT.repeat(1, 1, 16).unsqueeze(1)
+        return nn.functional.scaled_dot_product_attention(rows, rows, rows).mean((1, 2))
+
+
+def test_an_attacker_is_scaled_with_a_classifier_that_attends() -> None:
+    widths = []
+    for device in ("cpu", "meta"):
+        classifier = Attending()
+        classifier.register_parameter("place", nn.Parameter(torch.zeros((), device=device)))
+        widths.append(fitting_width(Attacker(), classifier, (3, 16, 16), 3))
+    assert 4 < widths[0] == widths[1] < 64
+
+
 def test_an_attacker_is_scaled_with_a_classifier_that_needs_true_images() -> None:
     layers = [nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 2)]
     plain, checking = nn.Sequential(*copy.deepcopy(layers)).to("meta"), Checking(*layers)

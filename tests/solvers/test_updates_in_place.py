@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,13 +25,14 @@ from bilevel.updates import Gradient, Update
 from tests.problems import Nearest, Weights
 
 
+@pytest.mark.parametrize("warm_start", [True, False])
 @pytest.mark.parametrize("needs_gradient", [True, False])
-def test_an_update_in_place_leaves_the_start_alone(needs_gradient: bool) -> None:
+def test_an_update_in_place_leaves_the_start_alone(needs_gradient: bool, warm_start: bool) -> None:
     """Which may be the weights of a network."""
 
     class InPlace(Update):
         def forward(self, y, gradient, context, state):
-            return y.add_(1.0 if gradient is None else gradient), state
+            return y.add_(1.0 if gradient is None else gradient / 2), state
 
     class Held(Nearest):
         held = torch.zeros(2, 3)
@@ -41,21 +43,33 @@ def test_an_update_in_place_leaves_the_start_alone(needs_gradient: bool) -> None
     update = InPlace()
     update.needs_gradient = needs_gradient
     batch = Batch(torch.full((2, 3), 0.25), None)
-    solution = Iterative(update, 3).solve(Held(), Weights(3), batch)
+    solver = Iterative(update, 3, warm_start=warm_start)
+    solution = solver.solve(Held(), Weights(3), batch)
     assert torch.equal(Held.held, torch.zeros(2, 3))
-    start = Iterative(update, 0).solve(Held(), Weights(3), batch).stats["objective_after"]
-    assert torch.equal(solution.stats["objective_before"], start)
-    assert not torch.equal(solution.stats["objective_after"], start)
+    start, before = Held.held, Iterative(update, 0).solve(Held(), Weights(3), batch)
+    if warm_start:
+        start, before = solution.value, solution
+        solution = solver.solve(Held(), Weights(3), batch)
+    assert torch.equal(solution.start, start)
+    assert torch.equal(solution.stats["objective_before"], before.stats["objective_after"])
+    assert not torch.equal(*map(solution.stats.get, ("objective_before", "objective_after")))
 
 
-def test_an_update_in_place_has_the_hypergradient_of_one_that_is_not() -> None:
+@pytest.mark.parametrize(
+    "adjoint_of",
+    [lambda update: Penalty(100.0), lambda update: Implicit("gmres", fixed_point=update)],
+)
+def test_an_update_in_place_has_the_hypergradient_of_one_that_is_not(
+    adjoint_of: Callable[[Update], Adjoint],
+) -> None:
     class InPlace(Update):
         def forward(self, y, gradient, context, state):
             return y.add_(0.5 * gradient), state
 
     leader, batch, slopes = Weights(3), Batch(torch.full((2, 3), 0.25), None), []
     for update in (InPlace(), Gradient(0.5)):
-        solution = Penalty(100.0).solve(Iterative(update, 40), Nearest(), leader, batch)
+        adjoint = adjoint_of(update)
+        solution = adjoint.solve(Iterative(update, 40), Nearest(), leader, batch)
         slopes.append(torch.autograd.grad(solution.value.square().sum(), leader.w)[0])
     assert slopes[0].any()
     torch.testing.assert_close(*slopes)

@@ -102,6 +102,14 @@ def test_a_set_that_is_large_is_left_too(
         check_follower(Pixels(project), image_game()[0], torch.randn(6, 12))
 
 
+def test_points_of_a_very_large_set_may_move_by_their_rounding() -> None:
+    class Ball(Pixels):
+        def project(self, y: Tensor, batch: Tensor) -> Tensor:
+            return y * (3000 / y.norm(dim=1, keepdim=True)).clamp(max=1)
+
+    check_follower(Ball(torch.div), image_game()[0], torch.randn(6, 12))
+
+
 def test_a_solver_may_go_on_from_what_its_state_dict_keeps() -> None:
     leader, follower, batch = image_game()
     check_solver(Iterative(Gradient(0.01), 2, warm_start=True), follower, leader, batch)

@@ -161,15 +161,16 @@ def test_another_attacker_of_the_same_kind_is_not_resumed(images: ImageSet, tmp_
             battery.run(Threshold(), images, resume=True)
 
 
+class Weighted(nn.Module):
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(weight))
+
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.weight * margin(logits, batch)
+
+
 def test_another_loss_of_the_same_kind_is_not_resumed(images: ImageSet, tmp_path: Path) -> None:
-    class Weighted(nn.Module):
-        def __init__(self, weight: float) -> None:
-            super().__init__()
-            self.register_buffer("weight", torch.tensor(weight))
-
-        def forward(self, logits: Tensor, batch: Batch) -> Tensor:
-            return self.weight * margin(logits, batch)
-
     path, refused = tmp_path / "battery.pt", pytest.raises(BilevelError, match="attacks")
     for weight, error in ((1.0, nullcontext()), (2.0, refused)):
         attack = SolverAttack("weighted", Linf(EPS, loss=Weighted(weight)), pgm(EPS, 1))
@@ -197,16 +198,17 @@ def test_attacks_are_known_by_the_settings_of_their_loss_and_surrogate() -> None
         assert attack_with(part, 1).settings != attack_with(part, 3).settings
 
 
-def test_a_fresh_attacker_is_known_by_its_network_and_its_images(images: ImageSet) -> None:
-    def settings(width: int, images: ImageSet) -> tuple[str, ...]:
+def test_a_fresh_attacker_is_known_by_its_network_its_images_and_its_loss(images: ImageSet) -> None:
+    def settings(width: int, images: ImageSet, weight: float = 1.0) -> tuple[str, ...]:
         def make() -> Iterative:
             return Iterative(CNN(1, EPS, form="two-layer", width=width), 1)
 
-        return FreshAttack("fresh", Linf(EPS), make, images).settings
+        return FreshAttack("fresh", Linf(EPS, loss=Weighted(weight)), make, images).settings
 
     fewer = images.subset(range(9))
     assert settings(4, images) == settings(4, images)
-    assert len({settings(4, images), settings(8, images), settings(4, fewer)}) == 3
+    others = settings(8, images), settings(4, fewer), settings(4, images, 2.0)
+    assert len({settings(4, images), *others}) == 4
 
 
 class Masked(Linf):
