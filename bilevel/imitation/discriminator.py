@@ -164,7 +164,13 @@ class Discriminator(FollowerProblem):
     def _trained(self) -> Weights:
         """The network's parameters, but for those of layers that are frozen."""
         named = self.network.named_parameters()
-        return {name: parameter for name, parameter in named if parameter.requires_grad}
+        trained: Weights = {name: weight for name, weight in named if weight.requires_grad}
+        if not trained:
+            raise BilevelError(
+                "the discriminator's network has no weight to train: all are frozen, as those of "
+                "a leader are during a solve; unfreeze some, and keep it out of the leader"
+            )
+        return trained
 
     def init(self, batch: ImitationBatch | None) -> Weights:
         """The network's initial weights, scaled down to norm R where theirs is larger."""

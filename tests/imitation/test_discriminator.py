@@ -213,6 +213,13 @@ def test_layers_that_are_frozen_stay_as_they_are() -> None:
     )
 
 
+def test_a_network_that_is_frozen_as_a_part_of_the_leader_is_told() -> None:
+    follower, leader = Discriminator(TASK, reward="neutral"), Still()
+    leader.network = follower.network
+    with pytest.raises(BilevelError, match=r"no weight to train: .* keep it out of the leader"):
+        Iterative(Gradient(0.5), 3).solve(follower, leader, batch_of([3, 1], [1, 4]))
+
+
 def test_a_network_that_works_in_place_is_as_good_as_another() -> None:
     """The expert's pairs are those of all iterations."""
 
