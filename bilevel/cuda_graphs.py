@@ -92,12 +92,10 @@ class CapturedStep:
         self._gpu = torch.get_device_module(self._device)
         self._pool = pool
         self._side = self._gpu.Stream()  # one, since memory that was freed stays with its stream
-        self._kind: Any = (
-            None  # of the last step that was computed as usual, and how many there were
-        )
-        self._taken = self._waited = 0
         self._graph: Any = None
-        self._captured: Any = None  # the kind of the step in the graph
+        self._captured: Any = None  # the kind of the step in it
+        self._kind: Any = None  # of the last step that was computed as usual
+        self._taken = self._waited = 0  # such steps of that kind, and of any, in a row
         self._held = self._states()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:

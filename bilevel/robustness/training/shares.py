@@ -12,22 +12,24 @@ from bilevel import distributed
 from bilevel.randomness import derived_seed
 
 
-def least_share(networks: Iterable[nn.Module]) -> int:
-    """The number of images that a process needs of a batch.
+def least_share(networks: Iterable[nn.Module], batch_size: int) -> int:
+    """The number of images that a process needs of an epoch's last batch.
 
     Args:
         networks: What they train, or compute with.
+        batch_size: Images of the other batches.
 
     Returns:
-        2 if batch normalisation is not synchronised: of one image it may have no variance.
+        2 if batch normalisation is not synchronised, which may have no variance of one image, and
+        the other batches have as many for each process; else 1.
 
     Example:
-        >>> least_share([nn.Linear(2, 2)]), least_share([nn.BatchNorm1d(2)])
+        >>> least_share([nn.Linear(2, 2)], 8), least_share([nn.BatchNorm1d(2)], 8)
         (1, 2)
     """
     parts = [part for network in networks for part in network.modules()]
     own = (isinstance(p, _BatchNorm) and not isinstance(p, nn.SyncBatchNorm) for p in parts)
-    return 2 if any(own) else 1
+    return 2 if batch_size >= 2 * distributed.world_size() and any(own) else 1
 
 
 def own_images(count: int, least: int = 1) -> slice:

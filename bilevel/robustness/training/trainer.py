@@ -153,7 +153,7 @@ class Trainer:
         full, left = divmod(len(data.train), recipe.batch_size)
         # A warm start needs batches of one size; of one image batch normalisation has no variance.
         self._drop_last = full > 0 and (left == 1 or not game.solver.repeatable)
-        self._least = least_share(self._networks())
+        self._least = least_share(self._networks(), recipe.batch_size)
         self.steps_per_epoch = full + (left > 0 and not self._drop_last)
         self._windows = MetricWindows(data.train.images.device)
         if distributed.world_size() > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from bilevel.distributed import job
 from bilevel.robustness.training import shares
@@ -27,6 +28,18 @@ def test_the_images_of_a_batch_count_equally(
             weights[image] += shares.batch_share(count, least) / len(images)
     assert times == [4 if count < 4 * least else 1] * count
     assert weights == pytest.approx([1 / count] * count)
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(7, 1), (8, 2)])
+def test_shares_of_one_image_are_avoided_where_they_are_the_exception(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, expected: int
+) -> None:
+    """Where each batch has so few, it would be computed four times."""
+    monkeypatch.setattr(shares.distributed, "world_size", lambda: 4)
+    networks = [nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2))]
+    assert shares.least_share(networks, batch_size) == expected
+    assert shares.least_share(networks[:1], batch_size) == 1
+    assert shares.least_share([nn.SyncBatchNorm(2)], batch_size) == 1
 
 
 def test_processes_runs_and_resumed_runs_draw_numbers_of_their_own(
