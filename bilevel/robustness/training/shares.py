@@ -12,65 +12,52 @@ from bilevel import distributed
 from bilevel.randomness import derived_seed
 
 
-def least_share(networks: Iterable[nn.Module], batch_size: int) -> int:
-    """The number of images that a process needs of an epoch's last batch.
+class Shares:
+    """How processes share the batches of a run.
+
+    A batch of too few images is computed as a whole by each process: a network needs an image, and
+    synchronised batch normalisation counts each image equally often. If it is not synchronised, one
+    image may have no variance, so that two a process are needed, unless all batches have fewer.
 
     Args:
-        networks: What they train, or compute with.
-        batch_size: Images of the other batches.
-
-    Returns:
-        2 if batch normalisation is not synchronised, which may have no variance of one image, and
-        the other batches have as many for each process; else 1.
+        networks: What the processes train, or compute with.
+        batch_size: Images of a batch, but for the last one of an epoch.
 
     Example:
-        >>> least_share([nn.Linear(2, 2)], 8), least_share([nn.BatchNorm1d(2)], 8)
-        (1, 2)
+        >>> shares = Shares([nn.BatchNorm1d(2)], batch_size=8)
+        >>> shares.images(5), shares.weight(5)
+        (slice(0, 5, None), 1.0)
     """
-    parts = [part for network in networks for part in network.modules()]
-    own = (isinstance(p, _BatchNorm) and not isinstance(p, nn.SyncBatchNorm) for p in parts)
-    return 2 if batch_size >= 2 * distributed.world_size() and any(own) else 1
 
+    def __init__(self, networks: Iterable[nn.Module], batch_size: int) -> None:
+        parts = [part for network in networks for part in network.modules()]
+        own = (isinstance(p, _BatchNorm) and not isinstance(p, nn.SyncBatchNorm) for p in parts)
+        pairs = 2 * distributed.world_size()
+        self._fewest = pairs if batch_size >= pairs and any(own) else distributed.world_size()
 
-def own_images(count: int, least: int = 1) -> slice:
-    """The images of a batch that this process computes.
+    def images(self, count: int) -> slice:
+        """The images of a batch that this process computes.
 
-    A batch of too few for all processes is computed as a whole by each: a network needs an image,
-    and synchronised batch normalisation counts each image equally often.
+        Args:
+            count: Number of images of the batch.
 
-    Args:
-        count: Number of images of the batch.
-        least: See :func:`least_share`.
+        Returns:
+            A slice of the batch.
+        """
+        return slice(0, count) if count < self._fewest else distributed.shard(count)
 
-    Returns:
-        A slice of the batch.
+    def weight(self, count: int) -> float:
+        """The weight of this process's images in the sum over the processes.
 
-    Example:
-        >>> own_images(5)
-        slice(0, 5, None)
-    """
-    few = count < least * distributed.world_size()
-    return slice(0, count) if few else distributed.shard(count)
+        Args:
+            count: Number of images of the batch.
 
-
-def batch_share(count: int, least: int = 1) -> float:
-    """The weight of this process's images in the sum over the processes.
-
-    Args:
-        count: Number of images of the batch.
-        least: See :func:`least_share`.
-
-    Returns:
-        A number in (0, 1]; the sum over the processes is 1.
-
-    Example:
-        >>> batch_share(5)
-        1.0
-    """
-    if count < least * distributed.world_size():
-        return 1 / distributed.world_size()
-    own = distributed.shard(count)
-    return float(own.stop - own.start) / count
+        Returns:
+            A number in (0, 1]; the sum over the processes is 1.
+        """
+        own = self.images(count)
+        copies = distributed.world_size() if count < self._fewest else 1
+        return float(own.stop - own.start) / (copies * count)
 
 
 def seed_process(seed: int, steps: int) -> None:

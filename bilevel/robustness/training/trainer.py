@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.modes import set_training
 from bilevel.robustness.training.optimizers import optimizer_settings, scale_rates
 from bilevel.robustness.training.progress import MetricWindows, Progress
-from bilevel.robustness.training.shares import batch_share, least_share, own_images, seed_process
+from bilevel.robustness.training.shares import Shares, seed_process
 from bilevel.robustness.training.validation import Monitor, Validation
 
 WINDOW = 50
@@ -153,7 +152,7 @@ class Trainer:
         full, left = divmod(len(data.train), recipe.batch_size)
         # A warm start needs batches of one size; of one image batch normalisation has no variance.
         self._drop_last = full > 0 and (left == 1 or not game.solver.repeatable)
-        self._least = least_share(self._networks(), recipe.batch_size)
+        self._shares = Shares(self._networks(), recipe.batch_size)
         self.steps_per_epoch = full + (left > 0 and not self._drop_last)
         self._windows = MetricWindows(data.train.images.device)
         if distributed.world_size() > 1:
@@ -309,7 +308,7 @@ class Trainer:
             epoch=self.progress.epoch,
             augment=self.recipe.augment,
             start=self.progress.position,
-            share=partial(own_images, least=self._least),
+            share=self._shares.images,
             drop_last=self._drop_last,
             tracked=self.memory is not None,
         )
@@ -320,7 +319,7 @@ class Trainer:
         size = self.recipe.batch_size
         if self.game.pool:
             left = len(self.data.train) - self.progress.position * size
-            self.game.pool.share = batch_share(min(size, left), self._least)
+            self.game.pool.share = self._shares.weight(min(size, left))
         with computing(self.precision, batch.x.device, one_size=True), explain_out_of_memory(size):
             metrics = (self._captured or self.game.step)(batch)
         if self.game.pool:

@@ -9,37 +9,40 @@ from torch import nn
 from bilevel.distributed import job
 from bilevel.robustness.training import shares
 
+PLAIN, OWN, SYNCHRONISED = nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2)), nn.SyncBatchNorm(2)
 
-@pytest.mark.parametrize("least", [1, 2])
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 10])
+
+@pytest.mark.parametrize(
+    ("networks", "batch_size", "least"),
+    [
+        ([PLAIN], 99, 1),
+        ([PLAIN, SYNCHRONISED], 99, 1),
+        ([PLAIN, OWN], 8, 2),
+        ([PLAIN, OWN], 7, 1),  # else each batch would be computed four times
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 10])
 def test_the_images_of_a_batch_count_equally(
-    monkeypatch: pytest.MonkeyPatch, count: int, least: int
+    monkeypatch: pytest.MonkeyPatch,
+    networks: list[nn.Module],
+    batch_size: int,
+    least: int,
+    count: int,
 ) -> None:
     """In synchronised normalisation by their number, in the gradient by the weights."""
     times, weights = [0] * count, [0.0] * count
     for module in (job, shares.distributed):
         monkeypatch.setattr(module, "world_size", lambda: 4)
+    shared = shares.Shares(networks, batch_size)
     for rank in range(4):
         monkeypatch.setattr(job, "rank", lambda rank=rank: rank)
-        images = range(count)[shares.own_images(count, least)]
+        images = range(count)[shared.images(count)]
         assert len(images) >= min(count, least)
         for image in images:
             times[image] += 1
-            weights[image] += shares.batch_share(count, least) / len(images)
+            weights[image] += shared.weight(count) / len(images)
     assert times == [4 if count < 4 * least else 1] * count
     assert weights == pytest.approx([1 / count] * count)
-
-
-@pytest.mark.parametrize(("batch_size", "expected"), [(7, 1), (8, 2)])
-def test_shares_of_one_image_are_avoided_where_they_are_the_exception(
-    monkeypatch: pytest.MonkeyPatch, batch_size: int, expected: int
-) -> None:
-    """Where each batch has so few, it would be computed four times."""
-    monkeypatch.setattr(shares.distributed, "world_size", lambda: 4)
-    networks = [nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2))]
-    assert shares.least_share(networks, batch_size) == expected
-    assert shares.least_share(networks[:1], batch_size) == 1
-    assert shares.least_share([nn.SyncBatchNorm(2)], batch_size) == 1
 
 
 def test_processes_runs_and_resumed_runs_draw_numbers_of_their_own(
