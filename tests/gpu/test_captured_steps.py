@@ -83,6 +83,18 @@ def test_captured_steps_of_an_unrolled_solve(device: torch.device) -> None:
     assert captured.steps == plain.steps == 8
 
 
+def test_steps_are_captured_anew_where_a_number_has_changed(device: torch.device) -> None:
+    plain, captured = (ridge_game(device, fused=True, adjoint=Unrolled()) for _ in range(2))
+    step, graphs = CapturedStep(captured), []
+    for k in range(12):
+        plain.solver.steps = captured.solver.steps = 300 if k < 6 else 200
+        torch.testing.assert_close(step(rows(device)), plain.step(rows(device)))
+        graphs.append(step._graph)
+    assert graphs[3] is graphs[8]
+    assert graphs[9] is not graphs[8]
+    assert graphs[9] is graphs[11]
+
+
 def test_a_step_that_waits_cannot_be_captured(tmp_path: Path) -> None:
     """In a process of its own, whose random numbers the broken capture leaves unusable."""
     script = tmp_path / "script.py"
