@@ -146,8 +146,8 @@ def check_logits(output: object, batch: Batch, classes: Sequence[str]) -> Tensor
     if isinstance(output, Tensor):
         if output.is_floating_point() and output.shape == (len(batch.y), len(classes)):
             return output
-        whole = "" if output.is_floating_point() else f" and type {output.dtype}"
-        found = f"of shape {tuple(output.shape)}{whole}"
+        kind = "" if output.is_floating_point() else f" and type {output.dtype}"
+        found = f"of shape {tuple(output.shape)}{kind}"
     else:
         found = describe(output)
     raise BilevelError(
