@@ -269,10 +269,10 @@ def train(captured, change):
     step = CapturedStep(game) if captured else game.step
     torch.manual_seed(0)
     losses, graphs = [], []
-    for k in range(14):
+    for k in range(20):
         if k == 6:
             change(game)
-        size = 2 if k % 5 == 4 else 4  # as at the end of an epoch
+        size = 2 if k % 5 == 4 else 4  # as at the ends of four epochs
         losses.append(step(torch.rand(size, 3, device="pretend"))["loss"].item())
         graphs.append(captured and step._graph)
     return losses, graphs
