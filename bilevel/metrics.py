@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,13 +24,14 @@ class MetricLog:
     def __init__(self) -> None:
         self._steps: list[dict[str, Tensor]] = []
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
+    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Adds the metrics of one step.
 
         Args:
-            metrics: Scalars, on any device. Of the dict a copy is kept, of the tensors none.
+            metrics: Scalars, on any device, and numbers, such as a learning rate. Of the dict a
+                copy is kept, of the tensors none.
         """
-        self._steps.append(dict(metrics))
+        self._steps.append({name: torch.as_tensor(value) for name, value in metrics.items()})
 
     def means(self) -> dict[str, float]:
         """Averages the collected metrics and clears the log, in one synchronisation.

@@ -18,6 +18,13 @@ def test_a_metric_that_some_steps_lack_is_averaged_over_the_others() -> None:
     assert log.means() == {}
 
 
+def test_numbers_are_averaged_beside_tensors() -> None:
+    log = MetricLog()
+    for epoch in (1, 2):
+        log.add({"loss": torch.tensor(3.0), "lr": 0.1 / epoch, "epoch": epoch})
+    assert log.means() == pytest.approx({"loss": 3.0, "lr": 0.075, "epoch": 1.5})
+
+
 def test_a_dict_that_is_filled_again_is_another_step() -> None:
     log, metrics = MetricLog(), {}
     for loss in (1.0, 3.0):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError
 from bilevel.games.game import Game
 
@@ -19,13 +20,16 @@ class Bilinear(Game):
     Args:
         matrix: A, ``(n, m)``.
 
+    Raises:
+        BilevelError: If it is no matrix of finite numbers.
+
     Example:
         >>> Bilinear(torch.eye(2)).jacobian()[0]
         tensor([0., 0., 1., 0.])
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        matrix = _floating(matrix)
+        matrix = _coefficients(matrix)
         super().__init__((torch.zeros_like(matrix[:, 0]), torch.zeros_like(matrix[0])), matrix)
 
     def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:
@@ -42,6 +46,9 @@ class Quadratic(Game):
         mu: μ ≥ 0.
         equilibrium: x* and y*, converted to the matrix's type; default the origin.
 
+    Raises:
+        BilevelError: If A is no matrix of finite numbers.
+
     Example:
         >>> Quadratic(torch.eye(2), mu=0.5).jacobian()[:, 0]
         tensor([ 0.5000,  0.0000, -1.0000,  0.0000])
@@ -53,7 +60,7 @@ class Quadratic(Game):
         mu: float = 0.0,
         equilibrium: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        matrix = _floating(matrix)
+        matrix = _coefficients(matrix)
         x, y = (z.to(matrix) for z in equilibrium or Bilinear(matrix).equilibrium)
         super().__init__((x, y), matrix, matrix.new_tensor(mu), x, y)
 
@@ -136,7 +143,7 @@ class MatrixGame(Bilinear):
         matrix: A, the follower's gains, ``(n, m)``.
 
     Raises:
-        BilevelError: If a player has no strategy.
+        BilevelError: If it is no matrix of finite numbers.
 
     Example:
         >>> rock_paper_scissors = torch.tensor([[0, 1, -1], [-1, 0, 1], [1, -1, 0]])
@@ -145,15 +152,6 @@ class MatrixGame(Bilinear):
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        if matrix.dim() != 2 or not matrix.numel():
-            raise BilevelError(
-                f"the matrix has shape {tuple(matrix.shape)}: a player without strategies has an "
-                "empty simplex, onto which nothing can be projected; give (n, m), both from 1 on"
-            )
-        if not matrix.isfinite().all():
-            raise BilevelError(
-                "the matrix is not finite, and has no equilibrium: give a matrix of finite numbers"
-            )
         super().__init__(matrix)
         (matrix,) = self.coefficients
         self.equilibrium = _minimax(matrix), _minimax(-matrix.T)
@@ -167,8 +165,18 @@ class MatrixGame(Bilinear):
         return (z - excess.gather(-1, support - 1)).clamp(min=0)
 
 
-def _floating(matrix: Tensor) -> Tensor:
-    """Converts integers to float64."""
+def _coefficients(matrix: Tensor) -> Tensor:
+    """Checks a matrix of coefficients, and converts integers to float64."""
+    instance_of("matrix", matrix, Tensor, "torch.tensor(…) of the coefficients")
+    if matrix.dim() != 2 or not matrix.numel():
+        raise BilevelError(
+            f"the matrix has shape {tuple(matrix.shape)}: it has a row for each entry of x, and a "
+            "column for each of y; give (n, m), both from 1 on"
+        )
+    if not matrix.isfinite().all():
+        raise BilevelError(
+            "the matrix is not finite, and has no equilibrium: give a matrix of finite numbers"
+        )
     return matrix if matrix.is_floating_point() else matrix.double()
 
 

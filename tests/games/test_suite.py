@@ -276,8 +276,14 @@ def test_a_start_outside_is_brought_inside() -> None:
 
 
 def test_what_is_no_game() -> None:
-    with pytest.raises(BilevelError, match="empty simplex"):
-        games.MatrixGame(torch.zeros(0, 3))
+    for game in (games.Bilinear, games.Quadratic, games.MatrixGame):
+        for shape in ((0, 3), (3,)):
+            with pytest.raises(BilevelError, match="both from 1 on"):
+                game(torch.zeros(shape))
+        with pytest.raises(BilevelError, match="give a matrix of finite numbers"):
+            game(torch.tensor([[1.0, float("nan")]]))
+        with pytest.raises(BilevelError, match="matrix is a list: it takes"):
+            game([[1.0]])
     with pytest.raises(BilevelError, match="cannot be stacked"):
         games.stack([games.bilinear(), games.DiracGAN()])
     one, other = games.bilinear(), games.bilinear()
