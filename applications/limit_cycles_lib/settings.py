@@ -31,6 +31,9 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 }
 """Constructors of the schedules by name; the last three read second derivatives."""
 
+FARTHEST = 1e100
+"""The largest entry of a start, of whose squares the sum is still a number."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -54,10 +57,10 @@ class Setting:
 
     def __post_init__(self) -> None:
         rates.step_sizes(self.step)
-        if not all(map(math.isfinite, self.start)):
+        if not all(abs(entry) <= FARTHEST for entry in self.start):
             raise BilevelError(
-                f"the start {self.start} is not finite: distances are measured from it; give two "
-                "finite numbers, such as 1 0"
+                f"the start {self.start} is not finite or too far: distances are measured from it, "
+                f"by their squares; give two numbers up to {FARTHEST:.0e}, such as 1 0"
             )
         if self.game == "simplex" and not all(0 <= share <= 1 for share in self.start):
             raise BilevelError(
