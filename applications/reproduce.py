@@ -190,7 +190,8 @@ def figures(args: Args, scale: Scale, out: Path, evaluated: list[dict[str, Any]]
     if args.figures and "pgm" in shown:
         draw_curves(out / "figures-3-10.png", evaluated, shown)
     if not (path := out / "figures-7-8.png").exists():
-        limit_cycles.draw_figures_7_8(path, scale.step)
+        step = SCALES["smoke"].step if args.smoke else scale.step  # 1e-4 takes minutes
+        limit_cycles.draw_figures_7_8(path, step)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

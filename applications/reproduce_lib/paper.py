@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 STARTS = 5
-"""Random starts of PGM and CW, of which the worst is reported (Sec. 4)."""
+"""Runs of other seeds, of which the paper reports the worst (Sec. 4); here random starts."""
 
 POINTS = 100_000
 """Points per image of the random attack (Sec. 4)."""

@@ -61,7 +61,7 @@ class Scale:
         dataset: The dataset.
         training: Arguments of the training applications.
         evaluation: Arguments of ``robust_eval.py``.
-        slim_width: Channels of the slim attacker's first layer.
+        slim_width: Width of the slim attacker, half the channels of its first layer.
         ait: Further arguments of ``ait.py``.
         step: Step size in Figures 7 and 8.
     """
@@ -108,13 +108,13 @@ SCALES = {
             "test_size": 256,
         },
         evaluation={"test_size": 200, "curve_size": 64, "points": 1000},
-        slim_width=8,
+        slim_width=3,
     ),
     "paper": Scale(
         "cifar10",
         training={},
         ait={"epochs": 200, "milestones": (0.3, 0.45)},
         evaluation={"test_size": None, "curve_size": 1000, "points": POINTS, "restarts": STARTS},
-        slim_width=128,
+        slim_width=64,
     ),
 }

@@ -47,7 +47,7 @@ EVALUATION_STEP = 0.003 / 0.031
 """The paper's step size in evaluation, as a share of its ε."""
 
 EVALUATION_START = 1e-4
-"""The radius of the ball from which PGM starts in evaluation (Sec. 4.1)."""
+"""The radius of the ball from which PGM starts in evaluation (Sec. 4)."""
 
 Form = Literal["wide", "slim", "slim-no-skip", "two-layer", "conv-rnn"]
 """An attacker's network: a form of :class:`~bilevel.updates.CNN`, or the recurrent one."""
@@ -72,7 +72,8 @@ class Attacker:
 
     Args:
         form: See :data:`Form`.
-        width: Channels of its first layer; scale it with the classifier, see
+        width: Channels of its first layer, of a slim one half of them (64 gives the paper's), of a
+            recurrent one those of its state; scale it with the classifier, see
             :func:`fitting_width`.
         normalize: Gradients are divided by the maximum of each ``"sample"``, or of the ``"batch"``
             as in the authors' code.

@@ -31,14 +31,14 @@ class CNN(ImageUpdate):
     ======================  ==========================================================  ==========
     ``"wide"``              Table 1, completed by the authors' code                     1,747,851
     ``"slim"``              Table 5 with its input concatenated before the last layer   1,434,359
-    ``"slim-no-skip"``      Table 5 as printed, which the paper finds unstable          1,434,197
+    ``"slim-no-skip"``      Table 5 alone, which the paper finds unstable               1,434,197
     ``"two-layer"``         convolution, BN, ReLU, convolution                              5,315
     ======================  ==========================================================  ==========
 
     (Parameters with both inputs, three channels, width 64.) The slim forms work at half the
-    resolution: cheaper and, in the paper, less robust. A forward pass of the wide form over a 32×32
-    image takes 1.79 G multiply-adds, 0.27 of a WRN-34-10's but 3.2 times a ResNet-18's: choose
-    ``width`` to suit the classifier.
+    resolution: cheaper and, in the paper, less robust. (Table 5 prints stride 1 where the authors'
+    code has 2.) A forward pass of the wide form over a 32×32 image takes 1.79 G multiply-adds, 0.27
+    of a WRN-34-10's but 3.2 times a ResNet-18's: choose ``width`` to suit the classifier.
 
     With ``gradient_skip=s`` it is ``y' = y + scale · tanh(network + s · sign ∇)`` with a learned s,
     and the last convolution is initialised to zero: untrained, it takes the sign-gradient step of
@@ -51,7 +51,8 @@ class CNN(ImageUpdate):
         form: The network, a name in the table.
         inputs: The network's inputs: ``("context",)`` is the paper's Naive attacker,
             ``("gradient",)`` Grad-only, ``("context", "gradient")`` Grad.
-        width: Channels after the first convolution of the wide form; the others are in proportion.
+        width: Channels after the first convolution, of the slim forms half of them; the others are
+            in proportion. 64 gives the paper's.
         normalize: ``"sample"`` divides each sample's gradient by its own largest value,
             ``"batch"`` by the batch's, as the authors' code does.
         gradient_skip: The initial s, or None for no skip.

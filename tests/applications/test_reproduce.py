@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bilevel import BilevelError
+from bilevel.robustness import Attacker, make_solver
 from tests.applications.conftest import one_line
 
 
@@ -83,6 +84,37 @@ def test_every_row_of_the_tables_is_trained_by_some_run(
     }
     named |= {name.split(" on ")[1] for name in data.TRANSFERS}
     assert named <= set(module.ROWS)
+
+
+@pytest.mark.parametrize(
+    ("row", "weights"), [("two-step-l2l", 1_747_851), ("slim-two-step-l2l", 1_434_359)]
+)
+def test_the_scale_paper_trains_the_attackers_of_the_paper(
+    module: ModuleType, tmp_path: Path, row: str, weights: int
+) -> None:
+    """Tables 1 and 5; the number of weights is that of the authors' networks."""
+    args = module.Args(scale="paper")
+    recipe = module.training(args, module.SCALES["paper"], row, tmp_path).recipe()
+    solver = make_solver(
+        "two-step-l2l",
+        eps=recipe.epsilon,
+        channels=3,
+        attacker=Attacker(recipe.attacker, recipe.attacker_width),
+    )
+    assert sum(weight.numel() for weight in solver.parameters()) == weights
+
+
+def test_a_trial_of_any_scale_draws_figures_7_and_8_in_seconds(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+    monkeypatch.setattr(
+        module.limit_cycles, "draw_figures_7_8", lambda path, step: drawn.append(step)
+    )
+    for smoke in (True, False):
+        args = module.Args(scale="paper", smoke=smoke, figures=False)
+        module.figures(args, module.SCALES["paper"], tmp_path, [])
+    assert drawn == [module.SCALES["smoke"].step, 1e-4]
 
 
 def test_a_cell_finds_its_own_attack(module: ModuleType) -> None:

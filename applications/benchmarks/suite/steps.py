@@ -43,7 +43,7 @@ class Size:
 
     Args:
         model: The classifier, see ``build_model``.
-        attacker_width: Channels of the attacker; None for a tenth of the classifier's cost.
+        attacker_width: Channels of the attacker; None for a tenth of the classifier's cost at most.
         batch_size: Images per step.
         channels: Channels of an image.
         image_size: Its height and width.

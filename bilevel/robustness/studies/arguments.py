@@ -87,8 +87,8 @@ class TrainingArguments:
     """The attacker's network: wide is the paper's Table 1, slim its Table 5, two-layer the one of
     --fast."""
     attacker_width: int | None = None
-    """Channels of the attacker's first layer; scale it with the classifier, as --fast does unless
-    it is given."""
+    """Channels of the attacker's first layer, of a slim one half of them (64 gives the paper's);
+    scale it with the classifier, as --fast does unless it is given."""
     normalize: Over = "sample"
     """Divide gradients by each image's maximum, or by the batch's, as in the authors' code."""
     gradient_skip: float | None = None

@@ -17,7 +17,7 @@ from bilevel.robustness.data.images import ImageSet
 class Memory(nn.Module):
     """The last perturbation of each training image, as of the image before it was augmented.
 
-    Kept in half precision: two bytes a value, 307 MB for CIFAR-10. What a crop does not show stays
+    Kept in half precision: two bytes a value, 276 MB for CIFAR-10. What a crop does not show stays
     as it was; what lies outside of the image is not kept.
 
     Args:
