@@ -76,15 +76,23 @@ class Args:
     environments: int = 16
     """Parallel environments per run."""
     follower_lr: float | None = None
-    """Adam's learning rate for the discriminator (1e-3) or its updater (coordinate 1e-3, block
-    1e-4, dense 1e-6)."""
+    """Adam's learning rate for the discriminator (1e-3; 0.01 in Ho & Ermon) or its updater
+    (coordinate 1e-3, block 1e-4, dense 1e-6)."""
     follower_steps: int = 5
-    """Adam steps of the discriminator per iteration, in gail; a learned updater takes one."""
+    """Adam steps of the discriminator per iteration, in gail, one in Ho & Ermon; a learned updater
+    takes one."""
     gradient_skip: float | None = 0.1
     """Initial value of the updater's learned step along the gradient; None for none, as in the
     paper."""
     max_kl: float = 0.01
     """TRPO's trust region: mean KL divergence per state in an iteration, in nats."""
+    damping: float = 0.01
+    """Added to the diagonal of TRPO's Fisher matrix; 0.1 in Ho & Ermon."""
+    discount: float = 0.99
+    """The discount factor γ; 0.995 in Ho & Ermon."""
+    gae_lambda: float = 0.98
+    """λ of the advantages: 0 trusts the value function, 1 the sampled returns; 0.97 in Ho &
+    Ermon."""
     max_norm: float | None = None
     """Upper bound on ‖θ_D‖, which is about 9 at the start; None for no bound."""
     seeds: int = 1
@@ -140,6 +148,9 @@ def plan_runs(args: Args) -> list[Setting]:
             follower_lr=args.follower_lr,
             follower_steps=args.follower_steps,
             max_kl=args.max_kl,
+            damping=args.damping,
+            discount=args.discount,
+            gae_lambda=args.gae_lambda,
             max_norm=args.max_norm,
             steps=args.steps,
             environments=args.environments,
@@ -181,9 +192,12 @@ def check_numbers(args: Args) -> None:
     for name in COUNTS:
         count(name, getattr(args, name))
     count("seed", args.seed, least=0)
-    for name in ("follower_lr", "max_kl", "max_norm"):
+    for name in ("follower_lr", "max_kl", "damping", "max_norm"):
         if (value := getattr(args, name)) is not None:
             positive(name, value)
+    for name in ("discount", "gae_lambda"):
+        if not 0 <= (value := getattr(args, name)) <= 1:
+            raise BilevelError(f"{name} is {value}: it weights the steps to come; give 0 to 1")
     if args.expert is None and args.demonstrations > RECORDED_EPISODES:
         raise BilevelError(
             f"demonstrations is {args.demonstrations}: {RECORDED_EPISODES} episodes of an expert "

@@ -51,6 +51,9 @@ class Setting:
     follower_lr: float | None
     follower_steps: int
     max_kl: float
+    damping: float
+    discount: float
+    gae_lambda: float
     max_norm: float | None
     steps: int
     environments: int
@@ -94,14 +97,21 @@ def make_trainer(setting: Setting, states: torch.Tensor, actions: torch.Tensor) 
         inputs=Standardize(expert, others),
         max_norm=setting.max_norm,
     )
-    leader = Imitator(task.policy(scale), Value(task.observations, inputs=scale), follower)
+    leader = Imitator(
+        task.policy(scale),
+        Value(task.observations, inputs=scale),
+        follower,
+        discount=setting.discount,
+        gae_lambda=setting.gae_lambda,
+    )
     game = make_game(setting, leader, follower)
     return Trainer(game, Sampler(envs, leader.policy, seed=seed), expert, steps=steps)
 
 
 def make_game(setting: Setting, leader: Imitator, follower: Discriminator) -> Bilevel:
     """The game of a setting."""
-    leader_opt, adjoint = TRPO(leader.policy, max_kl=setting.max_kl), Detached()
+    leader_opt = TRPO(leader.policy, max_kl=setting.max_kl, damping=setting.damping)
+    adjoint = Detached()
     if setting.method in ("bc", "constant"):  # of bc only the policy is used
         for parameter in follower.network[-1].parameters():
             nn.init.zeros_(parameter)

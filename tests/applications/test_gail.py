@@ -37,7 +37,8 @@ def games(applications: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.fixture
 def setting(games: ModuleType) -> Callable[..., Any]:
     def setting(method: str, updater: str = "coordinate", skip: float | None = 0.1) -> Any:
-        return games.Setting(ENV, method, 0, updater, skip, "finish", None, 2, 0.01, None, 64, 4)
+        policy = (0.01, 0.01, 0.99, 0.98)
+        return games.Setting(ENV, method, 0, updater, skip, "finish", None, 2, *policy, None, 64, 4)
 
     return setting
 
@@ -303,6 +304,9 @@ def test_results_are_written_whatever_becomes_of_the_film(
         ("--follower-lr 0", "follower_lr is 0.0: .*give a .* above 0"),
         ("--max-norm 0", "max_norm is 0.0: .*give a .* above 0"),
         ("--max-kl 0", "max_kl is 0.0: .*give a .* above 0"),
+        ("--damping nan", "damping is nan: .*give a damping above 0"),
+        ("--discount 1.5", "discount is 1.5: .*give 0 to 1"),
+        ("--gae-lambda nan", "gae_lambda is nan: .*give 0 to 1"),
         ("--demonstrations 0", "demonstrations is 0: .*give 1, 2"),
         ("--demonstrations 1000", "demonstrations is 1000: 100 episodes of an expert"),
         ("--every 0", "every is 0: .*give 1, 2"),

@@ -27,7 +27,7 @@ def lib(applications: Callable[[str], ModuleType]) -> Callable[[str], ModuleType
 def make(lib: Callable[[str], ModuleType]) -> Callable[..., Any]:
     """The trainer of a setting."""
     games = lib("games")
-    rest = ("coordinate", None, "finish", None, 3, 0.01, None, 64, 4)
+    rest = ("coordinate", None, "finish", None, 3, 0.01, 0.01, 0.99, 0.98, None, 64, 4)
     one = games.Setting(ENV, "gail", 0, *rest)
     return lambda **other: games.make_trainer(dataclasses.replace(one, **other), *SHOWN)
 
@@ -46,10 +46,12 @@ def test_a_learned_discriminator_takes_one_step_from_its_last(make: Callable[...
 
 
 def test_a_trainer_is_of_its_setting(make: Callable[..., Any]) -> None:
-    trainer = make(max_kl=0.02, max_norm=8.0, reward="neutral", follower_lr=0.03)
+    policy = {"max_kl": 0.02, "damping": 0.3, "discount": 0.9, "gae_lambda": 0.8}
+    trainer = make(**policy, max_norm=8.0, reward="neutral", follower_lr=0.03)
     [group] = trainer.game.solver_opt.param_groups
     assert group["lr"] == 0.03
-    assert trainer.leader_opt.param_groups[0]["max_kl"] == 0.02
+    [of_policy], leader = trainer.leader_opt.param_groups, trainer.leader
+    assert {**of_policy, **vars(leader)}.items() >= policy.items()
     follower = trainer.leader.follower
     assert (follower.max_norm, follower.reward_name) == (8.0, "neutral")
 
@@ -103,6 +105,9 @@ def test_runs_are_as_the_arguments_say(applications: Callable[[str], ModuleType]
         "follower_lr": 0.3,
         "follower_steps": 7,
         "max_kl": 0.2,
+        "damping": 0.3,
+        "discount": 0.9,
+        "gae_lambda": 0.8,
         "max_norm": 8.0,
         "steps": 33,
         "environments": 3,

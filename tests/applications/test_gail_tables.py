@@ -34,7 +34,7 @@ def run(applications: Callable[[str], ModuleType]) -> Callable[..., Any]:
     games, runs = applications("gail_lib.games"), applications("gail_lib.runs")
 
     def run(method: str = "gail", **curves: torch.Tensor) -> Any:
-        rest = (0, "coordinate", None, "neutral", None, 2, 0.01, None, 64, 4)
+        rest = (0, "coordinate", None, "neutral", None, 2, 0.01, 0.01, 0.99, 0.98, None, 64, 4)
         curves = dict.fromkeys(METRICS, torch.arange(1.0, 13.0)) | curves
         played = torch.tensor([-120.0, -130.0])
         return runs.Run(games.Setting("Car-v0", method, *rest), curves, played, 0.2)
