@@ -31,7 +31,7 @@ class MetricLog:
             metrics: Scalars, on any device, and numbers, such as a learning rate. Of the dict a
                 copy is kept, of the tensors none.
         """
-        self._steps.append({name: torch.as_tensor(value) for name, value in metrics.items()})
+        self._steps.append({name: _tensor(value) for name, value in metrics.items()})
 
     def means(self) -> dict[str, float]:
         """Averages the collected metrics and clears the log, in one synchronisation.
@@ -66,6 +66,10 @@ class MetricLog:
             return {name: _mean(name, copies[name], numbers[name], len(steps)) for name in names}
 
         return read
+
+
+def _tensor(value: Tensor | float) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _mean(name: str, values: Tensor, numbers: list[int], count: int) -> float:

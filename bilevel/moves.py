@@ -145,7 +145,7 @@ def _backward(
                 raise_missing_derivative(error, game.adjoint)
                 raise_changed_answer(error)
             raise
-    loss = loss.detach()
+    loss = loss.detach().clone()  # it may be a parameter, which is about to move
     if game.pool is not None:
         game.pool.all_reduce_gradients(loss, moved)
         check_finite(which, loss, game.steps, moved)  # now all processes raise, or none

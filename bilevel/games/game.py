@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from bilevel.errors import BilevelError
 from bilevel.games import rates
@@ -182,7 +184,7 @@ def stack(games: Sequence[Game]) -> Game:
 
     Raises:
         BilevelError: If there are none, or they differ in kind or size, or in an attribute that is
-            no coefficient.
+            no coefficient, or one is a stack.
 
     Example:
         >>> from bilevel.games import bilinear
@@ -208,7 +210,12 @@ def stack(games: Sequence[Game]) -> Game:
 
 
 def _check_settings(game: Game, first: Game) -> None:
-    """Refuses other attributes than the first game's, which are those of the stack."""
+    """Refuses a stack, and other attributes than the first game's, which are those of the stack."""
+    if game.count is not None:
+        raise BilevelError(
+            f"a stack of {game.count} games cannot be stacked: value is mapped over single games; "
+            "stack those, all at once"
+        )
     stacked = {"equilibrium", "coefficients", "count", "start"}
     for name in {**vars(first), **vars(game)}.keys() - stacked:
         if _differ(vars(game).get(name), vars(first).get(name)):
@@ -219,6 +226,11 @@ def _check_settings(game: Game, first: Game) -> None:
 
 
 def _differ(one: object, other: object) -> bool:
+    (parts, form), (others, other_form) = tree_flatten(one), tree_flatten(other)
+    return form != other_form or not all(map(_equal, parts, others))
+
+
+def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return not torch.equal(one, other)
-    return one != other
+        return torch.equal(one, other)
+    return np.array_equal(one, other)  # of other objects, whether they are equal

@@ -132,7 +132,9 @@ def trajectory(game: Bilevel, steps: int) -> Tensor:
 
 def _check_apart(schedule: Schedule | None) -> None:
     """Checks that stacked games move as each would alone."""
-    inner = schedule.inner if isinstance(schedule, Lookahead) else schedule
+    inner = schedule
+    while isinstance(inner, Lookahead):
+        inner = inner.inner
     if isinstance(inner, SymplecticAdjustment) and inner.align:
         raise BilevelError(
             f"{inner!r} chooses one sign for all stacked games, where each would choose its own: "

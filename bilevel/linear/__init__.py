@@ -1,7 +1,7 @@
 """Matrix-free solvers of linear systems A x = b, which report what they learned about A.
 
 Implicit differentiation, competitive gradients and trust-region policy optimization need them. None
-raises if A does not meet its assumptions.
+raises if A does not meet its assumptions. Numbers are real.
 
     conjugate_gradient    A symmetric and positive definite; one product a step, little memory; if b
                           has several rows, each is solved by itself

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from bilevel.errors import BilevelError
+
 Product = Callable[[Tensor], Tensor]
 """v to A v, in the shape of b both: ``(m,)``, or ``(rows, n)`` where each row has its own A."""
 
@@ -89,10 +91,15 @@ class LinearSolver(Protocol):
 
 
 def in_full_precision(solve: Solve) -> Solve:
-    """Without autocast, which rounds products of vectors and matrices."""
+    """Without autocast, which rounds products of vectors and matrices; of real numbers only."""
 
     @wraps(solve)
     def solved(product: Product, b: Tensor, *args: Any, **kwargs: Any) -> LinearSolution:
+        if b.is_complex():  # b @ b, which is no square of a norm then, may be 0
+            raise BilevelError(
+                "b is complex: the linear solvers take real vectors; give them the real system, "
+                "of torch.view_as_real(b).flatten(), and its product likewise"
+            )
         if not torch.is_autocast_enabled(b.device.type):
             return solve(product, b, *args, **kwargs)
         with torch.autocast(b.device.type, enabled=False):

@@ -39,8 +39,10 @@ class Corrected(Schedule):
 
     Both players are trained, by optimizers that evaluate once a step. Second derivatives are those
     of autograd: the gradients that a solver's own steps read count as constants, as in
-    :class:`~bilevel.Detached`. Hooks of the parameters run in the products with J too: clip in step
-    pre-hooks of the optimizers. The metric ``field_norm`` is ‖F‖.
+    :class:`~bilevel.Detached`, and so does what a loss detaches. So no loss may turn a gradient
+    around: for a multiplier that ascends by ``2 * w.detach() - w``, J has the wrong sign. Hooks of
+    the parameters run in the products with J too: clip in step pre-hooks of the optimizers. The
+    metric ``field_norm`` is ‖F‖.
 
     Where a constraint is active, F is not zero at an equilibrium, and players that are projected
     along G rest elsewhere: with active constraints take :class:`~bilevel.Extragradient`.
@@ -222,8 +224,10 @@ class CompetitiveGradient(Corrected):
             return u - field.to_leader(beta * field.to_follower(alpha * u))
 
         b = f - field.to_leader(beta * g)
-        solution = gmres(product, b, self.max_steps, tolerance=self.tolerance)
         norm = field.value.norm().clamp(min=torch.finfo(f.dtype).tiny)
+        # That of GMRES is relative to b, which is η ‖J_×‖ times as large as F if that is large.
+        tolerance = self.tolerance * float((norm / b.norm()).clamp(max=1))
+        solution = gmres(product, b, self.max_steps, tolerance=tolerance)
         metrics["residual"] = residual = solution.residual.norm() / norm
         led = torch.where(residual.isfinite(), solution.value, torch.nan)  # as F is, or J
         return torch.cat([led, g - field.to_follower(alpha * led)])

@@ -135,7 +135,7 @@ class Optimistic(Simultaneous):
         torch._foreach_add_(displacement, players)
         if _of_same(self._last, named):
             torch._foreach_add_(players, displacement)
-            torch._foreach_sub_(players, [*self._last.values()])
+            torch._foreach_sub_(players, _alike(self._last, named))
         self._last = dict(zip(named, displacement, strict=True))
         return metrics
 
@@ -200,7 +200,8 @@ class Lookahead(Schedule):
         self._taken += 1
         if self._taken >= self.steps:
             game.project(batch)  # which is part of Sᵏ
-            torch._foreach_lerp_([*players.values()], [*self._slow.values()], 1 - self.alpha)
+            slow = _alike(self._slow, players)
+            torch._foreach_lerp_([*players.values()], slow, 1 - self.alpha)
             self._slow = {}
         return metrics
 
@@ -210,6 +211,8 @@ class Lookahead(Schedule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned."""
+        if state["inner"].keys() != (own := self.inner.state_dict()).keys():  # of another schedule
+            raise KeyError(f"the inner schedule has state {[*own]}, not {[*state['inner']]}")
         self._slow, self._taken = state["slow"], state["taken"]
         self.inner.load_state_dict(state["inner"])
 
@@ -218,3 +221,8 @@ def _of_same(kept: Parameters, players: Parameters) -> bool:
     """Whether the kept tensors belong to these players: none was frozen or unfrozen since."""
     shapes = {name: tensor.shape for name, tensor in kept.items()}
     return shapes == {name: tensor.shape for name, tensor in players.items()}
+
+
+def _alike(kept: Parameters, players: Parameters) -> list[Tensor]:
+    """The kept tensors in the players' order and types, of which a loaded state may have others."""
+    return [kept[name].to(player) for name, player in players.items()]

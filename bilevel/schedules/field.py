@@ -205,7 +205,7 @@ def differentiate(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor
         slopes,
         costs,
     )
-    return loss.detach(), objective, field
+    return loss.detach().clone(), objective, field  # it may be a parameter, which moves
 
 
 def _slopes(which: Loss, loss: Tensor, parameters: list[Tensor], step: int) -> Slopes:

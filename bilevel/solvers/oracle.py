@@ -157,7 +157,7 @@ class Oracle:
             gradient: The gradient there.
         """
         if self._before is None:
-            self._before = objective
+            self._before = objective.clone()  # it may be a part of y, changed in place
         self._gradient = gradient
         self._versions = versions(gradient)
         self.evaluations += 1

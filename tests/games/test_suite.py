@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -238,7 +239,9 @@ def test_many_games_at_once_are_the_games_one_by_one(kind: str, schedule: Schedu
     )
 
 
-@pytest.mark.parametrize("wrap", [lambda schedule: schedule, Lookahead])
+@pytest.mark.parametrize(
+    "wrap", [lambda schedule: schedule, Lookahead, lambda schedule: Lookahead(Lookahead(schedule))]
+)
 def test_games_at_once_have_no_common_sign(wrap: Callable[[Schedule], Schedule]) -> None:
     stacked = games.stack([games.bilinear(), games.bilinear(2.0)])
     with pytest.raises(BilevelError, match="one sign for all stacked games"):
@@ -293,10 +296,15 @@ def test_what_is_no_game() -> None:
     with pytest.raises(BilevelError, match="differ in mask"):
         games.stack([other, one])
     other.mask = torch.ones(1)
-    games.stack([one, other])
-    other.mask = torch.zeros(1)
-    with pytest.raises(BilevelError, match="differ in mask"):
-        games.stack([one, other])
+    mask = torch.ones(2)
+    for same, another in ((mask, 0 * mask), (np.ones(2), np.eye(2)), ([mask], [0 * mask])):
+        one.mask, other.mask = same, copy.deepcopy(same)
+        stacked = games.stack([one, other])
+        other.mask = another
+        with pytest.raises(BilevelError, match="differ in mask"):
+            games.stack([one, other])
+    with pytest.raises(BilevelError, match="a stack of 2 games cannot be stacked"):
+        games.stack([stacked, stacked])
     with pytest.raises(BilevelError, match="cannot be stacked"):
         games.stack([])
     with pytest.raises(BilevelError, match=r"the start has shape \(3,\)"):

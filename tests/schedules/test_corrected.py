@@ -193,6 +193,16 @@ def test_the_residual_tells_an_unfinished_solve() -> None:
     assert residuals[1] < 1e-14
 
 
+@pytest.mark.parametrize("lr", [0.1, 10.0, 1000.0])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
+def test_the_residual_is_as_small_as_the_tolerance_at_any_rate(lr: float, tolerance: float) -> None:
+    torch.manual_seed(0)
+    game = games.Bilinear(torch.randn(20, 20, dtype=F64))
+    start, schedule = torch.randn(2, 20, dtype=F64), CompetitiveGradient(40, tolerance=tolerance)
+    play = games.begin(game, *start, lr=lr, schedule=schedule)
+    assert play.step(None)["residual"].item() <= tolerance
+
+
 def test_what_is_not_finite_shows_in_the_next_step() -> None:
     class Root(Game):
         def value(self, x: Tensor, y: Tensor, *coefficients: Tensor) -> Tensor:

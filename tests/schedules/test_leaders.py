@@ -11,11 +11,13 @@ from torch import nn
 from bilevel import (
     Alternating,
     Bilevel,
+    Consensus,
     Detached,
     Extragradient,
     FollowerProblem,
     Iterative,
     LeaderProblem,
+    Parametric,
     Simultaneous,
     Unrolled,
 )
@@ -68,6 +70,27 @@ def test_a_solve_sees_a_leader_within_its_constraints() -> None:
     leader.w.data.fill_(7.0)
     game.solve(None)
     assert leader.w == 1
+
+
+class Highest(LeaderProblem):
+    """Min over t: the loss is the parameter itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = nn.Parameter(torch.tensor(3.0))
+
+    def loss(self, y, batch):
+        return self.t
+
+
+@pytest.mark.parametrize("schedule", [Simultaneous(), Alternating(), Consensus(0.1)], ids=repr)
+def test_a_loss_that_is_a_parameter_is_told_as_it_was_before_the_move(schedule) -> None:
+    leader, solver = Highest(), Parametric(torch.tensor(1.0))
+    opts = [torch.optim.SGD(player.parameters(), lr=0.5) for player in (leader, solver)]
+    parts = {"leader_opt": opts[0], "solver_opt": opts[1], "adjoint": Detached()}
+    game = Bilevel(leader, Still(), solver, schedule=schedule, **parts)
+    assert game.step(None)["loss"].item() == 3.0
+    assert leader.t.item() == 2.5
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

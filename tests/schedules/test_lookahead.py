@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel import Alternating, Lookahead, Schedule, Simultaneous, games
+from bilevel import (
+    Alternating,
+    BilevelError,
+    Lookahead,
+    Optimistic,
+    Schedule,
+    Simultaneous,
+    games,
+)
 from tests.schedules.critics import combine, critic_game, state
 
 
@@ -37,6 +45,16 @@ def test_lookahead_with_fewer_steps_than_were_taken_comes_back_at_once() -> None
     for _ in range(5):
         twin.step(batch)
     torch.testing.assert_close(state(game), combine((0.5, slow), (0.5, state(twin))))
+
+
+def test_a_state_of_another_inner_schedule_is_refused_in_both_directions() -> None:
+    inners = Simultaneous(), Optimistic()
+    one, other = (critic_game(Lookahead(inner), torch.optim.SGD, lr=0.1) for inner in inners)
+    for game in (one, other):
+        game.step(torch.randn(8, 4))
+    for source, target in ((one, other), (other, one)):
+        with pytest.raises(BilevelError, match="the inner schedule has state"):
+            target.load_state_dict(source.state_dict())
 
 
 class Boxed(games.Game):

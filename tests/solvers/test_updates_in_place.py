@@ -55,6 +55,21 @@ def test_an_update_in_place_leaves_the_start_alone(needs_gradient: bool, warm_st
     assert not torch.equal(*map(solution.stats.get, ("objective_before", "objective_after")))
 
 
+def test_an_objective_that_is_a_part_of_y_is_told_as_it_was_at_the_start() -> None:
+    class InPlace(Update):
+        def forward(self, y, gradient, context, state):
+            return y.add_(0.1 * gradient), state
+
+    class First(Nearest):
+        def objective(self, leader, y, batch):
+            return y[:, 0]
+
+    batch = Batch(torch.ones(2, 3), None)
+    stats = Iterative(InPlace(), 3).solve(First(), Weights(3), batch).stats
+    assert stats["objective_before"].item() == 0
+    assert stats["objective_after"].item() == pytest.approx(-0.3)
+
+
 @pytest.mark.parametrize(
     "adjoint_of",
     [lambda update: Penalty(100.0), lambda update: Implicit("gmres", fixed_point=update)],
