@@ -209,6 +209,7 @@ def report(
     environment = experiment.environment(experiment.pick_device(args.device))
     rows = [record for evaluation in evaluations for record in records(evaluation)]
     experiment.write_results(args.out, asdict(args), environment, rows)
+    torch.manual_seed(args.seed)  # else the pictures would depend on where a run was stopped
     pictures = {
         target.name: attacked(target, evaluation, data[target.name].test)
         for target, evaluation in zip(targets, evaluations, strict=True)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bilevel import experiment
 from bilevel.arguments import choices
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 from bilevel.experiment.tables import Table, cell
 from bilevel.robustness import (
     STANDARD,
@@ -64,6 +65,7 @@ def main(args: Args) -> None:
     args.attack = choices("attack", args.attack)
     device = experiment.pick_device(args.device)
     target = load_trained(args.checkpoint)
+    claim(args.out)
     for network in (target.model, target.solver):
         if network is not None:
             network.to(device).to(memory_format=torch.channels_last)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from bilevel import ZeroSum, experiment, fgsm, frozen
 from bilevel.arguments import count
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 from bilevel.robustness import (
     RECIPES,
     Batch,
@@ -67,6 +68,7 @@ def main(args: Args) -> None:
     if args.smoke:
         args.images, args.epochs, args.rounds = 2, 1, 1
     device = experiment.pick_device(args.device)
+    claim(args.out)
     model, batch = trained(args, device)
     follower, solver = Linf(args.eps, loss=margin), CarliniWagner()
     attacks: dict[str, Callable[[], Tensor]] = {

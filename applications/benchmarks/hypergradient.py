@@ -37,6 +37,7 @@ from timing import Turn, interleaved, ratios
 from bilevel import HypergradientWarning, experiment
 from bilevel.arguments import count
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 from bilevel.experiment.memory import peak_mib
 
 Implementation = Callable[[Task], Tensor]
@@ -84,6 +85,7 @@ def main(args: Args) -> None:
     """Measures, prints the tables and writes the results."""
     for name in ("rounds", "steps"):
         count(name, getattr(args, name))
+    claim(args.out)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
     warnings.simplefilter("ignore", HypergradientWarning)  # errors are measured

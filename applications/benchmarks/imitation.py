@@ -34,6 +34,7 @@ from torch import Tensor
 from bilevel import BilevelError, experiment
 from bilevel.arguments import count
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 from bilevel.experiment.tables import Table, cell
 from bilevel.imitation import (
     Demonstrations,
@@ -85,6 +86,7 @@ def main(args: Args) -> None:
             f"there is no interpreter {args.imitation}: see the first lines of this file for how "
             "to install imitation, or leave out --imitation"
         )
+    claim(args.out)
     torch.set_num_threads(1)
     if args.smoke:
         args.rounds, args.steps, args.seeds, args.iterations = 2, 320, 1, 2

@@ -19,6 +19,7 @@ from torch import nn
 from bilevel import Bilevel, Monitor, ZeroSum, experiment, pgm
 from bilevel.arguments import count
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 from bilevel.robustness import (
     RECIPES,
     Attacker,
@@ -48,6 +49,7 @@ def main(args: Args) -> None:
     """Measures, prints the table and writes the results."""
     count("rounds", args.rounds)
     device = experiment.pick_device(args.device)
+    claim(args.out)
     names = list(NETWORKS)
     if args.smoke:
         args.rounds, names = 2, names[:-1]

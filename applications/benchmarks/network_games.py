@@ -24,6 +24,7 @@ from bilevel import experiment
 from bilevel.alias import SCHEDULES
 from bilevel.arguments import count
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 
 BATCH, NOISE, DATA = 128, 64, 256
 
@@ -75,6 +76,7 @@ def main(args: Args) -> None:
     for width in args.widths:
         count("width", width)
     device = experiment.pick_device(args.device)
+    claim(args.out)
     if args.smoke:
         args.rounds = 2
     records = [one for width in args.widths for one in measure(width, args.rounds, device)]

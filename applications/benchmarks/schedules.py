@@ -25,6 +25,7 @@ from bilevel import experiment, games
 from bilevel.alias import SCHEDULES
 from bilevel.arguments import count
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 
 GAME, STEP = games.bilinear(), 0.1
 
@@ -47,6 +48,7 @@ def main(args: Args) -> None:
     """Measures, prints the table and writes the results."""
     for name in ("rounds", "steps", "games"):
         count(name, getattr(args, name))
+    claim(args.out)
     torch.set_num_threads(1)
     if args.smoke:
         args.rounds, args.steps, args.games = 2, 20, 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from bilevel.experiment.files import claim
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.study import Study
 
@@ -17,4 +18,6 @@ def studies(args: TrainingArguments, names: Sequence[str], count: int) -> Iterat
     for seed in range(args.seed, args.seed + count):
         out = args.out / f"seed-{seed}"
         begun = seed == args.seed or any(out.glob("*/checkpoint.pt"))
-        yield Study(replace(args, seed=seed, out=out, resume=args.resume and begun), names)
+        study = Study(replace(args, seed=seed, out=out, resume=args.resume and begun), names)
+        claim(args.out)  # not before the first study has found the arguments right
+        yield study

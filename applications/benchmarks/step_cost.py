@@ -31,6 +31,7 @@ from bilevel import Bilevel, BilevelError, experiment
 from bilevel.alias import ScheduleName
 from bilevel.arguments import choices, count
 from bilevel.experiment import commandline
+from bilevel.experiment.files import claim
 from bilevel.robustness import Batch, computing
 
 
@@ -68,6 +69,7 @@ def main(args: Args) -> None:
         args.model, args.attacker_width, args.rounds = "wrn-10-1", 3, 2
     args.method = choices("method", args.method, METHODS)
     device = experiment.pick_device(args.device)
+    claim(args.out)
     torch.manual_seed(args.seed)
     size = Size(args.model, args.attacker_width, args.batch_size, args.channels, args.image_size)
     ways = product(args.precision, (False, True)[: 1 + args.compile], args.schedule, args.method)

@@ -80,6 +80,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "ten demonstrations on acrobot": partial(imitation.steadiness, "acrobot"),
     "one demonstration on mountaincar": partial(imitation.one_demonstration, "MountainCar-v0"),
     "one demonstration on cartpole": partial(imitation.one_demonstration, "CartPole-v1"),
+    "ho and ermon's settings on mountaincar": partial(
+        imitation.one_demonstration, "MountainCar-v0", ("gail-ho-ermon",)
+    ),
+    "ho and ermon's settings on cartpole": partial(
+        imitation.one_demonstration, "CartPole-v1", ("gail-ho-ermon-cartpole",)
+    ),
     "updaters": imitation.updaters,
 }
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from bilevel import BilevelError
-from bilevel.experiment import checkpoint
+from bilevel.experiment import checkpoint, commandline
 from bilevel.experiment.files import make_folder, remove, writing
 from bilevel.experiment.weights import read_about, save_weights
 from bilevel.fingerprint import fingerprint
@@ -79,6 +79,7 @@ def run_all(
     if not resume:  # of all at once: --resume would continue the old run of a later one
         files = "checkpoint.pt", "policy.safetensors"
         remove(*(out / one.name / file for one in settings for file in files))
+    torch.set_num_threads(1)  # as in each run, wherever it is: results.json tells the number
     tasks = [(s, iterations, *pairs[s.env], out, resume) for s in settings]
     if 1 in (jobs, len(tasks)):
         return [run_one(*task, progress) for task in tasks]
@@ -128,6 +129,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    threading.excepthook = commandline.thread_failed
 
 
 class _ProgressQueue:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from matplotlib import rc_context
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from bilevel.experiment.files import make_folder, writing
+from bilevel.experiment.files import atomic_write
 from bilevel.experiment.style import STYLE
 from bilevel.games import Game
 from limit_cycles_lib.panels import COLOR, half_width, portrait
@@ -49,6 +50,7 @@ def animate(path: Path, game: Game, runs: Sequence[Run]) -> None:
             return players
 
         movie = FuncAnimation(figure, draw, frames=FRAMES)
-        make_folder(path.parent)
-        with writing(path):
-            movie.save(path, writer=PillowWriter(fps=20), dpi=100)
+        with atomic_write(path) as part, TemporaryDirectory(dir=part.parent) as folder:
+            whole = Path(folder) / path.name  # whose suffix tells Pillow the format
+            movie.save(whole, writer=PillowWriter(fps=20), dpi=100)
+            whole.replace(part)

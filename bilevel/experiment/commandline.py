@@ -77,7 +77,7 @@ def run(
     Raises:
         SystemExit: Always: 0, 2 for bad input, 130 if interrupted, 143 if terminated.
     """
-    threading.excepthook = _thread_failed
+    threading.excepthook = thread_failed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an encoding without ε must not end a run
     status = 0
@@ -158,7 +158,13 @@ def _sentence(page: str) -> str:
     return text.removeprefix("Error ").removesuffix(".")
 
 
-def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """Ignores OSErrors, which TensorBoard's writer thread raises again in the main thread."""
+def thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Ignores OSErrors, which TensorBoard's writer thread raises again in the main thread.
+
+    For ``threading.excepthook``.
+
+    Args:
+        failure: What ended a thread.
+    """
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)

@@ -152,7 +152,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise BilevelError(_not_written(path, str(error).partition("\n")[0])) from error
     except RuntimeError as error:
-        if "inline_container" not in str(error):
+        if not any(sign in str(error) for sign in ("inline_container", "iostream error")):
             raise  # only torch's writer raises a RuntimeError if the disk is full
         reason = "only a part of it: is the disk full?"  # torch tells positions in the file
         raise BilevelError(_not_written(path, reason)) from error

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bilevel.errors import BilevelError
 from bilevel.experiment.files import atomic_write
 
 Record = Mapping[str, Any]
@@ -45,8 +46,18 @@ def read_results(out: Path) -> dict[str, Any]:
 
     Returns:
         ``config``, ``environment`` and ``results``.
+
+    Raises:
+        BilevelError: If it is truncated or no JSON.
     """
-    content: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    path = out / "results.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BilevelError(
+            f"{path} is no readable results file ({error}): it is truncated or of another kind; "
+            "delete it to measure again, or restore it from a copy"
+        ) from error
     return content
 
 

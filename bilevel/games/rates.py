@@ -103,6 +103,8 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
     sizes = jacobian.new_full((len(jacobian),), follower_lr)
     sizes[:leader_size] = leader_lr
     matrix = _transition(schedule, _Linear(jacobian, sizes, leader_size))
+    if not matrix.isfinite().all():  # LAPACK crashes on it, or does not return
+        return math.inf
     values = torch.linalg.eigvals(matrix)
     moved = sizes.unsqueeze(1) * jacobian
     resting = len(moved) - int(torch.linalg.matrix_rank(moved, rtol=rounding))  # with eigenvalue 1

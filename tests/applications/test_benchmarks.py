@@ -92,6 +92,21 @@ def test_a_measurement_of_nothing_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "script",
+    ["attack_strength", "carlini_wagner", "hypergradient", "imitation", "monitor", "network_games",
+     "schedules", "step_cost", "through_the_attacker"],
+)  # fmt: skip
+def test_the_results_of_another_application_are_kept(
+    benchmarks: Callable[[str], ModuleType], call: Callable[..., Any], out: Path, script: str
+) -> None:
+    kept = (out / "results.json").read_bytes()
+    assert "the results of adv_training.py" in one_line(
+        call(benchmarks(script), "--smoke", "--out", out)
+    )
+    assert (out / "results.json").read_bytes() == kept
+
+
 def test_an_interpreter_that_is_not_there_is_told_before_minutes_are_spent(
     benchmarks: Callable[[str], ModuleType], call: Callable[..., Any], tmp_path: Path
 ) -> None:

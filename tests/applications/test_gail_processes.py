@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+
+from bilevel.experiment import commandline
 
 SMALL = ["--steps", 320, "--environments", 4, "--demonstrations", 2]
 
@@ -30,8 +35,10 @@ def test_runs_side_by_side_are_those_one_after_the_other(
     base = [*SMALL, "--method", "gail", "--seeds", 2, "--iterations", 2]
     for jobs in (1, 2):
         out = tmp_path / str(jobs)
+        torch.set_num_threads(2)
         ended = call(module, *base, "--jobs", jobs, "--out", out)
         assert (ended.status, ended.err) == (0, "")
+        assert json.loads((out / "results.json").read_text())["environment"]["threads"] == "1"
     one, two = ((tmp_path / jobs / "curves.csv").read_text() for jobs in "12")
     assert one == two
     assert len(one.splitlines()) == 1 + 2 * 2
@@ -104,3 +111,13 @@ def test_one_run_needs_no_other_process(
     monkeypatch.delattr(applications("gail_lib.runs"), "ProcessPoolExecutor")
     cloned = [*SMALL, "--method", "bc", "--every", 20, "--jobs", 2, "--out", tmp_path]
     assert call(module, *cloned).status == 0
+
+
+def test_the_curves_of_a_full_disk_are_no_traceback_of_a_worker(
+    applications: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = SimpleNamespace(join=threading.Event().wait)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    applications("gail_lib.runs")._end_with_parent()
+    assert threading.excepthook is commandline.thread_failed

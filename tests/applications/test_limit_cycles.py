@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -164,6 +165,16 @@ def test_a_movie(
     assert movie.name.startswith("bilinear")
     assert movie.read_bytes().startswith(b"GIF89a")
     assert not (tmp_path / "limit-cycles.png").exists()  # it shows other settings
+    before = movie.read_bytes()
+
+    def half(writer: Any) -> None:
+        Path(writer.outfile).write_bytes(b"GIF89a")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.animation.PillowWriter.finish", half)
+    told = one_line(call(module, *games, "--animate", "--out", tmp_path))
+    assert "the older file there is kept" in told
+    assert (movie.read_bytes(), list(tmp_path.rglob("*.gif"))) == (before, [movie])
 
 
 @pytest.mark.parametrize("arguments", ["--steps 3", "--step 0.01 --steps 30"])

@@ -101,14 +101,17 @@ def test_the_worst_case_never_rises_and_the_curves_end(
 def test_a_stopped_run_goes_on(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write(tmp_path / "mine")
-    assert run(folder, "--attack", "fgsm", "pgm-5").status == 0
+    folder = write(tmp_path / "mine", interpolation={})  # whose attack starts at random
+    all_of_it = folder, "--attack", "fgsm", "pgm-5", "--curve-size", 60
+    assert run(*all_of_it).status == 0
     before = records(tmp_path, "attack"), records(tmp_path, "curve")
-    assert run(folder, "--attack", "fgsm", "pgm-5", "--resume").status == 0
+    pictures = (tmp_path / "out" / "examples.png").read_bytes()
+    assert run(*all_of_it, "--resume").status == 0
     assert (records(tmp_path, "attack"), records(tmp_path, "curve")) == before
+    assert (tmp_path / "out" / "examples.png").read_bytes() == pictures
     with monkeypatch.context() as restart:
         restart.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        assert run(folder, "--attack", "fgsm", "pgm-5").status == 0
+        assert run(*all_of_it).status == 0
     assert (records(tmp_path, "attack"), records(tmp_path, "curve")) == before
     refused = one_line(run(folder, "--attack", "fgsm", "--resume"))
     assert re.search(r"is a run with attacks = .*…, alone = ", refused)

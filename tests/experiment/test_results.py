@@ -7,9 +7,12 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from bilevel import BilevelError
 from bilevel.experiment import write_results
+from bilevel.experiment.results import read_results
 
 
 def test_what_json_lacks_is_written_as_text(tmp_path: Path) -> None:
@@ -34,3 +37,11 @@ def test_what_other_programs_cannot_read_is_null(tmp_path: Path) -> None:
     content = json.loads(path.read_text(), parse_constant=lambda name: name)
     assert content["config"] == {"limit": None}
     assert content["results"] == [{"nan": None, "least": None, "norm": None, "list": [1.0]}]
+
+
+def test_a_file_that_was_copied_in_part_is_told(tmp_path: Path) -> None:
+    path = write_results(tmp_path, {}, {}, [{"accuracy": 0.5}])
+    assert read_results(tmp_path)["results"] == [{"accuracy": 0.5}]
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(BilevelError, match=r"results\.json is no readable .*: .*delete it"):
+        read_results(tmp_path)

@@ -329,3 +329,10 @@ def test_a_step_size_must_be_one(step: float) -> None:
         games.bilinear().factor(Simultaneous(), step)
     with pytest.raises(BilevelError, match="give a positive number"):
         games.begin(games.bilinear(), 1.0, 0.0, lr=(0.1, step))
+
+
+def test_steps_too_large_to_compute_with_diverge() -> None:
+    """LAPACK would crash on a matrix that is not finite, or not return."""
+    game = games.bilinear()
+    assert game.factor(ProximalPoint(10), lr=1e100) == math.inf
+    assert game.factor(Extragradient(), lr=1e300) == math.inf

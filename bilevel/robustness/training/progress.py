@@ -65,7 +65,7 @@ class MetricWindows:
 
         Args:
             steps: Steps done so far.
-            last: Whether to read all windows, as at the end of an epoch.
+            last: Whether to read all windows, as at the end of an epoch and before a checkpoint.
 
         Returns:
             The windows that are read now.

@@ -288,12 +288,14 @@ class Trainer:
             now.position += 1
             last = now.position == self.steps_per_epoch
             if last or now.position % WINDOW == 0:
-                windows = self._windows.close(self.game.steps, last=last)
+                due = not last and self._save_is_due()
+                # All are read and reported before a checkpoint: a resumed run goes on after it.
+                windows = self._windows.close(self.game.steps, last=last or due)
                 now.elapsed += time.perf_counter() - begun
-                if not last and self._save_is_due():
-                    self.save()
                 for window in windows:
                     self.report(*window)
+                if due:
+                    self.save()
                 begun = time.perf_counter()
 
     def _save_is_due(self) -> bool:
