@@ -80,12 +80,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "ten demonstrations on acrobot": partial(imitation.steadiness, "acrobot"),
     "one demonstration on mountaincar": partial(imitation.one_demonstration, "MountainCar-v0"),
     "one demonstration on cartpole": partial(imitation.one_demonstration, "CartPole-v1"),
-    "ho and ermon's settings on mountaincar": partial(
-        imitation.one_demonstration, "MountainCar-v0", ("gail-ho-ermon",)
+    "settings of ho and ermon on mountaincar": partial(
+        imitation.settings_of_ho_ermon, "mountaincar"
     ),
-    "ho and ermon's settings on cartpole": partial(
-        imitation.one_demonstration, "CartPole-v1", ("gail-ho-ermon-cartpole",)
-    ),
+    "settings of ho and ermon on cartpole": partial(imitation.settings_of_ho_ermon, "cartpole"),
     "updaters": imitation.updaters,
 }
 

@@ -60,6 +60,25 @@ def steadiness(env: str) -> str:
         "L2L-GAIL, coordinate": learned,
         "L2L-GAIL, the updater not trained": read(f"gail-{env}-gradient"),
     }
+    return _ranked(kinds, learned)
+
+
+def settings_of_ho_ermon(env: str) -> str:
+    """700 iterations with one demonstration and the settings of Ho & Ermon."""
+    results = "gail-ho-ermon" if env == "mountaincar" else f"gail-ho-ermon-{env}"
+    found = read(results)
+    learned = [one for one in found if one["method"] == "l2l-gail"]
+    kinds = {
+        "GAIL": [one for one in found if one["method"] == "gail"],
+        "L2L-GAIL, coordinate": learned,
+        "L2L-GAIL, the updater not trained": read(f"{results}-gradient"),
+        "constant D": read(f"{results}-constant"),
+    }
+    return _ranked(kinds, learned)
+
+
+def _ranked(kinds: dict[str, list[Record]], learned: list[Record]) -> str:
+    """A row of each kind of runs, beside L2L-GAIL by a rank test."""
     rows = []
     for kind, runs in kinds.items():
         if not runs:
