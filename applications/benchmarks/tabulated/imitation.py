@@ -71,6 +71,7 @@ def settings_of_ho_ermon(env: str) -> str:
     kinds = {
         "GAIL": [one for one in found if one["method"] == "gail"],
         "L2L-GAIL, coordinate": learned,
+        "L2L-GAIL, dense": read(f"{results}-dense"),
         "L2L-GAIL, the updater not trained": read(f"{results}-gradient"),
         "constant D": read(f"{results}-constant"),
     }
