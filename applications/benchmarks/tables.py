@@ -81,9 +81,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "one demonstration on mountaincar": partial(imitation.one_demonstration, "MountainCar-v0"),
     "one demonstration on cartpole": partial(imitation.one_demonstration, "CartPole-v1"),
     "settings of ho and ermon on mountaincar": partial(
-        imitation.settings_of_ho_ermon, "mountaincar"
+        imitation.settings_of_ho_ermon, "gail-ho-ermon"
     ),
-    "settings of ho and ermon on cartpole": partial(imitation.settings_of_ho_ermon, "cartpole"),
+    "settings of ho and ermon on cartpole": partial(
+        imitation.settings_of_ho_ermon, "gail-ho-ermon-cartpole"
+    ),
     "updaters": imitation.updaters,
 }
 

@@ -79,7 +79,7 @@ def run_all(
     if not resume:  # of all at once: --resume would continue the old run of a later one
         files = "checkpoint.pt", "policy.safetensors"
         remove(*(out / one.name / file for one in settings for file in files))
-    torch.set_num_threads(1)  # as in each run, wherever it is: results.json tells the number
+    torch.set_num_threads(1)  # the networks are too small for more
     tasks = [(s, iterations, *pairs[s.env], out, resume) for s in settings]
     if 1 in (jobs, len(tasks)):
         return [run_one(*task, progress) for task in tasks]
@@ -110,13 +110,20 @@ def _workers(jobs: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
         context.set_forkserver_preload(["bilevel.imitation", "torch.utils.tensorboard"])
     manager = SyncManager(ctx=context)
     manager.start(_end_with_parent)
-    with manager, ProcessPoolExecutor(jobs, context, _end_with_parent) as pool:
+    with manager, ProcessPoolExecutor(jobs, context, _begin_worker) as pool:
         try:
             yield pool, manager.Queue()
         except KeyboardInterrupt:  # else they would go on, and this process wait for them
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
+
+
+def _begin_worker() -> None:
+    """Makes a process for runs as this one is: its threads, and what is told of failed ones."""
+    _end_with_parent()
+    torch.set_num_threads(1)
+    threading.excepthook = commandline.thread_failed
 
 
 def _end_with_parent() -> None:
@@ -129,7 +136,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-    threading.excepthook = commandline.thread_failed
 
 
 class _ProgressQueue:
@@ -152,7 +158,6 @@ def run_one(
     progress: Progress,
 ) -> Run:
     """Runs one setting; its folder gets checkpoints, TensorBoard logs and the policy."""
-    torch.set_num_threads(1)  # the networks are too small for more
     trainer = make_trainer(setting, states, actions)
     folder = make_folder(out / setting.name)
     policy = trainer.leader.policy

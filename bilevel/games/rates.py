@@ -42,6 +42,9 @@ from bilevel.schedules import (
 Rate = float | Sequence[float]
 """A step size for both players, or the leader's and the follower's."""
 
+LARGEST = 1e100
+"""Of larger entries LAPACK finds no eigenvalues, or crashes; the players diverge there."""
+
 
 def step_sizes(lr: Rate) -> tuple[float, float]:
     """The step sizes of leader and follower.
@@ -87,7 +90,8 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
         lr: The step sizes.
 
     Returns:
-        Less than 1 if the players converge, more if they diverge, 1 if they cycle or rest.
+        Less than 1 if the players converge, more if they diverge, 1 if they cycle or rest; infinity
+        if a step is too large to compute with.
 
     Raises:
         BilevelError: If a step size is not positive, or the schedule is not known.
@@ -103,7 +107,7 @@ def factor(schedule: Schedule, jacobian: Tensor, leader_size: int, lr: Rate) -> 
     sizes = jacobian.new_full((len(jacobian),), follower_lr)
     sizes[:leader_size] = leader_lr
     matrix = _transition(schedule, _Linear(jacobian, sizes, leader_size))
-    if not matrix.isfinite().all():  # LAPACK crashes on it, or does not return
+    if not (matrix.abs() < LARGEST).all():
         return math.inf
     values = torch.linalg.eigvals(matrix)
     moved = sizes.unsqueeze(1) * jacobian

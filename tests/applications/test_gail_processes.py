@@ -119,5 +119,5 @@ def test_the_curves_of_a_full_disk_are_no_traceback_of_a_worker(
     parent = SimpleNamespace(join=threading.Event().wait)
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    applications("gail_lib.runs")._end_with_parent()
+    applications("gail_lib.runs")._begin_worker()
     assert threading.excepthook is commandline.thread_failed

@@ -332,7 +332,8 @@ def test_a_step_size_must_be_one(step: float) -> None:
 
 
 def test_steps_too_large_to_compute_with_diverge() -> None:
-    """LAPACK would crash on a matrix that is not finite, or not return."""
+    """LAPACK would crash on a matrix that is not finite, or not return, and fail on others."""
     game = games.bilinear()
+    assert game.factor(Optimistic(), lr=1e256) == math.inf
     assert game.factor(ProximalPoint(10), lr=1e100) == math.inf
     assert game.factor(Extragradient(), lr=1e300) == math.inf

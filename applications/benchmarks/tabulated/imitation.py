@@ -63,9 +63,8 @@ def steadiness(env: str) -> str:
     return _ranked(kinds, learned)
 
 
-def settings_of_ho_ermon(env: str) -> str:
+def settings_of_ho_ermon(results: str) -> str:
     """700 iterations with one demonstration and the settings of Ho & Ermon."""
-    results = "gail-ho-ermon" if env == "mountaincar" else f"gail-ho-ermon-{env}"
     found = read(results)
     learned = [one for one in found if one["method"] == "l2l-gail"]
     kinds = {

@@ -41,14 +41,9 @@ WINDOW = 50
 """Steps over which metrics are averaged."""
 
 DERIVED = (
-    "checksum of images",
-    "validation attack",
-    "leader",
-    "follower",
-    "solver",
-    "leader_opt",
-    "solver_opt",
-)
+    "checksum of images", "validation attack",
+    "leader", "follower", "solver", "leader_opt", "solver_opt",
+)  # fmt: skip
 """Settings of a run that follow from the recipe and from the further ones."""
 
 
