@@ -120,8 +120,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         >>> file.read_text(encoding="utf-8")
         'whole'
     """
-    # Of this process alone: several may fill one cache.
-    part = make_folder(path.parent) / f".{path.name}.{os.getpid()}.part"
+    folder = make_folder(path.parent).absolute()
+    # Several processes may fill one cache. In a claimed folder the part that a killed run has left
+    # is replaced.
+    owner = "" if _CLAIMED & {folder, *folder.parents} else f".{os.getpid()}"
+    part = path.with_name(f".{path.name}{owner}.part")
     try:
         with writing(path):
             yield part

@@ -55,6 +55,22 @@ def test_two_processes_that_write_one_file_leave_it_whole(
     assert [*tmp_path.iterdir()] == [path]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks")
+def test_a_part_that_a_killed_run_has_left_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(tmp_path)
+    path = tmp_path / "pgm" / "checkpoint.pt"
+    with monkeypatch.context() as earlier:
+        earlier.setattr("os.getpid", lambda: -1)
+        killed = atomic_write(path)
+        killed.__enter__().write_text("a part")
+    with atomic_write(path) as part:
+        part.write_text("whole")
+    assert [*path.parent.iterdir()] == [path]
+    assert path.read_text() == "whole"
+
+
 def test_a_file_that_cannot_be_removed(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     remove(path, path)  # is none
