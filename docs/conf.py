@@ -31,6 +31,8 @@ exclude_patterns = ["_build", "tutorials"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "bilevel"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_theme_options = {"light_css_variables": {"code-font-size": "78%"}}  # lines fit
 
 # A summary ends with its sentence, and not within it.
