@@ -71,8 +71,7 @@ def positive(name: str, value: Any) -> float:
         raise BilevelError(f"{name} is {describe(value)}: it is one number; give one") from error
     if not in_range:
         raise BilevelError(f"{name} is {value}: it is positive and finite; give a {name} above 0")
-    number: float = value
-    return number
+    return value
 
 
 def one_of(name: str, value: T, options: Collection[T]) -> T:

@@ -98,8 +98,7 @@ def _solve_again(game: Bilevel, y: Value, batch: Batch) -> Value:
     use = f"{type(game.leader_opt).__name__} evaluates the leader's loss several times a step"
     once = ", or take an optimizer that evaluates once"
     game.solver.check_repeatable(use, otherwise=once)
-    again: Value = game.solve(batch).value
-    return again
+    return game.solve(batch).value
 
 
 def _backward_leader(game: Bilevel, y: Value, batch: Batch, moved: list[Tensor]) -> Tensor:

@@ -143,8 +143,7 @@ class FollowerProblem(ABC):
         Returns:
             A point of Y.
         """
-        unchanged: Value = y
-        return unchanged
+        return y
 
     def check(self, batch: Batch, /) -> None:
         """Checks that the data suit the problem; by default any do.

@@ -246,8 +246,7 @@ def norms(y: Value, *, by_sample: bool) -> Tensor:
         parts = [vector_norm(leaf[..., None].flatten(1), dim=1) for leaf in leaves(y)]
     else:
         parts = [vector_norm(leaf) for leaf in leaves(y)]
-    whole: Tensor = vector_norm(torch.stack(parts), dim=0)
-    return whole
+    return vector_norm(torch.stack(parts), dim=0)
 
 
 def versions(y: Value) -> list[int]:

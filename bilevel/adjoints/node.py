@@ -24,8 +24,7 @@ def constant(adjoint: Adjoint, tensor: Tensor) -> Tensor:
     Returns:
         The same values.
     """
-    same: Tensor = _Constant.apply(adjoint, tensor)
-    return same
+    return _Constant.apply(adjoint, tensor)
 
 
 def answer(task: Task, tensors: Sequence[Tensor]) -> Value:

@@ -82,7 +82,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         var = replicated(summed(centred.square().sum(dims))) / count
         if self.running_mean is not None:
             self._update_statistics(mean.detach(), (var * count / (count - 1)).detach())
-        out: Tensor = centred * (var + self.eps).rsqrt().view(shape)
+        out = centred * (var + self.eps).rsqrt().view(shape)
         if self.weight is not None:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(input.dtype)

@@ -52,13 +52,12 @@ def read_results(out: Path) -> dict[str, Any]:
     """
     path = out / "results.json"
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BilevelError(
             f"{path} is no readable results file ({error}): it is truncated or of another kind; "
             "delete it to measure again, or restore it from a copy"
         ) from error
-    return content
 
 
 def _plain(value: Any) -> Any:

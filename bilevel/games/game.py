@@ -161,7 +161,7 @@ class Game(FollowerProblem):
 
     def _values(self, x: Tensor, y: Tensor) -> Tensor:
         value = self.value if self.count is None else torch.func.vmap(self.value)
-        values: Tensor = value(x, y, *self.coefficients)
+        values = value(x, y, *self.coefficients)
         if values.shape != (() if self.count is None else (self.count,)):
             raise BilevelError(
                 f"{type(self).__name__}.value gives shape {tuple(values.shape)}: the players' "

@@ -128,8 +128,7 @@ class ResBlock(nn.Module):
         # Checkpointed: normalisation and activation are cheap to recompute, and would take two
         # thirds of the memory, which a solve of many steps keeps until its one backward pass.
         hidden = checkpointed(self.residual[:3], x)
-        out: Tensor = checkpointed(self.residual[3:], hidden) + self.shortcut(x)
-        return out
+        return checkpointed(self.residual[3:], hidden) + self.shortcut(x)
 
 
 def _conv(inputs: int, outputs: int, gain: float, kernel: int = 3) -> nn.Conv2d:
@@ -148,7 +147,7 @@ class _Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        out: Tensor = self.layers(x)[..., :height, :width]  # an odd size is returned one larger
+        out = self.layers(x)[..., :height, :width]  # an odd size is returned one larger
         return torch.cat([out, x], dim=1) if self.skip else out
 
 

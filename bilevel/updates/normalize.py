@@ -107,18 +107,14 @@ def _norm(gradient: Value, order: float, over: Over) -> Tensor:
     tensors = [_single(leaf) for leaf in leaves(gradient) if leaf.numel()]
     if not tensors:
         return torch.zeros(())
-    norm: Tensor
     if isinstance(gradient, dict):
-        norm = vector_norm(torch.stack([vector_norm(leaf, order) for leaf in tensors]), order)
-        return norm
+        return vector_norm(torch.stack([vector_norm(leaf, order) for leaf in tensors]), order)
     (gradient,) = tensors
     if over == "batch":
-        norm = vector_norm(gradient, order)
-    elif gradient.dim() > 1:
-        norm = vector_norm(gradient, order, tuple(range(1, gradient.dim())), keepdim=True)
-    else:  # one number a sample
-        norm = gradient.abs()
-    return norm
+        return vector_norm(gradient, order)
+    if gradient.dim() > 1:
+        return vector_norm(gradient, order, tuple(range(1, gradient.dim())), keepdim=True)
+    return gradient.abs()  # one number a sample
 
 
 def _divide(gradient: Value, norm: Tensor) -> Value:
