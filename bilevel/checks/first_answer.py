@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints import Detached
+from bilevel.autograd_graph import vjp
 from bilevel.checks.processes import check_same_problem
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.player import trainable_parameters
@@ -125,12 +126,8 @@ def _check_fixed_constraints(game: Bilevel, y: Value, batch: Batch) -> None:
             projected = game.follower.project(tree_map(Tensor.clone, detach(y)), batch)
     except RuntimeError:  # it computes outside of autograd (numpy)
         return
-    moving = [leaf for leaf in leaves(projected) if leaf.requires_grad]
-    theta = trainable_parameters(game.leader)
-    if not moving or not theta:
-        return
-    starts = [torch.ones_like(leaf) for leaf in moving]
-    grads = torch.autograd.grad(moving, theta, starts, allow_unused=True)
+    points, theta = leaves(projected), trainable_parameters(game.leader)
+    grads = vjp(points, theta, [*map(torch.ones_like, points)])
     if any(grad is not None for grad in grads):
         raise BilevelError(
             f"{type(game.follower).__name__}.project depends on the leader's parameters, and "

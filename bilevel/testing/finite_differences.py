@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bilevel.adjoints import Adjoint
 from bilevel.arguments import count
+from bilevel.autograd_graph import vjp
 from bilevel.parameters import Parameters
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.snapshot import Snapshot
@@ -88,10 +89,8 @@ def check_adjoint(
             return leader.loss(adjoint.solve(solver, follower, leader, batch).value, batch)
 
     here = loss()
-    found: tuple[Tensor | None, ...] = (None,) * len(theta)
-    if here.requires_grad:  # else it is zero, or the adjoint has lost it
-        found = torch.autograd.grad(here, list(theta.values()), allow_unused=True)
-    grads = from_leaves(found, like=theta)
+    # Of a loss without a graph it is zero, or the adjoint has lost it.
+    grads = from_leaves(vjp([here], [*theta.values()], [torch.ones_like(here)]), like=theta)
     largest = max(float(grad.abs().max()) for grad in grads.values())
     for name, parameter in theta.items():
         eps = torch.finfo(parameter.dtype).eps
