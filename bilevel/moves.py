@@ -9,6 +9,7 @@ They are methods of :class:`~bilevel.Bilevel`, from which schedules are built.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,9 +36,14 @@ if TYPE_CHECKING:
     from bilevel.game import Bilevel
 
 
-def move_leader(game: Bilevel, y: Value, batch: Batch) -> Tensor:
-    """See :meth:`Bilevel.move_leader`."""
-    return _move_leader(game, y, batch, [])
+def move_leader(game: Bilevel, y: Value, batch: Batch, phi: Sequence[Tensor] = ()) -> Tensor:
+    """See :meth:`Bilevel.move_leader`. Its first evaluation fills the gradients of ``phi`` too."""
+    if isinstance(game.adjoint, Detached) and not phi:
+        # φ itself, whose gradient is not needed; an answer with a graph may be that of a schedule
+        # that differentiates by an adjoint of its own.
+        y = tree_map(lambda leaf: leaf.detach() if leaf.is_leaf else leaf, y)
+    first = partial(_first_loss, game, y, batch, [*phi])
+    return take_step(game.leader_opt, game.leader, first, partial(_next_loss, game, y, batch))
 
 
 def move_solver(game: Bilevel, y: Value, batch: Batch) -> Tensor | None:
@@ -52,7 +58,7 @@ def move_both(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor | N
     """See :meth:`Bilevel.move_both`."""
     if game.zero_sum and not has_hooks(game.solver):
         phi, objective = zero_grad(game.solver), None
-        loss = _move_leader(game, y, batch, phi)
+        loss = move_leader(game, y, batch, phi)
         for parameter in phi:  # the follower ascends what the leader descends
             if parameter.grad is not None:
                 parameter.grad.neg_()
@@ -62,16 +68,6 @@ def move_both(game: Bilevel, y: Value, batch: Batch) -> tuple[Tensor, Tensor | N
     if game.solver_opt is not None:
         game.solver_opt.step()
     return loss, objective
-
-
-def _move_leader(game: Bilevel, y: Value, batch: Batch, phi: list[Tensor]) -> Tensor:
-    """The first evaluation of the leader's loss also fills the gradients of ``phi``."""
-    if isinstance(game.adjoint, Detached) and not phi:
-        # φ itself, whose gradient is not needed; an answer with a graph may be that of a schedule
-        # that differentiates by an adjoint of its own.
-        y = tree_map(lambda leaf: leaf.detach() if leaf.is_leaf else leaf, y)
-    first = partial(_first_loss, game, y, batch, phi)
-    return take_step(game.leader_opt, game.leader, first, partial(_next_loss, game, y, batch))
 
 
 def _first_loss(
