@@ -147,15 +147,12 @@ class Bilevel:
             self.solver.kept = kept
             raise
         self.project(batch)
-        if self._answer is not None:
-            self._keep(batch)
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            with torch.no_grad():
+                self.follower.keep(answer, batch)
         self.steps += 1
         return metrics
-
-    def _keep(self, batch: Batch) -> None:
-        answer, self._answer = self._answer, None
-        with torch.no_grad():
-            self.follower.keep(answer, batch)
 
     # The building blocks of schedules.
 

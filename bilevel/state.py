@@ -80,17 +80,13 @@ def _parts(game: Bilevel) -> dict[str, Any]:
     parts = {
         "leader": game.leader,
         "solver": game.solver,
-        **{_network(name): net for name, net in networks if net not in players},
+        **{f"{NETWORK}.{n}".removesuffix("."): net for n, net in networks if net not in players},
         "leader_opt": game.leader_opt,
         "solver_opt": game.solver_opt,
         "schedule": game.schedule,
         "adjoint": game.adjoint,
     }
     return {name: part for name, part in parts.items() if part is not None}
-
-
-def _network(name: str) -> str:
-    return f"{NETWORK}.{name}" if name else NETWORK
 
 
 def _check_names(own: Collection[str], state: Collection[str]) -> None:
