@@ -109,23 +109,8 @@ def _code(function: FunctionType, inner: Callable[[object], str]) -> str:
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 
-def attributes_of(part: object) -> str:
-    """The settings of an object itself, without those of its submodules.
-
-    Args:
-        part: Any object.
-
-    Returns:
-        Its type, and the values of its public attributes, also of those of its class.
-
-    Example:
-        >>> attributes_of(nn.Sequential(nn.Dropout(0.1)))
-        'Sequential()'
-    """
-    return _attributes(part, shown)
-
-
 def _attributes(part: object, show: Callable[[object], str]) -> str:
+    """The settings of an object itself, without those of its submodules."""
     private = part.extra_repr() if isinstance(part, nn.Module) else ""
     given = _listed(_public(part), show)
     return f"{type(part).__name__}({', '.join(filter(None, [private, given]))})"
