@@ -20,11 +20,12 @@ _LONGEST = 500
 """The number of letters of an object's attributes, beyond which they are shown by a checksum."""
 
 
-def settings_of(part: object) -> str:
+def settings_of(part: object, around: tuple[int, ...] = ()) -> str:
     """What an object computes with, apart from weights.
 
     Args:
         part: A module, whose submodules count, too, or any other object.
+        around: See :func:`shown`.
 
     Returns:
         The types, and the values of all public attributes, also of those of the classes.
@@ -36,21 +37,19 @@ def settings_of(part: object) -> str:
         >>> settings_of(Rotation(5))
         'Rotation(limit=0.1, steps=5)'
     """
-    return _settings(part, shown)
-
-
-def _settings(part: object, show: Callable[[object], str]) -> str:
     parts = part.modules() if isinstance(part, nn.Module) else [part]
+    show = partial(shown, around=around)
     # Batch normalisation is another class in a job of several processes.
     return "; ".join(_attributes(one, show) for one in parts if not isinstance(one, _BatchNorm))
 
 
-def shown(value: object) -> str:
+def shown(value: object, around: tuple[int, ...] = ()) -> str:
     """A setting in one line.
 
     Args:
         value: Anything. Tensors, and functions without a name of their own, are shown by a
             checksum; addresses are left out.
+        around: The ids of what it is a part of, perhaps of itself.
 
     Returns:
         The line.
@@ -61,14 +60,10 @@ def shown(value: object) -> str:
         >>> shown(lambda x: 2 * x) == shown(lambda x: 3 * x)
         False
     """
-    return _shown(value, ())
-
-
-def _shown(value: object, around: tuple[int, ...]) -> str:
-    """The line of a part; ``around`` are the ids of what it is a part of, perhaps of itself."""
     if id(value) in around:
         return "…"
-    inner = partial(_shown, around=(*around, id(value)))
+    around = *around, id(value)
+    inner = partial(shown, around=around)
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)} {fingerprint(value)}"
     if isinstance(value, np.ndarray):  # whose repr leaves out most of it
@@ -89,7 +84,7 @@ def _shown(value: object, around: tuple[int, ...]) -> str:
     if isinstance(value, MethodType):
         return f"{inner(value.__self__)}.{value.__name__}"
     if isinstance(value, nn.Module):  # whose repr leaves out what it computes with
-        return f"({_settings(value, inner)})"
+        return f"({settings_of(value, around)})"
     # The repr of a dataclass rounds tensors.
     if type(value).__repr__ is object.__repr__ or is_dataclass(type(value)):
         held = _listed(_public(value), inner)
