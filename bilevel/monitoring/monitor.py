@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -127,9 +128,7 @@ class Monitor:
 
     def _empty(self) -> Tensor:
         parameters = [parameter for parameter, _ in self._sources]
-        dtype = parameters[0].dtype
-        for parameter in parameters:
-            dtype = torch.promote_types(dtype, parameter.dtype)
+        dtype = reduce(torch.promote_types, [parameter.dtype for parameter in parameters])
         return torch.zeros(ROWS, len(self._scale), dtype=dtype, device=parameters[0].device)
 
     def state_dict(self) -> dict[str, Any]:
