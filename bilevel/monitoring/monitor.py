@@ -149,8 +149,7 @@ class Monitor:
         Raises:
             BilevelError: If the players had another size.
         """
-        records, here = state["records"], self._records[0]
-        sizes = state.get("sizes", self._sizes)  # older states have none
+        records, sizes, here = state["records"], state["sizes"], self._records[0]
         if records.shape[1:] != here.shape or sizes != self._sizes:
             raise BilevelError(
                 f"the monitor's state has records of shape {tuple(records.shape[1:])} of players "
