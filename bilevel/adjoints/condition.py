@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel.adjoints.solved import is_constrained
+from bilevel.problem import overrides
 from bilevel.solvers import Iterative, Oracle, Parametric, Solver
 from bilevel.tree import Value, leaves, ravel, tree_map
 from bilevel.updates.base import Update
@@ -28,7 +28,7 @@ def residual_of(
     Returns:
         F in the shape of y, the number of its independent parts, and statistics.
     """
-    if step is None or (type(step) is Gradient and not is_constrained(oracle.follower)):
+    if step is None or (type(step) is Gradient and not overrides(oracle.follower, "project")):
         gain, gradient = oracle.gain_and_gradient(y)
         parts = len(gain) if gain.dim() and isinstance(y, Tensor) else 1
         return gradient, parts, {"gradient_norm": oracle.stats()["gradient_norm"]}

@@ -19,13 +19,13 @@ from bilevel.adjoints.condition import (
 )
 from bilevel.adjoints.diagnostics import SOLVED, check_system, solved_at
 from bilevel.adjoints.pullback import Pullback
-from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
+from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.arguments import count, instance_of, one_of
 from bilevel.autograd_graph import vjp
 from bilevel.errors import BilevelError
 from bilevel.linear import LinearSolution
 from bilevel.linear.system import LinearSolver, Product
-from bilevel.problem import FollowerProblem, LeaderProblem
+from bilevel.problem import FollowerProblem, LeaderProblem, overrides
 from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, from_leaves, leaves, tree_map, unravel
 from bilevel.updates.base import Update, check_differentiable
@@ -211,7 +211,7 @@ class Implicit(Pullback):
         own = own if isinstance(own, Gradient) else None
         if self.method == "neumann":
             return own
-        return own or Gradient(1.0) if is_constrained(follower) else None
+        return own or Gradient(1.0) if overrides(follower, "project") else None
 
     def _check_optimal(
         self,

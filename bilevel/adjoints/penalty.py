@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from bilevel.adjoints.pullback import Pullback
-from bilevel.adjoints.solved import Gradients, SolvedProblem, is_constrained
+from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.arguments import count, instance_of, positive
 from bilevel.autograd_graph import vjp
 from bilevel.errors import BilevelError
-from bilevel.problem import FollowerProblem, LeaderProblem
+from bilevel.problem import FollowerProblem, LeaderProblem, overrides
 from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, leaves, ravel, tree_map
 from bilevel.updates.base import Update
@@ -115,7 +115,7 @@ class Penalty(Pullback):
 
     def _check_constraints(self, problem: SolvedProblem) -> None:
         """Raises if Y depends on θ: the difference of costs has no term for moving constraints."""
-        if not is_constrained(problem.follower):
+        if not overrides(problem.follower, "project"):
             return
         theta = problem.variables()
         with torch.enable_grad():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel.frozen import frozen
 from bilevel.parameters import Parameters, lent
-from bilevel.problem import Batch, FollowerProblem, LeaderProblem, overrides
+from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.snapshot import Snapshot
 from bilevel.solvers import Oracle, Solver
 from bilevel.tree import Value
@@ -22,18 +22,6 @@ _T = TypeVar("_T")
 
 Gradients = Mapping[str, Tensor | None]
 """Gradients by name; None where nothing depends on the tensor."""
-
-
-def is_constrained(follower: FollowerProblem) -> bool:
-    """Whether the set Y of a problem may be another one than the whole space.
-
-    Args:
-        follower: The problem.
-
-    Returns:
-        True if it has a projection of its own.
-    """
-    return overrides(follower, "project")
 
 
 @dataclass(frozen=True)
