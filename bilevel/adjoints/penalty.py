@@ -119,8 +119,7 @@ class Penalty(Pullback):
             return
         theta = problem.variables()
         with torch.enable_grad():
-            y = tree_map(Tensor.detach, problem.y)
-            point = problem.evaluate(theta, lambda oracle: oracle.project(y))
+            point = problem.evaluate(theta, lambda oracle: oracle.project(problem.y))
         if any(leaf.requires_grad for leaf in leaves(point)):
             raise BilevelError(
                 f"{self!r}: {type(problem.follower).__name__}.project depends on the leader's "
