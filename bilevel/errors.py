@@ -53,11 +53,11 @@ def explained(problem: object, method: Callable[..., _T], *args: Any) -> _T:
     try:  # a context manager would cost as much as a small tensor operation, at each step
         return method(*args)
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
-        _raise_explained(error, problem, batch=args[-1])
+        _explain(error, problem, batch=args[-1])
         raise
 
 
-def _raise_explained(error: Exception, problem: object, batch: object) -> None:
+def _explain(error: Exception, problem: object, batch: object) -> None:
     name = type(problem).__name__
     if _is_unreadable(error, batch):
         raise BilevelError(
@@ -111,7 +111,7 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
 
 
-def raise_changed_answer(error: RuntimeError) -> None:
+def explain_changed_answer(error: RuntimeError) -> None:
     """Raises a clearer error if y* was changed in place; does nothing for other errors.
 
     Args:
@@ -127,7 +127,7 @@ def raise_changed_answer(error: RuntimeError) -> None:
         ) from error
 
 
-def raise_missing_derivative(error: RuntimeError, part: object) -> None:
+def explain_missing_derivative(error: RuntimeError, part: object) -> None:
     """Raises a clearer error if torch lacks a second derivative; does nothing for other errors.
 
     Args:
@@ -162,7 +162,7 @@ _NO_SECOND_DERIVATIVE = (
 )
 
 
-def raise_inference_only(error: RuntimeError, problem: object) -> None:
+def explain_inference_only(error: RuntimeError, problem: object) -> None:
     """Raises a clearer error where a network in evaluation mode has no gradient in its input.
 
     Args:

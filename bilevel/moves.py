@@ -26,7 +26,7 @@ from bilevel.checks.losses import (
     check_loss,
     check_untouched,
 )
-from bilevel.errors import raise_changed_answer, raise_missing_derivative
+from bilevel.errors import explain_changed_answer, explain_missing_derivative
 from bilevel.frozen import frozen
 from bilevel.player import has_hooks, take_step, zero_grad
 from bilevel.problem import Batch
@@ -137,8 +137,8 @@ def _backward(
             loss.backward(inputs=moved, retain_graph=retain_graph)
         except RuntimeError as error:
             if not isinstance(game.adjoint, Detached):
-                raise_missing_derivative(error, game.adjoint)
-                raise_changed_answer(error)
+                explain_missing_derivative(error, game.adjoint)
+                explain_changed_answer(error)
             raise
     loss = loss.detach().clone()  # it may be a parameter, which is about to move
     if game.pool is not None:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.containers import partition, shallow_copy, tensors_in
-from bilevel.errors import BilevelError, describe, raise_missing_derivative
+from bilevel.errors import BilevelError, describe, explain_missing_derivative
 from bilevel.parameters import Parameters, lent
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
 from bilevel.snapshot import Snapshot
@@ -170,7 +170,7 @@ class Task:
         try:
             grads = self.adjoint.pull(problem, v)
         except RuntimeError as error:
-            raise_missing_derivative(error, self.adjoint)
+            explain_missing_derivative(error, self.adjoint)
             raise
         like = {name: theta[name] for name in names}
         _check_gradients(self.adjoint, grads, like)

@@ -13,7 +13,7 @@ from bilevel.adjoints.compiled import CompiledOracle
 from bilevel.arguments import count
 from bilevel.autograd_graph import check_not_lost, reached
 from bilevel.containers import tensors_in
-from bilevel.errors import BilevelError, raise_missing_derivative
+from bilevel.errors import BilevelError, explain_missing_derivative
 from bilevel.frozen import frozen
 from bilevel.precision import uncached_autocast
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem, networks_of
@@ -96,7 +96,7 @@ class Unrolled(Adjoint):
                 f"{type(solver).__name__} computes in numpy, where {self!r} has no graph to "
                 "differentiate: take Implicit(), which needs the answer only"
             ) from error
-        raise_missing_derivative(error, self)
+        explain_missing_derivative(error, self)
 
     @property
     def _whole(self) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from bilevel.adjoints.base import Detached
 from bilevel.arguments import count, positive
 from bilevel.distributed.job import world_size
-from bilevel.errors import BilevelError, raise_missing_derivative
+from bilevel.errors import BilevelError, explain_missing_derivative
 from bilevel.linear import gmres
 from bilevel.player import take_step, zero_grad
 from bilevel.problem import Batch
@@ -91,7 +91,7 @@ class Corrected(Schedule):
             with torch.no_grad(), torch.autocast(loss.device.type, enabled=False):
                 corrected = self.correct(field, game, metrics)
         except RuntimeError as error:
-            raise_missing_derivative(error, self)
+            explain_missing_derivative(error, self)
             raise
         if not (isinstance(corrected, Tensor) and corrected.shape == field.value.shape):
             raise BilevelError(

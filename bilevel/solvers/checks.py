@@ -108,7 +108,7 @@ def check_answer(solver: str, y: Any, start: Value | None) -> None:
             )
 
 
-def check_floating(follower: str, y: Value, error: RuntimeError) -> None:
+def explain_not_floating(follower: str, y: Value, error: RuntimeError) -> None:
     """Raises a clearer error if the start has no gradient; does nothing for errors of other kinds.
 
     Args:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from bilevel.autograd_graph import check_second_derivatives
-from bilevel.errors import BilevelError, explained, raise_inference_only
+from bilevel.errors import BilevelError, explain_inference_only, explained
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
-from bilevel.solvers.checks import check_floating, check_point, check_start
+from bilevel.solvers.checks import check_point, check_start, explain_not_floating
 from bilevel.solvers.selection import select
 from bilevel.tree import (
     Value,
@@ -23,7 +23,7 @@ from bilevel.tree import (
     tree_map,
     versions,
 )
-from bilevel.updates.base import State, Update, check_types
+from bilevel.updates.base import State, Update, explain_types
 
 
 class Oracle:
@@ -115,7 +115,7 @@ class Oracle:
             try:
                 point = tree_map(requiring_grad if self._differentiable else _detached_leaf, y)
             except RuntimeError as error:
-                check_floating(type(self.follower).__name__, y, error)
+                explain_not_floating(type(self.follower).__name__, y, error)
                 raise
             value = self._objective(point)
             grads = self._slopes(value, leaves(point), create_graph=create_graph)
@@ -139,7 +139,7 @@ class Oracle:
                     value, inputs, signs, create_graph=create_graph, allow_unused=True
                 )
             except RuntimeError as error:
-                raise_inference_only(error, self.follower)
+                explain_inference_only(error, self.follower)
                 raise
         if all(grad is None for grad in grads):
             raise BilevelError(
@@ -185,7 +185,7 @@ class Oracle:
             try:
                 moved = update(y, gradient, context, state)
             except RuntimeError as error:
-                check_types(update, y, error)
+                explain_types(update, y, error)
                 raise
             if not isinstance(moved, tuple) or len(moved) != 2:
                 raise BilevelError(

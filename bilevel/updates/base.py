@@ -120,7 +120,7 @@ def check_differentiable(update: Update) -> None:
         )
 
 
-def check_types(update: Update, y: Value, error: RuntimeError) -> None:
+def explain_types(update: Update, y: Value, error: RuntimeError) -> None:
     """Raises a clearer error if an update cannot compute with the type of a tensor.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from bilevel.arguments import instance_of
-from bilevel.updates.base import Update, check_types
+from bilevel.updates.base import Update, explain_types
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -83,7 +83,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             try:
                 moved, kept["update"] = self.update(y, uphill, None, kept.get("update"))
             except RuntimeError as error:
-                check_types(self.update, y, error)
+                explain_types(self.update, y, error)
                 raise
             for name, parameter in own.items():
                 if parameter.grad is not None:
