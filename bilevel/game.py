@@ -81,24 +81,22 @@ class Bilevel:
     ) -> None:
         self.zero_sum = is_zero_sum(leader, follower)
         check_parts(leader, follower, solver, adjoint, schedule, zero_sum=self.zero_sum)
-        # Of any type: those of one's own have attributes of their own.
+        # Any: subclasses have attributes of their own, which schedules and users read.
         self.leader: Any = leader
         self.follower: Any = follower
         self.solver: Any = solver
         self.leader_opt: Any = leader_opt
         self.solver_opt: Any = solver_opt
         self._check_optimizers()
-        # Copies, but what they refer to of the other parts is these parts: the solver's update, the
-        # leader's parameters or the follower's network in an update or a schedule of one's own.
+        # Copies that share the other parts, where an adjoint or a schedule holds one: the solver's
+        # update, the leader's parameters, the follower's network.
         networks = (leader, solver, *networks_of(follower))
         modules = [module for network in networks for module in network.modules()]
         tensors = [tensor for network in networks for tensor in network.parameters()]
         parts = (follower, leader_opt, solver_opt, *modules, *tensors)
         shared: dict[int, Any] = {id(part): part for part in parts}
-        adjoint = Detached() if adjoint is None else adjoint
-        schedule = Simultaneous() if schedule is None else schedule
-        self.adjoint = copy.deepcopy(adjoint, shared)
-        self.schedule = copy.deepcopy(schedule, shared)
+        self.adjoint = copy.deepcopy(Detached() if adjoint is None else adjoint, shared)
+        self.schedule = copy.deepcopy(Simultaneous() if schedule is None else schedule, shared)
         self.schedule.check(self)
         self.pool: Pool | None = None
         self.steps = 0
