@@ -177,7 +177,7 @@ def _differentiated(values: Sequence[Tensor], leafs: Mapping[str, Tensor]) -> li
 
 
 def check_not_held(adjoint: str, values: Sequence[Tensor], theta: Mapping[str, Tensor]) -> None:
-    """Checks that a solve for other tensors in the place of θ has not read θ itself.
+    """Checks that a solve to which other tensors were lent in the place of θ has not read θ.
 
     Args:
         adjoint: What has put others in its place.
@@ -199,7 +199,7 @@ def check_not_held(adjoint: str, values: Sequence[Tensor], theta: Mapping[str, T
 
 
 def check_not_lost(adjoint: str, values: Sequence[Tensor], holders: Sequence[object]) -> None:
-    """Checks that no tensor beside the parameters waits for a gradient that it does not get.
+    """Checks that no other tensor than the leader's parameters requires a gradient through y*.
 
     Args:
         adjoint: What gives a gradient to the leader's parameters only.

@@ -195,7 +195,7 @@ class CapturedStep:
         return graph
 
     def _settings(self) -> list[dict[str, Any]]:
-        """What the optimizers' kernels hold as numbers of the host."""
+        """The optimizers' settings that captured kernels have as numbers, as they were."""
         return [
             {name: self._place(value) for name, value in group.items() if name not in VARIABLE}
             for group in self._groups()
@@ -208,7 +208,7 @@ class CapturedStep:
         return modes + [p.requires_grad for player in players for p in player.parameters()]
 
     def _numbers(self) -> list[Any]:
-        """What the parts hold in Python, such as a radius, that kernels have as it was."""
+        """Numbers that the parts hold, such as a radius, which captured kernels have likewise."""
         game = self.game
         rules = [part for part in game.solver.modules() if isinstance(part, Solver | Update)]
         parts = game.leader, game.follower, game.adjoint, game.schedule, *rules

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 def move_leader(game: Bilevel, y: Value, batch: Batch, phi: Sequence[Tensor] = ()) -> Tensor:
     """See :meth:`Bilevel.move_leader`. Its first evaluation fills the gradients of ``phi`` too."""
     if isinstance(game.adjoint, Detached) and not phi:
-        # φ itself, whose gradient is not needed; an answer with a graph may be that of a schedule
-        # that differentiates by an adjoint of its own.
+        # An answer that is φ itself needs no gradient. One with a graph keeps it: the schedule may
+        # differentiate by an adjoint of its own.
         y = tree_map(lambda leaf: leaf.detach() if leaf.is_leaf else leaf, y)
     first = partial(_first_loss, game, y, batch, [*phi])
     return take_step(game.leader_opt, game.leader, first, partial(_next_loss, game, y, batch))

@@ -96,9 +96,9 @@ def recomputed(
         before: All modules that they compute with, as they are now.
         y: The point before the first step.
         state: The update's state there.
-        check: Called in the backward pass with what is computed again; that also raises an error
-            then if it is led elsewhere, or the steps hold a parameter themselves. This keeps the
-            point after the last step, and synchronises the device.
+        check: Called in the backward pass with what is computed again. If it is given, the steps
+            are also refused if they lead elsewhere the second time, or hold a parameter themselves:
+            for this the point after the last step is kept, and the device waited for.
 
     Returns:
         The point after the last step, and the state there.
@@ -149,8 +149,8 @@ class _Recomputed(torch.autograd.Function):
 class _Again(torch.autograd.Function):
     """The product with the Jacobian of steps that are computed again.
 
-    Unlike ``once_differentiable``, whose error autograd meets only where it has no ``inputs``, a
-    node that leads to the same tensors is on every way to a second derivative.
+    A node, so that every second derivative comes through it and is refused. The error of
+    ``once_differentiable`` hangs on no input: a backward pass that is given ``inputs`` skips it.
     """
 
     @staticmethod

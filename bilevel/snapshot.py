@@ -28,8 +28,9 @@ class ModuleState:
 
     Args:
         module: The module.
-        copied: Where buffers are copied to, so that later in-place changes do not count: once for
-            all states between which they have not changed. None keeps the buffers themselves.
+        copied: The copies of buffers that earlier states have made, to which this one adds: a
+            buffer that has not changed since is not copied again. With it, later in-place changes
+            do not count. None keeps the buffers themselves.
     """
 
     def __init__(self, module: nn.Module, *, copied: Copied | None = None) -> None:
@@ -122,7 +123,7 @@ def _put(tensors: Mapping[str, Tensor | None], held: MutableMapping[str, Any]) -
 
 
 def with_certainty(undo: Callable[[], None]) -> None:
-    """Undoes a change of a module; an interrupt of that is raised after it.
+    """Undoes a change of a module, even if Ctrl+C interrupts that: it is raised afterwards.
 
     A notebook goes on after Ctrl+C, and would train a leader that has stayed frozen.
 

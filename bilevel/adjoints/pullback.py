@@ -50,10 +50,8 @@ class Pullback(Adjoint):
     reaches_batch: ClassVar[bool] = False
     pulls_zero: bool = False
 
-    # Whether a solve has shown that its steps hold no parameter of the leader, and a pull that the
-    # follower holds none either.
-    _held_none = False
-    _read_lent = False
+    _held_none = False  # a solve has shown that its steps hold no parameter of the leader
+    _read_lent = False  # a pull has shown that the follower holds none either
 
     @abstractmethod
     def pull(self, problem: SolvedProblem, v: Any) -> Gradients:

@@ -69,8 +69,8 @@ class Task:
         self.solution: Solution
         self.solves = 0
         self.evaluations = 0
-        # A graph is for φ, and once for the check that nothing else is trained. Where the batch has
-        # one too, the iterates of every solve would hang on it.
+        # The steps are recorded for φ, and to check once that nothing else is trained. Not further
+        # where the batch has a graph: the iterates of every solve would be kept with it.
         learned = any(parameter.requires_grad for parameter in solver.parameters())
         needed = learned or not led or not adjoint._held_none
         self.recording = torch.is_grad_enabled() and needed

@@ -96,7 +96,7 @@ def check_untouched(moved: list[Tensor]) -> None:
 
 
 def check_answer_kept(solver: Solver, y: Value, before: list[int]) -> None:
-    """Checks that the leader's loss has left an answer as it was that the solver goes on from.
+    """Checks that the leader's loss has not changed in place what the solver goes on from.
 
     Args:
         solver: The solver.
@@ -104,7 +104,7 @@ def check_answer_kept(solver: Solver, y: Value, before: list[int]) -> None:
         before: The versions of the answer's tensors before the loss was computed.
 
     Raises:
-        BilevelError: If it has changed what is a parameter or a warm start, too.
+        BilevelError: If it has changed an answer that is a parameter or a warm start.
     """
     if versions(y) == before:
         return
