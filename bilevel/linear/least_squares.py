@@ -48,7 +48,7 @@ def gmres(
     if norm <= target or not steps:
         return LinearSolution(x, residual, smallest, largest, smallest, products)
     kind = torch.finfo(b.dtype)
-    basis = Basis(residual / norm)
+    basis = _Basis(residual / norm)
     columns: list[Tensor] = []  # of the Hessenberg matrix of A in the basis
     normal = b.new_ones(1)  # orthogonal to them: the least residual is norm / ‖normal‖
     for _ in range(min(steps, len(b))):
@@ -94,22 +94,13 @@ def _norm(x: Tensor) -> Tensor:
     return unit * (x / unit).norm()
 
 
-class Basis:
-    """The rows of a matrix that grows, without a copy of it for each.
-
-    Args:
-        first: The first row.
-    """
+class _Basis:
+    """The rows of a matrix that grows, without a copy of it for each."""
 
     def __init__(self, first: Tensor) -> None:
         self.rows = self._memory = first[None]
 
     def append(self, row: Tensor) -> None:
-        """Adds a row.
-
-        Args:
-            row: The row.
-        """
         count = len(self.rows)
         if count == len(self._memory):
             self._memory = torch.cat([self.rows, torch.empty_like(self.rows)])
