@@ -125,9 +125,9 @@ class Bilevel:
         Returns:
             Scalars on the device, namely ``loss`` (the leader's, before it moved), the statistics
             of the :class:`Solution` and, if the game is zero-sum or the solver is trained,
-            ``objective_after``. In a zero-sum game that is the loss, with the objective's sign, so
-            that it is of the leader in training mode, and ``objective_before`` of the leader in
-            the solver's ``leader_mode``: with dropout or batch normalisation they do not compare.
+            ``objective_after``. In a zero-sum game that is the loss, with the objective's sign: of
+            the leader in its own mode, while ``objective_before`` is of the leader in the solver's
+            ``leader_mode``. With dropout or batch normalisation the two are not comparable.
             :class:`~bilevel.MetricLog` reads many steps at once.
 
         Raises:

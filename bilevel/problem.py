@@ -161,8 +161,8 @@ class FollowerProblem(ABC):
         """Takes note of the answer with which a step of a game ended; by default nothing is kept.
 
         Where each sample has its own y and comes again, :meth:`init` may start at its last answer:
-        ``self.answers[batch.index] = y``. Solves within one step start at the same point. The
-        state of a game has the answers if they are a buffer of a follower that is a module.
+        ``self.answers[batch.index] = y``. Solves within one step start at the same point. So that
+        the game's state has the answers, make them a buffer, and the follower a module.
 
         Args:
             y: The answer of the step's last solve, a constant.

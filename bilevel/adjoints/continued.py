@@ -69,6 +69,7 @@ class Continued(Pullback):
 
     def state_dict(self) -> dict[str, Any]:
         """The last answer of a warm-started solver, and what this adjoint knows of it."""
+        # By the class's name: a game refuses a state with other names, as of another adjoint.
         return {"end": self._end, type(self).__name__: self._known, "wanted": [*self._wanted]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

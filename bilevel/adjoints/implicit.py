@@ -76,10 +76,11 @@ class Implicit(Pullback):
 
     Exact for an exact answer, however it was computed, in the memory of one gradient. Each product
     costs about two gradient evaluations. The statistics are ``residual`` (of the linear system,
-    relative to v; of one system by ``"cg"`` as it would be without rounding), ``curvature`` (the
-    smallest met, without damping: where F is the gradient, y* is no strict optimum if it is 0 or
-    less), ``stationarity`` (‖F‖), ``gradient_norm`` at the answer where F is the gradient, and
-    ``evaluations`` (gradients of the objective and products with its second derivatives).
+    relative to v; if ``"cg"`` solves one, that of the recursion, which has no rounding in it),
+    ``curvature`` (the smallest met, without damping: where F is the gradient, y* is no strict
+    optimum if it is 0 or less), ``stationarity`` (‖F‖), ``gradient_norm`` at the answer where F is
+    the gradient, and ``evaluations`` (gradients of the objective and products with its second
+    derivatives).
 
     Args:
         method: ``"cg"`` for a strict optimum; ``"gmres"`` for any F; ``"neumann"`` adds terms of
@@ -88,7 +89,8 @@ class Implicit(Pullback):
             with a fixed point.
         tolerance: The linear solve ends when its residual is at most this times the norm of v. The
             gradient's relative error is at worst about the condition number times this. By default
-            1e-6, and 1e-12 where y is float64; of a badly conditioned system it warns only then.
+            1e-6, and 1e-12 where y is float64. If it is given, there is no warning of a badly
+            conditioned linear system.
         max_steps: The largest number of steps of the linear solve; of ``"neumann"``, of terms of
             the series, i + 1 for the i of Lorraine et al. (2020), Algorithm 3.
         damping: Added to the diagonal of −∂F/∂y, with gradient steps of any size to the Hessian, if

@@ -15,10 +15,10 @@ from bilevel.tree import Value, from_leaves
 
 
 def constant(adjoint: Adjoint, tensor: Tensor) -> Tensor:
-    """A tensor of the batch whose gradient is an error where it is required.
+    """A tensor of the batch, of which a backward pass that asks for the gradient raises.
 
     Args:
-        adjoint: What is asked for it.
+        adjoint: What raises.
         tensor: The tensor.
 
     Returns:

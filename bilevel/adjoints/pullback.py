@@ -3,7 +3,10 @@
 The leader's gradient needs one product with the Jacobian dy*/dθ: v ↦ (dy*/dθ)ᵀ v with v = ∂L/∂y.
 Such an adjoint is that function: the answer is a node of autograd's graph whose backward calls it.
 So it costs nothing until a gradient is required, and is one operation to the transforms of
-``torch.func``.
+``torch.func``. The calls go round by four files:
+
+    forward     Pullback.solve → node.answer → Task.solve → Solver.solve
+    backward    the node → Task.pull → Pullback.pull(SolvedProblem, v)
 """
 
 from __future__ import annotations

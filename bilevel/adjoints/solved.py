@@ -42,7 +42,8 @@ class SolvedProblem:
         kept_before: What a warm-started solver had ``kept`` before the solve; None at a new start.
         kept_after: What it has kept since; None if it keeps nothing.
         start: The point where the solve began; None if the solver asked for none.
-        feed: Puts the batch's tensors of ``theta`` in their places in it; None if it has none.
+        feed: Builds the batch of its tensors in ``theta``; None if none of their gradients is
+            required.
     """
 
     solver: Solver
@@ -118,7 +119,7 @@ class SolvedProblem:
         return solution.value, kept
 
     def going_on_from(self, kept: Any, solve: Callable[[], _T]) -> tuple[_T, Any]:
-        """Runs a warm-started solver from another point than its last answer, which it keeps.
+        """Runs a warm-started solver from another point, and leaves its last answer as it was.
 
         Args:
             kept: The point, as the solver keeps it; None for a new start.
