@@ -81,7 +81,7 @@ class Monitor:
         self._sizes = [sum(parameter.numel() for parameter in player) for player in players]
         chosen = [_sample(player) for player in players]
         self._sources = [source for sources in chosen for source in sources]
-        self._scale = torch.cat([_scale(*pair) for pair in zip(players, chosen, strict=True)])
+        self._scale = torch.cat([_scale(*pair) for pair in zip(self._sizes, chosen, strict=True)])
         self._records = [self._empty()]
         self._steps = 0
         damps = isinstance(game.schedule, (ProximalPoint, Optimistic, Lookahead, Corrected))
@@ -176,9 +176,7 @@ def _sample(player: list[nn.Parameter]) -> list[Source]:
     ]
 
 
-def _scale(player: list[nn.Parameter], sources: list[Source]) -> Tensor:
+def _scale(size: int, sources: list[Source]) -> Tensor:
     """Factors that make the sum of squares over the sample estimate that over the player."""
     observed = sum(len(index) for _, index in sources)
-    total = sum(parameter.numel() for parameter in player)
-    scale = math.sqrt(total / observed)
-    return torch.full((observed,), scale, dtype=torch.float64, device="cpu")
+    return torch.full((observed,), math.sqrt(size / observed), dtype=torch.float64, device="cpu")
