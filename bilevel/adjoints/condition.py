@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bilevel.problem import overrides
-from bilevel.solvers import Iterative, Oracle, Parametric, Solver
+from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, leaves, ravel, tree_map
 from bilevel.updates.base import Update
 from bilevel.updates.gradient import Gradient
@@ -59,43 +59,6 @@ def reads_no_gradient(solver: Solver) -> bool:
         True if so.
     """
     return isinstance(solver, Iterative) and not solver.update.needs_gradient
-
-
-def remedy_for(solver: Solver, fixed_point: Update | None) -> str:
-    """What to do about an answer at which the condition does not hold.
-
-    Args:
-        solver: The solver of the answer.
-        fixed_point: The update that was given for the fixed-point map, if one was.
-
-    Returns:
-        The end of a message.
-    """
-    if isinstance(solver, Parametric):
-        return "let the leader be slower than solver_opt, and watch the metric stationarity"
-    if fixed_point is not None:
-        return (
-            "solve it further, or take Unrolled(); if fixed_point keeps a part of the answer in "
-            "its state (a dual variable), make that a part of y: it is evaluated without a state"
-        )
-    if reads_no_gradient(solver):
-        return (
-            "the solver's update reads no gradient, so that its fixed point may be another one (a "
-            "proximal step's): give fixed_point=update, or take Unrolled()"
-        )
-    if isinstance(solver, Iterative):
-        further = "solve with more steps, or take Unrolled(), which is exact for any answer"
-        if type(solver.update).__module__.startswith("bilevel.updates."):
-            return further
-        return (
-            "if the solver's update is at its fixed point (a multiplicative step's, on a simplex), "
-            f"give fixed_point=update; else {further}"
-        )
-    return (
-        "solve it further or, with a set Y and curvatures far from 1, give "
-        "fixed_point=updates.Gradient(step) with a step near 1/curvature; if the objective has "
-        "kinks (L1), give fixed_point=a proximal step"
-    )
 
 
 def vector(y: Value) -> Tensor:

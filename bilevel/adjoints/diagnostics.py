@@ -1,4 +1,4 @@
-"""What may be wrong with the linear system of the implicit adjoint, and with its solution."""
+"""What may be wrong with an answer and the linear system of the implicit adjoint, and remedies."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bilevel.adjoints.condition import epsilon
+from bilevel.adjoints.condition import epsilon, reads_no_gradient
 from bilevel.adjoints.solved import SolvedProblem
 from bilevel.linear import LinearSolution
+from bilevel.solvers import Iterative, Parametric, Solver
+from bilevel.updates.base import Update
 
 if TYPE_CHECKING:
     from bilevel.adjoints.implicit import Implicit
@@ -76,6 +78,43 @@ def solved_at(tolerance: float | None, eps: float) -> float:
         The residual, relative to what it is compared with.
     """
     return max(SOLVED if tolerance is None else tolerance, eps**0.5)
+
+
+def remedy_for(solver: Solver, fixed_point: Update | None) -> str:
+    """What to do about an answer at which the condition does not hold.
+
+    Args:
+        solver: The solver of the answer.
+        fixed_point: The update that was given for the fixed-point map, if one was.
+
+    Returns:
+        The end of a message.
+    """
+    if isinstance(solver, Parametric):
+        return "let the leader be slower than solver_opt, and watch the metric stationarity"
+    if fixed_point is not None:
+        return (
+            "solve it further, or take Unrolled(); if fixed_point keeps a part of the answer in "
+            "its state (a dual variable), make that a part of y: it is evaluated without a state"
+        )
+    if reads_no_gradient(solver):
+        return (
+            "the solver's update reads no gradient, so that its fixed point may be another one (a "
+            "proximal step's): give fixed_point=update, or take Unrolled()"
+        )
+    if isinstance(solver, Iterative):
+        further = "solve with more steps, or take Unrolled(), which is exact for any answer"
+        if type(solver.update).__module__.startswith("bilevel.updates."):
+            return further
+        return (
+            "if the solver's update is at its fixed point (a multiplicative step's, on a simplex), "
+            f"give fixed_point=update; else {further}"
+        )
+    return (
+        "solve it further or, with a set Y and curvatures far from 1, give "
+        "fixed_point=updates.Gradient(step) with a step near 1/curvature; if the objective has "
+        "kinks (L1), give fixed_point=a proximal step"
+    )
 
 
 def _indefinite(curvature: float, method: str | None) -> str:

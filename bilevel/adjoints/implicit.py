@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from bilevel import linear
-from bilevel.adjoints.condition import (
-    epsilon,
-    reads_no_gradient,
-    remedy_for,
-    residual_of,
-    step_size,
-    vector,
-)
-from bilevel.adjoints.diagnostics import SOLVED, check_system, solved_at
+from bilevel.adjoints.condition import epsilon, reads_no_gradient, residual_of, step_size, vector
+from bilevel.adjoints.diagnostics import SOLVED, check_system, remedy_for, solved_at
 from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import Gradients, SolvedProblem
 from bilevel.arguments import count, instance_of, one_of
