@@ -209,11 +209,7 @@ class Implicit(Pullback):
         return own or Gradient(1.0) if overrides(follower, "project") else None
 
     def _check_optimal(
-        self,
-        problem: SolvedProblem,
-        step: Update | None,
-        residual: Value,
-        solution: LinearSolution,
+        self, problem: SolvedProblem, step: Update | None, residual: Value, solution: LinearSolution
     ) -> None:
         """Warns if the condition does not hold at the answer, or holds far from the optimum too."""
         y, eps, norm = vector(problem.y), epsilon(problem.y), vector(residual).norm()

@@ -15,10 +15,4 @@ from bilevel.linear.least_squares import exact, gmres
 from bilevel.linear.recurrences import conjugate_gradient, neumann
 from bilevel.linear.system import LinearSolution
 
-__all__ = [
-    "LinearSolution",
-    "conjugate_gradient",
-    "exact",
-    "gmres",
-    "neumann",
-]
+__all__ = ["LinearSolution", "conjugate_gradient", "exact", "gmres", "neumann"]

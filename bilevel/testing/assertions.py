@@ -11,15 +11,7 @@ from torch import Tensor
 from bilevel.errors import describe
 from bilevel.solvers import Oracle
 from bilevel.testing.requirement import require
-from bilevel.tree import (
-    Value,
-    is_value,
-    largest_difference,
-    leaves,
-    leaves_like,
-    ravel,
-    tree_map,
-)
+from bilevel.tree import Value, is_value, largest_difference, leaves, leaves_like, ravel, tree_map
 
 
 def assert_nearest(oracle: Oracle, far: Value, inside: Value, tolerance: float) -> None:
