@@ -46,7 +46,7 @@ def check_system(
     residual = solution.residual.norm() / torch.where(scale > 0, scale, 1)  # of v = 0, its own
     problem.record(residual=residual)
     unsolved = not float(residual) <= solved_at(adjoint.tolerance, eps)
-    curvature, rounding, message = float(solution.curvature), solution.flat(eps), ""
+    curvature, rounding, message = float(solution.curvature), solution.negligible(eps), ""
     if curvature != torch.inf:  # else solved at its start: none was met
         problem.record(curvature=solution.curvature - adjoint.damping)
     mixed = _MIXED if b.dim() > 1 else ""

@@ -234,7 +234,7 @@ class Implicit(Pullback):
             f"{_NOT_STATIONARY}: the residual of its optimality condition is {ratio:.2g} of that "
             f"at the start, and the implicit gradient is exact at an optimum only; {remedy}",
         )
-        known = float(solution.sigma) > solution.flat(eps)
+        known = float(solution.sigma) > solution.negligible(eps)
         topic = _ILL_CONDITIONED if scale.isfinite() else _NOT_STATIONARY
         self.warn_once(
             ratio <= limit and distance > FAR and known,

@@ -40,7 +40,7 @@ class LinearSolution(NamedTuple):
     products: int
     singular: bool = False
 
-    def flat(self, eps: float) -> float:
+    def negligible(self, eps: float) -> float:
         """The curvature up to which a direction is flat.
 
         Args:

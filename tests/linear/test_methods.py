@@ -152,7 +152,7 @@ def test_what_autograd_rounds_is_flat() -> None:
     assert solution.value.tolist() == [1, 0]
     assert solution.singular
     assert solution.sigma == 1
-    assert 0 < solution.curvature < solution.flat(torch.finfo(F64).eps) < 1e-14
+    assert 0 < solution.curvature < solution.negligible(torch.finfo(F64).eps) < 1e-14
 
 
 @pytest.mark.parametrize("method", [gmres, exact])
