@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ def handed(y: Any) -> Any:
     return dict(y) if isinstance(y, dict) else y
 
 
-def is_value(y: object) -> bool:
+def is_value(y: object) -> TypeGuard[Value]:
     """Whether ``y`` can be a follower's variable.
 
     Args:

@@ -57,13 +57,12 @@ def check_start(follower: str, y: object) -> None:
             f"{follower}.init returned {describe(y)}: y is a tensor or a dict of tensors; return "
             "{name: tensor}, without further dicts in it"
         )
-    tensors: Any = y.values() if isinstance(y, Mapping) else [y]
-    if any(leaf.is_nested for leaf in tensors):
+    if any(leaf.is_nested for leaf in leaves(y)):
         raise BilevelError(
             f"{follower}.init returned a nested tensor, which has no norms and few operations: pad "
             "the samples to one length, and set what is padded to 0 in project"
         )
-    if any(leaf.layout != torch.strided for leaf in tensors):
+    if any(leaf.layout != torch.strided for leaf in leaves(y)):
         raise BilevelError(
             f"{follower}.init returned a sparse tensor, which few operations take: return its "
             "to_dense(), or the values that are to move"
