@@ -61,11 +61,10 @@ def load(game: Bilevel, state: Mapping[str, Any]) -> None:
     try:
         _load(parts, state, device)
         _check_settings(parts, settings)
-    except BilevelError:  # which says itself what does not fit
-        _load(parts, before, device)
-        raise
     except Exception as error:
         _load(parts, before, device)
+        if isinstance(error, BilevelError):  # which says itself what does not fit
+            raise
         raise BilevelError(
             f"the state does not fit ({type(error).__name__}: {error}): it was written by a game "
             "with another schedule, adjoint or optimizer; build the game as it was when the state "

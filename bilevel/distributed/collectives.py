@@ -57,11 +57,11 @@ def gather_results(function: Callable[[], _T]) -> list[_T]:
         Exception: Whatever it raised in this process.
     """
     try:
-        result, problem = function(), ""
+        result = function()
     except Exception as error:
         all_gather((None, f"{type(error).__name__}: {error}"))
         raise
-    results = all_gather((result, problem))
+    results = all_gather((result, ""))
     for _, problem in results:
         if problem:
             raise BilevelError(problem.removeprefix("BilevelError: "))
