@@ -49,8 +49,7 @@ def surrogate(policy: Policy, rollout: Rollout, advantages: Tensor) -> Tensor:
             "Independent(Normal(…), 1)"
         )
     ratio = (log_probs - rollout.log_probs.flatten()).exp()
-    loss: Tensor = -(ratio * weights.flatten()).mean()
-    return loss
+    return -(ratio * weights.flatten()).mean()
 
 
 class Imitator(LeaderProblem):

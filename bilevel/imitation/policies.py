@@ -47,8 +47,7 @@ class Policy(nn.Module):
             >>> GaussianPolicy(3, 2).act(torch.zeros(5, 3)).shape
             torch.Size([5, 2])
         """
-        actions: Tensor = self(observations).sample()
-        return actions
+        return self(observations).sample()
 
     def actor(self) -> Actor:
         """A snapshot of the policy that samples actions in numpy, for one rollout.
@@ -106,8 +105,7 @@ class CategoricalPolicy(Policy):
 
         def act(observations: Array) -> Array:
             logits = network(observations)
-            action: Array = (logits + generator.gumbel(size=logits.shape)).argmax(-1)
-            return action
+            return (logits + generator.gumbel(size=logits.shape)).argmax(-1)
 
         return act
 

@@ -51,8 +51,7 @@ class TrustRegion:
         Returns:
             The distribution.
         """
-        result: Distribution = functional_call(self.policy, parameters, *self.inputs)
-        return result
+        return functional_call(self.policy, parameters, *self.inputs)
 
     def check_stateless(self) -> None:
         """Checks that the policy depends on nothing but its parameters and inputs.

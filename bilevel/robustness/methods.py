@@ -154,8 +154,7 @@ def _cost(network: nn.Module, *inputs: Tensor | None) -> int:
     attention = sdpa_kernel(SDPBackend.MATH)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), attention:
         network.eval()(*inputs)
-    cost: int = counter.get_total_flops()
-    return cost
+    return counter.get_total_flops()
 
 
 def is_learned(method: str) -> bool:

@@ -85,8 +85,7 @@ def attack(model: nn.Module, follower: Threat, solver: Solver, batch: Batch | Ta
             check_start(loss, batch.y if classes else None)
         images = follower.perturbed(solution.value, batch)
         check_images(images)
-        adversarial: Batch = replaced(batch, x=images)
-        return adversarial
+        return replaced(batch, x=images)
 
 
 def for_evaluation(solver: Solver) -> Solver:

@@ -152,8 +152,7 @@ class _FoolboxModule(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
-        return logits
+        return self.model(images)
 
 
 def _classes(criterion: Any) -> Tensor:
@@ -167,8 +166,7 @@ def _classes(criterion: Any) -> Tensor:
             f"the criterion is {type(criterion).__name__}: the attack is untargeted; give the "
             "labels, or Misclassification(labels)"
         )
-    labels: Tensor = criterion.labels.raw
-    return labels
+    return criterion.labels.raw
 
 
 def _check_bounds(model: Model, follower: Perturbation) -> None:

@@ -128,5 +128,4 @@ class Classifier(nn.Module):
         Returns:
             Logits, ``(B, classes)``.
         """
-        logits: Tensor = self.head(self.features(x))
-        return logits
+        return self.head(self.features(x))

@@ -277,8 +277,7 @@ class L2(Perturbation):
 
     def norm(self, delta: Tensor) -> Tensor:
         """‖δ‖₂."""
-        norms: Tensor = vector_norm(delta.flatten(1), dim=1)
-        return norms
+        return vector_norm(delta.flatten(1), dim=1)
 
     def ascent(self, step: float) -> NormalizedGradient:
         """Along the gradient."""
