@@ -124,11 +124,9 @@ class Pullback(Adjoint):
         self.check(solver, follower, leader)
         theta = dict(leader.named_parameters())
         task = Task(self, solver, follower, leader, tuple(theta), batch)
-        tensors = task.tensors
-        if not self.reaches_batch:
-            tensors = [constant(self, tensor) for tensor in tensors]
-        tensors += [constant(self, tensor) for tensor in task.closed]  # a gradient is an error
-        value = answer(task, [*theta.values(), *tensors])
+        tensors = task.tensors if self.reaches_batch else [constant(self, t) for t in task.tensors]
+        closed = [constant(self, tensor) for tensor in task.closed]  # a gradient is an error
+        value = answer(task, [*theta.values(), *tensors, *closed])
         history = task.solution.value
         connected = any(leaf.requires_grad for leaf in leaves(history))
         if connected and not self._held_none:
