@@ -150,33 +150,31 @@ class Task:
         # Detached: its graph leads to this very node.
         y = from_leaves([leaf.detach() for leaf in tensors[-size:]], like=history)
         theta, batch = self.split(tensors[size:-size])
-        names = tuple(name for name, want in zip(self.names, wanted, strict=True) if want)
+        like = {name: theta[name] for name, want in zip(self.names, wanted, strict=True) if want}
         if not (self.adjoint.pulls_zero or any(leaf.any() for leaf in leaves(v))):
-            return tuple(torch.zeros_like(theta[name]) for name in names)
-        outside = not {*names} <= {*self.own}
-        feed = self.feed if outside else None
+            return tuple(map(torch.zeros_like, like.values()))
+        outside = not like.keys() <= {*self.own}
         problem = SolvedProblem(
             *self.solved,
             batch,
             theta,
             y,
-            names,
+            tuple(like),
             self.snapshot,
             self.solution.stats,
             *self.kept,
             start=self.solution.start,
-            feed=feed,
+            feed=self.feed if outside else None,
         )
         try:
             grads = self.adjoint.pull(problem, v)
         except RuntimeError as error:
             explain_missing_derivative(error, self.adjoint)
             raise
-        like = {name: theta[name] for name in names}
         _check_gradients(self.adjoint, grads, like)
         if not outside and not self.closed:  # else y* may depend on features of the batch alone
-            self.adjoint.warn_unused([name for name in names if grads[name] is None])
-        return tuple(leaves(from_leaves([grads[name] for name in names], like=like)))
+            self.adjoint.warn_unused([name for name in like if grads[name] is None])
+        return tuple(from_leaves([grads[name] for name in like], like=like).values())
 
 
 def _check_given(adjoint: Pullback, v: Sequence[Tensor]) -> None:
