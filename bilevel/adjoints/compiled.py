@@ -49,8 +49,8 @@ class CompiledOracle(Oracle):
 
 def _reason(error: BaseException) -> str:
     """What dynamo met, rather than what it calls that."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
+    while met := error.__cause__ or error.__context__:
+        error = met
     return str(error).partition("\n")[0]
 
 

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from bilevel.adjoints import Adjoint, Pullback
 from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError, describe
+from bilevel.player import trainable_parameters
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Parametric, Solver
@@ -199,7 +200,7 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
             "the follower's negated, and it would move the wrong way; leave maximize out, and let "
             "the loss read 2 * w.detach() - w for a multiplier w that is to ascend"
         )
-    if optimizer is None and any(parameter.requires_grad for parameter in module.parameters()):
+    if optimizer is None and trainable_parameters(module):
         raise BilevelError(
             f"{type(module).__name__} has parameters but no optimizer: it would never learn; give "
             f"{player}_opt=torch.optim.Adam({player}.parameters()), or requires_grad_(False)"
