@@ -1,7 +1,9 @@
 """Snapshots of the state of modules, so that a computation can be repeated as it was first run.
 
 A backward pass that repeats part of a solve runs when the leader is back in its own mode, its
-running statistics have moved on, and other random numbers have been drawn.
+running statistics have moved on, and other random numbers have been drawn. For a block that runs
+now there is :func:`~bilevel.frozen.frozen` (a mode, without weight gradients) and
+:func:`~bilevel.parameters.lent` (other parameters).
 """
 
 from __future__ import annotations

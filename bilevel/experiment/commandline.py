@@ -90,12 +90,13 @@ def run(
         distributed.print_once(f"error: {line}")
         status = 2
     except KeyboardInterrupt as interrupt:
-        goes_on = (
-            "; run the same command with --resume to continue from the last checkpoint, if one was "
-            "written"
-        )
-        resumes = any(field.name == "resume" for field in fields(arguments))
-        distributed.print_once("stopped" + goes_on * resumes)
+        message = "stopped"
+        if any(field.name == "resume" for field in fields(arguments)):
+            message += (
+                "; run the same command with --resume to continue from the last checkpoint, if one "
+                "was written"
+            )
+        distributed.print_once(message)
         status = 128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that no flush fails
