@@ -179,9 +179,10 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", 
 plt.show()
 
 # %%
-# On the small and the deep network the rule is ahead of Adam after twenty steps, on the wide one it
-# is behind. Later it does not come to rest, since no run in training was that long; with smaller
-# steps it does. (The same schedule makes Adam and SGD slower.)
+# On the small and the deep network the rule is ahead of Adam after twenty steps; on the wide one it
+# is behind, or about as good after a training with another seed. Later it does not come to rest,
+# since no run in training was that long; with smaller steps it does. (The same schedule makes Adam
+# and SGD slower.)
 #
 # Next: :doc:`/recipes_learning` trains a rule on all its iterates, on long runs in windows, and
 # without gradients through the run; :doc:`/minmax` has a follower that learns to converge.

@@ -111,6 +111,14 @@ def test_points_stand_where_their_time_and_accuracy_are(panel: Any) -> None:
         assert all(a < z < b for (a, b), z in zip(box, points.get_offsets()[0], strict=True))
 
 
+def test_an_updater_that_was_trained_at_a_rate_of_its_own_says_so() -> None:
+    """In the table of Ho and Ermon's settings, whose discriminator has steps of 0.01."""
+    imitation, table = tables.imitation, tables.TABLES["settings of ho and ermon on mountaincar"]()
+    assert {one["follower_lr"] for one in imitation.read("gail-ho-ermon")} == {0.01}
+    assert {one["follower_lr"] for one in imitation.read("gail-ho-ermon-dense")} == {None}
+    assert "| L2L-GAIL, dense, by steps of 1e-6 |" in table
+
+
 def test_all_results_name_their_command() -> None:
     folder = Path(frontier.__file__).parent
     text = (folder / "README.md").read_text()
