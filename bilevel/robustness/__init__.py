@@ -52,13 +52,13 @@ from bilevel.robustness.methods import (
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.classifier import Classifier, Normalize
 from bilevel.robustness.networks.compilation import compile_network
+from bilevel.robustness.networks.failures import explain_out_of_memory
 from bilevel.robustness.networks.models import build_model, resnet18, small_cnn, wide_resnet
 from bilevel.robustness.networks.own import build_classifier, build_own, is_own
 from bilevel.robustness.networks.speed import (
     Trunk,
     computing,
     default_precision,
-    explain_out_of_memory,
     recompute_activations,
 )
 from bilevel.robustness.recipe import RECIPES, Recipe, fast, make_game

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bilevel import Iterative, Solver
 from bilevel.errors import raise_unknown
+from bilevel.robustness.networks.failures import explain_misfit
 from bilevel.robustness.threats.norms import Norm, ball_of
 from bilevel.updates import CNN, ConvRNN, Update
 from bilevel.updates.learned import Inputs
@@ -127,6 +128,9 @@ def fitting_width(
     Returns:
         The largest of 4, 8, 12, 16, 24, 32, 48, 64 that does not cost more, and at least 4.
 
+    Raises:
+        BilevelError: If the classifier is for images of another shape.
+
     Example:
         >>> from bilevel.robustness import build_model
         >>> with torch.device("meta"):
@@ -136,7 +140,8 @@ def fitting_width(
     """
     # Where it is: on the meta device a network fails that holds a constant, or looks at its images.
     place = next((p.device for p in classifier.parameters()), torch.device("cpu"))
-    limit = share * _cost(copy.deepcopy(classifier), torch.zeros(1, *shape, device=place))
+    with explain_misfit(shape):
+        limit = share * _cost(copy.deepcopy(classifier), torch.zeros(1, *shape, device=place))
     images = torch.zeros(1, *shape, device="meta")
     chosen = 4
     for width in (8, 12, 16, 24, 32, 48, 64):

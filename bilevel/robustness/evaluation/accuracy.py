@@ -16,6 +16,7 @@ from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet, image_set
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.evaluation.tolerance import share
+from bilevel.robustness.networks.failures import explain_misfit
 from bilevel.robustness.threats.threat import Threat
 
 
@@ -174,10 +175,11 @@ def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> T
         ``(N, K)``.
 
     Raises:
-        BilevelError: If the output is not one logit for each class.
+        BilevelError: If the classifier is for images of other channels, size or precision, or its
+            output is not one logit for each class.
     """
     parts, classes = batches(images, batch_size), images.classes
-    with torch.no_grad(), frozen(model):
+    with torch.no_grad(), frozen(model), explain_misfit(images.images.shape[1:]):
         return torch.cat([check_logits(model(batch.x), batch, classes) for batch in parts])
 
 

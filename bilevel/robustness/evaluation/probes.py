@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bilevel import BilevelError, NonFiniteError
-from bilevel.errors import first_line
+from bilevel import NonFiniteError
 from bilevel.robustness.data.images import ImageSet, image_set, sample
 from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.continuity import is_continuous
@@ -82,16 +81,7 @@ def check_classifier(model: nn.Module, images: ImageSet, *, batch_size: int = 25
         OutOfMemoryError: If memory ends.
     """
     image_set("images", images).check()
-    try:
-        logits = logits_of(model, images, batch_size=batch_size)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise BilevelError(
-            f"the classifier cannot compute with float32 images of {tuple(images.images.shape[1:])}"
-            f" ({first_line(error)}): give images with the channels, height and width it was "
-            "trained on, and a network of another precision as its .float()"
-        ) from error
+    logits = logits_of(model, images, batch_size=batch_size)
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise NonFiniteError(
             f"the classifier's logits are NaN or infinite on {bad} of {len(images)} clean images: "

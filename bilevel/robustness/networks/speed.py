@@ -173,29 +173,3 @@ def recompute_activations(model: nn.Module) -> None:
         )
     for trunk in trunks:
         trunk._recompute = True
-
-
-@contextmanager
-def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Within the block it is told what helps where memory ends.
-
-    Args:
-        batch_size: Images a step.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        BilevelError: If memory ends.
-        RuntimeError: Whatever else is raised.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise  # torch raises no class of its own where a processor's memory ends
-        raise BilevelError(
-            f"out of memory with batches of {batch_size} images: activations take most of it; give "
-            "--recompute or --cuda-graphs off, with which --resume goes on, or begin again with a "
-            "smaller --batch-size or --precision bf16"
-        ) from error

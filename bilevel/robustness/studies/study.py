@@ -25,11 +25,11 @@ from bilevel.robustness.evaluation.figures import plot_attacks
 from bilevel.robustness.evaluation.results import Example
 from bilevel.robustness.methods import EVALUATION_START, EVALUATION_STEP
 from bilevel.robustness.networks.compilation import compile_network
+from bilevel.robustness.networks.failures import explain_out_of_memory
 from bilevel.robustness.networks.own import code_of, is_own
 from bilevel.robustness.networks.speed import (
     Precision,
     default_precision,
-    explain_out_of_memory,
     recompute_activations,
 )
 from bilevel.robustness.recipe import make_game

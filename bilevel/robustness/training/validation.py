@@ -8,16 +8,15 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from bilevel import Bilevel, Solver, distributed, frozen
+from bilevel import Bilevel, Solver, distributed
 from bilevel.arguments import one_of
 from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.problem import FollowerProblem
 from bilevel.randomness import derived_seed, random_state_kept
-from bilevel.robustness.data.batches import batches
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.evaluation.accuracy import accuracy, check_logits
+from bilevel.robustness.evaluation.accuracy import accuracy, logits_of
 from bilevel.robustness.methods import TRAINING_STEP
-from bilevel.robustness.networks.speed import explain_out_of_memory
+from bilevel.robustness.networks.failures import explain_out_of_memory
 from bilevel.robustness.threats.interpolation import Interpolation
 from bilevel.robustness.threats.l1 import L1
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
@@ -69,16 +68,14 @@ class Validation:
             model: The classifier.
 
         Raises:
-            BilevelError: If its output is not one logit for each class.
+            BilevelError: If it is for other images, or its output is not one logit for each class.
         """
-        batch = next(iter(batches(self.images, self.batch_size)))
+        first = self.images.subset(torch.arange(min(self.batch_size, len(self.images))))
         with (
             random_state_kept(self.images.images.device),
             explain_out_of_memory(self.batch_size),
-            torch.no_grad(),
-            frozen(model),
         ):
-            check_logits(model(batch.x), batch, self.images.classes)
+            logits_of(model, first, batch_size=self.batch_size)
 
     def measure(self, model: nn.Module, epoch: int) -> dict[str, float]:
         """Both accuracies of a classifier. Collective.

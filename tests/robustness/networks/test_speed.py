@@ -17,7 +17,6 @@ from bilevel.robustness import (
     build_model,
     computing,
     default_precision,
-    explain_out_of_memory,
     margin,
     recompute_activations,
 )
@@ -211,18 +210,3 @@ def test_the_order_of_channels_changes_nothing() -> None:
     for network in (last.leader, last.solver):
         network.to(memory_format=torch.channels_last)
     close(play(last), play(first))
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
-    ],
-)
-def test_out_of_memory_tells_what_helps(error: Exception) -> None:
-    told = "batches of 128 images: .*--recompute or --cuda-graphs off, .* smaller --batch-size"
-    with pytest.raises(BilevelError, match=told), explain_out_of_memory(128):
-        raise error
-    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(128):
-        raise RuntimeError("shapes differ")

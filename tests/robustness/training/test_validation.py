@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from bilevel import BilevelError, pgm
 from bilevel.robustness import (
@@ -125,3 +126,13 @@ def test_a_radius_that_grows_needs_the_attack_that_compares_the_epochs(
     trainer = build("two-step-pgm", validation_attack=(Linf(0.2), pgm(0.05, 2)))
     trainer.game.follower.eps = 0.2
     assert trainer.fit().epoch == RECIPE.epochs
+
+
+def test_a_classifier_for_other_images_is_told_before_the_first_step(
+    build: Callable[..., Trainer],
+) -> None:
+    trainer = build("pgm")
+    trainer.game.leader.model = nn.Sequential(nn.Flatten(), nn.Linear(5, 3))
+    with pytest.raises(BilevelError, match=r"float32 images of \(1, \d, \d\) .* is made for"):
+        trainer.fit()
+    assert not trainer.path.exists()
