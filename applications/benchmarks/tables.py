@@ -27,7 +27,6 @@ LEARNED_STEPS = (
     "fashion-mnist-halved-rate",
     "fashion-mnist-halved-3-steps",
     "fashion-mnist-augmented",
-    "cifar10-halved",
     "cifar10-halved-seeds",
 )
 
