@@ -115,8 +115,9 @@ def test_an_updater_that_was_trained_at_a_rate_of_its_own_says_so() -> None:
     """In the table of Ho and Ermon's settings, whose discriminator has steps of 0.01."""
     imitation, table = tables.imitation, tables.TABLES["settings of ho and ermon on mountaincar"]()
     assert {one["follower_lr"] for one in imitation.read("gail-ho-ermon")} == {0.01}
-    assert {one["follower_lr"] for one in imitation.read("gail-ho-ermon-dense")} == {None}
-    assert "| L2L-GAIL, dense, by steps of 1e-6 |" in table
+    for name, rate, told in (("dense-rate", 1e-5, "1e-5"), ("dense", None, "1e-6")):
+        assert {one["follower_lr"] for one in imitation.read(f"gail-ho-ermon-{name}")} == {rate}
+        assert f"| L2L-GAIL, dense, by steps of {told} |" in table
 
 
 def test_all_results_name_their_command() -> None:

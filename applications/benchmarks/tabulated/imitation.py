@@ -70,6 +70,7 @@ def settings_of_ho_ermon(results: str) -> str:
     kinds = {
         "GAIL": [one for one in found if one["method"] == "gail"],
         "L2L-GAIL, coordinate": learned,
+        "L2L-GAIL, dense, by steps of 1e-5": read(f"{results}-dense-rate"),
         "L2L-GAIL, dense, by steps of 1e-6": read(f"{results}-dense"),
         "L2L-GAIL, the updater not trained": read(f"{results}-gradient"),
         "constant D": read(f"{results}-constant"),
