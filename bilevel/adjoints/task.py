@@ -150,16 +150,16 @@ class Task:
         # Detached: its graph leads to this very node.
         y = from_leaves([leaf.detach() for leaf in tensors[-size:]], like=history)
         theta, batch = self.split(tensors[size:-size])
-        like = {name: theta[name] for name, want in zip(self.names, wanted, strict=True) if want}
+        asked = {name: theta[name] for name, want in zip(self.names, wanted, strict=True) if want}
         if not (self.adjoint.pulls_zero or any(leaf.any() for leaf in leaves(v))):
-            return tuple(map(torch.zeros_like, like.values()))
-        outside = not like.keys() <= {*self.own}
+            return tuple(map(torch.zeros_like, asked.values()))
+        outside = not asked.keys() <= {*self.own}
         problem = SolvedProblem(
             *self.solved,
             batch,
             theta,
             y,
-            tuple(like),
+            tuple(asked),
             self.snapshot,
             self.solution.stats,
             *self.kept,
@@ -171,10 +171,10 @@ class Task:
         except RuntimeError as error:
             explain_missing_derivative(error, self.adjoint)
             raise
-        _check_gradients(self.adjoint, grads, like)
+        _check_gradients(self.adjoint, grads, asked)
         if not outside and not self.closed:  # else y* may depend on features of the batch alone
-            self.adjoint.warn_unused([name for name in like if grads[name] is None])
-        return tuple(from_leaves([grads[name] for name in like], like=like).values())
+            self.adjoint.warn_unused([name for name in asked if grads[name] is None])
+        return tuple(from_leaves([grads[name] for name in asked], like=asked).values())
 
 
 def _check_given(adjoint: Pullback, v: Sequence[Tensor]) -> None:

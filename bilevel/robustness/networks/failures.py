@@ -38,7 +38,7 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
 
 @contextmanager
 def explain_misfit(shape: Sequence[int]) -> Iterator[None]:
-    """Within the block it is told that a classifier, which computes alone, is for other images.
+    """Within the block, where a classifier alone computes, it is told if it is for other images.
 
     Args:
         shape: Channels, height and width of the images that it is given.
