@@ -42,13 +42,13 @@ class ModuleState:
         self.flags = [(part, part.training) for part in parts]
         # From the dicts of nn.Module, whose iterators and attributes cost more than a small layer.
         self.parameters = [(now, dict(now)) for part in parts if (now := part._parameters)]
-        distinct = dict.fromkeys(p for _, kept in self.parameters for p in kept.values())
+        distinct = dict.fromkeys(p for _, saved in self.parameters for p in saved.values())
         self.requires_grad = [(p, p.requires_grad) for p in distinct if p is not None]
         self.buffers: list[tuple[Buffers, Buffers]] = [
             (part._buffers, dict(part._buffers)) for part in parts
         ]
         if copied is not None:
-            self.buffers = [(now, _copies(kept, copied)) for now, kept in self.buffers]
+            self.buffers = [(now, _copies(saved, copied)) for now, saved in self.buffers]
 
     def tensors(self) -> Iterator[Tensor]:
         """The parameters and buffers.
@@ -57,8 +57,8 @@ class ModuleState:
             Each parameter once, then the buffers.
         """
         yield from (parameter for parameter, _ in self.requires_grad)
-        for _, kept in self.buffers:
-            yield from (buffer for buffer in kept.values() if buffer is not None)
+        for _, saved in self.buffers:
+            yield from (buffer for buffer in saved.values() if buffer is not None)
 
     def restore(self) -> None:
         """Puts the module back into this state, also where Ctrl+C falls into that."""
@@ -70,23 +70,23 @@ class ModuleState:
                 part.train(flag)  # it may do more: merge weights, clear a cache
             if part.training != flag:
                 part.training = flag
-        for now, kept in self.parameters:
-            _put(kept, now)
+        for now, saved in self.parameters:
+            _put(saved, now)
         for parameter, requires_grad in self.requires_grad:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
-        for buffers, kept_buffers in self.buffers:
-            if buffers or kept_buffers:
-                for added in [*buffers.keys() - kept_buffers.keys()]:
+        for buffers, first in self.buffers:
+            if buffers or first:
+                for added in [*buffers.keys() - first.keys()]:
                     del buffers[added]  # registered by a forward pass
-                _put(kept_buffers, buffers)
+                _put(first, buffers)
 
     def use_buffer_copies(self) -> None:
         """Replaces the module's buffers by copies of these, which are then not modified."""
         copied: Copied = {}  # one for all: parts that share a buffer share its copy
-        for now, kept in self.buffers:
-            if kept:
-                _put(_copies(kept, copied), now)
+        for now, saved in self.buffers:
+            if saved:
+                _put(_copies(saved, copied), now)
 
     def __enter__(self) -> None:
         """Puts the module into this state, with copies of the buffers."""

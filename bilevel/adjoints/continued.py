@@ -19,7 +19,7 @@ from bilevel.solvers import Iterative, Solver
 
 
 class Continued(Pullback):
-    """An adjoint that keeps what it knows of the answer from which the next solve goes on.
+    """An adjoint that remembers what it knows of the answer from which the next solve goes on.
 
     That is dropped where the next solve starts elsewhere: anew (``solver.kept = None``), or from
     the answer of a solve that no backward pass has followed, and where other parameters train.
@@ -42,7 +42,7 @@ class Continued(Pullback):
             problem: The problem.
 
         Returns:
-            What :meth:`keep` was given for the solve that has ended there; None if none has.
+            What :meth:`remember` was given for the solve that has ended there; None if none has.
         """
         if problem.kept_before is None:
             return None
@@ -57,8 +57,8 @@ class Continued(Pullback):
         )
         return known
 
-    def keep(self, problem: SolvedProblem, known: Any) -> None:
-        """Keeps what is known of the point at which a solve has ended.
+    def remember(self, problem: SolvedProblem, known: Any) -> None:
+        """Remembers what is known of the point at which a solve has ended.
 
         Args:
             problem: The problem.

@@ -95,7 +95,7 @@ class Forward(Continued):
             known = [product for product, _ in pairs if product is not None]
             grads[name] = unravel(torch.stack(known), like=point) if known else None
             ended[name] = [tangents for _, tangents in pairs]
-        self.keep(problem, ended)
+        self.remember(problem, ended)
         return grads
 
     def _product(

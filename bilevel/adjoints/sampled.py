@@ -81,7 +81,7 @@ class Sampled(Continued):
             slope = weights @ (ravel(up) - ravel(down)) / 2
             total = torch.addcmul(total, slope, drawn)
             squares = squares + slope.square() * (drawn @ drawn)
-        self.keep(problem, ended)
+        self.remember(problem, ended)
         n = len(ended)  # a loaded state may hold another number
         mean = total / n
         norm = mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)  # 0 if no answer moves
