@@ -114,9 +114,10 @@ def check_second_derivatives(value: Tensor, inputs: Sequence[Tensor]) -> None:
     wrong = [n for n in _below([value.grad_fn]) if n.name() == "WeightNormInterfaceBackward0"]
     if not wrong:
         return
-    ids = {id(end) for tensor in inputs for end in (tensor, tensor.grad_fn) if end is not None}
-    below = _below(wrong)
-    if any(id(node) in ids or id(getattr(node, "variable", None)) in ids for node in below):
+    # The objects, not their ids: the Python object of a node that nobody holds is freed, and the
+    # next node may get its id.
+    ends = {end for tensor in inputs for end in (tensor, tensor.grad_fn)} - {None}
+    if any(node in ends or getattr(node, "variable", None) in ends for node in _below(wrong)):
         raise BilevelError(
             "a gradient is differentiated in weights that weight_norm normalises, of which torch "
             "has a wrong second derivative, as if their norm were constant: write the weights as "
