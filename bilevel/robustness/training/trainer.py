@@ -180,7 +180,7 @@ class Trainer:
         """What a run is made of, apart from the recipe; a resumed one must share it."""
         splits = (self.data.train, self.data.validation)
         tensors = [values for split in splits for values in (split.images, split.labels)]
-        parts = ("follower", "solver", "schedule", "adjoint")
+        parts = ("leader", "follower", "solver", "schedule", "adjoint")
         optimizers = ("leader_opt", "solver_opt")
         return {
             "seed": self.seed,
@@ -188,7 +188,6 @@ class Trainer:
             "monitor": self.validation.monitor,
             "checksum of images": fingerprint(*tensors),
             "validation attack": "; ".join(map(settings_of, self.validation.attack)),
-            "leader": settings_of(self.game.leader),
             **{name: settings_of(getattr(self.game, name)) for name in parts},
             **{name: optimizer_settings(getattr(self.game, name)) for name in optimizers},
         }
