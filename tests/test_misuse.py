@@ -205,7 +205,7 @@ def test_an_operation_without_second_derivative_outside_a_game(adjoint) -> None:
         value.sum().backward()
 
 
-@pytest.mark.skipif(torch.__version__ < "2.9", reason="torch computes it uncompiled, and rightly")
+@pytest.mark.skipif(torch.__version__ < "2.14", reason="torch computes it uncompiled, and rightly")
 @pytest.mark.parametrize("rows", [4, 3])
 def test_a_compiled_network_has_none(rows) -> None:
     """In other words where it is compiled anew, for a batch of another size."""
