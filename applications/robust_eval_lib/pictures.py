@@ -15,7 +15,7 @@ from bilevel.robustness import (
     examples,
     sample,
 )
-from bilevel.robustness.evaluation.accuracy import logits_of
+from bilevel.robustness.evaluation.logits import logits_of
 from bilevel.robustness.evaluation.problems import problem_of
 
 

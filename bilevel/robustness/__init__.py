@@ -25,18 +25,19 @@ from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.attacks.solver_attack import SolverAttack
 from bilevel.robustness.attacks.square import Square
 from bilevel.robustness.attacks.standard import STANDARD, make_attacks, standard_attacks
-from bilevel.robustness.data.batches import Augment, Batch, TrackedBatch, batches, shuffled_batches
+from bilevel.robustness.data.augment import Augment
+from bilevel.robustness.data.batches import Batch, TrackedBatch, batches, shuffled_batches
 from bilevel.robustness.data.decoding import read_image
 from bilevel.robustness.data.images import ImageSet, Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_images
-from bilevel.robustness.evaluation.accuracy import accuracy, correct, examples
+from bilevel.robustness.evaluation.accuracy import accuracy, correct
 from bilevel.robustness.evaluation.battery import Battery
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
-from bilevel.robustness.evaluation.figures import plot_attacks
+from bilevel.robustness.evaluation.examples import Example, examples, plot_attacks
 from bilevel.robustness.evaluation.probes import check_classifier, probe
 from bilevel.robustness.evaluation.records import records
 from bilevel.robustness.evaluation.report import write_report
-from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
+from bilevel.robustness.evaluation.results import Curve, Evaluation, Finding, Outcome
 from bilevel.robustness.evaluation.verdict import headline, judge, not_to_be_quoted
 from bilevel.robustness.methods import (
     EVALUATION_START,

@@ -10,7 +10,7 @@ import torch
 from bilevel import Adjoint, Bilevel, FollowerProblem, LeaderProblem, Schedule, Solver
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.batches import Augment
+from bilevel.robustness.data.augment import Augment
 from bilevel.robustness.methods import Form
 from bilevel.robustness.threats.norms import Norm, check_epsilon
 

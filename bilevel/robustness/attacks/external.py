@@ -1,4 +1,4 @@
-"""Attacks of other packages, and stand-ins for attacks that are not available."""
+"""Attacks of other packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import Attack, Kind
 from bilevel.robustness.data.batches import Batch
 
@@ -46,20 +45,3 @@ class ExternalAttack(Attack):
         """What the package's attack returns."""
         with torch.enable_grad():
             return self.make(model)(batch.x, batch.y).detach()
-
-
-class Unavailable(Attack):
-    """An attack that was requested and is not available; a battery reports why and continues.
-
-    Args:
-        name: The name in reports.
-        reason: Why it is not available.
-    """
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name)
-        self.reason = reason
-
-    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
-        """Raises a :class:`BilevelError` with the reason."""
-        raise BilevelError(self.reason)

@@ -6,14 +6,15 @@ import math
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from bilevel import Iterative
 from bilevel.errors import BilevelError
 from bilevel.robustness.attacks.attack import Attack, kind_of
-from bilevel.robustness.attacks.external import Unavailable
 from bilevel.robustness.attacks.fresh import FreshAttack
 from bilevel.robustness.attacks.settings import AttackSettings
 from bilevel.robustness.attacks.solver_attack import SolverAttack
+from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.methods import Attacker, is_learned, make_solver
 from bilevel.robustness.trained import Trained
 
@@ -86,3 +87,20 @@ def fresh(settings: AttackSettings) -> list[Attack]:
             passes=30,
         )
     ]
+
+
+class Unavailable(Attack):
+    """An attack that was requested and is not available; a battery reports why and continues.
+
+    Args:
+        name: The name in reports.
+        reason: Why it is not available.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name)
+        self.reason = reason
+
+    def perturb(self, model: nn.Module, batch: Batch, attempt: int) -> Tensor:
+        """Raises a :class:`BilevelError` with the reason."""
+        raise BilevelError(self.reason)

@@ -30,7 +30,8 @@ from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.checks import check_threat
 from bilevel.robustness.data.batches import Batch, batches
 from bilevel.robustness.data.images import ImageSet, image_set
-from bilevel.robustness.evaluation.accuracy import correct, right_answers
+from bilevel.robustness.evaluation.accuracy import correct
+from bilevel.robustness.evaluation.logits import right_answers
 from bilevel.robustness.evaluation.problems import problem_of
 from bilevel.robustness.evaluation.results import Outcome, survivors
 from bilevel.robustness.threats.norms import Norm, ball_of

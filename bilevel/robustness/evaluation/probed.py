@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.evaluation.accuracy import logits_of
+from bilevel.robustness.evaluation.logits import logits_of
 from bilevel.robustness.evaluation.tolerance import share
 
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from bilevel import NonFiniteError
 from bilevel.robustness.data.images import ImageSet, image_set, sample
-from bilevel.robustness.evaluation.accuracy import logits_of
 from bilevel.robustness.evaluation.continuity import is_continuous
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
+from bilevel.robustness.evaluation.logits import logits_of
 from bilevel.robustness.evaluation.probed import Probed, change
 from bilevel.robustness.evaluation.ranges import expects_unit_interval
 from bilevel.robustness.evaluation.results import Finding, finding

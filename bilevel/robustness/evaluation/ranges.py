@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.evaluation.accuracy import right_answers
+from bilevel.robustness.evaluation.logits import right_answers
 from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.results import Finding, finding
 from bilevel.robustness.evaluation.tolerance import exceeds, share

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from bilevel.experiment.files import atomic_write
 from bilevel.experiment.style import save_png
-from bilevel.robustness.evaluation.figures import plot_attacks
+from bilevel.robustness.evaluation.examples import Example, plot_attacks
 from bilevel.robustness.evaluation.plots import inline_svg, plot_curves
-from bilevel.robustness.evaluation.results import Evaluation, Example
+from bilevel.robustness.evaluation.results import Evaluation
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
 from bilevel.robustness.threats.norms import NORMS
 

@@ -4,7 +4,6 @@ Outcome       the result of one attack
 Curve         accuracy against a quantity
 Finding       one item of the checklist, with its figure and a sentence
 Evaluation    all results for one classifier
-Example       one image before and after an attack
 """
 
 from __future__ import annotations
@@ -253,22 +252,3 @@ class Evaluation:
         """
         found = (outcome for outcome in self.outcomes if outcome.name == name)
         return next((outcome for outcome in found if not outcome.problem), None)
-
-
-@dataclass(frozen=True)
-class Example:
-    """One image before and after an attack.
-
-    Args:
-        title: The name of the attack or of the training method.
-        clean: ``(C, H, W)`` in [0, 1].
-        adversarial: The perturbed image.
-        label: The name of its class.
-        prediction: The name of the class predicted for the adversarial image.
-    """
-
-    title: str
-    clean: Tensor
-    adversarial: Tensor
-    label: str
-    prediction: str

@@ -20,9 +20,8 @@ from bilevel.experiment.files import claim, remove
 from bilevel.experiment.style import save_png
 from bilevel.robustness.data.batches import batches
 from bilevel.robustness.data.images import sample
-from bilevel.robustness.evaluation.accuracy import accuracy, examples
-from bilevel.robustness.evaluation.figures import plot_attacks
-from bilevel.robustness.evaluation.results import Example
+from bilevel.robustness.evaluation.accuracy import accuracy
+from bilevel.robustness.evaluation.examples import Example, examples, plot_attacks
 from bilevel.robustness.methods import EVALUATION_START, EVALUATION_STEP
 from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.failures import explain_out_of_memory

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bilevel.distributed import Pool
-from bilevel.robustness.data.batches import Augment, TrackedBatch, per_sample
+from bilevel.robustness.data.augment import Augment
+from bilevel.robustness.data.batches import TrackedBatch, per_sample
 from bilevel.robustness.data.images import ImageSet
 
 

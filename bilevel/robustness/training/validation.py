@@ -14,7 +14,8 @@ from bilevel.errors import BilevelError, NonFiniteError
 from bilevel.problem import FollowerProblem
 from bilevel.randomness import derived_seed, random_state_kept
 from bilevel.robustness.data.images import ImageSet
-from bilevel.robustness.evaluation.accuracy import accuracy, logits_of
+from bilevel.robustness.evaluation.accuracy import accuracy
+from bilevel.robustness.evaluation.logits import logits_of
 from bilevel.robustness.methods import TRAINING_STEP
 from bilevel.robustness.networks.failures import explain_out_of_memory
 from bilevel.robustness.threats.interpolation import Interpolation

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.batches import Augment, Batch, batches, shuffled_batches
+from bilevel.robustness.data.augment import Augment
+from bilevel.robustness.data.batches import Batch, batches, shuffled_batches
 from bilevel.robustness.data.images import ImageSet
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from bilevel import BilevelError
 from bilevel.experiment.style import INK
-from bilevel.robustness.evaluation.figures import plot_attacks
+from bilevel.robustness.evaluation.examples import Example, plot_attacks
 from bilevel.robustness.evaluation.plots import plot_curves
 from bilevel.robustness.evaluation.records import records
 from bilevel.robustness.evaluation.report import _standard_error, write_report
-from bilevel.robustness.evaluation.results import Curve, Evaluation, Example, Finding, Outcome
+from bilevel.robustness.evaluation.results import Curve, Evaluation, Finding, Outcome
 from bilevel.robustness.evaluation.verdict import headline, not_to_be_quoted
 
 ABOUT = {"dataset": "digits", "date": "2021-04-13", "torch": "2.6", "command": "python a.py --n 1"}

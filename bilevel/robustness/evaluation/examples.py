@@ -1,18 +1,75 @@
-"""Figures of attacked images."""
+"""Examples of attacked images, and the figure that shows them."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor, nn
+
+from bilevel import Solver, frozen
 from bilevel.experiment.style import BAD, INK, MUTED, STYLE
-from bilevel.robustness.evaluation.results import Example
+from bilevel.robustness.attacks.attack import attack, for_evaluation
+from bilevel.robustness.data.batches import Batch
+from bilevel.robustness.threats.threat import Threat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image before and after an attack.
+
+    Args:
+        title: The name of the attack or of the training method.
+        clean: ``(C, H, W)`` in [0, 1].
+        adversarial: The perturbed image.
+        label: The name of its class.
+        prediction: The name of the class predicted for the adversarial image.
+    """
+
+    title: str
+    clean: Tensor
+    adversarial: Tensor
+    label: str
+    prediction: str
+
+
+def examples(
+    title: str,
+    model: nn.Module,
+    follower: Threat,
+    solver: Solver,
+    batch: Batch,
+    classes: Sequence[str],
+) -> list[Example]:
+    """Attacks a few images, and keeps them with the classifier's predictions.
+
+    Args:
+        title: The name of the attack or of the training method.
+        model: The classifier, left as it was.
+        follower: The threat model.
+        solver: The attack.
+        batch: The images.
+        classes: The names of the classes.
+
+    Returns:
+        One example an image.
+    """
+    adversarial = attack(model, follower, for_evaluation(solver), batch).x
+    with torch.no_grad(), frozen(model):
+        predicted = model(adversarial.clone()).argmax(1)  # it may normalise them in place
+    return [
+        Example(title, clean.cpu(), moved.cpu(), classes[label], classes[prediction])
+        for clean, moved, label, prediction in zip(
+            batch.x, adversarial, batch.y.tolist(), predicted.tolist(), strict=True
+        )
+    ]
 
 
 def plot_attacks(examples: Sequence[Example]) -> Figure:
