@@ -72,7 +72,7 @@ class APGD(Solver):
         if not isinstance(follower, Perturbation):
             raise BilevelError(
                 f"APGD was given {type(follower).__name__}: its steps are scaled to the ε of a "
-                "ball; give Linf, L2 or a subclass, or attack with pgm(step, steps)"
+                "ball; give Linf, L2, L1 or a subclass, or attack with pgm(step, steps)"
             )
 
     def answer(self, oracle: Oracle) -> Value:

@@ -79,7 +79,9 @@ def check_images(images: Tensor) -> None:
 
 
 def check_clean(follower: Threat, batch: Any) -> None:
-    """Checks that data lie within the bounds they are clipped to, if a threat model's check is own.
+    """Checks data against the bounds that clip them, where a threat model has a check of its own.
+
+    It may not look at the bounds; :meth:`Perturbation.check` does.
 
     Args:
         follower: The threat model.

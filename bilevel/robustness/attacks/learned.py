@@ -23,7 +23,7 @@ def own(settings: AttackSettings) -> list[Attack]:
     """The attacker that was trained with the classifier.
 
     Args:
-        settings: Their settings.
+        settings: Those of the attacks on one classifier.
 
     Returns:
         None if there is no such attacker, or it was trained in another norm, or for an ε beyond
@@ -53,7 +53,7 @@ def fresh(settings: AttackSettings) -> list[Attack]:
     """A new attacker, trained against the finished classifier.
 
     Args:
-        settings: Their settings.
+        settings: Those of the attacks on one classifier.
 
     Returns:
         One attack.

@@ -18,7 +18,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Decoded(NamedTuple):
-    """Images with what tells that their files are the same.
+    """Decoded images, with checksums by which their files are known again.
 
     Args:
         images: RGB, ``(N, 3, H, W)``.

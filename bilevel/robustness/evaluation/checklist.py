@@ -140,7 +140,7 @@ def _longer(evaluation: Evaluation) -> Finding:
     check = max(checks, key=_part_broken)
     tried, broken = int(check.attacked.sum()), int(check.broken.sum())
     if not tried:
-        return finding(item, True, "no image is left", "Shorter attacks break every image.", "")
+        return Finding(item, True, "no image is left", "Shorter attacks break every image.")
     # Each image of the sample stands for several that it was drawn from.
     left = evaluation.so_far(check) + share(check.broken)
     added = left * broken / tried
@@ -174,27 +174,27 @@ def _cross_entropy(evaluation: Evaluation) -> Finding:
 
 def _radius(evaluation: Evaluation) -> Finding:
     """ε is at least the one of training, and large enough that it, or 2ε, breaks something."""
-    item = "ε is large enough"
-    eps, trained, curve = evaluation.eps, evaluation.trained_eps, _curve(evaluation, "ε")
-    figure, good, bad = f"ε = {eps:.3g}", "ε is large enough for attacks to succeed.", ""
+    item, eps, trained = "ε is large enough", evaluation.eps, evaluation.trained_eps
+    figure, curve = f"ε = {eps:.3g}", _curve(evaluation, "ε")
     if trained is not None and eps < 0.95 * trained:  # 0.031 and 8/255 count as the same ε
         bad = f"The classifier was trained for ε = {trained:g}: evaluate it with that."
-    elif eps < 1 / 255 and not evaluation.threat:
+        return Finding(item, False, figure, bad)
+    if eps < 1 / 255 and not evaluation.threat:
         bad = "An 8-bit image cannot change by less than 1/255: evaluate with that or more."
-    elif curve is None:
+        return Finding(item, False, figure, bad)
+    if curve is None:
         return _no_curve(item, evaluation, "ε")
-    else:
-        fall = curve.accuracy[0] - _accuracy_at(curve, 2 * eps)
-        figure += f", with 2ε accuracy falls by {_points(fall)}"
-        # If not even the largest ε breaks anything, the attack is at fault: other items tell.
-        falls_at_all = _is_significant(curve.accuracy[0] - curve.accuracy[-1], curve)
-        broken = evaluation.right & ~evaluation.survivors(evaluation.outcomes)
-        breaks = exceeds(broken, torch.zeros_like(broken)) or _is_significant(fall, curve)
-        if not falls_at_all:
-            good = "No larger ε breaks more either: the size of ε is not the reason."
-        if falls_at_all and not breaks:
-            bad = "Not even 2ε breaks anything: at this ε every classifier looks robust."
-    return finding(item, not bad, figure, good, bad)
+    fall = curve.accuracy[0] - _accuracy_at(curve, 2 * eps)
+    figure += f", with 2ε accuracy falls by {_points(fall)}"
+    # If not even the largest ε breaks anything, the attack is at fault: other items tell.
+    if not _is_significant(curve.accuracy[0] - curve.accuracy[-1], curve):
+        good = "No larger ε breaks more either: the size of ε is not the reason."
+        return Finding(item, True, figure, good)
+    broken = evaluation.right & ~evaluation.survivors(evaluation.outcomes)
+    ok = exceeds(broken, torch.zeros_like(broken)) or _is_significant(fall, curve)
+    good = "ε is large enough for attacks to succeed."
+    bad = "Not even 2ε breaks anything: at this ε every classifier looks robust."
+    return finding(item, ok, figure, good, bad)
 
 
 def _enough_images(evaluation: Evaluation) -> Finding:

@@ -63,7 +63,7 @@ class _Compiled:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.eager = function
         # A graph for each size of batch, the epoch's last one too: one that took any size would be
-        # slower, and be taken for all sizes once there is it.
+        # slower, and once compiled be taken for all sizes.
         self.compiled: Callable[..., Any] | None = torch.compile(function, dynamic=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

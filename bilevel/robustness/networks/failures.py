@@ -12,7 +12,7 @@ from bilevel.errors import BilevelError, first_line
 
 @contextmanager
 def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Within the block it is told what helps where memory ends.
+    """Within the block, an error for want of memory tells what helps.
 
     Args:
         batch_size: Images a step.
@@ -38,7 +38,7 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
 
 @contextmanager
 def explain_misfit(shape: Sequence[int]) -> Iterator[None]:
-    """Within the block, where a classifier alone computes, it is told if it is for other images.
+    """Within the block, in which a classifier alone computes, its error tells what it was given.
 
     Args:
         shape: Channels, height and width of the images that it is given.

@@ -22,7 +22,9 @@ from bilevel.robustness.threats.bounds import (
 from bilevel.robustness.threats.losses import Targeted
 
 _IMAGES = "(B, C, H, W) in [0, 1], bytes divided by 255, the rows of a table as images of one row"
-_OTHERS = "for other data give Linf or L2 their bounds=(low, high), or a Threat a check of its own"
+_OTHERS = (
+    "for other data give Linf, L2 or L1 their bounds=(low, high), or a Threat a check of its own"
+)
 
 _LOSSES_OF_TORCH = ("torch.nn.functional", "torch.nn.modules.loss")
 

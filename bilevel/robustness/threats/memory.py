@@ -16,7 +16,7 @@ from bilevel.robustness.data.images import ImageSet
 
 
 class Memory(nn.Module):
-    """The last perturbation of each training image, as of the image before it was augmented.
+    """The last perturbation of each training image, put back to where its crop was taken from.
 
     Kept in half precision: two bytes a value, 276 MB for CIFAR-10. What a crop does not show stays
     as it was; what lies outside of the image is not kept.
@@ -43,7 +43,7 @@ class Memory(nn.Module):
         self.augment = augment
         shape, place = images.images.shape, images.images.device
         self.register_buffer("answers", torch.zeros(shape, dtype=torch.half, device=place))
-        # Whether this process has since the last merge, before which nothing is saved.
+        # Which rows this process has written since the last merge; a checkpoint follows one.
         written = torch.zeros(len(images), dtype=torch.half, device=place)
         self.register_buffer("written", written, persistent=False)
 

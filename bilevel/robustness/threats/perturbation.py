@@ -80,7 +80,7 @@ class Perturbation(Threat):
         self._check_reach()
 
     def _check_reach(self) -> None:
-        """Refuses an ε that reaches all data, in norms where their size does not matter."""
+        """Refuses an ε as large as the range of the data, in a norm of single values."""
 
     @abstractmethod
     def clip(self, delta: Tensor) -> Tensor:

@@ -278,7 +278,7 @@ def test_bounds_are_those_that_are_given(kind: type[Linf]) -> None:
 def test_a_check_of_ones_own_does_not_hide_the_bounds(kind: type[Linf]) -> None:
     """The data would be clipped to [0, 1], far outside the ball."""
     with pytest.raises(
-        BilevelError, match=r"images lie in \[-1000, .* give Linf or L2 their bounds="
+        BilevelError, match=r"images lie in \[-1000, .* give Linf, L2 or L1 their bounds="
     ):
         attack(linear(16), kind(1.0), pgm(0.5, 2), scans())
     for threat in (kind(1.0, bounds=None), Remembered(1.0, bounds=HOUNSFIELD)):
