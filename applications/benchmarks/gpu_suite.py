@@ -33,7 +33,7 @@ from bilevel.experiment import commandline
 from bilevel.experiment.files import atomic_write, claim
 from bilevel.robustness import RECIPES, Splits, fast, load_images, sample
 from bilevel.robustness.data.sources import Dataset
-from bilevel.robustness.networks.speed import Precision, default_precision
+from bilevel.robustness.networks.precision import Precision, default_precision
 
 
 @dataclass

@@ -28,8 +28,9 @@ from bilevel.robustness.attacks.standard import STANDARD, make_attacks, standard
 from bilevel.robustness.data.augment import Augment
 from bilevel.robustness.data.batches import Batch, TrackedBatch, batches, shuffled_batches
 from bilevel.robustness.data.decoding import read_image
-from bilevel.robustness.data.images import ImageSet, Splits, sample
+from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.data.sources import Dataset, load_images
+from bilevel.robustness.data.splits import Splits, sample
 from bilevel.robustness.evaluation.accuracy import accuracy, correct
 from bilevel.robustness.evaluation.battery import Battery
 from bilevel.robustness.evaluation.curves import accuracy_by_epsilon, accuracy_by_iterations
@@ -56,12 +57,8 @@ from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.failures import explain_out_of_memory
 from bilevel.robustness.networks.models import build_model, resnet18, small_cnn, wide_resnet
 from bilevel.robustness.networks.own import build_classifier, build_own, is_own
-from bilevel.robustness.networks.speed import (
-    Trunk,
-    computing,
-    default_precision,
-    recompute_activations,
-)
+from bilevel.robustness.networks.precision import computing, default_precision
+from bilevel.robustness.networks.trunk import Trunk, recompute_activations
 from bilevel.robustness.recipe import RECIPES, Recipe, fast, make_game
 from bilevel.robustness.threats.interpolation import InterpolatedLabels, Interpolation
 from bilevel.robustness.threats.l1 import L1

@@ -24,7 +24,7 @@ from bilevel.robustness import (
     make_attacks,
 )
 from bilevel.robustness.networks.compilation import is_compiled
-from bilevel.robustness.networks.speed import Precision
+from bilevel.robustness.networks.precision import Precision
 from tests.gpu.players import ridge_game, rows
 
 # A warning of a driver or a compiler is shown, and fails no test.

@@ -20,7 +20,7 @@ from bilevel.robustness import (
     make_game,
     make_solver,
 )
-from bilevel.robustness.networks.speed import Precision
+from bilevel.robustness.networks.precision import Precision
 from tests.problems import BatchNormNet
 
 # A warning of a driver or a compiler is shown, and fails no test.

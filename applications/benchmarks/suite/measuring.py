@@ -16,7 +16,7 @@ from bilevel.cuda_graphs import WARM_UP, CapturedStep
 from bilevel.experiment.memory import peak_mib
 from bilevel.robustness import computing
 from bilevel.robustness.networks.compilation import is_compiled
-from bilevel.robustness.networks.speed import Precision
+from bilevel.robustness.networks.precision import Precision
 from suite.ledger import Record
 from suite.steps import Bench, Case, Size, count, learned, take
 

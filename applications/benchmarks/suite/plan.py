@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from bilevel.alias import ScheduleName
 from bilevel.robustness.methods import Form, is_learned
-from bilevel.robustness.networks.speed import Precision
+from bilevel.robustness.networks.precision import Precision
 from suite.steps import Size
 
 BOTH: tuple[ScheduleName, ...] = ("simultaneous", "alternating")

@@ -24,7 +24,7 @@ from bilevel.robustness import (
     make_game,
     make_solver,
 )
-from bilevel.robustness.networks.speed import Precision
+from bilevel.robustness.networks.precision import Precision
 
 METHODS = {
     "plain": "3F",

@@ -27,7 +27,7 @@ from bilevel.robustness import (
 )
 from bilevel.robustness.data.sources import Dataset
 from bilevel.robustness.networks.compilation import is_compiled
-from bilevel.robustness.networks.speed import Precision
+from bilevel.robustness.networks.precision import Precision
 from suite.ledger import Clock, Record, StageOver
 from suite.steps import learned
 

@@ -17,14 +17,9 @@ from bilevel.errors import BilevelError
 from bilevel.fingerprint import fingerprint
 from bilevel.robustness.data.cache import Bytes
 from bilevel.robustness.data.folder import find_trees
-from bilevel.robustness.data.images import (
-    ImageSet,
-    Splits,
-    hold_out_by_content,
-    hold_out_test,
-    split,
-)
+from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.data.npz import read_npz
+from bilevel.robustness.data.splits import Splits, hold_out_by_content, hold_out_test, split
 
 Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "folder", "npz"]
 """The names that :func:`load_images` takes."""

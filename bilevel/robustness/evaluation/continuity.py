@@ -8,7 +8,7 @@ from torch import Tensor
 from bilevel import frozen
 from bilevel.robustness.attacks.samples import choose
 from bilevel.robustness.data.batches import Batch, batches
-from bilevel.robustness.data.images import stratified_order
+from bilevel.robustness.data.splits import stratified_order
 from bilevel.robustness.evaluation.probed import Probed
 from bilevel.robustness.evaluation.results import Finding, finding, not_measured
 from bilevel.robustness.threats.losses import margin

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from bilevel import NonFiniteError
-from bilevel.robustness.data.images import ImageSet, image_set, sample
+from bilevel.robustness.data.images import ImageSet, image_set
+from bilevel.robustness.data.splits import sample
 from bilevel.robustness.evaluation.continuity import is_continuous
 from bilevel.robustness.evaluation.gradients import gradients_predict, has_gradients
 from bilevel.robustness.evaluation.logits import logits_of

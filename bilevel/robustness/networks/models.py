@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bilevel.errors import BilevelError, raise_unknown
 from bilevel.robustness.networks.classifier import Classifier, Normalize
-from bilevel.robustness.networks.speed import Trunk
+from bilevel.robustness.networks.trunk import Trunk
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:

@@ -12,8 +12,8 @@ import tyro
 from bilevel import Lookahead, Optimistic, Schedule, distributed
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.images import Splits, sample
 from bilevel.robustness.data.sources import Dataset, load_together
+from bilevel.robustness.data.splits import Splits, sample
 from bilevel.robustness.methods import Form
 from bilevel.robustness.networks.own import is_own
 from bilevel.robustness.recipe import RECIPES, SMALL, Recipe, fast

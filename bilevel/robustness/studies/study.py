@@ -19,18 +19,15 @@ from bilevel.errors import BilevelError
 from bilevel.experiment.files import claim, remove
 from bilevel.experiment.style import save_png
 from bilevel.robustness.data.batches import batches
-from bilevel.robustness.data.images import sample
+from bilevel.robustness.data.splits import sample
 from bilevel.robustness.evaluation.accuracy import accuracy
 from bilevel.robustness.evaluation.examples import Example, examples, plot_attacks
 from bilevel.robustness.methods import EVALUATION_START, EVALUATION_STEP
 from bilevel.robustness.networks.compilation import compile_network
 from bilevel.robustness.networks.failures import explain_out_of_memory
 from bilevel.robustness.networks.own import code_of, is_own
-from bilevel.robustness.networks.speed import (
-    Precision,
-    default_precision,
-    recompute_activations,
-)
+from bilevel.robustness.networks.precision import Precision, default_precision
+from bilevel.robustness.networks.trunk import recompute_activations
 from bilevel.robustness.recipe import make_game
 from bilevel.robustness.studies.arguments import TrainingArguments
 from bilevel.robustness.studies.table import add_ratios, one_answer, print_one_answer, print_table

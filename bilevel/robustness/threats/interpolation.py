@@ -22,7 +22,7 @@ from bilevel.errors import BilevelError
 from bilevel.problem import LeaderProblem, Sense
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.networks.classifier import Classifier
-from bilevel.robustness.networks.speed import at_least_float32
+from bilevel.robustness.networks.precision import at_least_float32
 from bilevel.robustness.threats.losses import check_several
 from bilevel.robustness.threats.perturbation import Linf
 

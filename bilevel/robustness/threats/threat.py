@@ -15,7 +15,7 @@ from bilevel.errors import BilevelError
 from bilevel.experiment.settings import shown
 from bilevel.problem import FollowerProblem, Sense
 from bilevel.robustness.data.batches import Batch
-from bilevel.robustness.networks.speed import at_least_float32
+from bilevel.robustness.networks.precision import at_least_float32
 from bilevel.robustness.threats.bounds import PIXELS
 from bilevel.robustness.threats.checks import check_loss, check_values
 from bilevel.robustness.threats.losses import OF_CLASSES, Loss, Targeted, cross_entropy

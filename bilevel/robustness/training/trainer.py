@@ -24,10 +24,11 @@ from bilevel.experiment.settings import settings_of
 from bilevel.fingerprint import fingerprint
 from bilevel.problem import networks_of
 from bilevel.robustness.data.batches import Batch, shuffled_batches
-from bilevel.robustness.data.images import Splits, image_set
+from bilevel.robustness.data.images import image_set
+from bilevel.robustness.data.splits import Splits
 from bilevel.robustness.networks.averaging import EMA
 from bilevel.robustness.networks.failures import explain_out_of_memory
-from bilevel.robustness.networks.speed import Precision, computing
+from bilevel.robustness.networks.precision import Precision, computing
 from bilevel.robustness.recipe import Recipe
 from bilevel.robustness.threats.memory import Memory
 from bilevel.robustness.threats.perturbation import Perturbation

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from bilevel.robustness.data import cache, folder
-from bilevel.robustness.data.images import Splits
 from bilevel.robustness.data.sources import load_images
+from bilevel.robustness.data.splits import Splits
 from tests.images import same, write_image, write_tree
 
 

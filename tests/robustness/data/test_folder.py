@@ -14,8 +14,8 @@ from PIL import Image
 
 from bilevel.errors import BilevelError
 from bilevel.robustness.data import decoding, folder
-from bilevel.robustness.data.images import Splits
 from bilevel.robustness.data.sources import load_images
+from bilevel.robustness.data.splits import Splits
 from tests.images import counts, write_image, write_tree
 
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.images import Splits
 from bilevel.robustness.data.npz import read_npz
 from bilevel.robustness.data.sources import load_images
+from bilevel.robustness.data.splits import Splits
 
 Arrays = dict[str, npt.NDArray[Any]]
 COUNTS = {"train": 20, "val": 4, "test": 6}

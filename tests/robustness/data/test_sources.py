@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from bilevel.errors import BilevelError
-from bilevel.robustness.data.images import ImageSet, Splits
+from bilevel.robustness.data.images import ImageSet
 from bilevel.robustness.data.sources import load_images
+from bilevel.robustness.data.splits import Splits
 from tests.images import counts, same
 
 

@@ -1,8 +1,4 @@
-"""How the networks compute: in which precision, and with which activations kept.
-
-None of it changes what is computed but for rounding, so float32 without any of it is what results
-are checked against.
-"""
+"""The precision that networks compute in; float32 is what results are checked against."""
 
 from __future__ import annotations
 
@@ -11,11 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bilevel.arguments import one_of
 from bilevel.errors import BilevelError, describe
-from bilevel.recompute import checkpointed
 
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -62,7 +57,7 @@ def computing(
         BilevelError: If there is no such precision.
 
     Example:
-        >>> network, x = nn.Linear(2, 3), torch.rand(1, 2)
+        >>> network, x = torch.nn.Linear(2, 3), torch.rand(1, 2)
         >>> with computing("bf16", x.device):
         ...     network(x).dtype
         torch.bfloat16
@@ -124,52 +119,3 @@ def at_least_float32(values: Tensor) -> Tensor:
             "classes); wrap it in a module that returns them"
         )
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-class Trunk(nn.Sequential):
-    """A sequence of blocks whose inner activations may be computed again in the backward pass.
-
-    The memory of a training step is then that of the blocks' outputs and of one block, at the price
-    of one more forward pass where there is a backward one (Chen et al., 2016).
-
-    See :func:`recompute_activations`; by default they are kept.
-
-    Example:
-        >>> trunk = Trunk(nn.Linear(2, 2), nn.Tanh())
-        >>> recompute_activations(trunk)
-        >>> trunk(torch.rand(1, 2, requires_grad=True)).sum().backward()
-    """
-
-    _recompute = False  # private: results do not depend on it
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The blocks, one after the other.
-
-        Args:
-            input: The first block's input.
-
-        Returns:
-            The last block's output.
-        """
-        for block in self:
-            input = checkpointed(block, input) if self._recompute else block(input)
-        return input
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """Lets a classifier compute its activations again instead of keeping them.
-
-    Args:
-        model: The classifier.
-
-    Raises:
-        BilevelError: If it has no :class:`Trunk`.
-    """
-    trunks = [module for module in model.modules() if isinstance(module, Trunk)]
-    if not trunks:
-        raise BilevelError(
-            f"{type(model).__name__} has no Trunk: its blocks are not known; build its layers as "
-            "bilevel.robustness.Trunk(*blocks)"
-        )
-    for trunk in trunks:
-        trunk._recompute = True
