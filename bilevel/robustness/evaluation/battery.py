@@ -163,7 +163,7 @@ class Battery:
         for rows in rounds:
             if progress.problem:
                 break
-            attacked = partial(self._attack_own, position, model, images, rows, progress.done)
+            attacked = partial(self._broken_of_own, position, model, images, rows, progress.done)
             with _noting_problem(progress):
                 progress.broken[torch.cat(rows)] = torch.cat(distributed.gather_results(attacked))
                 progress.done += sum(map(len, rows))
@@ -179,7 +179,7 @@ class Battery:
         queue = rows.split(self.batch_size) if len(rows) else ()
         return [queue[begin : begin + step] for begin in range(0, len(queue), step)]
 
-    def _attack_own(
+    def _broken_of_own(
         self, position: int, model: nn.Module, images: ImageSet, rows: Sequence[Tensor], done: int
     ) -> Tensor:
         """Which images of this process's batch are broken; empty where it has no batch."""
@@ -187,9 +187,9 @@ class Battery:
         if not own:
             return torch.zeros(0, dtype=torch.bool)
         torch.manual_seed(derived_seed(self.seed, position, done + sum(map(len, before))))
-        return self._attack(self.attacks[position], model, images.subset(own[0]))
+        return self._broken_by(self.attacks[position], model, images.subset(own[0]))
 
-    def _attack(self, attack: Attack, model: nn.Module, images: ImageSet) -> Tensor:
+    def _broken_by(self, attack: Attack, model: nn.Module, images: ImageSet) -> Tensor:
         """Which images are broken by one of the attack's restarts or targets."""
         clean = next(batches(images, len(images)))
         broken = torch.zeros(len(images), dtype=torch.bool)

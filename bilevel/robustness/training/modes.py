@@ -13,15 +13,16 @@ def set_training(module: nn.Module) -> None:
     Args:
         module: The network.
     """
-    whole = module.training  # else no part was set to eval mode by itself
-    kept = [part for part in module.modules() if not part.training and _is_frozen(part, whole)]
+    chosen = module.training  # else no part was set to eval mode by itself
+    kept = [part for part in module.modules() if not part.training and _is_frozen(part, chosen)]
     module.train()
     for part in kept:
         part.eval()
 
 
-def _is_frozen(part: nn.Module, whole: bool) -> bool:
+def _is_frozen(part: nn.Module, chosen: bool) -> bool:
+    """Whether a part in eval mode, which may have been chosen for it alone, is not trained."""
     trained = {parameter.requires_grad for parameter in part.parameters()}
     if not trained:  # statistics alone
-        return whole and any(True for _ in part.buffers())
+        return chosen and any(True for _ in part.buffers())
     return trained == {False}

@@ -35,9 +35,10 @@ from bilevel.robustness.threats.perturbation import Perturbation
 from bilevel.robustness.threats.threat import Threat
 from bilevel.robustness.training.modes import set_training
 from bilevel.robustness.training.optimizers import optimizer_settings, scale_rates
-from bilevel.robustness.training.progress import MetricWindows, Progress
+from bilevel.robustness.training.progress import Progress
 from bilevel.robustness.training.shares import Shares, seed_process
 from bilevel.robustness.training.validation import Monitor, Validation
+from bilevel.robustness.training.windows import MetricWindows
 
 WINDOW = 50
 """Steps over which metrics are averaged."""
@@ -134,7 +135,7 @@ class Trainer:
             seed=seed,
         )
         self.precision = precision
-        self._lend(None)
+        self._lend(None)  # an earlier trainer's would count among the follower's settings
         self.config = {**(config or {}), **asdict(recipe), **self._settings()}
         self.report = report
         self.save_every = save_every

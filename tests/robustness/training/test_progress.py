@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bilevel import NonFiniteError, distributed
-from bilevel.robustness.training.progress import MetricWindows
+from bilevel.robustness.training.windows import MetricWindows
 
 
 def windows(device: str) -> MetricWindows:

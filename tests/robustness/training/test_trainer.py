@@ -21,7 +21,7 @@ from bilevel.robustness import Batch, Linf, Splits, Trainer, shuffled_batches
 from bilevel.robustness.training import trainer as module
 from bilevel.robustness.training import validation
 from bilevel.robustness.training.modes import set_training
-from bilevel.robustness.training.progress import MetricWindows
+from bilevel.robustness.training.windows import MetricWindows
 from tests.images import image_set
 from tests.robustness.training.runs import RECIPE, equal, outcome, stop_after
 
