@@ -15,9 +15,10 @@ from bilevel.randomness import derived_seed
 class Shares:
     """How processes share the batches of a run.
 
-    A batch of too few images is computed as a whole by each process: a network needs an image, and
-    synchronised batch normalisation counts each image equally often. If it is not synchronised, one
-    image may have no variance, so that two a process are needed, unless all batches have fewer.
+    A batch is shared if each process gets an image of it, or two where batch normalisation is not
+    synchronised, since one may have no variance (unless all batches are too small for that). A
+    smaller batch is computed as a whole by each process, so that synchronised batch normalisation
+    counts each image equally often.
 
     Args:
         networks: What the processes train, or compute with.
