@@ -159,7 +159,7 @@ def test_threat_models_without_the_radius_of_the_linf_ball(follower: FollowerPro
 @pytest.mark.parametrize("solver", [APGD(), Square(2)], ids=lambda s: type(s).__name__)
 def test_threat_models_without_a_radius(solver: Solver) -> None:
     leader, _, batch = image_game()
-    with pytest.raises(BilevelError, match=r"was given LinearBox: .* ε of a ball.* Linf, L2 or"):
+    with pytest.raises(BilevelError, match=r"given LinearBox: .* ε of a ball.* Linf, L2(, L1)? or"):
         solver.solve(LinearBox(0.1), leader, batch)
 
 
