@@ -56,7 +56,12 @@ class Scale:
 
 _FASHION = RECIPES["fashion-mnist"]
 _HALVED = Scale("fashion-mnist", replace(_FASHION, epochs=8), (20000, 1000, 1000), halved=True)
-_CIFAR = replace(fast(RECIPES["folder"]), model="wrn-16-1", epochs=10, padding=2)
+_CIFAR = Scale(
+    "folder",
+    replace(fast(RECIPES["folder"]), model="wrn-16-1", epochs=10, padding=2),
+    (20000, 1000, 1000),
+    halved=True,
+)
 
 SCALES = {
     "digits": Scale("digits", RECIPES["digits"]),
@@ -65,7 +70,8 @@ SCALES = {
     "fashion-mnist-augmented": replace(
         _HALVED, recipe=replace(_HALVED.recipe, padding=1, flip=True)
     ),
-    "cifar10-halved": Scale("folder", _CIFAR, (20000, 1000, 1000), halved=True),
+    "cifar10-halved": _CIFAR,
+    "cifar10-halved-16": replace(_CIFAR, recipe=replace(_CIFAR.recipe, epsilon=16 / 255)),
 }
 SMOKE = replace(SCALES["digits"], recipe=replace(RECIPES["digits"], epochs=1), images=(128, 32, 16))
 
@@ -80,9 +86,10 @@ class Args:
         "fashion-mnist-halved",
         "fashion-mnist-augmented",
         "cifar10-halved",
+        "cifar10-halved-16",
     ] = "digits"
     """Of Fashion-MNIST 4,000 images, or 20,000 of half the height and width, plain or augmented,
-    of CIFAR-10 as many, augmented."""
+    of CIFAR-10 as many, augmented, in the recipe's ball or for ε = 16/255."""
     method: tuple[str, ...] = STEPPED
     """Attackers to train against, learned and hand-designed."""
     data_dir: Path = Path("data")

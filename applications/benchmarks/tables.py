@@ -28,6 +28,7 @@ LEARNED_STEPS = (
     "fashion-mnist-halved-3-steps",
     "fashion-mnist-augmented",
     "cifar10-halved-seeds",
+    "cifar10-halved-16",
 )
 
 WARM_STARTS = (
@@ -35,6 +36,7 @@ WARM_STARTS = (
     "fashion-mnist-halved-warm",
     "fashion-mnist-augmented-warm",
     "cifar10-halved-warm",
+    "cifar10-halved-16-warm",
 )
 
 TABLES: dict[str, Callable[[], str]] = {
