@@ -13,7 +13,13 @@ from bilevel import moves
 from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
 from bilevel.checks.first_answer import check_first_answer
-from bilevel.checks.parts import check_in_place, check_optimizer, check_parts, is_zero_sum
+from bilevel.checks.parts import (
+    check_in_place,
+    check_optimizer,
+    check_parts,
+    is_zero_sum,
+    warn_of_decay,
+)
 from bilevel.checks.processes import check_processes
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer
@@ -97,6 +103,8 @@ class Bilevel:
         shared: dict[int, Any] = {id(part): part for part in parts}
         self.adjoint = copy.deepcopy(Detached() if adjoint is None else adjoint, shared)
         self.schedule = copy.deepcopy(Simultaneous() if schedule is None else schedule, shared)
+        self.adjoint.check(solver, follower, leader)
+        warn_of_decay(self.adjoint, solver, solver_opt)
         self.schedule.check(self)
         self.pool: Pool | None = None
         self.steps = 0

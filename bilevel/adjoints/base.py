@@ -47,6 +47,20 @@ class Adjoint(Part, ABC):
             differentiates through the answer, to the leader's.
         """
 
+    def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
+        """Checks that the adjoint applies to these parts; by default it always does.
+
+        A game calls it when it is built, and those of the library before each solve.
+
+        Args:
+            solver: The solver.
+            follower: The problem.
+            leader: The leader.
+
+        Raises:
+            BilevelError: If it does not apply.
+        """
+
     def batch_error(self) -> BilevelError:
         """The error for a batch that requires gradients, if the adjoint would drop them.
 

@@ -10,6 +10,7 @@ from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, leaves, ravel, tree_map
 from bilevel.updates.base import Update
 from bilevel.updates.gradient import Gradient
+from bilevel.updates.optimizer import Optimizer
 
 
 def residual_of(
@@ -59,6 +60,19 @@ def reads_no_gradient(solver: Solver) -> bool:
         True if so.
     """
     return isinstance(solver, Iterative) and not solver.update.needs_gradient
+
+
+def decays(solver: Solver) -> bool:
+    """Whether a solver's steps look for the optimum of the objective and a weight decay.
+
+    Args:
+        solver: The solver.
+
+    Returns:
+        True if so.
+    """
+    update = solver.update if isinstance(solver, Iterative) else None
+    return isinstance(update, Optimizer) and update.decays
 
 
 def vector(y: Value) -> Tensor:

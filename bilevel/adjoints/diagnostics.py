@@ -133,7 +133,7 @@ def _singular(*, by_cg: bool) -> str:
     return (
         "singular system: along some direction the follower is flat at its answer, or curves both "
         "ways, so y* is not unique and has no derivative there; make the follower's objective "
-        f"strictly convex (weight decay), {gmres}or give damping"
+        f"strictly convex (add 1e-3 * y.square().sum()), {gmres}or give damping"
     )
 
 

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from bilevel import linear
-from bilevel.adjoints.condition import epsilon, reads_no_gradient, residual_of, step_size, vector
+from bilevel.adjoints.condition import (
+    decays,
+    epsilon,
+    reads_no_gradient,
+    residual_of,
+    step_size,
+    vector,
+)
 from bilevel.adjoints.diagnostics import SOLVED, check_system, remedy_for, solved_at
 from bilevel.adjoints.pullback import Pullback
 from bilevel.adjoints.solved import Gradients, SolvedProblem
@@ -148,6 +155,18 @@ class Implicit(Pullback):
                 f"{self!r} has no step to make a series of: {rule} is no plain gradient step; "
                 "give fixed_point=updates.Gradient(step)"
             )
+        if decays(solver):
+            self.warn_of_decay()
+
+    def warn_of_decay(self) -> None:
+        """Warns once that the answer is moved by a weight decay too, which F does not know."""
+        self.warn_once(
+            self.fixed_point is None,
+            "weight decay of y is no part of the objective: the answer is the optimum of both, and "
+            "the implicit gradient that of the objective alone; add the decay to the objective in "
+            "its place, or give fixed_point=updates.Optimizer(torch.optim.SGD, lr=…, "
+            "weight_decay=…)",
+        )
 
     def pull(self, problem: SolvedProblem, v: Value) -> Gradients:
         """Solves the linear system for w, and multiplies it by ∂F/∂θ."""
@@ -212,6 +231,8 @@ class Implicit(Pullback):
         self, problem: SolvedProblem, step: Update | None, residual: Value, solution: LinearSolution
     ) -> None:
         """Warns if the condition does not hold at the answer, or holds far from the optimum too."""
+        if self.fixed_point is None and decays(problem.solver):
+            return  # of which it has been told, and why
         y, eps, norm = vector(problem.y), epsilon(problem.y), vector(residual).norm()
         rounding = 100 * eps * solution.largest  # of F, relative to ‖y‖
         # A fixed point of steps that read no gradient may be near a zero of it without being one.

@@ -69,18 +69,6 @@ class Pullback(Adjoint):
             does not depend on it.
         """
 
-    def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
-        """Checks before each solve that the adjoint applies; by default it always does.
-
-        Args:
-            solver: The solver.
-            follower: The problem.
-            leader: The leader.
-
-        Raises:
-            BilevelError: If it does not apply.
-        """
-
     def check_lent(self, problem: SolvedProblem, values: Sequence[Tensor] | None = None) -> None:
         """Checks once that the follower reads what is lent, and nothing else that needs a gradient.
 

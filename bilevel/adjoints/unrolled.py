@@ -71,12 +71,23 @@ class Unrolled(Adjoint):
         self.compile = compile
         self._checked = False
 
+    def check(self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem) -> None:
+        """Checks that the solver has steps, and ones that can be cut if some are to be."""
+        check_steps(self, solver)
+        plain = isinstance(solver, Iterative) and type(solver).answer is Iterative.answer
+        if not self._whole and not plain:
+            raise BilevelError(
+                f"{self!r} cannot cut {type(solver).__name__} into steps: it answers by an "
+                "algorithm of its own; give Unrolled() without truncate and recompute, or "
+                "Iterative as the solver"
+            )
+
     def solve(
         self, solver: Solver, follower: FollowerProblem, leader: LeaderProblem, batch: Batch
     ) -> Solution:
         """Solves with the graph of the steps."""
         solver.check(follower)
-        self._check_solver(solver)
+        self.check(solver, follower, leader)
         self._check_batch(batch)
         oracle_type = CompiledOracle if self.compile else Oracle
         with frozen(leader, solver.leader_mode, differentiable=True), uncached_autocast():
@@ -135,16 +146,6 @@ class Unrolled(Adjoint):
             if check:
                 check_state(solver.update, state)
         return y, state
-
-    def _check_solver(self, solver: Solver) -> None:
-        check_steps(self, solver)
-        plain = isinstance(solver, Iterative) and type(solver).answer is Iterative.answer
-        if not self._whole and not plain:
-            raise BilevelError(
-                f"{self!r} cannot cut {type(solver).__name__} into steps: it answers by an "
-                "algorithm of its own; give Unrolled() without truncate and recompute, or "
-                "Iterative as the solver"
-            )
 
     def _check_batch(self, batch: Batch) -> None:
         """Recomputed steps give the batch no gradient."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from bilevel.adjoints import Adjoint, Pullback
+from bilevel.adjoints import Adjoint, Implicit, Pullback
 from bilevel.arguments import instance_of
 from bilevel.errors import BilevelError, describe
 from bilevel.player import trainable_parameters
@@ -17,6 +17,8 @@ from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Parametric, Solver
 from bilevel.updates import Optimizer
+from bilevel.updates.functional import decays
+from bilevel.updates.optimizer import STEPS
 
 
 def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
@@ -234,6 +236,21 @@ def _requires_closure(optimizer: Any) -> bool:
     except TypeError:
         return True
     return False
+
+
+def warn_of_decay(adjoint: Adjoint, solver: Solver, solver_opt: Any) -> None:
+    """Warns where an optimizer moves the answer by weight decay, which the adjoint does not know.
+
+    Args:
+        adjoint: The adjoint, which warns.
+        solver: The solver.
+        solver_opt: Its optimizer, or None.
+    """
+    if isinstance(adjoint, Implicit) and isinstance(solver, Parametric):
+        # Another optimizer's decay may be decoupled.
+        known = type(solver_opt) in STEPS
+        if known and any(decays(group) for group in solver_opt.param_groups):
+            adjoint.warn_of_decay()
 
 
 def check_in_place(leader: LeaderProblem, returned: object) -> None:

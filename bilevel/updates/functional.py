@@ -12,7 +12,7 @@ optimizer's state of one tensor, empty at the first step; the settings are the o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -115,6 +115,21 @@ def asgd(y: Tensor, grad: Tensor, state: State, settings: Settings) -> tuple[Ten
     average = state.get("ax", 0.0)
     average = average + (y - average) / max(1, step - 1 - settings["t0"])
     return y, {"step": step, "ax": average}
+
+
+def decays(settings: Mapping[str, Any]) -> bool:
+    """Whether the steps end at the optimum of the objective and a weight decay.
+
+    One that is decoupled (``AdamW``) does not move it: where the steps have one size whatever the
+    gradient's, it is met by a gradient near 0.
+
+    Args:
+        settings: Those of the optimizer, or of a group of its parameters.
+
+    Returns:
+        True if so.
+    """
+    return _is_set(settings.get("weight_decay", 0)) and not settings.get("decoupled_weight_decay")
 
 
 def _with_decay(y: Tensor, grad: Tensor, settings: Settings) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, raise_unknown
 from bilevel.tree import Value, as_real, from_leaves, leaves, leaves_like
 from bilevel.updates import functional
 from bilevel.updates.base import State, Update, given
@@ -44,11 +45,13 @@ class Optimizer(Update):
         **settings: Its arguments: ``lr=0.1``.
 
     Attributes:
-        settings: They may be changed between solves: ``update.settings["lr"] *= 0.5``. No state
-            dict has them: a run that is resumed sets them again.
+        settings: All of them, with the defaults of ``torch.optim``. They may be changed between
+            solves: ``update.settings["lr"] *= 0.5``. No state dict has them: a run that is resumed
+            sets them again.
 
     Raises:
-        BilevelError: If there is no differentiable version of it, or ``maximize`` is set.
+        BilevelError: If there is no differentiable version of it, it has no such setting, or
+            ``maximize`` is set.
 
     Example:
         >>> update = Optimizer(torch.optim.SGD, lr=0.5, momentum=0.9)
@@ -82,9 +85,17 @@ class Optimizer(Update):
                 "maximize=True would make y worse: the gradient already has the sign of the "
                 'follower\'s sense; leave it out, and set sense = "max" on the follower'
             )
+        known = [*inspect.signature(optimizer).parameters][1:]  # without params
+        for name in settings:
+            if name not in known:
+                raise_unknown(f"setting of {optimizer.__name__}", name, known)
         self.optimizer = optimizer
-        self.settings = settings
-        self._defaults = optimizer([torch.empty(0)], **settings).defaults
+        self.settings = optimizer([torch.empty(0)], **settings).defaults
+
+    @property
+    def decays(self) -> bool:
+        """Whether the steps end at the optimum of the objective and a weight decay."""
+        return functional.decays(self.settings)
 
     @property
     def state_kind(self) -> str:
@@ -97,9 +108,9 @@ class Optimizer(Update):
         """Takes one step, with the negative gradient, since optimizers descend."""
         grads = leaves_like(given("gradient", gradient), like=y)
         states = ({},) * len(grads) if state is None else state
-        step, settings = STEPS[self.optimizer], self._defaults | self.settings
+        step = STEPS[self.optimizer]
         stepped = [
-            step(as_real(leaf), -as_real(grad), leaf_state, settings)
+            step(as_real(leaf), -as_real(grad), leaf_state, self.settings)
             for leaf, grad, leaf_state in zip(leaves(y), grads, states, strict=True)
         ]
         points, states = zip(*stepped, strict=True)
@@ -110,6 +121,12 @@ class Optimizer(Update):
         return from_leaves(moved, like=y), states
 
     def extra_repr(self) -> str:
-        """The optimizer and its settings, as ``repr`` shows them."""
-        settings = [f"{name}={value!r}" for name, value in self.settings.items()]
+        """The optimizer and its settings, without the ones at default, as ``repr`` shows them."""
+        parameters = inspect.signature(self.optimizer).parameters
+        settings = [
+            f"{name}={value!r}"
+            for name, value in self.settings.items()
+            if name in parameters
+            and (isinstance(value, Tensor) or value != parameters[name].default)
+        ]
         return ", ".join([self.optimizer.__name__, *settings])

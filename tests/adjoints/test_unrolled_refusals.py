@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bilevel import (
+    Bilevel,
     BilevelError,
     Forward,
     HypergradientWarning,
@@ -34,8 +35,23 @@ def test_a_step_that_jumps(kind, update) -> None:
 
 @pytest.mark.parametrize("adjoint", [Unrolled(), Forward()])
 def test_an_answer_that_is_not_computed_from_theta(adjoint) -> None:
-    with pytest.raises(BilevelError, match=r"moved by an optimizer.*take Implicit\(\)"):
-        adjoint.solve(Parametric(torch.zeros(3)), Quadratic(), Numbers(3), valley(3, 2.0))
+    """A game says so when it is built."""
+    parts, told = (
+        (Parametric(torch.zeros(3)), Quadratic(), Numbers(3)),
+        r"moved by an .*Implicit\(\)",
+    )
+    with pytest.raises(BilevelError, match=told):
+        adjoint.solve(*parts, valley(3, 2.0))
+    solver, follower, leader = parts
+    with pytest.raises(BilevelError, match=told):
+        Bilevel(
+            leader,
+            follower,
+            solver,
+            leader_opt=torch.optim.SGD(leader.parameters(), lr=0.1),
+            solver_opt=torch.optim.SGD(solver.parameters(), lr=0.1),
+            adjoint=adjoint,
+        )
 
 
 @pytest.mark.parametrize("settings", [{"truncate": 0}, {"truncate": 2.5}, {"recompute": -1}])

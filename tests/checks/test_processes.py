@@ -155,7 +155,7 @@ def test_nothing_is_compared_where_there_is_no_shared_y_or_no_gradient(
     check(monkeypatch, lambda _: pytest.fail("gathered"), y, follower)
 
 
-@pytest.mark.parametrize("adjoint", [Detached(), Unrolled()], ids=repr)
+@pytest.mark.parametrize("adjoint", [Detached(), Implicit()], ids=repr)
 def test_rows_of_y_that_are_trained_belong_to_a_process(
     monkeypatch: pytest.MonkeyPatch, adjoint: Adjoint
 ) -> None:

@@ -198,6 +198,10 @@ def test_settings_may_be_changed_between_solves() -> None:
     update.settings["lr"] = 0.1
     assert torch.equal(update(y, torch.ones(2), None, None)[0], torch.full((2,), 0.1))
     assert repr(update) == "Optimizer(SGD, lr=0.1, momentum=0.9)"
+    update = Optimizer(torch.optim.Adam)
+    assert repr(update) == "Optimizer(Adam)"
+    update.settings["lr"] *= 0.5  # of torch's default
+    assert repr(update) == "Optimizer(Adam, lr=0.0005)"
 
 
 @pytest.mark.parametrize(
@@ -282,6 +286,11 @@ def test_an_optimizer_in_place_of_its_class() -> None:
 def test_the_followers_sense_says_which_way(kind) -> None:
     with pytest.raises(BilevelError, match=r'maximize=True would make y worse: .* sense = "max"'):
         Optimizer(kind, lr=0.1, maximize=True)
+
+
+def test_a_misspelt_setting() -> None:
+    with pytest.raises(BilevelError, match=r"no setting of SGD 'momentun': did you mean momentum"):
+        Optimizer(torch.optim.SGD, lr=0.1, momentun=0.9)
 
 
 class Lookup(FollowerProblem):
