@@ -36,12 +36,12 @@ def check_adjoint(
     """Checks an adjoint's gradient against central differences of θ ↦ L(θ, y*(θ)).
 
     It solves twice for each element of θ, or of a large leader for each of a few random directions.
-    Give a leader in float64, no warm start, and a solver that converges if the adjoint assumes an
-    optimum.
+    Give a leader in float64, and a solver that converges if the adjoint assumes an optimum. With a
+    warm start each solve goes on from where the next one would, a constant.
 
     Args:
         adjoint: The adjoint under test.
-        solver: The solver.
+        solver: The solver, which is left as it was.
         follower: The problem.
         leader: The leader, which is left as it was.
         batch: The data.
@@ -84,9 +84,14 @@ def check_adjoint(
         f"{type(leader).__name__} has no trainable parameter: there is nothing to check",
     )
 
+    kept = solver.kept
+
     def loss() -> Tensor:
-        with snapshot.restored():  # with the same random numbers each time
-            return leader.loss(adjoint.solve(solver, follower, leader, batch).value, batch)
+        try:
+            with snapshot.restored():  # with the same random numbers each time
+                return leader.loss(adjoint.solve(solver, follower, leader, batch).value, batch)
+        finally:
+            solver.kept = kept
 
     here = loss()
     # Of a loss without a graph it is zero, or the adjoint has lost it.

@@ -285,3 +285,16 @@ def test_errors_are_measured_by_the_largest_element_of_all_parameters() -> None:
     leader.aside = nn.Parameter(torch.ones(2, dtype=F64))
     batch = torch.randn(3, dtype=F64)
     testing.check_adjoint(Unrolled(), Iterative(Gradient(0.5), 60), Soft(), leader, batch)
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Forward()], ids=str)
+def test_a_warm_start_is_the_same_for_each_solve(adjoint: Adjoint) -> None:
+    """And the solver goes on from where it would have."""
+    solver, batch = Iterative(Gradient(0.1), 2, warm_start=True), torch.randn(3, dtype=F64)
+    testing.check_adjoint(adjoint, solver, Soft(), Shift(), batch)
+    assert solver.kept is None
+    kept = solver.kept = torch.ones(2, dtype=F64), None
+    testing.check_adjoint(Unrolled(), solver, Soft(), Shift(), batch)
+    assert solver.kept is kept
+    with pytest.raises(AssertionError, match="off by"):
+        testing.check_adjoint(Detached(), solver, Soft(), Shift(), batch)
