@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 _T = TypeVar("_T")
@@ -212,6 +212,22 @@ def raise_unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "
     similar = f"did you mean {bare[near[0]]}?" if near else ""
     remedy = similar or otherwise or f"choose from {', '.join(known)}"
     raise BilevelError(f"there is no {kind} {name!r}: {remedy}")
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of many.
+
+    Args:
+        names: The names.
+
+    Returns:
+        Five of them at most, and how many others there are.
+
+    Example:
+        >>> few(["a", "b"]), few([*"abcdefg"])
+        ('a, b', 'a, b, c, d, e and 2 more')
+    """
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def describe(part: object) -> str:

@@ -19,6 +19,7 @@ from bilevel.checks.parts import (
     check_parts,
     is_zero_sum,
     warn_of_decay,
+    warn_of_unmoved,
 )
 from bilevel.checks.processes import check_processes
 from bilevel.parameters import Parameters
@@ -103,9 +104,9 @@ class Bilevel:
         shared: dict[int, Any] = {id(part): part for part in parts}
         self.adjoint = copy.deepcopy(Detached() if adjoint is None else adjoint, shared)
         self.schedule = copy.deepcopy(Simultaneous() if schedule is None else schedule, shared)
+        self.schedule.check(self)  # first: one that needs Detached() says so
         self.adjoint.check(solver, follower, leader)
         warn_of_decay(self.adjoint, solver, solver_opt)
-        self.schedule.check(self)
         self.pool: Pool | None = None
         self.steps = 0
         self._answer: Value | None = None
@@ -152,6 +153,9 @@ class Bilevel:
         except BaseException:  # the next solve would go on from the answer to a batch of NaN, say
             self.solver.kept = kept
             raise
+        if self.steps == 0:
+            warn_of_unmoved("leader", self.leader, self.leader_opt)
+            warn_of_unmoved("solver", self.solver, self.solver_opt)
         self.project(batch)
         answer, self._answer = self._answer, None
         if answer is not None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from bilevel.autograd_graph import passes
-from bilevel.errors import BilevelError, HypergradientWarning
+from bilevel.errors import BilevelError, HypergradientWarning, few
 from bilevel.part import Part
 from bilevel.problem import Batch, FollowerProblem, LeaderProblem
 from bilevel.solvers import Solution, Solver
@@ -94,14 +94,13 @@ class Adjoint(Part, ABC):
         Args:
             names: Their names.
         """
-        few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         self.warn_once(
             bool(names),
-            f"the follower ignores the leader's {few}: nothing of its answer depends on them, so "
-            "their gradient through y* is 0; if that is not meant, read them from the leader that "
-            f"FollowerProblem.objective is given, without detach(), and {self.unused_remedy}; if "
-            "they are there and the objective is piecewise linear (a quantile, a hinge), smooth "
-            "it, or differentiate a solver with a formula by Unrolled()",
+            f"the follower ignores the leader's {few(names)}: nothing of its answer depends on "
+            "them, so their gradient through y* is 0; if that is not meant, read them from the "
+            "leader that FollowerProblem.objective is given, without detach(), and "
+            f"{self.unused_remedy}; if they are there and the objective is piecewise linear (a "
+            "quantile, a hinge), smooth it, or differentiate a solver with a formula by Unrolled()",
         )
 
     def warn_unread(self, loss: Tensor, y: Value) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from bilevel.adjoints import Adjoint, Implicit, Pullback
 from bilevel.arguments import instance_of
-from bilevel.errors import BilevelError, describe
+from bilevel.errors import BilevelError, describe, few
 from bilevel.player import trainable_parameters
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
@@ -206,6 +207,30 @@ def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
         raise BilevelError(
             f"{type(module).__name__} has parameters but no optimizer: it would never learn; give "
             f"{player}_opt=torch.optim.Adam({player}.parameters()), or requires_grad_(False)"
+        )
+
+
+def warn_of_unmoved(player: str, module: nn.Module, optimizer: Any) -> None:
+    """Warns of parameters that a step gave gradients, and which the optimizer does not have.
+
+    One without a gradient may be trained elsewhere, such as the value network beside a policy.
+
+    Args:
+        player: ``"leader"`` or ``"solver"``.
+        module: The player.
+        optimizer: Its optimizer, or None.
+    """
+    groups = getattr(optimizer, "param_groups", None)
+    if groups is None:  # it does not say which it moves
+        return
+    moved = {id(parameter) for group in groups for parameter in group["params"]}
+    given = [(name, p) for name, p in module.named_parameters() if p.grad is not None]
+    if unmoved := [name for name, parameter in given if id(parameter) not in moved]:
+        warnings.warn(
+            f"{player}_opt does not have the {player}'s {few(unmoved)}: gradients are computed "
+            f"that move nothing; build it from {player}.parameters(), or call "
+            "requires_grad_(False) on what is to stay as it is",
+            stacklevel=2,
         )
 
 

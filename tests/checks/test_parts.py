@@ -186,6 +186,20 @@ def test_the_followers_place_in_a_zero_sum_leader() -> None:
             ZeroSum(nn.Linear(1, 1), follower)
 
 
+def test_an_optimizer_of_a_part_of_a_player() -> None:
+    """Said of what has a gradient: what has none may be trained elsewhere."""
+    leader, follower, batch = image_game()
+    leader.aside = nn.Linear(2, 2)
+    parameters = [*leader.model.parameters()]
+    game = Bilevel(
+        leader, follower, pgm(0.1, 1), leader_opt=torch.optim.SGD(parameters[1:], lr=0.1)
+    )
+    first = next(name for name, _ in leader.named_parameters())
+    with pytest.warns(UserWarning, match=rf"leader_opt does not have the leader's {first}: grad"):
+        game.step(batch)
+    game.step(batch)  # said once
+
+
 def test_an_optimizer_of_the_solver_that_needs_a_closure() -> None:
     saddle = Saddle()
     leader, solver = ZeroSum(Scalar(1.0), saddle), Parametric(torch.zeros(()).double())

@@ -277,6 +277,7 @@ def test_metrics_hold_no_graph(name: str) -> None:
     assert not any(value.requires_grad for value in metrics.values())
 
 
+@pytest.mark.filterwarnings("ignore:solver_opt does not have the solver's y")
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_what_no_optimizer_moves_rests(name: str) -> None:
     game = general_game(CORRECTIONS[name]())
@@ -287,6 +288,7 @@ def test_what_no_optimizer_moves_rests(name: str) -> None:
     assert not torch.equal(game.leader.x, before[0])
 
 
+@pytest.mark.filterwarnings("ignore:solver_opt does not have the solver's y")
 def test_what_rests_is_not_expected_to_move_by_the_other_player() -> None:
     """Whose competitive step is then its gradient step."""
     moved = []

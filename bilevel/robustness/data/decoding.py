@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bilevel.arguments import count
-from bilevel.errors import BilevelError
+from bilevel.errors import BilevelError, few
 from bilevel.robustness.data.cache import Bytes, Decoded
 
 if TYPE_CHECKING:
@@ -80,9 +80,8 @@ def _raise_first(errors: list[tuple[Path, BilevelError]]) -> None:
     if not errors:
         return
     (_, first), *others = errors
-    names = ", ".join(str(path) for path, _ in others[:5])
-    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-    raise BilevelError(f"{first} (there are errors in {names}{more} too)" if others else str(first))
+    names = few([str(path) for path, _ in others])
+    raise BilevelError(f"{first} (there are errors in {names} too)" if others else str(first))
 
 
 def _with_progress_bar(parts: Iterator[_T], total: int, title: str) -> Iterable[_T]:
