@@ -13,14 +13,8 @@ from bilevel import moves
 from bilevel import state as game_state
 from bilevel.adjoints import Adjoint, Detached
 from bilevel.checks.first_answer import check_first_answer
-from bilevel.checks.parts import (
-    check_in_place,
-    check_optimizer,
-    check_parts,
-    is_zero_sum,
-    warn_of_decay,
-    warn_of_unmoved,
-)
+from bilevel.checks.optimizers import check_optimizer, warn_of_decay, warn_of_unmoved
+from bilevel.checks.parts import check_in_place, check_parts, is_zero_sum
 from bilevel.checks.processes import check_processes
 from bilevel.parameters import Parameters
 from bilevel.player import Optimizer

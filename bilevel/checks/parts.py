@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from bilevel.adjoints import Adjoint, Implicit, Pullback
+from bilevel.adjoints import Adjoint, Pullback
 from bilevel.arguments import instance_of
-from bilevel.errors import BilevelError, describe, few
-from bilevel.player import trainable_parameters
+from bilevel.errors import BilevelError, describe
 from bilevel.problem import FollowerProblem, LeaderProblem, ZeroSum
 from bilevel.schedules import Schedule
 from bilevel.solvers import Parametric, Solver
 from bilevel.updates import Optimizer
-from bilevel.updates.functional import decays
-from bilevel.updates.optimizer import STEPS
 
 
 def is_zero_sum(leader: LeaderProblem, follower: FollowerProblem) -> bool:
@@ -56,10 +51,13 @@ def check_parts(
         BilevelError: If one is something else, such as a network, a class or an update; if the
             adjoint is missing or has nothing to do, the players share a parameter, or one is
             sharded, the leader is within itself, a method has its parameters in another order, or
-            a setting of an update is a result of the leader's parameters.
+            an attribute its name, or a setting of an update is a result of the leader's parameters.
     """
     _check_kinds(leader, follower, solver, adjoint, schedule)
     _check_tree(leader, follower)
+    _check_names(leader)
+    _check_names(follower)
+    _check_order(follower, "init", "batch")
     _check_order(leader, "loss", "y", "batch")
     _check_order(follower, "objective", "leader", "y", "batch")
     for name in ("project", "context"):
@@ -103,14 +101,42 @@ def _check_tree(leader: LeaderProblem, follower: FollowerProblem) -> None:
 def _check_order(problem: LeaderProblem | FollowerProblem, name: str, *order: str) -> None:
     """Refuses a method that would take the batch for the leader: arguments go by position."""
     try:
-        found = list(inspect.signature(getattr(problem, name)).parameters)
+        signature = inspect.signature(getattr(problem, name))
     except ValueError:  # of a function that is not written in Python, such as torch.add
         return
+    found = list(signature.parameters)
     known = {"leader", "batch"}.intersection(order, found)  # y has many names
-    if any(found.index(one) != order.index(one) for one in known):
+    moved = any(found.index(one) != order.index(one) for one in known)
+    if moved or not _takes(signature, len(order)):
         raise BilevelError(
-            f"{type(problem).__name__}.{name} takes {', '.join(found)}: it is called with "
-            f"{', '.join(order)}, by position; write its parameters in this order"
+            f"{type(problem).__name__}.{name} takes {', '.join(found) or 'nothing'}: it is called "
+            f"with {', '.join(order)}, by position; write its parameters in this order"
+        )
+
+
+def _takes(signature: inspect.Signature, arguments: int) -> bool:
+    try:
+        signature.bind(*range(arguments))
+    except TypeError:
+        return False
+    return True
+
+
+def _check_names(problem: LeaderProblem | FollowerProblem) -> None:
+    """Refuses attributes that hide a method, and what a module registers and a method hides."""
+    found = vars(problem)
+    registered = {
+        name for kind in ("_modules", "_parameters", "_buffers") for name in found.get(kind, ())
+    }
+    hidden = [name for name in registered if hasattr(type(problem), name)]
+    base = LeaderProblem if isinstance(problem, LeaderProblem) else FollowerProblem
+    methods = [name for name in vars(base) if callable(getattr(base, name))]
+    hiding = [name for name in methods if name in found and not callable(found[name])]
+    for name in hidden + hiding:
+        raise BilevelError(
+            f"{type(problem).__name__} has {name} in its class, and self.{name} was set to "
+            "something else: one hides the other, and what asks for it meets the wrong one; rename "
+            "what was set"
         )
 
 
@@ -170,112 +196,6 @@ def _check_settings(solver: Solver) -> None:
                     "as it is when the leader moves: give the leader's parameter itself, or "
                     "compute it in the forward of an update of your own"
                 )
-
-
-def check_optimizer(player: str, module: nn.Module, optimizer: Any) -> None:
-    """Checks that a player has an optimizer, of its own parameters only.
-
-    Args:
-        player: ``"leader"`` or ``"solver"``.
-        module: The player.
-        optimizer: Its optimizer, or None.
-
-    Raises:
-        BilevelError: If it is missing for trainable parameters, is given parameters of others, or
-            is built with ``maximize=True``.
-    """
-    _check_kind_of_optimizer(player, optimizer)
-    own = {id(parameter) for parameter in module.parameters()}
-    groups = getattr(optimizer, "param_groups", [])
-    if not all(id(parameter) in own for group in groups for parameter in group["params"]):
-        raise BilevelError(
-            f"{player}_opt moves parameters that do not belong to the {player}: each player has "
-            f"an optimizer of its own; build it from {player}.parameters()"
-        )
-    if player == "solver" and optimizer is not None and _requires_closure(optimizer):
-        raise BilevelError(
-            f"solver_opt is {describe(optimizer)}, whose step needs a closure: the solver moves by "
-            "a gradient that is taken once a step; give torch.optim.Adam(solver.parameters())"
-        )
-    if any(group.get("maximize") for group in groups):
-        raise BilevelError(
-            f"{player}_opt has maximize=True: a game gives each optimizer a gradient to descend, "
-            "the follower's negated, and it would move the wrong way; leave maximize out, and let "
-            "the loss read 2 * w.detach() - w for a multiplier w that is to ascend"
-        )
-    if optimizer is None and trainable_parameters(module):
-        raise BilevelError(
-            f"{type(module).__name__} has parameters but no optimizer: it would never learn; give "
-            f"{player}_opt=torch.optim.Adam({player}.parameters()), or requires_grad_(False)"
-        )
-
-
-def warn_of_unmoved(player: str, module: nn.Module, optimizer: Any) -> None:
-    """Warns of parameters that a step gave gradients, and which the optimizer does not have.
-
-    One without a gradient may be trained elsewhere, such as the value network beside a policy.
-
-    Args:
-        player: ``"leader"`` or ``"solver"``.
-        module: The player.
-        optimizer: Its optimizer, or None.
-    """
-    groups = getattr(optimizer, "param_groups", None)
-    if groups is None:  # it does not say which it moves
-        return
-    moved = {id(parameter) for group in groups for parameter in group["params"]}
-    given = [(name, p) for name, p in module.named_parameters() if p.grad is not None]
-    if unmoved := [name for name, parameter in given if id(parameter) not in moved]:
-        warnings.warn(
-            f"{player}_opt does not have the {player}'s {few(unmoved)}: gradients are computed "
-            f"that move nothing; build it from {player}.parameters(), or call "
-            "requires_grad_(False) on what is to stay as it is",
-            stacklevel=2,
-        )
-
-
-def _check_kind_of_optimizer(player: str, optimizer: Any) -> None:
-    if isinstance(optimizer, torch.optim.lr_scheduler.LRScheduler):
-        raise BilevelError(
-            f"{player}_opt is a scheduler of learning rates, {describe(optimizer)}: the game steps "
-            "the optimizer and you the scheduler; give the optimizer, and call scheduler.step() "
-            "after game.step(batch)"
-        )
-    if isinstance(optimizer, torch.amp.GradScaler):
-        raise BilevelError(
-            f"{player}_opt is a GradScaler: a game takes the gradient of the loss as it is; give "
-            "the optimizer, and compute under torch.autocast in bfloat16, which needs no scaling"
-        )
-    if optimizer is not None and (isinstance(optimizer, type) or not hasattr(optimizer, "step")):
-        raise BilevelError(
-            f"{player}_opt is {describe(optimizer)}: it takes an object with step(closure); give "
-            f"{player}_opt=torch.optim.Adam({player}.parameters())"
-        )
-
-
-def _requires_closure(optimizer: Any) -> bool:
-    # That of the class: schedulers of learning rates put a function of theirs in its place.
-    step = getattr(type(optimizer), "step", None)
-    try:
-        inspect.signature(step or optimizer.step).bind(*([optimizer] if step else []))
-    except TypeError:
-        return True
-    return False
-
-
-def warn_of_decay(adjoint: Adjoint, solver: Solver, solver_opt: Any) -> None:
-    """Warns where an optimizer moves the answer by weight decay, which the adjoint does not know.
-
-    Args:
-        adjoint: The adjoint, which warns.
-        solver: The solver.
-        solver_opt: Its optimizer, or None.
-    """
-    if isinstance(adjoint, Implicit) and isinstance(solver, Parametric):
-        # Another optimizer's decay may be decoupled.
-        known = type(solver_opt) in STEPS
-        if known and any(decays(group) for group in solver_opt.param_groups):
-            adjoint.warn_of_decay()
 
 
 def check_in_place(leader: LeaderProblem, returned: object) -> None:

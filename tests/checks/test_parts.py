@@ -186,6 +186,51 @@ def test_the_followers_place_in_a_zero_sum_leader() -> None:
             ZeroSum(nn.Linear(1, 1), follower)
 
 
+class Own(Weights):
+    """With a loss module by the name of its method, as is natural to write."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+        self.loss = nn.MSELoss()
+
+
+class Contextual(nn.Module, Nearest):
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = nn.Linear(3, 3)
+
+
+class Kept(Nearest):
+    def __init__(self) -> None:
+        self.keep = 0.9
+
+
+@pytest.mark.parametrize(
+    ("leader", "follower", "name"),
+    [
+        (Own(), Nearest(), "loss"),
+        (Weights(3), Contextual(), "context"),
+        (Weights(3), Kept(), "keep"),
+    ],
+)
+def test_attributes_by_the_names_of_methods(leader: Any, follower: Any, name: str) -> None:
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    told = rf"has {name} in its class, and self\.{name} was set .* rename what was set"
+    with pytest.raises(BilevelError, match=told):
+        Bilevel(leader, follower, pgm(0.1, 1), leader_opt=optimizer, adjoint=Implicit())
+
+
+def test_a_method_without_the_batch() -> None:
+    class Short(Nearest):
+        def init(self):
+            return torch.zeros(3)
+
+    leader = Weights(3)
+    optimizer = torch.optim.SGD(leader.parameters(), lr=0.1)
+    with pytest.raises(BilevelError, match=r"Short\.init takes nothing: it is called with batch"):
+        Bilevel(leader, Short(), pgm(0.1, 1), leader_opt=optimizer, adjoint=Implicit())
+
+
 def test_an_optimizer_of_a_part_of_a_player() -> None:
     """Said of what has a gradient: what has none may be trained elsewhere."""
     leader, follower, batch = image_game()
