@@ -104,8 +104,8 @@ class Penalty(Pullback):
             difference.norm() < self.strength * _rounding(problem),
             "the perturbation is lost in rounding: the two perturbed solutions hardly differ; "
             "lower the strength, leave autocast, or compute in float64; if the leader's loss is "
-            "flat in y at y*, as the follower's own objective is, nothing is missing, and "
-            "Detached() is exact too",
+            "flat in y at y*, as the follower's own objective is, or y* rests on constraints that "
+            "it would cross, nothing is missing, and Detached() is exact too",
         )
         grads = [self._gradients(problem, y) for y in (minus, plus)]
         return {
