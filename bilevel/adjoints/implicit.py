@@ -249,6 +249,7 @@ class Implicit(Pullback):
         self._scale, ratio = scale, float(norm / scale)
         size = y.norm().clamp(min=torch.finfo(y.dtype).tiny)
         distance = float(norm / (solution.sigma - self.damping) / size)
+        part = f"{distance:.2g} of" if distance < 1 else "more than"  # near 0 all is far
         remedy = remedy_for(problem.solver, self.fixed_point)
         self.warn_once(
             ratio > limit,
@@ -260,7 +261,7 @@ class Implicit(Pullback):
         self.warn_once(
             ratio <= limit and distance > FAR and known,
             f"{topic}: by the residual of its optimality condition and the smallest singular value "
-            f"met, its answer may be off by {distance:.2g} of its norm, and the implicit gradient "
+            f"met, its answer may be off by {part} its norm, and the implicit gradient "
             f"is exact at an optimum only; {remedy}",
         )
 

@@ -30,7 +30,7 @@ class Verdict:
 
     Args:
         kind: ``"converging"`` covers all that is no alarm: an approach, a spiral inwards, a drift,
-            noise around a point.
+            noise around a point, and many rotations that are not told apart.
         period: In steps; None without a rotation.
         radius: Root mean square distance from the centre at the end of the record, in units of the
             parameters; infinite if an iterate is; None without a rotation. Of several rotations
@@ -63,7 +63,10 @@ class Verdict:
         if self.kind == "undecided":
             return f"undecided: about {self.needed} observations are needed"
         if self.kind == "converging":
-            return "converges: the iterates approach a point, stay around it, or drift steadily"
+            return (
+                "no alarm: the iterates approach a point, stay around it, drift, or turn in more "
+                "ways at once than this record tells apart"
+            )
         if self.radius is not None:
             return (
                 "diverges: an iterate is NaN or infinite; go back to the last checkpoint and lower "

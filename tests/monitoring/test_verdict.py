@@ -45,6 +45,11 @@ from bilevel.monitoring.rotation import Rotation
             "diverges: an iterate is NaN or infinite; go back to the last checkpoint and lower the "
             "learning rates",
         ),
+        (
+            Verdict("converging"),
+            "no alarm: the iterates approach a point, stay around it, drift, or turn in more ways "
+            "at once than this record tells apart",
+        ),
         (Verdict("diverging"), "diverges: the steps grow exponentially; lower the learning rates"),
     ],
 )
