@@ -16,6 +16,17 @@ from bilevel.robustness import Batch
 from tests.recipes import RECIPES, example, flat, follow
 
 
+def test_what_the_network_computes_on_the_way(tmp_path) -> None:
+    """The accuracy is that of the outputs on which the leader's loss was taken."""
+    names = example(tmp_path)
+    x, y = names["loader"][-1]
+    names["loader"] = [(x, y)]  # the first steps of the recipe move both players
+    follow(names, "Log metrics")
+    outputs, means = names["seen"]["last"], names["log"].means()
+    assert F.cross_entropy(outputs, y).item() == pytest.approx(means["loss"], rel=1e-6)
+    assert means["robust accuracy"] == (outputs.argmax(1) == y).float().mean().item()
+
+
 def test_clipping(tmp_path) -> None:
     names = follow(example(tmp_path), "Clip gradients")
     game, (x, y) = names["game"], names["loader"][0]
