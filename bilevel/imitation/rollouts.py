@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
 
+Array = np.ndarray[Any, Any]
+
+
 class Rollout(NamedTuple):
     """T steps of N environments.
 
@@ -39,6 +42,27 @@ class Rollout(NamedTuple):
     terminated: Tensor
     ended: Tensor
     returns: Tensor
+
+
+class _Played(NamedTuple):
+    """What was played, as arrays of the shapes of a :class:`Rollout`, but T + 1 observations.
+
+    ``last`` has the last observations of the episodes that ended, by the step.
+    """
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    terminated: Array
+    ended: Array
+    last: dict[int, Array]
+
+    def next_observations(self) -> Array:
+        """After each step, before any reset."""
+        after = self.observations[1:].copy()
+        for t, last in self.last.items():
+            after[t, self.ended[t]] = last
+        return after
 
 
 class Sampler:
@@ -133,34 +157,36 @@ class Sampler:
             raise BilevelError(f"steps is {steps}: there is nothing to play; give 1 or more")
         self._check_unmoved()
         self._check_policy()
-        observations, actions, rewards, terminated, truncated, final = self._play(steps)
-        ended = terminated | truncated
-        returns = self._returns(rewards, ended)
-        next_observations = observations[1:].copy()
-        for t, last in final.items():
-            next_observations[t, ended[t]] = last
-        states, taken = torch.from_numpy(observations[:-1]), torch.from_numpy(actions)
+        played = self._play(steps)
+        returns = self._returns(played.rewards, played.ended)  # which the next rollout goes on with
+        states = torch.from_numpy(played.observations[:-1])
+        actions = torch.from_numpy(played.actions)
         read = states.flatten(0, 1).clone()
         with torch.no_grad():
-            log_probs = self.policy(read).log_prob(taken.flatten(0, 1))
-        log_probs = log_probs.unflatten(0, rewards.shape)
-        self._check_nan(states, taken, log_probs)
-        self._check_finite("observations", observations, next_observations)
-        check_untouched(states.flatten(0, 1), read)
-        self._check_finite("rewards", rewards)
-        self._check_episodes(ended, final)
-        after, paid, terminal, over = map(
-            torch.from_numpy, (next_observations, rewards, terminated, ended)
+            log_probs = self.policy(read).log_prob(actions.flatten(0, 1))
+        rollout = Rollout(
+            observations=states,
+            actions=actions,
+            log_probs=log_probs.unflatten(0, played.rewards.shape),
+            next_observations=torch.from_numpy(played.next_observations()),
+            rewards=torch.from_numpy(played.rewards),
+            terminated=torch.from_numpy(played.terminated),
+            ended=torch.from_numpy(played.ended),
+            returns=returns,
         )
-        return Rollout(states, taken, log_probs, after, paid, terminal, over, returns)
+        self._check_policy_gave_numbers(rollout)
+        self._check_finite("observations", played.observations, rollout.next_observations.numpy())
+        check_untouched(states.flatten(0, 1), read)
+        self._check_finite("rewards", played.rewards)
+        self._check_episodes(played)
+        return rollout
 
-    def _play(self, steps: int) -> tuple[Any, Any, Any, Any, Any, dict[int, Any]]:
-        """Plays, and gives the arrays; of the observations one more, and the last of episodes."""
+    def _play(self, steps: int) -> _Played:
         # A step of a vector environment takes 100 µs or less, so the loop does only what it must.
         observations = np.empty((steps + 1, *self._observation.shape), np.float32)
         rewards = np.empty((steps, self.envs.num_envs), np.float32)
         terminated, truncated = np.empty((2, *rewards.shape), bool)
-        actions, final = [], {}
+        actions, last = [], {}
         observations[0] = self._observation
         actor = self.policy.actor()
         for t in range(steps):
@@ -173,16 +199,17 @@ class Sampler:
             )
             actions.append(action)
             if "final_obs" in info and (over := terminated[t] | truncated[t]).any():
-                final[t] = np.stack(info["final_obs"][over])  # the array may be reused
+                last[t] = np.stack(info["final_obs"][over])  # the array may be reused
         # Before any check: the environments have moved also where one fails.
         self._observation, self._mark = observations[-1], mark
-        return observations, np.stack(actions), rewards, terminated, truncated, final
+        ended = terminated | truncated
+        return _Played(observations, np.stack(actions), rewards, terminated, ended, last)
 
-    def _clip(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _clip(self, actions: Array) -> Array:
         """The actions as the environments receive them."""
         return actions if self._range is None else actions.clip(*self._range)
 
-    def _returns(self, rewards: np.ndarray[Any, Any], ended: np.ndarray[Any, Any]) -> Tensor:
+    def _returns(self, rewards: Array, ended: Array) -> Tensor:
         """Returns of the episodes that ended; rewards of the others count in the next rollout."""
         # Of a rollout that is refused: the returns of the next one would not be finite either.
         rewards = np.where(np.isfinite(rewards), rewards, 0.0)
@@ -211,7 +238,7 @@ class Sampler:
                     "run on the CPU in float32; call policy.cpu().float()"
                 )
 
-    def _check_actions(self, actions: np.ndarray[Any, Any]) -> None:
+    def _check_actions(self, actions: Array) -> None:
         shape = self.envs.action_space.shape
         if actions.shape != shape:  # numpy would stretch (N, 1) to (N, m) when it clips
             raise BilevelError(
@@ -219,25 +246,27 @@ class Sampler:
                 "environment; give the policy as many outputs as there are actions"
             )
 
-    def _check_nan(self, states: Tensor, actions: Tensor, log_probs: Tensor) -> None:
-        """Checks the policy where the states are finite; elsewhere the environment is at fault."""
-        finite = states.isfinite().all(-1)
-        for name, part in (("actions", actions), ("log-probabilities", log_probs)):
+    def _check_policy_gave_numbers(self, rollout: Rollout) -> None:
+        """Where the observations are finite; elsewhere the environment is at fault."""
+        finite = rollout.observations.isfinite().all(-1)
+        given = ("actions", rollout.actions), ("log-probabilities", rollout.log_probs)
+        for name, part in given:
             if part[finite].isnan().any():
                 raise BilevelError(
                     f"the policy's {name} are NaN: its weights are, or its actions lie where their "
                     "density is infinite; check its weights, or keep what act returns off bounds"
                 )
 
-    def _check_finite(self, kind: str, *parts: np.ndarray[Any, Any]) -> None:
+    def _check_finite(self, kind: str, *parts: Array) -> None:
         if not all(np.isfinite(part).all() for part in parts):
             raise BilevelError(
                 f"{self._name} returned NaN or infinity in its {kind}: nothing can be learned from "
                 "it; check the environment, or wrap it so that the episode ends before"
             )
 
-    def _check_episodes(self, ended: np.ndarray[Any, Any], final: dict[int, Any]) -> None:
-        if len(final) < ended.any(1).sum():
+    def _check_episodes(self, played: _Played) -> None:
+        ended = played.ended
+        if len(played.last) < ended.any(1).sum():
             raise BilevelError(
                 f"{self._name} ended an episode without info['final_obs']: its last observation "
                 "would be that of the reset; return it from step, as AutoresetMode.SAME_STEP has it"
