@@ -39,12 +39,17 @@ def test_decoupled_decay_does_not_move_the_answer() -> None:
     assert error(slope(Implicit(), update), expected) < 1e-5
 
 
+class Own(torch.optim.SGD):
+    """Whose decay may be decoupled."""
+
+
 @pytest.mark.parametrize(
     ("kind", "adjoint", "told"),
     [
         (torch.optim.SGD, Implicit(), True),
         (torch.optim.Adam, Implicit(), True),
         (torch.optim.AdamW, Implicit(), False),
+        (Own, Implicit(), False),
         (torch.optim.SGD, Implicit(fixed_point=SGD), False),
     ],
 )

@@ -204,6 +204,14 @@ def test_settings_may_be_changed_between_solves() -> None:
     assert repr(update) == "Optimizer(Adam, lr=0.0005)"
 
 
+def test_only_what_was_given_is_shown() -> None:
+    """A rate that is learned may be several numbers."""
+    assert repr(Optimizer(torch.optim.AdamW, lr=0.1)) == "Optimizer(AdamW, lr=0.1)"
+    rates = Optimizer(torch.optim.SGD, lr=0.1)
+    rates.settings["lr"] = torch.tensor([0.1, 0.2])
+    assert repr(rates) == "Optimizer(SGD, lr=tensor([0.1000, 0.2000]))"
+
+
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
