@@ -123,12 +123,9 @@ def _takes(signature: inspect.Signature, arguments: int) -> bool:
 
 
 def _check_names(problem: LeaderProblem | FollowerProblem) -> None:
-    """Refuses attributes that hide a method, and what a module registers and a method hides."""
-    found = vars(problem)
-    registered = {
-        name for kind in ("_modules", "_parameters", "_buffers") for name in found.get(kind, ())
-    }
-    hidden = [name for name in registered if hasattr(type(problem), name)]
+    """Refuses attributes that hide a method, and modules that a method hides."""
+    found = vars(problem)  # torch refuses parameters and buffers of such names itself
+    hidden = [name for name in found.get("_modules", ()) if hasattr(type(problem), name)]
     base = LeaderProblem if isinstance(problem, LeaderProblem) else FollowerProblem
     methods = [name for name in vars(base) if callable(getattr(base, name))]
     hiding = [name for name in methods if name in found and not callable(found[name])]

@@ -181,19 +181,12 @@ class Kept(Nearest):
         self.keep = 0.9
 
 
-class Started(nn.Module, Nearest):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("init", torch.zeros(3))
-
-
 @pytest.mark.parametrize(
     ("leader", "follower", "name"),
     [
         (Own(), Nearest(), "loss"),
         (Weights(3), Contextual(), "context"),
         (Weights(3), Kept(), "keep"),
-        (Weights(3), Started(), "init"),
     ],
 )
 def test_attributes_by_the_names_of_methods(leader: Any, follower: Any, name: str) -> None:
