@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 import bilevel
 from bilevel.robustness import Batch
@@ -25,6 +26,29 @@ def test_what_the_network_computes_on_the_way(tmp_path) -> None:
     outputs, means = names["seen"]["last"], names["log"].means()
     assert F.cross_entropy(outputs, y).item() == pytest.approx(means["loss"], rel=1e-6)
     assert means["robust accuracy"] == (outputs.argmax(1) == y).float().mean().item()
+
+
+def test_an_evaluation_moves_nothing(tmp_path) -> None:
+    """Neither a warm start, nor statistics of batch normalisation, nor the random state."""
+    names = example(tmp_path)
+    x, y = names["loader"][0]
+    names["model"].append(nn.BatchNorm1d(4, affine=False))
+    names["solver"] = names["game"].solver = bilevel.Iterative(
+        bilevel.updates.SignGradient(0.01), 2, warm_start=True
+    )
+    names["game"].solver_opt = None
+    names["follower"].start = 0.01
+    names["game"].step(Batch(x, y))
+    state, random = copy.deepcopy(names["game"].state_dict()), torch.get_rng_state()
+    loss = follow(names, "Evaluate")["evaluate"](x, y)
+    assert 0 < loss < 10
+    now, before = (tree_flatten(one)[0] for one in (names["game"].state_dict(), state))
+    assert all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(now, before, strict=True)
+    )
+    assert torch.equal(torch.get_rng_state(), random)
+    assert names["model"].training
 
 
 def test_clipping(tmp_path) -> None:
