@@ -55,7 +55,8 @@ class Own(torch.optim.SGD):
 )
 def test_of_the_optimizer_that_is_the_solver(kind: Any, adjoint: Implicit, told: bool) -> None:
     leader, solver = Numbers(3, V), Parametric(torch.zeros(5, dtype=F64))
-    with warnings.catch_warnings(record=True, action="always") as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         Bilevel(
             leader,
             Quadratic(),
