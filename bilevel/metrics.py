@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from bilevel.errors import NonFiniteError
+from bilevel.errors import BilevelError, NonFiniteError
 
 
 class MetricLog:
@@ -30,8 +30,11 @@ class MetricLog:
         Args:
             metrics: Scalars, on any device, and numbers, such as a learning rate. Of the dict a
                 copy is kept, of the tensors none.
+
+        Raises:
+            BilevelError: If a metric is several numbers.
         """
-        self._steps.append({name: _tensor(value) for name, value in metrics.items()})
+        self._steps.append({name: _scalar(name, value) for name, value in metrics.items()})
 
     def means(self) -> dict[str, float]:
         """Averages the collected metrics and clears the log, in one synchronisation.
@@ -68,8 +71,13 @@ class MetricLog:
         return read
 
 
-def _tensor(value: Tensor | float) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+def _scalar(name: str, value: Tensor | float) -> Tensor:
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    if tensor.numel() != 1:
+        raise BilevelError(
+            f"{name} has shape {tuple(tensor.shape)}: a metric is one number; give its mean()"
+        )
+    return tensor.reshape(()) if tensor.dim() else tensor
 
 
 def _mean(name: str, values: Tensor, numbers: list[int], count: int) -> float:

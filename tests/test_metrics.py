@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bilevel import MetricLog, NonFiniteError
+from bilevel import BilevelError, MetricLog, NonFiniteError
 
 
 def test_a_metric_that_some_steps_lack_is_averaged_over_the_others() -> None:
@@ -71,3 +71,12 @@ def test_a_gpu_is_not_waited_for() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert later() == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("value", [torch.ones(3), torch.ones(0)])
+def test_a_metric_is_one_number(value: torch.Tensor) -> None:
+    log = MetricLog()
+    with pytest.raises(BilevelError, match=r"accuracy has shape \(\d,\): .* give its mean"):
+        log.add({"accuracy": value})
+    log.add({"accuracy": torch.ones(1, 1)})
+    assert log.means() == {"accuracy": 1.0}
