@@ -67,9 +67,10 @@ class Recipe:
     def __post_init__(self) -> None:
         """Checks the numbers before any image is read."""
         count("padding", self.padding, least=0)
-        for name in ("epochs", "batch_size", "attacker_width"):
-            if (number := getattr(self, name)) is not None:
-                count(name, number)
+        for name in ("epochs", "batch_size"):
+            count(name, getattr(self, name))
+        if self.attacker_width is not None:
+            count("attacker_width", self.attacker_width)
         for name in ("lr", "weight_decay", "attacker_lr"):
             if not 0 <= (rate := getattr(self, name)) < math.inf:
                 raise BilevelError(f"{name} is {rate}: a rate is finite; give a number from 0 on")

@@ -215,7 +215,7 @@ def load_trained(
             imported: it runs code.
 
     Returns:
-        The classifier; without its attacker if that file is missing.
+        The classifier, in evaluation mode; without its attacker if that file is missing.
 
     Raises:
         BilevelError: If there is no classifier, its file has no valid description, or it names a
@@ -243,7 +243,7 @@ def load_trained(
     if about.learned and attacker.exists():
         solver = about.solver()
         load_weights(attacker, solver)
-    return Trained(name or file.parent.name, about, model, solver)
+    return Trained(name or file.parent.name, about, model.eval(), solver)
 
 
 def _read(file: Path) -> About:
@@ -252,7 +252,7 @@ def _read(file: Path) -> About:
         values = json.loads(metadata["about"])
         tuples = {name: tuple(values.get(name, ())) for name in ("class_names", "size")}
         return About(**{**values, "attacker": Attacker(**values["attacker"]), **tuples})
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BilevelError(
             f"{file} does not say what network it holds ({type(error).__name__}: {error}): name "
             f"a {CLASSIFIER} that a training application of this version wrote"

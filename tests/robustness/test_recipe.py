@@ -77,6 +77,12 @@ def test_counts_that_are_no_whole_numbers(name: str) -> None:
         Recipe(**{name: 2.5})
 
 
+@pytest.mark.parametrize("name", ["epochs", "batch_size"])
+def test_counts_that_are_missing(name: str) -> None:
+    with pytest.raises(BilevelError, match=f"{name} is None: it must be a whole number"):
+        Recipe(**{name: None})
+
+
 def test_evaluation_takes_batches_of_twice_the_images_and_256_at_most() -> None:
     sizes = [Recipe(batch_size=size).evaluation_batch_size for size in (1, 64, 128, 512)]
     assert sizes == [2, 128, 256, 256]

@@ -53,8 +53,9 @@ def test_what_was_saved_comes_back(about: About, tmp_path: Path) -> None:
     for path in (tmp_path / "run", tmp_path / "run" / "classifier.safetensors"):
         trained = load_trained(path)
         assert (trained.name, trained.about) == ("run", about)
+        assert not trained.model.training  # other packages attack it as it is
         x = torch.rand(2, about.channels, 8, 8)
-        assert torch.equal(trained.model.eval()(x), model.eval()(x))
+        assert torch.equal(trained.model(x), model.eval()(x))
         if not about.learned:
             assert trained.solver is None
             continue
@@ -148,4 +149,7 @@ def test_what_is_no_trained_classifier_is_told(tmp_path: Path) -> None:
         path, ABOUT["plain"].classifier(), {"about": '{"attacker": {"from": "elsewhere"}}'}
     )
     with pytest.raises(BilevelError, match=r"does not say what network it holds \(TypeError"):
+        load_trained(path)
+    save_weights(path, ABOUT["plain"].classifier(), {"about": "[]"})
+    with pytest.raises(BilevelError, match=r"does not say what network it holds \(AttributeError"):
         load_trained(path)

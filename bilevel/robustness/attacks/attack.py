@@ -35,7 +35,8 @@ def kind_of(solver: Solver) -> Kind:
         solver: The solver.
 
     Returns:
-        The kind; of a solver that does not tell, such as one of your own, ``"iterative"``.
+        That of its attribute ``kind``, as ``Square`` has one, or of its update; of a solver that
+        does not tell, such as one of your own, ``"iterative"``.
 
     Example:
         >>> from bilevel import pgm
@@ -43,7 +44,8 @@ def kind_of(solver: Solver) -> Kind:
         ('one-step', 'iterative')
     """
     if not isinstance(solver, Iterative):
-        return "iterative"
+        told: Kind = getattr(solver, "kind", "iterative")
+        return told
     if not solver.update.needs_gradient:
         return "black-box"
     return "one-step" if solver.steps == 1 else "iterative"

@@ -41,6 +41,8 @@ class CarliniWagner(Solver):
     and c. It ends for an image when it is misclassified within the follower's ε, when no c
     succeeds, or when τ has reached 1/256.
 
+    Where ε is below the learning rate it is weak, and warns.
+
     The authors attack one image at a time. Here each image has its own τ, c, δ and Adam state, all
     take their steps together, and finished images leave the batch. The authors keep x + δ in [0, 1]
     by a change of variables; here it is clipped after each step.
@@ -94,6 +96,12 @@ class CarliniWagner(Solver):
             raise BilevelError(
                 "CarliniWagner was given the cross entropy: it stops where the loss is positive, "
                 "which would be at once, at the clean image; give the threat model loss=margin"
+            )
+        if 0 < follower.eps < _LR:
+            warnings.warn(
+                f"ε is {follower.eps:g}: CarliniWagner moves pixels by {_LR} a step, of which few "
+                "end within so small a ball, so that it is weak; attack with APGD, loss=margin",
+                stacklevel=2,
             )
 
     def answer(self, oracle: Oracle) -> Value:

@@ -41,7 +41,7 @@ class FreshAttack(Attack):
 
     Raises:
         BilevelError: If there are no images, or ``steps`` or ``batch_size`` is not a positive
-            integer.
+            integer; in the attack, if there is nothing to train.
     """
 
     def __init__(
@@ -85,6 +85,11 @@ class FreshAttack(Attack):
     def prepare(self, model: nn.Module) -> None:
         """Trains the attacker in the game whose leader does not move."""
         self.solver = self.make().to(self.images.images.device).train()
+        if not any(parameter.requires_grad for parameter in self.solver.parameters()):
+            raise BilevelError(
+                f"{self.name} has nothing to train: {type(self.solver).__name__} has no trainable "
+                "parameters; attack with SolverAttack, or let make return a learned solver"
+            )
         leader = ZeroSum(model, self.follower)
         optimizer = torch.optim.Adam(self.solver.parameters(), lr=_LR)
         held = nn.ModuleList([model, *networks_of(self.follower)])

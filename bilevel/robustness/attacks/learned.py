@@ -37,8 +37,8 @@ def own(settings: AttackSettings) -> list[Attack]:
         return [Unavailable(name, f"{trained.name} was saved without its attacker.safetensors")]
     if settings.eps > 1.05 * _reach(trained):  # 0.031 and 8/255 count as the same ε
         return []
-    follower, kind = trained.about.follower(settings.eps), kind_of(trained.solver)
-    return [SolverAttack(name, follower, trained.solver, kind=kind, alone=True, passes=30)]
+    follower = trained.about.follower(settings.eps)
+    return [SolverAttack(name, follower, trained.solver, alone=True, passes=30)]
 
 
 def _reach(trained: Trained) -> float:

@@ -24,7 +24,7 @@ from functools import partial
 
 from bilevel.errors import BilevelError, raise_unknown
 from bilevel.robustness.attacks.apgd import APGD
-from bilevel.robustness.attacks.attack import Attack, kind_of
+from bilevel.robustness.attacks.attack import Attack
 from bilevel.robustness.attacks.autoattack import autoattack
 from bilevel.robustness.attacks.carlini_wagner import CarliniWagner
 from bilevel.robustness.attacks.learned import fresh, own
@@ -92,7 +92,6 @@ def _pgm(steps: int, loss: str, settings: AttackSettings) -> Attack:
         f"PGM-{steps}" + (f" {loss}" if loss != "ce" else ""),
         threat,
         solver,
-        kind=kind_of(solver),
         restarts=settings.restarts,
         keep_broken=loss != "ce",
         alone=loss == "ce",
@@ -103,7 +102,7 @@ def _pgm(steps: int, loss: str, settings: AttackSettings) -> Attack:
 def _fgsm(settings: AttackSettings) -> list[Attack]:
     threat = settings.ball()
     solver = threat.pgm(settings.eps, 1)
-    return [SolverAttack("FGSM", threat, solver, kind="one-step", alone=True, passes=3)]
+    return [SolverAttack("FGSM", threat, solver, alone=True, passes=3)]
 
 
 def _apgd(
@@ -155,13 +154,12 @@ def _cw(settings: AttackSettings) -> list[Attack]:
 def _random(settings: AttackSettings) -> list[Attack]:
     points = settings.points
     follower, solver = settings.ball(start=settings.eps, loss=margin), RandomSampling(points)
-    return [SolverAttack(f"random {points}", follower, solver, kind="black-box", passes=points)]
+    return [SolverAttack(f"random {points}", follower, solver, passes=points)]
 
 
 def _square(settings: AttackSettings) -> list[Attack]:
     follower, queries = settings.ball(loss=margin), settings.queries
-    solver = Square(queries)
-    return [SolverAttack(f"Square {queries}", follower, solver, kind="black-box", passes=queries)]
+    return [SolverAttack(f"Square {queries}", follower, Square(queries), passes=queries)]
 
 
 def _transfer(settings: AttackSettings) -> list[Attack]:
@@ -174,7 +172,6 @@ def _transfer(settings: AttackSettings) -> list[Attack]:
             threat,
             solver,
             surrogate=model,
-            kind="black-box",
             alone=True,
             passes=30,
         )

@@ -6,6 +6,7 @@ import torch
 
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
+from bilevel.robustness.attacks.attack import Kind
 from bilevel.robustness.attacks.checks import check_gain
 from bilevel.robustness.attacks.samples import better
 from bilevel.solvers import Oracle, Solver
@@ -32,9 +33,11 @@ class RandomSampling(Solver):
         >>> from bilevel.robustness import Linf, SolverAttack
         >>> from bilevel.robustness.threats.losses import margin
         >>> follower = Linf(0.031, start=0.031, loss=margin)
-        >>> SolverAttack("random", follower, RandomSampling(1000), kind="black-box")
+        >>> SolverAttack("random", follower, RandomSampling(1000))
         SolverAttack('random')
     """
+
+    kind: Kind = "black-box"
 
     def __init__(self, points: int) -> None:
         super().__init__()

@@ -15,7 +15,14 @@ from bilevel.experiment.settings import settings_of, shown
 from bilevel.fingerprint import fingerprint
 from bilevel.problem import networks_of
 from bilevel.robustness.attacks.apgd import APGD
-from bilevel.robustness.attacks.attack import Attack, Kind, Role, attack, for_evaluation
+from bilevel.robustness.attacks.attack import (
+    Attack,
+    Kind,
+    Role,
+    attack,
+    for_evaluation,
+    kind_of,
+)
 from bilevel.robustness.attacks.random_sampling import RandomSampling
 from bilevel.robustness.attacks.samples import replaced
 from bilevel.robustness.attacks.trajectory import Trajectory
@@ -41,7 +48,8 @@ class SolverAttack(Attack):
         keep_broken: Whether an image counts as broken if any point that the solver visits is
             misclassified, as in the code of Auto-PGD's authors, or only if the last one is, as PGM
             is reported. Not with a surrogate.
-        kind: See :class:`Attack`.
+        kind: See :class:`Attack`; by default ``"black-box"`` with a surrogate, else what
+            the solver says: a ``kind`` of its own, or that of its update and number of steps.
         alone: Likewise.
         passes: Likewise.
         sample: Likewise.
@@ -68,11 +76,13 @@ class SolverAttack(Attack):
         targets: int = 0,
         surrogate: nn.Module | None = None,
         keep_broken: bool = False,
-        kind: Kind = "iterative",
+        kind: Kind | None = None,
         alone: bool = False,
         passes: float = 1.0,
         sample: int | None = None,
     ) -> None:
+        if kind is None:
+            kind = "black-box" if surrogate is not None else kind_of(solver)
         super().__init__(name, kind=kind, alone=alone, passes=passes, sample=sample)
         self.follower = follower
         self.solver = solver

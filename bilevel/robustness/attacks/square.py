@@ -11,6 +11,7 @@ from torch import Tensor
 from bilevel.arguments import count
 from bilevel.errors import BilevelError
 from bilevel.problem import FollowerProblem
+from bilevel.robustness.attacks.attack import Kind
 from bilevel.robustness.attacks.checks import check_gain
 from bilevel.robustness.attacks.samples import better
 from bilevel.robustness.attacks.square_proposals import L2Proposals, LinfProposals
@@ -68,9 +69,11 @@ class Square(Solver):
     Example:
         >>> from bilevel.robustness import Linf, SolverAttack
         >>> from bilevel.robustness.threats.losses import margin
-        >>> SolverAttack("Square", Linf(0.031, loss=margin), Square(300), kind="black-box")
-        SolverAttack('Square')
+        >>> SolverAttack("Square", Linf(0.031, loss=margin), Square(300)).kind
+        'black-box'
     """
+
+    kind: Kind = "black-box"
 
     def __init__(self, queries: int) -> None:
         super().__init__()

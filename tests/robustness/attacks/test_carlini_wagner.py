@@ -218,3 +218,9 @@ def test_gradients_of_some_of_the_images_are_counted(monkeypatch: pytest.MonkeyP
     follower = Linf(0.1, loss=margin)
     solution = CarliniWagner(steps=5).solve(follower, ZeroSum(model, follower), batch)
     assert solution.evaluations == len(taken)
+
+
+def test_a_ball_that_one_step_leaves() -> None:
+    model, batch = LinearClassifier(torch.randn(1, 4, 4)), greys(2)
+    with pytest.warns(UserWarning, match=r"ε is 0\.004: .* so that it is weak; attack with APGD"):
+        attack(model, Linf(0.004, loss=margin), CarliniWagner(steps=2), batch)

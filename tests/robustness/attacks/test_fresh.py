@@ -44,3 +44,10 @@ def test_an_attacker_that_is_not_trained_is_no_attack(name: str, number: Any) ->
     images = ImageSet(torch.zeros(2, 1, 2, 2).byte(), torch.arange(2), ("a", "b"))
     with pytest.raises(BilevelError, match=rf"{name} is {number}: .* give 1, 2"):
         FreshAttack("it", Linf(0.1), lambda: pgm(0.1, 1), images, **{name: number})
+
+
+def test_an_attacker_without_parameters_has_nothing_to_train() -> None:
+    images = ImageSet(torch.zeros(2, 1, 2, 2).byte(), torch.arange(2), ("a", "b"))
+    attack = FreshAttack("it", Linf(0.1), lambda: pgm(0.1, 1), images)
+    with pytest.raises(BilevelError, match=r"it has nothing to train: .* attack with SolverAttack"):
+        attack.prepare(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))

@@ -10,14 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bilevel import pgm
 from bilevel.robustness import (
     APGD,
     About,
     Attacker,
     AttackSettings,
     Batch,
+    CarliniWagner,
+    Linf,
     RandomSampling,
     SolverAttack,
+    Square,
     Trained,
     make_attacks,
 )
@@ -70,6 +74,16 @@ def test_one_step_of_pgm_is_one_step() -> None:
     settings = AttackSettings(0.2, 10)
     assert [only(name, settings).kind for name in ("pgm-1", "pgm-2")] == ["one-step", "iterative"]
     assert kind_of(APGD()) == "iterative"
+
+
+def test_the_kind_of_an_attack_is_that_of_its_solver() -> None:
+    threat = Linf(0.1, start=0.1, loss=margin)
+    solvers = Square(10), RandomSampling(10), CarliniWagner(), pgm(0.1, 1)
+    kinds = "black-box", "black-box", "iterative", "one-step"
+    assert tuple(SolverAttack("it", threat, one).kind for one in solvers) == kinds
+    assert SolverAttack("it", threat, solvers[0], kind="iterative").kind == "iterative"
+    transferred = SolverAttack("it", threat, pgm(0.1, 9), surrogate=nn.Flatten())
+    assert transferred.kind == "black-box"
 
 
 @pytest.mark.parametrize("interpolation", [None, {"pairing": "next"}], ids=["ball", "AIT"])
