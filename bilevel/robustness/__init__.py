@@ -67,6 +67,7 @@ from bilevel.robustness.threats.losses import (
     cross_entropy,
     dlr,
     margin,
+    targeted_cross_entropy,
     targeted_dlr,
     targeted_margin,
 )
@@ -175,6 +176,7 @@ __all__ = [
     "shuffled_batches",
     "small_cnn",
     "standard_attacks",
+    "targeted_cross_entropy",
     "targeted_dlr",
     "targeted_margin",
     "wide_resnet",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from bilevel import pgm
@@ -46,9 +45,7 @@ def test_a_target_of_ones_own() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(20, 1, 4, 4)
     y, t = model(x).argmax(1), torch.randint(3, (20,))
-    given = {"model": model, "x": x, "y": y, "t": t, "eps": 0.5, "F": F, "Linf": Linf, "pgm": pgm}
-    found = run_piece(PAGE, "from bilevel.robustness import Targeted, attack\n", given)[
-        "adversarial"
-    ]
+    given = {"model": model, "x": x, "y": y, "t": t, "eps": 0.5, "Linf": Linf, "pgm": pgm}
+    found = run_piece(PAGE, "from bilevel.robustness import Targeted, ", given)["adversarial"]
     reached = (model(found).argmax(1) == t).float().mean()
     assert reached > (y == t).float().mean() + 0.3

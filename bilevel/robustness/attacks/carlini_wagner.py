@@ -17,7 +17,7 @@ from bilevel.robustness.attacks.checks import check_gain
 from bilevel.robustness.attacks.samples import choose, choose_all
 from bilevel.robustness.data.batches import per_sample
 from bilevel.robustness.threats.bounds import PIXELS, equal_bounds, interval
-from bilevel.robustness.threats.losses import OF_CLASSES, cross_entropy
+from bilevel.robustness.threats.losses import OF_CLASSES, cross_entropy, targeted_cross_entropy
 from bilevel.robustness.threats.perturbation import Linf
 from bilevel.robustness.threats.threat import loss_of
 from bilevel.solvers import Oracle, Solver
@@ -92,10 +92,10 @@ class CarliniWagner(Solver):
                 "images x + δ, and would be weak where not all are allowed; attack with APGD, "
                 "loss=margin"
             )
-        if loss_of(follower) is cross_entropy:
+        if loss_of(follower) in (cross_entropy, targeted_cross_entropy):
             raise BilevelError(
-                "CarliniWagner was given the cross entropy: it stops where the loss is positive, "
-                "which would be at once, at the clean image; give the threat model loss=margin"
+                "CarliniWagner was given a cross entropy: it stops where the loss is positive, "
+                "which that is at each image or at none; give the threat model loss=margin"
             )
         if 0 < follower.eps < _LR:
             warnings.warn(

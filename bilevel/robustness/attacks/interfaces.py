@@ -22,6 +22,7 @@ from bilevel.robustness.attacks.attack import attack, for_evaluation
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.bounds import equal_bounds, interval
 from bilevel.robustness.threats.l1 import L1
+from bilevel.robustness.threats.losses import Targeted
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
 from bilevel.robustness.threats.threat import Threat
 
@@ -53,13 +54,14 @@ class Adversary:
     follower: Threat
     solver: Solver
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """Attacks a batch.
 
         Args:
             images: ``(B, C, H, W)`` float in [0, 1], or what else the threat model takes, on the
                 classifier's device.
             labels: Their classes, ``(B,)`` int64.
+            targets: For a targeted loss the classes to move toward, likewise.
 
         Returns:
             Adversarial images.
@@ -67,7 +69,8 @@ class Adversary:
         Raises:
             BilevelError: If the images or labels are not of that kind.
         """
-        batch = Batch(images.detach(), labels)
+        x = images.detach()
+        batch = Batch(x, labels) if targets is None else Targeted(x, labels, targets)
         return attack(self.model, self.follower, for_evaluation(self.solver), batch).x
 
     def __repr__(self) -> str:

@@ -1,10 +1,11 @@
 """The losses that attacks maximise: functions of the logits, one value a sample.
 
-cross_entropy    −log softmax(z)_y                        its gradient vanishes at confident logits
-margin           max_{k≠y} z_k − z_y                      positive exactly where misclassified
-dlr              (max_{k≠y} z_k − z_y) / (z_π1 − z_π3)    the margin, invariant to scale
-targeted_margin  z_t − z_y                                toward one class t
-targeted_dlr     (z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2)   the same, invariant to scale
+cross_entropy           −log softmax(z)_y                       its gradient vanishes where sure
+margin                  max_{k≠y} z_k − z_y                     positive exactly where misclassified
+dlr                     (max_{k≠y} z_k − z_y) / (z_π1 − z_π3)   the margin, invariant to scale
+targeted_cross_entropy  log softmax(z)_t                        to be classified as t
+targeted_margin         z_t − z_y                               to rate t above y
+targeted_dlr            (z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2)  the same, invariant to scale
 
 with z_π1 ≥ z_π2 ≥ … the sorted logits. The ratios are those of Croce & Hein (2020), "Reliable
 evaluation of adversarial robustness", eqs. 6 and 7.
@@ -126,6 +127,27 @@ def targeted_dlr(logits: Tensor, batch: Batch | Targeted) -> Tensor:
     return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
 
+def targeted_cross_entropy(logits: Tensor, batch: Batch | Targeted) -> Tensor:
+    """Minus the cross entropy of the class ``batch.target`` (Kurakin et al., 2017).
+
+    Args:
+        logits: ``(B, K)``.
+        batch: What they are the logits of, with targets.
+
+    Returns:
+        The log-probability of each sample's target, ``(B,)``.
+
+    Raises:
+        BilevelError: As :func:`targeted_margin`.
+
+    Example:
+        >>> batch = Targeted(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]))
+        >>> targeted_cross_entropy(torch.tensor([[0.0, 0.0]]), batch).exp().item()
+        0.5
+    """
+    return _logit(logits.log_softmax(1), _target(logits, batch), "target")
+
+
 def targeted_margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
     """The logit of the class ``batch.target`` minus that of the label.
 
@@ -145,15 +167,7 @@ def targeted_margin(logits: Tensor, batch: Batch | Targeted) -> Tensor:
         >>> targeted_margin(torch.tensor([[3.0, 1.0, 2.0]]), batch).item()
         -2.0
     """
-    check_several(logits)
-    target = getattr(batch, "target", None)
-    if target is None:
-        raise BilevelError(
-            "a targeted loss got a batch without targets: it moves toward one class; give "
-            "Targeted(x, y, target)"
-        )
-    # Of a single one all images would get the logit of the first.
-    check_one_each("targets", target, len(logits), "such as torch.full_like(y, 2)")
+    target = _target(logits, batch)
     return _logit(logits, target, "target") - _logit(logits, batch.y, "label")
 
 
@@ -199,10 +213,27 @@ def check_several(logits: Tensor) -> None:
 UNTARGETED: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 """The losses here that read no target, by name."""
 
-OF_CLASSES: tuple[Loss, ...] = (*UNTARGETED.values(), targeted_dlr, targeted_margin)
+TARGETED: tuple[Loss, ...] = (targeted_cross_entropy, targeted_dlr, targeted_margin)
+"""The losses here that read one."""
+
+OF_CLASSES: tuple[Loss, ...] = (*UNTARGETED.values(), *TARGETED)
 """The losses here, whose labels are classes; one of your own may have others."""
 
 _TINY = 1e-12  # added to denominators, which are zero for equal logits
+
+
+def _target(logits: Tensor, batch: Batch | Targeted) -> Tensor:
+    """The target classes of a batch."""
+    check_several(logits)
+    target = getattr(batch, "target", None)
+    if target is None:
+        raise BilevelError(
+            "a targeted loss got a batch without targets: it moves toward one class; give "
+            "Targeted(x, y, target)"
+        )
+    # Of a single one all images would get the logit of the first.
+    check_one_each("targets", target, len(logits), "such as torch.full_like(y, 2)")
+    return target
 
 
 def _logit(logits: Tensor, classes: Tensor, kind: str) -> Tensor:

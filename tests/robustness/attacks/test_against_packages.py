@@ -17,6 +17,7 @@ from bilevel import Iterative, Solver, fgsm, pgm
 from bilevel.robustness import (
     EVALUATION_STEP,
     L2,
+    Adversary,
     Batch,
     Classifier,
     Linf,
@@ -24,6 +25,7 @@ from bilevel.robustness import (
     accuracy,
     attack,
     batches,
+    targeted_cross_entropy,
 )
 from bilevel.updates import Momentum, NormalizedGradient, SignGradient
 from tests.digits import EPS, Players, trained
@@ -136,6 +138,20 @@ def test_the_same_adversarial_images(
     # Not because neither moves: the attack does harm.
     right = [float((model(x).argmax(1) == batch.y).float().mean()) for x in (batch.x, adversarial)]
     assert right[1] < right[0] - 0.2
+
+
+def test_the_same_targeted_images(doubles: tuple[Classifier, Batch]) -> None:
+    """Torchattacks takes the targets in the place of labels."""
+    torchattacks = pytest.importorskip("torchattacks")
+    model, batch = doubles
+    targets = (batch.y + 1) % 10
+    theirs = torchattacks.PGD(model, eps=EPS, steps=20, alpha=0.02, **FIXED)
+    theirs.set_mode_targeted_by_label(quiet=True)
+    ours = Adversary(model, Linf(EPS, loss=targeted_cross_entropy), pgm(0.02, 20))
+    adversarial = ours(*batch, targets)
+    assert (adversarial - theirs(batch.x, targets)).abs().max() < 1e-6
+    hit = [float((model(x).argmax(1) == targets).float().mean()) for x in (batch.x, adversarial)]
+    assert hit[1] > hit[0] + 0.05
 
 
 @pytest.fixture(scope="module", params=[20, 100])

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from bilevel import BilevelError, FollowerProblem, Oracle, Solver, ZeroSum, testing
 from bilevel.robustness import APGD, L2, Batch, CarliniWagner, Linf, Square, attack, batches
 from bilevel.robustness.threats.bounds import Bounds
-from bilevel.robustness.threats.losses import margin
+from bilevel.robustness.threats.losses import margin, targeted_cross_entropy
 from tests.digits import EPS, trained
 from tests.problems import LinearBox, image_game
 from tests.robustness.attacks.linear import LinearClassifier, greys
@@ -119,10 +119,11 @@ def test_a_batch_without_images() -> None:
     assert len(attack(leader.model, Linf(0.1, loss=margin), CarliniWagner(), nothing).x) == 0
 
 
-def test_a_loss_that_is_positive_everywhere_would_leave_every_image_as_it_is() -> None:
+def test_a_loss_of_one_sign_would_leave_every_image_as_it_is() -> None:
     leader, _, batch = image_game()
-    with pytest.raises(BilevelError, match=r"given the cross entropy: .* give .*loss=margin"):
-        CarliniWagner().solve(Linf(0.1), leader, batch)
+    for threat in (Linf(0.1), Linf(0.1, loss=targeted_cross_entropy)):
+        with pytest.raises(BilevelError, match=r"given a cross entropy: .* give .*loss=margin"):
+            CarliniWagner().solve(threat, leader, batch)
 
 
 def test_so_would_one_of_ones_own() -> None:

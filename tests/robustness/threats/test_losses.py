@@ -14,14 +14,15 @@ from bilevel import BilevelError
 from bilevel.robustness import Batch
 from bilevel.robustness.threats.losses import (
     OF_CLASSES,
+    TARGETED,
     UNTARGETED,
     Loss,
     Targeted,
     cross_entropy,
     dlr,
     margin,
+    targeted_cross_entropy,
     targeted_dlr,
-    targeted_margin,
 )
 
 seeds = st.integers(0, 2**31)
@@ -106,6 +107,13 @@ def test_a_targeted_loss_wants_targets() -> None:
         targeted_dlr(logits, Batch(batch.x, batch.y))
 
 
+@given(seeds)
+def test_the_targeted_cross_entropy_is_torchs_negated(seed: int) -> None:
+    logits, batch = drawn(seed)
+    expected = -F.cross_entropy(logits, batch.target, reduction="none")
+    torch.testing.assert_close(targeted_cross_entropy(logits, batch), expected)
+
+
 @pytest.mark.parametrize("loss", OF_CLASSES)
 def test_a_single_logit_is_refused(loss: Loss) -> None:
     """Its cross entropy is 0 at all images, so that an attack would silently do nothing."""
@@ -117,7 +125,7 @@ def test_a_single_logit_is_refused(loss: Loss) -> None:
     assert torch.equal(compiled(logits, batch), loss(logits, batch))
 
 
-@pytest.mark.parametrize("loss", [targeted_margin, targeted_dlr])
+@pytest.mark.parametrize("loss", TARGETED)
 @pytest.mark.parametrize(
     ("target", "told"),
     [
