@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from bilevel import Solver
@@ -22,9 +23,9 @@ from bilevel.robustness.attacks.attack import attack, for_evaluation
 from bilevel.robustness.data.batches import Batch
 from bilevel.robustness.threats.bounds import equal_bounds, interval
 from bilevel.robustness.threats.l1 import L1
-from bilevel.robustness.threats.losses import Targeted
+from bilevel.robustness.threats.losses import TARGETED, Targeted
 from bilevel.robustness.threats.perturbation import L2, Linf, Perturbation
-from bilevel.robustness.threats.threat import Threat
+from bilevel.robustness.threats.threat import Threat, loss_of
 
 if TYPE_CHECKING:
     from foolbox.attacks.base import FixedEpsilonAttack
@@ -91,7 +92,8 @@ def foolbox_attack(
     all of foolbox's attacks.
 
     Args:
-        make_follower: From ε to the threat model, such as :class:`Linf` or :class:`L2`.
+        make_follower: From ε to the threat model, such as :class:`Linf` or :class:`L2`; with a
+            targeted loss for foolbox's ``TargetedMisclassification``.
         make_solver: From ε to the attack, such as :func:`~bilevel.fgsm`; ``lambda eps: APGD()`` for
             an attack that takes ε from the threat model.
 
@@ -121,7 +123,7 @@ def foolbox_attack(
             "pip install foolbox"
         ) from error
 
-    class SolverAttack(FixedEpsilonAttack):
+    class InFoolbox(FixedEpsilonAttack):
         """The solver at the ε that foolbox passes."""
 
         def __init__(self) -> None:
@@ -138,13 +140,14 @@ def foolbox_attack(
             raise_if_kwargs(kwargs)
             _check_bounds(model, make_follower(0.0))
             images, restore = astensor_(inputs)
-            batch = Batch(images.raw.detach(), _classes(criterion))
+            classifier, x = _FoolboxModule(model), images.raw.detach()
+            batch = _batch(classifier, x, criterion, make_follower(0.0))
             if epsilon > 0:  # the ball is a point at 0, and fgsm(0) is an error
                 follower, solver = make_follower(epsilon), for_evaluation(make_solver(epsilon))
-                batch = attack(_FoolboxModule(model), follower, solver, batch)
-            return restore(astensor(batch.x))
+                x = attack(classifier, follower, solver, batch).x
+            return restore(astensor(x))
 
-    return SolverAttack()
+    return InFoolbox()
 
 
 class _FoolboxModule(nn.Module):
@@ -158,18 +161,25 @@ class _FoolboxModule(nn.Module):
         return self.model(images)
 
 
-def _classes(criterion: Any) -> Tensor:
-    """The true labels, from foolbox's criterion."""
+def _batch(
+    classifier: nn.Module, images: Tensor, criterion: Any, follower: Perturbation
+) -> Batch | Targeted:
+    """The images with what foolbox's criterion knows of their classes."""
     from foolbox.attacks.base import get_criterion
-    from foolbox.criteria import Misclassification
+    from foolbox.criteria import Misclassification, TargetedMisclassification
 
-    criterion = get_criterion(criterion)
-    if not isinstance(criterion, Misclassification):
-        raise BilevelError(
-            f"the criterion is {type(criterion).__name__}: the attack is untargeted; give the "
-            "labels, or Misclassification(labels)"
-        )
-    return criterion.labels.raw
+    criterion, targeted = get_criterion(criterion), loss_of(follower) in TARGETED
+    if targeted and isinstance(criterion, TargetedMisclassification):
+        with torch.no_grad():  # no labels are given: the classes to leave are the predicted ones
+            return Targeted(images, classifier(images).argmax(1), criterion.target_classes.raw)
+    if not targeted and isinstance(criterion, Misclassification):
+        return Batch(images, criterion.labels.raw)
+    raise BilevelError(
+        f"the criterion is {type(criterion).__name__}: the attack is "
+        f"{'targeted' if targeted else 'untargeted'}; give the labels or Misclassification("
+        "labels), or for a threat model with loss=targeted_cross_entropy "
+        "TargetedMisclassification(targets)"
+    )
 
 
 def _check_bounds(model: Model, follower: Perturbation) -> None:

@@ -28,6 +28,7 @@ from bilevel.robustness import (
     batches,
     foolbox_attack,
 )
+from bilevel.robustness.threats.losses import Loss, targeted_cross_entropy, targeted_margin
 from bilevel.updates import CNN, NormalizedGradient, SignGradient
 from tests.digits import EPS, Players, trained
 from tests.problems import BatchNormNet
@@ -197,6 +198,23 @@ def test_in_foolbox(
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("loss", [targeted_cross_entropy, targeted_margin])
+def test_foolbox_has_targets(model: Classifier, batch: Batch, loss: Loss) -> None:
+    """Its own PGD moves along the cross entropy of the target as ours does."""
+    foolbox = pytest.importorskip("foolbox")
+    double, x = copy.deepcopy(model).double(), batch.x.double()
+    fmodel = foolbox.PyTorchModel(double, bounds=(0, 1), device="cpu")
+    targets = (double(x).argmax(1) + 1) % 10
+    criterion = foolbox.criteria.TargetedMisclassification(targets)
+    ours = foolbox_attack(partial(Linf, loss=loss), lambda eps: pgm(0.045, 10))
+    raw, _, success = ours(fmodel, x, criterion, epsilons=EPS)
+    theirs = foolbox.attacks.LinfPGD(abs_stepsize=0.045, steps=10, random_start=False)
+    expected, _, reached = theirs(fmodel, x, criterion, epsilons=EPS)
+    if loss is targeted_cross_entropy:
+        assert (raw - expected).abs().max() < 1e-6
+    assert success.sum() >= reached.sum() - 10 > 0
+
+
 def test_foolbox_models_of_other_bounds(model: Classifier, batch: Batch) -> None:
     """Images and ε in units of the bounds: the same images as within [0, 1]."""
     foolbox = pytest.importorskip("foolbox")
@@ -231,6 +249,9 @@ def test_what_foolbox_is_refused(model: Classifier, batch: Batch) -> None:
     run = partial(ours, bytes_model.transform_bounds((0, 1)), batch.x, epsilons=EPS)
     with pytest.raises(BilevelError, match=r"criterion is TargetedMisclassification: .*untargeted"):
         run(foolbox.criteria.TargetedMisclassification(batch.y))
+    toward = foolbox_attack(partial(Linf, loss=targeted_margin), fgsm)
+    with pytest.raises(BilevelError, match=r"criterion is Misclassification: .* is targeted; give"):
+        toward(bytes_model.transform_bounds((0, 1)), *batch, epsilons=EPS)
     with pytest.raises(BilevelError, match=r"labels are torch.float32 of shape \(100,\)"):
         run(batch.y.float())
     with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
