@@ -119,6 +119,9 @@ def fitting_width(
 ) -> int:
     """The width at which the attacker's forward pass costs a share of the classifier's.
 
+    That of an attacker which reads image and gradient: one that reads less has the same width, so
+    that methods differ in what they see alone.
+
     Args:
         attacker: The attacker; its width is ignored.
         classifier: The classifier.
