@@ -8,6 +8,7 @@ from torch import Tensor
 from bilevel.problem import overrides
 from bilevel.solvers import Iterative, Oracle, Solver
 from bilevel.tree import Value, leaves, ravel, tree_map
+from bilevel.updates import functional
 from bilevel.updates.base import Update
 from bilevel.updates.gradient import Gradient
 from bilevel.updates.optimizer import Optimizer
@@ -72,7 +73,7 @@ def decays(solver: Solver) -> bool:
         True if so.
     """
     update = solver.update if isinstance(solver, Iterative) else None
-    return isinstance(update, Optimizer) and update.decays
+    return isinstance(update, Optimizer) and functional.decays(update.settings)
 
 
 def vector(y: Value) -> Tensor:

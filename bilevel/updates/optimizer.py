@@ -93,11 +93,6 @@ class Optimizer(Update):
         self.settings = optimizer([torch.empty(0)], **settings).defaults
 
     @property
-    def decays(self) -> bool:
-        """Whether the steps end at the optimum of the objective and a weight decay."""
-        return functional.decays(self.settings)
-
-    @property
     def state_kind(self) -> str:
         """Adam and AdamW read the same."""
         return f"Optimizer({STEPS[self.optimizer].__name__})"
